@@ -1,0 +1,247 @@
+// Package hostnet gives a guest a host to run on and a network to be reached through.
+//
+// A host is a network namespace with a bridge, a TAP for each guest and a veth to the lab's link; a third namespace on
+// the link is the observer. A Spec is data, Apply makes it real and Network.Close undoes all of it. Every object lies
+// in a namespace whose name carries the mark of its owner, so that what a killed run left behind is found again.
+//
+// Whatever runs on a host is reached through Host, and only through it: files, processes, sockets and the clock of a
+// host are not this machine's for a caller of this package.
+package hostnet
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"net"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"strings"
+	"time"
+)
+
+// Host is a place where a QEMU runs. All its methods may be called at the same time.
+type Host interface {
+	// Name is the host as users write it: "local", "netns:qmig-demo-a". Find(ctx, Name()) finds it again.
+	Name() string
+
+	// Dial connects to an address as the host sees it: "unix" with a path, "tcp", "udp", "ip4:icmp". Names in the
+	// address are looked up by this program, not by the host. The connection is usable from anywhere.
+	Dial(ctx context.Context, network, address string) (net.Conn, error)
+	// Listen listens on the host for "tcp" or "unix". Port 0 picks a free one: see the listener's Addr.
+	Listen(ctx context.Context, network, address string) (net.Listener, error)
+	// ListenPacket listens on the host for datagrams: "udp", or "ip4:icmp" (raw; root of the namespace only).
+	ListenPacket(ctx context.Context, network, address string) (net.PacketConn, error)
+
+	// Start starts a process on the host. ctx covers the start only: the process outlives it, and us.
+	Start(ctx context.Context, c Command) (Process, error)
+	// FindProcess finds a process of a former run by its number and its StartTime, so that a number that has been
+	// given to another process since is never taken for it. The error wraps os.ErrProcessDone if it is gone.
+	FindProcess(ctx context.Context, pid int, startTime uint64) (Process, error)
+
+	ReadFile(name string) ([]byte, error)
+	WriteFile(name string, data []byte, perm fs.FileMode) error
+	MkdirAll(name string, perm fs.FileMode) error
+	RemoveAll(name string) error
+	Stat(name string) (fs.FileInfo, error)
+
+	// Clock compares the host's realtime clock with ours.
+	Clock(ctx context.Context) (Clock, error)
+}
+
+// Clock is a host's realtime clock beside ours: Offset is theirs minus ours, right within Error either way. Both are 0
+// on this machine.
+type Clock struct {
+	Offset, Error time.Duration
+}
+
+// Command is a process to be. A command with none of the streams is detached: it is the leader of a session of its own,
+// so that a terminal's Ctrl-C and hang-up do not reach it. One with any of them is attached: it stays in our
+// process group, for it is in the foreground of whoever waits for it.
+type Command struct {
+	Args []string // Args[0] is the program, looked up in our PATH
+	Env  []string // added to ours
+	Log  string   // file on the host that standard output and error are appended to (made with mode 0600); "" discards them
+
+	Stdin          io.Reader // nil reads nothing
+	Stdout, Stderr io.Writer // nil discards; Log is not used when any stream is given
+}
+
+func (c Command) attached() bool { return c.Stdin != nil || c.Stdout != nil || c.Stderr != nil }
+
+// Process is a process on a host.
+type Process interface {
+	PID() int // as its host counts
+	// StartTime tells it from a later process of the same number: clock ticks since the host's boot, field 22 of
+	// /proc/PID/stat. For Host.FindProcess.
+	StartTime() uint64
+	// Done is closed when the process is known to have ended. A child of ours has been reaped by then.
+	Done() <-chan struct{}
+	// Err is why it ended, once Done is closed: nil for status 0, *exec.ExitError for another, and nil for a process of
+	// a former run, whose status is its parent's to know.
+	Err() error
+	// Signal sends a signal. After the end it is os.ErrProcessDone.
+	Signal(os.Signal) error
+	// Kill sends SIGKILL and returns when the process is known dead, or ctx ends. Harmless twice.
+	Kill(ctx context.Context) error
+	// Usage is what the process has used so far; after the end of a child, all that it used.
+	Usage() (Usage, error)
+}
+
+// Usage is what a process has used.
+type Usage struct {
+	CPU     time.Duration // user and system time of all its threads, also of those that ended; resolution 1 ns
+	RSS     int64         // bytes resident now; 0 after the end
+	PeakRSS int64         // most bytes ever resident
+}
+
+// Local is this machine, as this program sees it.
+func Local() Host { return machine{} }
+
+// Namespace is a named network namespace of this machine, as `ip netns` knows it. The error wraps fs.ErrNotExist if
+// there is none of that name.
+func Namespace(name string) (Host, error) {
+	if name == "" || name != filepath.Base(name) || strings.HasPrefix(name, ".") {
+		return nil, fmt.Errorf("find network namespace %q: not a name", name)
+	}
+	h := machine{namespace: name}
+	if err := h.do(func() error { return nil }); err != nil {
+		return nil, fmt.Errorf("find network namespace %s: %w", name, err)
+	}
+	return h, nil
+}
+
+// Find finds a host by the name that users write: "local" or "netns:NAME".
+func Find(_ context.Context, name string) (Host, error) {
+	kind, rest, _ := strings.Cut(name, ":")
+	switch {
+	case name == "local":
+		return Local(), nil
+	case kind == "netns":
+		return Namespace(rest)
+	}
+	return nil, fmt.Errorf("find host %q: not a host; hosts are written local or netns:NAME", name)
+}
+
+// machine is this machine as seen from one of its network namespaces; "" is the one that we are in.
+type machine struct{ namespace string }
+
+// do runs f on a thread that is in the namespace. Sockets that f makes belong to the namespace for good, and processes
+// that it starts are born in it.
+func (m machine) do(f func() error) error {
+	if m.namespace == "" {
+		return f()
+	}
+	return inNamespace(m.namespace, f)
+}
+
+func (m machine) Name() string {
+	if m.namespace == "" {
+		return "local"
+	}
+	return "netns:" + m.namespace
+}
+
+func (m machine) Dial(ctx context.Context, network, address string) (conn net.Conn, err error) {
+	if address, err = m.resolve(ctx, network, address); err != nil {
+		return nil, err
+	}
+	// Happy eyeballs would dial on other goroutines, hence in another namespace: off.
+	d := net.Dialer{FallbackDelay: -1}
+	d.SetMultipathTCP(false)
+	err = m.do(func() (err error) {
+		conn, err = d.DialContext(ctx, network, address)
+		return err
+	})
+	return conn, err
+}
+
+func (m machine) Listen(ctx context.Context, network, address string) (l net.Listener, err error) {
+	if address, err = m.resolve(ctx, network, address); err != nil {
+		return nil, err
+	}
+	var c net.ListenConfig
+	c.SetMultipathTCP(false)
+	err = m.do(func() (err error) {
+		l, err = c.Listen(ctx, network, address)
+		return err
+	})
+	return l, err
+}
+
+func (m machine) ListenPacket(ctx context.Context, network, address string) (p net.PacketConn, err error) {
+	if address, err = m.resolve(ctx, network, address); err != nil {
+		return nil, err
+	}
+	err = m.do(func() (err error) {
+		p, err = new(net.ListenConfig).ListenPacket(ctx, network, address)
+		return err
+	})
+	return p, err
+}
+
+// resolve replaces a host's name in address by its first address. Go's resolver works on goroutines of its own, which
+// are not in the namespace; so nothing may be left to look up there.
+func (m machine) resolve(ctx context.Context, network, address string) (string, error) {
+	if m.namespace == "" || strings.HasPrefix(network, "unix") {
+		return address, nil
+	}
+	host, port, err := net.SplitHostPort(address)
+	if strings.HasPrefix(network, "ip") {
+		host, port, err = address, "", nil
+	}
+	if err != nil || host == "" {
+		return address, nil // the dialler has the better error, or the address is the unspecified one
+	}
+	if _, err := netip.ParseAddr(host); err == nil {
+		return address, nil
+	}
+	family := "ip"
+	if strings.HasSuffix(network, "4") {
+		family = "ip4"
+	}
+	found, err := net.DefaultResolver.LookupNetIP(ctx, family, host)
+	if err != nil {
+		return "", err
+	}
+	first := found[0].Unmap().String()
+	if port == "" {
+		return first, nil
+	}
+	return net.JoinHostPort(first, port), nil
+}
+
+func (m machine) ReadFile(name string) ([]byte, error) { return os.ReadFile(name) }
+func (m machine) WriteFile(name string, data []byte, perm fs.FileMode) error {
+	return os.WriteFile(name, data, perm)
+}
+func (m machine) MkdirAll(name string, perm fs.FileMode) error { return os.MkdirAll(name, perm) }
+func (m machine) RemoveAll(name string) error                  { return os.RemoveAll(name) }
+func (m machine) Stat(name string) (fs.FileInfo, error)        { return os.Stat(name) }
+func (m machine) Clock(context.Context) (Clock, error)         { return Clock{}, nil }
+
+// UnsupportedError says that this machine or user lacks something that was asked for.
+type UnsupportedError struct {
+	Feature string // "TUN", "user namespaces", "TBF and HTB"
+	Reason  string // what was found
+	Mend    string // what to do about it: a command, or a sentence
+	Err     error  // the kernel's own word, if it had one
+}
+
+func (e *UnsupportedError) Error() string {
+	s := e.Feature + ": " + e.Reason
+	if e.Err != nil && !strings.Contains(s, e.Err.Error()) {
+		s += " (" + e.Err.Error() + ")"
+	}
+	if e.Mend != "" {
+		s += "; " + e.Mend
+	}
+	return s
+}
+
+func (e *UnsupportedError) Unwrap() error { return e.Err }
+
+// Is makes errors.Is(err, errors.ErrUnsupported) true.
+func (e *UnsupportedError) Is(target error) bool { return target == errors.ErrUnsupported }
