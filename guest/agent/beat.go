@@ -1,0 +1,100 @@
+package main
+
+import (
+	"net/netip"
+	"sync/atomic"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"qmigrate/guest/wire"
+)
+
+// beats sends the heartbeats: one line, the same bytes by UDP and on the port. It allocates nothing and never waits for a reader.
+type beats struct {
+	clock    clock
+	port     atomic.Pointer[port] // nil until it is open
+	udp      int                  // socket; -1: none
+	to       unix.Sockaddr
+	interval atomic.Int64  // ns; 0: off
+	turnedOn chan struct{} // holds one
+	seq      atomic.Uint64
+	lost     atomic.Uint64 // by UDP
+	cpu      atomic.Int64  // ns of this thread
+	line     [96]byte
+}
+
+func newBeats(c clock, to netip.AddrPort, interval time.Duration) (*beats, error) {
+	b := &beats{clock: c, udp: -1, turnedOn: make(chan struct{}, 1)}
+	b.set(max(interval, 0))
+	if !to.IsValid() {
+		return b, nil
+	}
+	fd, err := unix.Socket(unix.AF_INET, unix.SOCK_DGRAM|unix.SOCK_NONBLOCK|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		return b, err
+	}
+	// Not connected: an observer that is not there yet must not make every second send an error.
+	b.udp, b.to = fd, &unix.SockaddrInet4{Port: int(to.Port()), Addr: to.Addr().As4()}
+	return b, nil
+}
+
+// nap is the longest sleep, so that a new interval is noticed.
+const nap = 50 * time.Millisecond
+
+// set changes the interval; 0 is off.
+func (b *beats) set(interval time.Duration) {
+	b.interval.Store(int64(interval))
+	select {
+	case b.turnedOn <- struct{}{}:
+	default:
+	}
+}
+
+// run beats at fixed times while it can. After a pause it goes on from there: beats that were due in between are not made up for.
+func (b *beats) run() {
+	realtime()
+	next := b.clock.now()
+	for {
+		interval := time.Duration(b.interval.Load())
+		if interval == 0 {
+			<-b.turnedOn
+			continue
+		}
+		now := b.clock.now()
+		next = min(next, now+interval) // the interval may have become shorter
+		if now < next {
+			b.clock.sleep(min(next-now, nap))
+			continue
+		}
+		b.beat(now)
+		if next += interval; next <= now {
+			next = now + interval
+		}
+	}
+}
+
+func (b *beats) beat(now time.Duration) {
+	seq := b.seq.Add(1)
+	line := wire.AppendBeat(b.line[:0], wire.Beat{Seq: seq, Clock: now})
+	if b.udp >= 0 && unix.Sendto(b.udp, line, 0, b.to) != nil {
+		b.lost.Add(1)
+	}
+	if p := b.port.Load(); p != nil {
+		p.try(line)
+	}
+	if seq%64 == 0 {
+		b.cpu.Store(int64(clockNow(unix.CLOCK_THREAD_CPUTIME_ID)))
+	}
+}
+
+func (b *beats) report() wire.BeatReport {
+	r := wire.BeatReport{
+		Interval: time.Duration(b.interval.Load()), Seq: b.seq.Load(),
+		UDPLost: b.lost.Load(), CPU: time.Duration(b.cpu.Load()),
+	}
+	if p := b.port.Load(); p != nil {
+		r.Dropped = p.dropped.Load()
+	}
+	return r
+}

@@ -1,0 +1,210 @@
+package guest
+
+import (
+	"context"
+	"crypto/sha256"
+	"embed"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"strings"
+	"time"
+
+	"github.com/u-root/u-root/pkg/cpio"
+
+	"qmigrate/guest/debian"
+)
+
+//go:embed all:agentbin
+var agentFiles embed.FS
+
+// ErrNoAgent is a binary that was built without the guest's agent in it.
+var ErrNoAgent = errors.New("built without the guest agent: build with make build")
+
+// imageFormat is part of each image's hash: raise it when the same parts make another initramfs.
+const imageFormat = "1"
+
+// imageAge is how long an image that no guest boots stays in the cache.
+const imageAge = 30 * 24 * time.Hour
+
+// ImageSpec says what the lab's guests boot. The zero value is Debian's kernel and our agent.
+type ImageSpec struct {
+	Kernel   string    // a kernel of the user's; default Debian's, fetched if it is not in the cache
+	Modules  string    // with Kernel: folder of its modules (/lib/modules/VERSION); empty: everything needed is built in
+	CacheDir string    // default CacheDir()
+	Agent    []byte    // PID 1, a static executable; default the embedded guest agent
+	Log      io.Writer // one line a step; nil is silent
+}
+
+// BuildImage makes the image, or finds it in the cache: its name is the hash of what it is made from, and its files are written whole or not at all.
+func BuildImage(ctx context.Context, s ImageSpec) (Image, error) {
+	img, err := s.build(ctx)
+	if err != nil {
+		return Image{}, fmt.Errorf("build guest image: %w", err)
+	}
+	return img, nil
+}
+
+func (s ImageSpec) build(ctx context.Context) (Image, error) {
+	if s.Agent == nil {
+		var err error
+		if s.Agent, err = agentFiles.ReadFile("agentbin/agent"); err != nil {
+			return Image{}, ErrNoAgent
+		}
+	}
+	if s.CacheDir == "" {
+		var err error
+		if s.CacheDir, err = CacheDir(); err != nil {
+			return Image{}, err
+		}
+	}
+	if s.Kernel == "" {
+		if s.Modules != "" {
+			return Image{}, fmt.Errorf("modules %s without a kernel: give --kernel too", s.Modules)
+		}
+		var err error
+		if s.Kernel, s.Modules, err = debianKernel(ctx, s.CacheDir, s.Log); err != nil {
+			return Image{}, err
+		}
+	}
+	kernel, err := os.ReadFile(s.Kernel)
+	if err != nil {
+		return Image{}, err
+	}
+	release, err := kernelRelease(kernel)
+	if err != nil {
+		return Image{}, fmt.Errorf("kernel %s: %w", s.Kernel, err)
+	}
+	var modules []module
+	if s.Modules != "" {
+		if modules, err = moduleOrder(s.Modules, []string{"virtio_pci", "virtio_net", "virtio_console", "virtio_blk"}); err != nil {
+			return Image{}, err
+		}
+	}
+	for _, m := range modules {
+		if v, _, _ := strings.Cut(m.info.vermagic, " "); release != "" && v != "" && v != release {
+			return Image{}, fmt.Errorf("modules %s are for kernel %s, but %s is %s", s.Modules, v, s.Kernel, release)
+		}
+	}
+	dir := filepath.Join(s.CacheDir, "images")
+	if err := os.MkdirAll(dir, 0o755); err != nil {
+		return Image{}, err
+	}
+	prune(dir)
+	img := Image{Kernel: filepath.Join(dir, "kernel-"+hash([]byte(imageFormat), kernel)), Initrd: filepath.Join(dir, "initrd-"+imageHash(s.Agent, modules))}
+	err = cached(img.Kernel, func(w io.Writer) error {
+		b := vmlinux(kernel)
+		if b == nil {
+			b = kernel
+		}
+		_, err := w.Write(b)
+		return err
+	})
+	if err != nil {
+		return Image{}, err
+	}
+	return img, cached(img.Initrd, func(w io.Writer) error { return writeInitramfs(w, s.Agent, modules) })
+}
+
+// debianKernel is the kernel and the folder of modules of Debian's package.
+func debianKernel(ctx context.Context, cache string, log io.Writer) (kernel, modules string, err error) {
+	dir, err := debian.Store{Dir: cache, Log: log}.Ensure(ctx, debian.Kernel)
+	if err != nil {
+		return "", "", err
+	}
+	one := func(pattern string) string {
+		m, globErr := filepath.Glob(filepath.Join(dir, pattern))
+		if globErr != nil || len(m) != 1 {
+			err = fmt.Errorf("%s has %d of %s, want 1: remove the folder and try again", dir, len(m), pattern)
+			return ""
+		}
+		return m[0]
+	}
+	kernel, modules = one("boot/vmlinuz-*"), one("lib/modules/*")
+	return kernel, modules, err
+}
+
+// writeInitramfs writes what the kernel unpacks into its root: the agent as /init and the modules in the order in which it must load them, by name and in
+// /modules.list.
+func writeInitramfs(w io.Writer, agent []byte, modules []module) error {
+	rw := cpio.Newc.Writer(w)
+	records := []cpio.Record{
+		cpio.Directory("dev", 0o755),
+		cpio.CharDev("dev/console", 0o600, 5, 1),
+		cpio.CharDev("dev/null", 0o666, 1, 3),
+		cpio.Directory("proc", 0o755),
+		cpio.Directory("sys", 0o755),
+		cpio.Directory("tmp", 0o755),
+		cpio.Directory("modules", 0o755),
+	}
+	var list strings.Builder
+	for i, m := range modules {
+		name := fmt.Sprintf("modules/%02d-%s.ko", i, m.name)
+		fmt.Fprintf(&list, "/%s\n", name)
+		records = append(records, cpio.StaticFile(name, string(m.data), 0o644))
+	}
+	records = append(records,
+		cpio.StaticFile("modules.list", list.String(), 0o644),
+		cpio.StaticFile("init", string(agent), 0o755))
+	if err := cpio.WriteRecords(rw, records); err != nil {
+		return err
+	}
+	return cpio.WriteTrailer(rw)
+}
+
+func imageHash(agent []byte, modules []module) string {
+	parts := [][]byte{[]byte(imageFormat), agent}
+	for _, m := range modules {
+		parts = append(parts, []byte(m.name), m.data)
+	}
+	return hash(parts...)
+}
+
+// hash is 16 hexadecimal digits that tell contents apart, lengths included.
+func hash(parts ...[]byte) string {
+	h := sha256.New()
+	for _, p := range parts {
+		fmt.Fprintf(h, "%d:", len(p))
+		h.Write(p)
+	}
+	return hex.EncodeToString(h.Sum(nil)[:8])
+}
+
+// cached makes the file name unless it is there, and marks it as used.
+func cached(name string, write func(io.Writer) error) error {
+	now := time.Now()
+	if os.Chtimes(name, now, now) == nil {
+		return nil
+	}
+	if _, err := os.Stat(name); err == nil { // another user's cache: whole all the same
+		return nil
+	}
+	return writeWhole(name, write)
+}
+
+// writeWhole writes a file under another name and then renames it, so that nobody sees half of it.
+func writeWhole(name string, write func(io.Writer) error) error {
+	f, err := os.CreateTemp(filepath.Dir(name), ".tmp-*")
+	if err != nil {
+		return err
+	}
+	defer os.Remove(f.Name())
+	err = errors.Join(f.Chmod(0o644), write(f), f.Close())
+	if err != nil {
+		return err
+	}
+	return os.Rename(f.Name(), name)
+}
+
+// prune removes images that were not used for imageAge, and what a killed run left half written. Errors do not matter: it is tidying.
+func prune(dir string) {
+	entries, _ := os.ReadDir(dir)
+	for _, e := range entries {
+		if i, err := e.Info(); err == nil && time.Since(i.ModTime()) > imageAge {
+			os.Remove(filepath.Join(dir, e.Name()))
+		}
+	}
+}
