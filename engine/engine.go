@@ -1,0 +1,136 @@
+// Package engine moves a running guest from one QEMU to another by speaking QMP to both, in the six stages of Clark et al.
+// (NSDI 2005), and records what happened. It knows monitors, not hosts or guests: what it needs of those is in Endpoint.
+package engine
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"time"
+
+	"qmigrate/engine/record"
+	"qmigrate/qmp"
+)
+
+// Dialer opens a connection to one monitor of a QEMU.
+type Dialer func(ctx context.Context) (net.Conn, error)
+
+// Endpoint is one QEMU as the engine sees it: up to three monitors, for a QMP socket serves one client, and a command on a
+// shared one waits for the command before it.
+type Endpoint struct {
+	Name    string  // as the user wrote it: unix:/run/a.qmp
+	Host    string  // where it runs, for the record
+	Control Dialer  // every command
+	Events  Dialer  // events and status polls; nil: over Control
+	Sampler Dialer  // the lock-step query-migrate; nil: over Control
+	Process Process // nil: the process can only be asked to quit, and is dead when its monitor is closed
+
+	// Clock measures that host's realtime clock minus ours and the error of that; nil: it is our clock.
+	Clock func(ctx context.Context) (offset, uncertainty time.Duration, err error)
+}
+
+// Process is what the engine needs of a QEMU's process, for fencing and for the cost of sampling.
+type Process interface {
+	// Kill ends it, if need be by force, and returns nil only when it is known dead.
+	Kill(ctx context.Context) error
+	// Done is closed when it has ended; nil if it is not known which process it is.
+	Done() <-chan struct{}
+	// HasThread tells whether the thread with this number is one of its own. Who listens on a socket may be a forwarder: only
+	// the process that has the vCPU threads is the QEMU, and only its death is the guest's end.
+	HasThread(id int) bool
+	// MainThreadCPU is the processor time of the thread that answers the monitor.
+	MainThreadCPU() (time.Duration, error)
+}
+
+// Plan is what to do; its zero value is a plain pre-copy with QEMU's defaults.
+type Plan struct {
+	Mode           record.Mode       // default pre-copy
+	MaxBandwidth   int64             // bytes/s, set on both sides; 0: 128 MiB/s; negative: unlimited
+	DowntimeLimit  time.Duration     // set on both sides; 0: 300 ms; at most 2,000 s
+	Capabilities   map[string]bool   // by QEMU's names, set on both sides; every other one is switched off
+	Parameters     map[string]string // by QEMU's names and in QEMU's units, set on both sides
+	Listen         string            // the destination's migrate-incoming URI; default tcp:127.0.0.1:0
+	Connect        string            // the source's migrate URI; default: where the destination says it listens
+	SampleInterval time.Duration     // of query-migrate and query-status; 0: 10 ms; negative: no polling
+	Timeout        time.Duration     // from `migrate` to the switch-over; 0: none
+}
+
+// Plan defaults, and QEMU's own limit on downtime-limit (migration/options.c, 7.2 to 11.1).
+const (
+	defaultMaxBandwidth   = 128 << 20
+	defaultDowntimeLimit  = 300 * time.Millisecond
+	maxDowntimeLimit      = 2000 * time.Second
+	defaultSampleInterval = 10 * time.Millisecond
+	defaultListen         = "tcp:127.0.0.1:0"
+)
+
+func (p Plan) withDefaults() Plan {
+	if p.Mode == "" {
+		p.Mode = record.PreCopyMode
+	}
+	if p.MaxBandwidth == 0 {
+		p.MaxBandwidth = defaultMaxBandwidth
+	}
+	p.MaxBandwidth = max(p.MaxBandwidth, 0) // QEMU's own word for unlimited
+	if p.DowntimeLimit == 0 {
+		p.DowntimeLimit = defaultDowntimeLimit
+	}
+	if p.SampleInterval == 0 {
+		p.SampleInterval = defaultSampleInterval
+	}
+	if p.Listen == "" {
+		p.Listen = defaultListen
+	}
+	return p
+}
+
+// Options is what a caller may want beside the record.
+type Options struct {
+	Logger  *slog.Logger        // info: stage edges; debug: wire lines; nil is silent
+	Schemas qmp.SchemaCache     // where the introspection of known QEMU binaries is kept; zero: asked each time
+	Sampled func(record.Sample) // each sample as it comes, from the sampling goroutine; nil: none
+}
+
+// StageError is a migration that did not go to its end. Guest says who holds the guest now; Err why; Mend what to do where
+// there is something to do. Issued tells whether `migrate` had been sent.
+type StageError struct {
+	Stage  record.StageName
+	Guest  record.Holder
+	Issued bool
+	Err    error
+	Mend   string
+}
+
+func (e *StageError) Error() string {
+	if e.Stage == record.Initialization && e.Guest != record.None { // nothing was changed: only what was wrong matters
+		return e.Err.Error()
+	}
+	where := map[record.Holder]string{
+		record.Source:      "the guest is on the source",
+		record.Destination: "the guest is on the destination",
+		record.None:        "NO SIDE RUNS THE GUEST",
+		record.Unknown:     "it is not known which side holds the guest",
+	}[e.Guest]
+	text := fmt.Sprintf("%s: %v; %s", e.Stage, e.Err, where)
+	if e.Mend != "" {
+		text += ": " + e.Mend
+	}
+	return text
+}
+
+func (e *StageError) Unwrap() error { return e.Err }
+
+// UnsupportedError is something that this QEMU, or this pair, cannot do.
+type UnsupportedError struct {
+	Feature string // what was asked
+	Have    string // what there is instead, or which names are near
+}
+
+func (e *UnsupportedError) Error() string {
+	return fmt.Sprintf("%s is not supported: %s", e.Feature, e.Have)
+}
+
+// errTimeout is the cause of a context that Plan.Timeout ended.
+var errTimeout = errors.New("not converged within the time-out")

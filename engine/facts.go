@@ -1,0 +1,319 @@
+package engine
+
+import (
+	"context"
+	"fmt"
+	"maps"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/xrash/smetrics"
+
+	"qmigrate/engine/record"
+	"qmigrate/qmp"
+)
+
+// Facts is what one QEMU says about itself; reading them changes nothing.
+type Facts struct {
+	Name            string // of the endpoint
+	Version         string // 10.0.2, with the package's name where QEMU tells one
+	Major, Minor    int
+	RunState        string // query-status: running, paused, inmigrate, postmigrate, ...
+	Running         bool
+	Machine         string // the versioned type: pc-q35-7.2
+	MemoryBytes     int64
+	VCPUs           int
+	Accelerator     string // kvm or tcg
+	Capabilities    map[string]bool
+	Parameters      map[string]any // in QEMU's names and units
+	Blockers        []string       // why QEMU says that it cannot migrate
+	MigrationStatus string         // query-migrate: none, active, completed, ...
+	Chardevs        []string       // the character devices' addresses: two monitors with the same ones are one QEMU
+	Schema          *qmp.Schema    // nil if it was not needed
+	SchemaKnown     bool           // the introspection came from the cache
+
+	vcpuThread int // the first vCPU's thread, as QEMU's host numbers it; 0: QEMU names none
+}
+
+// Inspect opens the endpoint's control monitor, reads the facts and lets it go.
+func Inspect(ctx context.Context, ep *Endpoint, o Options) (*Facts, error) {
+	nc, err := ep.Control(ctx)
+	if err != nil {
+		return nil, fmt.Errorf("reach %s: %w", ep.Name, err)
+	}
+	conn, err := qmp.NewConn(ctx, nc, qmp.Options{Logger: o.Logger})
+	if err != nil {
+		return nil, fmt.Errorf("talk to %s: %w", ep.Name, err)
+	}
+	defer conn.Close()
+	f, err := inspect(ctx, conn, ep.Name)
+	if err == nil {
+		f.Schema, f.SchemaKnown, err = o.Schemas.Schema(ctx, conn)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("inspect %s: %w", ep.Name, err)
+	}
+	return f, nil
+}
+
+// inspectLimit is how long a QEMU may take over all these questions together: some milliseconds are usual, and one that was
+// stopped, or whose main loop is stuck, never answers.
+const inspectLimit = 10 * time.Second
+
+// inspect reads the facts but for the schema, which is not always needed and takes longer than all others.
+func inspect(ctx context.Context, c *qmp.Conn, name string) (*Facts, error) {
+	limited, cancel := context.WithTimeout(ctx, inspectLimit)
+	defer cancel()
+	f, err := readFacts(limited, c, name)
+	if err != nil && limited.Err() != nil && ctx.Err() == nil {
+		err = fmt.Errorf("%w: no answer within %s: is this QEMU stopped, or stuck?", err, inspectLimit)
+	}
+	return f, err
+}
+
+func readFacts(ctx context.Context, c *qmp.Conn, name string) (*Facts, error) {
+	v := c.Greeting().Version
+	f := &Facts{Name: name, Version: fmt.Sprintf("%d.%d.%d", v.Major, v.Minor, v.Micro), Major: v.Major, Minor: v.Minor, Accelerator: "tcg"}
+	if v.Package != "" {
+		f.Version += " (" + v.Package + ")"
+	}
+	status, err := c.QueryStatus(ctx)
+	if err != nil {
+		return nil, err
+	}
+	f.RunState, f.Running = status.Status, status.Running
+	if f.Machine, err = c.MachineType(ctx); err != nil {
+		return nil, err
+	}
+	if f.MemoryBytes, err = c.MemorySize(ctx); err != nil {
+		return nil, err
+	}
+	cpus, err := c.CPUs(ctx)
+	if err != nil {
+		return nil, err
+	}
+	if f.VCPUs = len(cpus); f.VCPUs > 0 {
+		f.vcpuThread = cpus[0].Thread
+	}
+	kvm, err := c.KVM(ctx)
+	if err != nil {
+		return nil, err
+	}
+	if kvm {
+		f.Accelerator = "kvm"
+	}
+	if f.Capabilities, err = c.QueryMigrateCapabilities(ctx); err != nil {
+		return nil, err
+	}
+	if f.Parameters, err = c.QueryMigrateParameters(ctx); err != nil {
+		return nil, err
+	}
+	info, err := c.QueryMigrate(ctx)
+	if err != nil {
+		return nil, err
+	}
+	f.MigrationStatus, f.Blockers = info.Status, info.BlockedReasons
+	if idle(f.MigrationStatus) && len(info.SocketAddress) > 0 {
+		f.MigrationStatus = "setup" // it listens, for which 7.2 has no status
+	}
+	var chardevs []struct {
+		Label    string `json:"label"`
+		Filename string `json:"filename"`
+	}
+	if err := c.Execute(ctx, "query-chardev", nil, &chardevs); err != nil {
+		return nil, err
+	}
+	for _, d := range chardevs {
+		address, _, _ := strings.Cut(strings.TrimPrefix(d.Filename, "disconnected:"), ",")
+		if strings.HasPrefix(address, "unix:") || strings.HasPrefix(address, "tcp:") || strings.HasPrefix(address, "pty:") {
+			f.Chardevs = append(f.Chardevs, d.Label+"="+address)
+		}
+	}
+	slices.Sort(f.Chardevs)
+	return f, nil
+}
+
+// twin tells whether two QEMUs are the same program, as far as they say: version, package and the names of what migration can do.
+func (f *Facts) twin(g *Facts) bool {
+	return f.Version == g.Version &&
+		maps.EqualFunc(f.Capabilities, g.Capabilities, func(bool, bool) bool { return true }) &&
+		maps.EqualFunc(f.Parameters, g.Parameters, func(any, any) bool { return true })
+}
+
+// before tells whether this QEMU is older than major.minor. It is for behaviours that introspection cannot tell.
+func (f *Facts) before(major, minor int) bool {
+	return f.Major < major || f.Major == major && f.Minor < minor
+}
+
+// Mismatch is one reason why a pair cannot migrate, and what would mend it.
+type Mismatch struct{ Problem, Mend string }
+
+func (m Mismatch) Error() string { return m.Problem + ": " + m.Mend }
+
+// Compare says everything that keeps a guest behind src from moving to dst.
+func Compare(src, dst *Facts) []Mismatch {
+	var all []Mismatch
+	add := func(problem, mend string, args ...any) {
+		all = append(all, Mismatch{fmt.Sprintf(problem, args...), mend})
+	}
+	switch {
+	case len(src.Chardevs) > 0 && slices.Equal(src.Chardevs, dst.Chardevs):
+		add("source %s and destination %s are the same QEMU", "give the monitor of another one, started with -incoming defer", src.Name, dst.Name)
+		return all
+	case src.RunState == "inmigrate":
+		add("source %s is itself waiting for a migration", "swap --source and --destination?", src.Name)
+	case !final(src.MigrationStatus):
+		add("a migration is under way on source %s (%s)", "`qmigrate migrate --recover` with the same endpoints ends it and keeps the guest", src.Name, src.MigrationStatus)
+	case src.RunState == "postmigrate" && src.MigrationStatus != "completed":
+		add("an earlier migration from source %s has %s and left the guest paused", "`qmigrate migrate --recover` with the same endpoints runs it", src.Name, src.MigrationStatus)
+	case src.RunState == "postmigrate" && (dst.RunState != "inmigrate" || !idle(dst.MigrationStatus)):
+		add("an earlier migration from source %s has completed and was not ended: source is %s, destination %s is %s",
+			"`qmigrate migrate --recover` with the same endpoints starts the guest where it is safe", src.Name, src.RunState, dst.Name, dst.RunState)
+	case src.RunState == "postmigrate":
+		add("source %s has already been migrated away (postmigrate)", "name the QEMU that runs the guest now; if it surely never ran anywhere else, `cont` on the source runs it", src.Name)
+	case dst.RunState != "inmigrate" && !idle(dst.MigrationStatus):
+		add("destination %s is not waiting for a migration, it is %s after one that has %s", "`qmigrate migrate --recover` with the same endpoints keeps the guest where it is safe; else name another destination", dst.Name, dst.RunState, dst.MigrationStatus)
+	case dst.RunState != "inmigrate":
+		add("destination %s is not waiting for a migration, it is %s", "start it with -incoming defer (and -S), or let `qmigrate migrate --launch` start it", dst.Name, dst.RunState)
+	case !idle(dst.MigrationStatus):
+		add("destination %s already listens or has been used (%s)", "if a migration was interrupted, `qmigrate migrate --recover` with the same endpoints ends it and keeps the guest; else start it with -incoming defer, not with an address", dst.Name, dst.MigrationStatus)
+	}
+	if src.Machine != dst.Machine {
+		add("machine types differ: source %s, destination %s", "start the destination with -machine "+src.Machine, src.Machine, dst.Machine)
+	}
+	if src.MemoryBytes != dst.MemoryBytes {
+		add("memory differs: source %d KiB, destination %d KiB", fmt.Sprintf("start the destination with -m %dk", src.MemoryBytes>>10), src.MemoryBytes>>10, dst.MemoryBytes>>10)
+	}
+	if src.VCPUs != dst.VCPUs {
+		add("vCPUs differ: source %d, destination %d", fmt.Sprintf("start the destination with -smp %d", src.VCPUs), src.VCPUs, dst.VCPUs)
+	}
+	for _, reason := range src.Blockers {
+		add("source cannot migrate: %s", "remove what blocks it (device_del, or start the guest without it)", reason)
+	}
+	return all
+}
+
+// pairError is the first mismatch, and how many more there are.
+func pairError(src, dst *Facts) error {
+	all := Compare(src, dst)
+	switch len(all) {
+	case 0:
+		return nil
+	case 1:
+		return all[0]
+	}
+	return fmt.Errorf("%w (and %d more: see `qmigrate caps`)", all[0], len(all)-1)
+}
+
+// unsafeSource says in what way this source is known to lose memory.
+func unsafeSource(f *Facts) []string {
+	if f.Accelerator != "tcg" || !f.before(9, 0) {
+		return nil
+	}
+	if f.MemoryBytes%(256<<10) == 0 {
+		return []string{fmt.Sprintf("source QEMU %s under TCG loses dirty pages when RAM is a multiple of 256 KiB, as here (fixed upstream in 9.0, commit 03bfc2188f): the guest on the destination may be corrupt; use QEMU >= 9.0 or RAM such as %dk", f.Version, f.MemoryBytes>>10+8)}
+	}
+	return []string{fmt.Sprintf("source QEMU %s under TCG: this RAM is not a multiple of 256 KiB, which avoids its loss of dirty pages but stalls the guest when migration starts", f.Version)}
+}
+
+// check refuses what needs no QEMU to be refused.
+func (p Plan) check() error {
+	switch {
+	case p.Mode != record.PreCopyMode && p.Mode != record.StopAndCopyMode:
+		return &UnsupportedError{fmt.Sprintf("mode %q", p.Mode), fmt.Sprintf("have %s, %s", record.PreCopyMode, record.StopAndCopyMode)}
+	case p.DowntimeLimit < time.Millisecond || p.DowntimeLimit > maxDowntimeLimit || p.DowntimeLimit%time.Millisecond != 0:
+		return fmt.Errorf("downtime-limit %s: QEMU takes whole milliseconds from 1ms to 2000s", p.DowntimeLimit)
+	}
+	for _, name := range []string{"x-colo", "background-snapshot", "mapped-ram"} {
+		if p.Capabilities[name] {
+			return &UnsupportedError{"capability " + name, "it makes `migrate` something else than a move of a running guest, which is what mode " + string(p.Mode) + " does"}
+		}
+	}
+	if on, set := p.Capabilities["events"]; set && !on {
+		return fmt.Errorf("capability events=off: qmigrate times the stages by MIGRATION events and needs them")
+	}
+	for flag, name := range map[string]string{"--max-bandwidth": "max-bandwidth", "--downtime-limit": "downtime-limit"} {
+		if _, set := p.Parameters[name]; set {
+			return fmt.Errorf("parameter %s: give it as %s, with its unit", name, flag)
+		}
+	}
+	return nil
+}
+
+// resolve checks the capabilities and parameters against what both sides have, and turns the parameters' words into the types
+// that QEMU's introspection names; without parameters no schema is needed.
+func (p Plan) resolve(src, dst *Facts) (map[string]any, error) {
+	out := map[string]any{
+		"max-bandwidth":  p.MaxBandwidth,
+		"downtime-limit": p.DowntimeLimit.Milliseconds(),
+	}
+	for _, f := range []*Facts{src, dst} {
+		for _, name := range slices.Sorted(maps.Keys(p.Capabilities)) {
+			if _, ok := f.Capabilities[name]; !ok {
+				return nil, &UnsupportedError{fmt.Sprintf("capability %s on %s (QEMU %s)", name, f.Name, f.Version), hint(name, slices.Collect(maps.Keys(f.Capabilities)))}
+			}
+		}
+		if len(p.Parameters) == 0 {
+			continue
+		}
+		members := map[string]qmp.Member{}
+		for _, member := range f.Schema.MigrationParameters() {
+			members[member.Name] = member
+		}
+		for _, name := range slices.Sorted(maps.Keys(p.Parameters)) {
+			member, ok := members[name]
+			if !ok {
+				return nil, &UnsupportedError{fmt.Sprintf("parameter %s on %s (QEMU %s)", name, f.Name, f.Version), hint(name, slices.Collect(maps.Keys(members)))}
+			}
+			value, err := typed(member, p.Parameters[name])
+			if err != nil {
+				return nil, fmt.Errorf("parameter %s on %s: %w", name, f.Name, err)
+			}
+			out[name] = value
+		}
+	}
+	return out, nil
+}
+
+// typed reads a parameter's value as the introspection says it is.
+func typed(m qmp.Member, text string) (any, error) {
+	switch {
+	case len(m.Enum) > 0:
+		if !slices.Contains(m.Enum, text) {
+			return nil, fmt.Errorf("%q is not one of %s", text, strings.Join(m.Enum, ", "))
+		}
+		return text, nil
+	case m.Type == "boolean" || m.Type == "bool":
+		switch text {
+		case "on", "true":
+			return true, nil
+		case "off", "false":
+			return false, nil
+		}
+		return nil, fmt.Errorf("%q is neither on nor off", text)
+	case m.Type == "int" || m.Type == "number":
+		n, err := strconv.ParseInt(text, 10, 64)
+		if err != nil {
+			return nil, fmt.Errorf("%q is not a whole number in QEMU's unit", text)
+		}
+		return n, nil
+	}
+	return text, nil
+}
+
+// hint names what is near a wrong name, or everything when nothing is.
+func hint(name string, have []string) string {
+	slices.Sort(have)
+	var near []string
+	for _, h := range have {
+		if smetrics.WagnerFischer(name, h, 1, 1, 1) <= max(2, len(name)/3) || strings.Contains(h, name) || len(h) > 3 && strings.Contains(name, h) {
+			near = append(near, h)
+		}
+	}
+	if len(near) > 0 {
+		return "did you mean " + strings.Join(near, " or ") + "?"
+	}
+	return "have " + strings.Join(have, ", ")
+}

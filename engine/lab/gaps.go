@@ -1,0 +1,47 @@
+package lab
+
+import (
+	"slices"
+	"time"
+
+	"qmigrate/engine/record"
+)
+
+// gap is the longest silence between two arrivals at an observer.
+type gap struct {
+	from, to time.Time
+	usual    time.Duration // the 99th percentile of the gaps that end before the migration: what is seen without any downtime
+}
+
+// longestGap finds the longest silence that overlaps [begin, end]. ok is false if arrivals do not reach around it: a stream that
+// broke off has no measured gap.
+func longestGap(arrivals []time.Time, begin, end time.Time) (g gap, ok bool) {
+	var before []time.Duration
+	for i := 1; i < len(arrivals); i++ {
+		from, to := arrivals[i-1], arrivals[i]
+		switch {
+		case to.Before(begin):
+			before = append(before, to.Sub(from))
+		case from.After(end):
+		case to.Sub(from) > g.to.Sub(g.from):
+			g.from, g.to = from, to
+		}
+	}
+	if g.to.IsZero() || len(before) == 0 || !arrivals[len(arrivals)-1].After(end) {
+		return gap{}, false
+	}
+	slices.Sort(before)
+	g.usual = before[len(before)*99/100]
+	return g, true
+}
+
+func (g gap) length() time.Duration { return g.to.Sub(g.from) }
+
+// put writes the gap into a downtime and its error. A longest gap that lies elsewhere than around the stop is a doubt.
+func (g gap) put(rec *record.Migration, what string, value, uncertainty **time.Duration) {
+	*value, *uncertainty = record.Of(g.length()), record.Of(g.usual)
+	stop, resume := rec.End(record.PreCopy), rec.End(record.Activation)
+	if !stop.IsZero() && (g.to.Before(stop) || g.from.After(resume)) {
+		rec.Warn("%s: the longest gap was not around the stop: it began %s after the first command", what, g.from.Sub(rec.Origin).Round(time.Millisecond))
+	}
+}

@@ -1,0 +1,269 @@
+// Package lab is the test bed: two hosts, a guest on the first, observers on a third, and one migration between them. It is
+// what `qmigrate demo` runs and what every trial of an experiment will run.
+package lab
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"net/netip"
+	"path/filepath"
+	"strings"
+	"sync"
+	"time"
+
+	"qmigrate/engine"
+	"qmigrate/guest"
+	"qmigrate/guest/wire"
+	"qmigrate/hostnet"
+)
+
+// Spec is a lab as data.
+type Spec struct {
+	Owner           string     // mark in the names of everything that is made; default lab
+	Guest           guest.Spec // memory, vCPUs, machine, NIC model; the lab fills in the rest
+	SourceQEMU      string     // "10.0", a path, or "" for the newest
+	DestinationQEMU string     // likewise
+	Image           guest.ImageSpec
+	Accelerator     string        // auto (default), kvm, tcg
+	LinkRate        int64         // bytes/s of each host's way to the link; 0: unshaped
+	Workload        wire.Workload // default idle
+	Fill            int64         // bytes of guest memory under the memory check; 0: half of what the guest has
+	AllowUnsafe     bool          // RAM as asked for, even where that QEMU is known to lose pages
+	Log             io.Writer     // one line a step, for people; nil is silent
+	Logger          *slog.Logger  // nil is silent
+}
+
+const (
+	sourceHost, destinationHost = "a", "b"
+	beatPort                    = 7777
+	defaultMemory               = 256 << 20
+	readyLimit                  = 60 * time.Second // for a guest to boot under TCG on a busy machine
+	settleTime                  = 500 * time.Millisecond
+	warmUp                      = time.Second // of observed workload before `migrate`: the "before" of every rate and gap
+)
+
+// Lab is a lab that is up: Close undoes all of it.
+type Lab struct {
+	spec        Spec
+	dir         string
+	network     *hostnet.Network
+	source      *guest.VM
+	destination *guest.VM
+	agent       *guest.Agent // the guest's, over the side that runs it
+	hello       wire.Hello
+	accelerator guest.Accelerator
+	workload    wire.Status // at its start
+	warnings    []string
+	seen        seen // what the observers saw of the last migration
+}
+
+// Up makes the lab: network, both QEMUs, the guest booted on host a with its memory filled and its workload running, the
+// destination waiting on host b. An error leaves nothing behind.
+func Up(ctx context.Context, s Spec) (_ *Lab, err error) {
+	if s.Owner == "" {
+		s.Owner = "lab"
+	}
+	if s.Workload.Name == "" {
+		s.Workload.Name = "idle"
+	}
+	if err := s.Workload.Validate(); err != nil {
+		return nil, err
+	}
+	l := &Lab{spec: s}
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, l.Close())
+		}
+	}()
+	source, destination, err := l.binaries(ctx)
+	if err != nil {
+		return nil, err
+	}
+	image, err := guest.BuildImage(ctx, l.spec.Image)
+	if err != nil {
+		return nil, err
+	}
+	if l.dir, err = claim(s.Owner); err != nil {
+		return nil, err
+	}
+	l.say("network: hosts a and b, and an observer, on one link")
+	if l.network, err = (hostnet.Spec{Owner: s.Owner, Rate: s.LinkRate}).Apply(ctx); err != nil {
+		return nil, err
+	}
+	g := l.spec.Guest
+	g.Image = image
+	boot := wire.Boot{
+		IP:      netip.PrefixFrom(l.network.GuestAddress(0), l.network.Prefix().Bits()),
+		Gateway: l.network.Gateway(),
+		Beat:    netip.AddrPortFrom(l.network.Gateway(), beatPort),
+	}
+	for _, word := range boot.Words() {
+		g.Image.Append += " " + word
+	}
+	g.NIC.TAP = l.network.Spec().Hosts[0].TAPs[0].Name
+	g.QEMU = source.Path
+	if l.accelerator, err = guest.ProbeAccelerator(ctx, l.network.Host(sourceHost), g, s.Accelerator); err != nil {
+		return nil, err
+	}
+	g.Accelerator = l.accelerator.Name
+	if g.Memory == 0 {
+		g.Memory = defaultMemory
+	}
+	if !s.AllowUnsafe {
+		g.Memory = guest.SafeMemory(source.Version, g.Accelerator, g.Memory)
+	}
+	l.say("guest: QEMU %s on a, %s on b, %s", source.Version, destination.Version, g.Accelerator)
+	l.say("accelerator: %s", l.accelerator.Reason)
+	l.spec.Guest = g
+	if err := l.start(ctx, source, destination); err != nil {
+		return nil, err
+	}
+	return l, l.prepare(ctx)
+}
+
+// oldest is the first QEMU series that this program is tried with.
+const oldest = "7.2"
+
+// binaries finds both QEMUs.
+func (l *Lab) binaries(ctx context.Context) (source, destination guest.Binary, err error) {
+	if source, err = guest.FindQEMU(ctx, l.spec.SourceQEMU); err != nil {
+		return
+	}
+	destination = source
+	if l.spec.DestinationQEMU != l.spec.SourceQEMU {
+		if destination, err = guest.FindQEMU(ctx, l.spec.DestinationQEMU); err != nil {
+			return
+		}
+	}
+	for _, b := range []guest.Binary{source, destination} {
+		if guest.CompareVersions(guest.Series(b.Version), oldest) < 0 {
+			return source, destination, fmt.Errorf("QEMU %s is too old: %s: the lab needs %s or newer; try `make deps`, or --qemu PATH", b.Version, b.Path, oldest)
+		}
+	}
+	return
+}
+
+// start starts the source and, beside it, the destination, and waits for the guest.
+func (l *Lab) start(ctx context.Context, source, destination guest.Binary) error {
+	begin := time.Now()
+	var both sync.WaitGroup
+	var srcErr, dstErr error
+	both.Go(func() {
+		s := l.spec.Guest
+		s.Name, s.QEMU, s.Dir = l.spec.Owner+"-a", source.Path, filepath.Join(l.dir, sourceHost)
+		l.source, srcErr = guest.Start(ctx, l.network.Host(sourceHost), s)
+	})
+	both.Go(func() { l.destination, dstErr = l.startDestination(ctx, destinationHost, destination.Path) })
+	both.Wait()
+	if err := errors.Join(srcErr, dstErr); err != nil {
+		return err
+	}
+	if err := l.save(); err != nil {
+		return err
+	}
+	var err error
+	if l.agent, err = dialAgent(ctx, l.source); err != nil {
+		return err
+	}
+	ready, cancel := context.WithTimeout(ctx, readyLimit)
+	defer cancel()
+	if l.hello, err = l.agent.Ready(ready); err != nil {
+		console, _ := l.source.Console()
+		log, _ := l.source.Host().ReadFile(l.source.Spec().Socket("log"))
+		return fmt.Errorf("wait for the guest to be ready: %w; its console ends: %q; QEMU said: %q", err, lastLine(console), lastLine(string(log)))
+	}
+	l.say("guest ready after %s: Linux %s at %s", time.Since(begin).Round(10*time.Millisecond), l.hello.Kernel, l.network.GuestAddress(0))
+	return nil
+}
+
+// startDestination starts a QEMU like the source's that waits for a migration and does not run by itself.
+func (l *Lab) startDestination(ctx context.Context, host, qemu string) (*guest.VM, error) {
+	s := l.spec.Guest
+	s.Name, s.QEMU, s.Dir = l.spec.Owner+"-"+host, qemu, filepath.Join(l.dir, host)
+	s.Incoming, s.Paused = true, true
+	return guest.Start(ctx, l.network.Host(host), s)
+}
+
+// prepare fills the guest's memory and starts its workload.
+func (l *Lab) prepare(ctx context.Context) error {
+	var filled wire.Filled
+	if err := l.agent.Call(ctx, wire.DoFill, wire.Fill{Bytes: l.spec.Fill}, &filled); err != nil {
+		return fmt.Errorf("fill guest memory: %w", err)
+	}
+	if err := l.agent.Call(ctx, wire.DoWorkloadStart, l.spec.Workload, &l.workload); err != nil {
+		return fmt.Errorf("start workload: %w", err)
+	}
+	l.say("workload: %s, and %d pages under check", l.spec.Workload.Name, filled.Pages)
+	return nil
+}
+
+func (l *Lab) say(format string, args ...any) {
+	if l.spec.Log != nil {
+		fmt.Fprintf(l.spec.Log, format+"\n", args...)
+	}
+}
+
+func dialAgent(ctx context.Context, vm *guest.VM) (*guest.Agent, error) {
+	nc, err := vm.Dial(ctx, guest.AgentIO)
+	if err != nil {
+		return nil, fmt.Errorf("reach the guest's agent: %w", err)
+	}
+	return guest.NewAgent(nc), nil
+}
+
+// Endpoint is a VM of the lab as the engine sees it.
+func Endpoint(vm *guest.VM) *engine.Endpoint {
+	dial := func(role string) engine.Dialer {
+		return func(ctx context.Context) (net.Conn, error) { return vm.Dial(ctx, role) }
+	}
+	return &engine.Endpoint{
+		Name:    "unix:" + vm.Spec().Socket(guest.Control),
+		Host:    vm.Host().Name(),
+		Control: dial(guest.Control), Events: dial(guest.Events), Sampler: dial(guest.Sampler),
+		Process: Process{vm.Host(), vm.Process()},
+		Clock: func(ctx context.Context) (time.Duration, time.Duration, error) {
+			c, err := vm.Host().Clock(ctx)
+			return c.Offset, c.Error, err
+		},
+	}
+}
+
+// Listen is where the lab's destination is to listen: on its host's address, a port of its choice.
+func (l *Lab) Listen() string { return fmt.Sprintf("tcp:%s:0", l.network.Address(destinationHost)) }
+
+// lastLine is the last line of a text that is not empty.
+func lastLine(text string) string {
+	lines := strings.Split(strings.TrimSpace(text), "\n")
+	return strings.TrimSpace(lines[len(lines)-1])
+}
+
+// Close ends both QEMUs and removes everything that Up made. It is harmless twice.
+func (l *Lab) Close() error {
+	var errs []error
+	if l.agent != nil {
+		l.agent.Close()
+	}
+	for _, vm := range []*guest.VM{l.destination, l.source} {
+		if vm != nil {
+			errs = append(errs, vm.Close())
+		}
+	}
+	if l.network != nil {
+		errs = append(errs, l.network.Close())
+	}
+	if l.dir != "" {
+		errs = append(errs, release(l.dir))
+	}
+	l.agent, l.destination, l.source, l.network, l.dir = nil, nil, nil, nil, ""
+	return errors.Join(errs...)
+}
+
+// Leave lets the lab stand when this program ends: Load finds it again.
+func (l *Lab) Leave() error {
+	l.agent.Close()
+	return l.keep()
+}

@@ -1,0 +1,277 @@
+package lab
+
+import (
+	"context"
+	"fmt"
+	"net/netip"
+	"os"
+	"runtime"
+	"slices"
+	"strings"
+	"time"
+
+	"qmigrate/engine"
+	"qmigrate/engine/record"
+	"qmigrate/guest"
+	"qmigrate/guest/wire"
+	"qmigrate/hostnet"
+)
+
+// seen is what the observers collected around one migration.
+type seen struct {
+	pings      []time.Time
+	sent, lost int
+	beats      []beat
+	echoes     []time.Time
+	survived   bool
+	resent     *int64
+	changes    []hostnet.Change
+}
+
+// Migrate moves the lab's guest to the other host while it is observed, checks its memory there, and returns the whole record. A
+// failed migration returns its record too, with what the observers saw and the memory check on the side that holds the guest.
+func (l *Lab) Migrate(ctx context.Context, p engine.Plan, o engine.Options) (*record.Migration, error) {
+	watch, err := l.watch(ctx)
+	if err != nil {
+		return nil, err
+	}
+	defer watch.close()
+	if err := l.agent.Call(ctx, wire.DoClockReset, wire.ClockReset{}, nil); err != nil {
+		return nil, fmt.Errorf("start the guest's clock loop: %w", err)
+	}
+	var before [2]progress
+	if before[0], err = l.progress(ctx, l.agent); err != nil {
+		return nil, err
+	}
+	select {
+	case <-time.After(warmUp):
+	case <-ctx.Done():
+		return nil, context.Cause(ctx)
+	}
+	if before[1], err = l.progress(ctx, l.agent); err != nil {
+		return nil, err
+	}
+	arriving, err := dialAgent(ctx, l.destination)
+	if err != nil {
+		return nil, err
+	}
+	if p.Listen == "" {
+		p.Listen = l.Listen()
+	}
+
+	rec, migrateErr := engine.Migrate(ctx, Endpoint(l.source), Endpoint(l.destination), p, o)
+	rec.Workload = l.spec.Workload.String()
+	rec.QEMU.AcceleratorReason = l.accelerator.Reason
+	rec.Hosts.Kernel, rec.Hosts.CPU = Machine()
+	for _, w := range l.warnings {
+		rec.Warn("%s", w)
+	}
+
+	// What follows is after the wall time. Ctrl-C does not stop it, for a result without its check is none; it is short.
+	after, cancel := context.WithTimeout(context.WithoutCancel(ctx), readyLimit)
+	defer cancel()
+	if rec.GuestOn == record.Destination {
+		l.agent.Close()
+		l.agent = arriving
+	} else {
+		arriving.Close()
+	}
+	if rec.GuestOn != record.Destination && rec.GuestOn != record.Source {
+		l.seen = watch.close()
+		return rec, migrateErr
+	}
+	during, err := l.progress(after, l.agent)
+	if err != nil {
+		rec.Warn("the guest does not answer after the migration: %v", err)
+		l.seen = watch.close()
+		return rec, migrateErr
+	}
+	time.Sleep(settleTime) // for gaps to close and replies to come
+	l.seen = watch.close()
+	l.check(after, rec)
+	l.rates(rec, before, during)
+	l.linkFigures(rec)
+	return rec, migrateErr
+}
+
+// progress is how far the workload had come.
+type progress struct {
+	events uint64
+	at     time.Time
+}
+
+func (l *Lab) progress(ctx context.Context, a *guest.Agent) (progress, error) {
+	var s wire.Status
+	if err := a.Call(ctx, wire.DoWorkloadStatus, wire.Bins{Max: -1}, &s); err != nil {
+		return progress{}, fmt.Errorf("ask the guest for its workload: %w", err)
+	}
+	if s.State == wire.Failed {
+		return progress{}, fmt.Errorf("the guest's workload failed: %s", s.Error)
+	}
+	return progress{s.Events, time.Now()}, nil
+}
+
+// watchers are the observers of one migration.
+type watchers struct {
+	pinger   *pinger
+	listener *listener
+	echoer   *echoer
+	fdb      *hostnet.Watch
+	closed   bool
+}
+
+// watch starts the observers, on the third namespace of the link.
+func (l *Lab) watch(ctx context.Context) (_ *watchers, err error) {
+	w := &watchers{}
+	defer func() {
+		if err != nil {
+			w.close()
+		}
+	}()
+	observer, address := l.network.Observer(), l.network.GuestAddress(0)
+	if w.fdb, err = l.network.Watch(context.WithoutCancel(ctx)); err != nil {
+		return nil, err
+	}
+	if w.listener, err = startListener(ctx, observer, netip.AddrPortFrom(l.network.Gateway(), beatPort)); err != nil {
+		return nil, err
+	}
+	if w.pinger, err = startPinger(ctx, observer, address); err != nil {
+		return nil, err
+	}
+	if w.echoer, err = startEchoer(ctx, observer, netip.AddrPortFrom(address, wire.DefaultEchoPort)); err != nil {
+		return nil, err
+	}
+	return w, nil
+}
+
+// close ends the observers and returns what they saw; a second close returns nothing.
+func (w *watchers) close() (s seen) {
+	if w.closed {
+		return s
+	}
+	w.closed = true
+	if w.echoer != nil {
+		s.echoes, s.survived, s.resent = w.echoer.close()
+	}
+	if w.pinger != nil {
+		s.pings, s.sent, s.lost = w.pinger.close()
+	}
+	if w.listener != nil {
+		s.beats = w.listener.close()
+	}
+	if w.fdb != nil {
+		w.fdb.Close()
+		for c := range w.fdb.C {
+			s.changes = append(s.changes, c)
+		}
+	}
+	return s
+}
+
+// check stops the workload and has every page of the guest's checked memory verified.
+func (l *Lab) check(ctx context.Context, rec *record.Migration) {
+	var report wire.ClockReport
+	if err := l.agent.Call(ctx, wire.DoClockStop, nil, &report); err != nil {
+		rec.Warn("the guest's clock loop does not answer: %v", err)
+	} else if rec.Outcome == record.Completed {
+		rec.Downtime.GuestClock, rec.Downtime.GuestClockError = record.Of(report.Longest), record.Of(report.P99)
+	}
+	var status wire.Status
+	if err := l.agent.Call(ctx, wire.DoWorkloadStop, wire.Bins{Max: -1}, &status); err != nil {
+		rec.Warn("the guest's workload does not answer: %v", err)
+	} else if status.State == wire.Failed {
+		rec.Warn("the guest's workload failed: %s", status.Error)
+	}
+	var v wire.Verified
+	if err := l.agent.Call(ctx, wire.DoVerify, nil, &v); err != nil {
+		rec.Warn("the guest's memory was not checked: %v", err)
+		return
+	}
+	rec.MemoryCheck = &record.MemoryCheck{PagesChecked: v.Checked, PagesWrong: v.Wrong}
+	if !v.OK() {
+		rec.Warn("the memory check FAILED: %d of %d pages wrong; %d writes claimed, %d found", v.Wrong, v.Checked, v.Claimed, v.Found)
+	}
+	if v.Zero > 0 {
+		rec.Warn("%d of the %d checked pages are zero by the workload's own choice: a lost write to one of them cannot be seen", v.Zero, v.Checked)
+	}
+	var hello wire.Hello
+	if err := l.agent.Call(ctx, wire.DoHello, nil, &hello); err == nil && hello.BootID != l.hello.BootID {
+		rec.Warn("the guest has rebooted: its boot id is another one")
+	}
+}
+
+// rates are the workload's events per second before and during the migration, by our clock.
+func (l *Lab) rates(rec *record.Migration, before [2]progress, during progress) {
+	rec.Guest = &record.Guest{}
+	rate := func(a, b progress) float64 { return float64(b.events-a.events) / b.at.Sub(a.at).Seconds() }
+	if during.events > 0 && before[1].events > before[0].events && during.events >= before[1].events {
+		b, d := rate(before[0], before[1]), rate(before[1], during)
+		rec.Guest.EventsBefore, rec.Guest.EventsDuring = &b, &d
+		rec.Guest.SlowdownPercent = record.Of(100 * (1 - d/b))
+	}
+	// The guest's clock against ours: the least (arrival - guest clock) before and after, so that delays on the way drop out.
+	begin, end := rec.Origin, rec.Origin.Add(rec.Total.Wall)
+	var first, last []time.Duration
+	for _, b := range l.seen.beats {
+		lag := b.arrived.Sub(begin) - b.Clock
+		switch {
+		case b.arrived.Before(begin):
+			first = append(first, lag)
+		case b.arrived.After(end):
+			last = append(last, lag)
+		}
+	}
+	if len(first) > 1 && len(last) > 1 {
+		slices.Sort(first)
+		slices.Sort(last)
+		rec.Guest.ClockSlip = record.Of(last[0] - first[0])
+		rec.Guest.ClockSlipError = record.Of(max(first[len(first)/2]-first[0], last[len(last)/2]-last[0]))
+	}
+}
+
+// linkFigures fills in what was seen on the link.
+func (l *Lab) linkFigures(rec *record.Migration) {
+	s := &l.seen
+	rec.Network = &record.Network{PingsSent: s.sent, PingsLost: s.lost, TCPSurvived: record.Of(s.survived), Retransmits: s.resent}
+	if rec.Outcome != record.Completed {
+		return
+	}
+	begin, end := rec.Origin, rec.End(record.Activation)
+	d := &rec.Downtime
+	if g, ok := longestGap(s.pings, begin, end); ok {
+		g.put(rec, "ping", &d.Ping, &d.PingError)
+	}
+	arrivals := make([]time.Time, len(s.beats))
+	for i := range s.beats {
+		arrivals[i] = s.beats[i].arrived
+	}
+	if g, ok := longestGap(arrivals, begin, end); ok {
+		g.put(rec, "heartbeat", &d.Heartbeat, &d.HeartbeatError)
+	}
+	if g, ok := longestGap(s.echoes, begin, end); ok {
+		g.put(rec, "tcp", &d.TCP, &d.TCPError)
+	}
+	for _, c := range s.changes {
+		if c.Kind == hostnet.FDB && c.Action == hostnet.Add && c.Host == "link" && !c.Local &&
+			c.MAC.String() == l.destination.Spec().NIC.MAC && strings.HasSuffix(c.Port, "-"+destinationHost) && c.At.After(rec.End(record.PreCopy)) {
+			rec.Network.AnnounceToFirstPacket = record.Of(c.At.Sub(end))
+			break
+		}
+	}
+}
+
+// Machine says what this host is: its kernel's release and its processor.
+func Machine() (kernel, cpu string) {
+	if b, err := os.ReadFile("/proc/sys/kernel/osrelease"); err == nil {
+		kernel = strings.TrimSpace(string(b))
+	}
+	if b, err := os.ReadFile("/proc/cpuinfo"); err == nil {
+		for line := range strings.Lines(string(b)) {
+			if name, value, ok := strings.Cut(line, ":"); ok && strings.TrimSpace(name) == "model name" {
+				cpu = fmt.Sprintf("%d x %s", runtime.NumCPU(), strings.TrimSpace(value))
+				break
+			}
+		}
+	}
+	return kernel, cpu
+}

@@ -1,0 +1,525 @@
+package engine
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"strings"
+	"sync"
+	"time"
+
+	"qmigrate/engine/record"
+	"qmigrate/qmp"
+)
+
+// Limits of the steps that nobody can interrupt.
+const (
+	undoLimit     = 30 * time.Second // the whole undo after a failure
+	activateLimit = 30 * time.Second // `cont` .. RESUME
+	figuresLimit  = 5 * time.Second  // the last figures
+)
+
+// migration is one run. Its state is touched by the goroutine of Migrate alone; the pollers own what they collect until
+// they have ended.
+type migration struct {
+	plan Plan
+	opts Options
+	log  *slog.Logger
+	rec  *record.Migration
+
+	src, dst   *side
+	parameters map[string]any // the plan's, in QEMU's types
+	listening  bool           // migrate-incoming was sent: this destination can do nothing else any more
+	paused     bool           // we stopped the source ourselves
+	held       bool           // somebody else has stopped the guest
+	asked      <-chan string  // the source's run state, asked for after a STOP; nil once it is known
+	issued     bool           // `migrate` was sent
+	issuedAt   time.Time      // and when
+	contSent   bool           // `cont` was sent to the destination
+	edge       time.Time      // the end of the last stage
+	ended      bool           // the running stage has set its own end
+	passes     []passEdge
+	poll       *poll
+}
+
+// stage is one step of the line.
+type stage struct {
+	name record.StageName
+	run  func(context.Context) error
+}
+
+// Migrate moves the guest behind src to dst in the six stages of Clark et al., NSDI 2005. Until commitment an error leaves
+// the guest running on src, after it on dst, and never on both. A guest that was paused moves and stays paused.
+// The record is returned also with an error, which is a *StageError.
+func Migrate(ctx context.Context, src, dst *Endpoint, p Plan, o Options) (*record.Migration, error) {
+	m := newMigration(src, dst, p, o)
+	defer m.close()
+	for _, s := range []stage{
+		{record.Initialization, m.initialize}, // both monitors answer; versions, capabilities and machine agree
+		{record.Reservation, m.reserve},       // both sides configured, dst listens
+		{record.PreCopy, m.preCopy},           // passes while the guest runs, until QEMU stops it
+		{record.StopAndCopy, m.stopAndCopy},   // STOP .. both completed: last pages and device state
+		{record.Commitment, m.commit},         // src stopped and dst completed: from here dst runs the guest
+		{record.Activation, m.activate},       // our cont on dst .. RESUME
+	} {
+		if err := m.do(ctx, s); err != nil {
+			return m.rec, m.abort(ctx, s.name, err)
+		}
+	}
+	err := m.confirm(ctx) // at once
+	if err == nil {
+		m.finish(ctx)
+		err = m.confirm(ctx) // and when everything that takes time is done
+	}
+	if err != nil {
+		return m.rec, m.abort(ctx, record.Activation, err)
+	}
+	m.rec.Outcome, m.rec.GuestOn = record.Completed, record.Destination
+	return m.rec, nil
+}
+
+func newMigration(src, dst *Endpoint, p Plan, o Options) *migration {
+	m := &migration{plan: p.withDefaults(), opts: o, log: o.Logger}
+	if m.log == nil {
+		m.log = slog.New(slog.DiscardHandler)
+	}
+	m.src, m.dst = &side{role: record.Source, ep: src}, &side{role: record.Destination, ep: dst}
+	now := time.Now()
+	m.edge = now
+	m.rec = &record.Migration{
+		Schema: record.Schema, ID: record.NewID(now), StartedAt: now.Round(0), Origin: now,
+		Mode: m.plan.Mode, Name: m.plan.name(), Plan: m.plan.words(), GuestOn: record.Unknown,
+		Hosts:  record.Hosts{Source: src.Host, Destination: dst.Host},
+		Stages: []record.Stage{}, Passes: []record.Pass{},
+	}
+	return m
+}
+
+// do runs one stage, which begins where the one before ended.
+func (m *migration) do(ctx context.Context, s stage) error {
+	m.rec.Stages = append(m.rec.Stages, record.Stage{Name: s.name, Start: m.edge.Sub(m.rec.Origin)})
+	m.ended = false
+	err := s.run(ctx)
+	if err != nil && ctx.Err() != nil && errors.Is(err, ctx.Err()) {
+		err = m.cause(ctx) // what stopped us, not which command it cut short
+	}
+	if !m.ended {
+		m.end(time.Now())
+	}
+	m.log.Info("stage", "name", s.name, "duration", m.rec.Stage(s.name).Duration, "err", err)
+	return err
+}
+
+// end ends the running stage: by a stage itself at the event that ends it, else by do.
+func (m *migration) end(at time.Time) {
+	m.ended = true
+	s := &m.rec.Stages[len(m.rec.Stages)-1]
+	m.edge = later(at, m.edge)
+	s.Duration = m.edge.Sub(m.rec.Origin) - s.Start
+}
+
+// endEmpty ends the running stage at the given instant with no duration: the stage before it lasts until then.
+func (m *migration) endEmpty(at time.Time) {
+	n := len(m.rec.Stages)
+	before, now := &m.rec.Stages[n-2], &m.rec.Stages[n-1]
+	m.edge = later(at, m.edge)
+	now.Start, now.Duration = m.edge.Sub(m.rec.Origin), 0
+	before.Duration = now.Start - before.Start
+	m.ended = true
+}
+
+// initialize opens the monitors and learns what both sides are; it changes nothing. Everything that this pair would refuse
+// later is refused here.
+func (m *migration) initialize(ctx context.Context) error {
+	if err := m.plan.check(); err != nil {
+		return err
+	}
+	if err := m.openBoth(ctx); err != nil {
+		return err
+	}
+	if err := m.introspect(ctx); err != nil {
+		return err
+	}
+	q := &m.rec.QEMU
+	q.SourceVersion, q.DestinationVersion = m.src.facts.Version, m.dst.facts.Version
+	q.Accelerator, q.Machine = m.src.facts.Accelerator, m.src.facts.Machine
+	q.MemoryBytes, q.VCPUs = m.src.facts.MemoryBytes, m.src.facts.VCPUs
+	for _, warning := range unsafeSource(m.src.facts) {
+		m.rec.Warn("%s", warning)
+	}
+	var err error
+	if m.parameters, err = m.plan.resolve(m.src.facts, m.dst.facts); err != nil {
+		return err
+	}
+	if err := pairError(m.src.facts, m.dst.facts); err != nil {
+		return err
+	}
+	if !m.src.facts.Running {
+		m.rec.Warn("the guest was %s when the migration began: it is left paused on the destination, and no downtime is measured", m.src.facts.RunState)
+	}
+	return nil
+}
+
+// openBoth opens the two sides at the same time. If one cannot be reached, the other may hold, paused, what an interrupted migration
+// left; a destination that does not answer is then not waited for.
+func (m *migration) openBoth(ctx context.Context) error {
+	waiting, cancel := context.WithCancel(ctx)
+	defer cancel()
+	var both sync.WaitGroup
+	var srcErr, dstErr error
+	both.Go(func() {
+		if srcErr = m.src.open(ctx, m.opts); srcErr != nil {
+			time.AfterFunc(answerLimit, cancel)
+		}
+	})
+	both.Go(func() { dstErr = m.dst.open(waiting, m.opts) })
+	both.Wait()
+	const mend = "%w; %s holds a guest and does not run it (%s): if an interrupted migration left it so, `qmigrate migrate --recover` with the same endpoints runs it where that is safe"
+	switch {
+	case srcErr != nil && dstErr == nil && m.dst.facts.MigrationStatus == "completed" && !m.dst.facts.Running:
+		return fmt.Errorf(mend, srcErr, "destination "+m.dst.ep.Name, m.dst.facts.RunState)
+	case srcErr == nil && dstErr != nil && !m.src.facts.Running && m.src.facts.RunState != "inmigrate":
+		return fmt.Errorf(mend, dstErr, "source "+m.src.ep.Name, m.src.facts.RunState)
+	}
+	return cmp.Or(srcErr, dstErr)
+}
+
+// introspect reads the schemas that a plan with parameters is checked against. A QEMU whose schema is not known is busy with
+// the answer for some 40 ms (7.2, 10.0), in which its guest's devices wait. So it is asked for only when it is needed, and a
+// source that is the destination's twin is not asked.
+func (m *migration) introspect(ctx context.Context) error {
+	if len(m.plan.Parameters) == 0 {
+		return nil
+	}
+	read := func(s *side) (err error) {
+		if s.facts.Schema, s.facts.SchemaKnown, err = m.opts.Schemas.Schema(ctx, s.control); err != nil {
+			return fmt.Errorf("inspect %s %s: %w", s.role, s.ep.Name, err)
+		}
+		return nil
+	}
+	if m.src.facts.twin(m.dst.facts) {
+		err := read(m.dst)
+		m.src.facts.Schema, m.src.facts.SchemaKnown = m.dst.facts.Schema, m.dst.facts.SchemaKnown
+		return err
+	}
+	var both sync.WaitGroup
+	var srcErr, dstErr error
+	both.Go(func() { srcErr = read(m.src) })
+	both.Go(func() { dstErr = read(m.dst) })
+	both.Wait()
+	return cmp.Or(srcErr, dstErr)
+}
+
+// reserve configures the destination, makes it listen, and only then configures the source.
+func (m *migration) reserve(ctx context.Context) error {
+	if err := m.dst.control.Stop(ctx); err != nil { // in inmigrate this only means: do not start by yourself
+		return fmt.Errorf("keep destination paused: %w", err)
+	}
+	if err := m.configure(ctx, m.dst); err != nil {
+		return err
+	}
+	m.listening = true
+	if err := m.dst.control.MigrateIncoming(ctx, m.plan.Listen); err != nil {
+		if strings.Contains(err.Error(), "already been started") { // it listens for somebody else, and is not ours to end
+			m.listening = false
+			return fmt.Errorf("listen on %s: %w: if a migration was interrupted, `qmigrate migrate --recover` with the same endpoints ends it", m.plan.Listen, err)
+		}
+		return fmt.Errorf("listen on %s: %w", m.plan.Listen, err)
+	}
+	if m.plan.Connect == "" {
+		var err error
+		if m.plan.Connect, err = connectURI(ctx, m.dst.control, m.plan.Listen); err != nil {
+			return err
+		}
+	}
+	if err := m.configure(ctx, m.src); err != nil {
+		return err
+	}
+	var err error
+	if m.rec.Capabilities, err = m.src.control.QueryMigrateCapabilities(ctx); err != nil {
+		return fmt.Errorf("read capabilities back: %w", err)
+	}
+	if m.rec.Parameters, err = m.src.control.QueryMigrateParameters(ctx); err != nil {
+		return fmt.Errorf("read parameters back: %w", err)
+	}
+	return nil
+}
+
+// configure sets one side's capabilities, those left on by somebody included, and its parameters.
+func (m *migration) configure(ctx context.Context, s *side) error {
+	want := map[string]bool{"events": true}
+	for name, on := range s.facts.Capabilities {
+		if on && name != "events" {
+			want[name] = false
+		}
+	}
+	for name, on := range m.plan.Capabilities {
+		want[name] = on
+	}
+	if err := s.control.SetMigrateCapabilities(ctx, want); err != nil {
+		return fmt.Errorf("set %s capabilities: %w", s.role, err)
+	}
+	if err := s.control.SetMigrateParameters(ctx, m.parameters); err != nil {
+		return fmt.Errorf("set %s parameters: %w", s.role, err)
+	}
+	return nil
+}
+
+// preCopy sends `migrate` and waits for the guest to be stopped by QEMU's own rule. A guest that is to be copied while it
+// stands still is stopped first, and the stage is empty.
+func (m *migration) preCopy(ctx context.Context) error {
+	m.startPolling(ctx)
+	if m.plan.Mode == record.StopAndCopyMode || !m.src.facts.Running {
+		if m.src.facts.Running {
+			m.paused = true
+			if err := m.src.control.Stop(ctx); err != nil {
+				return fmt.Errorf("stop source: %w", err)
+			}
+			if err := m.until(ctx, func() bool { return !m.src.stopped.IsZero() }); err != nil {
+				return err
+			}
+		}
+		m.endEmpty(later(m.src.stopped, m.edge))
+		return nil
+	}
+	limited := ctx
+	if m.plan.Timeout > 0 {
+		var cancel context.CancelFunc
+		limited, cancel = context.WithTimeoutCause(ctx, m.plan.Timeout, errTimeout)
+		defer cancel()
+	}
+	if err := m.sendMigrate(limited); err != nil {
+		return err
+	}
+	for {
+		if err := m.until(limited, func() bool { return !m.src.stopped.IsZero() && !m.src.again() }); err != nil {
+			return err
+		}
+		if err := m.whoStopped(ctx, limited); err != nil {
+			return err
+		}
+		if !m.src.again() {
+			m.end(m.src.stopped)
+			return nil
+		}
+	}
+}
+
+// whoStopped finds out after a STOP whether it was the switch-over's or somebody else's `stop`. The source is asked, but not waited
+// for: during the switch-over it answers late, and then the events have told. A guest that somebody holds is copied on until he
+// continues it, or until the switch-over comes and it moves as it is: paused.
+func (m *migration) whoStopped(ctx, limited context.Context) error {
+	asked, control := make(chan string, 1), m.src.control // an undo may replace that one
+	m.asked = asked
+	go func() {
+		status, _ := control.QueryStatus(ctx) // without an answer the status is empty
+		asked <- status.Status
+	}()
+	switching := func() bool {
+		return m.src.again() || m.src.done() || m.src.status == "device" || m.src.status == "pre-switchover"
+	}
+	if err := m.until(ctx, func() bool { return m.asked == nil || switching() }); err != nil || !m.held {
+		return err
+	}
+	err := m.until(limited, switching)
+	m.held = !m.src.again()
+	return err
+}
+
+// holds tells whether a source of this run state, after a STOP, is one that somebody stopped.
+func holds(runState string) bool {
+	switch runState {
+	case "", "running", "finish-migrate", "postmigrate":
+		return false
+	}
+	return true
+}
+
+func (m *migration) sendMigrate(ctx context.Context) error {
+	m.issued, m.issuedAt = true, time.Now()
+	if err := m.src.control.Migrate(ctx, m.plan.Connect); err != nil {
+		return fmt.Errorf("migrate to %s: %w", m.plan.Connect, err)
+	}
+	return nil
+}
+
+// stopAndCopy waits until the source has sent everything and the destination has loaded it.
+func (m *migration) stopAndCopy(ctx context.Context) error {
+	if !m.issued {
+		if err := m.sendMigrate(ctx); err != nil {
+			return err
+		}
+	}
+	if m.plan.Capabilities["pause-before-switchover"] {
+		if err := m.until(ctx, func() bool { return m.src.status == "pre-switchover" || m.src.done() }); err != nil {
+			return err
+		}
+		if err := m.src.control.MigrateContinue(ctx, "pre-switchover"); err != nil {
+			return fmt.Errorf("continue past pre-switchover: %w", err)
+		}
+	}
+	if err := m.until(ctx, func() bool { return m.src.done() && m.dst.done() }); err != nil {
+		return err
+	}
+	m.end(later(m.src.completed, m.dst.completed))
+	return nil
+}
+
+// commit is the decision, and it costs nothing: the source has stopped and sent all, the destination has loaded all, and
+// neither runs the guest. From here an error goes back to the source only if the destination is known never to have run.
+func (m *migration) commit(context.Context) error {
+	m.catchUp()
+	if m.dst.gone != nil {
+		return m.dst.gone
+	}
+	if m.src.again() {
+		return errors.New("somebody has continued the source, which runs the guest again")
+	}
+	return nil
+}
+
+// activate starts the guest on the destination. Nobody can cancel it.
+func (m *migration) activate(ctx context.Context) error {
+	if !m.src.facts.Running {
+		return nil
+	}
+	if m.held {
+		m.rec.Warn("somebody stopped the guest during the migration: it is left paused on the destination, where `cont` runs it")
+		return nil
+	}
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), activateLimit)
+	defer cancel()
+	m.contSent = true
+	if err := m.dst.control.Cont(ctx); err != nil {
+		return fmt.Errorf("start guest on destination: %w", err)
+	}
+	if err := m.until(ctx, func() bool { return !m.dst.resumed.IsZero() }); err != nil {
+		return err
+	}
+	m.end(m.dst.resumed)
+	return nil
+}
+
+// confirm looks once more, after the wall time: is the destination alive, and has nobody continued the source meanwhile, which
+// QEMU would not refuse? The guest is the destination's now, so such a source is stopped again.
+func (m *migration) confirm(ctx context.Context) error {
+	ctx = context.WithoutCancel(ctx)
+	if _, err := m.dst.asked(ctx); m.dst.control.Err() != nil {
+		return fmt.Errorf("destination QEMU went away: %w", m.dst.control.Err())
+	} else if err != nil {
+		m.rec.Warn("the destination has started the guest and does not answer since: %v", err)
+	}
+	m.catchUp()
+	if !m.src.again() {
+		return nil
+	}
+	stop, cancel := context.WithTimeout(ctx, answerLimit)
+	defer cancel()
+	if err := m.src.control.Stop(stop); err != nil {
+		m.rec.Warn("somebody has continued the source after the switch-over, and it does not stop (%v): THE GUEST RUNS TWICE: end %s", err, m.src.ep.Name)
+	} else {
+		m.rec.Warn("somebody continued the source after the switch-over: the guest ran twice until the source was stopped again; end %s", m.src.ep.Name)
+	}
+	return nil
+}
+
+// catchUp takes in the events that have come.
+func (m *migration) catchUp() {
+	for {
+		select {
+		case ev, ok := <-m.src.C:
+			m.take(m.src, ev, ok)
+		case ev, ok := <-m.dst.C:
+			m.take(m.dst, ev, ok)
+		default:
+			return
+		}
+	}
+}
+
+// until takes in the events of both sides until done, or until one side has failed or gone away, or ctx ends.
+func (m *migration) until(ctx context.Context, done func() bool) error {
+	for {
+		if done() {
+			return nil
+		}
+		if err := m.broken(); err != nil {
+			return err
+		}
+		select {
+		case ev, ok := <-m.src.C:
+			m.take(m.src, ev, ok)
+		case ev, ok := <-m.dst.C:
+			m.take(m.dst, ev, ok)
+		case state := <-m.asked:
+			m.asked, m.held = nil, holds(state)
+		case <-ctx.Done():
+			return m.cause(ctx)
+		}
+	}
+}
+
+// cause says why ctx ended, with how far the migration had come when it was the plan's time-out.
+func (m *migration) cause(ctx context.Context) error {
+	err := context.Cause(ctx)
+	if errors.Is(err, errTimeout) {
+		return fmt.Errorf("%w of %s (pass %d): raise --timeout, --max-bandwidth or --downtime-limit", err, m.plan.Timeout, len(m.passes))
+	}
+	return err
+}
+
+// broken is why the migration cannot go on, as far as the events told.
+func (m *migration) broken() error {
+	for _, s := range []*side{m.src, m.dst} {
+		switch {
+		case s.status == "failed", s.status == "failing":
+			return fmt.Errorf("%s QEMU: migration failed%s", s.role, s.why())
+		case s.status == "cancelled", s.status == "cancelling":
+			return fmt.Errorf("%s QEMU: migration was cancelled by somebody else", s.role)
+		}
+	}
+	if m.src.gone != nil && m.src.status != "completed" {
+		return m.src.gone
+	}
+	return m.dst.gone
+}
+
+// take notes one event.
+func (m *migration) take(s *side, ev qmp.Event, ok bool) {
+	if !ok {
+		s.lost()
+		return
+	}
+	at := s.at(ev)
+	m.log.Debug("event", "side", s.role, "name", ev.Name, "data", string(ev.Data), "lag", ev.Arrived.Sub(at))
+	if pass, ok := s.take(ev, at); ok && s == m.src {
+		m.passes = append(m.passes, passEdge{raw: pass, at: at, stopped: !s.stopped.IsZero()})
+		m.poll.kick()
+	}
+}
+
+func later(a, b time.Time) time.Time {
+	if a.After(b) {
+		return a
+	}
+	return b
+}
+
+// finish reads the last figures and derives the passes and downtimes; it comes after the wall time.
+func (m *migration) finish(ctx context.Context) {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), figuresLimit)
+	defer cancel()
+	last := m.src.lastFigures(ctx)
+	m.stopPolling(ctx)
+	m.rec.Total.Wall = m.edge.Sub(m.rec.Origin)
+	m.figures(last)
+}
+
+// close ends the pollers and lets the monitors go.
+func (m *migration) close() {
+	m.stopPolling(context.Background())
+	m.src.close()
+	m.dst.close()
+}

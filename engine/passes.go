@@ -1,0 +1,174 @@
+package engine
+
+import (
+	"time"
+
+	"qmigrate/engine/record"
+	"qmigrate/qmp"
+)
+
+// passEdge is one MIGRATION_PASS: the instant of a bitmap sync.
+type passEdge struct {
+	raw     int // QEMU's own number
+	at      time.Time
+	stopped bool // STOP had been seen
+}
+
+// passes derives the passes from the edges and the samples.
+//
+// A pass is the sending of the pages that one bitmap sync found. QEMU 7.2 to 10.2 announce every sync, the one at set-up and
+// the one after STOP included; 11.1 announces neither of these two. So the rule, which holds for both: a pass begins at
+// `migrate` (the set-up's copy of all RAM; an edge with the raw number 1 only confirms it), at each edge after
+// that, and at STOP (an edge after STOP only confirms it). The sync on which QEMU decides to stop opens no pass, for nothing
+// is sent between it and STOP. It is told from others by time: had QEMU gone on, it would have had more to send than fits
+// into downtime-limit, so the last edge before STOP is that decision if it came less than half a downtime-limit before.
+//
+// A pass's bytes are the difference of `transferred` between its first sample and the next pass's first sample; they are
+// off by what was sent between an edge and the sample that the edge asked for. During the last pass QEMU does not answer, so
+// that pass counts from the last sample before STOP.
+func passes(begin, stop, end time.Time, limit time.Duration, edges []passEdge, samples []record.Sample, last *qmp.MigrationInfo, origin time.Time) []record.Pass {
+	if begin.IsZero() || end.Before(begin) {
+		return nil
+	}
+	type span struct {
+		at      time.Time
+		stopped bool
+	}
+	spans := []span{{at: begin, stopped: !stop.IsZero() && !stop.After(begin)}}
+	for _, e := range edges {
+		if e.raw > 1 && !e.stopped && e.at.After(begin) && (stop.IsZero() || e.at.Before(stop)) {
+			spans = append(spans, span{at: e.at})
+		}
+	}
+	if stop.After(begin) {
+		if n := len(spans) - 1; n > 0 && stop.Sub(spans[n].at) < limit/2 {
+			spans = spans[:n]
+		}
+		spans = append(spans, span{at: stop, stopped: true})
+	}
+
+	out := make([]record.Pass, 0, len(spans))
+	firsts := make([]*record.Sample, 0, len(spans)) // first sample of each pass
+	next := 0
+	for i, s := range spans {
+		until := end
+		if i+1 < len(spans) {
+			until = spans[i+1].at
+		}
+		p := record.Pass{Pass: len(out) + 1, Start: s.at.Sub(origin), Duration: until.Sub(s.at), Stopped: s.stopped}
+		var first *record.Sample
+		for ; next < len(samples) && samples[next].Asked < until.Sub(origin); next++ {
+			x := &samples[next]
+			if x.Asked < p.Start || x.T > until.Sub(origin) || x.Transferred == nil { // one answered in the next pass tells of that
+				continue
+			}
+			if first == nil {
+				first, p.DirtyPages = x, record.Of(*x.Remaining/pageSize)
+			}
+			p.Remaining, p.Throttle = x.Remaining, x.Throttle
+			p.Samples++
+		}
+		out, firsts = append(out, p), append(firsts, first)
+	}
+	edge := func(i int) *int64 { // `transferred` when pass i began
+		switch {
+		case i == 0:
+			return record.Of(int64(0))
+		case i == len(out):
+			if last == nil || !last.Has.Contains(qmp.FieldTransferred) {
+				return nil
+			}
+			return record.Of(last.Transferred)
+		case firsts[i] != nil && !out[i].Stopped:
+			return firsts[i].Transferred
+		}
+		return before(samples, out[i].Start, transferred)
+	}
+	for i := range out {
+		p := &out[i]
+		from, to := edge(i), edge(i+1)
+		if from == nil || to == nil || *to < *from {
+			continue
+		}
+		p.Transferred = record.Of(*to - *from)
+		if p.Duration > 0 {
+			p.Throughput = record.Of(float64(*p.Transferred) / p.Duration.Seconds())
+		}
+	}
+	if n := len(out) - 1; last != nil && last.Has.Contains(qmp.FieldTransferred) && last.Status == "completed" {
+		out[n].Remaining = record.Of(int64(0))
+		if sent := before(samples, out[n].Start, func(x *record.Sample) *int64 { return x.Pages }); sent != nil {
+			out[n].DirtyPages = record.Of(last.Normal + last.Duplicate - *sent) // what the last pass sent is what it found
+		}
+	}
+	return out
+}
+
+// pageSize is that of the x86 guest's RAM in QEMU's dirty bitmap.
+const pageSize = 4096
+
+// before is a value of the last sample, answered before t, that has it: one that waited over an edge tells of what came after.
+func before(samples []record.Sample, t time.Duration, value func(*record.Sample) *int64) (v *int64) {
+	for i := range samples {
+		if samples[i].T > t {
+			break
+		}
+		if x := value(&samples[i]); x != nil {
+			v = x
+		}
+	}
+	return v
+}
+
+func transferred(x *record.Sample) *int64 { return x.Transferred }
+
+// figures fills in the totals, passes and downtimes from what was collected.
+func (m *migration) figures(last *qmp.MigrationInfo) {
+	rec, p := m.rec, m.poll
+	if p != nil {
+		rec.Samples, rec.Sampling = p.samples, p.sampling()
+	}
+	if !m.issued {
+		return // what the source tells is of an earlier migration
+	}
+	rec.Passes = passes(m.issuedAt, m.src.stopped, m.lastPassEnd(), m.plan.DowntimeLimit, m.passes, rec.Samples, last, rec.Origin)
+	if last != nil && last.Has.Contains(qmp.FieldTransferred) {
+		t := &rec.Total
+		t.Transferred, t.Normal, t.Duplicate = record.Of(last.Transferred), record.Of(last.Normal), record.Of(last.Duplicate)
+		t.DirtySyncs = record.Of(last.DirtySyncCount)
+		if last.PostcopyBytes > 0 {
+			t.Postcopy = record.Of(last.PostcopyBytes)
+		}
+		if last.MultifdBytes > 0 {
+			t.Multifd = record.Of(last.MultifdBytes)
+		}
+	}
+	if last == nil || last.Status != "completed" || last.TotalTime == 0 {
+		return
+	}
+	rec.Total.QEMUTotal, rec.Total.QEMUSetup = record.Of(last.TotalTime), record.Of(last.SetupTime)
+	d := &rec.Downtime
+	if last.Has.Contains(qmp.FieldDowntime) {
+		d.QEMU, d.QEMUError = record.Of(last.Downtime), record.Of(time.Millisecond) // the wire's unit
+	}
+	if !m.src.stopped.IsZero() && m.dst.resumed.After(m.src.stopped) {
+		d.Wire = record.Of(m.dst.resumed.Sub(m.src.stopped))
+		d.WireError = record.Of(m.src.stampError() + m.dst.stampError())
+	}
+	if p != nil {
+		if down, e, ok := bracket(p.src, p.dst); ok {
+			d.Status, d.StatusError = record.Of(down), record.Of(e)
+		}
+	}
+	if m.src.sub.Dropped()+m.dst.sub.Dropped() > 0 {
+		rec.Warn("%d events of the source's monitor and %d of the destination's were lost: the passes may be incomplete", m.src.sub.Dropped(), m.dst.sub.Dropped())
+	}
+}
+
+// lastPassEnd is when the last pass's bytes were all there: both sides had completed, or else the end of what we know.
+func (m *migration) lastPassEnd() time.Time {
+	if m.src.completed.IsZero() {
+		return m.edge
+	}
+	return m.src.completed
+}

@@ -1,0 +1,56 @@
+package engine
+
+import (
+	"maps"
+	"slices"
+	"strings"
+
+	"qmigrate/engine/record/units"
+)
+
+// name is derived from the plan's values, so that it cannot say anything else than what was done.
+func (p Plan) name() string {
+	words := []string{string(p.Mode), p.bandwidth(), units.FormatDuration(p.DowntimeLimit)}
+	for _, name := range slices.Sorted(maps.Keys(p.Capabilities)) {
+		words = append(words, name+"="+onOff(p.Capabilities[name]))
+	}
+	for _, name := range slices.Sorted(maps.Keys(p.Parameters)) {
+		words = append(words, name+"="+p.Parameters[name])
+	}
+	return strings.ReplaceAll(strings.Join(words, ","), " ", "")
+}
+
+func (p Plan) bandwidth() string {
+	if p.MaxBandwidth == 0 {
+		return "unlimited"
+	}
+	return units.FormatRate(float64(p.MaxBandwidth))
+}
+
+// words is the plan in the words of the command line, for the record.
+func (p Plan) words() map[string]any {
+	w := map[string]any{
+		"mode":                      p.Mode,
+		"max_bandwidth_bytes_per_s": p.MaxBandwidth,
+		"downtime_limit_ns":         p.DowntimeLimit,
+		"listen":                    p.Listen,
+		"sample_interval_ns":        max(p.SampleInterval, 0),
+	}
+	if len(p.Capabilities) > 0 {
+		w["capabilities"] = p.Capabilities
+	}
+	if len(p.Parameters) > 0 {
+		w["parameters"] = p.Parameters
+	}
+	if p.Timeout > 0 {
+		w["timeout_ns"] = p.Timeout
+	}
+	return w
+}
+
+func onOff(on bool) string {
+	if on {
+		return "on"
+	}
+	return "off"
+}

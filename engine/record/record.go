@@ -1,0 +1,264 @@
+// Package record holds what one live migration was: its plan, stages, passes, downtimes and checks, and the JSON lines
+// in which they are kept. It depends on nothing but the standard library, so that any Go program can read a record.
+//
+// Every duration is in nanoseconds, every size in bytes; a key ends in its unit. A field that is absent was not
+// measured: absent never means zero.
+package record
+
+import (
+	"crypto/rand"
+	"encoding/hex"
+	"fmt"
+	"time"
+)
+
+// Schema is the version of the record's shape; a renamed key changes it.
+const Schema = "qmigrate/record/1"
+
+// Mode is how the guest is moved.
+type Mode string
+
+// The modes that qmigrate drives.
+const (
+	PreCopyMode     Mode = "pre-copy"      // copy while the guest runs, stop it for the last pass
+	StopAndCopyMode Mode = "stop-and-copy" // stop the guest, then copy everything
+)
+
+// Outcome says how a migration ended.
+type Outcome string
+
+// The outcomes.
+const (
+	Completed Outcome = "completed" // the guest runs on the destination
+	Failed    Outcome = "failed"    // something broke; GuestOn says where the guest is
+	Cancelled Outcome = "cancelled" // we were asked to stop; the guest runs on the source
+	Recovered Outcome = "recovered" // something broke past the switch-over and the guest was brought back to life
+)
+
+// Holder says which side holds the guest.
+type Holder string
+
+// The holders.
+const (
+	Source      Holder = "source"
+	Destination Holder = "destination"
+	None        Holder = "none"    // lost, or paused on both sides: the error's text says which, and the mend
+	Unknown     Holder = "unknown" // a side could not be asked
+)
+
+// StageName names one of the six stages of Clark et al., NSDI 2005.
+type StageName string
+
+// The stages in their order.
+const (
+	Initialization StageName = "initialization" // both monitors answer; versions, capabilities and machine agree
+	Reservation    StageName = "reservation"    // capabilities and parameters set, the destination listens
+	PreCopy        StageName = "pre-copy"       // `migrate` .. STOP on the source: passes while the guest runs
+	StopAndCopy    StageName = "stop-and-copy"  // STOP .. both sides completed: last pages and device state
+	Commitment     StageName = "commitment"     // both completed .. our `cont`: the source may not run the guest again
+	Activation     StageName = "activation"     // our `cont` .. RESUME on the destination
+)
+
+// Migration is the whole record of one migration: one line of records.jsonl.
+type Migration struct {
+	Schema    string    `json:"schema"`
+	ID        string    `json:"id"`
+	StartedAt time.Time `json:"started_at"` // wall clock of the machine that ran qmigrate, at the first command
+	Name      string    `json:"name"`       // derived from the plan's values
+	Mode      Mode      `json:"mode"`
+	Outcome   Outcome   `json:"outcome"`
+	GuestOn   Holder    `json:"guest_on"`
+	Error     *Error    `json:"error,omitempty"`
+	Warnings  []string  `json:"warnings,omitempty"` // doubts about the result, printed as footnotes
+	Workload  string    `json:"workload,omitempty"`
+
+	Plan         map[string]any  `json:"plan"`                   // what was asked, in the words of the command line
+	Parameters   map[string]any  `json:"parameters,omitempty"`   // the source's query-migrate-parameters, in QEMU's names and units
+	Capabilities map[string]bool `json:"capabilities,omitempty"` // the source's query-migrate-capabilities
+
+	QEMU  QEMU  `json:"qemu"`
+	Hosts Hosts `json:"hosts"`
+
+	Stages   []Stage  `json:"stages"`
+	Passes   []Pass   `json:"passes"`
+	Total    Total    `json:"total"`
+	Downtime Downtime `json:"downtime"`
+
+	Guest       *Guest       `json:"guest,omitempty"`
+	Network     *Network     `json:"network,omitempty"`
+	MemoryCheck *MemoryCheck `json:"memory_check,omitempty"`
+	Sampling    *Sampling    `json:"sampling,omitempty"`
+
+	// Origin is the instant of the first command on this process's monotonic clock; every start_ns counts from it. Not kept in files.
+	Origin time.Time `json:"-"`
+	// Samples is the time series, kept in samples/ID.jsonl.
+	Samples []Sample `json:"-"`
+}
+
+// Error is why a migration did not complete.
+type Error struct {
+	Stage   StageName `json:"stage"`
+	Message string    `json:"message"`
+}
+
+// QEMU describes the two emulators and the machine that moved.
+type QEMU struct {
+	SourceVersion      string `json:"source_version,omitempty"`
+	DestinationVersion string `json:"destination_version,omitempty"`
+	Accelerator        string `json:"accelerator,omitempty"`        // kvm or tcg, by the source's query-kvm
+	AcceleratorReason  string `json:"accelerator_reason,omitempty"` // why that one, where qmigrate chose it
+	Machine            string `json:"machine,omitempty"`
+	MemoryBytes        int64  `json:"memory_bytes,omitempty"`
+	VCPUs              int    `json:"vcpus,omitempty"`
+}
+
+// Hosts names the places; Kernel and CPU are the source host's.
+type Hosts struct {
+	Source      string `json:"source,omitempty"`
+	Destination string `json:"destination,omitempty"`
+	Kernel      string `json:"kernel,omitempty"`
+	CPU         string `json:"cpu,omitempty"`
+}
+
+// Stage is one stage. StartNS counts from the first command; the stages are contiguous, so their durations sum to Total.Wall.
+type Stage struct {
+	Name     StageName     `json:"name"`
+	Start    time.Duration `json:"start_ns"`
+	Duration time.Duration `json:"duration_ns"`
+}
+
+// Pass is one turn over the pages that were dirty when it began. The last one is sent while the guest is stopped.
+// How a pass is told from QEMU's raw dirty-sync-count is docs/measurements.md, "Passes".
+type Pass struct {
+	Pass        int           `json:"pass"` // from 1; the set-up's full copy is pass 1
+	Start       time.Duration `json:"start_ns"`
+	Duration    time.Duration `json:"duration_ns"`
+	Transferred *int64        `json:"transferred_bytes,omitempty"`      // on the wire during the pass, by query-migrate's `transferred`
+	Remaining   *int64        `json:"remaining_bytes,omitempty"`        // left to send at the pass's last sample
+	DirtyPages  *int64        `json:"dirty_pages,omitempty"`            // pages waiting when the pass began, by its first sample
+	Throughput  *float64      `json:"throughput_bytes_per_s,omitempty"` // Transferred / Duration
+	Throttle    *int64        `json:"throttle_percent,omitempty"`       // auto-converge's throttle at the pass's last sample
+	Stopped     bool          `json:"guest_stopped,omitempty"`          // the pass of the stop-and-copy stage
+	Samples     int           `json:"samples"`                          // samples that fell into the pass: 0 means its bytes are the neighbours' edges
+}
+
+// Total is the whole. The QEMU fields are the source's last query-migrate.
+type Total struct {
+	Wall        time.Duration  `json:"wall_ns"`                 // first command .. RESUME on the destination, or the end of the undo, which belongs to the stage that failed
+	QEMUTotal   *time.Duration `json:"qemu_total_ns,omitempty"` // total-time, ms on the wire
+	QEMUSetup   *time.Duration `json:"qemu_setup_ns,omitempty"` // setup-time, ms on the wire, by the host's wall clock
+	Transferred *int64         `json:"transferred_bytes,omitempty"`
+	Normal      *int64         `json:"normal_pages,omitempty"`
+	Duplicate   *int64         `json:"duplicate_pages,omitempty"` // pages of zeros, sent as a mark of about 9 bytes
+	Postcopy    *int64         `json:"postcopy_bytes,omitempty"`
+	Multifd     *int64         `json:"multifd_bytes,omitempty"`
+	DirtySyncs  *int64         `json:"dirty_sync_count,omitempty"` // QEMU's raw count; what it counts differs by version
+}
+
+// Downtime is the guest's silence as each observer saw it; docs/measurements.md defines each. An Error is the half width
+// of the interval that surely holds the true value.
+type Downtime struct {
+	QEMU            *time.Duration `json:"qemu_ns,omitempty"` // query-migrate's downtime, ms on the wire
+	QEMUError       *time.Duration `json:"qemu_error_ns,omitempty"`
+	Wire            *time.Duration `json:"wire_ns,omitempty"` // STOP on the source to RESUME on the destination, by QEMU's own stamps
+	WireError       *time.Duration `json:"wire_error_ns,omitempty"`
+	Status          *time.Duration `json:"status_ns,omitempty"` // query-status polled on both sides: the bracket's middle
+	StatusError     *time.Duration `json:"status_error_ns,omitempty"`
+	Ping            *time.Duration `json:"ping_ns,omitempty"` // longest gap between echo replies at the observer
+	PingError       *time.Duration `json:"ping_error_ns,omitempty"`
+	Heartbeat       *time.Duration `json:"heartbeat_ns,omitempty"` // longest gap between the guest's beats, stamped by the observer
+	HeartbeatError  *time.Duration `json:"heartbeat_error_ns,omitempty"`
+	GuestClock      *time.Duration `json:"guest_clock_ns,omitempty"` // longest gap that the guest saw on its own clock
+	GuestClockError *time.Duration `json:"guest_clock_error_ns,omitempty"`
+	TCP             *time.Duration `json:"tcp_ns,omitempty"` // longest gap between echoes in one established connection
+	TCPError        *time.Duration `json:"tcp_error_ns,omitempty"`
+}
+
+// Guest is what the guest felt.
+type Guest struct {
+	ClockSlip       *time.Duration `json:"clock_slip_ns,omitempty"` // observer's elapsed minus guest's elapsed, over the migration
+	ClockSlipError  *time.Duration `json:"clock_slip_error_ns,omitempty"`
+	SlowdownPercent *float64       `json:"slowdown_percent,omitempty"`    // 100 * (1 - during/before)
+	EventsBefore    *float64       `json:"events_before_per_s,omitempty"` // the workload's own events, before `migrate`
+	EventsDuring    *float64       `json:"events_during_per_s,omitempty"` // the same, from `migrate` to RESUME
+}
+
+// Network is what the network saw, from the observer.
+type Network struct {
+	PingsSent             int            `json:"pings_sent"`
+	PingsLost             int            `json:"pings_lost"`
+	TCPSurvived           *bool          `json:"tcp_survived,omitempty"`
+	Retransmits           *int64         `json:"retransmits,omitempty"`                 // of the observer's echo connection, TCP_INFO
+	AnnounceToFirstPacket *time.Duration `json:"announce_to_first_packet_ns,omitempty"` // RESUME to the guest's first frame seen at the link from the destination's port
+}
+
+// MemoryCheck is the guest's own page check on the destination.
+type MemoryCheck struct {
+	PagesChecked int64 `json:"pages_checked"`
+	PagesWrong   int64 `json:"pages_wrong"`
+}
+
+// Sampling is the observer effect: how often QEMU was asked, and what that cost it.
+type Sampling struct {
+	Samples           int            `json:"samples"`
+	PeriodP50         time.Duration  `json:"period_p50_ns"`
+	PeriodP99         time.Duration  `json:"period_p99_ns"`
+	LongestUnanswered time.Duration  `json:"longest_unanswered_ns"` // the slowest reply: QEMU does not answer during the switch-over
+	QEMUCPU           *time.Duration `json:"qemu_cpu_ns,omitempty"` // the source's main thread, over all ticks; from that thread's clock around some of them: docs/measurements.md
+}
+
+// Sample is one line of the time series: one reply of query-migrate, or one edge.
+type Sample struct {
+	T                time.Duration  `json:"t_ns"` // when the reply was there, from the first command
+	Side             Holder         `json:"side"`
+	Status           string         `json:"status"`
+	Transferred      *int64         `json:"transferred_bytes,omitempty"`
+	Remaining        *int64         `json:"remaining_bytes,omitempty"`
+	DirtyPagesRate   *int64         `json:"dirty_pages_per_s,omitempty"`
+	Throughput       *float64       `json:"throughput_bytes_per_s,omitempty"`
+	Throttle         *int64         `json:"throttle_percent,omitempty"`
+	ExpectedDowntime *time.Duration `json:"expected_downtime_ns,omitempty"`
+	SyncCount        *int64         `json:"dirty_sync_count,omitempty"`
+	Pages            *int64         `json:"pages_sent,omitempty"` // normal + duplicate
+	Asked            time.Duration  `json:"asked_ns"`             // when the question left, from the first command
+}
+
+// NewID returns an id that sorts by time and is unique: 20061102T150405.000Z-1a2b3c.
+func NewID(at time.Time) string {
+	var b [3]byte
+	_, _ = rand.Read(b[:]) // crypto/rand never fails on Linux (it would abort the program)
+	return at.UTC().Format("20060102T150405.000Z") + "-" + hex.EncodeToString(b[:])
+}
+
+// Warn adds a doubt about the result; the same text is kept once.
+func (m *Migration) Warn(format string, args ...any) {
+	text := fmt.Sprintf(format, args...)
+	for _, w := range m.Warnings {
+		if w == text {
+			return
+		}
+	}
+	m.Warnings = append(m.Warnings, text)
+}
+
+// Stage returns the stage of that name, or nil.
+func (m *Migration) Stage(name StageName) *Stage {
+	for i := range m.Stages {
+		if m.Stages[i].Name == name {
+			return &m.Stages[i]
+		}
+	}
+	return nil
+}
+
+// End returns the instant, on this process's monotonic clock, at which the stage ended; the zero time if it never did.
+func (m *Migration) End(name StageName) time.Time {
+	s := m.Stage(name)
+	if s == nil || m.Origin.IsZero() {
+		return time.Time{}
+	}
+	return m.Origin.Add(s.Start + s.Duration)
+}
+
+// Of returns a pointer to v: for the fields in which absent is not zero.
+func Of[T any](v T) *T { return &v }

@@ -1,0 +1,254 @@
+package engine
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"net"
+	"strings"
+	"sync"
+	"time"
+
+	"qmigrate/engine/record"
+	"qmigrate/qmp"
+)
+
+// side is one of the two QEMUs, and what its events have told so far.
+type side struct {
+	role    record.Holder
+	ep      *Endpoint
+	options qmp.Options
+	control *qmp.Conn
+	events  *qmp.Conn // control itself where there is but one monitor
+	sampler *qmp.Sampler
+	sub     *qmp.Subscription
+	C       <-chan qmp.Event // nil once the monitor has gone
+	facts   *Facts
+	offset  time.Duration // that host's realtime clock minus ours
+	skew    time.Duration // the error of offset
+
+	status    string    // of the last MIGRATION event
+	stopped   time.Time // the first STOP, or the first since it was continued
+	resumed   time.Time // the last RESUME
+	completed time.Time // MIGRATION completed
+	gone      error     // why the monitor went away
+	blind     bool      // it went away, and not because QEMU died: events may have been missed
+	quit      bool      // QEMU took `quit` and then closed the monitor, which it does when its vCPUs have stopped
+}
+
+// eventBuffer holds every event that a migration sends while we are busy with a command; MIGRATION_PASS, the most
+// frequent one, comes at most once a bitmap sync.
+const eventBuffer = 4096
+
+// open dials the monitors and learns the facts, which are nil after an error. The first monitor is asked while the others are
+// opened.
+func (s *side) open(ctx context.Context, o Options) error {
+	if o.Logger != nil {
+		s.options.Logger = o.Logger.With("side", s.role)
+	}
+	dial := func(ctx context.Context, d Dialer) (*qmp.Conn, error) {
+		nc, err := d(ctx)
+		if err != nil {
+			return nil, fmt.Errorf("reach %s %s: %w", s.role, s.ep.Name, err)
+		}
+		conn, err := qmp.NewConn(ctx, nc, s.options)
+		if err != nil {
+			return nil, fmt.Errorf("talk to %s %s: %w", s.role, s.ep.Name, err)
+		}
+		return conn, nil
+	}
+	var err error
+	if s.control, err = dial(ctx, s.ep.Control); err != nil {
+		return err
+	}
+	s.events = s.control
+	var facts *Facts
+	err = together(ctx, func(ctx context.Context) (err error) {
+		if facts, err = inspect(ctx, s.control, s.ep.Name); err != nil {
+			return fmt.Errorf("inspect %s %s: %w", s.role, s.ep.Name, err)
+		}
+		return nil
+	}, func(ctx context.Context) (err error) {
+		if s.ep.Events != nil {
+			conn, err := dial(ctx, s.ep.Events)
+			if err != nil {
+				return err
+			}
+			s.events = conn
+		}
+		s.sub = s.events.Subscribe(eventBuffer)
+		s.C = s.sub.C
+		return nil
+	}, func(ctx context.Context) (err error) {
+		if s.ep.Sampler == nil || s.role != record.Source {
+			return nil
+		}
+		nc, err := s.ep.Sampler(ctx)
+		if err != nil {
+			return fmt.Errorf("reach %s %s: %w", s.role, s.ep.Name, err)
+		}
+		if s.sampler, err = qmp.NewSampler(ctx, nc); err != nil {
+			return fmt.Errorf("talk to %s %s: %w", s.role, s.ep.Name, err)
+		}
+		return nil
+	}, func(ctx context.Context) (err error) {
+		if s.ep.Clock == nil {
+			return nil
+		}
+		if s.offset, s.skew, err = s.ep.Clock(ctx); err != nil {
+			return fmt.Errorf("compare clocks with %s: %w", s.ep.Name, err)
+		}
+		return nil
+	})
+	if err != nil {
+		return err
+	}
+	s.facts = facts
+	if s.ep.Process != nil && !s.proved() {
+		ep := *s.ep // the caller's stays as it is
+		ep.Process = nil
+		s.ep = &ep
+	}
+	return nil
+}
+
+// together runs all at the same time and returns when all have ended: with the first error, which ends the others' context.
+func together(ctx context.Context, all ...func(context.Context) error) (first error) {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	var once sync.Once
+	var wait sync.WaitGroup
+	for _, f := range all {
+		wait.Go(func() {
+			if err := f(ctx); err != nil {
+				once.Do(func() { first = err })
+				cancel()
+			}
+		})
+	}
+	wait.Wait()
+	return first
+}
+
+// close lets the monitors go; it is harmless on a side that was never opened.
+func (s *side) close() {
+	if s.sampler != nil {
+		s.sampler.Close()
+	}
+	if s.sub != nil {
+		s.sub.Close()
+	}
+	if s.events != nil {
+		s.events.Close()
+	}
+	if s.control != nil {
+		s.control.Close()
+	}
+}
+
+// at places QEMU's own stamp of an event on our monotonic clock. Its age on arrival is the difference of two readings of the
+// realtime clock a moment apart, so that a step of that clock can spoil it only within that moment; an age that cannot
+// be is taken as 0.
+func (s *side) at(ev qmp.Event) time.Time {
+	age := ev.Arrived.Round(0).Sub(ev.QEMUTime.Add(-s.offset))
+	if age < 0 || age > undoLimit {
+		age = 0
+	}
+	return ev.Arrived.Add(-age)
+}
+
+// stampError is the error of a time from at: the stamp's microsecond and the clock's offset.
+func (s *side) stampError() time.Duration { return time.Microsecond + s.skew }
+
+// take notes one event; pass is the number of a MIGRATION_PASS.
+func (s *side) take(ev qmp.Event, at time.Time) (pass int, ok bool) {
+	var data struct {
+		Status string `json:"status"`
+		Pass   int    `json:"pass"`
+	}
+	if len(ev.Data) > 0 && json.Unmarshal(ev.Data, &data) != nil {
+		return 0, false // data of another shape belongs to an event that we do not know
+	}
+	switch ev.Name {
+	case "MIGRATION":
+		s.status = data.Status
+		if data.Status == "completed" {
+			s.completed = at
+		}
+	case "MIGRATION_PASS":
+		return data.Pass, true
+	case "STOP":
+		if s.stopped.IsZero() || s.again() {
+			s.stopped = at
+		}
+	case "RESUME":
+		s.resumed = at
+	}
+	return 0, false
+}
+
+// done tells whether this side has said `completed`.
+func (s *side) done() bool { return s.status == "completed" }
+
+// lost notes that the events ended: QEMU closed the monitor, which it does when it exits, or the way to it broke.
+func (s *side) lost() {
+	s.C = nil
+	s.gone = fmt.Errorf("%s QEMU went away: %w", s.role, s.events.Err())
+}
+
+// why is what QEMU itself says about a failure; empty if it cannot be asked.
+func (s *side) why() string {
+	ctx, cancel := context.WithTimeout(context.Background(), time.Second)
+	defer cancel()
+	if s.control == nil || s.gone != nil {
+		return ""
+	}
+	info, err := s.control.QueryMigrate(ctx)
+	if err != nil || info.ErrorDesc == "" {
+		return ""
+	}
+	return ": " + info.ErrorDesc
+}
+
+// lastFigures asks until the totals are there: the first `completed` may come with zeros (seen on 7.2 and 10.0).
+func (s *side) lastFigures(ctx context.Context) *qmp.MigrationInfo {
+	if s.control == nil {
+		return nil
+	}
+	for range 50 {
+		info, err := s.control.QueryMigrate(ctx)
+		if err != nil {
+			return nil
+		}
+		if info.Status != "completed" || info.TotalTime > 0 {
+			return info
+		}
+		time.Sleep(2 * time.Millisecond)
+	}
+	return nil
+}
+
+// connectURI is where the source finds the destination that listens on the given URI: with port 0 QEMU says which it took.
+func connectURI(ctx context.Context, control *qmp.Conn, listen string) (string, error) {
+	rest, ok := strings.CutPrefix(listen, "tcp:")
+	if !ok {
+		return listen, nil
+	}
+	host, port, err := net.SplitHostPort(rest)
+	if err != nil {
+		return "", fmt.Errorf("read --listen %s: %w", listen, err)
+	}
+	if port != "0" {
+		return listen, nil
+	}
+	info, err := control.QueryMigrate(ctx)
+	if err != nil {
+		return "", fmt.Errorf("ask destination for its port: %w", err)
+	}
+	for _, a := range info.SocketAddress {
+		if a.Port != "" {
+			return "tcp:" + net.JoinHostPort(host, a.Port), nil
+		}
+	}
+	return "", fmt.Errorf("destination does not say on which port it listens: give one with --listen tcp:%s", net.JoinHostPort(host, "4444"))
+}
