@@ -1,0 +1,163 @@
+package main
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+
+	"github.com/urfave/cli/v2"
+	"golang.org/x/sys/unix"
+
+	"qmigrate/engine"
+	"qmigrate/engine/lab"
+	"qmigrate/engine/record"
+	"qmigrate/guest"
+	"qmigrate/hostnet"
+	"qmigrate/qmp"
+)
+
+func (c *commands) demo() *cli.Command {
+	return &cli.Command{
+		Name:  "demo",
+		Usage: "two hosts, a guest with a workload, one live migration, and what happened",
+		Flags: append(append(planFlags(), guestFlags()...),
+			&cli.BoolFlag{Name: "keep", Category: aboutOutput, Usage: "leave the hosts and both QEMUs standing, for `qmigrate lab status|exec|down`"}),
+		Action: c.runDemo,
+	}
+}
+
+func (c *commands) runDemo(x *cli.Context) error {
+	if x.Args().Present() {
+		return usagef("demo takes no arguments, found %q", x.Args().First())
+	}
+	p, err := plan(x)
+	if err != nil {
+		return err
+	}
+	s, err := c.labSpec(x)
+	if err != nil {
+		return err
+	}
+	folder, err := openFolder(x)
+	if err != nil {
+		return err
+	}
+	defer folder.Close()
+	if os.Geteuid() != 0 { // in there no package can be fetched
+		if _, err := guest.BuildImage(x.Context, s.Image); err != nil {
+			return err
+		}
+	}
+	if status, done, err := hostnet.Reexec(); err != nil {
+		return err
+	} else if done {
+		return passOn(status)
+	}
+	if hostnet.Inside() && s.Log != nil && os.Geteuid() == 0 {
+		fmt.Fprintln(c.stderr, "not root: the lab runs in user and network namespaces of its own")
+	}
+	said, err := lab.Sweep(x.Context)
+	for _, line := range said {
+		fmt.Fprintln(c.stderr, fold(line, 2, page(c.stderr)))
+	}
+	if err != nil {
+		return fmt.Errorf("clean up after a killed run: %w", err)
+	}
+	s.Owner = fmt.Sprintf("demo-%d", os.Getpid())
+	l, err := lab.Up(x.Context, s)
+	if err != nil {
+		return err
+	}
+	rec, err := c.observe(x, s.Logger, p, func(p engine.Plan, o engine.Options) (*record.Migration, error) {
+		return l.Migrate(x.Context, p, o)
+	})
+	if rec != nil {
+		err = errors.Join(err, c.show(x, folder, rec))
+	}
+	if x.Bool("keep") && rec != nil {
+		err = errors.Join(err, l.Leave())
+		fmt.Fprintf(c.stderr, "kept: `qmigrate lab status` shows it, `qmigrate lab down %s` removes it\n", s.Owner)
+		return err
+	}
+	if down := l.Close(); down != nil {
+		err = errors.Join(err, fmt.Errorf("remove the lab: %w", down))
+	}
+	if err == nil && rec != nil && rec.MemoryCheck != nil && rec.MemoryCheck.PagesWrong > 0 {
+		err = fmt.Errorf("the guest's memory is wrong on the destination: %d of %d pages", rec.MemoryCheck.PagesWrong, rec.MemoryCheck.PagesChecked)
+	}
+	return err
+}
+
+// openFolder is --out, proved writable.
+func openFolder(x *cli.Context) (*record.Folder, error) {
+	folder, err := record.OpenFolder(x.String("out"))
+	switch {
+	case errors.Is(err, unix.ENOSPC), errors.Is(err, unix.EDQUOT):
+		return nil, fmt.Errorf("%w: free some space, or give another folder with --out DIR", err)
+	case err != nil:
+		return nil, fmt.Errorf("%w: give another folder with --out DIR", err)
+	}
+	return folder, nil
+}
+
+// childStatus is that of a child which has said itself what was wrong.
+type childStatus int
+
+func (s childStatus) Error() string { return fmt.Sprintf("exit status %d", int(s)) }
+
+// passOn hands a child's exit status on; 0 is no error.
+func passOn(status int) error {
+	if status == 0 {
+		return nil
+	}
+	return childStatus(status)
+}
+
+// observe runs one migration with the live line on a terminal.
+func (c *commands) observe(x *cli.Context, log *slog.Logger, p engine.Plan, migrate func(engine.Plan, engine.Options) (*record.Migration, error)) (*record.Migration, error) {
+	o := engine.Options{Logger: log, Schemas: schemas()}
+	if !x.Bool("quiet") {
+		if line := newLiveLine(c.stderr); line != nil {
+			o.Sampled = line.sample
+			defer line.clear()
+		}
+	}
+	return migrate(p, o)
+}
+
+// schemas is the cache of what known QEMU binaries say of themselves; without a cache folder each is asked each time.
+func schemas() qmp.SchemaCache {
+	dir, err := guest.CacheDir()
+	if err != nil {
+		return qmp.SchemaCache{}
+	}
+	return qmp.SchemaCache{Dir: dir + "/schema"}
+}
+
+// show writes the record and prints it, for people and for machines. A migration that was refused before anything changed is
+// none: only --json tells of it.
+func (c *commands) show(x *cli.Context, folder *record.Folder, rec *record.Migration) error {
+	refused := rec.Error != nil && rec.Error.Stage == record.Initialization
+	var err error
+	if !refused {
+		if err = folder.Append(rec); err != nil {
+			err = fmt.Errorf("keep the record of this migration (%s, %s): %w", rec.Outcome, holderText(rec.GuestOn), err)
+		}
+	}
+	if x.Bool("json") {
+		line, jsonErr := json.Marshal(rec)
+		if jsonErr == nil {
+			_, jsonErr = fmt.Fprintf(c.stdout, "%s\n", line)
+		}
+		err = errors.Join(err, jsonErr)
+	}
+	if !x.Bool("quiet") && !refused {
+		printRecord(c.stderr, rec)
+		if err == nil {
+			fmt.Fprintf(c.stderr, "\nrecord    %s/records.jsonl, id %s\nseries    %s\n", folder.Path(), rec.ID, folder.SamplesPath(rec.ID))
+		}
+	}
+	return err
+}

@@ -1,0 +1,124 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strings"
+
+	"github.com/urfave/cli/v2"
+
+	"qmigrate/guest"
+	"qmigrate/guest/debian"
+	"qmigrate/hostnet"
+)
+
+func (c *commands) doctor() *cli.Command {
+	return &cli.Command{
+		Name:  "doctor",
+		Usage: "what this machine lacks, with the command that would mend it",
+		Flags: []cli.Flag{
+			&cli.BoolFlag{Name: "mend", Usage: "get what is missing: QEMU 7.2 and 10.0 and the guest's kernel, into the cache folder; nothing else changes"},
+		},
+		Action: c.runDoctor,
+	}
+}
+
+// finding is one line of the doctor's.
+type finding struct {
+	name, text, mend string
+	ok, optional     bool
+}
+
+func (c *commands) runDoctor(x *cli.Context) error {
+	if x.Args().Present() {
+		return usagef("doctor takes no arguments, found %q", x.Args().First())
+	}
+	if x.Bool("mend") {
+		var errs []error
+		for _, what := range debian.All() {
+			_, err := debian.Ensure(x.Context, what, c.stderr)
+			errs = append(errs, err)
+		}
+		if err := errors.Join(errs...); err != nil {
+			return err
+		}
+	}
+	missing := 0
+	for _, f := range findings(x.Context) {
+		mark := "ok     "
+		switch {
+		case !f.ok && f.optional:
+			mark = "without"
+		case !f.ok:
+			mark = "MISSING"
+			missing++
+		}
+		if x.Bool("mend") && mark != "MISSING" { // what was asked for is there: the whole list is `doctor`'s
+			continue
+		}
+		fmt.Fprintln(c.stdout, strings.TrimRight(fmt.Sprintf("%s  %-20s%s", mark, f.name, fold(f.text, 29, page(c.stdout))), " "))
+		if !f.ok && f.mend != "" {
+			fmt.Fprintf(c.stdout, "%29s%s\n", "", fold("try: "+f.mend, 29, page(c.stdout)))
+		}
+	}
+	if x.Bool("mend") && missing == 0 {
+		fmt.Fprintln(c.stdout, "everything that the demo and the tests need is there")
+	}
+	if missing > 0 {
+		return fmt.Errorf("%s missing for `qmigrate demo`", plural(int64(missing), "thing is", "things are"))
+	}
+	return nil
+}
+
+func findings(ctx context.Context) []finding {
+	var all []finding
+	for _, one := range hostnet.Check(ctx) {
+		all = append(all, finding{one.Name, one.Reason, one.Mend, one.OK, one.Optional})
+	}
+	const mend = "qmigrate doctor --mend"
+	safe := false
+	for _, series := range []string{"7.2", "10.0"} {
+		b, err := guest.FindQEMU(ctx, series)
+		f := finding{name: "QEMU " + series, ok: err == nil, text: b.Path, mend: mend, optional: true}
+		if err != nil {
+			f.text = "not found: the tests need it"
+		} else if guest.CompareVersions(b.Version, "9.0") >= 0 {
+			safe = true
+		}
+		all = append(all, f)
+	}
+	newest, err := guest.FindQEMU(ctx, "")
+	safe = safe || err == nil && guest.CompareVersions(newest.Version, "9.0") >= 0
+	all = append(all, finding{
+		name: "QEMU >= 9.0", ok: safe, mend: mend,
+		text: "before 9.0 QEMU under TCG loses dirty pages (fixed by commit 03bfc2188f): the demo runs on a newer one",
+	})
+	if safe {
+		all[len(all)-1].text = first(newest.Version, "10.0") + "; " + all[len(all)-1].text
+	}
+	kernel, err := debian.Find(debian.Kernel)
+	f := finding{name: "guest kernel", ok: err == nil, text: kernel, mend: mend}
+	if err != nil {
+		f.text = "not in the cache: without it give --kernel and --modules"
+	}
+	all = append(all, f, agentFinding(), kvmFinding())
+	return all
+}
+
+func agentFinding() finding {
+	f := finding{name: "guest agent", ok: guest.HasAgent(), text: "built in", mend: "make build"}
+	if !f.ok {
+		f.text = guest.ErrNoAgent.Error()
+	}
+	return f
+}
+
+// kvmFinding says what can be said without booting anything.
+func kvmFinding() finding {
+	f := finding{name: "KVM", optional: true, text: "no /dev/kvm: guests run under TCG"}
+	if _, err := hostnet.Local().Stat("/dev/kvm"); err == nil {
+		f.ok, f.text = true, "/dev/kvm is there; whether a guest really boots under it is tried once, at the first demo, and remembered"
+	}
+	return f
+}

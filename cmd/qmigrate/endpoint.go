@@ -1,0 +1,171 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"os"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"qmigrate/engine"
+	"qmigrate/engine/lab"
+	"qmigrate/guest"
+	"qmigrate/hostnet"
+)
+
+// parseEndpoint reads how people name a QEMU:
+//
+//	unix:PATH[,PATH[,PATH]]   its control monitor and, if it has them, one for events and one for the sampler
+//	unix:FOLDER               a folder with control.qmp, and events.qmp and sampler.qmp if there are such
+//	tcp:HOST:PORT[,HOST:PORT[,HOST:PORT]]
+//
+// Nothing is opened yet.
+func parseEndpoint(text string) (*engine.Endpoint, error) {
+	kind, addresses, err := endpointAddresses(text)
+	if err != nil {
+		return nil, err
+	}
+	e := &engine.Endpoint{Name: text, Host: "local"}
+	for i, into := range []*engine.Dialer{&e.Control, &e.Events, &e.Sampler} {
+		if i < len(addresses) {
+			*into = dialer(kind, addresses[i])
+		}
+	}
+	if kind == "unix" {
+		p := &peer{}
+		e.Control, e.Process = p.dial(e.Control), p
+	}
+	return e, nil
+}
+
+// endpointAddresses are the monitors that an endpoint names, at most three.
+func endpointAddresses(text string) (kind string, addresses []string, err error) {
+	kind, rest, _ := strings.Cut(text, ":")
+	if kind != "unix" && kind != "tcp" || rest == "" {
+		return "", nil, usagef("endpoint %q: write it as unix:/run/a.qmp (or a folder with control.qmp) or tcp:HOST:PORT", text)
+	}
+	addresses = strings.Split(rest, ",")
+	if len(addresses) > 3 {
+		return "", nil, usagef("endpoint %q: at most three monitors: control, events, sampler", text)
+	}
+	for _, address := range addresses {
+		if _, _, err := net.SplitHostPort(address); kind == "tcp" && err != nil {
+			return "", nil, usagef("endpoint %q: %w: write it as tcp:HOST:PORT", text, err)
+		}
+	}
+	if info, err := os.Stat(rest); kind == "unix" && err == nil && info.IsDir() {
+		addresses = nil
+		for _, role := range []string{guest.Control, guest.Events, guest.Sampler} {
+			path := filepath.Join(rest, role+".qmp")
+			if _, err := os.Stat(path); err == nil || role == guest.Control {
+				addresses = append(addresses, path)
+			}
+		}
+	}
+	return kind, addresses, nil
+}
+
+// shared is a monitor that both endpoints name; empty if there is none. One monitor serves one client, so we would wait for ourselves.
+func shared(a, b string) string {
+	kindA, as, errA := endpointAddresses(a)
+	kindB, bs, errB := endpointAddresses(b)
+	if errA != nil || errB != nil || kindA != kindB {
+		return ""
+	}
+	for _, x := range as {
+		for _, y := range bs {
+			one, errX := os.Stat(x)
+			other, errY := os.Stat(y)
+			if x == y || kindA == "unix" && errX == nil && errY == nil && os.SameFile(one, other) {
+				return y
+			}
+		}
+	}
+	return ""
+}
+
+func dialer(network, address string) engine.Dialer {
+	return func(ctx context.Context) (net.Conn, error) {
+		var d net.Dialer
+		conn, err := d.DialContext(ctx, network, address)
+		switch {
+		case errors.Is(err, syscall.ENOENT):
+			return nil, fmt.Errorf("%w: start QEMU with -qmp %s:%s,server=on,wait=off", err, network, address)
+		case errors.Is(err, syscall.EINVAL) && network == "unix":
+			return nil, fmt.Errorf("%w: a socket's path may have 107 bytes, this one has %d: use a shorter folder", err, len(address))
+		case errors.Is(err, syscall.ECONNREFUSED):
+			return nil, fmt.Errorf("%w: no QEMU listens there, or the one that did is gone", err)
+		case errors.Is(err, syscall.EAGAIN):
+			return nil, fmt.Errorf("%w: another client holds this monitor and others wait for it", err)
+		}
+		return conn, err
+	}
+}
+
+// peer is the process that listens on a unix socket of this machine, known from the first connection on.
+type peer struct{ proc hostnet.Process }
+
+var errNoProcess = errors.New("the process behind the monitor is not known")
+
+// dial connects and remembers who listens. SO_PEERCRED of a unix socket's client is the process that called listen(2): QEMU
+// itself, for it made the socket, unless it was handed one, or a forwarder (ssh -L, socat) stands in for a QEMU elsewhere; HasThread
+// tells.
+func (p *peer) dial(connect engine.Dialer) engine.Dialer {
+	return func(ctx context.Context) (net.Conn, error) {
+		conn, err := connect(ctx)
+		if err != nil || p.proc != nil {
+			return conn, err
+		}
+		raw, err := conn.(*net.UnixConn).SyscallConn()
+		if err != nil {
+			return conn, nil
+		}
+		_ = raw.Control(func(fd uintptr) {
+			cred, err := unix.GetsockoptUcred(int(fd), unix.SOL_SOCKET, unix.SO_PEERCRED)
+			if err != nil || cred.Pid <= 1 {
+				return // a process of another PID namespace shows as 0, and socket activation as 1
+			}
+			if start, err := hostnet.StartTime(int(cred.Pid)); err == nil {
+				if proc, err := hostnet.FindProcess(int(cred.Pid), start); err == nil {
+					p.proc = proc
+				}
+			}
+		})
+		return conn, nil
+	}
+}
+
+// Kill ends the process; nil means that it is known dead.
+func (p *peer) Kill(ctx context.Context) error {
+	if p.proc == nil {
+		return errNoProcess
+	}
+	return p.proc.Kill(ctx)
+}
+
+// Done is closed when the process has ended; nil if it is not known.
+func (p *peer) Done() <-chan struct{} {
+	if p.proc == nil {
+		return nil
+	}
+	return p.proc.Done()
+}
+
+// HasThread tells a QEMU from a forwarder that listens for it, and from a manager that made its socket.
+func (p *peer) HasThread(id int) bool {
+	return p.proc != nil && lab.NewProcess(hostnet.Local(), p.proc).HasThread(id)
+}
+
+// MainThreadCPU is the processor time of QEMU's main thread.
+func (p *peer) MainThreadCPU() (time.Duration, error) {
+	if p.proc == nil {
+		return 0, errNoProcess
+	}
+	return lab.NewProcess(hostnet.Local(), p.proc).MainThreadCPU()
+}

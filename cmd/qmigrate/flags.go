@@ -1,0 +1,177 @@
+package main
+
+import (
+	"fmt"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/urfave/cli/v2"
+
+	"qmigrate/engine"
+	"qmigrate/engine/lab"
+	"qmigrate/engine/record"
+	"qmigrate/engine/record/units"
+	"qmigrate/guest"
+	"qmigrate/guest/wire"
+)
+
+// planFlags are those of every command that migrates.
+func planFlags() []cli.Flag {
+	return []cli.Flag{
+		&cli.StringFlag{Name: "mode", Category: aboutMigration, Value: string(record.PreCopyMode), Usage: "`MODE` pre-copy (copy while the guest runs) or stop-and-copy (stop it first)"},
+		&cli.StringFlag{Name: "max-bandwidth", Category: aboutMigration, Value: "128MiB/s", Usage: "`RATE` what the migration may send; 0B/s is unlimited"},
+		&cli.StringFlag{Name: "downtime-limit", Category: aboutMigration, Value: "300ms", Usage: "`TIME` QEMU stops the guest when it expects to need no longer than this"},
+		&cli.StringSliceFlag{Name: "capability", Category: aboutMigration, Usage: "`NAME=on|off` a migration capability of QEMU's, set on both sides; may be given again"},
+		&cli.StringSliceFlag{Name: "parameter", Category: aboutMigration, Usage: "`NAME=VALUE` a migration parameter of QEMU's, in its own unit, set on both sides; may be given again"},
+		&cli.StringFlag{Name: "timeout", Category: aboutMigration, Value: "0s", Usage: "`TIME` cancel a pre-copy that has not converged by then; 0s: never"},
+		&cli.StringFlag{Name: "sample-interval", Category: aboutMigration, Value: "10ms", Usage: "`TIME` how often query-migrate and query-status are asked; 0ms: never"},
+		&cli.StringFlag{Name: "out", Category: aboutOutput, Value: "out", Usage: "`DIR` append the record to DIR/records.jsonl"},
+		&cli.BoolFlag{Name: "json", Category: aboutOutput, Usage: "print the record, one line, on standard output"},
+		quietFlag(),
+		logLevelFlag(),
+	}
+}
+
+func quietFlag() cli.Flag {
+	return &cli.BoolFlag{Name: "quiet", Category: aboutOutput, Usage: "print nothing but errors, and what --json prints"}
+}
+
+func logLevelFlag() cli.Flag {
+	return &cli.StringFlag{Name: "log-level", Category: aboutOutput, Value: "off", Usage: "`LEVEL` log to standard error: debug (each QMP line), info (each stage), warn, error, off"}
+}
+
+// guestFlags are those of every command that starts guests of its own.
+func guestFlags() []cli.Flag {
+	return []cli.Flag{
+		&cli.StringFlag{Name: "workload", Category: aboutGuest, Value: demoWorkload, Usage: "`NAME[:k=v,...]` what the guest does meanwhile: idle, clock, dirty"},
+		&cli.StringFlag{Name: "memory", Category: aboutGuest, Value: "256MiB", Usage: "`SIZE` guest RAM"},
+		&cli.IntFlag{Name: "vcpus", Category: aboutGuest, Value: 1, Usage: "`N` guest processors"},
+		&cli.StringFlag{Name: "machine", Category: aboutGuest, Value: "pc-q35-7.2", Usage: "`TYPE` versioned machine type, the same on both sides"},
+		&cli.StringFlag{Name: "accelerator", Category: aboutGuest, Value: "auto", Usage: "`NAME` auto, kvm or tcg; auto takes KVM only if a guest really boots under it"},
+		&cli.StringFlag{Name: "qemu", Category: aboutGuest, Usage: "`QEMU` of both sides: a path, or a version such as 10.0; the newest there is if not given"},
+		&cli.StringFlag{Name: "source-qemu", Category: aboutGuest, Usage: "`QEMU` of the source alone"},
+		&cli.StringFlag{Name: "destination-qemu", Category: aboutGuest, Usage: "`QEMU` of the destination alone"},
+		&cli.StringFlag{Name: "kernel", Category: aboutGuest, Usage: "`FILE` guest kernel; Debian's if not given"},
+		&cli.StringFlag{Name: "modules", Category: aboutGuest, Usage: "`DIR` that kernel's modules, as in /lib/modules/VERSION"},
+		&cli.StringFlag{Name: "nic", Category: aboutGuest, Value: "virtio-net", Usage: "`MODEL` guest network card: virtio-net, or a name of QEMU's -device"},
+		&cli.StringFlag{Name: "link-rate", Category: aboutGuest, Value: "0B/s", Usage: "`RATE` what each host may send to the link, as in 1Gbit/s; 0B/s is unshaped"},
+		&cli.StringFlag{Name: "hosts", Category: aboutGuest, Value: "netns", Usage: "`KIND` what a host is: netns, a network namespace"},
+		&cli.BoolFlag{Name: "allow-unsafe", Category: aboutGuest, Usage: "take the RAM size as given, even where this QEMU is known to lose pages"},
+	}
+}
+
+// demoWorkload converges: 2,000 pages/s is 8 MB/s against 128 MiB/s.
+const demoWorkload = "dirty:rate=2000/s,working-set=16MiB"
+
+// plan reads the planFlags.
+func plan(x *cli.Context) (engine.Plan, error) {
+	p := engine.Plan{Mode: record.Mode(x.String("mode"))}
+	if p.Mode != record.PreCopyMode && p.Mode != record.StopAndCopyMode {
+		return p, usagef("--mode %q: have %s, %s", p.Mode, record.PreCopyMode, record.StopAndCopyMode)
+	}
+	var err error
+	if p.MaxBandwidth, err = units.Rate(x.String("max-bandwidth")); err != nil {
+		return p, usagef("--max-bandwidth: %w", err)
+	}
+	if p.MaxBandwidth == 0 {
+		p.MaxBandwidth = -1 // the plan's word for unlimited
+	}
+	for flag, into := range map[string]*time.Duration{"downtime-limit": &p.DowntimeLimit, "sample-interval": &p.SampleInterval, "timeout": &p.Timeout} {
+		if *into, err = units.Duration(x.String(flag)); err != nil {
+			return p, usagef("--%s: %w", flag, err)
+		}
+	}
+	if p.DowntimeLimit < time.Millisecond || p.DowntimeLimit > 2000*time.Second {
+		return p, usagef("--downtime-limit %s: QEMU takes 1ms to 2000s", x.String("downtime-limit"))
+	}
+	if p.SampleInterval == 0 {
+		p.SampleInterval = -1 // the plan's word for no polling
+	}
+	p.Capabilities = map[string]bool{}
+	for _, text := range x.StringSlice("capability") {
+		name, value, _ := strings.Cut(text, "=")
+		if name == "" || value != "on" && value != "off" {
+			return p, usagef("--capability %s: write it as NAME=on or NAME=off", text)
+		}
+		p.Capabilities[name] = value == "on"
+	}
+	p.Parameters = map[string]string{}
+	for _, text := range x.StringSlice("parameter") {
+		name, value, ok := strings.Cut(text, "=")
+		if name == "" || !ok {
+			return p, usagef("--parameter %s: write it as NAME=VALUE", text)
+		}
+		p.Parameters[name] = value
+	}
+	return p, nil
+}
+
+// labSpec reads the guestFlags.
+func (c *commands) labSpec(x *cli.Context) (lab.Spec, error) {
+	s := lab.Spec{
+		SourceQEMU: first(x.String("source-qemu"), x.String("qemu")), DestinationQEMU: first(x.String("destination-qemu"), x.String("qemu")),
+		Accelerator: x.String("accelerator"), AllowUnsafe: x.Bool("allow-unsafe"),
+		Image: guest.ImageSpec{Kernel: x.String("kernel"), Modules: x.String("modules")},
+		Guest: guest.Spec{Machine: x.String("machine"), VCPUs: x.Int("vcpus"), NIC: guest.NIC{Model: x.String("nic")}},
+	}
+	if hosts := x.String("hosts"); hosts != "netns" {
+		return s, usagef("--hosts %s: have netns", hosts)
+	}
+	switch s.Accelerator {
+	case "auto", "kvm", "tcg":
+	default:
+		return s, usagef("--accelerator %s: have auto, kvm, tcg", s.Accelerator)
+	}
+	if s.Guest.VCPUs < 1 {
+		return s, usagef("--vcpus %d: at least 1", s.Guest.VCPUs)
+	}
+	var err error
+	if s.Guest.Memory, err = units.Size(x.String("memory")); err != nil {
+		return s, usagef("--memory: %w", err)
+	}
+	if s.Guest.Memory < minMemory || s.Guest.Memory%4096 != 0 {
+		return s, usagef("--memory %s: the lab's guest needs at least %s, in whole pages of 4 KiB", x.String("memory"), units.FormatSize(minMemory))
+	}
+	if s.LinkRate, err = units.Rate(x.String("link-rate")); err != nil {
+		return s, usagef("--link-rate: %w", err)
+	}
+	if s.Workload, err = wire.ParseWorkload(x.String("workload")); err != nil {
+		return s, usagef("--workload: %w", err)
+	}
+	if s.Logger, err = c.logger(x); err != nil {
+		return s, err
+	}
+	if !x.Bool("quiet") {
+		s.Log = folding{c.stderr}
+	}
+	return s, nil
+}
+
+// minMemory is what Debian's cloud kernel boots in with room for more than 10,000 checked pages.
+const minMemory = 128 << 20
+
+func first(values ...string) string {
+	for _, v := range values {
+		if v != "" {
+			return v
+		}
+	}
+	return ""
+}
+
+// count prints a number in groups of three.
+func count(n int64) string {
+	text := strconv.FormatInt(n, 10)
+	for i := len(text) - 3; i > 0 && text[i-1] != '-'; i -= 3 {
+		text = text[:i] + "," + text[i:]
+	}
+	return text
+}
+
+func plural(n int64, one, many string) string {
+	if n == 1 {
+		return fmt.Sprintf("1 %s", one)
+	}
+	return count(n) + " " + many
+}

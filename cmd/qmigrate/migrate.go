@@ -1,0 +1,227 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"maps"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+
+	"github.com/urfave/cli/v2"
+
+	"qmigrate/engine"
+	"qmigrate/engine/lab"
+	"qmigrate/engine/record"
+	"qmigrate/guest"
+	"qmigrate/hostnet"
+)
+
+func (c *commands) migrate() *cli.Command {
+	return &cli.Command{
+		Name:  "migrate",
+		Usage: "migrate a running QEMU guest",
+		Description: "An endpoint is unix:PATH of a QMP socket, unix:FOLDER with control.qmp (and events.qmp and sampler.qmp), or tcp:HOST:PORT. " +
+			"The destination waits with -incoming defer; it need not be paused. The source QEMU is left in postmigrate: end it when you like.\n\n" +
+			"  qmigrate migrate --source unix:/run/a --destination unix:/run/b\n" +
+			"  qmigrate migrate --source unix:/run/a.qmp --destination unix:/run/b --launch",
+		Flags: append(append([]cli.Flag{
+			&cli.StringFlag{Name: "source", Category: aboutMigration, Usage: "`E` endpoint of the QEMU that runs the guest"},
+			&cli.StringFlag{Name: "destination", Category: aboutMigration, Usage: "`E` endpoint of the QEMU that waits for it"},
+		}, planFlags()...),
+			&cli.StringFlag{Name: "listen", Category: aboutMigration, Usage: "`URI` where the destination listens, as QEMU's migrate-incoming takes it; tcp:127.0.0.1:0, a port of its choice, if not given"},
+			&cli.StringFlag{Name: "connect", Category: aboutMigration, Usage: "`URI` where the source connects to, if not to where the destination listens"},
+			&cli.BoolFlag{Name: "recover", Category: aboutMigration, Usage: "end what an interrupted migration left between these two, and run the guest where that is safe"},
+			&cli.BoolFlag{Name: "launch", Category: aboutLaunch, Usage: "start the destination from the source's own command line, its sockets in the new folder that --destination unix:FOLDER names"},
+			&cli.StringFlag{Name: "destination-host", Category: aboutLaunch, Value: "local", Usage: "`HOST` where to start it, local or netns:NAME"},
+			&cli.StringFlag{Name: "destination-qemu", Category: aboutLaunch, Usage: "`QEMU` another one, a path or a version"},
+			&cli.StringSliceFlag{Name: "tap", Category: aboutLaunch, Usage: "`OLD=NEW` the destination's TAP for one of the source's; may be given again"},
+		),
+		Action: c.runMigrate,
+	}
+}
+
+func (c *commands) runMigrate(x *cli.Context) error {
+	if x.Args().Present() {
+		return usagef("migrate takes no arguments, found %q", x.Args().First())
+	}
+	for _, flag := range []string{"source", "destination"} {
+		if x.String(flag) == "" {
+			return usagef("--%s is missing: give its QMP socket, as in --%s unix:/run/%s.qmp", flag, flag, flag)
+		}
+	}
+	if both := shared(x.String("source"), x.String("destination")); both != "" {
+		return usagef("--source and --destination are the same QEMU, both name %s: give the monitors of two", both)
+	}
+	for _, flag := range []string{"destination-host", "destination-qemu", "tap"} {
+		if x.IsSet(flag) && !x.Bool("launch") {
+			return usagef("--%s is for --launch: give that too, or leave it out", flag)
+		}
+	}
+	p, err := plan(x)
+	if err != nil {
+		return err
+	}
+	p.Listen, p.Connect = x.String("listen"), x.String("connect")
+	log, err := c.logger(x)
+	if err != nil {
+		return err
+	}
+	src, err := parseEndpoint(x.String("source"))
+	if err != nil {
+		return err
+	}
+	o := engine.Options{Logger: log, Schemas: schemas()}
+	if x.Bool("recover") {
+		dst, err := parseEndpoint(x.String("destination"))
+		if err != nil {
+			return err
+		}
+		_, said, err := engine.Recover(x.Context, src, dst, o)
+		if err == nil {
+			fmt.Fprintln(c.stderr, said)
+		}
+		return err
+	}
+	folder, err := openFolder(x)
+	if err != nil {
+		return err
+	}
+	defer folder.Close()
+	var launched *guest.VM
+	if x.Bool("launch") {
+		if launched, err = c.launch(x, src); err != nil {
+			return err
+		}
+	}
+	dst, err := parseEndpoint(x.String("destination"))
+	if err != nil {
+		return err
+	}
+	dst.Host = x.String("destination-host")
+	rec, err := c.observe(x, log, p, func(p engine.Plan, o engine.Options) (*record.Migration, error) {
+		return engine.Migrate(x.Context, src, dst, p, o)
+	})
+	if strings.HasPrefix(x.String("source"), "unix:") { // a socket of this machine: its host is what we run on
+		rec.Hosts.Kernel, rec.Hosts.CPU = lab.Machine()
+	}
+	// A destination that we started is ended when it surely has not got the guest. Where that is not known, it stays.
+	if launched != nil && (rec.GuestOn == record.Source || rec.Error != nil && (rec.Error.Stage == record.Initialization || rec.Error.Stage == record.Reservation)) {
+		if closeErr := launched.Close(); closeErr != nil {
+			rec.Warn("the destination that was launched could not be ended: %v", closeErr)
+		}
+	}
+	if showErr := c.show(x, folder, rec); err == nil {
+		err = showErr
+	}
+	return err
+}
+
+// launch starts the destination from the command line of the process behind the source's monitor.
+func (c *commands) launch(x *cli.Context, src *engine.Endpoint) (*guest.VM, error) {
+	dir, ok := strings.CutPrefix(x.String("destination"), "unix:")
+	if !ok {
+		return nil, usagef("--destination %s: with --launch give the folder that is to be made for it, as in unix:/run/b", x.String("destination"))
+	}
+	dir, err := filepath.Abs(dir)
+	if err != nil {
+		return nil, err
+	}
+	host, err := hostnet.Find(x.Context, x.String("destination-host"))
+	if err != nil {
+		return nil, usageError{err}
+	}
+	if _, err := host.Stat(filepath.Join(dir, guest.Control+".qmp")); err == nil {
+		return nil, fmt.Errorf("launch destination: %s exists and has a monitor: if an interrupted migration left it, `qmigrate migrate --recover` with the same endpoints keeps the guest; then remove that folder, or give another one", dir)
+	}
+	if _, err := host.Stat(dir); err == nil {
+		return nil, fmt.Errorf("launch destination: %s exists: give a folder that does not, it is made for the destination's sockets and logs", dir)
+	}
+	machine, args, env, err := commandLine(x.Context, src)
+	if err != nil {
+		return nil, err
+	}
+	change := guest.Launch{Dir: dir, Machine: machine, OtherNetwork: x.String("destination-host") != "local", TAPs: map[string]string{}}
+	if want := x.String("destination-qemu"); want != "" {
+		b, err := guest.FindQEMU(x.Context, want)
+		if err != nil {
+			return nil, err
+		}
+		change.QEMU = b.Path
+	}
+	for _, text := range x.StringSlice("tap") {
+		from, to, ok := strings.Cut(text, "=")
+		if !ok || from == "" || to == "" {
+			return nil, usagef("--tap %s: write it as OLD=NEW", text)
+		}
+		change.TAPs[from] = to
+	}
+	args, changes, err := guest.IncomingArgs(args, change)
+	if err != nil {
+		return nil, fmt.Errorf("launch destination: %w", err)
+	}
+	if !x.Bool("quiet") {
+		printChanges(c.stderr, changes)
+	}
+	return guest.StartIncoming(x.Context, host, args, env, dir)
+}
+
+// printChanges says how the destination's command line differs from the source's, as a diff.
+func printChanges(w io.Writer, all []guest.Change) {
+	fmt.Fprintln(w, "launch: the destination's command line is the source's but for")
+	for _, ch := range all {
+		option := first(ch.Option, "program")
+		if ch.From != "" {
+			fmt.Fprintf(w, "  - %s\n", strings.TrimSpace(option+" "+ch.From))
+		}
+		switch {
+		case ch.To == "":
+			fmt.Fprintf(w, "    (%s)\n", ch.Why)
+		case ch.To == option:
+			fmt.Fprintf(w, "  + %s (%s)\n", option, ch.Why)
+		default:
+			fmt.Fprintf(w, "  + %s %s (%s)\n", option, ch.To, ch.Why)
+		}
+	}
+}
+
+// commandLine is that of the process behind a monitor, with the machine type that its monitor names, for its own word may be an alias, and those of its environment's variables that tell a program where its
+// parts are.
+func commandLine(ctx context.Context, e *engine.Endpoint) (machine string, args, env []string, err error) {
+	p, ok := e.Process.(*peer)
+	if !ok {
+		return "", nil, nil, usagef("--launch needs the source's process: give --source as a unix socket of this machine")
+	}
+	facts, err := engine.Inspect(ctx, e, engine.Options{})
+	if err != nil {
+		return "", nil, nil, err
+	}
+	if p.proc == nil {
+		return "", nil, nil, fmt.Errorf("launch destination: %w", errNoProcess)
+	}
+	local := hostnet.Local()
+	program, err := os.Readlink(fmt.Sprintf("/proc/%d/exe", p.proc.PID()))
+	if err != nil || !strings.Contains(filepath.Base(program), "qemu") { // qemu-system-x86_64, qemu-kvm, .qemu-system-x86_64-wrapped
+		return "", nil, nil, fmt.Errorf("launch destination: process %d behind %s is no QEMU but %s: start the destination yourself", p.proc.PID(), e.Name, first(program, "not to be looked at"))
+	}
+	line, err := local.ReadFile(fmt.Sprintf("/proc/%d/cmdline", p.proc.PID()))
+	if err != nil {
+		return "", nil, nil, fmt.Errorf("read source's command line: %w", err)
+	}
+	vars, err := local.ReadFile(fmt.Sprintf("/proc/%d/environ", p.proc.PID()))
+	if err != nil {
+		return "", nil, nil, fmt.Errorf("read source's environment: %w", err)
+	}
+	keep := map[string]string{}
+	for _, v := range guest.Cmdline(vars) {
+		if name, value, ok := strings.Cut(v, "="); ok && (name == "LD_LIBRARY_PATH" || strings.HasPrefix(name, "QEMU_")) {
+			keep[name] = value
+		}
+	}
+	for _, name := range slices.Sorted(maps.Keys(keep)) {
+		env = append(env, name+"="+keep[name])
+	}
+	return facts.Machine, guest.Cmdline(line), env, nil
+}

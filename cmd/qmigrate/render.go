@@ -1,0 +1,313 @@
+package main
+
+import (
+	"fmt"
+	"io"
+	"math"
+	"os"
+	"strings"
+	"sync"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"qmigrate/engine/record"
+	"qmigrate/engine/record/units"
+)
+
+// liveLine is the one line that a terminal shows while a migration runs.
+type liveLine struct {
+	w       io.Writer
+	mu      sync.Mutex
+	begin   time.Time
+	printed time.Time
+	pass    int64
+	dirty   int64
+	columns func() int // the terminal's width now
+}
+
+// liveEvery is how often the line changes: faster is not read.
+const liveEvery = 100 * time.Millisecond
+
+// newLiveLine is nil unless w is a terminal.
+func newLiveLine(w io.Writer) *liveLine {
+	if columns(w) == 0 || os.Getenv("TERM") == "dumb" {
+		return nil
+	}
+	return &liveLine{w: w, columns: func() int { return columns(w) }}
+}
+
+// columns is the width of the terminal behind w; 0 if there is none.
+func columns(w io.Writer) int {
+	f, ok := w.(*os.File)
+	if !ok {
+		return 0
+	}
+	size, err := unix.IoctlGetWinsize(int(f.Fd()), unix.TIOCGWINSZ)
+	switch {
+	case err != nil:
+		return 0
+	case size.Col == 0: // a terminal that does not know
+		return liveWidth + 1
+	}
+	return int(size.Col)
+}
+
+// sample prints what the sample says, at most every liveEvery.
+func (l *liveLine) sample(s record.Sample) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	now := time.Now()
+	if l.begin.IsZero() {
+		l.begin = now
+	}
+	if s.Transferred == nil || now.Sub(l.printed) < liveEvery && l.pass == *s.SyncCount {
+		return
+	}
+	l.printed, l.pass = now, *s.SyncCount
+	if *s.DirtyPagesRate > 0 { // QEMU measures it only at a sync more than 1 s after the last
+		l.dirty = *s.DirtyPagesRate
+	}
+	text := liveText(s, l.dirty, now.Sub(l.begin))
+	fmt.Fprintf(l.w, "\r\x1b[K%s", text[:min(len(text), max(l.columns()-1, 0))])
+}
+
+// liveWidth is the widest that a live line may be: a terminal of 80 columns less the one for the cursor.
+const liveWidth = 79
+
+// liveText is at most liveWidth columns of ASCII. dirty is in pages a second; 0 means that QEMU has not measured it yet.
+func liveText(s record.Sample, dirty int64, elapsed time.Duration) string {
+	dirtied := "-"
+	if dirty > 0 {
+		dirtied = units.FormatRate(float64(dirty) * 4096) // to be compared with what is sent
+	}
+	text := fmt.Sprintf("pass %-3d %9s left  sent %10s  dirtied %10s  %7s", max(*s.SyncCount, 1), units.FormatSize(*s.Remaining),
+		units.FormatRate(*s.Throughput), dirtied, fmt.Sprintf("%.1f s", elapsed.Seconds()))
+	switch {
+	case s.Status != "active":
+		text += "  " + s.Status
+	case s.Throttle != nil && *s.Throttle > 0:
+		text += fmt.Sprintf("  -%d%% CPU", *s.Throttle)
+	}
+	return text[:min(len(text), liveWidth)]
+}
+
+func (l *liveLine) clear() { fmt.Fprint(l.w, "\r\x1b[K") }
+
+// pageWidth is the widest that a line for people is.
+const pageWidth = 100
+
+// page is how wide a line for people may be on w: a terminal's width, if that is less than pageWidth.
+func page(w io.Writer) int {
+	if c := columns(w); c > 0 {
+		return min(max(c, 40), pageWidth)
+	}
+	return pageWidth
+}
+
+// table is rows of cells in columns; align has one letter a column: l or r.
+type table struct {
+	align string
+	rows  [][]string
+}
+
+func (t *table) row(cells ...string) { t.rows = append(t.rows, cells) }
+
+// print prints the table with two blanks between columns and none at the ends of lines. A text in the last column is folded.
+func (t *table) print(w io.Writer) {
+	width := make([]int, len(t.align))
+	for _, row := range t.rows {
+		for i, cell := range row {
+			width[i] = max(width[i], len(cell))
+		}
+	}
+	for _, row := range t.rows {
+		var line strings.Builder
+		for i, cell := range row {
+			pad := strings.Repeat(" ", width[i]-len(cell))
+			switch {
+			case t.align[i] == 'r':
+				line.WriteString(pad + cell + "  ")
+			case i == len(t.align)-1:
+				line.WriteString(fold(cell, line.Len(), page(w)))
+			default:
+				line.WriteString(cell + pad + "  ")
+			}
+		}
+		fmt.Fprintln(w, strings.TrimRight(line.String(), " "))
+	}
+}
+
+// printRecord prints one migration for people: stages, downtimes each with what it is, passes, checks, and doubts as footnotes.
+func printRecord(w io.Writer, r *record.Migration) {
+	fmt.Fprintf(w, "\n%s: %s; %s\n", r.Mode, r.Outcome, holderText(r.GuestOn))
+	fmt.Fprintf(w, "QEMU %s -> %s, %s, %s, %s, %s\n", shortVersion(r.QEMU.SourceVersion), shortVersion(r.QEMU.DestinationVersion), r.QEMU.Machine,
+		r.QEMU.Accelerator, units.FormatSize(r.QEMU.MemoryBytes), plural(int64(r.QEMU.VCPUs), "vCPU", "vCPUs"))
+	if r.Workload != "" {
+		fmt.Fprintf(w, "%s\n", fold("workload "+r.Workload, 2, page(w)))
+	}
+
+	fmt.Fprintln(w)
+	t := table{align: "lrr"}
+	t.row("stage", "start", "duration")
+	for _, s := range r.Stages {
+		t.row(string(s.Name), units.FormatDuration(s.Start), units.FormatDuration(s.Duration))
+	}
+	t.row("wall time", "", units.FormatDuration(r.Total.Wall))
+	t.print(w)
+
+	printDowntimes(w, &r.Downtime)
+	printPasses(w, r)
+	printChecks(w, r)
+
+	if len(r.Warnings) > 0 {
+		fmt.Fprintf(w, "\nwarnings\n")
+		for i, text := range r.Warnings {
+			fmt.Fprintf(w, "%3d. %s\n", i+1, fold(text, 5, page(w)))
+		}
+	}
+}
+
+func holderText(h record.Holder) string {
+	switch h {
+	case record.Source:
+		return "the guest is on the source"
+	case record.Destination:
+		return "the guest runs on the destination"
+	case record.None:
+		return "NO SIDE RUNS THE GUEST"
+	}
+	return "it is not known which side holds the guest"
+}
+
+// shortVersion is QEMU's own version without the package's, which the record keeps.
+func shortVersion(version string) string {
+	short, _, _ := strings.Cut(version, " ")
+	return short
+}
+
+// printDowntimes says in one line what each downtime is. docs/measurements.md has the whole definitions.
+func printDowntimes(w io.Writer, d *record.Downtime) {
+	rows := []struct {
+		name          string
+		value, margin *time.Duration
+		text          string
+	}{
+		{"qemu", d.QEMU, d.QEMUError, "query-migrate's own figure, in whole ms"},
+		{"wire", d.Wire, d.WireError, "STOP on the source to RESUME on the destination, by QEMU's stamps"},
+		{"status", d.Status, d.StatusError, "query-status polled on both sides: middle of the bracket"},
+		{"ping", d.Ping, d.PingError, "longest gap between echo replies at the observer"},
+		{"heartbeat", d.Heartbeat, d.HeartbeatError, "longest gap between the guest's beats, stamped by the observer"},
+		{"guest clock", d.GuestClock, d.GuestClockError, "longest gap the guest saw on its own clock, which stands still"},
+		{"tcp", d.TCP, d.TCPError, "longest gap in one established TCP connection"},
+	}
+	t := table{align: "lrll"}
+	t.row("downtime", "value", "error", "what it is")
+	for _, row := range rows {
+		if row.value == nil {
+			continue
+		}
+		margin := ""
+		if row.margin != nil {
+			margin = "+/- " + units.FormatDuration(*row.margin)
+		}
+		t.row(row.name, units.FormatDuration(*row.value), margin, row.text)
+	}
+	if len(t.rows) > 1 {
+		fmt.Fprintln(w)
+		t.print(w)
+	}
+}
+
+// A long list of passes is shown by its beginning and its end: the rest is in the record.
+const (
+	firstPasses = 12
+	lastPasses  = 8
+)
+
+func printPasses(w io.Writer, r *record.Migration) {
+	if len(r.Passes) == 0 {
+		return
+	}
+	bytes := func(n *int64) string {
+		if n == nil {
+			return "-"
+		}
+		return units.FormatSize(*n)
+	}
+	t := table{align: "lrrrrrr"}
+	t.row("pass", "start", "duration", "dirty pages", "sent", "rate", "left")
+	for i, p := range r.Passes {
+		if hidden := len(r.Passes) - firstPasses - lastPasses; hidden > 1 && i >= firstPasses && i < firstPasses+hidden {
+			if i == firstPasses {
+				t.row("...", "", "", "", count(int64(hidden))+" more", "", "")
+			}
+			continue
+		}
+		pages, rate, name := "-", "-", fmt.Sprint(p.Pass)
+		if p.DirtyPages != nil {
+			pages = count(*p.DirtyPages)
+		}
+		if p.Throughput != nil {
+			rate = units.FormatRate(*p.Throughput)
+		}
+		if p.Stopped {
+			name += " (stopped)"
+		}
+		t.row(name, units.FormatDuration(p.Start), units.FormatDuration(p.Duration), pages, bytes(p.Transferred), rate, bytes(p.Remaining))
+	}
+	fmt.Fprintln(w)
+	t.print(w)
+}
+
+func printChecks(w io.Writer, r *record.Migration) {
+	blank := "\n"
+	line := func(name string, parts ...string) {
+		if len(parts) > 0 {
+			fmt.Fprintf(w, "%s%-10s%s\n", blank, name, fold(strings.Join(parts, "; "), 10, page(w)))
+			blank = ""
+		}
+	}
+	if x := r.Total; x.Transferred != nil {
+		line("sent", fmt.Sprintf("%s: %s with data, %s of zeros", units.FormatSize(*x.Transferred), plural(*x.Normal, "page", "pages"), count(*x.Duplicate)))
+	}
+	if m := r.MemoryCheck; m != nil {
+		line("memory", fmt.Sprintf("%s checked in the guest, %s wrong", plural(m.PagesChecked, "page", "pages"), count(m.PagesWrong)))
+	}
+	if n := r.Network; n != nil {
+		parts := []string{fmt.Sprintf("%s sent, %s lost", plural(int64(n.PingsSent), "ping", "pings"), count(int64(n.PingsLost)))}
+		if n.TCPSurvived != nil {
+			tcp := "TCP connection " + map[bool]string{true: "alive", false: "LOST"}[*n.TCPSurvived]
+			if n.Retransmits != nil {
+				tcp += fmt.Sprintf(", %s sent again", plural(*n.Retransmits, "segment", "segments"))
+			}
+			parts = append(parts, tcp)
+		}
+		if n.AnnounceToFirstPacket != nil {
+			parts = append(parts, fmt.Sprintf("first frame from the destination %s after RESUME", units.FormatDuration(*n.AnnounceToFirstPacket)))
+		}
+		line("network", parts...)
+	}
+	if g := r.Guest; g != nil {
+		var parts []string
+		if g.EventsBefore != nil && g.EventsDuring != nil && g.SlowdownPercent != nil {
+			change := "slower"
+			if *g.SlowdownPercent < 0 {
+				change = "faster"
+			}
+			parts = append(parts, fmt.Sprintf("%.0f events/s before, %.0f during (%.1f %% %s)", *g.EventsBefore, *g.EventsDuring, math.Abs(*g.SlowdownPercent), change))
+		}
+		if g.ClockSlip != nil && g.ClockSlipError != nil {
+			parts = append(parts, fmt.Sprintf("its clock lost %s +/- %s", units.FormatDuration(*g.ClockSlip), units.FormatDuration(*g.ClockSlipError)))
+		}
+		line("guest", parts...)
+	}
+	if s := r.Sampling; s != nil {
+		text := fmt.Sprintf("%s, every %s (p99 %s), slowest reply %s", plural(int64(s.Samples), "sample", "samples"),
+			units.FormatDuration(s.PeriodP50), units.FormatDuration(s.PeriodP99), units.FormatDuration(s.LongestUnanswered))
+		if s.QEMUCPU != nil {
+			text += fmt.Sprintf(", %s of QEMU's CPU", units.FormatDuration(*s.QEMUCPU))
+		}
+		line("sampling", text)
+	}
+}

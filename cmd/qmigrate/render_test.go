@@ -1,0 +1,177 @@
+package main
+
+import (
+	"bytes"
+	"io"
+	"math"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"qmigrate/engine/record"
+)
+
+// golden compares text with the file of that name in testdata/golden, or writes it with -update.
+func golden(t *testing.T, name, text string) {
+	t.Helper()
+	path := filepath.Join("..", "..", "testdata", "golden", name)
+	if *update {
+		if err := os.WriteFile(path, []byte(text), 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	want, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if text != string(want) {
+		t.Errorf("%s: -update writes it anew, if this is right:\n%s\nwant:\n%s", name, text, want)
+	}
+}
+
+// sample is a record by hand in which everything is there.
+func sample() *record.Migration {
+	ms := func(f float64) time.Duration { return time.Duration(f * 1e6) }
+	r := &record.Migration{
+		Schema: record.Schema, ID: "20261122T034009.279Z-98eed4", Mode: record.PreCopyMode, Outcome: record.Completed, GuestOn: record.Destination,
+		Workload: "dirty:rate=20000/s,working-set=64MiB,pattern=uniform,content=random,change=64B,duration=0s",
+		QEMU: record.QEMU{SourceVersion: "7.2.22 (Debian 1:7.2+dfsg-7+deb12u18+b3)", DestinationVersion: "10.0.2 (Debian 1:10.0.2+ds-2+deb13u1~bpo12+1)",
+			Accelerator: "tcg", Machine: "pc-q35-7.2", MemoryBytes: 262152 << 10, VCPUs: 1},
+		Total: record.Total{Wall: ms(1323.4), Transferred: record.Of(int64(183500800)), Normal: record.Of(int64(44737)), Duplicate: record.Of(int64(23218))},
+		Downtime: record.Downtime{
+			QEMU: record.Of(ms(23)), QEMUError: record.Of(ms(1)), Wire: record.Of(ms(35.9)), WireError: record.Of(2 * time.Microsecond),
+			Status: record.Of(ms(22.8)), StatusError: record.Of(ms(22.8)), Ping: record.Of(ms(83.9)), PingError: record.Of(ms(11.3)),
+			Heartbeat: record.Of(ms(117)), HeartbeatError: record.Of(ms(10.6)), GuestClock: record.Of(ms(66.3)), GuestClockError: record.Of(ms(5.24)),
+			TCP: record.Of(ms(1212)), TCPError: record.Of(ms(10.7)),
+		},
+		Guest:       &record.Guest{ClockSlip: record.Of(ms(36.2)), ClockSlipError: record.Of(ms(0.124)), EventsBefore: record.Of(20003.0), EventsDuring: record.Of(19210.0), SlowdownPercent: record.Of(4.13)},
+		Network:     &record.Network{PingsSent: 12660, PingsLost: 8, TCPSurvived: record.Of(true), Retransmits: record.Of(int64(1)), AnnounceToFirstPacket: record.Of(ms(0.688))},
+		MemoryCheck: &record.MemoryCheck{PagesChecked: 27954},
+		Sampling:    &record.Sampling{Samples: 131, PeriodP50: ms(9.96), PeriodP99: ms(12.4), LongestUnanswered: ms(22.9), QEMUCPU: record.Of(ms(24.3))},
+		Warnings:    []string{"source QEMU 7.2.22 under TCG: this RAM is not a multiple of 256 KiB, which avoids its loss of dirty pages but stalls the guest when migration starts", "short"},
+		Passes: []record.Pass{
+			{Pass: 1, Start: ms(39.9), Duration: ms(1250), Transferred: record.Of(int64(161 << 20)), Remaining: record.Of(int64(6752960)), DirtyPages: record.Of(int64(65103)), Throughput: record.Of(129.0 * (1 << 20)), Samples: 128},
+			{Pass: 2, Start: ms(1289.9), Duration: ms(0.8)},
+			{Pass: 3, Start: ms(1290.7), Duration: ms(22.8), Transferred: record.Of(int64(14 << 20)), Remaining: record.Of(int64(0)), DirtyPages: record.Of(int64(3938)), Throughput: record.Of(643.0 * (1 << 20)), Stopped: true, Samples: 3},
+		},
+	}
+	at := time.Duration(0)
+	for _, s := range []record.Stage{
+		{Name: record.Initialization, Duration: ms(33.9)}, {Name: record.Reservation, Duration: ms(4.18)}, {Name: record.PreCopy, Duration: ms(1250)},
+		{Name: record.StopAndCopy, Duration: ms(35)}, {Name: record.Commitment, Duration: ms(0.118)}, {Name: record.Activation, Duration: ms(0.202)},
+	} {
+		s.Start = at
+		at += s.Duration
+		r.Stages = append(r.Stages, s)
+	}
+	r.Total.Wall = at
+	return r
+}
+
+func TestPrintRecord(t *testing.T) {
+	printRecord(io.Discard, &record.Migration{}) // what is absent is left out
+	cancelled := sample()
+	cancelled.Outcome, cancelled.GuestOn = record.Cancelled, record.Source
+	cancelled.Error = &record.Error{Stage: record.PreCopy, Message: "stopped by signal interrupt"}
+	cancelled.Stages, cancelled.Passes = cancelled.Stages[:3], cancelled.Passes[:1]
+	cancelled.Downtime, cancelled.Total = record.Downtime{}, record.Total{Wall: 2 * time.Second}
+	cancelled.Network, cancelled.Guest, cancelled.Sampling, cancelled.MemoryCheck = &record.Network{}, &record.Guest{}, nil, nil
+	for name, r := range map[string]*record.Migration{"completed.txt": sample(), "cancelled.txt": cancelled} {
+		var b bytes.Buffer
+		printRecord(&b, r)
+		golden(t, name, b.String())
+		for line := range strings.Lines(b.String()) {
+			if line = strings.TrimRight(line, "\n"); len(line) > pageWidth || line != strings.TrimRight(line, " ") {
+				t.Errorf("%s: %d columns, or blanks at its end: %q", name, len(line), line)
+			}
+		}
+	}
+}
+
+// TestLiveText: whatever QEMU says, the line fits into 80 columns.
+func TestLiveText(t *testing.T) {
+	for _, n := range []int64{-1, 0, 1, 1023, 1024, 999_999, 1 << 30, 1023 << 30, 1 << 50, math.MaxInt64, math.MinInt64} {
+		for _, f := range []float64{-1, 0, 0.1, 1e3, 1 << 30, 1e15, 1e300, math.Inf(1), math.NaN()} {
+			for _, status := range []string{"active", "device", "pre-switchover", "postcopy-paused", strings.Repeat("x", 200)} {
+				s := record.Sample{Status: status, Transferred: record.Of(n), Remaining: record.Of(n), Throughput: record.Of(f), DirtyPagesRate: record.Of(n), SyncCount: record.Of(n), Throttle: record.Of(n)}
+				for _, d := range []time.Duration{0, time.Second, 1000 * time.Hour, math.MaxInt64, math.MinInt64} {
+					if text := liveText(s, n, d); len(text) > liveWidth || strings.ContainsAny(text, "\n\r\t") {
+						t.Fatalf("%d columns: %q", len(text), text)
+					}
+				}
+			}
+		}
+	}
+	usual := record.Sample{Status: "active", Transferred: record.Of(int64(1)), Remaining: record.Of(int64(66_000_000)), Throughput: record.Of(33e6), DirtyPagesRate: record.Of(int64(0)), SyncCount: record.Of(int64(12)), Throttle: record.Of(int64(20))}
+	if got, want := liveText(usual, 20_000, 12345*time.Millisecond), "pass 12   62.9 MiB left  sent 31.5 MiB/s  dirtied 78.1 MiB/s   12.3 s  -20% CPU"; got != want {
+		t.Errorf("got  %q\nwant %q", got, want)
+	}
+}
+
+// TestLiveLine: a sample without figures prints nothing, one pass is printed at most every liveEvery, a narrow terminal is not overrun.
+func TestLiveLine(t *testing.T) {
+	var b bytes.Buffer
+	l := &liveLine{w: &b, columns: func() int { return 20 }}
+	l.sample(record.Sample{Status: "setup"})
+	if b.Len() > 0 {
+		t.Errorf("printed %q of nothing", &b)
+	}
+	s := record.Sample{Status: "active", Transferred: record.Of(int64(1)), Remaining: record.Of(int64(1)), Throughput: record.Of(1.0), DirtyPagesRate: record.Of(int64(0)), SyncCount: record.Of(int64(1))}
+	for range 100 {
+		l.sample(s)
+	}
+	s.SyncCount = record.Of(int64(2))
+	l.sample(s)
+	l.clear()
+	lines := strings.Split(b.String(), "\r\x1b[K")
+	if len(lines) < 4 || len(lines) > 10 || !strings.HasPrefix(lines[1], "pass 1") || !strings.HasPrefix(lines[len(lines)-2], "pass 2") {
+		t.Errorf("%q", lines)
+	}
+	for _, line := range lines {
+		if len(line) > 19 {
+			t.Errorf("%d columns of 20: %q", len(line), line)
+		}
+	}
+	if newLiveLine(&b) != nil {
+		t.Error("a live line without a terminal")
+	}
+}
+
+func TestFold(t *testing.T) {
+	for _, c := range []struct{ text, want string }{
+		{"", ""},
+		{"one two three", "one two\n  three"},
+		{"  one two three", "  one\n    two\n    three"},
+		{"a-word-that-is-too-long b", "a-word-that-is-too-long\n  b"},
+		{"a word-that-is-too-long b", "a word-that-is-too-long\n  b"},
+	} {
+		if got := fold(c.text, 2, 9); got != c.want {
+			t.Errorf("fold(%q) = %q, want %q", c.text, got, c.want)
+		}
+	}
+}
+
+func TestNear(t *testing.T) {
+	have := []string{"demo", "migrate", "lab", "doctor"}
+	for name, want := range map[string]string{"dmo": "did you mean demo?", "doktor": "did you mean doctor?", "lba": "have demo, migrate, lab, doctor", "x": "have demo, migrate, lab, doctor"} {
+		if got := near(name, have, "have ", ""); got != want {
+			t.Errorf("near(%s) = %q, want %q", name, got, want)
+		}
+	}
+}
+
+// TestLongPassesAreCut: of a thousand passes the table shows the first, the last, and how many are left out.
+func TestLongPassesAreCut(t *testing.T) {
+	r := &record.Migration{}
+	for i := range 1000 {
+		r.Passes = append(r.Passes, record.Pass{Pass: i + 1})
+	}
+	var b strings.Builder
+	printPasses(&b, r)
+	rows := strings.Split(strings.TrimSpace(b.String()), "\n")
+	if len(rows) != 1+firstPasses+1+lastPasses || !strings.Contains(b.String(), "980 more") || !strings.Contains(rows[len(rows)-1], "1000") {
+		t.Errorf("%d rows:\n%s", len(rows), b.String())
+	}
+}
