@@ -1,0 +1,61 @@
+# qmigrate: `make` lists the targets.
+
+GO      ?= go
+VERSION := $(shell git describe --always --dirty 2>/dev/null || echo devel)
+AGENT   := guest/agentbin/agent
+SOURCES := $(shell find . -name '*.go' -not -path './.git/*') go.mod go.sum
+RACE     := ./qmp/... ./engine ./engine/record/... ./guest/wire/...
+STATICCHECK := honnef.co/go/tools/cmd/staticcheck@v0.8.2
+DEPGUARD    := github.com/OpenPeeDeeP/depguard/v2/cmd/depguard@v2.3.0
+FUZZTIME ?= 20s
+
+export CGO_ENABLED ?= 0
+
+.PHONY: help deps build demo test lint bench conformance fuzz clean
+
+help: ## list the targets
+	@awk -F':.*## ' '/^[a-z]+:.*## / { printf "%-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+build: bin/qmigrate ## build bin/qmigrate, the guest's agent inside
+
+bin/qmigrate: $(AGENT) $(SOURCES)
+	$(GO) build -trimpath -ldflags '-s -w -X main.version=$(VERSION)' -o $@ ./cmd/qmigrate
+
+$(AGENT): $(wildcard guest/agent/*.go guest/wire/*.go) go.mod
+	$(GO) build -trimpath -ldflags '-s -w' -o $@ ./guest/agent
+
+deps: build ## get QEMU 7.2 and 10.0 and the guest's kernel into the cache folder; nothing of the system changes
+	bin/qmigrate doctor --mend
+
+demo: deps ## one live migration between two hosts: make demo ARGS='--mode stop-and-copy'
+	bin/qmigrate demo $(ARGS)
+
+test: deps ## every test that this machine can run; QMIGRATE_REQUIRE_QEMU=1 makes a missing QEMU a failure
+	@set -e; all="$$($(GO) list ./...)"; raced="$$($(GO) list $(RACE))"; \
+	if command -v $${CC:-gcc} >/dev/null; then \
+		echo "with the race detector:" $$raced; CGO_ENABLED=1 $(GO) test -race -p 1 -timeout 40m $$raced; \
+		all="$$(printf '%s\n' $$all | grep -vxF "$$raced")"; \
+	else echo "no C compiler: nothing is tested with the race detector"; fi; \
+	$(GO) test -p 1 -timeout 50m $$all
+
+lint: $(AGENT) ## formatting, vet, staticcheck, and the direction of the imports
+	@test -z "$$(gofmt -l .)" || { echo "not gofmt'ed:"; gofmt -l .; exit 1; }
+	$(GO) vet ./...
+	$(GO) run $(STATICCHECK) ./...
+	$(GO) run $(DEPGUARD) ./...
+
+bench: deps ## the figures, as ratios side by side in one run: printed, and written to bench/*.json
+	$(GO) run ./bench
+
+conformance: deps ## mode by pair of QEMUs, as a table
+	$(GO) test -count=1 -v -run '^TestConformance$$' -timeout 30m ./engine/lab
+
+fuzz: $(AGENT) ## each fuzz target for FUZZTIME
+	@for pkg in $$($(GO) list ./...); do \
+		for f in $$($(GO) test -list '^Fuzz' $$pkg | grep '^Fuzz'); do \
+			echo "$$pkg $$f"; $(GO) test -run '^$$' -fuzz "^$$f$$" -fuzztime $(FUZZTIME) $$pkg || exit 1; \
+		done; \
+	done
+
+clean: ## remove what build made; the cache folder stays
+	rm -rf bin $(AGENT)
