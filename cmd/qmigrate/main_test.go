@@ -132,6 +132,10 @@ func TestLeftovers(t *testing.T) {
 	if err := os.WriteFile(filepath.Join(dir, "x"), nil, 0o600); err != nil {
 		t.Fatal(err)
 	}
+	// The kernel shows a process's environment a moment after its exec has succeeded.
+	for deadline := time.Now().Add(10 * time.Second); len(processesOf(dir)) == 0 && time.Now().Before(deadline); {
+		time.Sleep(time.Millisecond)
+	}
 	if left := leftovers(dir, pids); len(left) != 2 || !strings.Contains(left[0], "sleep 100") || !strings.HasSuffix(left[1], "/x") {
 		t.Errorf("a process and a file are left, and the check says %q", left)
 	}

@@ -22,6 +22,9 @@ type Mode string
 const (
 	PreCopyMode     Mode = "pre-copy"      // copy while the guest runs, stop it for the last pass
 	StopAndCopyMode Mode = "stop-and-copy" // stop the guest, then copy everything
+	PostCopyMode    Mode = "post-copy"     // run the guest on the destination at once; its memory follows
+	HybridMode      Mode = "hybrid"        // pre-copy passes first, then post-copy
+	COLOMode        Mode = "colo"          // a secondary that is kept in step and takes over when the primary dies
 )
 
 // Outcome says how a migration ended.
@@ -46,7 +49,7 @@ const (
 	Unknown     Holder = "unknown" // a side could not be asked
 )
 
-// StageName names one of the six stages of Clark et al., NSDI 2005.
+// StageName names one of the six stages of Clark et al., NSDI 2005, or one of ours beside them.
 type StageName string
 
 // The stages in their order.
@@ -57,6 +60,13 @@ const (
 	StopAndCopy    StageName = "stop-and-copy"  // STOP .. both sides completed: last pages and device state
 	Commitment     StageName = "commitment"     // both completed .. our `cont`: the source may not run the guest again
 	Activation     StageName = "activation"     // our `cont` .. RESUME on the destination
+)
+
+// The stages that only some migrations have. Post-copy and recovery may come several times, in turns.
+const (
+	Storage  StageName = "storage"   // between reservation and pre-copy: disks are mirrored until they are in step
+	PostCopy StageName = "post-copy" // RESUME on the destination .. both completed: the rest of the memory follows the guest
+	Recovery StageName = "recovery"  // post-copy is paused for want of a link .. it goes on
 )
 
 // Migration is the whole record of one migration: one line of records.jsonl.
@@ -71,6 +81,8 @@ type Migration struct {
 	Error     *Error    `json:"error,omitempty"`
 	Warnings  []string  `json:"warnings,omitempty"` // doubts about the result, printed as footnotes
 	Workload  string    `json:"workload,omitempty"`
+
+	Decisions []Decision `json:"decisions,omitempty"` // of the policy, in their order
 
 	Plan         map[string]any  `json:"plan"`                   // what was asked, in the words of the command line
 	Parameters   map[string]any  `json:"parameters,omitempty"`   // the source's query-migrate-parameters, in QEMU's names and units
@@ -93,6 +105,13 @@ type Migration struct {
 	Origin time.Time `json:"-"`
 	// Samples is the time series, kept in samples/ID.jsonl.
 	Samples []Sample `json:"-"`
+}
+
+// Decision is one step that a convergence policy took.
+type Decision struct {
+	Pass int           `json:"pass"` // during which it was taken
+	At   time.Duration `json:"at_ns"`
+	Text string        `json:"text"` // what was seen, and what was done about it
 }
 
 // Error is why a migration did not complete.
