@@ -575,17 +575,19 @@ func TestSomebodyElse(t *testing.T) {
 				x := newTrial(t, qemu, true, nil)
 				x.plan = plans()[c.plan]
 				x.run(t, c.at, 0, func() {
-					for i, command := range c.commands {
-						if i > 0 {
-							time.Sleep(50 * time.Millisecond)
+					if slices.Contains(c.commands, "quit") {
+						x.killed = c.who
+					}
+					x.background.Go(func() { // in turn: the next is given when QEMU has answered the one before
+						for i, command := range c.commands {
+							if i > 0 {
+								time.Sleep(50 * time.Millisecond)
+							}
+							_ = x.somebody(t, c.who, command) // QEMU may refuse, and may answer late
 						}
-						if command == "quit" {
-							x.killed = c.who
-						}
-						x.background.Go(func() { _ = x.somebody(t, c.who, command) }) // QEMU may refuse, and may answer late
-						if c.at != active {
-							x.background.Wait()
-						}
+					})
+					if c.at != active {
+						x.background.Wait()
 					}
 				})
 				x.check(t)
