@@ -14,8 +14,9 @@ const verdictLimit = 5 * time.Second
 
 // verdict is where an undo left the guest, and what remains to be done by hand.
 type verdict struct {
-	guest record.Holder
-	mend  string
+	guest   record.Holder
+	mend    string
+	outcome record.Outcome // if it does not follow from guest and cause
 }
 
 // abort brings the guest back to where it can run, whatever the failure, and says where that is. Ctrl-C does not stop it.
@@ -31,6 +32,8 @@ func (m *migration) abort(ctx context.Context, name record.StageName, cause erro
 	m.rec.GuestOn = v.guest
 	m.rec.Error = &record.Error{Stage: name, Message: cause.Error()}
 	switch {
+	case v.outcome != "":
+		m.rec.Outcome = v.outcome
 	case v.guest == record.Destination, name == record.Commitment && v.guest == record.Source, m.contSent && v.guest == record.Source:
 		m.rec.Outcome = record.Recovered
 	case v.guest == record.Source && (errors.Is(cause, context.Canceled) || errors.Is(cause, errTimeout)):
@@ -52,14 +55,17 @@ func (m *migration) abort(ctx context.Context, name record.StageName, cause erro
 //	`migrate` sent, `cont` not      the destination never ran: it is ended, then the source goes on; if the source has died, the
 //	                                destination takes over when it has everything
 //	`cont` sent                     the destination may have run: only if it surely did not does the source go on
+//	post-copy begun                 afterSwitch has its own table
 func (m *migration) settle(ctx context.Context) verdict {
 	if m.src.facts == nil {
-		return verdict{record.Unknown, "the source was not reached, and nothing was changed"}
+		return verdict{guest: record.Unknown, mend: "the source was not reached, and nothing was changed"}
 	}
 	m.look(ctx)
 	switch {
 	case !m.issued:
 		return m.release(ctx)
+	case m.split:
+		return m.afterSwitch(ctx)
 	case m.contSent || !m.dst.resumed.IsZero(): // by us, or by somebody else
 		return m.afterCont(ctx)
 	case m.src.gone != nil:
@@ -115,9 +121,9 @@ func (m *migration) release(ctx context.Context) verdict {
 	}
 	switch {
 	case m.src.gone != nil && m.src.dead(ctx):
-		return verdict{record.None, "it is lost: the source QEMU died before any of it was sent"}
+		return verdict{guest: record.None, mend: "it is lost: the source QEMU died before any of it was sent"}
 	case m.src.gone != nil:
-		return verdict{record.Unknown, fmt.Sprintf("the source's monitor was lost and nothing was sent: if that QEMU lives, it holds the guest: ask %s for query-status", m.src.ep.Name)}
+		return verdict{guest: record.Unknown, mend: fmt.Sprintf("the source's monitor was lost and nothing was sent: if that QEMU lives, it holds the guest: ask %s for query-status", m.src.ep.Name)}
 	case m.paused:
 		return m.continueSource(ctx)
 	case m.src.facts.RunState != "inmigrate" && m.src.facts.RunState != "postmigrate":
@@ -139,7 +145,7 @@ func (m *migration) rollBack(ctx context.Context) verdict {
 	fence := m.dst.kill(ctx)
 	if !m.src.ended() {
 		if err := m.drainFor(ctx, killLimit, m.src.ended); err != nil {
-			return verdict{record.Unknown, fmt.Sprintf("the source does not end its migration: the guest is its own; ask %s for query-status", m.src.ep.Name)}
+			return verdict{guest: record.Unknown, mend: fmt.Sprintf("the source does not end its migration: the guest is its own; ask %s for query-status", m.src.ep.Name)}
 		}
 		if m.src.gone != nil {
 			return m.takeOver(ctx)
@@ -150,7 +156,7 @@ func (m *migration) rollBack(ctx context.Context) verdict {
 			m.rec.Warn("the destination QEMU is paused and was not ended: %v", fence)
 			return verdict{guest: record.Source}
 		}
-		return verdict{record.None, fmt.Sprintf("it is paused on both sides, for the destination could not be ended (%v): end the destination QEMU, then `cont` on %s", fence, m.src.ep.Name)}
+		return verdict{guest: record.None, mend: fmt.Sprintf("it is paused on both sides, for the destination could not be ended (%v): end the destination QEMU, then `cont` on %s", fence, m.src.ep.Name)}
 	}
 	return m.continueSource(ctx)
 }
@@ -172,12 +178,7 @@ func (m *migration) endSource(ctx context.Context) {
 	if m.drainFor(ctx, answerLimit, m.src.ended) == nil {
 		return
 	}
-	limited, cancel = context.WithTimeout(ctx, answerLimit)
-	defer cancel()
-	yank := map[string]any{"instances": []map[string]string{{"type": "migration"}}}
-	if err := m.src.control.ExecuteOOB(limited, "yank", yank, nil); err != nil {
-		m.log.Info("yank", "err", err)
-	}
+	m.yank(ctx, m.src)
 	_ = m.drainFor(ctx, answerLimit, m.src.ended)
 }
 
@@ -189,11 +190,11 @@ func (m *migration) continueSource(ctx context.Context) verdict {
 	if err := resume(ctx, m.src); err != nil {
 		switch {
 		case m.src.control.Err() == nil:
-			return verdict{record.None, fmt.Sprintf("it is paused on the source, which does not continue it (%v): `cont` on %s, the destination is dead", err, m.src.ep.Name)}
+			return verdict{guest: record.None, mend: fmt.Sprintf("it is paused on the source, which does not continue it (%v): `cont` on %s, the destination is dead", err, m.src.ep.Name)}
 		case m.src.dead(ctx):
-			return verdict{record.None, fmt.Sprintf("it is lost: the source QEMU died too (%v)", err)}
+			return verdict{guest: record.None, mend: fmt.Sprintf("it is lost: the source QEMU died too (%v)", err)}
 		}
-		return verdict{record.Unknown, fmt.Sprintf("the destination is dead and the source's monitor was lost (%v): ask %s for query-status, `cont` runs it", err, m.src.ep.Name)}
+		return verdict{guest: record.Unknown, mend: fmt.Sprintf("the destination is dead and the source's monitor was lost (%v): ask %s for query-status, `cont` runs it", err, m.src.ep.Name)}
 	}
 	return verdict{guest: record.Source}
 }
@@ -236,17 +237,17 @@ func (m *migration) takeOver(ctx context.Context) verdict {
 	case m.dst.done() && m.dst.gone == nil: // it has all of it
 	case dead && (m.dst.gone == nil || m.dst.over(ctx)) && waited == nil:
 		if m.dst.gone != nil {
-			return verdict{record.None, "it is lost: both QEMUs died"}
+			return verdict{guest: record.None, mend: "it is lost: both QEMUs died"}
 		}
 		_ = m.dst.kill(ctx)
-		return verdict{record.None, "it is lost: the source QEMU died before the destination had all of it"}
+		return verdict{guest: record.None, mend: "it is lost: the source QEMU died before the destination had all of it"}
 	case dead:
-		return verdict{record.None, fmt.Sprintf("the source QEMU died, and the destination does not say whether it has all of it: when query-migrate on %s says completed, `qmigrate migrate --recover` runs it", m.dst.ep.Name)}
+		return verdict{guest: record.None, mend: fmt.Sprintf("the source QEMU died, and the destination does not say whether it has all of it: when query-migrate on %s says completed, `qmigrate migrate --recover` runs it", m.dst.ep.Name)}
 	default:
-		return verdict{record.Unknown, fmt.Sprintf("the source's monitor was lost and the destination has not all of it: if that QEMU lives, it holds the guest: ask %s for query-status", m.src.ep.Name)}
+		return verdict{guest: record.Unknown, mend: fmt.Sprintf("the source's monitor was lost and the destination has not all of it: if that QEMU lives, it holds the guest: ask %s for query-status", m.src.ep.Name)}
 	}
 	if m.src.status != "completed" && !dead {
-		return verdict{record.None, fmt.Sprintf("the destination holds all of it, paused, but the source's monitor was lost and its process is not known dead: make sure that it is, then `cont` on %s", m.dst.ep.Name)}
+		return verdict{guest: record.None, mend: fmt.Sprintf("the destination holds all of it, paused, but the source's monitor was lost and its process is not known dead: make sure that it is, then `cont` on %s", m.dst.ep.Name)}
 	}
 	if !m.src.facts.Running || m.held {
 		return verdict{guest: record.Destination}
@@ -254,9 +255,9 @@ func (m *migration) takeOver(ctx context.Context) verdict {
 	m.contSent = true
 	if err := resume(ctx, m.dst); err != nil {
 		if m.dst.control.Err() != nil && m.dst.dead(ctx) {
-			return verdict{record.None, fmt.Sprintf("it is lost: both QEMUs died (%v)", err)}
+			return verdict{guest: record.None, mend: fmt.Sprintf("it is lost: both QEMUs died (%v)", err)}
 		}
-		return verdict{record.None, fmt.Sprintf("the source is dead and the destination does not start (%v): `cont` on %s", err, m.dst.ep.Name)}
+		return verdict{guest: record.None, mend: fmt.Sprintf("the source is dead and the destination does not start (%v): `cont` on %s", err, m.dst.ep.Name)}
 	}
 	return verdict{guest: record.Destination}
 }
@@ -273,7 +274,7 @@ func (s *side) untouched(ctx context.Context) bool {
 // system/cpus.c; seen to hold on 7.2.22 and 10.0.2), so a destination that is dead without one has never run, and the source may go on. That
 // holds only if every event has been seen up to its death.
 func (m *migration) afterCont(ctx context.Context) verdict {
-	unsure := verdict{record.Unknown, fmt.Sprintf("the destination was told to run it, cannot be asked any more, and is not known dead: ask %s for query-status; if that QEMU is surely dead, `cont` on %s goes back to when the source stopped", m.dst.ep.Name, m.src.ep.Name)}
+	unsure := verdict{guest: record.Unknown, mend: fmt.Sprintf("the destination was told to run it, cannot be asked any more, and is not known dead: ask %s for query-status; if that QEMU is surely dead, `cont` on %s goes back to when the source stopped", m.dst.ep.Name, m.src.ep.Name)}
 	if m.dst.gone == nil {
 		status, err := m.dst.asked(ctx)
 		m.catchUp()
@@ -283,9 +284,9 @@ func (m *migration) afterCont(ctx context.Context) verdict {
 		case err == nil && m.dst.blind && resume(ctx, m.dst) == nil: // the `cont` may have been lost with the monitor
 			return verdict{guest: record.Destination}
 		case err == nil && (m.dst.blind || !m.dst.resumed.IsZero()):
-			return verdict{record.Destination, fmt.Sprintf("it is there, %s: `cont` on %s", status.Status, m.dst.ep.Name)}
+			return verdict{guest: record.Destination, mend: fmt.Sprintf("it is there, %s: `cont` on %s", status.Status, m.dst.ep.Name)}
 		case m.dst.control.Err() == nil && !m.dst.resumed.IsZero():
-			return verdict{record.Destination, fmt.Sprintf("it was started there, and %s does not answer since", m.dst.ep.Name)}
+			return verdict{guest: record.Destination, mend: fmt.Sprintf("it was started there, and %s does not answer since", m.dst.ep.Name)}
 		case m.dst.control.Err() == nil && err != nil && m.dst.ep.Process == nil:
 			// It can be asked to quit only, and would obey right after the `cont`. If it wakes it had better run the guest.
 			return unsure
@@ -300,15 +301,15 @@ func (m *migration) afterCont(ctx context.Context) verdict {
 		if m.dst.resumed.IsZero() {
 			ran = "it may have run"
 		}
-		return verdict{record.None, fmt.Sprintf("%s on the destination, which died. The source holds it as it was when it stopped; `cont` on %s goes back to then, which is safe only if nothing outside it, a disk above all, has seen what it did since", ran, m.src.ep.Name)}
+		return verdict{guest: record.None, mend: fmt.Sprintf("%s on the destination, which died. The source holds it as it was when it stopped; `cont` on %s goes back to then, which is safe only if nothing outside it, a disk above all, has seen what it did since", ran, m.src.ep.Name)}
 	}
 	switch {
 	case m.src.gone == nil:
 		return m.continueSource(ctx)
 	case m.src.dead(ctx):
-		return verdict{record.None, "it is lost: both QEMUs died"}
+		return verdict{guest: record.None, mend: "it is lost: both QEMUs died"}
 	}
-	return verdict{record.Unknown, fmt.Sprintf("the destination died before it ran, and the source's monitor was lost: if that QEMU lives, `cont` on %s runs it", m.src.ep.Name)}
+	return verdict{guest: record.Unknown, mend: fmt.Sprintf("the destination died before it ran, and the source's monitor was lost: if that QEMU lives, `cont` on %s runs it", m.src.ep.Name)}
 }
 
 // drainFor is drain with a limit of its own.

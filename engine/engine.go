@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
 	"net"
 	"time"
 
@@ -29,6 +30,8 @@ type Endpoint struct {
 
 	// Clock measures that host's realtime clock minus ours and the error of that; nil: it is our clock.
 	Clock func(ctx context.Context) (offset, uncertainty time.Duration, err error)
+	// Reaches tries whether that host reaches another, by its address; nil: it cannot be tried from there.
+	Reaches func(ctx context.Context, host string) error
 }
 
 // Process is what the engine needs of a QEMU's process, for fencing and for the cost of sampling.
@@ -55,6 +58,9 @@ type Plan struct {
 	Connect        string            // the source's migrate URI; default: where the destination says it listens
 	SampleInterval time.Duration     // of query-migrate and query-status; 0: 10 ms; negative: no polling
 	Timeout        time.Duration     // from `migrate` to the switch-over; 0: none
+	SwitchAfter    SwitchAfter       // hybrid: when post-copy begins; zero: after one pass
+	StallLimit     time.Duration     // post-copy in which nothing was sent for so long has lost its link; 0: 5 s
+	RecoverLimit   time.Duration     // how long a post-copy that lost its link tries to go on; 0: 1 min
 }
 
 // Plan defaults, and QEMU's own limit on downtime-limit (migration/options.c, 7.2 to 11.1).
@@ -82,6 +88,22 @@ func (p Plan) withDefaults() Plan {
 	}
 	if p.Listen == "" {
 		p.Listen = defaultListen
+	}
+	if p.StallLimit == 0 {
+		p.StallLimit = defaultStallLimit
+	}
+	if p.RecoverLimit == 0 {
+		p.RecoverLimit = defaultRecoverLimit
+	}
+	if p.Mode == record.HybridMode && p.SwitchAfter == (SwitchAfter{}) {
+		p.SwitchAfter.Passes = 1
+	}
+	if _, set := p.Capabilities["postcopy-ram"]; p.postCopies() && !set {
+		p.Capabilities = maps.Clone(p.Capabilities)
+		if p.Capabilities == nil {
+			p.Capabilities = map[string]bool{}
+		}
+		p.Capabilities["postcopy-ram"] = true
 	}
 	return p
 }

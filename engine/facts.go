@@ -221,8 +221,12 @@ func unsafeSource(f *Facts) []string {
 // check refuses what needs no QEMU to be refused.
 func (p Plan) check() error {
 	switch {
-	case p.Mode != record.PreCopyMode && p.Mode != record.StopAndCopyMode:
-		return &UnsupportedError{fmt.Sprintf("mode %q", p.Mode), fmt.Sprintf("have %s, %s", record.PreCopyMode, record.StopAndCopyMode)}
+	case !slices.Contains([]record.Mode{record.PreCopyMode, record.StopAndCopyMode, record.PostCopyMode, record.HybridMode}, p.Mode):
+		return &UnsupportedError{fmt.Sprintf("mode %q", p.Mode), fmt.Sprintf("have %s, %s, %s, %s", record.PreCopyMode, record.StopAndCopyMode, record.PostCopyMode, record.HybridMode)}
+	case p.postCopies() && !p.Capabilities["postcopy-ram"]:
+		return fmt.Errorf("mode %s needs the capability postcopy-ram: leave out --capability postcopy-ram=off", p.Mode)
+	case p.SwitchAfter != (SwitchAfter{}) && p.Mode != record.HybridMode:
+		return fmt.Errorf("--switch-after is for mode %s, this one is %s", record.HybridMode, p.Mode)
 	case p.DowntimeLimit < time.Millisecond || p.DowntimeLimit > maxDowntimeLimit || p.DowntimeLimit%time.Millisecond != 0:
 		return fmt.Errorf("downtime-limit %s: QEMU takes whole milliseconds from 1ms to 2000s", p.DowntimeLimit)
 	}

@@ -37,10 +37,12 @@ type migration struct {
 	asked      <-chan string  // the source's run state, asked for after a STOP; nil once it is known
 	issued     bool           // `migrate` was sent
 	issuedAt   time.Time      // and when
+	split      bool           // `migrate-start-postcopy` was sent
 	contSent   bool           // `cont` was sent to the destination
 	edge       time.Time      // the end of the last stage
 	ended      bool           // the running stage has set its own end
 	passes     []passEdge
+	alarm      <-chan time.Time // it is time to look whether something is due
 	poll       *poll
 }
 
@@ -69,6 +71,11 @@ func Migrate(ctx context.Context, src, dst *Endpoint, p Plan, o Options) (*recor
 		}
 	}
 	err := m.confirm(ctx) // at once
+	if err == nil && m.split {
+		if err := m.followUp(ctx); err != nil { // post-copy: the rest of the memory follows the guest
+			return m.rec, m.abort(ctx, m.rec.Stages[len(m.rec.Stages)-1].Name, err)
+		}
+	}
 	if err == nil {
 		m.finish(ctx)
 		err = m.confirm(ctx) // and when everything that takes time is done
@@ -93,6 +100,9 @@ func newMigration(src, dst *Endpoint, p Plan, o Options) *migration {
 		Mode: m.plan.Mode, Name: m.plan.name(), Plan: m.plan.words(), GuestOn: record.Unknown,
 		Hosts:  record.Hosts{Source: src.Host, Destination: dst.Host},
 		Stages: []record.Stage{}, Passes: []record.Pass{},
+	}
+	if m.plan.postCopies() {
+		m.rec.PostCopy = &record.PostCopyFigures{}
 	}
 	return m
 }
@@ -293,9 +303,25 @@ func (m *migration) preCopy(ctx context.Context) error {
 	if err := m.sendMigrate(limited); err != nil {
 		return err
 	}
+	if s := m.plan.SwitchAfter; m.plan.Mode == record.HybridMode && s.Time > 0 {
+		alarm := time.NewTimer(s.Time)
+		defer alarm.Stop()
+		m.alarm = alarm.C
+	}
 	for {
-		if err := m.until(limited, func() bool { return !m.src.stopped.IsZero() && !m.src.again() }); err != nil {
+		if err := m.until(limited, func() bool { return !m.src.stopped.IsZero() && !m.src.again() || m.due() }); err != nil {
 			return err
+		}
+		if m.due() {
+			if err := m.startPostCopy(ctx); err != nil {
+				return err
+			}
+			ctx = context.WithoutCancel(ctx)
+			limited = ctx
+			if err := m.handOver(ctx, func() bool { return !m.src.stopped.IsZero() }); err != nil {
+				return err
+			}
+			continue
 		}
 		if err := m.whoStopped(ctx, limited); err != nil {
 			return err
@@ -318,7 +344,7 @@ func (m *migration) whoStopped(ctx, limited context.Context) error {
 		asked <- status.Status
 	}()
 	switching := func() bool {
-		return m.src.again() || m.src.done() || m.src.status == "device" || m.src.status == "pre-switchover"
+		return m.src.again() || m.src.handedOver() || m.src.status == "device" || m.src.status == "pre-switchover"
 	}
 	if err := m.until(ctx, func() bool { return m.asked == nil || switching() }); err != nil || !m.held {
 		return err
@@ -352,13 +378,19 @@ func (m *migration) stopAndCopy(ctx context.Context) error {
 			return err
 		}
 	}
+	if m.split {
+		ctx = context.WithoutCancel(ctx)
+	}
 	if m.plan.Capabilities["pause-before-switchover"] {
-		if err := m.until(ctx, func() bool { return m.src.status == "pre-switchover" || m.src.done() }); err != nil {
+		if err := m.until(ctx, func() bool { return m.src.status == "pre-switchover" || m.src.handedOver() }); err != nil {
 			return err
 		}
 		if err := m.src.control.MigrateContinue(ctx, "pre-switchover"); err != nil {
 			return fmt.Errorf("continue past pre-switchover: %w", err)
 		}
+	}
+	if m.split { // the rest follows the guest
+		return m.handOver(ctx, func() bool { return m.src.handedOver() && m.dst.loading() })
 	}
 	if err := m.until(ctx, func() bool { return m.src.done() && m.dst.done() }); err != nil {
 		return err
@@ -367,8 +399,8 @@ func (m *migration) stopAndCopy(ctx context.Context) error {
 	return nil
 }
 
-// commit is the decision, and it costs nothing: the source has stopped and sent all, the destination has loaded all, and
-// neither runs the guest. From here an error goes back to the source only if the destination is known never to have run.
+// commit is the decision, and it costs nothing: the source has stopped and sent all, the destination has loaded all (in post-copy:
+// all but memory), and neither runs the guest. From here an error goes back to the source only if the destination is known never to have run.
 func (m *migration) commit(context.Context) error {
 	m.catchUp()
 	if m.dst.gone != nil {
@@ -455,6 +487,8 @@ func (m *migration) until(ctx context.Context, done func() bool) error {
 			m.take(m.dst, ev, ok)
 		case state := <-m.asked:
 			m.asked, m.held = nil, holds(state)
+		case <-m.alarm:
+			m.alarm = nil
 		case <-ctx.Done():
 			return m.cause(ctx)
 		}

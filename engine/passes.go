@@ -1,6 +1,7 @@
 package engine
 
 import (
+	"slices"
 	"time"
 
 	"qmigrate/engine/record"
@@ -131,13 +132,20 @@ func (m *migration) figures(last *qmp.MigrationInfo) {
 	if !m.issued {
 		return // what the source tells is of an earlier migration
 	}
-	rec.Passes = passes(m.issuedAt, m.src.stopped, m.lastPassEnd(), m.plan.DowntimeLimit, m.passes, rec.Samples, last, rec.Origin)
+	if m.split && !m.dst.resumed.IsZero() {
+		m.splitPasses(last)
+	} else {
+		rec.Passes = passes(m.issuedAt, m.src.stopped, m.lastPassEnd(), m.plan.DowntimeLimit, m.passes, rec.Samples, last, rec.Origin)
+	}
 	if last != nil && last.Has.Contains(qmp.FieldTransferred) {
 		t := &rec.Total
 		t.Transferred, t.Normal, t.Duplicate = record.Of(last.Transferred), record.Of(last.Normal), record.Of(last.Duplicate)
 		t.DirtySyncs = record.Of(last.DirtySyncCount)
 		if last.PostcopyBytes > 0 {
 			t.Postcopy = record.Of(last.PostcopyBytes)
+		}
+		if rec.PostCopy != nil && last.Has.Contains(qmp.FieldPostcopyRequests) {
+			rec.PostCopy.Requests = record.Of(last.PostcopyRequests)
 		}
 		if last.MultifdBytes > 0 {
 			t.Multifd = record.Of(last.MultifdBytes)
@@ -148,7 +156,9 @@ func (m *migration) figures(last *qmp.MigrationInfo) {
 	}
 	rec.Total.QEMUTotal, rec.Total.QEMUSetup = record.Of(last.TotalTime), record.Of(last.SetupTime)
 	d := &rec.Downtime
-	if last.Has.Contains(qmp.FieldDowntime) {
+	if last.Has.Contains(qmp.FieldDowntime) && last.Downtime > rec.Total.Wall {
+		rec.Warn("query-migrate says that the downtime was %s, more than the whole migration took: not kept", last.Downtime) // post-copy, seen on 7.2.22
+	} else if last.Has.Contains(qmp.FieldDowntime) {
 		d.QEMU, d.QEMUError = record.Of(last.Downtime), record.Of(time.Millisecond) // the wire's unit
 	}
 	if !m.src.stopped.IsZero() && m.dst.resumed.After(m.src.stopped) {
@@ -163,6 +173,41 @@ func (m *migration) figures(last *qmp.MigrationInfo) {
 	if m.src.sub.Dropped()+m.dst.sub.Dropped() > 0 {
 		rec.Warn("%d events of the source's monitor and %d of the destination's were lost: the passes may be incomplete", m.src.sub.Dropped(), m.dst.sub.Dropped())
 	}
+}
+
+// splitPasses derives the passes of a post-copy: those until the guest ran on the destination, and one for all that followed it. QEMU
+// answers in post-copy, so the first sample after RESUME tells how much had been sent by then.
+func (m *migration) splitPasses(last *qmp.MigrationInfo) {
+	rec := m.rec
+	resumed := m.dst.resumed.Sub(rec.Origin)
+	i := slices.IndexFunc(rec.Samples, func(x record.Sample) bool { return x.Asked >= resumed && x.Transferred != nil })
+	var then *qmp.MigrationInfo
+	if i >= 0 {
+		then = &qmp.MigrationInfo{Has: qmp.FieldTransferred, Transferred: *rec.Samples[i].Transferred}
+	}
+	rec.Passes = passes(m.issuedAt, m.src.stopped, m.dst.resumed, m.plan.DowntimeLimit, m.passes, rec.Samples, then, rec.Origin)
+	end := later(later(m.src.completed, m.dst.completed), m.dst.resumed)
+	if !m.arrived() {
+		end = later(m.edge, end)
+	}
+	p := record.Pass{Pass: len(rec.Passes) + 1, Start: resumed, Duration: end.Sub(m.dst.resumed), PostCopy: true}
+	for _, x := range rec.Samples {
+		if x.Asked >= resumed && x.Transferred != nil && x.T <= end.Sub(rec.Origin) {
+			p.Remaining = x.Remaining
+			p.Samples++
+		}
+	}
+	if i >= 0 {
+		p.DirtyPages = record.Of(*rec.Samples[i].Remaining / pageSize)
+		if last != nil && last.Has.Contains(qmp.FieldTransferred) {
+			p.Transferred = record.Of(last.Transferred - then.Transferred)
+			p.Throughput = record.Of(float64(*p.Transferred) / p.Duration.Seconds())
+		}
+	}
+	if m.arrived() {
+		p.Remaining = record.Of(int64(0))
+	}
+	rec.Passes = append(rec.Passes, p)
 }
 
 // lastPassEnd is when the last pass's bytes were all there: both sides had completed, or else the end of what we know.

@@ -1,11 +1,13 @@
 package engine
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
 	"net"
 	"slices"
+	"strings"
 	"syscall"
 	"time"
 
@@ -20,8 +22,10 @@ const recoverLimit = 10 * time.Second
 // It decides from what both say of themselves, with the rules of a live run: the source goes on unless the migration completed,
 // for only then can the destination have been told to run; if it completed and the source has not run since, the destination
 // goes on. It may be called again after an error, and when there is nothing to recover.
-func Recover(ctx context.Context, src, dst *Endpoint, o Options) (record.Holder, string, error) {
-	m := newMigration(src, dst, Plan{}, o)
+//
+// A post-copy that is paused goes on over a new connection, for which p says where to listen and to connect; p is not used otherwise.
+func Recover(ctx context.Context, src, dst *Endpoint, p Plan, o Options) (record.Holder, string, error) {
+	m := newMigration(src, dst, Plan{Listen: p.Listen, Connect: cmp.Or(p.Connect, p.Listen)}, o)
 	defer m.close()
 	srcErr, dstErr := m.src.open(ctx, m.opts), m.dst.open(ctx, m.opts)
 	for _, err := range []error{srcErr, dstErr} {
@@ -41,6 +45,9 @@ func Recover(ctx context.Context, src, dst *Endpoint, o Options) (record.Holder,
 	}
 	if err := m.sameGuest(); err != nil {
 		return record.Unknown, "", err
+	}
+	if strings.HasPrefix(m.src.facts.MigrationStatus, "postcopy-") || strings.HasPrefix(m.dst.facts.MigrationStatus, "postcopy-") {
+		return m.recoverPostCopy(ctx)
 	}
 	if err := m.endMigration(ctx); err != nil {
 		return record.Unknown, "", err
@@ -70,6 +77,29 @@ func Recover(ctx context.Context, src, dst *Endpoint, o Options) (record.Holder,
 		return m.toDestination(ctx, "the migration had completed and the guest had not been started")
 	}
 	return m.toSource(ctx, "the destination had not taken in all of it")
+}
+
+// recoverPostCopy goes on with a post-copy that nobody attends: nothing is cancelled, for both sides have a part of the guest.
+func (m *migration) recoverPostCopy(ctx context.Context) (record.Holder, string, error) {
+	m.rec.PostCopy = &record.PostCopyFigures{}
+	m.split, m.src.status, m.dst.status = true, m.src.facts.MigrationStatus, m.dst.facts.MigrationStatus
+	if !m.dst.facts.Running {
+		if err := resume(ctx, m.dst); err != nil {
+			return record.None, "", fmt.Errorf("start destination: %w: its memory is on both sides, and only it can run: `cont` on %s", err, m.dst.ep.Name)
+		}
+	}
+	if m.linkLost() {
+		if m.plan.Connect == "" {
+			return record.Destination, "", fmt.Errorf("post-copy is paused for want of a link (source %s, destination %s): give --listen URI, where the destination is to listen anew, and --connect URI if the source reaches that under another address", m.src.status, m.dst.status)
+		}
+		if err := m.mendLink(ctx); err != nil {
+			return record.Destination, "", err
+		}
+	}
+	if err := m.follow(ctx); err != nil {
+		return record.Destination, "", fmt.Errorf("post-copy was interrupted again: %w: try again", err)
+	}
+	return record.Destination, "post-copy has ended: the guest runs on the destination, the source QEMU can be ended", nil
 }
 
 // sameGuest refuses two QEMUs that cannot be the ends of one migration.

@@ -82,6 +82,8 @@ type Migration struct {
 	Warnings  []string  `json:"warnings,omitempty"` // doubts about the result, printed as footnotes
 	Workload  string    `json:"workload,omitempty"`
 
+	PostCopy *PostCopyFigures `json:"post_copy,omitempty"` // in the modes that may go over to it
+
 	Decisions []Decision `json:"decisions,omitempty"` // of the policy, in their order
 
 	Plan         map[string]any  `json:"plan"`                   // what was asked, in the words of the command line
@@ -158,7 +160,17 @@ type Pass struct {
 	Throughput  *float64      `json:"throughput_bytes_per_s,omitempty"` // Transferred / Duration
 	Throttle    *int64        `json:"throttle_percent,omitempty"`       // auto-converge's throttle at the pass's last sample
 	Stopped     bool          `json:"guest_stopped,omitempty"`          // the pass of the stop-and-copy stage
+	PostCopy    bool          `json:"post_copy,omitempty"`              // what followed the guest
 	Samples     int           `json:"samples"`                          // samples that fell into the pass: 0 means its bytes are the neighbours' edges
+}
+
+// PostCopyFigures is what post-copy cost, beside its stages.
+type PostCopyFigures struct {
+	Pauses        int             `json:"pauses"`                      // how often it lost its link and was recovered, or was not
+	Blocktime     *time.Duration  `json:"blocktime_ns,omitempty"`      // all vCPUs at once waited for pages: postcopy-blocktime, ms on the wire, of the destination
+	VCPUBlocktime []time.Duration `json:"vcpu_blocktime_ns,omitempty"` // the same for each vCPU: postcopy-vcpu-blocktime
+	Latency       *time.Duration  `json:"latency_ns,omitempty"`        // mean time of a page request: postcopy-latency, QEMU 10.1 and later
+	Requests      *int64          `json:"page_requests,omitempty"`     // of the destination, by the source's postcopy-requests
 }
 
 // Total is the whole. The QEMU fields are the source's last query-migrate.

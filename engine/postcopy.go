@@ -1,0 +1,418 @@
+package engine
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"net"
+	"strings"
+	"time"
+
+	"qmigrate/engine/record"
+	"qmigrate/qmp"
+)
+
+// In post-copy the guest runs on the destination while the rest of its memory is still on the source. From
+// `migrate-start-postcopy` on the migration is never cancelled, for then neither side has the whole guest; what a failure leaves
+// of it is settled by afterSwitch. A link that is lost is mended: both sides pause, and go on over a new connection.
+
+// Limits of post-copy.
+const (
+	watchInterval = 500 * time.Millisecond // between two looks at the source's progress
+	attemptLimit  = 10 * time.Second       // one new connection, where it is known that the hosts reach each other
+	blindLimit    = 140 * time.Second      // the same where it is not: Linux gives a TCP connection up after 127 s (tcp_syn_retries 6)
+	retryPause    = 500 * time.Millisecond
+)
+
+// Defaults of Plan.
+const (
+	defaultStallLimit   = 5 * time.Second
+	defaultRecoverLimit = time.Minute
+)
+
+// SwitchAfter is when a hybrid migration goes over to post-copy: when so many passes have ended, or so long after `migrate`,
+// whichever comes first.
+type SwitchAfter struct {
+	Passes int
+	Time   time.Duration
+}
+
+func (s SwitchAfter) String() string {
+	switch {
+	case s.Time == 0:
+		return fmt.Sprint(s.Passes)
+	case s.Passes == 0:
+		return s.Time.String()
+	}
+	return fmt.Sprintf("%d,%s", s.Passes, s.Time)
+}
+
+// postCopies tells whether this mode may go over to post-copy.
+func (p Plan) postCopies() bool {
+	return p.Mode == record.PostCopyMode || p.Mode == record.HybridMode
+}
+
+// due tells whether it is time to go over.
+func (m *migration) due() bool {
+	switch {
+	case m.split || !m.src.stopped.IsZero() || m.src.status != "active":
+		return false
+	case m.plan.Mode == record.PostCopyMode:
+		return true
+	case m.plan.Mode != record.HybridMode:
+		return false
+	}
+	s := m.plan.SwitchAfter
+	return s.Passes > 0 && m.passesEnded() >= s.Passes || s.Time > 0 && time.Since(m.issuedAt) >= s.Time
+}
+
+// passesEnded counts the bitmap syncs after the one at set-up: each ends a pass.
+func (m *migration) passesEnded() int {
+	n := 0
+	for _, e := range m.passes {
+		if e.raw > 1 && !e.stopped {
+			n++
+		}
+	}
+	return n
+}
+
+// startPostCopy goes over to post-copy. Nothing is cancelled from here on.
+func (m *migration) startPostCopy(ctx context.Context) error {
+	m.split = true
+	if err := m.src.control.Execute(context.WithoutCancel(ctx), "migrate-start-postcopy", nil, nil); err != nil {
+		if isRefusal(err) {
+			m.split = false // it was not done
+		}
+		return fmt.Errorf("start post-copy: %w", err)
+	}
+	return nil
+}
+
+// handOver waits until what may take no time is there: the switch, or the destination's part of it. A connection that is stuck is closed after
+// a while, which is safe whether it comes before the switch or after it; a cancel would not be.
+func (m *migration) handOver(ctx context.Context, done func() bool) error {
+	ctx = context.WithoutCancel(ctx)
+	limited, cancel := context.WithTimeout(ctx, m.plan.StallLimit)
+	defer cancel()
+	err := m.until(limited, done)
+	if err == nil || limited.Err() == nil {
+		return err
+	}
+	m.yank(ctx, m.src)
+	_ = m.drainFor(ctx, killLimit, func() bool { return m.broken() != nil || done() })
+	return fmt.Errorf("the switch to post-copy stood still for %s, and its connection was closed", m.plan.StallLimit)
+}
+
+// loading tells whether the destination has the device state, or is at it, so that it may be told to run.
+func (s *side) loading() bool {
+	return s.status == "postcopy-active" || s.status == "postcopy-paused" || s.done()
+}
+
+// handedOver tells whether the source has given the guest away.
+func (s *side) handedOver() bool { return strings.HasPrefix(s.status, "postcopy-") || s.done() }
+
+// errLink is the end of a turn of post-copy for want of a link.
+var errLink = errors.New("the link was lost")
+
+// followUp is the rest of a post-copy: turns of post-copy, with a recovery between two of them.
+func (m *migration) followUp(ctx context.Context) error {
+	for {
+		err := m.do(ctx, stage{record.PostCopy, m.follow})
+		if !errors.Is(err, errLink) {
+			return err
+		}
+		m.rec.Warn("post-copy lost its link: %v", err)
+		if err := m.do(ctx, stage{record.Recovery, m.mendLink}); err != nil {
+			return err
+		}
+	}
+}
+
+// follow waits until all of the memory has come. It ends with errLink when either side pauses, or when the source makes no progress:
+// a link that is merely down raises nothing for a long while.
+func (m *migration) follow(ctx context.Context) error {
+	asked := ctx
+	ctx = context.WithoutCancel(ctx)
+	defer func() {
+		if asked.Err() != nil {
+			m.rec.Warn("asked to stop in post-copy, which cannot be cancelled: its memory was on both sides (%v)", context.Cause(asked))
+		}
+	}()
+	var sent int64
+	moved := time.Now()
+	for {
+		limited, cancel := context.WithTimeout(ctx, watchInterval)
+		err := m.until(limited, func() bool { return m.arrived() || m.linkLost() })
+		cancel()
+		switch {
+		case err != nil && limited.Err() == nil:
+			return err
+		case m.arrived():
+			m.end(later(m.src.completed, m.dst.completed))
+			m.blocktime(ctx)
+			return nil
+		case m.linkLost():
+			return fmt.Errorf("%w: source %s, destination %s", errLink, m.src.status, m.dst.status)
+		}
+		m.blocktime(ctx)
+		if now := m.sent(ctx, sent); now != sent {
+			sent, moved = now, time.Now()
+		} else if time.Since(moved) > m.plan.StallLimit {
+			return fmt.Errorf("%w: nothing was sent for %s", errLink, m.plan.StallLimit)
+		}
+	}
+}
+
+// sent is how much the source has sent so far; before, if it does not answer.
+func (m *migration) sent(ctx context.Context, before int64) int64 {
+	ctx, cancel := context.WithTimeout(ctx, answerLimit)
+	defer cancel()
+	info, err := m.src.control.QueryMigrate(ctx)
+	if err != nil || !info.Has.Contains(qmp.FieldTransferred) {
+		return before
+	}
+	return info.Transferred
+}
+
+// arrived tells whether the destination has all of the guest.
+func (m *migration) arrived() bool { return m.src.done() && m.dst.done() }
+
+func (m *migration) linkLost() bool {
+	return m.src.status == "postcopy-paused" || m.dst.status == "postcopy-paused"
+}
+
+// mendLink makes both sides go on over a new connection. It may be given up: then both stay paused, and nothing is lost.
+func (m *migration) mendLink(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(ctx, m.plan.RecoverLimit)
+	defer cancel()
+	m.rec.PostCopy.Pauses++
+	for attempt := 0; ; attempt++ {
+		err := m.pauseBoth(ctx)
+		if err == nil {
+			err = m.reachable(ctx)
+		}
+		if err == nil {
+			err = m.reconnect(ctx, attempt)
+		}
+		if err == nil {
+			return nil
+		}
+		m.log.Info("post-copy recovery", "attempt", attempt, "err", err)
+		if broken := m.broken(); broken != nil {
+			return broken
+		}
+		select {
+		case <-time.After(retryPause):
+		case <-ctx.Done():
+			return fmt.Errorf("post-copy lost its link and could not go on within %s: %w", m.plan.RecoverLimit, err)
+		}
+	}
+}
+
+// pauseBoth sees to it that both sides know that the link is lost. The one that has not noticed is told, past whatever holds its main loop.
+func (m *migration) pauseBoth(ctx context.Context) error {
+	for _, s := range []*side{m.src, m.dst} {
+		if s.status == "postcopy-active" {
+			limited, cancel := context.WithTimeout(ctx, answerLimit)
+			err := s.control.ExecuteOOB(limited, "migrate-pause", nil, nil)
+			cancel()
+			if err != nil && !isRefusal(err) {
+				return fmt.Errorf("pause post-copy on %s: %w", s.role, err)
+			}
+		}
+	}
+	limited, cancel := context.WithTimeout(ctx, killLimit)
+	defer cancel()
+	return m.until(limited, func() bool {
+		return m.src.status == "postcopy-paused" && m.dst.status == "postcopy-paused"
+	})
+}
+
+// reachable waits until the source's host reaches the destination's, where that can be tried.
+func (m *migration) reachable(ctx context.Context) error {
+	host, ok := m.tcpHost()
+	if !ok || m.src.ep.Reaches == nil {
+		return nil
+	}
+	for {
+		err := m.src.ep.Reaches(ctx, host)
+		if err == nil {
+			return nil
+		}
+		select {
+		case <-time.After(retryPause):
+		case <-ctx.Done():
+			return fmt.Errorf("the source's host does not reach %s: %w", host, err)
+		}
+	}
+}
+
+// tcpHost is the host that the source connects to, if it does so by TCP.
+func (m *migration) tcpHost() (string, bool) {
+	rest, ok := strings.CutPrefix(m.plan.Connect, "tcp:")
+	if !ok {
+		return "", false
+	}
+	host, _, err := net.SplitHostPort(rest)
+	return host, err == nil
+}
+
+// reconnect gives both sides a new connection. The destination's monitor is spoken to out of band: a paused one may not
+// answer in band any more (seen on 7.2.22).
+func (m *migration) reconnect(ctx context.Context, attempt int) error {
+	listen, connect := m.recoverURIs(attempt)
+	limited, cancel := context.WithTimeout(ctx, answerLimit)
+	defer cancel()
+	if err := m.dst.control.ExecuteOOB(limited, "migrate-recover", map[string]string{"uri": listen}, nil); err != nil {
+		return fmt.Errorf("listen again on %s: %w", listen, err)
+	}
+	if err := m.src.control.Execute(limited, "migrate", map[string]any{"uri": connect, "resume": true}, nil); err != nil {
+		return fmt.Errorf("connect again to %s: %w", connect, err)
+	}
+	limit := blindLimit
+	if _, tcp := m.tcpHost(); !tcp || m.src.ep.Reaches != nil {
+		limit = attemptLimit
+	}
+	// A second attempt while QEMU still tries to connect could end it (7.2: an assertion in migrate_fd_error), so this one is waited for.
+	limited, cancel = context.WithTimeout(context.WithoutCancel(ctx), limit)
+	defer cancel()
+	left := false
+	return m.until(limited, func() bool {
+		left = left || m.src.status != "postcopy-paused"
+		return m.src.status == "postcopy-active" && m.dst.status == "postcopy-active" || m.arrived() || left && m.src.status == "postcopy-paused"
+	})
+}
+
+// recoverURIs are where the destination listens anew and where the source connects to. A port that QEMU had chosen is chosen by us now, for
+// a paused destination cannot be asked for it.
+func (m *migration) recoverURIs(attempt int) (listen, connect string) {
+	listen, connect = m.plan.Listen, m.plan.Connect
+	rest, ok := strings.CutPrefix(listen, "tcp:")
+	host, port, err := net.SplitHostPort(rest)
+	if !ok || err != nil || port != "0" {
+		return listen, connect
+	}
+	to, ok := m.tcpHost()
+	if !ok {
+		return listen, connect
+	}
+	port = fmt.Sprint(20000 + rand.IntN(40000))
+	return "tcp:" + net.JoinHostPort(host, port), "tcp:" + net.JoinHostPort(to, port)
+}
+
+// blocktime reads what the destination tells of the page faults' cost, for some QEMUs forget it at the end (10.2, 11.1).
+func (m *migration) blocktime(ctx context.Context) {
+	if !m.plan.Capabilities["postcopy-blocktime"] {
+		return
+	}
+	ctx, cancel := context.WithTimeout(ctx, answerLimit)
+	defer cancel()
+	var reply struct {
+		Blocktime *int64  `json:"postcopy-blocktime"`      // ms
+		VCPUs     []int64 `json:"postcopy-vcpu-blocktime"` // ms
+		Latency   *int64  `json:"postcopy-latency"`        // ns
+	}
+	if m.dst.control.Execute(ctx, "query-migrate", nil, &reply) != nil {
+		return
+	}
+	p := m.rec.PostCopy
+	if reply.Blocktime != nil {
+		p.Blocktime = record.Of(time.Duration(*reply.Blocktime) * time.Millisecond)
+	}
+	if len(reply.VCPUs) > 0 {
+		p.VCPUBlocktime = p.VCPUBlocktime[:0]
+		for _, ms := range reply.VCPUs {
+			p.VCPUBlocktime = append(p.VCPUBlocktime, time.Duration(ms)*time.Millisecond)
+		}
+	}
+	if reply.Latency != nil {
+		p.Latency = record.Of(time.Duration(*reply.Latency))
+	}
+}
+
+// afterSwitch settles a failure after `migrate-start-postcopy` was sent.
+//
+//	the source has not given the guest away    it goes on there: as in pre-copy
+//	given away, the destination never ran it   the destination is ended; the source still has everything, and is let go by migrate_cancel
+//	the destination has run it                 it needs both sides: if one is dead, the guest is lost; if only the link is, it can be mended
+func (m *migration) afterSwitch(ctx context.Context) verdict {
+	if m.src.gone == nil && !m.src.handedOver() && !m.src.ended() {
+		// Not `migrate_cancel`, which could cross the switch. Closing the connection is safe before it and after it; a dead destination has done so.
+		if m.dst.gone == nil {
+			m.yank(ctx, m.src)
+		}
+		_ = m.drainFor(ctx, killLimit, func() bool { return m.src.ended() || m.src.handedOver() })
+	}
+	ran := m.contSent || !m.dst.resumed.IsZero()
+	switch {
+	case m.src.gone == nil && !m.src.handedOver() && !ran:
+		v := m.rollBack(ctx)
+		if v.guest == record.Unknown && m.src.gone == nil && m.dst.gone != nil { // seen on 10.0.2 when the destination died at the instant of the switch
+			v = verdict{guest: record.None, mend: fmt.Sprintf("it stands still on the source, whose QEMU (%s) does not end its migration; the destination is dead: `cont` on %s once its query-migrate says failed or cancelled", m.src.facts.Version, m.src.ep.Name)}
+		}
+		return v
+	case m.dst.gone == nil && m.dst.done():
+		return m.afterCont(ctx) // it has everything: as after a pre-copy
+	case m.src.gone != nil && m.src.over(ctx):
+		if m.drainFor(ctx, verdictLimit, m.dst.ended) == nil && m.dst.done() {
+			if m.contSent {
+				return m.afterCont(ctx)
+			}
+			return m.takeOver(ctx)
+		}
+		return verdict{guest: record.None, mend: "it is lost: the source QEMU died while a part of its memory was still there; the destination stands still at the first page that it misses"}
+	case m.dst.gone != nil && m.dst.over(ctx):
+		_ = m.drainFor(ctx, killLimit, func() bool { return m.dst.C == nil })
+		if m.dst.resumed.IsZero() && !m.dst.blind && m.dst.sub.Dropped() == 0 && m.src.gone == nil {
+			return m.takeBack(ctx)
+		}
+		return verdict{guest: record.None, mend: fmt.Sprintf("it is lost: the destination QEMU, which ran it, died in post-copy, and what it had changed died with it; %s still has the memory as it was at the switch and can be examined", m.src.ep.Name)}
+	case !ran && m.src.gone == nil:
+		if m.dst.kill(ctx) == nil && m.dst.over(ctx) {
+			_ = m.drainFor(ctx, killLimit, func() bool { return m.dst.C == nil })
+			if m.dst.resumed.IsZero() && !m.dst.blind {
+				return m.takeBack(ctx)
+			}
+		}
+		return verdict{guest: record.None, mend: fmt.Sprintf("it is paused on both sides: `cont` on %s runs it, and its memory follows", m.dst.ep.Name)}
+	case m.src.gone != nil || m.dst.gone != nil:
+		return verdict{guest: record.Unknown, mend: fmt.Sprintf("a monitor was lost in post-copy; if both QEMUs live it goes on by itself: ask %s for query-migrate, and if that is postcopy-paused `qmigrate migrate --recover` goes on", m.dst.ep.Name)}
+	}
+	return verdict{guest: record.Destination, outcome: record.Failed, mend: fmt.Sprintf("a part of its memory is still on the source, and it stands still at the first page that it misses: let both QEMUs live, mend the link, then `qmigrate migrate --recover --source %s --destination %s`", m.src.ep.Name, m.dst.ep.Name)}
+}
+
+// takeBack lets a source go that has given its guest away to a destination that is dead and never ran it: nothing has changed since
+// the source stopped, and QEMU continues it at the end of a cancelled migration.
+func (m *migration) takeBack(ctx context.Context) verdict {
+	if m.plan.Capabilities["release-ram"] {
+		return verdict{guest: record.None, mend: "it is lost: the destination QEMU died before it ran, and with release-ram the source has already given up what it had sent"}
+	}
+	limited, cancel := context.WithTimeout(ctx, answerLimit)
+	err := m.src.control.MigrateCancel(limited)
+	cancel()
+	_ = m.drainFor(ctx, killLimit, m.src.ended)
+	if err == nil {
+		err = resume(ctx, m.src)
+	}
+	switch {
+	case err == nil:
+		return verdict{guest: record.Source}
+	case m.src.gone == nil && isRefusal(err): // seen on 10.0.2: "Postcopy migration in progress, cannot cancel."
+		return verdict{guest: record.None, mend: fmt.Sprintf("it is lost: the destination QEMU died before it ran, and this source QEMU (%s) lets nobody go back from post-copy (%v); its memory can be read there with dump-guest-memory", m.src.facts.Version, err)}
+	case m.src.gone != nil && m.src.dead(ctx):
+		return verdict{guest: record.None, mend: "it is lost: both QEMUs died"}
+	}
+	return verdict{guest: record.None, mend: fmt.Sprintf("the destination QEMU died before it ran; the source has all of it and does not continue it (%v): `migrate_cancel`, then `cont` on %s", err, m.src.ep.Name)}
+}
+
+// yank closes a side's migration connections, out of band.
+func (m *migration) yank(ctx context.Context, s *side) {
+	ctx, cancel := context.WithTimeout(ctx, answerLimit)
+	defer cancel()
+	instances := map[string]any{"instances": []map[string]string{{"type": "migration"}}}
+	if err := s.control.ExecuteOOB(ctx, "yank", instances, nil); err != nil {
+		m.log.Info("yank", "side", s.role, "err", err)
+	}
+}
