@@ -36,7 +36,7 @@ func (m *migration) abort(ctx context.Context, name record.StageName, cause erro
 		m.rec.Outcome = v.outcome
 	case v.guest == record.Destination, name == record.Commitment && v.guest == record.Source, m.contSent && v.guest == record.Source:
 		m.rec.Outcome = record.Recovered
-	case v.guest == record.Source && (errors.Is(cause, context.Canceled) || errors.Is(cause, errTimeout)):
+	case v.guest == record.Source && gaveUp(cause):
 		m.rec.Outcome = record.Cancelled
 	default:
 		m.rec.Outcome = record.Failed

@@ -323,7 +323,7 @@ func (x *trial) afterKill(t *testing.T) {
 // recovered is what the next command makes of it: it never makes two guests of one, and repeats itself.
 func (x *trial) recovered(t *testing.T) {
 	t.Helper()
-	holder, said, err := engine.Recover(context.Background(), x.from, x.to, engine.Options{})
+	holder, said, err := engine.Recover(context.Background(), x.from, x.to, engine.Plan{}, engine.Options{})
 	before := [2]string{x.a, x.b}
 	x.look(t)
 	switch {
@@ -724,7 +724,7 @@ func TestRecover(t *testing.T) {
 				t.Parallel()
 				x := newTrial(t, qemu, true, nil)
 				c.make(t, x)
-				holder, said, err := engine.Recover(t.Context(), x.from, x.to, engine.Options{})
+				holder, said, err := engine.Recover(t.Context(), x.from, x.to, engine.Plan{}, engine.Options{})
 				x.look(t)
 				if x.a != c.a || x.b != c.b || holder != c.holder {
 					t.Errorf("holder %s, source %s, destination %s; %s %v", holder, x.a, x.b, said, err)

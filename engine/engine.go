@@ -11,6 +11,7 @@ import (
 	"net"
 	"time"
 
+	"qmigrate/engine/policy"
 	"qmigrate/engine/record"
 	"qmigrate/qmp"
 )
@@ -58,6 +59,8 @@ type Plan struct {
 	Connect        string            // the source's migrate URI; default: where the destination says it listens
 	SampleInterval time.Duration     // of query-migrate and query-status; 0: 10 ms; negative: no polling
 	Timeout        time.Duration     // from `migrate` to the switch-over; 0: none
+	Policy         policy.Spec       // what to do about a pre-copy that does not converge; zero: QEMU decides alone
+	LinkRate       int64             // bytes/s of the link, for the policy; 0: not known
 	SwitchAfter    SwitchAfter       // hybrid: when post-copy begins; zero: after one pass
 	StallLimit     time.Duration     // post-copy in which nothing was sent for so long has lost its link; 0: 5 s
 	RecoverLimit   time.Duration     // how long a post-copy that lost its link tries to go on; 0: 1 min
@@ -98,11 +101,10 @@ func (p Plan) withDefaults() Plan {
 	if p.Mode == record.HybridMode && p.SwitchAfter == (SwitchAfter{}) {
 		p.SwitchAfter.Passes = 1
 	}
+	if p.Capabilities = maps.Clone(p.Capabilities); p.Capabilities == nil { // the caller's stays as it is
+		p.Capabilities = map[string]bool{}
+	}
 	if _, set := p.Capabilities["postcopy-ram"]; p.postCopies() && !set {
-		p.Capabilities = maps.Clone(p.Capabilities)
-		if p.Capabilities == nil {
-			p.Capabilities = map[string]bool{}
-		}
 		p.Capabilities["postcopy-ram"] = true
 	}
 	return p

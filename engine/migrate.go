@@ -42,6 +42,7 @@ type migration struct {
 	edge       time.Time      // the end of the last stage
 	ended      bool           // the running stage has set its own end
 	passes     []passEdge
+	converge   *converge        // the policy at work; nil: none, or no more
 	alarm      <-chan time.Time // it is time to look whether something is due
 	poll       *poll
 }
@@ -164,6 +165,9 @@ func (m *migration) initialize(ctx context.Context) error {
 		return err
 	}
 	if err := pairError(m.src.facts, m.dst.facts); err != nil {
+		return err
+	}
+	if err := m.preparePolicy(); err != nil {
 		return err
 	}
 	if !m.src.facts.Running {
@@ -294,6 +298,8 @@ func (m *migration) preCopy(ctx context.Context) error {
 		m.endEmpty(later(m.src.stopped, m.edge))
 		return nil
 	}
+	m.beginPolicy()
+	defer m.endPolicy()
 	limited := ctx
 	if m.plan.Timeout > 0 {
 		var cancel context.CancelFunc
@@ -487,6 +493,10 @@ func (m *migration) until(ctx context.Context, done func() bool) error {
 			m.take(m.dst, ev, ok)
 		case state := <-m.asked:
 			m.asked, m.held = nil, holds(state)
+		case x := <-m.observed():
+			if err := m.decide(ctx, x); err != nil {
+				return err
+			}
 		case <-m.alarm:
 			m.alarm = nil
 		case <-ctx.Done():

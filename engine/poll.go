@@ -25,6 +25,7 @@ type poll struct {
 	all      sync.WaitGroup
 	kicks    chan struct{}
 	stopped  bool
+	observed chan record.Sample // for the policy; nil: there is none
 
 	// Each belongs to one goroutine until all has been waited for.
 	samples  []record.Sample
@@ -45,7 +46,7 @@ func (m *migration) startPolling(ctx context.Context) {
 		return
 	}
 	ctx, cancel := context.WithCancel(context.WithoutCancel(ctx))
-	p := &poll{interval: m.plan.SampleInterval, origin: m.rec.Origin, stop: cancel, kicks: make(chan struct{}, 1)}
+	p := &poll{interval: m.plan.SampleInterval, origin: m.rec.Origin, stop: cancel, kicks: make(chan struct{}, 1), observed: m.observed()}
 	m.poll = p
 	p.src, p.dst = ask(ctx, m.src.events, nil), ask(ctx, m.dst.events, nil) // the bracket's outer edges, before anything moves
 	halted := make(chan struct{})
@@ -114,6 +115,13 @@ func (p *poll) source(ctx context.Context, s *side, sampled func(record.Sample),
 				p.samples = append(p.samples, x)
 				if sampled != nil {
 					sampled(x)
+				}
+				if p.observed != nil {
+					select {
+					case p.observed <- x:
+					case <-ctx.Done():
+						return
+					}
 				}
 			}
 		}

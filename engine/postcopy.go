@@ -58,6 +58,8 @@ func (m *migration) due() bool {
 	switch {
 	case m.split || !m.src.stopped.IsZero() || m.src.status != "active":
 		return false
+	case m.converge != nil && m.converge.postCopy:
+		return true
 	case m.plan.Mode == record.PostCopyMode:
 		return true
 	case m.plan.Mode != record.HybridMode:

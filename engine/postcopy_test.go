@@ -1,8 +1,14 @@
 package engine_test
 
 import (
+	"context"
 	"fmt"
+	"log/slog"
+	"net"
 	"slices"
+	"strings"
+	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -109,6 +115,137 @@ func TestPostCopyKills(t *testing.T) {
 					}
 				})
 			}
+		}
+	})
+}
+
+// proxy stands between source and destination, on a port of its own, and can cut what it carries.
+type proxy struct {
+	l  net.Listener
+	to func() string
+
+	mu    sync.Mutex
+	conns []net.Conn
+	sent  atomic.Int64
+}
+
+func startProxy(t *testing.T, to func() string) *proxy {
+	t.Helper()
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	p := &proxy{l: l, to: to}
+	var all sync.WaitGroup
+	all.Go(func() {
+		for {
+			in, err := l.Accept()
+			if err != nil {
+				return
+			}
+			out, err := net.Dial("tcp", p.to())
+			if err != nil {
+				in.Close()
+				continue
+			}
+			p.mu.Lock()
+			p.conns = append(p.conns, in, out)
+			p.mu.Unlock()
+			for _, pair := range [][2]net.Conn{{in, out}, {out, in}} {
+				all.Go(func() {
+					defer pair[0].Close()
+					defer pair[1].Close()
+					b := make([]byte, 32<<10)
+					for {
+						n, err := pair[0].Read(b)
+						if err != nil {
+							return
+						}
+						if _, err := pair[1].Write(b[:n]); err != nil {
+							return
+						}
+						p.sent.Add(int64(n))
+					}
+				})
+			}
+		}
+	})
+	t.Cleanup(func() {
+		l.Close()
+		p.cut()
+		all.Wait()
+	})
+	return p
+}
+
+// cut ends every connection with a reset.
+func (p *proxy) cut() {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	for _, c := range p.conns {
+		_ = c.(*net.TCPConn).SetLinger(0)
+		c.Close()
+	}
+	p.conns = nil
+}
+
+// TestPostCopyRecovers cuts the link twice in post-copy: the guest goes on each time, and the time without a link is a stage of its own.
+func TestPostCopyRecovers(t *testing.T) {
+	guesttest.EachQEMU(t, func(t *testing.T, qemu string) {
+		src, dst := pair(t, qemu, func(a, b *guest.Spec) { a.Memory, b.Memory = 256<<20, 256<<20 })
+		free, err := net.Listen("tcp", "127.0.0.1:0")
+		if err != nil {
+			t.Fatal(err)
+		}
+		address := free.Addr().String()
+		free.Close()
+		p := startProxy(t, func() string { return address })
+		cuts := 0
+		plan := engine.Plan{
+			Mode: record.PostCopyMode, Listen: "tcp:" + address, Connect: "tcp:" + p.l.Addr().String(), MaxBandwidth: slow,
+			Parameters: map[string]string{"max-postcopy-bandwidth": fmt.Sprint(192 << 10)},
+			StallLimit: time.Second, RecoverLimit: 20 * time.Second,
+		}
+		from := lab.Endpoint(src)
+		h := newTrigger(got(record.Source, `"status": "postcopy-active"`), func() {})
+		o := engine.Options{Logger: slog.New(h), Sampled: func(x record.Sample) {
+			if x.Status == "postcopy-active" && cuts < 2 && x.Remaining != nil && *x.Remaining < int64(200-60*cuts)<<20 {
+				cuts++
+				p.cut()
+			}
+		}}
+		r, err := engine.Migrate(t.Context(), from, lab.Endpoint(dst), plan, o)
+		if err != nil {
+			t.Fatalf("%v\n%s", err, strings.Join(h.seen, "\n"))
+		}
+		wantRecord(t, r)
+		want := []record.StageName{"initialization", "reservation", "pre-copy", "stop-and-copy", "commitment", "activation", "post-copy", "recovery", "post-copy", "recovery", "post-copy"}
+		if got := stageNames(r); !slices.Equal(got, want) || r.PostCopy.Pauses != 2 || r.Outcome != record.Completed {
+			t.Errorf("stages %v, %d pauses, %s", got, r.PostCopy.Pauses, r.Outcome)
+		}
+		if a, b := state(t, src), state(t, dst); a != "postmigrate" || b != "running" {
+			t.Errorf("source is %s, destination %s", a, b)
+		}
+	})
+}
+
+// TestPostCopyCancelled: a wish to stop comes too late in post-copy, is not obeyed, and that is said.
+func TestPostCopyCancelled(t *testing.T) {
+	guesttest.EachQEMU(t, func(t *testing.T, qemu string) {
+		src, dst := pair(t, qemu, func(a, b *guest.Spec) { a.Memory, b.Memory = 128<<20, 128<<20 })
+		ctx, cancel := context.WithCancel(t.Context())
+		defer cancel()
+		plan := engine.Plan{Mode: record.PostCopyMode, MaxBandwidth: slow, Parameters: map[string]string{"max-postcopy-bandwidth": fmt.Sprint(256 << 10)}}
+		r, err := engine.Migrate(ctx, lab.Endpoint(src), lab.Endpoint(dst), plan, engine.Options{Sampled: func(x record.Sample) {
+			if x.Status == "postcopy-active" {
+				cancel()
+			}
+		}})
+		if err != nil || r.Outcome != record.Completed || !strings.Contains(fmt.Sprint(r.Warnings), "cannot be cancelled") {
+			t.Errorf("error %v, outcome %s, warnings %q", err, r.Outcome, r.Warnings)
+		}
+		if a, b := state(t, src), state(t, dst); a != "postmigrate" || b != "running" {
+			t.Errorf("source is %s, destination %s", a, b)
 		}
 	})
 }

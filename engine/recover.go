@@ -29,6 +29,9 @@ func Recover(ctx context.Context, src, dst *Endpoint, p Plan, o Options) (record
 	defer m.close()
 	srcErr, dstErr := m.src.open(ctx, m.opts), m.dst.open(ctx, m.opts)
 	for _, err := range []error{srcErr, dstErr} {
+		if err != nil && !refused(err) && srcErr == nil && strings.HasPrefix(m.src.facts.MigrationStatus, "postcopy-") {
+			return record.Destination, "", fmt.Errorf("%w; the source is in %s, so its memory is on both sides: end neither QEMU. A paused destination may take no new client (seen on 7.2): the one that drove the migration has to go on with it", err, m.src.facts.MigrationStatus)
+		}
 		if err != nil && !refused(err) {
 			return record.Unknown, "", fmt.Errorf("%w; if that QEMU hangs, end it, then try again", err)
 		}

@@ -666,6 +666,32 @@ func (n *Network) GuestAddress(i int) netip.Addr { return n.spec.address(firstGu
 // Shaper is what holds the hosts to the rate: "tbf", "htb", or "" if the spec has no rate.
 func (n *Network) Shaper() string { return n.shaper }
 
+// SetLink takes a host off the link, or puts it back: its port there goes down or up. Neither end is told more than that its carrier has gone.
+func (n *Network) SetLink(host string, up bool) error {
+	if n.index(host) < 0 {
+		return fmt.Errorf("set link of host %q: no such host", host)
+	}
+	err := inNamespace(n.spec.namespace(linkHost), func() error {
+		h, err := netlink.NewHandle(unix.NETLINK_ROUTE)
+		if err != nil {
+			return err
+		}
+		defer h.Close()
+		port, err := h.LinkByName(portPrefix + host)
+		if err != nil {
+			return err
+		}
+		if up {
+			return h.LinkSetUp(port)
+		}
+		return h.LinkSetDown(port)
+	})
+	if err != nil {
+		return fmt.Errorf("set link of host %s: %w", host, err)
+	}
+	return nil
+}
+
 func (n *Network) index(host string) int {
 	return slices.IndexFunc(n.spec.Hosts, func(h HostSpec) bool { return h.Name == host })
 }

@@ -2,6 +2,7 @@ package main
 
 import (
 	"fmt"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -10,6 +11,7 @@ import (
 
 	"qmigrate/engine"
 	"qmigrate/engine/lab"
+	"qmigrate/engine/policy"
 	"qmigrate/engine/record"
 	"qmigrate/engine/record/units"
 	"qmigrate/guest"
@@ -19,7 +21,10 @@ import (
 // planFlags are those of every command that migrates.
 func planFlags() []cli.Flag {
 	return []cli.Flag{
-		&cli.StringFlag{Name: "mode", Category: aboutMigration, Value: string(record.PreCopyMode), Usage: "`MODE` pre-copy (copy while the guest runs) or stop-and-copy (stop it first)"},
+		&cli.StringFlag{Name: "mode", Category: aboutMigration, Value: string(record.PreCopyMode), Usage: "`MODE` pre-copy (copy while the guest runs), stop-and-copy (stop it first), post-copy (run it on the destination at once, its memory follows) or hybrid (pre-copy passes, then post-copy)"},
+		&cli.StringFlag{Name: "switch-after", Category: aboutMigration, Usage: "`N|TIME` hybrid: go over to post-copy after N passes, or so long after the start; one pass if not given"},
+		&cli.StringFlag{Name: "policy", Category: aboutMigration, Value: "none", Usage: "`NAME[:k=v,...]` what to do about a pre-copy that does not converge: " + strings.Join(policy.Names(), ", ")},
+		&cli.StringFlag{Name: "recover-limit", Category: aboutMigration, Value: "1m", Usage: "`TIME` how long a post-copy that lost its link tries to go on; the guest is not lost after it"},
 		&cli.StringFlag{Name: "max-bandwidth", Category: aboutMigration, Value: "128MiB/s", Usage: "`RATE` what the migration may send; 0B/s is unlimited"},
 		&cli.StringFlag{Name: "downtime-limit", Category: aboutMigration, Value: "300ms", Usage: "`TIME` QEMU stops the guest when it expects to need no longer than this"},
 		&cli.StringSliceFlag{Name: "capability", Category: aboutMigration, Usage: "`NAME=on|off` a migration capability of QEMU's, set on both sides; may be given again"},
@@ -67,17 +72,27 @@ const demoWorkload = "dirty:rate=2000/s,working-set=16MiB"
 // plan reads the planFlags.
 func plan(x *cli.Context) (engine.Plan, error) {
 	p := engine.Plan{Mode: record.Mode(x.String("mode"))}
-	if p.Mode != record.PreCopyMode && p.Mode != record.StopAndCopyMode {
-		return p, usagef("--mode %q: have %s, %s", p.Mode, record.PreCopyMode, record.StopAndCopyMode)
+	modes := []record.Mode{record.PreCopyMode, record.StopAndCopyMode, record.PostCopyMode, record.HybridMode}
+	if !slices.Contains(modes, p.Mode) {
+		return p, usagef("--mode %q: have %s, %s, %s, %s", p.Mode, modes[0], modes[1], modes[2], modes[3])
 	}
 	var err error
+	if p.Policy, err = policy.Parse(x.String("policy")); err != nil {
+		return p, usagef("--policy: %w", err)
+	}
+	if p.SwitchAfter, err = switchAfter(x.String("switch-after")); err != nil {
+		return p, err
+	}
+	if p.SwitchAfter != (engine.SwitchAfter{}) && p.Mode != record.HybridMode {
+		return p, usagef("--switch-after is for --mode hybrid, this one is %s", p.Mode)
+	}
 	if p.MaxBandwidth, err = units.Rate(x.String("max-bandwidth")); err != nil {
 		return p, usagef("--max-bandwidth: %w", err)
 	}
 	if p.MaxBandwidth == 0 {
 		p.MaxBandwidth = -1 // the plan's word for unlimited
 	}
-	for flag, into := range map[string]*time.Duration{"downtime-limit": &p.DowntimeLimit, "sample-interval": &p.SampleInterval, "timeout": &p.Timeout} {
+	for flag, into := range map[string]*time.Duration{"downtime-limit": &p.DowntimeLimit, "sample-interval": &p.SampleInterval, "timeout": &p.Timeout, "recover-limit": &p.RecoverLimit} {
 		if *into, err = units.Duration(x.String(flag)); err != nil {
 			return p, usagef("--%s: %w", flag, err)
 		}
@@ -174,4 +189,21 @@ func plural(n int64, one, many string) string {
 		return fmt.Sprintf("1 %s", one)
 	}
 	return count(n) + " " + many
+}
+
+// switchAfter reads N or TIME.
+func switchAfter(text string) (s engine.SwitchAfter, err error) {
+	if text == "" {
+		return s, nil
+	}
+	if n, err := strconv.Atoi(text); err == nil {
+		if n < 1 {
+			return s, usagef("--switch-after %s: at least one pass; --mode post-copy goes over at once", text)
+		}
+		return engine.SwitchAfter{Passes: n}, nil
+	}
+	if s.Time, err = units.Duration(text); err != nil || s.Time <= 0 {
+		return engine.SwitchAfter{}, usagef("--switch-after %s: give a number of passes, such as 2, or a time with its unit, such as 5s", text)
+	}
+	return s, nil
 }

@@ -79,7 +79,7 @@ func (c *commands) runMigrate(x *cli.Context) error {
 		if err != nil {
 			return err
 		}
-		_, said, err := engine.Recover(x.Context, src, dst, o)
+		_, said, err := engine.Recover(x.Context, src, dst, p, o)
 		if err == nil {
 			fmt.Fprintln(c.stderr, said)
 		}

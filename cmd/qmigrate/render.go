@@ -158,6 +158,7 @@ func printRecord(w io.Writer, r *record.Migration) {
 
 	printDowntimes(w, &r.Downtime)
 	printPasses(w, r)
+	printDecisions(w, r)
 	printChecks(w, r)
 
 	if len(r.Warnings) > 0 {
@@ -254,10 +255,31 @@ func printPasses(w io.Writer, r *record.Migration) {
 		if p.Stopped {
 			name += " (stopped)"
 		}
+		if p.PostCopy {
+			name += " (post-copy)"
+		}
 		t.row(name, units.FormatDuration(p.Start), units.FormatDuration(p.Duration), pages, bytes(p.Transferred), rate, bytes(p.Remaining))
 	}
 	fmt.Fprintln(w)
 	t.print(w)
+}
+
+// printDecisions prints what the policy did, the first and the last of a long list.
+func printDecisions(w io.Writer, r *record.Migration) {
+	if len(r.Decisions) == 0 {
+		return
+	}
+	fmt.Fprintf(w, "\ndecisions of the policy\n")
+	for i, d := range r.Decisions {
+		if hidden := len(r.Decisions) - firstPasses - lastPasses; hidden > 1 && i >= firstPasses && i < firstPasses+hidden {
+			if i == firstPasses {
+				fmt.Fprintf(w, "  ... %s more\n", count(int64(hidden)))
+			}
+			continue
+		}
+		at := units.FormatDuration(d.At)
+		fmt.Fprintf(w, "  %8s  %s\n", at, fold(d.Text, 12, page(w)))
+	}
 }
 
 func printChecks(w io.Writer, r *record.Migration) {
@@ -270,6 +292,22 @@ func printChecks(w io.Writer, r *record.Migration) {
 	}
 	if x := r.Total; x.Transferred != nil {
 		line("sent", fmt.Sprintf("%s: %s with data, %s of zeros", units.FormatSize(*x.Transferred), plural(*x.Normal, "page", "pages"), count(*x.Duplicate)))
+	}
+	if p := r.PostCopy; p != nil && r.Stage(record.PostCopy) != nil {
+		var parts []string
+		if r.Total.Postcopy != nil {
+			parts = append(parts, units.FormatSize(*r.Total.Postcopy)+" followed the guest")
+		}
+		if p.Requests != nil {
+			parts = append(parts, plural(*p.Requests, "page was asked for", "pages were asked for"))
+		}
+		if p.Blocktime != nil {
+			parts = append(parts, fmt.Sprintf("all vCPUs waited for pages for %s", units.FormatDuration(*p.Blocktime)))
+		}
+		if p.Pauses > 0 {
+			parts = append(parts, plural(int64(p.Pauses), "lost link", "lost links"))
+		}
+		line("post-copy", parts...)
 	}
 	if m := r.MemoryCheck; m != nil {
 		line("memory", fmt.Sprintf("%s checked in the guest, %s wrong", plural(m.PagesChecked, "page", "pages"), count(m.PagesWrong)))

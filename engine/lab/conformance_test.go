@@ -23,7 +23,7 @@ func TestConformance(t *testing.T) {
 	var table strings.Builder
 	w := tabwriter.NewWriter(&table, 0, 0, 2, ' ', 0)
 	fmt.Fprintln(w, "mode\tsource\tdestination\tresult\twall\tqemu\twire\tstatus\tping\theartbeat\tguest clock\ttcp\tsent\tpages\twrong")
-	for _, mode := range []record.Mode{record.PreCopyMode, record.StopAndCopyMode} {
+	for _, mode := range []record.Mode{record.PreCopyMode, record.StopAndCopyMode, record.PostCopyMode, record.HybridMode} {
 		for _, pair := range [][2]string{{"10.0", "10.0"}, {"7.2", "7.2"}, {"7.2", "10.0"}, {"10.0", "7.2"}} {
 			t.Run(fmt.Sprintf("%s_%s_%s", mode, pair[0], pair[1]), func(t *testing.T) {
 				rec := conform(t, mode, pair[0], pair[1])

@@ -13,6 +13,7 @@ import (
 	"path/filepath"
 	"strings"
 	"sync"
+	"syscall"
 	"time"
 
 	"qmigrate/engine"
@@ -42,6 +43,7 @@ const (
 	beatPort                    = 7777
 	defaultMemory               = 256 << 20
 	readyLimit                  = 60 * time.Second // for a guest to boot under TCG on a busy machine
+	reachLimit                  = time.Second
 	settleTime                  = 500 * time.Millisecond
 	warmUp                      = time.Second // of observed workload before `migrate`: the "before" of every rate and gap
 )
@@ -229,7 +231,22 @@ func Endpoint(vm *guest.VM) *engine.Endpoint {
 			c, err := vm.Host().Clock(ctx)
 			return c.Offset, c.Error, err
 		},
+		Reaches: func(ctx context.Context, address string) error { return reaches(ctx, vm.Host(), address) },
 	}
+}
+
+// reaches tries whether a host reaches an address: a port on which nobody listens refuses, and that is an answer too.
+func reaches(ctx context.Context, h hostnet.Host, address string) error {
+	ctx, cancel := context.WithTimeout(ctx, reachLimit)
+	defer cancel()
+	conn, err := h.Dial(ctx, "tcp", net.JoinHostPort(address, "1"))
+	if err == nil {
+		return conn.Close()
+	}
+	if errors.Is(err, syscall.ECONNREFUSED) {
+		return nil
+	}
+	return err
 }
 
 // Listen is where the lab's destination is to listen: on its host's address, a port of its choice.

@@ -58,6 +58,9 @@ func (l *Lab) Migrate(ctx context.Context, p engine.Plan, o engine.Options) (*re
 	if p.Listen == "" {
 		p.Listen = l.Listen()
 	}
+	if p.LinkRate == 0 {
+		p.LinkRate = l.spec.LinkRate
+	}
 
 	rec, migrateErr := engine.Migrate(ctx, Endpoint(l.source), Endpoint(l.destination), p, o)
 	rec.Workload = l.spec.Workload.String()
