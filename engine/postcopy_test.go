@@ -249,3 +249,57 @@ func TestPostCopyCancelled(t *testing.T) {
 		}
 	})
 }
+
+// TestCancelInEachState cancels when the source has said each of the states that a migration goes through: before the destination is told to run, the
+// guest goes on at the source; in post-copy the wish comes too late.
+func TestCancelInEachState(t *testing.T) {
+	const s, d = record.Source, record.Destination
+	guesttest.EachQEMU(t, func(t *testing.T, qemu string) {
+		pause := map[string]bool{"pause-before-switchover": true}
+		for _, c := range []struct {
+			name string
+			at   edge
+			plan engine.Plan
+			a, b string
+		}{
+			{"none", done(record.Reservation), engine.Plan{}, "running", "dead"},
+			{"setup", got(s, `"status": "setup"`), engine.Plan{MaxBandwidth: slow}, "running", "dead"},
+			{"active", got(s, `"status": "active"`), engine.Plan{MaxBandwidth: slow}, "running", "dead"},
+			{"pre-switchover", got(s, `"status": "pre-switchover"`), engine.Plan{Capabilities: pause}, "running", "dead"},
+			{"device", got(s, `"status": "device"`), engine.Plan{Capabilities: pause}, "", ""},
+			{"completed", got(s, `"status": "completed"`), engine.Plan{}, "", ""},
+			{"post-copy active", got(s, `"status": "postcopy-active"`), engine.Plan{Mode: record.PostCopyMode}, "postmigrate", "running"},
+		} {
+			t.Run(strings.ReplaceAll(c.name, " ", "_"), func(t *testing.T) {
+				x := newTrial(t, qemu, true, nil)
+				x.plan = c.plan
+				x.run(t, c.at, 0, func() { x.cancel() })
+				x.look(t)
+				t.Logf("source %s, destination %s, %s: %v", x.a, x.b, x.rec.Outcome, x.err)
+				if c.a != "" && (x.a != c.a || x.b != c.b) {
+					t.Errorf("source %s, destination %s, want %s and %s: %v", x.a, x.b, c.a, c.b, x.err)
+				}
+				if one := x.a == "running"; one == (x.b == "running") {
+					t.Errorf("source %s, destination %s: one of them has to run the guest: %v", x.a, x.b, x.err)
+				}
+				if x.err != nil && x.rec.GuestOn != s || x.err == nil && x.rec.GuestOn != d {
+					t.Errorf("guest on %s after %v", x.rec.GuestOn, x.err)
+				}
+			})
+		}
+		t.Run("cancelling_and_failed", func(t *testing.T) { // somebody else's cancel is under way, and ours comes on top of it
+			x := newTrial(t, qemu, true, nil)
+			x.plan = engine.Plan{MaxBandwidth: slow}
+			x.run(t, got(s, `"status": "active"`), 0, func() {
+				x.background.Go(func() {
+					_ = x.somebody(t, s, "migrate_cancel")
+					x.cancel()
+				})
+			})
+			x.look(t)
+			if x.a != "running" || x.b != "dead" {
+				t.Errorf("source %s, destination %s: %v", x.a, x.b, x.err)
+			}
+		})
+	})
+}

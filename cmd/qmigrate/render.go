@@ -321,10 +321,27 @@ func printChecks(w io.Writer, r *record.Migration) {
 			}
 			parts = append(parts, tcp)
 		}
+		if n := len(n.RARP); n > 0 {
+			parts = append(parts, plural(int64(n), "announcement", "announcements")+" (RARP) seen on the link")
+		}
 		if n.AnnounceToFirstPacket != nil {
 			parts = append(parts, fmt.Sprintf("first frame from the destination %s after RESUME", units.FormatDuration(*n.AnnounceToFirstPacket)))
 		}
 		line("network", parts...)
+		parts = nil
+		for _, g := range n.Gaps {
+			text := fmt.Sprintf("%s %s + %s + %s", g.Observer, units.FormatDuration(g.Before), units.FormatDuration(g.During), units.FormatDuration(g.After))
+			if g.BeforeStop != nil {
+				text += fmt.Sprintf(" (longest before STOP %s)", units.FormatDuration(*g.BeforeStop))
+			}
+			parts = append(parts, text)
+		}
+		if len(parts) > 0 {
+			line("gaps", "before STOP + stopped + after RESUME: "+parts[0])
+			for _, p := range parts[1:] {
+				line("", p)
+			}
+		}
 	}
 	if g := r.Guest; g != nil {
 		var parts []string

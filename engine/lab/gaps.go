@@ -35,6 +35,28 @@ func longestGap(arrivals []time.Time, begin, end time.Time) (g gap, ok bool) {
 	return g, true
 }
 
+// around takes the longest silence that reaches over the stop apart at STOP and RESUME; ok is false if none was seen there.
+func around(observer string, arrivals []time.Time, begin, stop, resume time.Time) (x record.Gap, ok bool) {
+	x.Observer = observer
+	var longest time.Duration
+	for i := 1; i < len(arrivals); i++ {
+		from, to := arrivals[i-1], arrivals[i]
+		switch {
+		case to.Before(begin) || from.After(resume):
+		case to.Before(stop):
+			if d := to.Sub(from); x.BeforeStop == nil || d > *x.BeforeStop {
+				x.BeforeStop = record.Of(d)
+			}
+		case to.Sub(from) > longest:
+			longest, ok = to.Sub(from), true
+			x.Before = max(stop.Sub(from), 0)
+			x.After = max(to.Sub(resume), 0)
+			x.During = longest - x.Before - x.After
+		}
+	}
+	return x, ok
+}
+
 func (g gap) length() time.Duration { return g.to.Sub(g.from) }
 
 // put writes the gap into a downtime and its error. A longest gap that lies elsewhere than around the stop is a doubt.

@@ -67,3 +67,25 @@ func TestGapElsewhere(t *testing.T) {
 		}
 	}
 }
+
+func TestAround(t *testing.T) {
+	origin := time.Now()
+	at := func(ms ...int) (all []time.Time) {
+		for _, m := range ms {
+			all = append(all, origin.Add(time.Duration(m)*time.Millisecond))
+		}
+		return all
+	}
+	begin, stop, resume := at(100)[0], at(500)[0], at(530)[0]
+	got, ok := around("ping", at(0, 90, 110, 300, 490, 560, 570, 900), begin, stop, resume)
+	if !ok || got.Before != 10*time.Millisecond || got.During != 30*time.Millisecond || got.After != 30*time.Millisecond || got.BeforeStop == nil || *got.BeforeStop != 190*time.Millisecond {
+		t.Errorf("%+v %v", got, ok)
+	}
+	if got, ok := around("ping", at(0, 90, 110), begin, stop, resume); ok {
+		t.Errorf("a stream that broke off has a gap: %+v", got)
+	}
+	// One that begins after STOP has no part before it, and one that ends before RESUME none after.
+	if got, ok = around("ping", at(499, 505, 528, 531), begin, stop, resume); !ok || got.Before+got.During+got.After != 23*time.Millisecond || got.Before != 0 || got.After != 0 {
+		t.Errorf("%+v %v", got, ok)
+	}
+}

@@ -26,6 +26,7 @@ type seen struct {
 	survived   bool
 	resent     *int64
 	changes    []hostnet.Change
+	rarp       []time.Time
 }
 
 // Migrate moves the lab's guest to the other host while it is observed, checks its memory there, and returns the whole record. A
@@ -89,7 +90,7 @@ func (l *Lab) Migrate(ctx context.Context, p engine.Plan, o engine.Options) (*re
 		l.seen = watch.close()
 		return rec, migrateErr
 	}
-	time.Sleep(settleTime) // for gaps to close and replies to come
+	time.Sleep(settleTime) // for gaps to close, replies to come and QEMU's announcements: at 0, 50, 200 and 450 ms by default
 	l.seen = watch.close()
 	l.check(after, rec)
 	l.rates(rec, before, during)
@@ -120,6 +121,7 @@ type watchers struct {
 	listener *listener
 	echoer   *echoer
 	fdb      *hostnet.Watch
+	rarp     *hostnet.RARPWatch
 	closed   bool
 }
 
@@ -133,6 +135,9 @@ func (l *Lab) watch(ctx context.Context) (_ *watchers, err error) {
 	}()
 	observer, address := l.network.Observer(), l.network.GuestAddress(0)
 	if w.fdb, err = l.network.Watch(context.WithoutCancel(ctx)); err != nil {
+		return nil, err
+	}
+	if w.rarp, err = l.network.WatchRARP(l.destination.Spec().NIC.MAC); err != nil {
 		return nil, err
 	}
 	if w.listener, err = startListener(ctx, observer, netip.AddrPortFrom(l.network.Gateway(), beatPort)); err != nil {
@@ -161,6 +166,9 @@ func (w *watchers) close() (s seen) {
 	}
 	if w.listener != nil {
 		s.beats = w.listener.close()
+	}
+	if w.rarp != nil {
+		s.rarp = w.rarp.Close()
 	}
 	if w.fdb != nil {
 		w.fdb.Close()
@@ -253,6 +261,21 @@ func (l *Lab) linkFigures(rec *record.Migration) {
 	}
 	if g, ok := longestGap(s.echoes, begin, end); ok {
 		g.put(rec, "tcp", &d.TCP, &d.TCPError)
+	}
+	if stop := rec.End(record.PreCopy); rec.Downtime.Wire != nil {
+		for _, o := range []struct {
+			name     string
+			arrivals []time.Time
+		}{{"ping", s.pings}, {"heartbeat", arrivals}, {"tcp", s.echoes}} {
+			if x, ok := around(o.name, o.arrivals, begin, stop, end); ok {
+				rec.Network.Gaps = append(rec.Network.Gaps, x)
+			}
+		}
+	}
+	for _, at := range s.rarp {
+		if at.After(end) {
+			rec.Network.RARP = append(rec.Network.RARP, at.Sub(end))
+		}
 	}
 	for _, c := range s.changes {
 		if c.Kind == hostnet.FDB && c.Action == hostnet.Add && c.Host == "link" && !c.Local &&

@@ -216,11 +216,23 @@ type Guest struct {
 
 // Network is what the network saw, from the observer.
 type Network struct {
-	PingsSent             int            `json:"pings_sent"`
-	PingsLost             int            `json:"pings_lost"`
-	TCPSurvived           *bool          `json:"tcp_survived,omitempty"`
-	Retransmits           *int64         `json:"retransmits,omitempty"`                 // of the observer's echo connection, TCP_INFO
-	AnnounceToFirstPacket *time.Duration `json:"announce_to_first_packet_ns,omitempty"` // RESUME to the guest's first frame seen at the link from the destination's port
+	PingsSent             int             `json:"pings_sent"`
+	PingsLost             int             `json:"pings_lost"`
+	TCPSurvived           *bool           `json:"tcp_survived,omitempty"`
+	Retransmits           *int64          `json:"retransmits,omitempty"` // of the observer's echo connection, TCP_INFO
+	Gaps                  []Gap           `json:"gaps,omitempty"`
+	RARP                  []time.Duration `json:"rarp_after_resume_ns,omitempty"`        // QEMU's announcements of the guest's MAC address, as seen on the link, after RESUME
+	AnnounceToFirstPacket *time.Duration  `json:"announce_to_first_packet_ns,omitempty"` // RESUME to the guest's first frame seen at the link from the destination's port
+}
+
+// Gap is the longest silence that one observer saw around the stop, taken apart at the stop's edges. What lies before STOP is no downtime and
+// is felt all the same: a stall when the migration was set up, or a guest that the copying slows.
+type Gap struct {
+	Observer   string         `json:"observer"`                    // ping, heartbeat, tcp
+	Before     time.Duration  `json:"before_ns"`                   // from the gap's beginning to STOP on the source
+	During     time.Duration  `json:"during_ns"`                   // from STOP to RESUME on the destination
+	After      time.Duration  `json:"after_ns"`                    // from RESUME to the gap's end
+	BeforeStop *time.Duration `json:"longest_before_ns,omitempty"` // the longest gap that ended before STOP, from the first command on
 }
 
 // MemoryCheck is the guest's own page check on the destination.
