@@ -29,6 +29,9 @@ type Endpoint struct {
 	Sampler Dialer  // the lock-step query-migrate; nil: over Control
 	Process Process // nil: the process can only be asked to quit, and is dead when its monitor is closed
 
+	// ReadFile reads a file as that QEMU would see it; nil: its files cannot be read from here.
+	ReadFile func(name string) ([]byte, error)
+
 	// Clock measures that host's realtime clock minus ours and the error of that; nil: it is our clock.
 	Clock func(ctx context.Context) (offset, uncertainty time.Duration, err error)
 	// Reaches tries whether that host reaches another, by its address; nil: it cannot be tried from there.
@@ -64,6 +67,7 @@ type Plan struct {
 	SwitchAfter    SwitchAfter       // hybrid: when post-copy begins; zero: after one pass
 	StallLimit     time.Duration     // post-copy in which nothing was sent for so long has lost its link; 0: 5 s
 	RecoverLimit   time.Duration     // how long a post-copy that lost its link tries to go on; 0: 1 min
+	TLS            *TLS              // encryption by QEMU itself; nil: as both QEMUs have been told by somebody else, which is usually none
 }
 
 // Plan defaults, and QEMU's own limit on downtime-limit (migration/options.c, 7.2 to 11.1).

@@ -243,6 +243,9 @@ func (p Plan) check() error {
 			return fmt.Errorf("parameter %s: give it as %s, with its unit", name, flag)
 		}
 	}
+	if p.TLS != nil {
+		return p.TLS.check(p)
+	}
 	return nil
 }
 

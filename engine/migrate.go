@@ -167,6 +167,9 @@ func (m *migration) initialize(ctx context.Context) error {
 	if err := pairError(m.src.facts, m.dst.facts); err != nil {
 		return err
 	}
+	if err := m.checkTLS(); err != nil {
+		return err
+	}
 	if err := m.preparePolicy(); err != nil {
 		return err
 	}
@@ -228,6 +231,9 @@ func (m *migration) introspect(ctx context.Context) error {
 
 // reserve configures the destination, makes it listen, and only then configures the source.
 func (m *migration) reserve(ctx context.Context) error {
+	if err := m.secure(ctx); err != nil {
+		return err
+	}
 	if err := m.dst.control.Stop(ctx); err != nil { // in inmigrate this only means: do not start by yourself
 		return fmt.Errorf("keep destination paused: %w", err)
 	}
@@ -275,7 +281,7 @@ func (m *migration) configure(ctx context.Context, s *side) error {
 	if err := s.control.SetMigrateCapabilities(ctx, want); err != nil {
 		return fmt.Errorf("set %s capabilities: %w", s.role, err)
 	}
-	if err := s.control.SetMigrateParameters(ctx, m.parameters); err != nil {
+	if err := s.control.SetMigrateParameters(ctx, m.parametersOf(s)); err != nil {
 		return fmt.Errorf("set %s parameters: %w", s.role, err)
 	}
 	return nil
@@ -398,7 +404,10 @@ func (m *migration) stopAndCopy(ctx context.Context) error {
 	if m.split { // the rest follows the guest
 		return m.handOver(ctx, func() bool { return m.src.handedOver() && m.dst.loading() })
 	}
-	if err := m.until(ctx, func() bool { return m.src.done() && m.dst.done() }); err != nil {
+	if err := m.until(ctx, m.src.done); err != nil {
+		return err
+	}
+	if err := m.arrive(ctx); err != nil {
 		return err
 	}
 	m.end(later(m.src.completed, m.dst.completed))
@@ -559,6 +568,7 @@ func (m *migration) finish(ctx context.Context) {
 	m.stopPolling(ctx)
 	m.rec.Total.Wall = m.edge.Sub(m.rec.Origin)
 	m.figures(last)
+	m.unsecure(ctx)
 }
 
 // close ends the pollers and lets the monitors go.

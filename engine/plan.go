@@ -17,6 +17,9 @@ func (p Plan) name() string {
 	for _, name := range slices.Sorted(maps.Keys(p.Parameters)) {
 		words = append(words, name+"="+p.Parameters[name])
 	}
+	if p.TLS != nil {
+		words = append(words, "tls="+string(p.TLS.Kind))
+	}
 	return strings.ReplaceAll(strings.Join(words, ","), " ", "")
 }
 
@@ -41,6 +44,9 @@ func (p Plan) words() map[string]any {
 	}
 	if len(p.Parameters) > 0 {
 		w["parameters"] = p.Parameters
+	}
+	if p.TLS != nil {
+		w["tls"] = p.TLS.words()
 	}
 	if p.Timeout > 0 {
 		w["timeout_ns"] = p.Timeout

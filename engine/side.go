@@ -33,6 +33,7 @@ type side struct {
 	completed time.Time // MIGRATION completed
 	gone      error     // why the monitor went away
 	blind     bool      // it went away, and not because QEMU died: events may have been missed
+	secured   bool      // TLS objects of ours may be there
 	quit      bool      // QEMU took `quit` and then closed the monitor, which it does when its vCPUs have stopped
 }
 
@@ -106,7 +107,7 @@ func (s *side) open(ctx context.Context, o Options) error {
 	s.facts = facts
 	if s.ep.Process != nil && !s.proved() {
 		ep := *s.ep // the caller's stays as it is
-		ep.Process = nil
+		ep.Process, ep.ReadFile = nil, nil
 		s.ep = &ep
 	}
 	return nil
