@@ -26,7 +26,7 @@ func (m *migration) abort(ctx context.Context, name record.StageName, cause erro
 	if reason := m.dst.why(); reason != "" && m.listening {
 		cause = fmt.Errorf("%w (destination QEMU%s)", cause, reason)
 	}
-	cause = m.explain(cause)
+	cause = m.explain(undo, cause)
 	v := m.settle(undo)
 	m.end(time.Now()) // the stage that failed lasts until the guest is where it can run
 	m.finish(undo)

@@ -47,6 +47,10 @@ const (
 
 var tlsParameters = []string{"tls-creds", "tls-hostname", "tls-authz"}
 
+// unsettable are those that "" unsets. An empty tls-authz means that nobody is let in, and null, which the schema allows, trips an assertion in 7.2
+// (migrate_params_apply): so that one is touched only on a destination for which it was asked.
+var unsettable = tlsParameters[:2]
+
 // check refuses what needs no QEMU to be refused.
 func (t *TLS) check(p Plan) error {
 	switch {
@@ -289,7 +293,7 @@ func (m *migration) parametersOf(s *side) map[string]any {
 		maps.Copy(all, m.plan.TLS.parameters(s.role))
 	case s.facts.Parameters["tls-creds"] == credsID:
 		if _, set := all["tls-creds"]; !set {
-			for _, name := range tlsParameters {
+			for _, name := range unsettable {
 				all[name] = ""
 			}
 		}
@@ -298,7 +302,7 @@ func (m *migration) parametersOf(s *side) map[string]any {
 }
 
 func (t *TLS) parameters(role record.Holder) map[string]any {
-	p := map[string]any{"tls-creds": credsID, "tls-hostname": "", "tls-authz": ""}
+	p := map[string]any{"tls-creds": credsID, "tls-hostname": ""}
 	if role == record.Source {
 		p["tls-hostname"] = t.Hostname
 	} else if t.Authz != "" {
@@ -334,8 +338,11 @@ func (m *migration) unsecure(ctx context.Context) {
 		s.secured = false
 		limited, cancel := context.WithTimeout(ctx, answerLimit)
 		before := map[string]any{}
-		for _, name := range tlsParameters {
+		for _, name := range unsettable {
 			before[name] = former(s.facts, name)
+		}
+		if m.plan.TLS.Authz != "" && s == m.dst {
+			before["tls-authz"] = former(s.facts, "tls-authz")
 		}
 		err := s.control.SetMigrateParameters(limited, before)
 		if err == nil {
@@ -360,24 +367,31 @@ func (s *side) removeObjects(ctx context.Context) error {
 	return nil
 }
 
-// refusals are what QEMU and GnuTLS say when a handshake fails, and what that means. Seen on 7.2.22 and 10.0.2.
+// refusals are what the source's QEMU says when it refuses the destination, and what that means. Seen on 7.2.22 and 10.0.2.
 var refusals = []struct{ said, means string }{
-	{"hasn't got a known issuer", "the other side's certificate was not signed by an authority that this side knows: give both sides certificates of one authority"},
+	{"hasn't got a known issuer", "the destination's certificate was not signed by an authority that the source knows: give both sides certificates of one authority"},
 	{"does not match the hostname", "the destination's certificate is good for another name: give the one that it has with --tls-hostname"},
-	{"certificate has expired", "the other side's certificate has expired: make a new one"},
-	{"certificate is not yet activated", "the other side's certificate is not good yet: look at the clocks of both hosts"},
-	{"certificate has been revoked", "the other side's certificate is on the list of revoked ones"},
-	{"authz check", "the destination lets only the name in that --tls-authz gives"},
-	{"No certificate was found", "the client showed no certificate: the source's folder has no client-cert.pem"},
+	{"certificate has expired", "the destination's certificate has expired: make a new one"},
+	{"certificate is not yet activated", "the destination's certificate is not good yet: look at the clocks of both hosts"},
+	{"certificate has been revoked", "the destination's certificate is on the list of revoked ones"},
 }
 
-// explain adds to the failure of a TLS handshake what it means, where QEMU's words are hard to read.
-func (m *migration) explain(cause error) error {
+// explain adds to a failure what it means where a handshake was refused. A destination that refuses says so on its standard error alone, neither in an
+// event nor in query-migrate (migration_tls_incoming_handshake; 7.2 and 10.0): all that is seen is that the source's connection broke
+// and nothing has come to the destination.
+func (m *migration) explain(ctx context.Context, cause error) error {
 	text := cause.Error()
 	for _, r := range refusals {
 		if strings.Contains(text, r.said) {
 			return fmt.Errorf("%w: %s", cause, r.means)
 		}
 	}
-	return cause
+	t := m.plan.TLS
+	if t == nil || !m.issued || m.src.status == "" || m.dst.gone != nil || !m.dst.untouched(ctx) {
+		return cause
+	}
+	if t.Kind == PSK {
+		return fmt.Errorf("%w: the destination refused the source: it has no key of user %s, another one, or no TLS; its QEMU's standard error may say more", cause, t.user())
+	}
+	return fmt.Errorf("%w: the destination refused the source: it was shown no certificate, one of an authority that it does not know, or one whose name --tls-authz does not let in; its QEMU's standard error says which", cause)
 }
