@@ -72,7 +72,7 @@ func (t *TLS) check(p Plan) error {
 			return fmt.Errorf("parameter %s: tls %s sets it", name, t.Kind)
 		}
 	}
-	if host := p.host(); t.Kind == X509 && t.Hostname == "" && !t.NoVerify && host == "" {
+	if host := p.Host(); t.Kind == X509 && t.Hostname == "" && !t.NoVerify && host == "" {
 		return fmt.Errorf("tls x509: %s has no host's name that the destination's certificate could be held against: give one with --tls-hostname", p.target())
 	}
 	return nil
@@ -86,9 +86,9 @@ func (p Plan) target() string {
 	return p.Listen
 }
 
-// host is the host's name or address in the target; empty if it has none, as a unix socket.
-func (p Plan) host() string {
-	rest, ok := strings.CutPrefix(p.target(), "tcp:")
+// Host is the name or address of the host that the source will connect to; empty if there is none, as with a unix socket.
+func (p Plan) Host() string {
+	rest, ok := strings.CutPrefix(p.withDefaults().target(), "tcp:")
 	if !ok {
 		return ""
 	}
@@ -140,7 +140,7 @@ func (m *migration) checkTLS() error {
 	}
 	name := t.Hostname
 	if name == "" {
-		name = m.plan.host()
+		name = m.plan.Host()
 	}
 	if dst != nil {
 		if err := dst.GoodFor(name); err != nil {

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"net/url"
 	"os"
 	"path/filepath"
 	"strings"
@@ -24,6 +25,7 @@ import (
 //	unix:PATH[,PATH[,PATH]]   its control monitor and, if it has them, one for events and one for the sampler
 //	unix:FOLDER               a folder with control.qmp, and events.qmp and sampler.qmp if there are such
 //	tcp:HOST:PORT[,HOST:PORT[,HOST:PORT]]
+//	tcp+tls:HOST:PORT[,...]?dir=FOLDER[&hostname=NAME]   the same where QEMU's chardev has tls-creds; FOLDER has our certificate
 //
 // Nothing is opened yet.
 func parseEndpoint(text string) (*engine.Endpoint, error) {
@@ -31,15 +33,22 @@ func parseEndpoint(text string) (*engine.Endpoint, error) {
 	if err != nil {
 		return nil, err
 	}
+	wrap := func(d engine.Dialer, _ string) engine.Dialer { return d }
+	if kind == "tcp+tls" {
+		if wrap, err = tlsOptions(text); err != nil {
+			return nil, err
+		}
+		kind = "tcp"
+	}
 	e := &engine.Endpoint{Name: text, Host: "local"}
 	for i, into := range []*engine.Dialer{&e.Control, &e.Events, &e.Sampler} {
 		if i < len(addresses) {
-			*into = dialer(kind, addresses[i])
+			*into = wrap(dialer(kind, addresses[i]), addresses[i])
 		}
 	}
 	if kind == "unix" {
 		p := &peer{}
-		e.Control, e.Process = p.dial(e.Control), p
+		e.Control, e.Process, e.ReadFile = p.dial(e.Control), p, p.readFile
 	}
 	return e, nil
 }
@@ -47,16 +56,19 @@ func parseEndpoint(text string) (*engine.Endpoint, error) {
 // endpointAddresses are the monitors that an endpoint names, at most three.
 func endpointAddresses(text string) (kind string, addresses []string, err error) {
 	kind, rest, _ := strings.Cut(text, ":")
-	if kind != "unix" && kind != "tcp" || rest == "" {
-		return "", nil, usagef("endpoint %q: write it as unix:/run/a.qmp (or a folder with control.qmp) or tcp:HOST:PORT", text)
+	if kind != "unix" && kind != "tcp" && kind != "tcp+tls" || rest == "" {
+		return "", nil, usagef("endpoint %q: write it as unix:/run/a.qmp (or a folder with control.qmp), tcp:HOST:PORT or tcp+tls:HOST:PORT?dir=FOLDER", text)
+	}
+	if kind == "tcp+tls" {
+		rest, _, _ = strings.Cut(rest, "?")
 	}
 	addresses = strings.Split(rest, ",")
 	if len(addresses) > 3 {
 		return "", nil, usagef("endpoint %q: at most three monitors: control, events, sampler", text)
 	}
 	for _, address := range addresses {
-		if _, _, err := net.SplitHostPort(address); kind == "tcp" && err != nil {
-			return "", nil, usagef("endpoint %q: %w: write it as tcp:HOST:PORT", text, err)
+		if _, _, err := net.SplitHostPort(address); kind != "unix" && err != nil {
+			return "", nil, usagef("endpoint %q: %w: write it as %s:HOST:PORT", text, err, kind)
 		}
 	}
 	if info, err := os.Stat(rest); kind == "unix" && err == nil && info.IsDir() {
@@ -71,11 +83,32 @@ func endpointAddresses(text string) (kind string, addresses []string, err error)
 	return kind, addresses, nil
 }
 
+// tlsOptions reads what follows the ? of a tcp+tls endpoint; what it returns encrypts the connection to an address.
+func tlsOptions(text string) (func(engine.Dialer, string) engine.Dialer, error) {
+	_, query, _ := strings.Cut(text, "?")
+	options, err := url.ParseQuery(query)
+	if err != nil {
+		return nil, usagef("endpoint %q: %w", text, err)
+	}
+	for name := range options {
+		if name != "dir" && name != "hostname" {
+			return nil, usagef("endpoint %q: unknown option %s: have dir, hostname", text, name)
+		}
+	}
+	if options.Get("dir") == "" {
+		return nil, usagef("endpoint %q: the folder of our certificate is missing: write it as tcp+tls:HOST:PORT?dir=FOLDER, with ca-cert.pem, client-cert.pem and client-key.pem in it", text)
+	}
+	return func(d engine.Dialer, address string) engine.Dialer {
+		host, _, _ := net.SplitHostPort(address)
+		return tlsDialer(d, options.Get("dir"), first(options.Get("hostname"), host))
+	}, nil
+}
+
 // shared is a monitor that both endpoints name; empty if there is none. One monitor serves one client, so we would wait for ourselves.
 func shared(a, b string) string {
 	kindA, as, errA := endpointAddresses(a)
 	kindB, bs, errB := endpointAddresses(b)
-	if errA != nil || errB != nil || kindA != kindB {
+	if errA != nil || errB != nil || strings.TrimSuffix(kindA, "+tls") != strings.TrimSuffix(kindB, "+tls") {
 		return ""
 	}
 	for _, x := range as {
@@ -155,6 +188,14 @@ func (p *peer) Done() <-chan struct{} {
 		return nil
 	}
 	return p.proc.Done()
+}
+
+// readFile reads a file as the process sees it, which may live under another root.
+func (p *peer) readFile(name string) ([]byte, error) {
+	if p.proc == nil {
+		return nil, errNoProcess
+	}
+	return os.ReadFile(filepath.Join(fmt.Sprintf("/proc/%d/root", p.proc.PID()), name))
 }
 
 // HasThread tells a QEMU from a forwarder that listens for it, and from a manager that made its socket.

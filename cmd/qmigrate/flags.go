@@ -29,6 +29,13 @@ func planFlags() []cli.Flag {
 		&cli.StringFlag{Name: "downtime-limit", Category: aboutMigration, Value: "300ms", Usage: "`TIME` QEMU stops the guest when it expects to need no longer than this"},
 		&cli.StringSliceFlag{Name: "capability", Category: aboutMigration, Usage: "`NAME=on|off` a migration capability of QEMU's, set on both sides; may be given again"},
 		&cli.StringSliceFlag{Name: "parameter", Category: aboutMigration, Usage: "`NAME=VALUE` a migration parameter of QEMU's, in its own unit, set on both sides; may be given again"},
+		&cli.StringFlag{Name: "tls", Category: aboutMigration, Usage: "`KIND` QEMU encrypts what it sends and both ends prove who they are: by certificates, x509, or by one key, psk; made for this migration unless --tls-dir-* name others"},
+		&cli.StringFlag{Name: "tls-dir-source", Category: aboutMigration, Usage: "`DIR` the source's credentials, as its QEMU sees them: ca-cert.pem, client-cert.pem and client-key.pem, or keys.psk"},
+		&cli.StringFlag{Name: "tls-dir-destination", Category: aboutMigration, Usage: "`DIR` the destination's: ca-cert.pem, server-cert.pem and server-key.pem, or keys.psk"},
+		&cli.StringFlag{Name: "tls-hostname", Category: aboutMigration, Usage: "`NAME` that the destination's certificate has to be good for, if not the host that the source connects to"},
+		&cli.StringFlag{Name: "tls-username", Category: aboutMigration, Usage: "`NAME` whose key in keys.psk is used, if not qemu's"},
+		&cli.StringFlag{Name: "tls-authz", Category: aboutMigration, Usage: "`NAME` the only distinguished name that the destination lets in, as in O=lab,CN=host1"},
+		&cli.BoolFlag{Name: "tls-no-verify", Category: aboutMigration, Usage: "x509: encrypt, and ask neither end who it is"},
 		&cli.StringFlag{Name: "timeout", Category: aboutMigration, Value: "0s", Usage: "`TIME` cancel a pre-copy that has not converged by then; 0s: never"},
 		&cli.StringFlag{Name: "sample-interval", Category: aboutMigration, Value: "10ms", Usage: "`TIME` how often query-migrate and query-status are asked; 0ms: never"},
 		&cli.StringFlag{Name: "out", Category: aboutOutput, Value: "out", Usage: "`DIR` append the record to DIR/records.jsonl"},
@@ -102,6 +109,9 @@ func plan(x *cli.Context) (engine.Plan, error) {
 	}
 	if p.SampleInterval == 0 {
 		p.SampleInterval = -1 // the plan's word for no polling
+	}
+	if p.TLS, err = security(x); err != nil {
+		return p, err
 	}
 	p.Capabilities = map[string]bool{}
 	for _, text := range x.StringSlice("capability") {

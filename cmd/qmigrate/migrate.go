@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"maps"
@@ -23,7 +24,7 @@ func (c *commands) migrate() *cli.Command {
 	return &cli.Command{
 		Name:  "migrate",
 		Usage: "migrate a running QEMU guest",
-		Description: "An endpoint is unix:PATH of a QMP socket, unix:FOLDER with control.qmp (and events.qmp and sampler.qmp), or tcp:HOST:PORT. " +
+		Description: "An endpoint is unix:PATH of a QMP socket, unix:FOLDER with control.qmp (and events.qmp and sampler.qmp), tcp:HOST:PORT, or tcp+tls:HOST:PORT?dir=FOLDER where the monitor is encrypted and FOLDER has our certificate. " +
 			"The destination waits with -incoming defer; it need not be paused. The source QEMU is left in postmigrate: end it when you like.\n\n" +
 			"  qmigrate migrate --source unix:/run/a --destination unix:/run/b\n" +
 			"  qmigrate migrate --source unix:/run/a.qmp --destination unix:/run/b --launch",
@@ -101,9 +102,19 @@ func (c *commands) runMigrate(x *cli.Context) error {
 		return err
 	}
 	dst.Host = x.String("destination-host")
+	removeCredentials, err := credentials(x.Context, &p, src, dst)
+	if err != nil {
+		if launched != nil {
+			err = errors.Join(err, launched.Close())
+		}
+		return err
+	}
 	rec, err := c.observe(x, log, p, func(p engine.Plan, o engine.Options) (*record.Migration, error) {
 		return engine.Migrate(x.Context, src, dst, p, o)
 	})
+	if removeErr := removeCredentials(); removeErr != nil {
+		rec.Warn("the TLS credentials could not be removed: %v", removeErr)
+	}
 	if strings.HasPrefix(x.String("source"), "unix:") { // a socket of this machine: its host is what we run on
 		rec.Hosts.Kernel, rec.Hosts.CPU = lab.Machine()
 	}

@@ -62,8 +62,16 @@ func (l *Lab) Migrate(ctx context.Context, p engine.Plan, o engine.Options) (*re
 	if p.LinkRate == 0 {
 		p.LinkRate = l.spec.LinkRate
 	}
+	remove, err := l.credentials(&p)
+	if err != nil {
+		arriving.Close()
+		return nil, err
+	}
 
 	rec, migrateErr := engine.Migrate(ctx, Endpoint(l.source), Endpoint(l.destination), p, o)
+	if err := remove(); err != nil {
+		rec.Warn("the TLS credentials could not be removed: %v", err)
+	}
 	rec.Workload = l.spec.Workload.String()
 	rec.QEMU.AcceleratorReason = l.accelerator.Reason
 	rec.Hosts.Kernel, rec.Hosts.CPU = Machine()

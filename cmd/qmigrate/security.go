@@ -1,0 +1,187 @@
+package main
+
+import (
+	"context"
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"io"
+	"maps"
+	"net"
+	"os"
+	"path/filepath"
+	"slices"
+	"syscall"
+	"time"
+
+	"github.com/urfave/cli/v2"
+
+	"qmigrate/engine"
+	"qmigrate/engine/lab"
+	"qmigrate/engine/tlscreds"
+	"qmigrate/hostnet"
+)
+
+// security reads the flags of --tls; nil without it.
+func security(x *cli.Context) (*engine.TLS, error) {
+	kind := engine.TLSKind(x.String("tls"))
+	if !x.IsSet("tls") {
+		for _, flag := range []string{"tls-dir-source", "tls-dir-destination", "tls-hostname", "tls-username", "tls-authz", "tls-no-verify"} {
+			if x.IsSet(flag) {
+				return nil, usagef("--%s is for --tls: give --tls x509 or --tls psk too, or leave it out", flag)
+			}
+		}
+		return nil, nil
+	}
+	if kind != engine.X509 && kind != engine.PSK {
+		return nil, usagef("--tls %q: have %s, %s", kind, engine.PSK, engine.X509)
+	}
+	other := map[engine.TLSKind][]string{engine.PSK: {"tls-hostname", "tls-authz", "tls-no-verify"}, engine.X509: {"tls-username"}}
+	for _, flag := range other[kind] {
+		if x.IsSet(flag) {
+			return nil, usagef("--%s means nothing to --tls %s: leave it out", flag, kind)
+		}
+	}
+	t := &engine.TLS{
+		Kind: kind, Hostname: x.String("tls-hostname"), Username: x.String("tls-username"), Authz: x.String("tls-authz"), NoVerify: x.Bool("tls-no-verify"),
+		SourceDir: x.String("tls-dir-source"), DestinationDir: x.String("tls-dir-destination"),
+	}
+	if (t.SourceDir == "") != (t.DestinationDir == "") {
+		return nil, usagef("--tls-dir-source and --tls-dir-destination belong together: give both, or none and new credentials are made")
+	}
+	for _, dir := range []*string{&t.SourceDir, &t.DestinationDir} {
+		if *dir == "" {
+			continue
+		}
+		var err error
+		if *dir, err = filepath.Abs(*dir); err != nil { // QEMU runs in another folder
+			return nil, err
+		}
+	}
+	for _, flag := range []string{"tls-authz", "tls-hostname"} {
+		if t.NoVerify && x.IsSet(flag) {
+			return nil, usagef("--%s needs verification: leave --tls-no-verify out", flag)
+		}
+	}
+	return t, nil
+}
+
+// credentials makes new ones for QEMUs of this machine where the plan wants TLS and names no folders. What it returns removes them.
+func credentials(ctx context.Context, p *engine.Plan, src, dst *engine.Endpoint) (remove func() error, err error) {
+	remove = func() error { return nil }
+	if p.TLS == nil || p.TLS.SourceDir != "" {
+		return remove, nil
+	}
+	var hosts []string
+	if host := p.Host(); host != "" {
+		hosts = append(hosts, host)
+	}
+	source, destination, err := lab.Credentials(p.TLS, hosts...)
+	if err != nil {
+		return nil, err
+	}
+	dir, err := os.MkdirTemp("", "qmigrate-tls-")
+	if err != nil {
+		return nil, fmt.Errorf("make folder for TLS credentials: %w", err)
+	}
+	remove = func() error { return os.RemoveAll(dir) }
+	for _, side := range []struct {
+		role  string
+		ep    *engine.Endpoint
+		files tlscreds.Files
+		into  *string
+	}{{"source", src, source, &p.TLS.SourceDir}, {"destination", dst, destination, &p.TLS.DestinationDir}} {
+		*side.into = filepath.Join(dir, side.role)
+		if err := give(ctx, side.ep, *side.into, side.files); err != nil {
+			return nil, errors.Join(fmt.Errorf("make TLS credentials for %s %s: %w", side.role, side.ep.Name, err), remove())
+		}
+	}
+	return remove, os.Chmod(dir, 0o711)
+}
+
+// give writes files to a folder of this machine that the endpoint's QEMU, and nobody else, can read.
+func give(ctx context.Context, e *engine.Endpoint, dir string, files tlscreds.Files) error {
+	const mend = "put some there yourself and give --tls-dir-source and --tls-dir-destination"
+	p, ok := e.Process.(*peer)
+	if !ok {
+		return errors.New("its files cannot be written from here: " + mend)
+	}
+	nc, err := e.Control(ctx)
+	if err != nil {
+		return err
+	}
+	if err := nc.Close(); err != nil {
+		return err
+	}
+	if err := lab.WriteCredentials(hostnet.Local(), dir, files); err != nil {
+		return err
+	}
+	if p.proc == nil {
+		return errors.New("which process listens there is not known: " + mend)
+	}
+	info, err := os.Stat(fmt.Sprintf("/proc/%d", p.proc.PID()))
+	if err != nil {
+		return err
+	}
+	if owner := info.Sys().(*syscall.Stat_t); int(owner.Uid) != os.Geteuid() {
+		for _, name := range append([]string{""}, slices.Sorted(maps.Keys(files))...) {
+			if err := os.Chown(filepath.Join(dir, name), int(owner.Uid), int(owner.Gid)); err != nil {
+				return fmt.Errorf("its QEMU is another user's: %w: %s", err, mend)
+			}
+		}
+	}
+	for name := range files {
+		if _, err := p.readFile(filepath.Join(dir, name)); err != nil {
+			return fmt.Errorf("its QEMU does not see this machine's files: %w: %s", err, mend)
+		}
+	}
+	return nil
+}
+
+// tlsDialer reaches a monitor that QEMU's chardev encrypts (tls-creds). The folder is ours: ca-cert.pem, and client-cert.pem and client-key.pem unless QEMU lets
+// anybody in. The monitor has to have a certificate that is good for host.
+func tlsDialer(dial engine.Dialer, dir, host string) engine.Dialer {
+	return func(ctx context.Context) (net.Conn, error) {
+		read := func(name string) ([]byte, error) { return os.ReadFile(filepath.Join(dir, name)) }
+		config, err := tlscreds.ClientConfig(read, host, time.Now())
+		if err != nil {
+			return nil, fmt.Errorf("read our TLS credentials in %s: %w", dir, err)
+		}
+		nc, err := dial(ctx)
+		if err != nil {
+			return nil, err
+		}
+		c := tls.Client(nc, config)
+		if err := c.HandshakeContext(ctx); err != nil {
+			nc.Close()
+			if errors.As(err, new(tls.RecordHeaderError)) {
+				err = fmt.Errorf("%w: that monitor speaks plain text: write it as tcp:HOST:PORT, or give QEMU's chardev tls-creds", err)
+			}
+			return nil, fmt.Errorf("TLS handshake: %w", err)
+		}
+		return &tlsConn{Conn: c}, nil
+	}
+}
+
+// tlsConn says what an end means that comes instead of the first byte: QEMU looks at the client's certificate only after the handshake.
+type tlsConn struct {
+	*tls.Conn
+	greeted bool
+}
+
+func (c *tlsConn) Read(b []byte) (int, error) {
+	n, err := c.Conn.Read(b)
+	if !c.greeted && n == 0 && err != nil && !errors.Is(err, net.ErrClosed) && !errors.Is(err, os.ErrDeadlineExceeded) {
+		return n, fmt.Errorf("the monitor let us in and closed at once: it wants a client certificate that its authority has signed and its tls-authz allows: %w", unexpected(err))
+	}
+	c.greeted = c.greeted || n > 0
+	return n, err
+}
+
+// unexpected makes an end one that was not.
+func unexpected(err error) error {
+	if errors.Is(err, io.EOF) {
+		return io.ErrUnexpectedEOF
+	}
+	return err
+}
