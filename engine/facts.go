@@ -34,7 +34,19 @@ type Facts struct {
 	Schema          *qmp.Schema    // nil if it was not needed
 	SchemaKnown     bool           // the introspection came from the cache
 
-	vcpuThread int // the first vCPU's thread, as QEMU's host numbers it; 0: QEMU names none
+	// What of the machine a stream depends on, or a guest sees; nil where this QEMU does not tell.
+	Devices        []Device
+	RAM            []RAMBlock
+	Disks          []Disk
+	Netdevs        map[string]string // the network backends: name and type (tap, user, ...)
+	CPU            CPU
+	Topology       map[string]int64 // sockets, dies, cores, threads, maxcpus, ...
+	MemorySlots    int64            // for memory that is plugged in later
+	MaxMemoryBytes int64            // with that; 0: none can be
+	Backends       []Backend        // nil: not asked for, see readBackends
+
+	here       bool // the process is known, so it runs on this machine
+	vcpuThread int  // the first vCPU's thread, as QEMU's host numbers it; 0: QEMU names none
 }
 
 // Inspect opens the endpoint's control monitor, reads the facts and lets it go.
@@ -52,9 +64,13 @@ func Inspect(ctx context.Context, ep *Endpoint, o Options) (*Facts, error) {
 	if err == nil {
 		f.Schema, f.SchemaKnown, err = o.Schemas.Schema(ctx, conn)
 	}
+	if err == nil {
+		err = together(ctx, func(ctx context.Context) error { return readBackends(ctx, conn, f) }, func(ctx context.Context) error { return readIdentity(ctx, conn, f) })
+	}
 	if err != nil {
 		return nil, fmt.Errorf("inspect %s: %w", ep.Name, err)
 	}
+	f.here = ep.Process != nil && (&side{ep: ep, facts: f}).proved()
 	return f, nil
 }
 
@@ -79,60 +95,71 @@ func readFacts(ctx context.Context, c *qmp.Conn, name string) (*Facts, error) {
 	if v.Package != "" {
 		f.Version += " (" + v.Package + ")"
 	}
-	status, err := c.QueryStatus(ctx)
+	err := together(ctx, func(ctx context.Context) error {
+		status, err := c.QueryStatus(ctx)
+		f.RunState, f.Running = status.Status, status.Running
+		return err
+	}, func(ctx context.Context) (err error) {
+		f.Machine, err = c.MachineType(ctx)
+		return err
+	}, func(ctx context.Context) (err error) {
+		f.MemoryBytes, err = c.MemorySize(ctx)
+		return err
+	}, func(ctx context.Context) error {
+		cpus, err := c.CPUs(ctx)
+		if f.VCPUs = len(cpus); f.VCPUs > 0 {
+			f.vcpuThread, f.CPU.path = cpus[0].Thread, cpus[0].Path
+		}
+		return err
+	}, func(ctx context.Context) error {
+		kvm, err := c.KVM(ctx)
+		if kvm {
+			f.Accelerator = "kvm"
+		}
+		return err
+	}, func(ctx context.Context) (err error) {
+		f.Capabilities, err = c.QueryMigrateCapabilities(ctx)
+		return err
+	}, func(ctx context.Context) (err error) {
+		f.Parameters, err = c.QueryMigrateParameters(ctx)
+		return err
+	}, func(ctx context.Context) error {
+		info, err := c.QueryMigrate(ctx)
+		if err != nil {
+			return err
+		}
+		f.MigrationStatus, f.Blockers = info.Status, info.BlockedReasons
+		if idle(f.MigrationStatus) && len(info.SocketAddress) > 0 {
+			f.MigrationStatus = "setup" // it listens, for which 7.2 has no status
+		}
+		return nil
+	}, func(ctx context.Context) (err error) {
+		f.Chardevs, err = chardevs(ctx, c)
+		return err
+	}, func(ctx context.Context) error { return readMachine(ctx, c, f) })
 	if err != nil {
 		return nil, err
 	}
-	f.RunState, f.Running = status.Status, status.Running
-	if f.Machine, err = c.MachineType(ctx); err != nil {
-		return nil, err
-	}
-	if f.MemoryBytes, err = c.MemorySize(ctx); err != nil {
-		return nil, err
-	}
-	cpus, err := c.CPUs(ctx)
-	if err != nil {
-		return nil, err
-	}
-	if f.VCPUs = len(cpus); f.VCPUs > 0 {
-		f.vcpuThread = cpus[0].Thread
-	}
-	kvm, err := c.KVM(ctx)
-	if err != nil {
-		return nil, err
-	}
-	if kvm {
-		f.Accelerator = "kvm"
-	}
-	if f.Capabilities, err = c.QueryMigrateCapabilities(ctx); err != nil {
-		return nil, err
-	}
-	if f.Parameters, err = c.QueryMigrateParameters(ctx); err != nil {
-		return nil, err
-	}
-	info, err := c.QueryMigrate(ctx)
-	if err != nil {
-		return nil, err
-	}
-	f.MigrationStatus, f.Blockers = info.Status, info.BlockedReasons
-	if idle(f.MigrationStatus) && len(info.SocketAddress) > 0 {
-		f.MigrationStatus = "setup" // it listens, for which 7.2 has no status
-	}
-	var chardevs []struct {
+	return f, readFeatures(ctx, c, f)
+}
+
+// chardevs are the addresses of the character devices.
+func chardevs(ctx context.Context, c *qmp.Conn) (all []string, err error) {
+	var list []struct {
 		Label    string `json:"label"`
 		Filename string `json:"filename"`
 	}
-	if err := c.Execute(ctx, "query-chardev", nil, &chardevs); err != nil {
+	if err := c.Execute(ctx, "query-chardev", nil, &list); err != nil {
 		return nil, err
 	}
-	for _, d := range chardevs {
+	for _, d := range list {
 		address, _, _ := strings.Cut(strings.TrimPrefix(d.Filename, "disconnected:"), ",")
 		if strings.HasPrefix(address, "unix:") || strings.HasPrefix(address, "tcp:") || strings.HasPrefix(address, "pty:") {
-			f.Chardevs = append(f.Chardevs, d.Label+"="+address)
+			all = append(all, d.Label+"="+address)
 		}
 	}
-	slices.Sort(f.Chardevs)
-	return f, nil
+	slices.Sort(all)
+	return all, nil
 }
 
 // twin tells whether two QEMUs are the same program, as far as they say: version, package and the names of what migration can do.
@@ -192,19 +219,8 @@ func Compare(src, dst *Facts) []Mismatch {
 	for _, reason := range src.Blockers {
 		add("source cannot migrate: %s", "remove what blocks it (device_del, or start the guest without it)", reason)
 	}
-	return all
-}
-
-// pairError is the first mismatch, and how many more there are.
-func pairError(src, dst *Facts) error {
-	all := Compare(src, dst)
-	switch len(all) {
-	case 0:
-		return nil
-	case 1:
-		return all[0]
-	}
-	return fmt.Errorf("%w (and %d more: see `qmigrate caps`)", all[0], len(all)-1)
+	refusals, _ := compareMachines(src, dst)
+	return append(all, refusals...)
 }
 
 // unsafeSource says in what way this source is known to lose memory.

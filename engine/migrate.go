@@ -164,7 +164,7 @@ func (m *migration) initialize(ctx context.Context) error {
 	if m.parameters, err = m.plan.resolve(m.src.facts, m.dst.facts); err != nil {
 		return err
 	}
-	if err := pairError(m.src.facts, m.dst.facts); err != nil {
+	if err := m.compare(ctx); err != nil {
 		return err
 	}
 	if err := m.checkTLS(); err != nil {

@@ -105,7 +105,8 @@ func (s *side) open(ctx context.Context, o Options) error {
 		return err
 	}
 	s.facts = facts
-	if s.ep.Process != nil && !s.proved() {
+	facts.here = s.ep.Process != nil && s.proved()
+	if s.ep.Process != nil && !facts.here {
 		ep := *s.ep // the caller's stays as it is
 		ep.Process, ep.ReadFile = nil, nil
 		s.ep = &ep

@@ -179,8 +179,9 @@ func (c *Conn) MemorySize(ctx context.Context) (int64, error) {
 
 // CPU is one of the guest's CPUs. Source: qapi/machine.json, CpuInfoFast.
 type CPU struct {
-	Index  int `json:"cpu-index"`
-	Thread int `json:"thread-id"` // of the thread that runs it, as QEMU's host numbers it
+	Index  int    `json:"cpu-index"`
+	Thread int    `json:"thread-id"` // of the thread that runs it, as QEMU's host numbers it
+	Path   string `json:"qom-path"`  // in QEMU's tree of objects
 }
 
 // CPUs lists the guest's CPUs.

@@ -1,0 +1,251 @@
+package engine
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"maps"
+	"slices"
+	"strings"
+
+	"qmigrate/qmp"
+)
+
+// optional is for a question that not every QEMU, or not every machine, has: one that is refused leaves the fact unknown.
+func optional(err error) error {
+	var refused *qmp.CommandError
+	if errors.As(err, &refused) {
+		return nil
+	}
+	return err
+}
+
+// readMachine reads what the guest's machine is made of. All questions are sent at once: QEMU answers each from its main loop, some 0.1 to 0.6 ms
+// each, and does not wait for us in between.
+func readMachine(ctx context.Context, c *qmp.Conn, f *Facts) error {
+	var tree, ram, network string
+	var blocks []qmp.BlockDevice
+	var memory struct {
+		Max   int64 `json:"max-size"`
+		Slots int64 `json:"slots"`
+	}
+	err := together(ctx, func(ctx context.Context) (err error) {
+		tree, err = c.HumanMonitor(ctx, "info qtree")
+		return optional(err)
+	}, func(ctx context.Context) (err error) {
+		ram, err = c.RAMBlocks(ctx)
+		return optional(err)
+	}, func(ctx context.Context) (err error) {
+		network, err = c.HumanMonitor(ctx, "info network")
+		return optional(err)
+	}, func(ctx context.Context) (err error) {
+		blocks, err = c.BlockDevices(ctx)
+		return optional(err)
+	}, func(ctx context.Context) error {
+		slots, err := c.CPUSlots(ctx)
+		for _, s := range slots {
+			if s.Path != "" {
+				f.CPU.Type = s.Type
+			}
+		}
+		return optional(err)
+	}, func(ctx context.Context) error {
+		return optional(c.Property(ctx, "/machine", "smp", &f.Topology))
+	}, func(ctx context.Context) error {
+		return optional(c.Property(ctx, "/machine", "memory", &memory))
+	})
+	if err != nil {
+		return err
+	}
+	f.Devices = parseDevices(tree)
+	f.RAM = parseRAMBlocks(ram)
+	f.Netdevs = parseNetdevs(network)
+	f.Disks = disks(blocks, f.Devices)
+	f.MemorySlots = memory.Slots
+	if memory.Slots > 0 {
+		f.MaxMemoryBytes = memory.Max
+	}
+	return nil
+}
+
+// readFeatures reads what the guest's first CPU can do; others have the same.
+func readFeatures(ctx context.Context, c *qmp.Conn, f *Facts) error {
+	if f.CPU.path == "" {
+		return nil
+	}
+	var words []qmp.FeatureWord
+	if err := c.Property(ctx, f.CPU.path, "feature-words", &words); err != nil {
+		return optional(err)
+	}
+	f.CPU.Features = map[FeatureWord]int64{}
+	for _, w := range words {
+		f.CPU.Features[FeatureWord{w.EAX, w.ECX, w.Register}] = w.Features
+	}
+	return nil
+}
+
+// readIdentity reads what else a guest sees of its CPU. It is asked where the models' names differ.
+func readIdentity(ctx context.Context, c *qmp.Conn, f *Facts) error {
+	if f.CPU.path == "" {
+		return nil
+	}
+	f.CPU.Identity = map[string]string{}
+	for _, name := range []string{"vendor", "family", "model", "stepping"} {
+		var value any
+		if err := c.Property(ctx, f.CPU.path, name, &value); err != nil {
+			return optional(err)
+		}
+		f.CPU.Identity[name] = fmt.Sprint(value)
+	}
+	return nil
+}
+
+// readBackends reads the memory backends and the files behind them.
+func readBackends(ctx context.Context, c *qmp.Conn, f *Facts) error {
+	list, err := c.MemoryBackends(ctx)
+	if err != nil {
+		return optional(err)
+	}
+	f.Backends = []Backend{}
+	for _, b := range list {
+		backend := Backend{ID: b.ID, Bytes: b.Bytes, Share: b.Share}
+		if b.Share && b.ID != "" {
+			if err := optional(c.Property(ctx, "/objects/"+b.ID, "mem-path", &backend.File)); err != nil { // only memory-backend-file has it
+				return err
+			}
+		}
+		f.Backends = append(f.Backends, backend)
+	}
+	return nil
+}
+
+// parseNetdevs reads the answer to `info network`, where each backend stands below its card, or alone:
+//
+//	nic: index=0,type=nic,model=virtio-net-pci,macaddr=52:54:00:71:6d:01
+//	 \ net: index=0,type=tap,ifname=tap0,...
+func parseNetdevs(text string) map[string]string {
+	all := map[string]string{}
+	for line := range strings.Lines(text) {
+		name, rest, ok := strings.Cut(strings.Trim(line, " \\\r\n"), ": ")
+		_, kind, typed := strings.Cut(rest, "type=")
+		kind, _, _ = strings.Cut(kind, ",")
+		if ok && typed && kind != "nic" {
+			all[name] = kind
+		}
+	}
+	return all
+}
+
+// compareMachines finds where the two machines differ: what keeps a guest from moving, and what only might matter.
+func compareMachines(src, dst *Facts) (refusals, doubts []Mismatch) {
+	refuse := func(problem, mend string) { refusals = append(refusals, Mismatch{problem, mend}) }
+	doubt := func(problem, mend string) { doubts = append(doubts, Mismatch{problem, mend}) }
+	if src.Machine != dst.Machine {
+		return nil, nil // that is said, and explains the rest
+	}
+	compareCPU(src, dst, refuse, doubt)
+	compareTopology(src, dst, refuse)
+	compareDevices(src, dst, refuse, doubt)
+	compareMemory(src, dst, refuse)
+	compareDisks(src, dst, refuse, doubt)
+	compareNetwork(src, dst, doubt)
+	for _, side := range []struct {
+		name string
+		of   *Facts
+	}{{"source", src}, {"destination", dst}} {
+		var unknown []string
+		for what, missing := range map[string]bool{"devices": len(side.of.Devices) == 0, "memory blocks": len(side.of.RAM) == 0, "CPU features": side.of.CPU.Features == nil} {
+			if missing {
+				unknown = append(unknown, what)
+			}
+		}
+		if slices.Sort(unknown); len(unknown) > 0 {
+			doubt(fmt.Sprintf("%s %s does not tell its %s: they were not compared", side.name, side.of.Name, strings.Join(unknown, ", ")), "compare the two command lines yourself")
+		}
+	}
+	return refusals, doubts
+}
+
+// compareTopology compares how the CPUs are arranged, in the words that both have: it is in the guest's CPUID, ACPI tables and APIC ids.
+func compareTopology(src, dst *Facts, refuse func(problem, mend string)) {
+	var here, there []string
+	for _, name := range slices.Sorted(maps.Keys(src.Topology)) {
+		other, both := dst.Topology[name]
+		if both && other != src.Topology[name] && name != "cpus" { // how many there are is compared by itself
+			here = append(here, fmt.Sprintf("%s=%d", name, src.Topology[name]))
+			there = append(there, fmt.Sprintf("%s=%d", name, other))
+		}
+	}
+	if len(here) > 0 && src.VCPUs == dst.VCPUs {
+		refuse(fmt.Sprintf("CPU topology differs: source %s, destination %s", strings.Join(here, ","), strings.Join(there, ",")), "start the destination with the source's -smp: "+strings.Join(here, ","))
+	}
+}
+
+// compareNetwork looks at what is behind the network cards.
+func compareNetwork(src, dst *Facts, doubt func(problem, mend string)) {
+	there := byPath(dst.Devices)
+	for _, d := range src.Devices {
+		e, ok := there[d.Path]
+		here, has := d.Properties["netdev"]
+		if !ok || !has {
+			continue
+		}
+		a, b := src.Netdevs[strings.Trim(here, `"`)], dst.Netdevs[strings.Trim(e.Properties["netdev"], `"`)]
+		switch {
+		case a != "" && b == "":
+			doubt(fmt.Sprintf("network card %s has no backend on the destination: the guest loses its network", d), "start the destination with a -netdev for it")
+		case d.Type == "virtio-net-device" && a == "tap" && b != "" && b != "tap" && !strings.HasPrefix(b, "vhost"):
+			doubt(fmt.Sprintf("network card %s has a TAP on the source and a %s backend on the destination: QEMU refuses it (\"saved image requires vnet_hdr=on\") unless the source's TAP has vnet_hdr=off", d, b), "start the destination with a TAP too")
+		}
+	}
+}
+
+// Doubts says what might go wrong with a pair that Compare lets pass.
+func Doubts(src, dst *Facts) []Mismatch {
+	_, doubts := compareMachines(src, dst)
+	return doubts
+}
+
+// compareFor says what keeps the guest from moving by this plan only.
+func compareFor(src, dst *Facts, p Plan) (refusals, doubts []Mismatch) {
+	refuse := func(problem, mend string) { refusals = append(refusals, Mismatch{problem, mend}) }
+	doubt := func(problem, mend string) { doubts = append(doubts, Mismatch{problem, mend}) }
+	if p.Capabilities["x-ignore-shared"] {
+		compareShared(src, dst, refuse, doubt)
+	}
+	if p.Capabilities["postcopy-ram"] {
+		comparePages(src, dst, refuse)
+	}
+	return refusals, doubts
+}
+
+// compare refuses a pair that will not do, by this plan, and notes what only might matter. What few plans and pairs need is asked for here.
+func (m *migration) compare(ctx context.Context) error {
+	src, dst := m.src.facts, m.dst.facts
+	both := func(read func(context.Context, *qmp.Conn, *Facts) error) error {
+		return together(ctx, func(ctx context.Context) error { return read(ctx, m.src.control, src) }, func(ctx context.Context) error { return read(ctx, m.dst.control, dst) })
+	}
+	if m.plan.Capabilities["x-ignore-shared"] {
+		if err := both(readBackends); err != nil {
+			return fmt.Errorf("ask for memory backends: %w", err)
+		}
+	}
+	if !src.CPU.sameModel(dst.CPU) {
+		if err := both(readIdentity); err != nil {
+			return fmt.Errorf("ask for CPU models: %w", err)
+		}
+	}
+	refusals, doubts := compareFor(src, dst, m.plan)
+	refusals = append(Compare(src, dst), refusals...)
+	switch len(refusals) {
+	case 0:
+	case 1:
+		return refusals[0]
+	default:
+		return fmt.Errorf("%w (and %d more: see `qmigrate caps`)", refusals[0], len(refusals)-1)
+	}
+	for _, d := range append(Doubts(src, dst), doubts...) {
+		m.rec.Warn("%s", d)
+	}
+	return nil
+}

@@ -1,0 +1,153 @@
+package engine
+
+import (
+	"fmt"
+	"strconv"
+	"strings"
+)
+
+// RAMBlock is one piece of the guest's memory as the stream names it: RAM, video memory, firmware, option ROMs.
+type RAMBlock struct {
+	Name     string // pc.ram, 0000:00:03.0/virtio-net-pci.rom
+	PageSize string // 4 KiB, 2 MiB: of the host's memory behind it
+	Bytes    int64  // what is used of it
+	MaxBytes int64  // what it may grow to; more than Bytes if its size can change
+}
+
+// Backend is a memory backend.
+type Backend struct {
+	ID    string // by which its RAMBlock is named
+	Bytes int64
+	Share bool
+	File  string // what it maps; "" if it is no file
+}
+
+// parseRAMBlocks reads the answer to x-query-ramblock, a table for people:
+//
+//	Block Name    PSize              Offset               Used              Total
+//	    pc.ram    4 KiB  0x0000000000000000 0x0000000002000000 0x0000000002000000
+//
+// 10.0 has further columns. A block without a name is never sent. Seen on 7.2.22 and 10.0.2.
+func parseRAMBlocks(text string) (all []RAMBlock) {
+	for line := range strings.Lines(text) {
+		f := strings.Fields(line)
+		for i := 3; i+2 < len(f); i++ {
+			if !strings.HasPrefix(f[i], "0x") {
+				continue
+			}
+			used, err1 := strconv.ParseInt(f[i+1], 0, 64)
+			total, err2 := strconv.ParseInt(f[i+2], 0, 64)
+			if err1 == nil && err2 == nil {
+				all = append(all, RAMBlock{strings.Join(f[:i-2], " "), f[i-2] + " " + f[i-1], used, total})
+			}
+			break
+		}
+	}
+	return all
+}
+
+// compareMemory finds what QEMU says about memory when the stream begins: "Unknown ramblock", "Size mismatch" (migration/ram.c,
+// parse_ramblock).
+func compareMemory(src, dst *Facts, refuse func(problem, mend string)) {
+	if src.MemorySlots != dst.MemorySlots || src.MaxMemoryBytes != dst.MaxMemoryBytes {
+		refuse(fmt.Sprintf("memory slots differ: source slots=%d,maxmem=%dM, destination slots=%d,maxmem=%dM", src.MemorySlots, src.MaxMemoryBytes>>20, dst.MemorySlots, dst.MaxMemoryBytes>>20),
+			"start the destination with the source's -m, slots= and maxmem= included")
+	}
+	if len(src.RAM) == 0 || len(dst.RAM) == 0 {
+		return
+	}
+	there := map[string]RAMBlock{}
+	for _, b := range dst.RAM {
+		there[b.Name] = b
+	}
+	devices := map[string]bool{} // the PCI devices that the destination has, by slot
+	for _, d := range dst.Devices {
+		if a := pciAddresses(d.Path); len(a) == 1 && d.PCI != "" {
+			devices["0000:00:"+a[0]] = true
+		}
+	}
+	for _, b := range src.RAM {
+		other, ok := there[b.Name]
+		device, part, ofDevice := strings.Cut(b.Name, "/")
+		ofDevice = ofDevice && strings.HasPrefix(b.Name, "0000:")
+		mend := "start the destination with the source's memory backends (-object memory-backend-..., -machine memory-backend=)"
+		switch {
+		case strings.HasSuffix(b.Name, ".rom"):
+			mend = "give the device on the destination the source's romfile= (one of the same size, or none)"
+		case strings.HasPrefix(b.Name, "system.flash") || strings.HasSuffix(b.Name, ".bios"):
+			mend = "start the destination with firmware images of the source's sizes"
+		case ofDevice:
+			mend = "start the destination's device with the source's memory size (vgamem_mb= and the like)"
+		}
+		switch {
+		case !ok && ofDevice && len(dst.Devices) > 0 && !devices[device]: // its device is missing, which is said
+		case !ok && ofDevice:
+			refuse(fmt.Sprintf("%s of the device at %s is missing on the destination", part, strings.TrimPrefix(device, "0000:00:")), mend)
+		case !ok:
+			refuse(fmt.Sprintf("memory block %s is missing on the destination (%s)", b.Name, names(dst.RAM)), mend)
+		case b.Bytes == other.Bytes || src.MemoryBytes != dst.MemoryBytes && b.Bytes == src.MemoryBytes: // the latter has been said
+		case (other.MaxBytes > other.Bytes || strings.HasPrefix(b.Name, "/rom@")) && b.Bytes <= other.MaxBytes: // it takes the source's size
+		default:
+			refuse(fmt.Sprintf("memory block %s differs: source %d KiB, destination %d KiB", b.Name, b.Bytes>>10, other.MaxBytes>>10), mend)
+		}
+	}
+}
+
+// comparePages is for post-copy, where one page is what is asked for: "Mismatched RAM page size" (migration/ram.c, parse_ramblock).
+func comparePages(src, dst *Facts, refuse func(problem, mend string)) {
+	for _, b := range src.RAM {
+		for _, e := range dst.RAM {
+			if b.Name == e.Name && b.PageSize != e.PageSize {
+				refuse(fmt.Sprintf("page sizes of memory block %s differ, which post-copy does not take: source %s, destination %s", b.Name, b.PageSize, e.PageSize), "back both by pages of one size")
+			}
+		}
+	}
+}
+
+// names are the memory blocks that may stand for a missing one: the guest's RAM.
+func names(all []RAMBlock) string {
+	var text []string
+	for _, b := range all {
+		if !strings.Contains(b.Name, "/") && b.Bytes >= 1<<20 && !strings.HasPrefix(b.Name, "pc.bios") {
+			text = append(text, b.Name)
+		}
+	}
+	return "it has " + list(text)
+}
+
+// compareShared is for a plan with x-ignore-shared: what both sides map from one file is not sent. Whether it is one file QEMU does not check:
+// what the source leaves out and the destination does not map is a page of zeros to the guest.
+func compareShared(src, dst *Facts, refuse, doubt func(problem, mend string)) {
+	const mend = "start the destination with the source's memory-backend-file (same mem-path, share=on), or leave x-ignore-shared off"
+	there := map[string]Backend{}
+	for _, b := range dst.Backends {
+		there[b.ID] = b
+	}
+	shared := false
+	for _, b := range src.Backends {
+		e, ok := there[b.ID]
+		switch {
+		case !b.Share:
+			continue
+		case !ok || !e.Share:
+			refuse(fmt.Sprintf("x-ignore-shared would lose memory %s: it is shared on the source and not on the destination", b.ID), mend)
+		case b.File != e.File:
+			refuse(fmt.Sprintf("x-ignore-shared would lose memory %s: the source maps %s, the destination %s", b.ID, orNothing(b.File), orNothing(e.File)), mend)
+		case b.File == "":
+			refuse(fmt.Sprintf("x-ignore-shared would lose memory %s: it is shared, but no file that another QEMU could map", b.ID), mend)
+		case !(src.here && dst.here):
+			doubt(fmt.Sprintf("x-ignore-shared does not send memory %s: both sides must map one and the same file %s", b.ID, b.File), mend)
+		}
+		shared = true
+	}
+	if !shared {
+		doubt("x-ignore-shared has no effect: the source has no shared memory", "start both with memory-backend-file,share=on, or leave it off")
+	}
+}
+
+func orNothing(file string) string {
+	if file == "" {
+		return "no file"
+	}
+	return file
+}

@@ -1,0 +1,87 @@
+package qmp
+
+import "context"
+
+// HumanMonitor runs a command of the human monitor. Its answer is text for people, which QEMU may change with any version.
+func (c *Conn) HumanMonitor(ctx context.Context, line string) (string, error) {
+	var text string
+	err := c.Execute(ctx, "human-monitor-command", map[string]string{"command-line": line}, &text)
+	return text, err
+}
+
+// RAMBlocks is the table of the guest's memory blocks, as text for people. The command is marked as unstable; 6.2 and later have it.
+func (c *Conn) RAMBlocks(ctx context.Context) (string, error) {
+	var r struct {
+		Text string `json:"human-readable-text"`
+	}
+	err := c.Execute(ctx, "x-query-ramblock", nil, &r)
+	return r.Text, err
+}
+
+// Property reads one property of an object in QEMU's tree into value.
+func (c *Conn) Property(ctx context.Context, path, property string, value any) error {
+	return c.Execute(ctx, "qom-get", map[string]string{"path": path, "property": property}, value)
+}
+
+// BlockDevice is one of the guest's drives. Source: qapi/block-core.json, BlockInfo.
+type BlockDevice struct {
+	Device    string       `json:"device"` // the drive's name; "" if it has only a node
+	Removable bool         `json:"removable"`
+	Inserted  *BlockMedium `json:"inserted"` // nil: there is none
+}
+
+// BlockMedium is what is in a drive. Source: qapi/block-core.json, BlockDeviceInfo.
+type BlockMedium struct {
+	Node     string `json:"node-name"`
+	File     string `json:"file"`
+	Driver   string `json:"drv"`
+	ReadOnly bool   `json:"ro"`
+	Cache    struct {
+		Direct bool `json:"direct"`
+	} `json:"cache"`
+	Image struct {
+		VirtualSize int64 `json:"virtual-size"` // bytes
+	} `json:"image"`
+}
+
+// BlockDevices lists the guest's drives.
+func (c *Conn) BlockDevices(ctx context.Context) ([]BlockDevice, error) {
+	var list []BlockDevice
+	err := c.Execute(ctx, "query-block", nil, &list)
+	return list, err
+}
+
+// CPUSlot is a place for a CPU. Source: qapi/machine.json, HotpluggableCPU.
+type CPUSlot struct {
+	Type string `json:"type"`
+	Path string `json:"qom-path"` // of the CPU that is in it; "" if it is empty
+}
+
+// CPUSlots lists the places for CPUs, the taken ones included.
+func (c *Conn) CPUSlots(ctx context.Context) ([]CPUSlot, error) {
+	var list []CPUSlot
+	err := c.Execute(ctx, "query-hotpluggable-cpus", nil, &list)
+	return list, err
+}
+
+// FeatureWord is one register of CPUID as a CPU of the guest shows it. Source: qapi/machine-target.json, X86CPUFeatureWordInfo.
+type FeatureWord struct {
+	EAX      int64  `json:"cpuid-input-eax"`
+	ECX      int64  `json:"cpuid-input-ecx"`
+	Register string `json:"cpuid-register"`
+	Features int64  `json:"features"`
+}
+
+// MemoryBackend is a memory backend. Source: qapi/machine.json, Memdev.
+type MemoryBackend struct {
+	ID    string `json:"id"`
+	Bytes int64  `json:"size"`
+	Share bool   `json:"share"`
+}
+
+// MemoryBackends lists the memory backends.
+func (c *Conn) MemoryBackends(ctx context.Context) ([]MemoryBackend, error) {
+	var list []MemoryBackend
+	err := c.Execute(ctx, "query-memdev", nil, &list)
+	return list, err
+}
