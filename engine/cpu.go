@@ -52,6 +52,7 @@ func (c CPU) lacks(d CPU) (names []string) {
 		known := strings.Fields(featureNames[word])
 		for bit := range 32 {
 			switch {
+			case word.EAX == 0x80000001 && word.Register == "EDX" && amdCopies>>bit&1 == 1:
 			case c.Features[word]&^d.Features[word]>>bit&1 == 0:
 			case bit < len(known) && known[bit] != "-":
 				names = append(names, known[bit])
@@ -62,6 +63,9 @@ func (c CPU) lacks(d CPU) (names []string) {
 	}
 	return slices.Compact(names)
 }
+
+// amdCopies are the bits of 80000001h EDX in which AMD's CPUs repeat those of 1h EDX. Source: AMD64 Architecture Programmer's Manual, volume 3.
+const amdCopies = 0x0183f3ff
 
 // compareCPU finds features that a running guest may be using and would lose. Nothing of the stream says which they were: QEMU loads
 // it, and the guest dies of an invalid instruction some time later.

@@ -44,6 +44,9 @@ func (d Device) where() string {
 	case "virtio-serial-bus":
 		return "port " + d.Address
 	}
+	if a := pciAddresses(d.Path); len(a) > 0 && strings.HasPrefix(d.Bus, "virtio-") { // a part of what is there: virtio-net-device of virtio-net-pci
+		return "PCI address " + strings.Join(a, "/")
+	}
 	return ""
 }
 
@@ -226,7 +229,10 @@ func compareDevices(src, dst *Facts, refuse, doubt func(problem, mend string)) {
 		}
 		return refuse
 	}
-	missing, extra := outermost(a, b), outermost(b, a)
+	other := func(d, e Device) bool {
+		return sameType(d.Type) != sameType(e.Type) && (d.PCI == "" || d.PCI != e.PCI) // a type that was renamed keeps its PCI id
+	}
+	missing, extra := outermost(a, b, other), outermost(b, a, other)
 	for _, d := range missing {
 		at := func(e Device) bool { return e.Type == d.Type && e.ID == d.ID && e.Bus == d.Bus }
 		if i := slices.IndexFunc(extra, at); i >= 0 {
@@ -245,7 +251,7 @@ func compareDevices(src, dst *Facts, refuse, doubt func(problem, mend string)) {
 		e, both := b[path]
 		switch {
 		case !both:
-		case sameType(d.Type) != sameType(e.Type) && (d.PCI == "" || d.PCI != e.PCI): // a type that was renamed keeps its PCI id
+		case other(d, e):
 			serious(d)(fmt.Sprintf("device %s on the source is %s on the destination", d, e.Type), "start the destination with -device "+d.Type+" there")
 		case d.PCI != e.PCI:
 			refuse(fmt.Sprintf("device %s has PCI id %s on the source, %s on the destination", d, d.PCI, e.PCI), "give both the same properties (disable-legacy, disable-modern, vendor and device ids)")
@@ -265,15 +271,19 @@ func byPath(all []Device) map[string]Device {
 	return m
 }
 
-// outermost are the devices of a that b has not, without those behind another one of them.
-func outermost(a, b map[string]Device) (all []Device) {
+// outermost are the devices of a that b has not, without those behind another one of them, or behind one that is another one in b.
+func outermost(a, b map[string]Device, other func(d, e Device) bool) (all []Device) {
 	last := ""
 	for _, path := range slices.Sorted(maps.Keys(a)) {
-		if _, both := b[path]; both || last != "" && strings.HasPrefix(path, last+"/") {
-			continue
+		e, both := b[path]
+		switch {
+		case last != "" && strings.HasPrefix(path, last+"/"):
+		case !both:
+			last = path
+			all = append(all, a[path])
+		case other(a[path], e):
+			last = path
 		}
-		last = path
-		all = append(all, a[path])
 	}
 	return all
 }
@@ -296,6 +306,9 @@ func compareProperties(d, e Device, refuse, doubt func(problem, mend string)) {
 			continue
 		}
 		mend := fmt.Sprintf("start the destination's device with %s=%s", name, strings.Trim(here, `"`))
+		if here == `""` {
+			mend = fmt.Sprintf("start the destination's device without %s=", name)
+		}
 		switch {
 		case name == "mac":
 			refuse(fmt.Sprintf("MAC address of %s differs: source %s, destination %s", d, strings.Trim(here, `"`), strings.Trim(there, `"`)), mend)

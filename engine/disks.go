@@ -44,6 +44,9 @@ func disks(blocks []qmp.BlockDevice, devices []Device) (all []Disk) {
 // compareDisks finds disks that would be others than the guest knows. QEMU checks none of this: the guest finds out.
 func compareDisks(src, dst *Facts, refuse, doubt func(problem, mend string)) {
 	there, devices := map[string]Disk{}, map[string]Device{}
+	for _, d := range dst.Devices {
+		there[d.Path] = Disk{Device: d.Path} // of a device without a drive
+	}
 	for _, d := range dst.Disks {
 		there[d.Device] = d
 	}

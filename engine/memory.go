@@ -50,7 +50,7 @@ func parseRAMBlocks(text string) (all []RAMBlock) {
 // parse_ramblock).
 func compareMemory(src, dst *Facts, refuse func(problem, mend string)) {
 	if src.MemorySlots != dst.MemorySlots || src.MaxMemoryBytes != dst.MaxMemoryBytes {
-		refuse(fmt.Sprintf("memory slots differ: source slots=%d,maxmem=%dM, destination slots=%d,maxmem=%dM", src.MemorySlots, src.MaxMemoryBytes>>20, dst.MemorySlots, dst.MaxMemoryBytes>>20),
+		refuse(fmt.Sprintf("room for memory that is plugged in differs: source %s, destination %s", slots(src), slots(dst)),
 			"start the destination with the source's -m, slots= and maxmem= included")
 	}
 	if len(src.RAM) == 0 || len(dst.RAM) == 0 {
@@ -60,16 +60,18 @@ func compareMemory(src, dst *Facts, refuse func(problem, mend string)) {
 	for _, b := range dst.RAM {
 		there[b.Name] = b
 	}
-	devices := map[string]bool{} // the PCI devices that the destination has, by slot
+	const rootBus = "0000:00:" // how the name of a block begins whose device is there
+	devices := map[string]bool{}
+	at := byPath(src.Devices)
 	for _, d := range dst.Devices {
-		if a := pciAddresses(d.Path); len(a) == 1 && d.PCI != "" {
-			devices["0000:00:"+a[0]] = true
+		if a := pciAddresses(d.Path); len(a) == 1 && d.PCI != "" && at[d.Path].Type == d.Type {
+			devices[rootBus+a[0]] = true
 		}
 	}
 	for _, b := range src.RAM {
 		other, ok := there[b.Name]
 		device, part, ofDevice := strings.Cut(b.Name, "/")
-		ofDevice = ofDevice && strings.HasPrefix(b.Name, "0000:")
+		ofDevice = ofDevice && strings.HasPrefix(b.Name, rootBus)
 		mend := "start the destination with the source's memory backends (-object memory-backend-..., -machine memory-backend=)"
 		switch {
 		case strings.HasSuffix(b.Name, ".rom"):
@@ -80,9 +82,9 @@ func compareMemory(src, dst *Facts, refuse func(problem, mend string)) {
 			mend = "start the destination's device with the source's memory size (vgamem_mb= and the like)"
 		}
 		switch {
-		case !ok && ofDevice && len(dst.Devices) > 0 && !devices[device]: // its device is missing, which is said
+		case !ok && ofDevice && len(dst.Devices) > 0 && !devices[device]: // its device is missing or another one, which is said
 		case !ok && ofDevice:
-			refuse(fmt.Sprintf("%s of the device at %s is missing on the destination", part, strings.TrimPrefix(device, "0000:00:")), mend)
+			refuse(fmt.Sprintf("%s of the device at %s is missing on the destination", part, strings.TrimPrefix(device, rootBus)), mend)
 		case !ok:
 			refuse(fmt.Sprintf("memory block %s is missing on the destination (%s)", b.Name, names(dst.RAM)), mend)
 		case b.Bytes == other.Bytes || src.MemoryBytes != dst.MemoryBytes && b.Bytes == src.MemoryBytes: // the latter has been said
@@ -102,6 +104,13 @@ func comparePages(src, dst *Facts, refuse func(problem, mend string)) {
 			}
 		}
 	}
+}
+
+func slots(f *Facts) string {
+	if f.MemorySlots == 0 {
+		return "none"
+	}
+	return fmt.Sprintf("slots=%d,maxmem=%dM", f.MemorySlots, f.MaxMemoryBytes>>20)
 }
 
 // names are the memory blocks that may stand for a missing one: the guest's RAM.
