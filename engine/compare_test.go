@@ -238,3 +238,67 @@ func TestComparePasses(t *testing.T) {
 		}
 	}
 }
+
+// Each bit of CPUID has the name by which QEMU's -cpu knows it.
+func TestFeatureNames(t *testing.T) {
+	guesttest.EachQEMU(t, func(t *testing.T, qemu string) {
+		features := []string{"pclmulqdq", "ssse3", "movbe", "popcnt", "avx", "rdrand", "smep", "bmi2", "avx2", "adx", "umip", "xsaveopt", "arat", "lahf-lm", "svm", "syscall", "rdtscp", "npt"}
+		var src, dst *guest.VM
+		src, dst = pair(t, qemu, func(src, dst *guest.Spec) {
+			src.CPU, dst.CPU = "base,+xsave,+"+strings.Join(features, ",+"), "base,+xsave"
+		})
+		lost := engine.Compare(inspectVM(t, src), inspectVM(t, dst))
+		if len(lost) != 1 {
+			t.Fatalf("%v", lost)
+		}
+		_, text, _ := strings.Cut(lost[0].Problem, "on the source: ")
+		if want := 12; strings.Count(text, ",") != want-1 || !strings.HasSuffix(text, "and 6 more") {
+			t.Errorf("%d features differ, said %q", len(features), text)
+		}
+		named, _, _ := strings.Cut(text, " and ")
+		for name := range strings.SplitSeq(named, ", ") {
+			if !slices.Contains(features, name) {
+				t.Errorf("%s is not one that was switched on", name)
+			}
+		}
+	})
+}
+
+// With x-ignore-shared what is shared is not sent: it has to be the same on both sides.
+func TestIgnoreShared(t *testing.T) {
+	guesttest.EachQEMU(t, func(t *testing.T, qemu string) {
+		dir := guesttest.Dir(t)
+		backend := func(args string) []string {
+			return []string{"-object", "memory-backend-" + args + ",id=mem0,size=64M", "-machine", "memory-backend=mem0"}
+		}
+		one, other := backend("file,share=on,mem-path="+dir+"/one"), backend("file,share=on,mem-path="+dir+"/other")
+		for _, c := range []struct {
+			name     string
+			src, dst []string
+			want     string
+		}{
+			{"same file", one, one, ""},
+			{"other file", one, other, "x-ignore-shared would lose memory mem0: the source maps " + dir + "/one, the destination " + dir + "/other"},
+			{"not shared", one, backend("ram"), "x-ignore-shared would lose memory mem0: it is shared on the source and not on the destination"},
+			{"no file", backend("memfd,share=on"), backend("memfd,share=on"), "x-ignore-shared would lose memory mem0: it is shared, but no file that another QEMU could map"},
+			{"none", nil, nil, ""},
+		} {
+			t.Run(c.name, func(t *testing.T) {
+				src, dst := pair(t, qemu, func(src, dst *guest.Spec) { src.Extra, dst.Extra = c.src, c.dst })
+				r, err := engine.Migrate(t.Context(), lab.Endpoint(src), lab.Endpoint(dst), engine.Plan{Capabilities: map[string]bool{"x-ignore-shared": true}}, engine.Options{})
+				if c.want != "" {
+					if err == nil || !strings.HasPrefix(err.Error(), c.want) || state(t, src) != "running" || state(t, dst) != "inmigrate" {
+						t.Errorf("%v; want %s and nothing changed; source %s, destination %s", err, c.want, state(t, src), state(t, dst))
+					}
+					return
+				}
+				if err != nil || state(t, dst) != "running" {
+					t.Fatal(err)
+				}
+				if warned := slices.ContainsFunc(r.Warnings, func(w string) bool { return strings.Contains(w, "no effect") }); warned != (c.src == nil) {
+					t.Errorf("warnings %v", r.Warnings)
+				}
+			})
+		}
+	})
+}
