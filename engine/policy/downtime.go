@@ -35,8 +35,10 @@ func doubling() kind {
 				var last *record.Sample
 				for t := h.Begin + period; t <= h.Now.T; t += period {
 					i := h.since(t)
-					x := &h.Series[i] // there is one: t is not after Now
-					polls++
+					x := &h.Series[i]         // there is one: t is not after Now
+					gap := (x.T - t) / period // polls that got no answer of their own
+					t += gap * period
+					polls += 1 + int64(gap)
 					if last != nil && *x.Transferred == *last.Transferred {
 						continue
 					}

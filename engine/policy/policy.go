@@ -123,6 +123,9 @@ func (d Decision) Record() record.Decision {
 // number of the pass before the text are filled in by the Follower.
 type Policy func(h *History) Decision
 
+// horizon is where times end, so that sums of them cannot overflow: 36 years.
+const horizon = time.Duration(1) << 60
+
 // Follower folds samples one by one into a History and asks the policy at each.
 type Follower struct {
 	policy Policy
@@ -140,7 +143,7 @@ func Follow(p Policy, l Limits, s Setting, begin time.Duration) *Follower {
 func (f *Follower) Observe(x record.Sample) Decision {
 	h := &f.h
 	if x.Transferred == nil || x.Remaining == nil || x.SyncCount == nil || *x.Transferred < 0 || *x.Remaining < 0 ||
-		x.Status != "active" || x.Side == record.Destination || x.T < h.Begin || len(h.Series) > 0 && x.T <= h.Now.T || f.ended {
+		x.Status != "active" || x.Side == record.Destination || x.T < h.Begin || x.T > horizon || len(h.Series) > 0 && x.T <= h.Now.T || f.ended {
 		return Decision{}
 	}
 	f.fold(x)
