@@ -60,6 +60,7 @@ type Plan struct {
 	Parameters     map[string]string // by QEMU's names and in QEMU's units, set on both sides
 	Listen         string            // the destination's migrate-incoming URI; default tcp:127.0.0.1:0
 	Connect        string            // the source's migrate URI; default: where the destination says it listens
+	Channels       string            // how the two are written in the commands: FormURI (default) or FormChannels
 	SampleInterval time.Duration     // of query-migrate and query-status; 0: 10 ms; negative: no polling
 	Timeout        time.Duration     // from `migrate` to the switch-over; 0: none
 	Policy         policy.Spec       // what to do about a pre-copy that does not converge; zero: QEMU decides alone
@@ -111,6 +112,9 @@ func (p Plan) withDefaults() Plan {
 	if _, set := p.Capabilities["postcopy-ram"]; p.postCopies() && !set {
 		p.Capabilities["postcopy-ram"] = true
 	}
+	if p.Channels == "" {
+		p.Channels = FormURI
+	}
 	return p
 }
 
@@ -118,6 +122,7 @@ func (p Plan) withDefaults() Plan {
 type Options struct {
 	Logger  *slog.Logger        // info: stage edges; debug: wire lines; nil is silent
 	Schemas qmp.SchemaCache     // where the introspection of known QEMU binaries is kept; zero: asked each time
+	Stream  Stream              // the descriptors of --listen fd:NAME; nil: a socket pair of this machine
 	Sampled func(record.Sample) // each sample as it comes, from the sampling goroutine; nil: none
 }
 

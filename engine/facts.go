@@ -45,8 +45,9 @@ type Facts struct {
 	MaxMemoryBytes int64            // with that; 0: none can be
 	Backends       []Backend        // nil: not asked for, see readBackends
 
-	here       bool // the process is known, so it runs on this machine
-	vcpuThread int  // the first vCPU's thread, as QEMU's host numbers it; 0: QEMU names none
+	here       bool   // the process is known, so it runs on this machine
+	memoryLock *int64 // what QEMU's process may lock, in bytes; nil: all, or it is not known
+	vcpuThread int    // the first vCPU's thread, as QEMU's host numbers it; 0: QEMU names none
 }
 
 // Inspect opens the endpoint's control monitor, reads the facts and lets it go.
@@ -243,6 +244,8 @@ func (p Plan) check() error {
 		return fmt.Errorf("mode %s needs the capability postcopy-ram: leave out --capability postcopy-ram=off", p.Mode)
 	case p.SwitchAfter != (SwitchAfter{}) && p.Mode != record.HybridMode:
 		return fmt.Errorf("--switch-after is for mode %s, this one is %s", record.HybridMode, p.Mode)
+	case p.Channels != FormURI && p.Channels != FormChannels:
+		return fmt.Errorf("channels %q: have %s, %s", p.Channels, FormURI, FormChannels)
 	case p.DowntimeLimit < time.Millisecond || p.DowntimeLimit > maxDowntimeLimit || p.DowntimeLimit%time.Millisecond != 0:
 		return fmt.Errorf("downtime-limit %s: QEMU takes whole milliseconds from 1ms to 2000s", p.DowntimeLimit)
 	}

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"os"
 	"strings"
 	"sync"
 	"time"
@@ -33,6 +34,7 @@ type migration struct {
 	parameters map[string]any // the plan's, in QEMU's types
 	listening  bool           // migrate-incoming was sent: this destination can do nothing else any more
 	paused     bool           // we stopped the source ourselves
+	stream     *os.File       // the source's end of a stream by descriptors, until it has it
 	held       bool           // somebody else has stopped the guest
 	asked      <-chan string  // the source's run state, asked for after a STOP; nil once it is known
 	issued     bool           // `migrate` was sent
@@ -144,7 +146,7 @@ func (m *migration) endEmpty(at time.Time) {
 // initialize opens the monitors and learns what both sides are; it changes nothing. Everything that this pair would refuse
 // later is refused here.
 func (m *migration) initialize(ctx context.Context) error {
-	if err := m.plan.check(); err != nil {
+	if err := cmp.Or(m.plan.check(), m.plan.checkAddresses()); err != nil {
 		return err
 	}
 	if err := m.openBoth(ctx); err != nil {
@@ -171,6 +173,9 @@ func (m *migration) initialize(ctx context.Context) error {
 		return err
 	}
 	if err := m.preparePolicy(); err != nil {
+		return err
+	}
+	if err := firstMismatch(Rules(m.src.facts, m.dst.facts, m.plan)); err != nil {
 		return err
 	}
 	if !m.src.facts.Running {
@@ -207,7 +212,7 @@ func (m *migration) openBoth(ctx context.Context) error {
 // the answer for some 40 ms (7.2, 10.0), in which its guest's devices wait. So it is asked for only when it is needed, and a
 // source that is the destination's twin is not asked.
 func (m *migration) introspect(ctx context.Context) error {
-	if len(m.plan.Parameters) == 0 {
+	if len(m.plan.Parameters) == 0 && m.plan.Channels == FormURI {
 		return nil
 	}
 	read := func(s *side) (err error) {
@@ -241,7 +246,7 @@ func (m *migration) reserve(ctx context.Context) error {
 		return err
 	}
 	m.listening = true
-	if err := m.dst.control.MigrateIncoming(ctx, m.plan.Listen); err != nil {
+	if err := m.listen(ctx); err != nil {
 		if strings.Contains(err.Error(), "already been started") { // it listens for somebody else, and is not ours to end
 			m.listening = false
 			return fmt.Errorf("listen on %s: %w: if a migration was interrupted, `qmigrate migrate --recover` with the same endpoints ends it", m.plan.Listen, err)
@@ -377,7 +382,7 @@ func holds(runState string) bool {
 
 func (m *migration) sendMigrate(ctx context.Context) error {
 	m.issued, m.issuedAt = true, time.Now()
-	if err := m.src.control.Migrate(ctx, m.plan.Connect); err != nil {
+	if err := m.connect(ctx); err != nil {
 		return fmt.Errorf("migrate to %s: %w", m.plan.Connect, err)
 	}
 	return nil
@@ -574,6 +579,9 @@ func (m *migration) finish(ctx context.Context) {
 // close ends the pollers and lets the monitors go.
 func (m *migration) close() {
 	m.stopPolling(context.Background())
+	if m.stream != nil {
+		m.stream.Close()
+	}
 	m.src.close()
 	m.dst.close()
 }

@@ -20,6 +20,12 @@ func (p Plan) name() string {
 	if p.TLS != nil {
 		words = append(words, "tls="+string(p.TLS.Kind))
 	}
+	if kind, _, _ := strings.Cut(p.Listen, ":"); kind != "tcp" {
+		words = append(words, kind)
+	}
+	if p.Channels != FormURI {
+		words = append(words, p.Channels)
+	}
 	return strings.ReplaceAll(strings.Join(words, ","), " ", "")
 }
 
@@ -38,6 +44,12 @@ func (p Plan) words() map[string]any {
 		"downtime_limit_ns":         p.DowntimeLimit,
 		"listen":                    p.Listen,
 		"sample_interval_ns":        max(p.SampleInterval, 0),
+	}
+	if p.Connect != "" {
+		w["connect"] = p.Connect
+	}
+	if p.Channels != FormURI {
+		w["channels"] = p.Channels
 	}
 	if len(p.Capabilities) > 0 {
 		w["capabilities"] = p.Capabilities

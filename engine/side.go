@@ -4,8 +4,6 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
-	"net"
-	"strings"
 	"sync"
 	"time"
 
@@ -110,6 +108,11 @@ func (s *side) open(ctx context.Context, o Options) error {
 		ep := *s.ep // the caller's stays as it is
 		ep.Process, ep.ReadFile = nil, nil
 		s.ep = &ep
+	}
+	if l, ok := s.ep.Process.(MemoryLocker); ok {
+		if limit, limited, err := l.MemoryLock(); err == nil && limited {
+			s.facts.memoryLock = &limit
+		}
 	}
 	return nil
 }
@@ -228,29 +231,4 @@ func (s *side) lastFigures(ctx context.Context) *qmp.MigrationInfo {
 		time.Sleep(2 * time.Millisecond)
 	}
 	return nil
-}
-
-// connectURI is where the source finds the destination that listens on the given URI: with port 0 QEMU says which it took.
-func connectURI(ctx context.Context, control *qmp.Conn, listen string) (string, error) {
-	rest, ok := strings.CutPrefix(listen, "tcp:")
-	if !ok {
-		return listen, nil
-	}
-	host, port, err := net.SplitHostPort(rest)
-	if err != nil {
-		return "", fmt.Errorf("read --listen %s: %w", listen, err)
-	}
-	if port != "0" {
-		return listen, nil
-	}
-	info, err := control.QueryMigrate(ctx)
-	if err != nil {
-		return "", fmt.Errorf("ask destination for its port: %w", err)
-	}
-	for _, a := range info.SocketAddress {
-		if a.Port != "" {
-			return "tcp:" + net.JoinHostPort(host, a.Port), nil
-		}
-	}
-	return "", fmt.Errorf("destination does not say on which port it listens: give one with --listen tcp:%s", net.JoinHostPort(host, "4444"))
 }

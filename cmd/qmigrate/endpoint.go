@@ -210,3 +210,11 @@ func (p *peer) MainThreadCPU() (time.Duration, error) {
 	}
 	return lab.NewProcess(hostnet.Local(), p.proc).MainThreadCPU()
 }
+
+// MemoryLock is what QEMU may lock.
+func (p *peer) MemoryLock() (limit int64, limited bool, err error) {
+	if p.proc == nil {
+		return 0, false, errNoProcess
+	}
+	return lab.NewProcess(hostnet.Local(), p.proc).MemoryLock()
+}

@@ -3,9 +3,12 @@ package lab
 import (
 	"bytes"
 	"context"
+	"errors"
 	"fmt"
 	"strconv"
 	"time"
+
+	"golang.org/x/sys/unix"
 
 	"qmigrate/hostnet"
 )
@@ -43,4 +46,35 @@ func (p Process) MainThreadCPU() (time.Duration, error) {
 		return 0, fmt.Errorf("read main thread's time: %w", err)
 	}
 	return time.Duration(ns), nil
+}
+
+// MemoryLock is the soft limit of /proc/PID/limits; a process with CAP_IPC_LOCK has none.
+func (p Process) MemoryLock() (limit int64, limited bool, err error) {
+	status, err := p.host.ReadFile(fmt.Sprintf("/proc/%d/status", p.proc.PID()))
+	if err != nil {
+		return 0, false, fmt.Errorf("read the process's capabilities: %w", err)
+	}
+	_, rest, _ := bytes.Cut(status, []byte("\nCapEff:"))
+	line, _, _ := bytes.Cut(rest, []byte("\n"))
+	effective, err := strconv.ParseUint(string(bytes.TrimSpace(line)), 16, 64)
+	if err != nil {
+		return 0, false, fmt.Errorf("read the process's capabilities: %w", err)
+	}
+	if effective&(1<<unix.CAP_IPC_LOCK) != 0 {
+		return 0, false, nil
+	}
+	limits, err := p.host.ReadFile(fmt.Sprintf("/proc/%d/limits", p.proc.PID()))
+	if err != nil {
+		return 0, false, fmt.Errorf("read the process's limits: %w", err)
+	}
+	_, rest, _ = bytes.Cut(limits, []byte("\nMax locked memory"))
+	soft := bytes.Fields(rest)
+	if len(soft) == 0 {
+		return 0, false, errors.New("read the process's limits: no line on locked memory")
+	}
+	if string(soft[0]) == "unlimited" {
+		return 0, false, nil
+	}
+	limit, err = strconv.ParseInt(string(soft[0]), 10, 64)
+	return limit, err == nil, err
 }

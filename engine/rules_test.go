@@ -1,0 +1,136 @@
+package engine
+
+import (
+	"strings"
+	"testing"
+
+	"qmigrate/engine/record"
+)
+
+// facts are those of a QEMU of this version as far as the rules look at them, with QEMU's defaults.
+func testFacts(name string, major, minor int) *Facts {
+	f := &Facts{Name: name, Version: "x", Major: major, Minor: minor, MemoryBytes: 256 << 20, Accelerator: "tcg", Parameters: map[string]any{
+		"multifd-channels": int64(2), "multifd-compression": "none", "xbzrle-cache-size": int64(64 << 20), "tls-creds": "",
+		"cpu-throttle-initial": int64(20), "max-cpu-throttle": int64(99),
+	}}
+	if major >= 9 {
+		f.Parameters["zero-page-detection"] = "legacy"
+	}
+	return f
+}
+
+func on(names ...string) map[string]bool {
+	m := map[string]bool{}
+	for _, n := range names {
+		m[n] = true
+	}
+	return m
+}
+
+// TestRules: each rule is broken by one plan and by nothing near it.
+func TestRules(t *testing.T) {
+	for _, test := range []struct {
+		name     string
+		plan     Plan
+		src, dst [2]int // versions; zero: 10.0
+		change   func(src, dst *Facts)
+		alone    bool   // without a destination
+		want     string // in the only problem; "" wants none
+	}{
+		{name: "nothing"},
+		{name: "multifd", plan: Plan{Capabilities: on("multifd"), Parameters: map[string]string{"multifd-compression": "zstd", "multifd-channels": "4"}}},
+		{name: "shared", plan: Plan{Capabilities: on("postcopy-ram", "x-ignore-shared")}, want: "exclude each other"},
+		{name: "mode implies", plan: Plan{Mode: record.HybridMode, Capabilities: on("multifd")}, want: "needs QEMU 10.1"},
+		{name: "one is old", plan: Plan{Mode: record.PostCopyMode, Capabilities: on("multifd")}, src: [2]int{10, 1}, want: "dst is x"},
+		{name: "both are new", plan: Plan{Mode: record.PostCopyMode, Capabilities: on("multifd")}, src: [2]int{10, 1}, dst: [2]int{11, 0}},
+		{name: "preempt", plan: Plan{Capabilities: on("postcopy-preempt")}, want: "needs postcopy-ram"},
+		{name: "preempt in its mode", plan: Plan{Mode: record.PostCopyMode, Capabilities: on("postcopy-preempt")}},
+		{name: "preempt over fd", plan: Plan{Mode: record.PostCopyMode, Capabilities: on("postcopy-preempt"), Listen: "fd:m"}, want: "needs several connections, and fd: is one"},
+		{name: "multifd over exec", plan: Plan{Capabilities: on("multifd"), Listen: "exec:cat", Connect: "exec:cat"}, want: "multifd needs several connections, and exec: is one"},
+		{name: "multifd over unix", plan: Plan{Capabilities: on("multifd"), Listen: "unix:/x"}},
+		{name: "multifd and xbzrle", plan: Plan{Capabilities: on("multifd", "xbzrle")}, want: "multifd and xbzrle"},
+		{name: "compress and xbzrle", plan: Plan{Capabilities: on("compress", "xbzrle")}, src: [2]int{8, 2}, dst: [2]int{8, 2}, want: "compress and xbzrle"},
+		{name: "compress and xbzrle when it could", plan: Plan{Capabilities: on("compress", "xbzrle")}, src: [2]int{7, 2}, dst: [2]int{7, 2}},
+		{name: "idle compression", plan: Plan{Parameters: map[string]string{"multifd-compression": "zlib"}}, want: "compresses nothing without multifd"},
+		{name: "odd cache", plan: Plan{Capabilities: on("xbzrle"), Parameters: map[string]string{"xbzrle-cache-size": "1000000"}}, want: "power of two"},
+		{name: "tiny cache", plan: Plan{Parameters: map[string]string{"xbzrle-cache-size": "2048"}}, want: "at least 4096"},
+		{name: "huge cache", plan: Plan{Capabilities: on("xbzrle"), Parameters: map[string]string{"xbzrle-cache-size": "536870912"}}, want: "more than the guest's memory"},
+		{name: "cache of the guest's size", plan: Plan{Capabilities: on("xbzrle"), Parameters: map[string]string{"xbzrle-cache-size": "268435456"}}},
+		{name: "unequal channels", plan: Plan{Capabilities: on("multifd")}, change: func(_, dst *Facts) { dst.Parameters["multifd-channels"] = int64(4) }, want: "source 2, destination 4"},
+		{name: "unequal channels, set by the plan", plan: Plan{Capabilities: on("multifd"), Parameters: map[string]string{"multifd-channels": "3"}}, change: func(_, dst *Facts) { dst.Parameters["multifd-channels"] = int64(4) }},
+		{name: "unequal channels, not used", change: func(_, dst *Facts) { dst.Parameters["multifd-channels"] = int64(4) }},
+		{name: "unequal compression", plan: Plan{Capabilities: on("multifd")}, change: func(src, _ *Facts) { src.Parameters["multifd-compression"] = "zstd" }, want: "multifd-compression differs"},
+		{name: "zero pages", plan: Plan{Capabilities: on("multifd")}, dst: [2]int{7, 2}, change: func(src, _ *Facts) { src.Parameters["zero-page-detection"] = "multifd" }, want: "leaves zero pages to the multifd channels"},
+		{name: "zero-copy", plan: Plan{Capabilities: on("multifd", "zero-copy-send")}},
+		{name: "zero-copy alone", plan: Plan{Capabilities: on("zero-copy-send")}, want: "needs multifd"},
+		{name: "zero-copy, compressed", plan: Plan{Capabilities: on("multifd", "zero-copy-send"), Parameters: map[string]string{"multifd-compression": "zlib"}}, want: "what is compressed is a copy"},
+		{name: "zero-copy, encrypted", plan: Plan{Capabilities: on("multifd", "zero-copy-send")}, change: func(src, _ *Facts) { src.Parameters["tls-creds"] = "tls" }, want: "what is encrypted is a copy"},
+		{name: "zero-copy over unix", plan: Plan{Capabilities: on("multifd", "zero-copy-send"), Listen: "unix:/x"}, want: "is for TCP"},
+		{name: "zero-copy, 8 MiB", plan: Plan{Capabilities: on("multifd", "zero-copy-send")}, change: func(src, _ *Facts) { src.memoryLock = record.Of(int64(8 << 20)) }, want: "source src may lock 8192 KiB"},
+		{name: "zero-copy, 64 MiB", plan: Plan{Capabilities: on("multifd", "zero-copy-send")}, change: func(src, _ *Facts) { src.memoryLock = record.Of(int64(64 << 20)) }},
+		{name: "dirty-limit", plan: Plan{Capabilities: on("dirty-limit")}, want: "needs KVM"},
+		{name: "two throttles", plan: Plan{Capabilities: on("dirty-limit", "auto-converge")}, change: func(src, dst *Facts) { src.Accelerator, dst.Accelerator = "kvm", "kvm" }, want: "either throttles"},
+		{name: "switchover-ack", plan: Plan{Capabilities: on("switchover-ack")}, want: "needs return-path"},
+		{name: "mapped-ram", plan: Plan{Capabilities: on("mapped-ram")}, want: "mapped-ram needs a file"},
+		{name: "mapped-ram into a file", plan: Plan{Capabilities: on("mapped-ram"), Listen: "file:/x"}, alone: true},
+		{name: "mapped-ram and xbzrle", plan: Plan{Capabilities: on("mapped-ram", "xbzrle"), Listen: "file:/x"}, alone: true, want: "one place in the file"},
+		{name: "mapped-ram, compressed", plan: Plan{Capabilities: on("mapped-ram", "multifd"), Listen: "file:/x"}, change: func(src, _ *Facts) { src.Parameters["multifd-compression"] = "zlib" }, alone: true, want: "multifd-compression=zlib exclude"},
+		{name: "direct-io", plan: Plan{Parameters: map[string]string{"direct-io": "on"}}, want: "nothing else"},
+		{name: "direct-io off", plan: Plan{Parameters: map[string]string{"direct-io": "off"}}},
+		{name: "snapshot", plan: Plan{Capabilities: on("background-snapshot", "return-path"), Listen: "file:/x"}, alone: true, want: "background-snapshot and return-path"},
+		{name: "cpr", plan: Plan{Parameters: map[string]string{"mode": "cpr-reboot"}}, want: "something else than a move"},
+		{name: "level", plan: Plan{Capabilities: on("multifd"), Parameters: map[string]string{"multifd-zlib-level": "10"}}, want: "QEMU takes 0 to 9"},
+		{name: "throttle", plan: Plan{Parameters: map[string]string{"max-cpu-throttle": "10"}}, want: "cpu-throttle-initial 20 is more than"},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			version := func(v [2]int) (int, int) {
+				if v[0] == 0 {
+					return 10, 0
+				}
+				return v[0], v[1]
+			}
+			major, minor := version(test.src)
+			src := testFacts("src", major, minor)
+			major, minor = version(test.dst)
+			dst := testFacts("dst", major, minor)
+			if test.change != nil {
+				test.change(src, dst)
+			}
+			if test.alone {
+				dst = nil
+			}
+			all := Rules(src, dst, test.plan)
+			if test.want == "" {
+				if len(all) > 0 {
+					t.Errorf("%q", all)
+				}
+				return
+			}
+			if len(all) != 1 || !strings.Contains(all[0].Problem, test.want) || all[0].Mend == "" {
+				t.Errorf("%q, want one with %q", all, test.want)
+			}
+		})
+	}
+}
+
+func TestAddresses(t *testing.T) {
+	for _, test := range []struct{ listen, connect, form, want string }{
+		{"", "", "", ""},
+		{"tcp:127.0.0.1:0", "tcp:h:1", "channels", ""},
+		{"fd:m", "", "", ""},
+		{"fd:3", "", "", "needs --connect"},
+		{"fd:m", "fd:n", "", "leave --connect out"},
+		{"exec:cat", "", "", "needs --connect"},
+		{"exec:cat", "exec:dd", "", ""},
+		{"file:/x", "", "", "qmigrate save"},
+		{"tcp:4444", "", "", "address \"tcp:4444\""},
+		{"udp:1", "", "", "not udp"},
+		{"tcp", "", "", "write it as"},
+		{"tcp:h:1,ipv4=on", "", "channels", "--channels uri"},
+	} {
+		err := Plan{Listen: test.listen, Connect: test.connect, Channels: test.form}.withDefaults().checkAddresses()
+		if (err == nil) != (test.want == "") || err != nil && !strings.Contains(err.Error(), test.want) {
+			t.Errorf("%+v: %v", test, err)
+		}
+	}
+}
