@@ -269,6 +269,7 @@ func (m *migration) reserve(ctx context.Context) error {
 	if m.rec.Parameters, err = m.src.control.QueryMigrateParameters(ctx); err != nil {
 		return fmt.Errorf("read parameters back: %w", err)
 	}
+	m.doubts()
 	return nil
 }
 

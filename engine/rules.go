@@ -362,3 +362,16 @@ func problems(all []Mismatch) string {
 	}
 	return strings.Join(slices.Sorted(maps.Keys(seen)), "; ")
 }
+
+// doubts warns of parameters that QEMU took and did not keep (7.2 with multifd's levels), and of figures that do not mean what they say.
+func (m *migration) doubts() {
+	for _, name := range slices.Sorted(maps.Keys(m.parameters)) {
+		if got, ok := m.rec.Parameters[name]; ok && fmt.Sprint(got) != fmt.Sprint(m.parameters[name]) {
+			m.rec.Warn("parameter %s was set to %v and is %v: QEMU %s took it and did not keep it", name, m.parameters[name], got, m.src.facts.Version)
+		}
+	}
+	// migration/multifd.c, multifd_send_pages, of 7.2; 10.0 counts what is written.
+	if method := m.rec.Parameters["multifd-compression"]; m.rec.Capabilities["multifd"] && method != "none" && m.src.facts.before(8, 0) {
+		m.rec.Warn("source QEMU %s counts multifd's pages before it compresses them: the bytes and rates are not those on the wire, and max-bandwidth bounds the former", m.src.facts.Version)
+	}
+}

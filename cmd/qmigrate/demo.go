@@ -40,6 +40,9 @@ func (c *commands) runDemo(x *cli.Context) error {
 	if err != nil {
 		return err
 	}
+	if err := lab.CheckTransport(s.Transport, p); err != nil {
+		return usagef("--%w", err)
+	}
 	folder, err := openFolder(x)
 	if err != nil {
 		return err

@@ -36,6 +36,7 @@ func planFlags() []cli.Flag {
 		&cli.StringFlag{Name: "tls-username", Category: aboutMigration, Usage: "`NAME` whose key in keys.psk is used, if not qemu's"},
 		&cli.StringFlag{Name: "tls-authz", Category: aboutMigration, Usage: "`NAME` the only distinguished name that the destination lets in, as in O=lab,CN=host1"},
 		&cli.BoolFlag{Name: "tls-no-verify", Category: aboutMigration, Usage: "x509: encrypt, and ask neither end who it is"},
+		&cli.StringFlag{Name: "channels", Category: aboutMigration, Value: engine.FormURI, Usage: "`FORM` of the addresses in QEMU's commands: uri, or channels (QEMU 8.2 and newer)"},
 		&cli.StringFlag{Name: "timeout", Category: aboutMigration, Value: "0s", Usage: "`TIME` cancel a pre-copy that has not converged by then; 0s: never"},
 		&cli.StringFlag{Name: "sample-interval", Category: aboutMigration, Value: "10ms", Usage: "`TIME` how often query-migrate and query-status are asked; 0ms: never"},
 		&cli.StringFlag{Name: "out", Category: aboutOutput, Value: "out", Usage: "`DIR` append the record to DIR/records.jsonl"},
@@ -68,6 +69,7 @@ func guestFlags() []cli.Flag {
 		&cli.StringFlag{Name: "modules", Category: aboutGuest, Usage: "`DIR` that kernel's modules, as in /lib/modules/VERSION"},
 		&cli.StringFlag{Name: "nic", Category: aboutGuest, Value: "virtio-net", Usage: "`MODEL` guest network card: virtio-net, or a name of QEMU's -device"},
 		&cli.StringFlag{Name: "link-rate", Category: aboutGuest, Value: "0B/s", Usage: "`RATE` what each host may send to the link, as in 1Gbit/s; 0B/s is unshaped"},
+		&cli.StringFlag{Name: "transport", Category: aboutGuest, Value: lab.TCP, Usage: "`KIND` of the stream between the hosts: tcp, unix (not over the link), fd (a TCP connection handed over), exec (pipes)"},
 		&cli.StringFlag{Name: "hosts", Category: aboutGuest, Value: "netns", Usage: "`KIND` what a host is: netns, a network namespace"},
 		&cli.BoolFlag{Name: "allow-unsafe", Category: aboutGuest, Usage: "take the RAM size as given, even where this QEMU is known to lose pages"},
 	}
@@ -78,7 +80,10 @@ const demoWorkload = "dirty:rate=2000/s,working-set=16MiB"
 
 // plan reads the planFlags.
 func plan(x *cli.Context) (engine.Plan, error) {
-	p := engine.Plan{Mode: record.Mode(x.String("mode"))}
+	p := engine.Plan{Mode: record.Mode(x.String("mode")), Channels: x.String("channels")}
+	if p.Channels != engine.FormURI && p.Channels != engine.FormChannels {
+		return p, usagef("--channels %q: have %s, %s", p.Channels, engine.FormURI, engine.FormChannels)
+	}
 	modes := []record.Mode{record.PreCopyMode, record.StopAndCopyMode, record.PostCopyMode, record.HybridMode}
 	if !slices.Contains(modes, p.Mode) {
 		return p, usagef("--mode %q: have %s, %s, %s, %s", p.Mode, modes[0], modes[1], modes[2], modes[3])
@@ -136,7 +141,7 @@ func plan(x *cli.Context) (engine.Plan, error) {
 func (c *commands) labSpec(x *cli.Context) (lab.Spec, error) {
 	s := lab.Spec{
 		SourceQEMU: first(x.String("source-qemu"), x.String("qemu")), DestinationQEMU: first(x.String("destination-qemu"), x.String("qemu")),
-		Accelerator: x.String("accelerator"), AllowUnsafe: x.Bool("allow-unsafe"),
+		Accelerator: x.String("accelerator"), Transport: x.String("transport"), AllowUnsafe: x.Bool("allow-unsafe"),
 		Image: guest.ImageSpec{Kernel: x.String("kernel"), Modules: x.String("modules")},
 		Guest: guest.Spec{Machine: x.String("machine"), VCPUs: x.Int("vcpus"), NIC: guest.NIC{Model: x.String("nic")}},
 	}

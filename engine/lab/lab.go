@@ -30,6 +30,7 @@ type Spec struct {
 	DestinationQEMU string     // likewise
 	Image           guest.ImageSpec
 	Accelerator     string        // auto (default), kvm, tcg
+	Transport       string        // of the stream: one of Transports, default tcp
 	LinkRate        int64         // bytes/s of each host's way to the link; 0: unshaped
 	Workload        wire.Workload // default idle
 	Fill            int64         // bytes of guest memory under the memory check; 0: half of what the guest has

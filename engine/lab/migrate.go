@@ -56,9 +56,12 @@ func (l *Lab) Migrate(ctx context.Context, p engine.Plan, o engine.Options) (*re
 	if err != nil {
 		return nil, err
 	}
-	if p.Listen == "" {
-		p.Listen = l.Listen()
+	undo, err := l.route(ctx, &p, &o)
+	if err != nil {
+		arriving.Close()
+		return nil, err
 	}
+	defer undo()
 	if p.LinkRate == 0 {
 		p.LinkRate = l.spec.LinkRate
 	}
