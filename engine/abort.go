@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"strings"
 	"time"
 
 	"qmigrate/engine/record"
@@ -23,11 +24,11 @@ type verdict struct {
 func (m *migration) abort(ctx context.Context, name record.StageName, cause error) error {
 	undo, cancel := context.WithTimeout(context.WithoutCancel(ctx), undoLimit)
 	defer cancel()
-	if reason := m.dst.why(); reason != "" && m.listening {
+	if reason := m.dst.why(); reason != "" && m.listening && !strings.Contains(cause.Error(), reason) {
 		cause = fmt.Errorf("%w (destination QEMU%s)", cause, reason)
 	}
 	cause = m.explain(undo, cause)
-	v := m.settle(undo)
+	v := m.undo(undo)
 	m.end(time.Now()) // the stage that failed lasts until the guest is where it can run
 	m.finish(undo)
 	m.rec.GuestOn = v.guest

@@ -27,6 +27,7 @@ type Endpoint struct {
 	Control Dialer  // every command
 	Events  Dialer  // events and status polls; nil: over Control
 	Sampler Dialer  // the lock-step query-migrate; nil: over Control
+	Files   bool    // a path means the same file to it and to us: a guest can be saved there
 	Process Process // nil: the process can only be asked to quit, and is dead when its monitor is closed
 
 	// ReadFile reads a file as that QEMU would see it; nil: its files cannot be read from here.
@@ -143,6 +144,7 @@ func (e *StageError) Error() string {
 	where := map[record.Holder]string{
 		record.Source:      "the guest is on the source",
 		record.Destination: "the guest is on the destination",
+		record.File:        "the guest is in its file",
 		record.None:        "NO SIDE RUNS THE GUEST",
 		record.Unknown:     "it is not known which side holds the guest",
 	}[e.Guest]

@@ -44,8 +44,9 @@ type migration struct {
 	edge       time.Time      // the end of the last stage
 	ended      bool           // the running stage has set its own end
 	passes     []passEdge
-	converge   *converge        // the policy at work; nil: none, or no more
-	alarm      <-chan time.Time // it is time to look whether something is due
+	converge   *converge                     // the policy at work; nil: none, or no more
+	undo       func(context.Context) verdict // where a failure leaves the guest: settle, or a file's own
+	alarm      <-chan time.Time              // it is time to look whether something is due
 	poll       *poll
 }
 
@@ -104,6 +105,7 @@ func newMigration(src, dst *Endpoint, p Plan, o Options) *migration {
 		Hosts:  record.Hosts{Source: src.Host, Destination: dst.Host},
 		Stages: []record.Stage{}, Passes: []record.Pass{},
 	}
+	m.undo = m.settle
 	if m.plan.postCopies() {
 		m.rec.PostCopy = &record.PostCopyFigures{}
 	}

@@ -180,7 +180,7 @@ func sampleOf(info *qmp.MigrationInfo, asked, answered time.Duration) record.Sam
 func (p *poll) destination(ctx context.Context, c *qmp.Conn) {
 	tick := time.NewTicker(p.interval)
 	defer tick.Stop()
-	for c.Err() == nil {
+	for c != nil && c.Err() == nil {
 		p.dst = ask(ctx, c, p.dst)
 		select {
 		case <-tick.C:
@@ -192,6 +192,9 @@ func (p *poll) destination(ctx context.Context, c *qmp.Conn) {
 
 // ask appends one answer to query-status, if there is one.
 func ask(ctx context.Context, c *qmp.Conn, answers []answer) []answer {
+	if c == nil { // there is no such side: a file
+		return answers
+	}
 	a := answer{asked: time.Now()}
 	status, err := c.QueryStatus(ctx)
 	if err != nil {

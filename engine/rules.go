@@ -282,7 +282,11 @@ func equal(name, why, mend string) rule {
 // channels is a rule that a capability needs a transport on which QEMU can open several connections.
 func channels(name string) rule {
 	return rule{func(c *combination) string {
-		if kind := c.without("tcp", "unix", "vsock", "file"); c.on(name) && kind != "" {
+		kind := c.without("tcp", "unix", "vsock", "file")
+		if kind == "" && c.without("tcp", "unix", "vsock") == "file" && !c.on("mapped-ram") { // each channel writes to the pages' places
+			kind = "file"
+		}
+		if c.on(name) && kind != "" {
 			return fmt.Sprintf("%s needs several connections, and %s: is one", name, kind)
 		}
 		return ""

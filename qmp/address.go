@@ -46,8 +46,8 @@ func ParseAddress(uri string) (Address, error) {
 	return a, nil
 }
 
-// channels is the address as the commands' argument of that name.
-func (a Address) channels() map[string]any {
+// Channels is the address as the commands' argument of that name.
+func (a Address) Channels() map[string]any {
 	addr := map[string]any{"transport": "socket", "type": a.Kind}
 	switch a.Kind {
 	case "tcp":
@@ -68,10 +68,10 @@ func (a Address) channels() map[string]any {
 
 // MigrateChannels is Migrate with the address as a structure, which QEMU takes from 8.2 on.
 func (c *Conn) MigrateChannels(ctx context.Context, a Address) error {
-	return c.Execute(ctx, "migrate", a.channels(), nil)
+	return c.Execute(ctx, "migrate", a.Channels(), nil)
 }
 
 // MigrateIncomingChannels is MigrateIncoming with the address as a structure.
 func (c *Conn) MigrateIncomingChannels(ctx context.Context, a Address) error {
-	return c.Execute(ctx, "migrate-incoming", a.channels(), nil)
+	return c.Execute(ctx, "migrate-incoming", a.Channels(), nil)
 }

@@ -463,8 +463,13 @@ func (c *Conn) Subscribe(buffer int) *Subscription {
 	return s
 }
 
-// Dropped is how many events found the buffer full.
-func (s *Subscription) Dropped() uint64 { return s.dropped.Load() }
+// Dropped is how many events found the buffer full; none without a subscription.
+func (s *Subscription) Dropped() uint64 {
+	if s == nil {
+		return 0
+	}
+	return s.dropped.Load()
+}
 
 // Close ends the subscription and closes C.
 func (s *Subscription) Close() {

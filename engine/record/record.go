@@ -24,6 +24,8 @@ const (
 	StopAndCopyMode Mode = "stop-and-copy" // stop the guest, then copy everything
 	PostCopyMode    Mode = "post-copy"     // run the guest on the destination at once; its memory follows
 	HybridMode      Mode = "hybrid"        // pre-copy passes first, then post-copy
+	SaveMode        Mode = "save"          // into a file
+	RestoreMode     Mode = "restore"       // out of one
 	COLOMode        Mode = "colo"          // a secondary that is kept in step and takes over when the primary dies
 )
 
@@ -45,6 +47,7 @@ type Holder string
 const (
 	Source      Holder = "source"
 	Destination Holder = "destination"
+	File        Holder = "file"    // it was saved and nothing runs it
 	None        Holder = "none"    // lost, or paused on both sides: the error's text says which, and the mend
 	Unknown     Holder = "unknown" // a side could not be asked
 )
@@ -66,6 +69,8 @@ const (
 const (
 	Storage  StageName = "storage"   // between reservation and pre-copy: disks are mirrored until they are in step
 	PostCopy StageName = "post-copy" // RESUME on the destination .. both completed: the rest of the memory follows the guest
+	Snapshot StageName = "snapshot"  // background save: `migrate` .. completed, while the guest runs on
+	Loading  StageName = "loading"   // restore: `migrate-incoming` .. the destination has read all of it
 	Recovery StageName = "recovery"  // post-copy is paused for want of a link .. it goes on
 )
 
@@ -83,6 +88,9 @@ type Migration struct {
 	Workload  string    `json:"workload,omitempty"`
 
 	PostCopy *PostCopyFigures `json:"post_copy,omitempty"` // in the modes that may go over to it
+
+	Saved    *Saved           `json:"file,omitempty"`     // modes save and restore
+	Snapshot *SnapshotFigures `json:"snapshot,omitempty"` // of a background save
 
 	Decisions []Decision `json:"decisions,omitempty"` // of the policy, in their order
 
@@ -305,3 +313,22 @@ func (m *Migration) End(name StageName) time.Time {
 
 // Of returns a pointer to v: for the fields in which absent is not zero.
 func Of[T any](v T) *T { return &v }
+
+// Saved is the file that a guest was saved into or restored from.
+type Saved struct {
+	Path      string `json:"path"`
+	Format    string `json:"format"`                    // stream or mapped-ram
+	Size      *int64 `json:"size_bytes,omitempty"`      // its length; a mapped-ram file has holes
+	Allocated *int64 `json:"allocated_bytes,omitempty"` // what it takes on the disk
+	RunState  string `json:"run_state,omitempty"`       // the QEMU's query-status afterwards: postmigrate, running, paused
+}
+
+// SnapshotFigures is what a background save was to the guest.
+type SnapshotFigures struct {
+	Duration   time.Duration  `json:"duration_ns"`                           // `migrate` about to be sent .. completed: all of it is written
+	Stopped    *time.Duration `json:"stopped_ns,omitempty"`                  // STOP .. RESUME by QEMU's stamps: its devices are being saved
+	StopError  *time.Duration `json:"stopped_error_ns,omitempty"`            //
+	Stall      *time.Duration `json:"vcpu_stall_longest_ns,omitempty"`       // longest gap between the guest's beats that overlaps it, stamped by the observer: Stopped is part of it, and so are writes to pages that wait to be saved
+	StallError *time.Duration `json:"vcpu_stall_longest_error_ns,omitempty"` // as of downtime.heartbeat
+	StallGuest *time.Duration `json:"vcpu_stall_guest_clock_ns,omitempty"`   // the longest gap that a loop in the guest saw on its own clock, which stands still while the guest is stopped: writes alone
+}
