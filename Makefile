@@ -47,8 +47,10 @@ lint: $(AGENT) ## formatting, vet, staticcheck, and the direction of the imports
 bench: deps ## the figures, as ratios side by side in one run: printed, and written to bench/*.json
 	$(GO) run ./bench
 
-conformance: deps ## mode by pair of QEMUs, as a table
-	$(GO) test -count=1 -v -run '^TestConformance$$' -timeout 30m ./engine/lab
+conformance: deps ## every way by every pair of QEMUs, into docs/conformance.md; goes on where it was, unless FRESH=1
+	@if [ -n "$(FRESH)" ]; then rm -f bench/conformance.jsonl; fi
+	QMIGRATE_CONFORMANCE="$(CURDIR)/bench/conformance.jsonl" QMIGRATE_CONFORMANCE_DOC="$(CURDIR)/docs/conformance.md" \
+		$(GO) test -count=1 -v -run '^TestConformance$$' -timeout 90m ./engine/lab
 
 fuzz: $(AGENT) ## each fuzz target for FUZZTIME
 	@for pkg in $$($(GO) list ./...); do \
