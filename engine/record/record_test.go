@@ -97,7 +97,7 @@ func durations(t *testing.T, typ reflect.Type) {
 		if key == "-" {
 			continue
 		}
-		if d := reflect.TypeFor[time.Duration](); (f.Type == d || f.Type == reflect.PointerTo(d)) != strings.HasSuffix(key, "_ns") {
+		if d := reflect.TypeFor[time.Duration](); (f.Type == d || f.Type == reflect.PointerTo(d) || f.Type == reflect.SliceOf(d)) != strings.HasSuffix(key, "_ns") {
 			t.Errorf("%s.%s: a duration's key ends in _ns, and no other: %s", typ.Name(), f.Name, key)
 		}
 		if f.Type.Kind() == reflect.Pointer && options != "omitempty" {
