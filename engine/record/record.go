@@ -229,8 +229,8 @@ type Network struct {
 	TCPSurvived           *bool           `json:"tcp_survived,omitempty"`
 	Retransmits           *int64          `json:"retransmits,omitempty"` // of the observer's echo connection, TCP_INFO
 	Gaps                  []Gap           `json:"gaps,omitempty"`
-	RARP                  []time.Duration `json:"announcements_after_resume_ns,omitempty"`        // QEMU's announcements of the guest's MAC address, as seen on the link, after RESUME
-	AnnounceToFirstPacket *time.Duration  `json:"announce_to_first_packet_ns,omitempty"` // RESUME to the guest's first frame seen at the link from the destination's port
+	RARP                  []time.Duration `json:"announcements_after_resume_ns,omitempty"` // QEMU's announcements of the guest's MAC address, as seen on the link, after RESUME
+	AnnounceToFirstPacket *time.Duration  `json:"announce_to_first_packet_ns,omitempty"`   // RESUME to the guest's first frame seen at the link from the destination's port
 }
 
 // Gap is the longest silence that one observer saw around the stop, taken apart at the stop's edges. What lies before STOP is no downtime and
