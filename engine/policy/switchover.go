@@ -23,13 +23,15 @@ import (
 //	L   rate of the last stage, bytes/s          B       max-bandwidth, bytes/s
 //
 // QEMU then decides on its own exact count, after a sync, so no page is dirtied between the decision and the stop. L is found by a
-// probe, once, in the first pass: max-bandwidth is lifted until 32 MiB have gone, at least for 50 ms, at most for d, which is
-// how long the last stage may use the line as well. The first 10 MiB are not counted: socket buffers swallow them. The probe is worth
-// it only if max-bandwidth is what limits: when less than 0.8 B goes out, L is that, and QEMU's own rule is right.
-// A known link rate bounds L: L <= 0.9 * link rate; with probe=off it is L.
+// sprint in the first pass: max-bandwidth is lifted until 32 MiB have gone, at least for 50 ms, at most for d, which is how long the
+// last stage may use the line as well. The first 10 MiB are not counted: socket buffers swallow them. A sprint is worth it only if
+// max-bandwidth is what limits: when less than 0.8 B goes out, L is that, and QEMU's own rule is right. A known link rate bounds L:
+// L <= 0.9 * link rate; with probe=off it is L.
 //
-// When S cannot be reached by waiting, that is when a sync found r >= 0.9 r' with r' found at least patience ago, the guest is
-// throttled as little as brings it there. Freshly dirtied pages then come, near S, at half of the rate at which they are sent:
+// When waiting does not reach S, that is when a sync found r >= 0.9 r' with r' found at least patience ago, a second sprint comes first. It
+// tells whether the first was slowed down by a busy moment, and brings a guest to S that writes less than L in so short a time.
+//
+// When that does not reach S either, the guest is throttled as little as brings it there. Freshly dirtied pages then come, near S, at half of the rate at which they are sent:
 //
 //	R (1 - theta) (1 - S/W) = B/2      =>      theta = 1 - B / (2 R (1 - S/W)),     theta <= d / (d + 10 ms)
 //
@@ -40,8 +42,10 @@ import (
 //	       f = (W - u)(1 - exp(-R (1 - theta) t / W)) for f found fresh in the time t with u left over before; at most 98 % of W - u
 //
 // Strong and short is also the least in sum: the work that the guest loses is theta times the time until S is reached. QEMU applies a
-// throttle at the second sync, more than 1 s after the last, that finds it necessary. If R (1 - theta)(1 - S/W) > B at the highest
-// theta, or it has been there for four times patience without success, post-copy takes over where it is allowed; else parameter hopeless.
+// throttle at the second sync, more than 1 s after the last, that finds it necessary. A guest that does not need all of its processor
+// time writes on undiminished at first: if a throttle in force for patience has not helped, the highest allowed follows. If
+// R (1 - theta)(1 - S/W) > B at that one, or it has been in force without success for 4 (patience + r/B), post-copy takes over where it is
+// allowed; else parameter hopeless.
 //
 // Source: ours. QEMU's rule: migration/migration.c, migration_update_counters; throttle: migration/ram.c and system/cpu-throttle.c.
 func switchover() kind {
@@ -50,7 +54,7 @@ func switchover() kind {
 		parameters: []parameter{
 			{name: "margin", form: percent, value: 20, most: 90, meaning: "of the downtime limit, kept free"},
 			{name: "device", form: duration, value: value(30 * time.Millisecond), meaning: "for stop, device state and start"},
-			{name: "probe", form: choice, words: []string{"on", "off"}, meaning: "lift max-bandwidth once, for at most one downtime limit, to learn the rate of the last stage"},
+			{name: "probe", form: choice, words: []string{"on", "off"}, meaning: "lift max-bandwidth at most twice, each time for at most one downtime limit, to learn the rate of the last stage"},
 			{name: "throttle", form: choice, words: []string{"on", "off"}, meaning: "slow the guest down where waiting cannot do it"},
 			{name: "patience", form: duration, value: value(2 * time.Second), least: value(time.Millisecond), meaning: "without progress before the guest is throttled"},
 			{name: "hopeless", form: choice, words: []string{"wait", "abort"}, meaning: "when nothing can meet the limit"},
@@ -102,10 +106,10 @@ type switcher struct {
 }
 
 func (s switcher) decide(h *History) Decision {
-	probing, ended, rate := s.probe(h)
+	probes, probing, ended, rate := s.probe(h)
 	switch {
 	case probing:
-		return s.endProbe(h, ended)
+		return s.endProbe(h, ended, rate)
 	case rate == 0:
 		b, ok := h.sending(rateWindow)
 		cap := float64(h.Limits.MaxBandwidth)
@@ -115,7 +119,7 @@ func (s switcher) decide(h *History) Decision {
 		case cap == 0 || b < capped*cap:
 			rate = int64(b) // the line or the machine limits: QEMU's own rule is right
 		default:
-			if d := s.begin(h); d.Action != "" || len(h.Passes) == 0 {
+			if d := s.begin(h, "max-bandwidth "+units.FormatRate(cap)+" is what limits"); d.Action != "" || len(h.Passes) == 0 {
 				return d
 			}
 			rate = int64(b) // nothing is known of the line: QEMU's own rule stands
@@ -127,7 +131,7 @@ func (s switcher) decide(h *History) Decision {
 			Text: fmt.Sprintf("%s fit into %s of the last stage; set downtime-limit to %s, so that QEMU stops at them while it sends %s",
 				s.fits(h, rate), units.FormatDuration(s.effective(h.Limits)), units.FormatDuration(limit), units.FormatRate(float64(h.Limits.MaxBandwidth)))}
 	}
-	return s.unstall(h, float64(rate))
+	return s.unstall(h, float64(rate), probes)
 }
 
 // fits is S as text.
@@ -135,26 +139,27 @@ func (s switcher) fits(h *History, rate int64) string {
 	return units.FormatSize(int64(float64(rate) * s.effective(h.Limits).Seconds()))
 }
 
-// probe reads from the decisions made whether the probe runs and when it began, or when it ended and what it found.
-func (s switcher) probe(h *History) (running bool, edge time.Duration, rate int64) {
+// probe reads from the decisions made how many probes there were, whether one runs, when the last began or ended, and what is known of the rate.
+func (s switcher) probe(h *History) (probes int, running bool, edge time.Duration, rate int64) {
 	for _, d := range h.Made {
-		switch {
-		case d.Setting.MaxBandwidth != h.Limits.MaxBandwidth:
-			running, edge = true, d.At
-		case d.Rate > 0 && rate == 0:
-			running, edge, rate = false, d.At, d.Rate
+		switch lifted := d.Setting.MaxBandwidth != h.Limits.MaxBandwidth; {
+		case lifted:
+			probes, running, edge = probes+1, true, d.At
+		case running || rate == 0:
+			running, edge = false, d.At
 		}
+		rate = max(rate, d.Rate)
 	}
-	return running, edge, rate
+	return probes, running, edge, rate
 }
 
 // begin starts the probe, or does without where there is none.
-func (s switcher) begin(h *History) Decision {
+func (s switcher) begin(h *History, why string) Decision {
 	if s.word("probe") == "on" {
 		lifted := h.Setting
 		lifted.MaxBandwidth = 0
-		return Decision{Action: Set, Setting: lifted, Text: fmt.Sprintf("max-bandwidth %s is what limits; lift it for at most %s to learn what the last stage can send",
-			units.FormatRate(float64(h.Limits.MaxBandwidth)), units.FormatDuration(h.Limits.DowntimeLimit))}
+		lifted.DowntimeLimit = h.raise(s.effective(h.Limits)).DowntimeLimit // for QEMU's own bandwidth is the true one now
+		return Decision{Action: Set, Setting: lifted, Text: fmt.Sprintf("%s; lift max-bandwidth for at most %s to learn what the last stage can send", why, units.FormatDuration(h.Limits.DowntimeLimit))}
 	}
 	if h.Limits.LinkRate == 0 {
 		return Decision{}
@@ -163,8 +168,9 @@ func (s switcher) begin(h *History) Decision {
 	return s.learnt(h, rate, fmt.Sprintf("the link has %s", units.FormatRate(float64(h.Limits.LinkRate))))
 }
 
-// endProbe ends the probe when it has seen enough.
-func (s switcher) endProbe(h *History, began time.Duration) Decision {
+// endProbe ends the probe when it has seen enough. What an earlier one found holds, if it was more: what slows a probe down, the guest or a
+// busy machine, can only make it find less.
+func (s switcher) endProbe(h *History, began time.Duration, known int64) Decision {
 	i := h.since(began)
 	first := &h.Series[i] // the sample on which it began
 	lead := i
@@ -182,7 +188,7 @@ func (s switcher) endProbe(h *History, began time.Duration) Decision {
 	if link := float64(h.Limits.LinkRate); link > 0 {
 		rate = min(rate, linkPayload*link)
 	}
-	return s.learnt(h, max(int64(rate), 1), fmt.Sprintf("%s in %s", units.FormatSize(sent), units.FormatDuration(took)))
+	return s.learnt(h, max(int64(rate), known, 1), fmt.Sprintf("%s in %s", units.FormatSize(sent), units.FormatDuration(took)))
 }
 
 // learnt puts the cap back and tells QEMU the rate.
@@ -210,7 +216,7 @@ func (h *History) sending(window time.Duration) (rate float64, ok bool) {
 }
 
 // unstall does something about a guest that keeps more dirty than fits.
-func (s switcher) unstall(h *History, rate float64) Decision {
+func (s switcher) unstall(h *History, rate float64, probes int) Decision {
 	fits := rate * s.effective(h.Limits).Seconds()
 	r := float64(h.Current.Begin)
 	if !h.Edge || r <= fits {
@@ -226,26 +232,34 @@ func (s switcher) unstall(h *History, rate float64) Decision {
 	if r < progress*before {
 		return Decision{}
 	}
+	stalled := fmt.Sprintf("stalled: %s >= %.2f x %s, %s fit", units.FormatSize(int64(r)), progress, units.FormatSize(int64(before)), units.FormatSize(int64(fits)))
+	if probes == 1 {
+		return s.begin(h, stalled)
+	}
 	writes, set := h.writes(all)
-	b, ok := h.sending(rateWindow)
+	b, ok := h.sending(time.Second)
 	if !ok || b <= 0 {
 		b = float64(h.Limits.MaxBandwidth)
 	}
 	fresh := writes * (1 - min(fits/set, 1)) // dirtied anew near S, unthrottled, bytes/s
-	why := fmt.Sprintf("stalled: %s >= %.2f x %s, %s fit; the guest writes %s in %s, %s go out", units.FormatSize(int64(r)), progress, units.FormatSize(int64(before)),
-		units.FormatSize(int64(fits)), units.FormatRate(writes), units.FormatSize(int64(set)), units.FormatRate(b))
+	why := fmt.Sprintf("%s; the guest writes %s in %s, %s go out", stalled, units.FormatRate(writes), units.FormatSize(int64(set)), units.FormatRate(b))
 	most := int(100 * float64(h.Limits.DowntimeLimit) / float64(h.Limits.DowntimeLimit+slice))
 	most = min(max(most, 1), 99)
-	now := h.Setting.ThrottleMax
-	if s.throttle && h.Limits.CanThrottle && fresh*(1-float64(most)/100) < b {
+	if now := h.Setting.ThrottleMax; s.throttle && h.Limits.CanThrottle && fresh*(1-float64(most)/100) < b || now > 1 {
 		want := min(max(int(math.Ceil(100*(1-b/(2*fresh)))), 1), most)
-		if want > now {
+		if now > 1 {
+			want = most
+		}
+		applied, since := h.throttledFor(now)
+		switch {
+		case now > 1 && (!applied || since < s.patience): // it has not had its time
+			return Decision{}
+		case want > now:
 			next := h.Setting
 			next.ThrottleInitial, next.ThrottleIncrement, next.ThrottleMax = want, want, want
 			return Decision{Action: Set, Setting: next, Rate: int64(rate), Text: fmt.Sprintf("%s; throttle to %d %%", why, want)}
-		}
-		if since := h.Now.T - s.throttledAt(h); now < most || since < 4*s.patience+4*over(int64(r), b) {
-			return Decision{} // it has not had its time
+		case since < 4*(s.patience+over(int64(r), b)):
+			return Decision{}
 		}
 	}
 	switch {
@@ -257,13 +271,16 @@ func (s switcher) unstall(h *History, rate float64) Decision {
 	return Decision{}
 }
 
-// throttledAt is when the throttle was raised last; the start if it never was.
-func (s switcher) throttledAt(h *History) time.Duration {
-	at := h.Begin
-	for i := len(h.Made) - 1; i >= 0 && h.Made[i].Setting.ThrottleMax == h.Setting.ThrottleMax; i-- {
-		at = h.Made[i].At
+// throttledFor tells whether QEMU has the throttle at that percentage, and since when.
+func (h *History) throttledFor(percent int) (applied bool, since time.Duration) {
+	if h.Now.Throttle == nil || *h.Now.Throttle < int64(percent) {
+		return false, 0
 	}
-	return at
+	at := h.Current.Start
+	for i := len(h.Passes) - 1; i >= 0 && h.Passes[i].Throttle >= percent; i-- {
+		at = h.Passes[i].Start
+	}
+	return true, h.Now.T - at
 }
 
 // writes are R and W: how fast the guest writes if nothing holds it up, bytes/s, and over how much, bytes.

@@ -123,8 +123,8 @@ func TestSwitchoverBeatsTheOthers(t *testing.T) {
 	}
 }
 
-// TestSwitchoverOnASlowLine: what cannot be met by waiting is met by a throttle; what no throttle can meet, by post-copy; a throttle is
-// never such that the guest sleeps for longer than the downtime limit.
+// TestSwitchoverOnASlowLine: what cannot be met by waiting is met by a sprint or a throttle; what these cannot meet, by post-copy; a throttle
+// is never such that the guest sleeps for longer than the downtime limit.
 func TestSwitchoverOnASlowLine(t *testing.T) {
 	for _, test := range []struct {
 		name     string
@@ -134,11 +134,12 @@ func TestSwitchoverOnASlowLine(t *testing.T) {
 		policy   string
 		want     Outcome
 	}{
-		{"throttle", 118 * mib, 300 * time.Millisecond, false, "switchover", Moved},
+		{"sprint", 118 * mib, 300 * time.Millisecond, false, "switchover:throttle=off", Moved},
+		{"throttle", 60 * mib, 300 * time.Millisecond, false, "switchover", Moved},
 		{"throttle on a line as slow as the cap", 16 * mib, 300 * time.Millisecond, false, "switchover", Moved},
-		{"post-copy", 118 * mib, 300 * time.Millisecond, true, "switchover:throttle=off", PostCopy},
-		{"hopeless", 118 * mib, 300 * time.Millisecond, false, "switchover:throttle=off,hopeless=abort", Aborted},
-		{"waits", 118 * mib, 300 * time.Millisecond, false, "switchover:throttle=off", Running},
+		{"post-copy", 60 * mib, 300 * time.Millisecond, true, "switchover:throttle=off", PostCopy},
+		{"hopeless", 60 * mib, 300 * time.Millisecond, false, "switchover:throttle=off,hopeless=abort", Aborted},
+		{"waits", 60 * mib, 300 * time.Millisecond, false, "switchover:throttle=off", Running},
 	} {
 		for _, pattern := range []Pattern{Uniform, Sequential} {
 			g, m, l := outrun()
