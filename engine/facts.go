@@ -38,7 +38,7 @@ type Facts struct {
 	Devices        []Device
 	RAM            []RAMBlock
 	Disks          []Disk
-	Netdevs        map[string]string // the network backends: name and type (tap, user, ...)
+	Netdevs        map[string]string // the network backends: name and type (tap, user, ...); nil: not asked for, see readNetwork
 	CPU            CPU
 	Topology       map[string]int64 // sockets, dies, cores, threads, maxcpus, ...
 	MemorySlots    int64            // for memory that is plugged in later
@@ -66,7 +66,7 @@ func Inspect(ctx context.Context, ep *Endpoint, o Options) (*Facts, error) {
 		f.Schema, f.SchemaKnown, err = o.Schemas.Schema(ctx, conn)
 	}
 	if err == nil {
-		err = together(ctx, func(ctx context.Context) error { return readBackends(ctx, conn, f) }, func(ctx context.Context) error { return readIdentity(ctx, conn, f) })
+		err = together(ctx, func(ctx context.Context) error { return readBackends(ctx, conn, f) }, func(ctx context.Context) error { return readNetwork(ctx, conn, f) }, func(ctx context.Context) error { return readIdentity(ctx, conn, f) })
 	}
 	if err != nil {
 		return nil, fmt.Errorf("inspect %s: %w", ep.Name, err)
@@ -103,15 +103,13 @@ func readFacts(ctx context.Context, c *qmp.Conn, name string) (*Facts, error) {
 	}, func(ctx context.Context) (err error) {
 		f.Machine, err = c.MachineType(ctx)
 		return err
-	}, func(ctx context.Context) (err error) {
-		f.MemoryBytes, err = c.MemorySize(ctx)
-		return err
-	}, func(ctx context.Context) error {
+	}, func(ctx context.Context) error { return readMemory(ctx, c, f) }, func(ctx context.Context) error {
 		cpus, err := c.CPUs(ctx)
-		if f.VCPUs = len(cpus); f.VCPUs > 0 {
-			f.vcpuThread, f.CPU.path = cpus[0].Thread, cpus[0].Path
+		if f.VCPUs = len(cpus); err != nil || f.VCPUs == 0 {
+			return err
 		}
-		return err
+		f.vcpuThread, f.CPU.path = cpus[0].Thread, cpus[0].Path
+		return readFeatures(ctx, c, f)
 	}, func(ctx context.Context) error {
 		kvm, err := c.KVM(ctx)
 		if kvm {
@@ -141,7 +139,7 @@ func readFacts(ctx context.Context, c *qmp.Conn, name string) (*Facts, error) {
 	if err != nil {
 		return nil, err
 	}
-	return f, readFeatures(ctx, c, f)
+	return f, nil
 }
 
 // chardevs are the addresses of the character devices.

@@ -23,12 +23,8 @@ func optional(err error) error {
 // readMachine reads what the guest's machine is made of. All questions are sent at once: QEMU answers each from its main loop, some 0.1 to 0.6 ms
 // each, and does not wait for us in between.
 func readMachine(ctx context.Context, c *qmp.Conn, f *Facts) error {
-	var tree, ram, network string
+	var tree, ram string
 	var blocks []qmp.BlockDevice
-	var memory struct {
-		Max   int64 `json:"max-size"`
-		Slots int64 `json:"slots"`
-	}
 	err := together(ctx, func(ctx context.Context) (err error) {
 		tree, err = c.HumanMonitor(ctx, "info qtree")
 		return optional(err)
@@ -36,36 +32,59 @@ func readMachine(ctx context.Context, c *qmp.Conn, f *Facts) error {
 		ram, err = c.RAMBlocks(ctx)
 		return optional(err)
 	}, func(ctx context.Context) (err error) {
-		network, err = c.HumanMonitor(ctx, "info network")
-		return optional(err)
-	}, func(ctx context.Context) (err error) {
 		blocks, err = c.BlockDevices(ctx)
 		return optional(err)
 	}, func(ctx context.Context) error {
 		slots, err := c.CPUSlots(ctx)
+		f.Topology = topology(slots)
 		for _, s := range slots {
 			if s.Path != "" {
 				f.CPU.Type = s.Type
 			}
 		}
 		return optional(err)
-	}, func(ctx context.Context) error {
-		return optional(c.Property(ctx, "/machine", "smp", &f.Topology))
-	}, func(ctx context.Context) error {
-		return optional(c.Property(ctx, "/machine", "memory", &memory))
 	})
 	if err != nil {
 		return err
 	}
 	f.Devices = parseDevices(tree)
 	f.RAM = parseRAMBlocks(ram)
-	f.Netdevs = parseNetdevs(network)
 	f.Disks = disks(blocks, f.Devices)
-	f.MemorySlots = memory.Slots
-	if memory.Slots > 0 {
-		f.MaxMemoryBytes = memory.Max
-	}
 	return nil
+}
+
+// topology counts the places for CPUs: all of them (maxcpus), and in each dimension that QEMU names (socket-id, core-id, ...).
+func topology(slots []qmp.CPUSlot) map[string]int64 {
+	if len(slots) == 0 {
+		return nil
+	}
+	all := map[string]int64{"maxcpus": int64(len(slots))}
+	for _, s := range slots {
+		for name, id := range s.Place {
+			if word, ok := strings.CutSuffix(name, "-id"); ok {
+				all[word+"s"] = max(all[word+"s"], id+1)
+			}
+		}
+	}
+	return all
+}
+
+// readMemory reads how much memory there is, and room for more.
+func readMemory(ctx context.Context, c *qmp.Conn, f *Facts) (err error) {
+	var m struct {
+		Size  int64 `json:"size"`
+		Max   int64 `json:"max-size"`
+		Slots int64 `json:"slots"`
+	}
+	if err = optional(c.Property(ctx, "/machine", "memory", &m)); err != nil { // 7.1 and later have it
+		return err
+	}
+	if f.MemoryBytes, f.MemorySlots = m.Size, m.Slots; m.Size > 0 && m.Max <= m.Size && m.Slots == 0 {
+		return nil
+	}
+	f.MaxMemoryBytes = m.Max
+	f.MemoryBytes, err = c.MemorySize(ctx) // with what has been plugged in
+	return err
 }
 
 // readFeatures reads what the guest's first CPU can do; others have the same.
@@ -82,6 +101,15 @@ func readFeatures(ctx context.Context, c *qmp.Conn, f *Facts) error {
 		f.CPU.Features[FeatureWord{w.EAX, w.ECX, w.Register}] = w.Features
 	}
 	return nil
+}
+
+// readNetwork reads what is behind the network cards. It is for `caps`, for it costs more than it tells.
+func readNetwork(ctx context.Context, c *qmp.Conn, f *Facts) error {
+	text, err := c.HumanMonitor(ctx, "info network")
+	if err == nil {
+		f.Netdevs = parseNetdevs(text)
+	}
+	return optional(err)
 }
 
 // readIdentity reads what else a guest sees of its CPU. It is asked where the models' names differ.
@@ -190,9 +218,10 @@ func compareNetwork(src, dst *Facts, doubt func(problem, mend string)) {
 		if !ok || !has {
 			continue
 		}
-		a, b := src.Netdevs[strings.Trim(here, `"`)], dst.Netdevs[strings.Trim(e.Properties["netdev"], `"`)]
+		here, there := strings.Trim(here, `"`), strings.Trim(e.Properties["netdev"], `"`)
+		a, b := src.Netdevs[here], dst.Netdevs[there]
 		switch {
-		case a != "" && b == "":
+		case here != "" && there == "":
 			doubt(fmt.Sprintf("network card %s has no backend on the destination: the guest loses its network", d), "start the destination with a -netdev for it")
 		case d.Type == "virtio-net-device" && a == "tap" && b != "" && b != "tap" && !strings.HasPrefix(b, "vhost"):
 			doubt(fmt.Sprintf("network card %s has a TAP on the source and a %s backend on the destination: QEMU refuses it (\"saved image requires vnet_hdr=on\") unless the source's TAP has vnet_hdr=off", d, b), "start the destination with a TAP too")

@@ -53,8 +53,9 @@ func (c *Conn) BlockDevices(ctx context.Context) ([]BlockDevice, error) {
 
 // CPUSlot is a place for a CPU. Source: qapi/machine.json, HotpluggableCPU.
 type CPUSlot struct {
-	Type string `json:"type"`
-	Path string `json:"qom-path"` // of the CPU that is in it; "" if it is empty
+	Type  string           `json:"type"`
+	Path  string           `json:"qom-path"` // of the CPU that is in it; "" if it is empty
+	Place map[string]int64 `json:"props"`    // socket-id, core-id, thread-id, ...
 }
 
 // CPUSlots lists the places for CPUs, the taken ones included.
