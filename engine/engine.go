@@ -62,6 +62,7 @@ type Plan struct {
 	Listen         string            // the destination's migrate-incoming URI; default tcp:127.0.0.1:0
 	Connect        string            // the source's migrate URI; default: where the destination says it listens
 	Channels       string            // how the two are written in the commands: FormURI (default) or FormChannels
+	AllowUnsafe    bool              // do also what is known to lose a guest when it fails
 	SampleInterval time.Duration     // of query-migrate and query-status; 0: 10 ms; negative: no polling
 	Timeout        time.Duration     // from `migrate` to the switch-over; 0: none
 	Policy         policy.Spec       // what to do about a pre-copy that does not converge; zero: QEMU decides alone

@@ -272,6 +272,9 @@ func (s *filing) examineSource(ctx context.Context) error {
 	if err := s.options(); err != nil {
 		return err
 	}
+	if s.file.Background && facts.before(8, 1) {
+		s.rec.Warn("source QEMU %s: had this background save failed half-way, the guest would have been lost (mended in 8.1)", facts.Version)
+	}
 	if s.file.Background {
 		s.rec.Warn("a background save is written as fast as it can be: QEMU ignores max-bandwidth then (migration/migration.c, bg_migration_thread)")
 	}

@@ -211,6 +211,15 @@ func ruleTable() []rule {
 		// Files.
 		both("mapped-ram", "xbzrle", "every page has one place in the file", "leave xbzrle out"),
 		both("mapped-ram", "compress", "every page has one place in the file", "leave compress out"),
+		{func(c *combination) string {
+			// Memory is unprotected only after success (7.2: bg_migration_completion; mended in 8.1): seen on 7.2.22 with a full disk and after a cancel.
+			if c.on("background-snapshot") && c.src.before(8, 1) && !c.plan.AllowUnsafe {
+				return fmt.Sprintf("a background save that fails half-way, for want of disk space or by Ctrl-C, stops the guest and its QEMU %s for ever (mended in 8.1)", c.src.Version)
+			}
+			return ""
+		}, "save it without --background, use QEMU >= 8.1, or give --allow-unsafe if you are sure of the disk"},
+		// A background save never calls ram_save_complete, which writes the map of the pages (migration/migration.c, bg_migration_completion).
+		both("mapped-ram", "background-snapshot", "QEMU accepts it and writes a file that cannot be loaded, for the map of its pages is missing (seen on 10.0.2)", "use format stream for a background save"),
 		both("mapped-ram", "postcopy-ram", "a file asks for no pages", "leave post-copy out"),
 		{func(c *combination) string {
 			if method := c.param(c.src, "multifd-compression"); c.on("mapped-ram") && method != "" && method != "none" {

@@ -10,32 +10,37 @@ import (
 	"qmigrate/guest/wire"
 )
 
-// Save saves the lab's guest into a file while it is observed, and has its memory checked where it is. A guest that is left paused is not
+// Save saves the lab's guest into a file, a background save observed, and has its memory checked where it is. A guest that is left paused is not
 // checked: nothing in it runs.
 func (l *Lab) Save(ctx context.Context, p engine.Plan, f engine.File, o engine.Options) (*record.Migration, error) {
-	watch, err := l.watch(ctx)
-	if err != nil {
-		return nil, err
+	watch := &watchers{}
+	if f.Background {
+		var err error
+		if watch, err = l.watch(ctx); err != nil {
+			return nil, err
+		}
+		select {
+		case <-time.After(warmUp):
+		case <-ctx.Done():
+			watch.close()
+			return nil, context.Cause(ctx)
+		}
 	}
 	defer watch.close()
 	if err := l.agent.Call(ctx, wire.DoClockReset, wire.ClockReset{}, nil); err != nil {
 		return nil, fmt.Errorf("start the guest's clock loop: %w", err)
 	}
-	select {
-	case <-time.After(warmUp):
-	case <-ctx.Done():
-		return nil, context.Cause(ctx)
-	}
 	rec, saveErr := engine.Save(ctx, Endpoint(l.source), p, f, o)
 	l.label(rec)
 	if rec.GuestOn != record.Source || saveErr == nil && rec.Saved.RunState != "running" {
-		l.seen = watch.close()
 		return rec, saveErr
 	}
+	if f.Background {
+		time.Sleep(settleTime)
+	}
+	l.seen = watch.close()
 	after, cancel := context.WithTimeout(context.WithoutCancel(ctx), readyLimit)
 	defer cancel()
-	time.Sleep(settleTime)
-	l.seen = watch.close()
 	l.check(after, rec)
 	l.stalls(rec)
 	rec.Downtime = record.Downtime{} // a save has none: what the guest's clock saw is a stall
