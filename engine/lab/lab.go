@@ -3,6 +3,7 @@
 package lab
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -34,6 +35,7 @@ type Spec struct {
 	LinkRate        int64         // bytes/s of each host's way to the link; 0: unshaped
 	Workload        wire.Workload // default idle
 	Fill            int64         // bytes of guest memory under the memory check; 0: half of what the guest has
+	COLO            bool          // for Lab.COLO: both QEMUs are tried for it before the guest boots, and the machine's default is COLOMachine
 	AllowUnsafe     bool          // RAM as asked for, even where that QEMU is known to lose pages
 	Log             io.Writer     // one line a step, for people; nil is silent
 	Logger          *slog.Logger  // nil is silent
@@ -54,6 +56,7 @@ type Lab struct {
 	spec        Spec
 	dir         string
 	network     *hostnet.Network
+	qemu        [2]string // the binaries of hosts a and b
 	source      *guest.VM
 	destination *guest.VM
 	agent       *guest.Agent // the guest's, over the side that runs it
@@ -97,8 +100,15 @@ func Up(ctx context.Context, s Spec) (_ *Lab, err error) {
 	if l.network, err = (hostnet.Spec{Owner: s.Owner, Rate: s.LinkRate}).Apply(ctx); err != nil {
 		return nil, err
 	}
+	l.qemu = [2]string{source.Path, destination.Path}
 	g := l.spec.Guest
 	g.Image = image
+	if s.COLO {
+		if err := probeCOLO(ctx, l.network.Host(sourceHost), source.Path, destination.Path, filepath.Join(l.dir, "probe")); err != nil {
+			return nil, err
+		}
+		g.Machine = cmp.Or(g.Machine, COLOMachine)
+	}
 	boot := wire.Boot{
 		IP:      netip.PrefixFrom(l.network.GuestAddress(0), l.network.Prefix().Bits()),
 		Gateway: l.network.Gateway(),

@@ -78,3 +78,28 @@ func (p Process) MemoryLock() (limit int64, limited bool, err error) {
 	limit, err = strconv.ParseInt(string(soft[0]), 10, 64)
 	return limit, err == nil, err
 }
+
+// Threads are the numbers of its threads.
+func (p Process) Threads() ([]int, error) {
+	s, err := p.scheduled()
+	if err != nil {
+		return nil, err
+	}
+	return s.Threads()
+}
+
+// Yield puts all its threads on one processor and makes the given ones give way to the others.
+func (p Process) Yield(threads []int) (undo func() error, err error) {
+	s, err := p.scheduled()
+	if err != nil {
+		return nil, err
+	}
+	return s.Yield(threads)
+}
+
+func (p Process) scheduled() (hostnet.Scheduled, error) {
+	if s, ok := p.proc.(hostnet.Scheduled); ok {
+		return s, nil
+	}
+	return nil, &hostnet.UnsupportedError{Feature: "scheduling of threads", Reason: "the processes of host " + p.host.Name() + " cannot be told how to share processors"}
+}

@@ -91,6 +91,7 @@ type Migration struct {
 
 	Saved    *Saved           `json:"file,omitempty"`     // modes save and restore
 	Snapshot *SnapshotFigures `json:"snapshot,omitempty"` // of a background save
+	COLO     *COLOFigures     `json:"colo,omitempty"`     // in mode colo
 
 	Decisions []Decision `json:"decisions,omitempty"` // of the policy, in their order
 

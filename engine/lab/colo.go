@@ -1,0 +1,302 @@
+package lab
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"path/filepath"
+	"strings"
+	"sync"
+	"time"
+
+	"qmigrate/engine"
+	"qmigrate/engine/record"
+	"qmigrate/guest"
+	"qmigrate/guest/wire"
+	"qmigrate/hostnet"
+	"qmigrate/qmp"
+)
+
+// COLOMachine is the machine type of guests that run in step: on q35, the lab's usual one, the secondary aborts.
+const COLOMachine = "pc-i440fx-7.2"
+
+// COLOTrial is what is done to a pair in step.
+type COLOTrial struct {
+	Run       time.Duration // in step; then the end: 0: until ctx ends
+	Kill      record.Holder // the side that is killed then (SIGKILL): source, the primary; destination, the secondary; "": the secondary is let go
+	Reprotect bool          // give the guest a new secondary after a kill, for as long as Run
+}
+
+const probeLimit = 20 * time.Second // two QEMUs without a machine, started and ended
+
+// COLO keeps the lab's guest in step with a secondary on the other host while it is observed, does what the trial says, checks the guest's memory
+// on the side that is left, and returns the whole record. Afterwards the lab's source is that side, and its destination the new
+// secondary's QEMU, or none.
+func (l *Lab) COLO(ctx context.Context, p engine.COLOPlan, t COLOTrial, o engine.Options) (*record.Migration, error) {
+	if l.destination == nil {
+		return nil, errors.New("the lab has no QEMU for a secondary")
+	}
+	// The guest's beats hold its clock, which the two sides' never agree on: each would ask for a checkpoint.
+	var beats wire.BeatReport
+	if err := l.agent.Call(ctx, wire.DoBeat, wire.BeatSet{Interval: record.Of(time.Duration(0))}, &beats); err != nil {
+		return nil, fmt.Errorf("turn the guest's heartbeats off: %w", err)
+	}
+	watch, err := l.watch(ctx)
+	if err != nil {
+		return nil, err
+	}
+	defer watch.close()
+	if err := l.agent.Call(ctx, wire.DoClockReset, wire.ClockReset{}, nil); err != nil {
+		return nil, fmt.Errorf("start the guest's clock loop: %w", err)
+	}
+	var before [2]progress
+	if before[0], err = l.progress(ctx, l.agent); err != nil {
+		return nil, err
+	}
+	select {
+	case <-time.After(warmUp):
+	case <-ctx.Done():
+		return nil, context.Cause(ctx)
+	}
+	if before[1], err = l.progress(ctx, l.agent); err != nil {
+		return nil, err
+	}
+
+	rec, coloErr := l.inStep(ctx, p, t, o)
+	after, cancel := context.WithTimeout(context.WithoutCancel(ctx), readyLimit)
+	defer cancel()
+	if rec.GuestOn != record.Destination && rec.GuestOn != record.Source {
+		l.seen = watch.close()
+		return rec, coloErr
+	}
+	during, err := l.progress(after, l.agent)
+	if err != nil {
+		rec.Warn("the guest does not answer on the side that is left: %v", err)
+		l.seen = watch.close()
+		return rec, coloErr
+	}
+	if t.Reprotect && rec.Outcome == record.Recovered {
+		l.reprotect(ctx, rec, p, t, o)
+	}
+	time.Sleep(settleTime) // for gaps to close and replies to come
+	l.seen = watch.close()
+	l.check(after, rec)
+	rec.Downtime.GuestClock, rec.Downtime.GuestClockError = nil, nil // its loop ran through every checkpoint: no one gap is the failover's
+	l.rates(rec, before, during)
+	l.coloFigures(rec)
+	return rec, coloErr
+}
+
+// inStep is one run of the engine's COLO, with the kill in it; afterwards the lab knows which of its QEMUs is left.
+func (l *Lab) inStep(ctx context.Context, p engine.COLOPlan, t COLOTrial, o engine.Options) (*record.Migration, error) {
+	if p.Listen == "" {
+		p.Listen = fmt.Sprintf("tcp:%s:0", l.network.Address(l.hostOf(l.destination)))
+	}
+	if p.Mirror == "" {
+		p.Mirror = l.network.Address(l.hostOf(l.source)).String()
+	}
+	victim := map[record.Holder]*guest.VM{record.Source: l.source, record.Destination: l.destination}[t.Kill]
+	var kill sync.WaitGroup
+	var killed time.Time
+	var killErr error
+	killing, stop := context.WithCancel(ctx)
+	if victim == nil {
+		p.Run = t.Run
+	} else {
+		p.Protected = func() {
+			kill.Go(func() {
+				select {
+				case <-time.After(t.Run):
+				case <-killing.Done():
+					return
+				}
+				l.say("kill -9 of the %s, after %s in step", map[record.Holder]string{record.Source: "primary", record.Destination: "secondary"}[t.Kill], t.Run)
+				killed = time.Now()
+				killErr = victim.Kill(context.WithoutCancel(ctx))
+			})
+		}
+	}
+	arriving, err := dialAgent(ctx, l.destination)
+	if err != nil {
+		stop()
+		return newCOLORecord(p), err
+	}
+	rec, coloErr := engine.COLO(ctx, Endpoint(l.source), Endpoint(l.destination), p, o)
+	stop()
+	kill.Wait()
+	rec.Workload = l.spec.Workload.String()
+	rec.QEMU.AcceleratorReason = l.accelerator.Reason
+	rec.Hosts.Kernel, rec.Hosts.CPU = Machine()
+	for _, w := range l.warnings {
+		rec.Warn("%s", w)
+	}
+	if killErr != nil {
+		rec.Warn("the kill: %v", killErr)
+	}
+	if f := rec.COLO; !killed.IsZero() && f.LostAt != nil {
+		f.Noticed = record.Of(max(rec.Origin.Add(*f.LostAt).Sub(killed), 0))
+	}
+	left, gone := l.source, l.destination
+	if rec.GuestOn == record.Destination {
+		l.agent.Close()
+		l.agent, left, gone = arriving, l.destination, l.source
+	} else {
+		arriving.Close()
+	}
+	// A pair that was refused before anything changed stays as it was.
+	if refused := rec.Error != nil && rec.Error.Stage == record.Initialization; !refused && (rec.GuestOn == record.Source || rec.GuestOn == record.Destination) {
+		if err := gone.Close(); err != nil {
+			rec.Warn("remove the QEMU that has gone: %v", err)
+		}
+		l.source, l.destination = left, nil
+		if err := l.save(); err != nil {
+			rec.Warn("%v", err)
+		}
+	}
+	return rec, coloErr
+}
+
+// newCOLORecord is for a run that did not begin.
+func newCOLORecord(p engine.COLOPlan) *record.Migration {
+	now := time.Now()
+	return &record.Migration{Schema: record.Schema, ID: record.NewID(now), StartedAt: now.Round(0), Origin: now, Mode: record.COLOMode,
+		Outcome: record.Failed, GuestOn: record.Source, Stages: []record.Stage{}, Passes: []record.Pass{}, COLO: &record.COLOFigures{},
+		Plan: map[string]any{"checkpoint_delay_ns": p.CheckpointDelay}, Error: &record.Error{Stage: record.Initialization, Message: "the secondary's agent port was not reached"}}
+}
+
+// hostOf is the host's name in the lab's network.
+func (l *Lab) hostOf(vm *guest.VM) string {
+	if vm.Host().Name() == l.network.Host(sourceHost).Name() {
+		return sourceHost
+	}
+	return destinationHost
+}
+
+// reprotect gives the guest, which is left alone, a new secondary on the other host, and lets the two run in step.
+func (l *Lab) reprotect(ctx context.Context, rec *record.Migration, p engine.COLOPlan, t COLOTrial, o engine.Options) {
+	f := rec.COLO
+	f.Reprotected = record.Of(false)
+	other, qemu := destinationHost, l.qemu[1]
+	if l.hostOf(l.source) == destinationHost {
+		other, qemu = sourceHost, l.qemu[0]
+	}
+	if err := l.attach(ctx, other, qemu); err != nil {
+		rec.Warn("not protected again: %v", err)
+		return
+	}
+	p.Listen, p.Mirror, p.Connect = "", "", ""
+	again, err := l.inStep(ctx, p, COLOTrial{Run: max(t.Run, time.Second)}, o)
+	if err != nil {
+		rec.Warn("not protected again: %v", err)
+	}
+	*f.Reprotected = again.COLO.Protected != nil
+	f.Reprotection = again.COLO.Protected
+	if again.GuestOn != record.Source {
+		rec.GuestOn = again.GuestOn
+	}
+	for _, w := range again.Warnings {
+		rec.Warn("protected again: %s", w)
+	}
+}
+
+// attach starts a new QEMU that waits for the lab's guest, on a host whose former one has gone.
+func (l *Lab) attach(ctx context.Context, host, qemu string) (err error) {
+	if err := probeCOLO(ctx, l.network.Host(sourceHost), l.source.Spec().QEMU, qemu, filepath.Join(l.dir, "probe")); err != nil {
+		return err
+	}
+	l.destination, err = l.startDestination(ctx, host, qemu)
+	if err == nil {
+		err = l.save()
+	}
+	return err
+}
+
+// coloFigures are what was seen on the link: the longest silences around a failover.
+func (l *Lab) coloFigures(rec *record.Migration) {
+	s, f := &l.seen, rec.COLO
+	rec.Network = &record.Network{PingsSent: s.sent, PingsLost: s.lost, TCPSurvived: record.Of(s.survived), Retransmits: s.resent}
+	if f.LostAt == nil || f.Failover == nil {
+		return
+	}
+	begin := rec.Origin.Add(*f.LostAt)
+	end := begin.Add(*f.Failover)
+	if f.Noticed != nil {
+		begin = begin.Add(-*f.Noticed)
+	}
+	if g, ok := longestGap(s.pings, begin, end); ok {
+		rec.Downtime.Ping, rec.Downtime.PingError = record.Of(g.length()), record.Of(g.usual)
+	}
+	if g, ok := longestGap(s.echoes, begin, end); ok {
+		rec.Downtime.TCP, rec.Downtime.TCPError = record.Of(g.length()), record.Of(g.usual)
+	}
+}
+
+// probeCOLO tries on two throw-away QEMUs without a machine whether the first enters COLO, and the second follows: nothing that QEMU says of
+// itself tells, and the guest would have to be stopped to find out. They meet on host h, at sockets in dir, which is removed again.
+func probeCOLO(ctx context.Context, h hostnet.Host, primary, secondary, dir string) (err error) {
+	ctx, cancel := context.WithTimeout(ctx, probeLimit)
+	defer cancel()
+	if err := h.MkdirAll(dir, 0o700); err != nil {
+		return fmt.Errorf("try COLO: %w", err)
+	}
+	defer func() { err = errors.Join(err, h.RemoveAll(dir)) }()
+	var conns [2]*qmp.Conn
+	for i, qemu := range []string{primary, secondary} {
+		d := filepath.Join(dir, string(rune('a'+i)))
+		argv := []string{qemu, "-name", "qmig-probe", "-nodefaults", "-no-user-config", "-display", "none", "-machine", "none", "-accel", "tcg",
+			"-chardev", "socket,id=control,server=on,wait=off,path=" + guest.Spec{Dir: d}.Socket(guest.Control), "-mon", "chardev=control,mode=control"}
+		if i == 1 {
+			argv = append(argv, "-incoming", "defer")
+		}
+		vm, startErr := guest.StartIncoming(ctx, h, argv, nil, d)
+		if startErr != nil {
+			return fmt.Errorf("try COLO: %w", startErr)
+		}
+		defer func() { err = errors.Join(err, vm.Close()) }()
+		nc, dialErr := vm.Dial(ctx, guest.Control)
+		if dialErr != nil {
+			return fmt.Errorf("try COLO: %w", dialErr)
+		}
+		if conns[i], err = qmp.NewConn(ctx, nc, qmp.Options{}); err != nil {
+			return fmt.Errorf("try COLO: %w", err)
+		}
+		defer conns[i].Close()
+		if err := conns[i].SetMigrateCapabilities(ctx, map[string]bool{"x-colo": true, "events": true}); err != nil {
+			return &engine.UnsupportedError{Feature: fmt.Sprintf("COLO on QEMU %s", conns[i].Greeting().Version), Have: err.Error()}
+		}
+	}
+	source, destination := conns[0], conns[1]
+	address := "unix:" + filepath.Join(dir, "m")
+	if err := destination.MigrateIncoming(ctx, address); err != nil {
+		return fmt.Errorf("try COLO: %w", err)
+	}
+	if err := source.Migrate(ctx, address); err != nil {
+		return fmt.Errorf("try COLO: %w", err)
+	}
+	for {
+		a, err := source.QueryMigrate(ctx)
+		if err != nil {
+			return fmt.Errorf("try COLO: %w", err)
+		}
+		b, err := destination.QueryMigrate(ctx)
+		if err != nil {
+			return fmt.Errorf("try COLO: %w", err)
+		}
+		switch {
+		case a.Status == "colo" && b.Status == "colo":
+			return nil
+		case a.Status == "completed":
+			return &engine.UnsupportedError{Feature: fmt.Sprintf("COLO with QEMU %s as the primary", source.Greeting().Version),
+				Have: "tried on a QEMU without a guest: its migration completes instead of entering COLO, as 10.0's do, which begin it only from a state that they have left by then (migration_completion in migration/migration.c): " +
+					"try --qemu 7.2, or --source-qemu 7.2, for this one can be the secondary"}
+		case a.Status == "failed", b.Status == "failed":
+			return &engine.UnsupportedError{Feature: fmt.Sprintf("COLO from QEMU %s to %s", source.Greeting().Version, destination.Greeting().Version),
+				Have: strings.TrimSpace("tried on QEMUs without a guest: the migration failed " + a.ErrorDesc + b.ErrorDesc)}
+		}
+		select {
+		case <-time.After(5 * time.Millisecond):
+		case <-ctx.Done():
+			return fmt.Errorf("try COLO: the primary is %q and the secondary %q after %s", a.Status, b.Status, probeLimit)
+		}
+	}
+}
