@@ -294,7 +294,8 @@ func outermost(a, b map[string]Device, other func(d, e Device) bool) (all []Devi
 var (
 	hostProperties = []string{"addr", "netdev", "drive", "chardev", "audiodev", "iothread", "iothread-vq-mapping", "ioeventfd", "vhost", "vhostforce", "vhostfd", "script",
 		"romfile", "rombar", "romsize", "bootindex", "busnr", "failover_pair_id", "cyls", "heads", "secs", "lcyls", "lheads", "lsecs", "backend_defaults",
-		"account-invalid", "account-failed", "rerror", "werror", "share-rw", "discard_granularity", "ebpf-rss-fds", "tx", "tpmdev", "rng", "memdev", "port"}
+		"account-invalid", "account-failed", "rerror", "werror", "share-rw", "discard_granularity", "ebpf-rss-fds", "tx", "tpmdev", "rng", "memdev", "port",
+		"MCFG", "smb_io_base"} // these two the firmware sets while the guest boots
 	guestSees = []string{"mac", "serial", "wwn", "vectors", "num-queues", "num_queues", "max_ports", "logical_block_size", "physical_block_size", "below-4g-mem-size", "above-4g-mem-size", "version"}
 )
 

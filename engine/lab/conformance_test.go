@@ -354,6 +354,9 @@ func conform(t *testing.T, w way, source, destination string) row {
 	if rec.Mode == record.PostCopyMode && rec.Stage(record.PostCopy) == nil {
 		t.Errorf("post-copy has no stage of that name: %+v", rec.Stages)
 	}
+	if said := strings.Join(rec.Warnings, "\n"); strings.Contains(said, "differs") {
+		t.Errorf("two QEMUs of one Spec are said to differ: %s", said)
+	}
 	before90 := guest.CompareVersions(strings.Fields(rec.QEMU.SourceVersion)[0], "9.0") < 0
 	if before90 != strings.Contains(strings.Join(rec.Warnings, "\n"), "TCG") {
 		t.Errorf("warnings %q for a source of version %s", rec.Warnings, rec.QEMU.SourceVersion)
