@@ -23,7 +23,7 @@ import (
 //	L   rate of the last stage, bytes/s          B       max-bandwidth, bytes/s
 //
 // QEMU then decides on its own exact count, after a sync, so no page is dirtied between the decision and the stop. L is found by a
-// sprint in the first pass: max-bandwidth is lifted until 32 MiB have gone, at least for 50 ms, at most for d, which is how long the
+// sprint in the first pass: max-bandwidth is lifted until 32 MiB have gone, at least for 0.1 s, at most for d, which is how long the
 // last stage may use the line as well. The first 10 MiB are not counted: socket buffers swallow them. A sprint is worth it only if
 // max-bandwidth is what limits: when less than 0.8 B goes out, L is that, and QEMU's own rule is right. A known link rate bounds L:
 // L <= 0.9 * link rate; with probe=off it is L.
@@ -89,7 +89,7 @@ const (
 	capped       = 0.8                    // of max-bandwidth, from which on it is what limits
 	probeLead    = 10 << 20               // bytes that socket buffers may swallow: Linux's tcp_wmem and tcp_rmem, 4 and 6 MiB
 	probeBytes   = 22 << 20               // after these, enough to tell a rate
-	probeTime    = 50 * time.Millisecond  // and at least this long
+	probeTime    = 100 * time.Millisecond // and at least this long: one of QEMU's windows
 	settle       = 300 * time.Millisecond // until QEMU's own bandwidth is that of a window wholly after the probe
 	linkPayload  = 0.9                    // of a link's rate: what framing and headers leave
 	progress     = 0.9                    // of what an earlier sync found: more is no progress
