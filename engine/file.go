@@ -184,6 +184,9 @@ func (s *filing) open(ctx context.Context) error {
 	if err := s.holder.open(ctx, s.opts); err != nil {
 		return err
 	}
+	if s.holder.ep.Process == nil { // who listens is a forwarder
+		return fmt.Errorf("the process behind %s is not the QEMU: it may be on another machine, and a file there is not one here: run qmigrate on its host", s.holder.ep.Name)
+	}
 	facts := s.holder.facts
 	var err error
 	if facts.Schema, facts.SchemaKnown, err = s.opts.Schemas.Schema(ctx, s.holder.control); err != nil {

@@ -48,7 +48,7 @@ func parseEndpoint(text string) (*engine.Endpoint, error) {
 	}
 	if kind == "unix" {
 		p := &peer{}
-		e.Control, e.Process, e.ReadFile = p.dial(e.Control), p, p.readFile
+		e.Control, e.Process, e.ReadFile, e.Files = p.dial(e.Control), p, p.readFile, true
 	}
 	return e, nil
 }

@@ -118,23 +118,29 @@ func plan(x *cli.Context) (engine.Plan, error) {
 	if p.TLS, err = security(x); err != nil {
 		return p, err
 	}
-	p.Capabilities = map[string]bool{}
+	p.Capabilities, p.Parameters, err = qemuOptions(x)
+	return p, err
+}
+
+// qemuOptions reads --capability and --parameter.
+func qemuOptions(x *cli.Context) (capabilities map[string]bool, parameters map[string]string, err error) {
+	capabilities = map[string]bool{}
 	for _, text := range x.StringSlice("capability") {
 		name, value, _ := strings.Cut(text, "=")
 		if name == "" || value != "on" && value != "off" {
-			return p, usagef("--capability %s: write it as NAME=on or NAME=off", text)
+			return nil, nil, usagef("--capability %s: write it as NAME=on or NAME=off", text)
 		}
-		p.Capabilities[name] = value == "on"
+		capabilities[name] = value == "on"
 	}
-	p.Parameters = map[string]string{}
+	parameters = map[string]string{}
 	for _, text := range x.StringSlice("parameter") {
 		name, value, ok := strings.Cut(text, "=")
 		if name == "" || !ok {
-			return p, usagef("--parameter %s: write it as NAME=VALUE", text)
+			return nil, nil, usagef("--parameter %s: write it as NAME=VALUE", text)
 		}
-		p.Parameters[name] = value
+		parameters[name] = value
 	}
-	return p, nil
+	return capabilities, parameters, nil
 }
 
 // labSpec reads the guestFlags.

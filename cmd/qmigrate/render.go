@@ -140,9 +140,13 @@ func (t *table) print(w io.Writer) {
 
 // printRecord prints one migration for people: stages, downtimes each with what it is, passes, checks, and doubts as footnotes.
 func printRecord(w io.Writer, r *record.Migration) {
-	fmt.Fprintf(w, "\n%s: %s; %s\n", r.Mode, r.Outcome, holderText(r.GuestOn))
-	fmt.Fprintf(w, "QEMU %s -> %s, %s, %s, %s, %s\n", shortVersion(r.QEMU.SourceVersion), shortVersion(r.QEMU.DestinationVersion), r.QEMU.Machine,
-		r.QEMU.Accelerator, units.FormatSize(r.QEMU.MemoryBytes), plural(int64(r.QEMU.VCPUs), "vCPU", "vCPUs"))
+	if r.Saved != nil {
+		printSaved(w, r)
+	} else {
+		fmt.Fprintf(w, "\n%s: %s; %s\n", r.Mode, r.Outcome, holderText(r.GuestOn))
+		fmt.Fprintf(w, "QEMU %s -> %s, %s, %s, %s, %s\n", shortVersion(r.QEMU.SourceVersion), shortVersion(r.QEMU.DestinationVersion), r.QEMU.Machine,
+			r.QEMU.Accelerator, units.FormatSize(r.QEMU.MemoryBytes), plural(int64(r.QEMU.VCPUs), "vCPU", "vCPUs"))
+	}
 	if r.Workload != "" {
 		fmt.Fprintf(w, "%s\n", fold("workload "+r.Workload, 2, page(w)))
 	}
@@ -175,6 +179,8 @@ func holderText(h record.Holder) string {
 		return "the guest is on the source"
 	case record.Destination:
 		return "the guest runs on the destination"
+	case record.File:
+		return "the guest is in its file, and nothing runs it"
 	case record.None:
 		return "NO SIDE RUNS THE GUEST"
 	}

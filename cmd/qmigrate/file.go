@@ -1,0 +1,174 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"path/filepath"
+
+	"github.com/urfave/cli/v2"
+
+	"qmigrate/engine"
+	"qmigrate/engine/lab"
+	"qmigrate/engine/record"
+	"qmigrate/engine/record/units"
+)
+
+// fileFlags are those of save and restore.
+func fileFlags(format string) []cli.Flag {
+	return []cli.Flag{
+		&cli.StringFlag{Name: "file", Category: aboutMigration, Usage: "`PATH` of the saved guest, on this machine"},
+		&cli.StringFlag{Name: "format", Category: aboutMigration, Value: format, Usage: "`NAME` stream (every QEMU), or mapped-ram (9.0 and newer: each page has its place, so that several threads can write and read)"},
+		&cli.BoolFlag{Name: "direct-io", Category: aboutMigration, Usage: "mapped-ram: pass by the host's cache (QEMU 9.1 and newer)"},
+		&cli.IntFlag{Name: "multifd-channels", Category: aboutMigration, Usage: "`N` mapped-ram: that many channels at once; 0 is one thread"},
+		&cli.StringSliceFlag{Name: "capability", Category: aboutMigration, Usage: "`NAME=on|off` a migration capability of QEMU's; may be given again"},
+		&cli.StringSliceFlag{Name: "parameter", Category: aboutMigration, Usage: "`NAME=VALUE` a migration parameter of QEMU's, in its own unit; may be given again"},
+		&cli.StringFlag{Name: "timeout", Category: aboutMigration, Value: "0s", Usage: "`TIME` give up after it; 0s: never"},
+		&cli.StringFlag{Name: "out", Category: aboutOutput, Value: "out", Usage: "`DIR` append the record to DIR/records.jsonl"},
+		&cli.BoolFlag{Name: "json", Category: aboutOutput, Usage: "print the record, one line, on standard output"},
+		quietFlag(),
+		logLevelFlag(),
+	}
+}
+
+func (c *commands) save() *cli.Command {
+	return &cli.Command{
+		Name:  "save",
+		Usage: "save a running guest into a file",
+		Description: "The guest is stopped, written, and left paused (postmigrate) unless --continue is given. With --background it runs on while it is written, and what is " +
+			"saved is one instant near the beginning. The file appears under its name when all of it is on the disk; until then, and after a failure, there is none, " +
+			"and the guest runs on. It holds memory and devices, not disks.\n\n" +
+			"  qmigrate save --source unix:/run/a --file /var/tmp/trial.guest\n" +
+			"  qmigrate save --source unix:/run/a --file /var/tmp/trial.guest --background",
+		Flags: append([]cli.Flag{
+			&cli.StringFlag{Name: "source", Category: aboutMigration, Usage: "`E` endpoint of the QEMU that runs the guest, on this machine"},
+			&cli.BoolFlag{Name: "background", Category: aboutMigration, Usage: "do not stop the guest for longer than its devices take (userfaultfd; QEMU 8.1 and newer)"},
+			&cli.BoolFlag{Name: "continue", Category: aboutMigration, Usage: "run the guest again when it is saved"},
+			&cli.BoolFlag{Name: "allow-unsafe", Category: aboutMigration, Usage: "also --background on an older QEMU, which loses the guest if the save fails half-way"},
+			&cli.StringFlag{Name: "max-bandwidth", Category: aboutMigration, Value: "0B/s", Usage: "`RATE` what may be written; 0B/s is unlimited, and so is --background"},
+			&cli.StringFlag{Name: "sample-interval", Category: aboutMigration, Value: "10ms", Usage: "`TIME` how often query-migrate and query-status are asked; 0ms: never"},
+		}, fileFlags(engine.StreamFormat)...),
+		Action: func(x *cli.Context) error { return c.runFile(x, "source", engine.Save) },
+	}
+}
+
+func (c *commands) restore() *cli.Command {
+	return &cli.Command{
+		Name:  "restore",
+		Usage: "run a saved guest",
+		Description: "The destination waits with -incoming defer, with the machine type and memory of the guest in the file. The file stays as it is. A restored guest is a second one if the " +
+			"saved one still runs: end that first, above all where they share a disk.\n\n" +
+			"  qmigrate restore --destination unix:/run/b --file /var/tmp/trial.guest",
+		Flags: append([]cli.Flag{
+			&cli.StringFlag{Name: "destination", Category: aboutMigration, Usage: "`E` endpoint of the QEMU that waits for it, on this machine"},
+			&cli.BoolFlag{Name: "paused", Category: aboutMigration, Usage: "leave it paused"},
+		}, fileFlags("")...),
+		Action: func(x *cli.Context) error { return c.runFile(x, "destination", engine.Restore) },
+	}
+}
+
+// filer is engine.Save or engine.Restore.
+type filer func(ctx context.Context, e *engine.Endpoint, p engine.Plan, f engine.File, o engine.Options) (*record.Migration, error)
+
+// runFile is save or restore: side names the flag of the one endpoint.
+func (c *commands) runFile(x *cli.Context, side string, run filer) error {
+	if x.Args().Present() {
+		return usagef("%s takes no arguments, found %q", x.Command.Name, x.Args().First())
+	}
+	if x.String(side) == "" {
+		return usagef("--%s is missing: give its QMP socket, as in --%s unix:/run/a.qmp", side, side)
+	}
+	if x.String("file") == "" {
+		return usagef("--file is missing: give the saved guest's path, as in --file /var/tmp/a.guest")
+	}
+	f := engine.File{
+		Format: x.String("format"), DirectIO: x.Bool("direct-io"), Channels: x.Int("multifd-channels"),
+		Background: x.Bool("background"), Continue: x.Bool("continue"), Paused: x.Bool("paused"),
+	}
+	switch {
+	case f.Format != "" && f.Format != engine.StreamFormat && f.Format != engine.MappedRAMFormat:
+		return usagef("--format %s: have %s, %s", f.Format, engine.StreamFormat, engine.MappedRAMFormat)
+	case f.Channels < 0 || f.Channels > 255:
+		return usagef("--multifd-channels %d: QEMU takes 1 to 255, and 0 is one thread without them", f.Channels)
+	case f.Background && f.Continue:
+		return usagef("--continue is for a guest that is stopped: with --background it never is, leave one of them out")
+	}
+	var err error
+	if f.Path, err = filepath.Abs(x.String("file")); err != nil {
+		return err
+	}
+	p := engine.Plan{AllowUnsafe: x.Bool("allow-unsafe"), MaxBandwidth: -1}
+	if p.Capabilities, p.Parameters, err = qemuOptions(x); err != nil {
+		return err
+	}
+	if text := x.String("max-bandwidth"); text != "" {
+		if p.MaxBandwidth, err = units.Rate(text); err != nil {
+			return usagef("--max-bandwidth: %w", err)
+		}
+		if p.MaxBandwidth == 0 {
+			p.MaxBandwidth = -1 // the plan's word for unlimited
+		}
+	}
+	if p.Timeout, err = units.Duration(x.String("timeout")); err != nil {
+		return usagef("--timeout: %w", err)
+	}
+	if text := x.String("sample-interval"); text != "" {
+		if p.SampleInterval, err = units.Duration(text); err != nil {
+			return usagef("--sample-interval: %w", err)
+		}
+		if p.SampleInterval == 0 {
+			p.SampleInterval = -1 // the plan's word for no polling
+		}
+	}
+	log, err := c.logger(x)
+	if err != nil {
+		return err
+	}
+	e, err := parseEndpoint(x.String(side))
+	if err != nil {
+		return err
+	}
+	folder, err := openFolder(x)
+	if err != nil {
+		return err
+	}
+	defer folder.Close()
+	rec, err := c.observe(x, log, p, func(p engine.Plan, o engine.Options) (*record.Migration, error) { return run(x.Context, e, p, f, o) })
+	rec.Hosts.Kernel, rec.Hosts.CPU = lab.Machine()
+	if showErr := c.show(x, folder, rec); err == nil {
+		err = showErr
+	}
+	return err
+}
+
+// printSaved is the head of a record of save or restore: what is where, and what state the guest was left in.
+func printSaved(w io.Writer, r *record.Migration) {
+	where := holderText(r.GuestOn)
+	switch r.Saved.RunState {
+	case "":
+	case "running":
+		where += ", running"
+	case "postmigrate":
+		where += ", paused (postmigrate): `cont` runs it on, if it has not been restored elsewhere"
+	default:
+		where += ", " + r.Saved.RunState
+	}
+	fmt.Fprintf(w, "\n%s\n", fold(fmt.Sprintf("%s: %s; %s", r.Mode, r.Outcome, where), 2, page(w)))
+	version := first(r.QEMU.SourceVersion, r.QEMU.DestinationVersion)
+	fmt.Fprintf(w, "QEMU %s, %s, %s, %s, %s\n", shortVersion(version), r.QEMU.Machine, r.QEMU.Accelerator, units.FormatSize(r.QEMU.MemoryBytes), plural(int64(r.QEMU.VCPUs), "vCPU", "vCPUs"))
+	text := "file " + r.Saved.Path + ", " + r.Saved.Format
+	if r.Saved.Size != nil && r.Saved.Allocated != nil {
+		text += fmt.Sprintf(", %s, %s on the disk", units.FormatSize(*r.Saved.Size), units.FormatSize(*r.Saved.Allocated))
+	}
+	fmt.Fprintln(w, fold(text, 2, page(w)))
+	if x := r.Snapshot; x != nil {
+		text := "snapshot in " + units.FormatDuration(x.Duration)
+		if x.Stopped != nil {
+			text += ", the guest stopped for " + units.FormatDuration(*x.Stopped)
+		}
+		if x.Stall != nil && x.StallError != nil {
+			text += fmt.Sprintf(", its longest silence %s +/- %s", units.FormatDuration(*x.Stall), units.FormatDuration(*x.StallError))
+		}
+		fmt.Fprintln(w, fold(text, 2, page(w)))
+	}
+}
