@@ -66,6 +66,11 @@ func (c *commands) runMigrate(x *cli.Context) error {
 		return err
 	}
 	p.Listen, p.Connect = x.String("listen"), x.String("connect")
+	if name, ok := strings.CutPrefix(p.Listen, "unix:"); ok { // QEMU removes what is there before it listens, whatever it is
+		if info, err := os.Lstat(name); err == nil && info.Mode().Type() != os.ModeSocket {
+			return usagef("--listen %s: %s exists and is no socket, and QEMU would remove it: give another path", p.Listen, name)
+		}
+	}
 	log, err := c.logger(x)
 	if err != nil {
 		return err
