@@ -11,6 +11,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"sync"
 	"syscall"
 	"time"
 
@@ -151,7 +152,8 @@ func tlsDialer(dial engine.Dialer, dir, host string) engine.Dialer {
 		if err != nil {
 			return nil, err
 		}
-		c := tls.Client(nc, config)
+		wire := &gathered{Conn: nc}
+		c := tls.Client(wire, config)
 		if err := c.HandshakeContext(ctx); err != nil {
 			nc.Close()
 			if errors.As(err, new(tls.RecordHeaderError)) {
@@ -159,14 +161,63 @@ func tlsDialer(dial engine.Dialer, dir, host string) engine.Dialer {
 			}
 			return nil, fmt.Errorf("TLS handshake: %w", err)
 		}
-		return &tlsConn{Conn: c}, nil
+		return &tlsConn{Conn: c, wire: wire}, nil
 	}
 }
 
-// tlsConn says what an end means that comes instead of the first byte: QEMU looks at the client's certificate only after the handshake.
+// tlsConn puts each byte that we write in a record of its own: QEMU before 8.0 reads a monitor byte by byte, and does not look for what it has decrypted
+// already, so that it would wait for ever for the rest of a longer record (seen on 7.2.22; mended by ffda5db65a). A command is short.
+//
+// It also says what an end means that comes instead of the first byte: QEMU looks at the client's certificate only after the handshake.
 type tlsConn struct {
 	*tls.Conn
+	wire    *gathered
 	greeted bool
+	mu      sync.Mutex
+}
+
+func (c *tlsConn) Write(b []byte) (int, error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.wire.begin()
+	for i := range b {
+		if n, err := c.Conn.Write(b[i : i+1]); err != nil {
+			return i + n, errors.Join(err, c.wire.flush())
+		}
+	}
+	return len(b), c.wire.flush() // after an error nothing more can be sent: the records are numbered
+}
+
+// gathered is a connection whose writes between begin and flush leave as one.
+type gathered struct {
+	net.Conn
+	mu     sync.Mutex
+	gather bool
+	buf    []byte
+}
+
+func (g *gathered) begin() {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	g.gather = true
+}
+
+func (g *gathered) Write(b []byte) (int, error) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if g.gather {
+		g.buf = append(g.buf, b...)
+		return len(b), nil
+	}
+	return g.Conn.Write(b)
+}
+
+func (g *gathered) flush() error {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	_, err := g.Conn.Write(g.buf)
+	g.gather, g.buf = false, g.buf[:0]
+	return err
 }
 
 func (c *tlsConn) Read(b []byte) (int, error) {
