@@ -70,6 +70,7 @@ type Plan struct {
 	SwitchAfter    SwitchAfter       // hybrid: when post-copy begins; zero: after one pass
 	StallLimit     time.Duration     // post-copy in which nothing was sent for so long has lost its link; 0: 5 s
 	RecoverLimit   time.Duration     // how long a post-copy that lost its link tries to go on; 0: 1 min
+	Tunnel         TunnelKind        // what carries the connections from Connect to Listen, which the caller has seen to; "": nothing does
 	TLS            *TLS              // encryption by QEMU itself; nil: as both QEMUs have been told by somebody else, which is usually none
 }
 

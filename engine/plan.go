@@ -17,6 +17,9 @@ func (p Plan) name() string {
 	for _, name := range slices.Sorted(maps.Keys(p.Parameters)) {
 		words = append(words, name+"="+p.Parameters[name])
 	}
+	if p.Tunnel != "" {
+		words = append(words, "tunnel="+string(p.Tunnel))
+	}
 	if p.TLS != nil {
 		words = append(words, "tls="+string(p.TLS.Kind))
 	}
@@ -56,6 +59,9 @@ func (p Plan) words() map[string]any {
 	}
 	if len(p.Parameters) > 0 {
 		w["parameters"] = p.Parameters
+	}
+	if p.Tunnel != "" {
+		w["tunnel"] = p.Tunnel
 	}
 	if p.TLS != nil {
 		w["tls"] = p.TLS.words()

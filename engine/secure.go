@@ -25,6 +25,15 @@ const (
 	X509 TLSKind = "x509" // each has a certificate that the other's authority has signed
 )
 
+// TunnelKind is what a tunnel of ours, which package engine/tunnel makes, is.
+type TunnelKind string
+
+// The kinds.
+const (
+	TLSTunnel TunnelKind = "tls"
+	SSHTunnel TunnelKind = "ssh"
+)
+
 // TLS is the encryption of the migration's connections by QEMU itself. Both ends are verified unless NoVerify says otherwise.
 type TLS struct {
 	Kind           TLSKind

@@ -37,6 +37,7 @@ func planFlags() []cli.Flag {
 		&cli.StringFlag{Name: "tls-authz", Category: aboutMigration, Usage: "`NAME` the only distinguished name that the destination lets in, as in O=lab,CN=host1"},
 		&cli.BoolFlag{Name: "tls-no-verify", Category: aboutMigration, Usage: "x509: encrypt, and ask neither end who it is"},
 		&cli.StringFlag{Name: "channels", Category: aboutMigration, Value: engine.FormURI, Usage: "`FORM` of the addresses in QEMU's commands: uri, or channels (QEMU 8.2 and newer)"},
+		&cli.StringFlag{Name: "tunnel", Category: aboutMigration, Usage: "`KIND` carry all of it through one connection of ours, tls or ssh, in which both ends prove who they are; QEMU itself sends plain text to it"},
 		&cli.StringFlag{Name: "timeout", Category: aboutMigration, Value: "0s", Usage: "`TIME` cancel a pre-copy that has not converged by then; 0s: never"},
 		&cli.StringFlag{Name: "sample-interval", Category: aboutMigration, Value: "10ms", Usage: "`TIME` how often query-migrate and query-status are asked; 0ms: never"},
 		&cli.StringFlag{Name: "out", Category: aboutOutput, Value: "out", Usage: "`DIR` append the record to DIR/records.jsonl"},
@@ -116,6 +117,9 @@ func plan(x *cli.Context) (engine.Plan, error) {
 		p.SampleInterval = -1 // the plan's word for no polling
 	}
 	if p.TLS, err = security(x); err != nil {
+		return p, err
+	}
+	if p.Tunnel, err = tunnelKind(x); err != nil {
 		return p, err
 	}
 	p.Capabilities, p.Parameters, err = qemuOptions(x)

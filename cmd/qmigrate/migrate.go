@@ -34,6 +34,11 @@ func (c *commands) migrate() *cli.Command {
 		}, planFlags()...),
 			&cli.StringFlag{Name: "listen", Category: aboutMigration, Usage: "`URI` where the destination listens, as QEMU's migrate-incoming takes it; tcp:127.0.0.1:0, a port of its choice, if not given"},
 			&cli.StringFlag{Name: "connect", Category: aboutMigration, Usage: "`URI` where the source connects to, if not to where the destination listens"},
+			&cli.StringFlag{Name: "tunnel-to", Category: aboutMigration, Usage: "`ssh://USER@HOST[:PORT]` the sshd of the destination's host, for --tunnel ssh; --listen is as that host has it"},
+			&cli.StringFlag{Name: "tunnel-identity", Category: aboutMigration, Usage: "`FILE` private key for it, not encrypted; ~/.ssh/id_ed25519 if not given"},
+			&cli.StringFlag{Name: "tunnel-known-hosts", Category: aboutMigration, Usage: "`FILE` which key that host has; ~/.ssh/known_hosts if not given"},
+			&cli.StringFlag{Name: "tunnel-hosts", Category: aboutMigration, Value: "local,local", Usage: "`SOURCE,DESTINATION` where on this machine the tunnel's halves are: local or netns:NAME"},
+			&cli.StringFlag{Name: "tunnel-address", Category: aboutMigration, Value: "127.0.0.1", Usage: "`ADDRESS` of the destination's host, on which the tunnel's far half listens"},
 			&cli.BoolFlag{Name: "recover", Category: aboutMigration, Usage: "end what an interrupted migration left between these two, and run the guest where that is safe"},
 			&cli.BoolFlag{Name: "launch", Category: aboutLaunch, Usage: "start the destination from the source's own command line, its sockets in the new folder that --destination unix:FOLDER names"},
 			&cli.StringFlag{Name: "destination-host", Category: aboutLaunch, Value: "local", Usage: "`HOST` where to start it, local or netns:NAME"},
@@ -107,6 +112,13 @@ func (c *commands) runMigrate(x *cli.Context) error {
 		return err
 	}
 	dst.Host = x.String("destination-host")
+	through, err := openTunnel(x, &p, src, dst)
+	if err != nil {
+		if launched != nil {
+			err = errors.Join(err, launched.Close())
+		}
+		return err
+	}
 	removeCredentials, err := credentials(x.Context, &p, src, dst)
 	if err != nil {
 		if launched != nil {
@@ -117,6 +129,7 @@ func (c *commands) runMigrate(x *cli.Context) error {
 	rec, err := c.observe(x, log, p, func(p engine.Plan, o engine.Options) (*record.Migration, error) {
 		return engine.Migrate(x.Context, src, dst, p, o)
 	})
+	through.note(rec)
 	if removeErr := removeCredentials(); removeErr != nil {
 		rec.Warn("the TLS credentials could not be removed: %v", removeErr)
 	}

@@ -102,7 +102,10 @@ func credentials(ctx context.Context, p *engine.Plan, src, dst *engine.Endpoint)
 
 // give writes files to a folder of this machine that the endpoint's QEMU, and nobody else, can read.
 func give(ctx context.Context, e *engine.Endpoint, dir string, files tlscreds.Files) error {
-	const mend = "put some there yourself and give --tls-dir-source and --tls-dir-destination"
+	mend := "put some there yourself and give --tls-dir-source and --tls-dir-destination"
+	if len(files) == 0 {
+		mend = "a tunnel's socket has to be on this machine"
+	}
 	p, ok := e.Process.(*peer)
 	if !ok {
 		return errors.New("its files cannot be written from here: " + mend)
@@ -120,13 +123,13 @@ func give(ctx context.Context, e *engine.Endpoint, dir string, files tlscreds.Fi
 	if p.proc == nil {
 		return errors.New("which process listens there is not known: " + mend)
 	}
-	info, err := os.Stat(fmt.Sprintf("/proc/%d", p.proc.PID()))
+	uid, gid, err := p.owner()
 	if err != nil {
 		return err
 	}
-	if owner := info.Sys().(*syscall.Stat_t); int(owner.Uid) != os.Geteuid() {
+	if uid != os.Geteuid() {
 		for _, name := range append([]string{""}, slices.Sorted(maps.Keys(files))...) {
-			if err := os.Chown(filepath.Join(dir, name), int(owner.Uid), int(owner.Gid)); err != nil {
+			if err := os.Chown(filepath.Join(dir, name), uid, gid); err != nil {
 				return fmt.Errorf("its QEMU is another user's: %w: %s", err, mend)
 			}
 		}
@@ -137,6 +140,16 @@ func give(ctx context.Context, e *engine.Endpoint, dir string, files tlscreds.Fi
 		}
 	}
 	return nil
+}
+
+// owner is the user and group that the process runs as.
+func (p *peer) owner() (uid, gid int, err error) {
+	info, err := os.Stat(fmt.Sprintf("/proc/%d", p.proc.PID()))
+	if err != nil {
+		return 0, 0, err
+	}
+	owner := info.Sys().(*syscall.Stat_t)
+	return int(owner.Uid), int(owner.Gid), nil
 }
 
 // tlsDialer reaches a monitor that QEMU's chardev encrypts (tls-creds). The folder is ours: ca-cert.pem, and client-cert.pem and client-key.pem unless QEMU lets

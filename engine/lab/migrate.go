@@ -2,6 +2,7 @@ package lab
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"net/netip"
 	"os"
@@ -71,7 +72,14 @@ func (l *Lab) Migrate(ctx context.Context, p engine.Plan, o engine.Options) (*re
 		return nil, err
 	}
 
+	through, err := l.tunnel(ctx, &p)
+	if err != nil {
+		arriving.Close()
+		return nil, errors.Join(err, remove())
+	}
+
 	rec, migrateErr := engine.Migrate(ctx, Endpoint(l.source), Endpoint(l.destination), p, o)
+	through.Note(rec)
 	if err := remove(); err != nil {
 		rec.Warn("the TLS credentials could not be removed: %v", err)
 	}

@@ -110,6 +110,7 @@ type Migration struct {
 	Guest       *Guest       `json:"guest,omitempty"`
 	Network     *Network     `json:"network,omitempty"`
 	MemoryCheck *MemoryCheck `json:"memory_check,omitempty"`
+	Tunnel      *Tunnel      `json:"tunnel,omitempty"`
 	Sampling    *Sampling    `json:"sampling,omitempty"`
 
 	// Origin is the instant of the first command on this process's monotonic clock; every start_ns counts from it. Not kept in files.
@@ -248,6 +249,13 @@ type Gap struct {
 type MemoryCheck struct {
 	PagesChecked int64 `json:"pages_checked"`
 	PagesWrong   int64 `json:"pages_wrong"`
+}
+
+// Tunnel is what carried the migration's connections through one authenticated connection of ours.
+type Tunnel struct {
+	Kind  string        `json:"kind"`   // tls or ssh
+	Bytes int64         `json:"bytes"`  // the migration's own, both ways, at the source's half; what the tunnel adds is not in it
+	CPU   time.Duration `json:"cpu_ns"` // of the whole process that held the tunnel's halves, while it stood, by getrusage: an upper bound, for it also samples
 }
 
 // Sampling is the observer effect: how often QEMU was asked, and what that cost it.

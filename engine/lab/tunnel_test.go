@@ -1,0 +1,111 @@
+package lab
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"qmigrate/engine"
+	"qmigrate/engine/record"
+	"qmigrate/guest"
+	"qmigrate/guest/guesttest"
+	"qmigrate/guest/wire"
+	"qmigrate/hostnet"
+)
+
+// TestTunnelLab moves a real guest through each kind of tunnel and checks its memory, in pre-copy with several streams and in post-copy.
+func TestTunnelLab(t *testing.T) {
+	needRoot(t)
+	workload, err := wire.ParseWorkload("dirty:rate=5000/s,working-set=16MiB")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, c := range []struct {
+		qemu string
+		plan engine.Plan
+	}{
+		{"10.0", engine.Plan{Tunnel: engine.TLSTunnel, Capabilities: map[string]bool{"multifd": true}}},
+		{"7.2", engine.Plan{Tunnel: engine.SSHTunnel}},
+		{"10.0", engine.Plan{Tunnel: engine.TLSTunnel, Mode: record.PostCopyMode}},
+	} {
+		t.Run(fmt.Sprintf("%s_%s_%s", c.plan.Tunnel, c.plan.Mode, c.qemu), func(t *testing.T) {
+			qemu := guesttest.QEMU(t, c.qemu)
+			l, err := Up(t.Context(), Spec{Owner: fmt.Sprintf("test-%d", os.Getpid()), Accelerator: "tcg", Workload: workload, SourceQEMU: qemu, DestinationQEMU: qemu})
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer func() {
+				if err := l.Close(); err != nil {
+					t.Errorf("remove the lab: %v", err)
+				}
+			}()
+			rec, err := l.Migrate(t.Context(), c.plan, engine.Options{})
+			if err != nil {
+				t.Fatal(err)
+			}
+			if m := rec.MemoryCheck; m == nil || m.PagesChecked <= 10000 || m.PagesWrong != 0 || rec.GuestOn != record.Destination {
+				t.Errorf("memory check %+v; guest on %s; warnings %q", m, rec.GuestOn, rec.Warnings)
+			}
+			if rec.Tunnel == nil || rec.Tunnel.Kind != string(c.plan.Tunnel) || rec.Tunnel.Bytes < 10<<20 || rec.Tunnel.CPU <= 0 || strings.Contains(strings.Join(rec.Warnings, "\n"), "tunnel") {
+				t.Fatalf("tunnel %+v; warnings %q", rec.Tunnel, rec.Warnings)
+			}
+			t.Logf("%s; wall %v, %d MiB, cpu %v", rec.Name, rec.Total.Wall, rec.Tunnel.Bytes>>20, rec.Tunnel.CPU)
+		})
+	}
+}
+
+// TestTunnelKilled: a tunnel that goes in pre-copy leaves the guest on the source.
+func TestTunnelKilled(t *testing.T) {
+	guesttest.EachQEMU(t, func(t *testing.T, qemu string) {
+		for _, kind := range []engine.TunnelKind{engine.TLSTunnel, engine.SSHTunnel} {
+			t.Run(string(kind), func(t *testing.T) {
+				dir := guesttest.Dir(t)
+				start := func(name string, incoming bool) *guest.VM {
+					vm, err := guest.Start(t.Context(), hostnet.Local(), guest.Spec{Name: name, QEMU: qemu, Memory: 64 << 20, Dir: filepath.Join(dir, name), Incoming: incoming, Paused: incoming})
+					if err != nil {
+						t.Fatal(err)
+					}
+					t.Cleanup(func() {
+						if err := vm.Close(); err != nil {
+							t.Error(err)
+						}
+					})
+					return vm
+				}
+				src, dst := start("a", false), start("b", true)
+				tun, err := OpenTunnel(t.Context(), TunnelSpec{Kind: kind, Source: hostnet.Local(), Destination: hostnet.Local(), Address: "127.0.0.1", In: filepath.Join(dir, "in"), Out: filepath.Join(dir, "out")})
+				if err != nil {
+					t.Fatal(err)
+				}
+				ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+				defer cancel()
+				killed := false
+				r, err := engine.Migrate(ctx, Endpoint(src), Endpoint(dst), engine.Plan{
+					Tunnel: kind, Listen: "unix:" + filepath.Join(dir, "out"), Connect: "unix:" + filepath.Join(dir, "in"), MaxBandwidth: 32 << 10,
+				}, engine.Options{Sampled: func(s record.Sample) {
+					if !killed && s.Transferred != nil && *s.Transferred > 16<<10 {
+						killed = true
+						tun.Close()
+					}
+				}})
+				tun.Close()
+				var stage *engine.StageError
+				if !killed || !errors.As(err, &stage) || stage.Guest != record.Source || ctx.Err() != nil {
+					t.Fatalf("killed %v: %v", killed, err)
+				}
+				if r.GuestOn != record.Source {
+					t.Errorf("guest on %s", r.GuestOn)
+				}
+				status, err := runState(t.Context(), &vmState{Host: "local", PID: src.Process().PID(), Spec: src.Spec()})
+				if status != "running" {
+					t.Errorf("source is %s, %v", status, err)
+				}
+			})
+		}
+	})
+}
