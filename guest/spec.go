@@ -19,6 +19,7 @@ type Spec struct {
 	CPU         string   // default qemu64,+rdrand: one fixed set of features in every version; without rdrand a guest waits 1 s for randomness
 	Image       Image    // what is booted
 	NIC         NIC      // none if NIC.TAP is empty
+	Disks       []Disk   // the same nodes, in the same order, on both sides; at most MaxDisks
 	Dir         string   // private folder on the host: Start makes it 0700, Close removes it
 	Incoming    bool     // wait for migrate-incoming (-incoming defer)
 	Paused      bool     // do not run before `cont` (-S)
@@ -134,6 +135,7 @@ func (s Spec) Args() []string {
 			"-netdev", "tap,id=net,ifname="+comma(s.NIC.TAP)+",script=no,downscript=no,vhost=off",
 			"-device", s.NIC.Model+",id=nic,netdev=net,mac="+s.NIC.MAC+",addr=0x3,romfile=")
 	}
+	a = append(a, s.diskArgs()...)
 	if s.Image.Kernel != "" {
 		a = append(a, "-kernel", s.Image.Kernel, "-append", strings.TrimSpace(KernelCommandLine+" "+s.Image.Append))
 	}

@@ -16,6 +16,11 @@ func TestArgs(t *testing.T) {
 		"destination": {Name: "a", Dir: "/run/r", Memory: 262152 << 10, Image: image, NIC: guest.NIC{TAP: "qmigtap1"}, Incoming: true, Paused: true},
 		"all": {Name: "b", Machine: "pc", Accelerator: "kvm", Memory: 1 << 30, VCPUs: 4, CPU: "host", Image: image, Dir: "/run/a,b",
 			NIC: guest.NIC{Model: "e1000", TAP: "t", MAC: "52:54:00:00:00:01"}, Extra: []string{"-device", "virtio-rng-pci"}},
+		"disks": {Name: "c", Dir: "/run/q", Disks: []guest.Disk{
+			{Node: "disk0", Path: "/i/a,b.raw"},
+			{Node: "disk1", Format: "qcow2", Path: "/i/c.qcow2", Cache: "none"},
+			{Node: "disk2", Driver: "iscsi", Server: "10.77.0.1:3260", Path: "iqn.2026-11.test:disk2", LUN: 1, User: "qmigrate", Secret: "/run/q/chap"},
+			{Node: "disk3", Driver: "nfs", Server: "10.77.0.1", Path: "/export/disk3.raw"}}},
 	} {
 		t.Run(name, func(t *testing.T) {
 			args := s.Args()

@@ -27,11 +27,14 @@ type agent struct {
 	beats   *beats
 	loop    clockLoop
 	mem     memory
+	disks   disks
 	notes   chan []byte // lines that wait for a host
 	lost    atomic.Uint64
 	workers sync.WaitGroup
 	off     func()                  // powers the guest off
 	broken  func(what, text string) // the agent's own end
+
+	findDisk func(serial string) (device string, bytes int64, err error) // nil: the guest's own disks
 
 	work sync.Mutex // held while memory is filled or a workload is made ready: one at a time
 

@@ -102,10 +102,20 @@ func (a *agent) do(req wire.Request) (any, error) {
 			}
 			return a.beats.report(), nil
 		})
+	case wire.DoDiskStart:
+		return ask(req, a.startDisk)
+	case wire.DoDiskStatus:
+		return ask(req, a.diskStatus)
+	case wire.DoDiskStop:
+		return ask(req, a.stopDisk)
+	case wire.DoDiskRead:
+		return ask(req, a.readDisk)
+	case wire.DoDiskCorrupt:
+		return ask(req, a.corruptDisk)
 	case wire.DoPoweroff:
 		return struct{}{}, nil
 	}
-	return nil, fmt.Errorf("cannot do %.40q: I can %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s", req.Do,
+	return nil, fmt.Errorf("cannot do %.40q: I can %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, disk.start, .status, .stop, .read, .corrupt", req.Do,
 		wire.DoHello, wire.DoFill, wire.DoVerify, wire.DoWorkloadStart, wire.DoWorkloadStatus, wire.DoWorkloadStop,
 		wire.DoClockReset, wire.DoClockReport, wire.DoClockStop, wire.DoBeat, wire.DoPoweroff, wire.DoCorrupt)
 }

@@ -46,6 +46,11 @@ const (
 	DoClockStop      = "clock.stop"      // -> ClockReport
 	DoBeat           = "beat"            // BeatSet -> BeatReport
 	DoPoweroff       = "poweroff"        // the reply is sent first
+	DoDiskStart      = "disk.start"      // DiskStart -> DiskStatus
+	DoDiskStatus     = "disk.status"     // DiskName -> DiskStatus
+	DoDiskStop       = "disk.stop"       // DiskName -> DiskStatus, when the last acknowledgement has been given to the port
+	DoDiskRead       = "disk.read"       // DiskRead -> DiskBlocks
+	DoDiskCorrupt    = "disk.corrupt"    // DiskCorrupt; for tests
 )
 
 // What a note may tell.
@@ -54,6 +59,8 @@ const (
 	EventBeat  = "beat"  // Beat
 	EventDone  = "done"  // Status: a workload was stopped, ended or failed
 	EventPanic = "panic" // Panic: the agent itself is broken and powers the guest off
+
+	EventDiskAck = "disk.ack" // DiskAcks
 )
 
 // Request asks the agent for something. ID comes back in the reply.

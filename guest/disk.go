@@ -1,0 +1,73 @@
+package guest
+
+import (
+	"fmt"
+	"strconv"
+	"strings"
+)
+
+// Disk is one of a guest's disks: a virtio-blk device on a block node of a name that stays, by which block commands take it. The
+// node of the protocol below it is Node + "-file". What the guest sees, its serial and its place on the bus, is the same on both sides.
+type Disk struct {
+	Node   string // node name of the format's node, at most 26 bytes, and the device's serial; unique within the guest
+	Format string // raw (default) or qcow2
+	Driver string // file (default), iscsi or nfs
+	Path   string // file: the image on the host; nfs: the image on the server; iscsi: the target's name (IQN)
+	Server string // nfs: the server's address; iscsi: the portal, ADDRESS:PORT
+	LUN    int    // iscsi
+	User   string // iscsi: CHAP's user; empty: no CHAP
+	Secret string // iscsi: file on the host with CHAP's password
+	Cache  string // writeback (default), or none (past the host's page cache) where the host's file system can
+}
+
+// The disks' places on the bus.
+const firstDiskAddress = 0x10
+
+// MaxDisks is how many a guest may have.
+const MaxDisks = 8
+
+// diskArgs are the arguments for all disks.
+func (s Spec) diskArgs() (a []string) {
+	for i, d := range s.Disks {
+		file := []string{"node-name=" + comma(d.Node) + "-file"}
+		add := func(key, value string) {
+			if value != "" {
+				file = append(file, key+"="+comma(value))
+			}
+		}
+		switch d.Driver {
+		case "iscsi":
+			add("driver", "iscsi")
+			add("transport", "tcp")
+			add("portal", d.Server)
+			add("target", d.Path)
+			add("lun", strconv.Itoa(d.LUN))
+			if d.User != "" {
+				a = append(a, "-object", "secret,id="+comma(d.Node)+"-chap,file="+comma(d.Secret))
+				add("user", d.User)
+				add("password-secret", d.Node+"-chap")
+			}
+		case "nfs":
+			add("driver", "nfs")
+			add("server.type", "inet")
+			add("server.host", d.Server)
+			add("path", d.Path)
+		default:
+			add("driver", "file")
+			add("filename", d.Path)
+		}
+		format := d.Format
+		if format == "" {
+			format = "raw"
+		}
+		cache := ""
+		if d.Cache == "none" {
+			cache = ",cache.direct=on"
+		}
+		a = append(a,
+			"-blockdev", strings.Join(file, ",")+cache,
+			"-blockdev", fmt.Sprintf("node-name=%[1]s,driver=%[2]s,file=%[1]s-file%[3]s", comma(d.Node), format, cache),
+			"-device", fmt.Sprintf("virtio-blk-pci,id=%[1]s-dev,drive=%[1]s,serial=%[1]s,addr=%#[2]x", comma(d.Node), firstDiskAddress+i))
+	}
+	return a
+}
