@@ -36,7 +36,7 @@ func (c *commands) runDoctor(x *cli.Context) error {
 	}
 	if x.Bool("mend") {
 		var errs []error
-		for _, what := range debian.All() {
+		for _, what := range append(debian.All(), debian.Extras()...) {
 			_, err := debian.Ensure(x.Context, what, c.stderr)
 			errs = append(errs, err)
 		}

@@ -52,7 +52,10 @@ type Error struct {
 
 func (e *Error) Error() string {
 	mend := "--qemu PATH"
-	if e.What == Kernel {
+	switch {
+	case isExtra(e.What):
+		return fmt.Sprintf("get %s: %v", e.What, e.Err)
+	case e.What == Kernel:
 		mend = "--kernel PATH --modules DIR"
 	}
 	return fmt.Sprintf("get %s: %v; or give your own: %s", e.What, e.Err, mend)
@@ -102,7 +105,10 @@ func (s Store) Find(what What) (string, error) {
 }
 
 func (s Store) path(what What) string {
-	if what == Kernel {
+	if emulatorOf(what) != "" {
+		return s.block(what)
+	}
+	if what == Kernel || isExtra(what) {
 		return filepath.Join(s.Dir, string(what))
 	}
 	return filepath.Join(s.Dir, string(what), Program)
@@ -114,14 +120,18 @@ func (s Store) Ensure(ctx context.Context, what What) (string, error) {
 	if err != nil {
 		return "", &Error{what, err}
 	}
-	if !slices.Contains(All(), what) {
-		return "", &Error{what, fmt.Errorf("unknown: have %q", All())}
+	if have := append(All(), Extras()...); !slices.Contains(have, what) {
+		return "", &Error{what, fmt.Errorf("unknown: have %q", have)}
 	}
 	if p := installed(ctx, what); p != "" {
 		fmt.Fprintf(s.Log, "%s: this system's own %s\n", what, p)
 		return p, nil
 	}
-	p, err := s.ensure(ctx, what)
+	get := s.ensure
+	if isExtra(what) {
+		get = s.extra
+	}
+	p, err := get(ctx, what)
 	if err != nil {
 		return "", &Error{what, err}
 	}
@@ -156,11 +166,23 @@ func (s Store) ensure(ctx context.Context, what What) (string, error) {
 		return "", err
 	}
 	root := filepath.Join(tmp, "root")
-	if err := s.fetch(ctx, what, tmp, root); err != nil {
+	switch {
+	case emulatorOf(what) != "":
+		err = s.ensureBlock(ctx, what, tmp)
+	case isExtra(what):
+		err = s.ensureBundle(ctx, what, tmp, root)
+	default:
+		err = s.fetch(ctx, what, tmp, root)
+	}
+	if err != nil {
 		return "", err
 	}
+	if emulatorOf(what) != "" { // they went to where the emulator is
+		fmt.Fprintf(s.Log, "%s: ready: %s\n", what, s.path(what))
+		return s.path(what), nil
+	}
 	final := filepath.Join(s.Dir, string(what))
-	if what != Kernel {
+	if what == QEMU72 || what == QEMU100 {
 		if err := writeWrapper(root, final); err != nil { // it was tried where it is; now for where it goes
 			return "", err
 		}

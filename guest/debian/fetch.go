@@ -122,24 +122,33 @@ func firstWord(args []string) string {
 	return ""
 }
 
-// fetch downloads the packages of what into tmp and unpacks them into root.
-func (s Store) fetch(ctx context.Context, what What, tmp, root string) error {
-	sys, err := readSystem(s.Root)
-	if err != nil {
-		return err
+// lists is apt with the package lists of the suites that as comes from, in tmp.
+func (s Store) lists(ctx context.Context, what, as What, tmp string, ownStatus bool) (a apt, sys system, err error) {
+	if sys, err = readSystem(s.Root); err != nil {
+		return a, sys, err
 	}
-	r := recipeFor(what, sys.codename)
-	a := apt{dir: filepath.Join(tmp, "apt"), say: func(f string, args ...any) { fmt.Fprintf(s.Log, "%s: %s\n", what, fmt.Sprintf(f, args...)) }}
-	if err := a.configure(sys.sourcesFor(r.suites), what == Kernel); err != nil {
-		return err
+	r := recipeFor(as, sys.codename)
+	a = apt{dir: filepath.Join(tmp, "apt"), say: func(f string, args ...any) { fmt.Fprintf(s.Log, "%s: %s\n", what, fmt.Sprintf(f, args...)) }}
+	if err := a.configure(sys.sourcesFor(r.suites), ownStatus); err != nil {
+		return a, sys, err
 	}
 	a.say("reading the package lists of %s from %s", strings.Join(r.suites, ", "), sys.mirror.uris[0])
 	if sys.security.uris == nil {
 		a.say("apt's configuration names no security mirror: going without")
 	}
 	if _, err := a.run(ctx, "apt-get", "update", "-q"); err != nil {
-		return fmt.Errorf("%w (is the network up?)", err)
+		return a, sys, fmt.Errorf("%w (is the network up?)", err)
 	}
+	return a, sys, nil
+}
+
+// fetch downloads the packages of what into tmp and unpacks them into root.
+func (s Store) fetch(ctx context.Context, what What, tmp, root string) error {
+	a, sys, err := s.lists(ctx, what, what, tmp, what == Kernel)
+	if err != nil {
+		return err
+	}
+	r := recipeFor(what, sys.codename)
 	if what == Kernel {
 		return a.kernel(ctx, root)
 	}
