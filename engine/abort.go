@@ -30,6 +30,7 @@ func (m *migration) abort(ctx context.Context, name record.StageName, cause erro
 	cause = m.explain(undo, cause)
 	v := m.undo(undo)
 	m.end(time.Now()) // the stage that failed lasts until the guest is where it can run
+	m.undoMirrors(undo)
 	m.finish(undo)
 	m.rec.GuestOn = v.guest
 	m.rec.Error = &record.Error{Stage: name, Message: cause.Error()}

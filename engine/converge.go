@@ -184,5 +184,5 @@ func Replay(rec *record.Migration, spec policy.Spec, limits policy.Limits) ([]re
 
 // gaveUp tells whether a failure is a wish: ours, the plan's time-out's or the policy's.
 func gaveUp(cause error) bool {
-	return errors.Is(cause, context.Canceled) || errors.Is(cause, errTimeout) || errors.Is(cause, errGaveUp)
+	return errors.Is(cause, context.Canceled) || errors.Is(cause, errTimeout) || errors.Is(cause, errGaveUp) || errors.Is(cause, errNotInStep)
 }

@@ -67,6 +67,7 @@ type Plan struct {
 	Timeout        time.Duration     // from `migrate` to the switch-over; 0: none
 	Policy         policy.Spec       // what to do about a pre-copy that does not converge; zero: QEMU decides alone
 	LinkRate       int64             // bytes/s of the link, for the policy; 0: not known
+	Mirror         Mirror            // disks that the hosts do not share
 	SwitchAfter    SwitchAfter       // hybrid: when post-copy begins; zero: after one pass
 	StallLimit     time.Duration     // post-copy in which nothing was sent for so long has lost its link; 0: 5 s
 	RecoverLimit   time.Duration     // how long a post-copy that lost its link tries to go on; 0: 1 min
@@ -111,6 +112,14 @@ func (p Plan) withDefaults() Plan {
 	}
 	if p.Capabilities = maps.Clone(p.Capabilities); p.Capabilities == nil { // the caller's stays as it is
 		p.Capabilities = map[string]bool{}
+	}
+	if len(p.Mirror.Nodes) > 0 {
+		if p.Mirror.CopyMode == "" {
+			p.Mirror.CopyMode = copyBackground
+		}
+		if _, set := p.Capabilities["pause-before-switchover"]; !set {
+			p.Capabilities["pause-before-switchover"] = true
+		}
 	}
 	if _, set := p.Capabilities["postcopy-ram"]; p.postCopies() && !set {
 		p.Capabilities["postcopy-ram"] = true

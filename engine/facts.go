@@ -247,6 +247,9 @@ func (p Plan) check() error {
 	case p.DowntimeLimit < time.Millisecond || p.DowntimeLimit > maxDowntimeLimit || p.DowntimeLimit%time.Millisecond != 0:
 		return fmt.Errorf("downtime-limit %s: QEMU takes whole milliseconds from 1ms to 2000s", p.DowntimeLimit)
 	}
+	if err := p.checkMirror(); err != nil {
+		return err
+	}
 	for _, name := range []string{"x-colo", "background-snapshot", "mapped-ram"} {
 		if p.Capabilities[name] {
 			return &UnsupportedError{"capability " + name, "it makes `migrate` something else than a move of a running guest, which is what mode " + string(p.Mode) + " does"}

@@ -45,7 +45,9 @@ type migration struct {
 	edge       time.Time      // the end of the last stage
 	ended      bool           // the running stage has set its own end
 	passes     []passEdge
-	converge   *converge                     // the policy at work; nil: none, or no more
+	converge   *converge // the policy at work; nil: none, or no more
+	mirrors    []*mirrorJob
+	mirrored   bool                          // the source has nodes or jobs of ours
 	undo       func(context.Context) verdict // where a failure leaves the guest: settle, or a file's own
 	alarm      <-chan time.Time              // it is time to look whether something is due
 	poll       *poll
@@ -66,11 +68,15 @@ func Migrate(ctx context.Context, src, dst *Endpoint, p Plan, o Options) (*recor
 	for _, s := range []stage{
 		{record.Initialization, m.initialize}, // both monitors answer; versions, capabilities and machine agree
 		{record.Reservation, m.reserve},       // both sides configured, dst listens
+		{record.Storage, m.startMirrors},      // disks are copied until they are in step; only where there are mirrors
 		{record.PreCopy, m.preCopy},           // passes while the guest runs, until QEMU stops it
 		{record.StopAndCopy, m.stopAndCopy},   // STOP .. both completed: last pages and device state
 		{record.Commitment, m.commit},         // src stopped and dst completed: from here dst runs the guest
 		{record.Activation, m.activate},       // our cont on dst .. RESUME
 	} {
+		if s.name == record.Storage && len(m.mirrors) == 0 {
+			continue
+		}
 		if err := m.do(ctx, s); err != nil {
 			return m.rec, m.abort(ctx, s.name, err)
 		}
@@ -176,6 +182,9 @@ func (m *migration) initialize(ctx context.Context) error {
 		return err
 	}
 	if err := m.preparePolicy(); err != nil {
+		return err
+	}
+	if err := m.prepareMirrors(ctx); err != nil {
 		return err
 	}
 	if err := firstMismatch(Rules(m.src.facts, m.dst.facts, m.plan)); err != nil {
@@ -406,6 +415,9 @@ func (m *migration) stopAndCopy(ctx context.Context) error {
 		if err := m.until(ctx, func() bool { return m.src.status == "pre-switchover" || m.src.handedOver() }); err != nil {
 			return err
 		}
+		if err := m.endMirrors(ctx); err != nil {
+			return err
+		}
 		if err := m.src.control.MigrateContinue(ctx, "pre-switchover"); err != nil {
 			return fmt.Errorf("continue past pre-switchover: %w", err)
 		}
@@ -526,6 +538,9 @@ func (m *migration) until(ctx context.Context, done func() bool) error {
 // cause says why ctx ended, with how far the migration had come when it was the plan's time-out.
 func (m *migration) cause(ctx context.Context) error {
 	err := context.Cause(ctx)
+	if errors.Is(err, errNotInStep) {
+		return fmt.Errorf("%w of %s: raise --timeout, or let the guest's writes wait for the copy: copy-mode=write-blocking", err, m.plan.Timeout)
+	}
 	if errors.Is(err, errTimeout) {
 		return fmt.Errorf("%w of %s (pass %d): raise --timeout, --max-bandwidth or --downtime-limit", err, m.plan.Timeout, len(m.passes))
 	}
@@ -545,7 +560,10 @@ func (m *migration) broken() error {
 	if m.src.gone != nil && m.src.status != "completed" {
 		return m.src.gone
 	}
-	return m.dst.gone
+	if m.dst.gone != nil {
+		return m.dst.gone
+	}
+	return m.brokenMirror()
 }
 
 // take notes one event.
@@ -556,6 +574,9 @@ func (m *migration) take(s *side, ev qmp.Event, ok bool) {
 	}
 	at := s.at(ev)
 	m.log.Debug("event", "side", s.role, "name", ev.Name, "data", string(ev.Data), "lag", ev.Arrived.Sub(at))
+	if s == m.src {
+		m.takeMirror(ev, at)
+	}
 	if pass, ok := s.take(ev, at); ok && s == m.src {
 		m.passes = append(m.passes, passEdge{raw: pass, at: at, stopped: !s.stopped.IsZero()})
 		m.poll.kick()
@@ -576,6 +597,7 @@ func (m *migration) finish(ctx context.Context) {
 	last := m.src.lastFigures(ctx)
 	m.stopPolling(ctx)
 	m.rec.Total.Wall = m.edge.Sub(m.rec.Origin)
+	m.noteMirrors()
 	m.figures(last)
 	m.unsecure(ctx)
 }

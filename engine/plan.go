@@ -29,6 +29,7 @@ func (p Plan) name() string {
 	if p.Channels != FormURI {
 		words = append(words, p.Channels)
 	}
+	words = append(words, p.Mirror.name()...)
 	return strings.ReplaceAll(strings.Join(words, ","), " ", "")
 }
 
@@ -69,6 +70,7 @@ func (p Plan) words() map[string]any {
 	if p.Timeout > 0 {
 		w["timeout_ns"] = p.Timeout
 	}
+	p.Mirror.words(w)
 	return w
 }
 

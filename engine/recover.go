@@ -209,6 +209,9 @@ func (m *migration) toSource(ctx context.Context, why string) (record.Holder, st
 	if err := resume(ctx, m.src); err != nil {
 		return record.None, "", fmt.Errorf("continue source: %w", err)
 	}
+	if err := m.dropMirrors(ctx); err != nil {
+		return record.Source, "", fmt.Errorf("%s; %w: try again", text, err)
+	}
 	return record.Source, text, nil
 }
 

@@ -111,6 +111,8 @@ type Migration struct {
 	Network     *Network     `json:"network,omitempty"`
 	MemoryCheck *MemoryCheck `json:"memory_check,omitempty"`
 	Tunnel      *Tunnel      `json:"tunnel,omitempty"`
+	DiskCheck   *DiskCheck   `json:"disk_check,omitempty"`
+	Mirrors     []Mirror     `json:"mirrors,omitempty"`
 	Sampling    *Sampling    `json:"sampling,omitempty"`
 
 	// Origin is the instant of the first command on this process's monotonic clock; every start_ns counts from it. Not kept in files.

@@ -1,0 +1,498 @@
+package engine
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"qmigrate/engine/record"
+	"qmigrate/engine/record/units"
+	"qmigrate/qmp"
+)
+
+// Mirror is the copying of disks that the two hosts do not share: from the source's blockdev-mirror to an NBD server in the destination's
+// QEMU. It comes before the memory's copying, in a stage of its own, and goes on until the guest has been stopped. The zero value mirrors
+// nothing. docs/storage.md has the whole sequence.
+type Mirror struct {
+	Nodes        []string // names of block nodes, the same on both sides: the nodes that the guest's devices are on
+	CopyMode     string   // background (default): the guest does not wait for the destination; write-blocking: each of its writes does
+	MaxBandwidth int64    // of each disk's copying, bytes/s; 0: unlimited. Guest writes in write-blocking mode do not count
+	Listen       string   // the NBD server's HOST, HOST:PORT or unix:PATH; default: Plan.Listen's host or, where that is unix:PATH, PATH.nbd; a port from 10809 on
+	TLSCreds     string   // id of a tls-creds object: endpoint=server on the destination, endpoint=client on the source; empty: plain
+	TLSHostname  string   // the name that the destination's certificate must have; empty: the host that the source connects to
+}
+
+// What a mirror's copying may do when the guest writes meanwhile, in QEMU's words (qapi/block-core.json, MirrorCopyMode).
+const (
+	copyBackground    = "background"
+	copyWriteBlocking = "write-blocking"
+)
+
+// mirrorPrefix begins the names of our jobs, exports and nodes, so that they are found again.
+const mirrorPrefix = "qmigrate-mirror"
+
+const (
+	nbdPort     = 10809            // IANA's for NBD: the first that is tried
+	nbdPorts    = 200              // how many are
+	finishLimit = 20 * time.Second // the end of all mirrors, while the guest stands still
+)
+
+// mirrorJob is one disk under way.
+type mirrorJob struct {
+	name    string // of job, export and target node
+	rec     record.Mirror
+	started time.Time
+	ready   bool
+	asked   time.Time // block-job-cancel was sent
+	ended   bool
+	failed  string // why, in QEMU's words; empty: not
+}
+
+// blockNode is what is used of query-named-block-nodes.
+type blockNode struct {
+	Name     string `json:"node-name"`
+	ReadOnly bool   `json:"ro"`
+	Driver   string `json:"drv"`
+	Image    struct {
+		Filename    string `json:"filename"`
+		VirtualSize int64  `json:"virtual-size"`
+	} `json:"image"`
+}
+
+func blockNodes(ctx context.Context, c *qmp.Conn) (all []blockNode, err error) {
+	err = c.Execute(ctx, "query-named-block-nodes", map[string]bool{"flat": true}, &all)
+	return all, err
+}
+
+// checkMirror refuses in the plan what needs no QEMU to be refused.
+func (p Plan) checkMirror() error {
+	if len(p.Mirror.Nodes) == 0 {
+		return nil
+	}
+	seen := map[string]bool{}
+	for _, node := range p.Mirror.Nodes {
+		if node == "" || seen[node] {
+			return fmt.Errorf("mirror %s: each block node once, by its name", strings.Join(p.Mirror.Nodes, ","))
+		}
+		seen[node] = true
+	}
+	switch p.Mirror.CopyMode {
+	case copyBackground, copyWriteBlocking:
+	default:
+		return fmt.Errorf("mirror copy-mode %q: have %s, %s", p.Mirror.CopyMode, copyBackground, copyWriteBlocking)
+	}
+	if !p.Capabilities["pause-before-switchover"] {
+		return errors.New("capability pause-before-switchover=off: a mirror is ended in the pause that it makes, between the guest's stop and the destination's start")
+	}
+	if p.Mirror.MaxBandwidth < 0 {
+		return fmt.Errorf("mirror max-bandwidth of %d bytes/s: must not be negative", p.Mirror.MaxBandwidth)
+	}
+	_, _, err := p.nbdAddress()
+	return err
+}
+
+// nbdAddress is where the NBD server is to listen: a path, or a host and a port, "" for any.
+func (p Plan) nbdAddress() (network, address string, err error) {
+	listen := p.Mirror.Listen
+	if listen == "" {
+		kind, rest, _ := strings.Cut(p.Listen, ":")
+		switch kind {
+		case "tcp":
+			host, _, err := net.SplitHostPort(rest)
+			if err != nil {
+				return "", "", fmt.Errorf("read --listen %s: %w", p.Listen, err)
+			}
+			return "tcp", net.JoinHostPort(host, ""), nil
+		case "unix":
+			return "unix", rest + ".nbd", nil
+		}
+		return "", "", fmt.Errorf("mirror: the destination's NBD server needs an address of its own beside --listen %s: give it as HOST, HOST:PORT or unix:PATH", p.Listen)
+	}
+	if path, ok := strings.CutPrefix(listen, "unix:"); ok && path != "" {
+		return "unix", path, nil
+	}
+	host, port, err := net.SplitHostPort(listen)
+	if err != nil {
+		host, port = strings.Trim(listen, "[]"), ""
+	}
+	if n, err := strconv.ParseUint(port, 10, 16); port != "" && (err != nil || n == 0) {
+		return "", "", fmt.Errorf("mirror address %s: %q is no port (QEMU does not tell which one it took for 0)", listen, port)
+	}
+	return "tcp", net.JoinHostPort(host, port), nil
+}
+
+// nbdHost is where the source finds the NBD server that listens on a host: where it finds the migration.
+func (m *migration) nbdHost(host string) string {
+	if rest, ok := strings.CutPrefix(m.plan.Connect, "tcp:"); ok && m.plan.Mirror.Listen == "" {
+		if connect, _, err := net.SplitHostPort(rest); err == nil {
+			return connect
+		}
+	}
+	return host
+}
+
+// prepareMirrors refuses, before anything is changed, disks that this pair cannot mirror.
+func (m *migration) prepareMirrors(ctx context.Context) error {
+	if len(m.plan.Mirror.Nodes) == 0 {
+		return nil
+	}
+	src, err := blockNodes(ctx, m.src.control)
+	if err != nil {
+		return fmt.Errorf("ask source for its disks: %w", err)
+	}
+	dst, err := blockNodes(ctx, m.dst.control)
+	if err != nil {
+		return fmt.Errorf("ask destination for its disks: %w", err)
+	}
+	var exports []struct {
+		Node string `json:"node-name"`
+	}
+	if err := m.dst.control.Execute(ctx, "query-block-exports", nil, &exports); err != nil {
+		return fmt.Errorf("ask destination for its exports: %w", err)
+	}
+	for _, n := range src {
+		if strings.HasPrefix(n.Name, mirrorPrefix) {
+			return fmt.Errorf("source %s still has %s of an earlier mirror: `qmigrate migrate --recover` with the same endpoints removes it", m.src.ep.Name, n.Name)
+		}
+	}
+	find := func(all []blockNode, s *side, name string) (blockNode, error) {
+		var have []string
+		for _, n := range all {
+			if n.Name == name {
+				return n, nil
+			}
+			if n.Name != "" && n.Name[0] != '#' { // those that QEMU made up begin so, and differ from side to side
+				have = append(have, n.Name)
+			}
+		}
+		err := &UnsupportedError{fmt.Sprintf("mirror of %s, which %s %s does not have", name, s.role, s.ep.Name), hint(name, have)}
+		if len(have) == 0 {
+			err.Have = "its block nodes have no names: start it with -blockdev node-name=..., the same on both sides"
+		}
+		return blockNode{}, err
+	}
+	for i, name := range m.plan.Mirror.Nodes {
+		a, err := find(src, m.src, name)
+		if err != nil {
+			return err
+		}
+		b, err := find(dst, m.dst, name)
+		if err != nil {
+			return err
+		}
+		switch {
+		case a.Image.VirtualSize != b.Image.VirtualSize:
+			return fmt.Errorf("mirror of %s: its size is %d bytes on the source and %d on the destination: make the destination's image of the same size", name, a.Image.VirtualSize, b.Image.VirtualSize)
+		case b.ReadOnly:
+			return fmt.Errorf("mirror of %s: the destination has it read-only: start the destination with read-only=off for it", name)
+		case a.Image.Filename == b.Image.Filename && a.Driver == b.Driver && remote(a.Image.Filename):
+			return fmt.Errorf("mirror of %s: both sides have %s, one and the same disk: a shared disk needs no mirror, leave it out", name, a.Image.Filename)
+		case slices.ContainsFunc(exports, func(e struct {
+			Node string `json:"node-name"`
+		}) bool {
+			return e.Node == name
+		}):
+			return fmt.Errorf("mirror of %s: the destination exports it already: start the destination anew", name)
+		}
+		m.mirrors = append(m.mirrors, &mirrorJob{
+			name: mirrorPrefix + strconv.Itoa(i),
+			rec:  record.Mirror{Node: name, CopyMode: m.plan.Mirror.CopyMode, Bytes: a.Image.VirtualSize},
+		})
+	}
+	return nil
+}
+
+// remote tells a file name that means the same on every machine. QEMU prints it as a URL, or as json: where it has no URL for it.
+func remote(filename string) bool {
+	return strings.Contains(filename, "://") || strings.HasPrefix(filename, "json:") && !strings.Contains(filename, `"driver": "file"`)
+}
+
+// startMirrors exports the destination's disks, starts the source's mirrors to them and waits until each pair of disks has been the same once.
+func (m *migration) startMirrors(ctx context.Context) error {
+	if m.plan.Timeout > 0 {
+		var cancel context.CancelFunc
+		ctx, cancel = context.WithTimeoutCause(ctx, m.plan.Timeout, errNotInStep)
+		defer cancel()
+	}
+	server, err := m.serveDisks(ctx)
+	if err != nil {
+		return err
+	}
+	for _, j := range m.mirrors {
+		export := map[string]any{"type": "nbd", "id": j.name, "node-name": j.rec.Node, "name": j.name, "writable": true}
+		if err := m.dst.control.Execute(ctx, "block-export-add", export, nil); err != nil {
+			return fmt.Errorf("export %s on destination: %w", j.rec.Node, explainLock(err))
+		}
+	}
+	for _, j := range m.mirrors {
+		node := map[string]any{"driver": "nbd", "node-name": j.name, "server": server, "export": j.name, "discard": "unmap"}
+		if m.plan.Mirror.TLSCreds != "" {
+			node["tls-creds"] = m.plan.Mirror.TLSCreds
+		}
+		if m.plan.Mirror.TLSHostname != "" {
+			node["tls-hostname"] = m.plan.Mirror.TLSHostname
+		}
+		m.mirrored = true
+		if err := m.src.control.Execute(ctx, "blockdev-add", node, nil); err != nil {
+			return fmt.Errorf("connect source to the destination's NBD server (%v): %w", server, err)
+		}
+	}
+	for _, j := range m.mirrors {
+		// Errors are reported and end the job: the guest itself goes on with its own disk.
+		job := map[string]any{
+			"job-id": j.name, "device": j.rec.Node, "target": j.name, "sync": "full", "copy-mode": j.rec.CopyMode,
+			"on-source-error": "report", "on-target-error": "report",
+		}
+		if m.plan.Mirror.MaxBandwidth > 0 {
+			job["speed"] = m.plan.Mirror.MaxBandwidth
+		}
+		j.started = time.Now()
+		if err := m.src.control.Execute(ctx, "blockdev-mirror", job, nil); err != nil {
+			return fmt.Errorf("mirror %s: %w", j.rec.Node, err)
+		}
+	}
+	return m.until(ctx, func() bool {
+		return !slices.ContainsFunc(m.mirrors, func(j *mirrorJob) bool { return !j.ready || j.failed != "" })
+	})
+}
+
+// errNotInStep is the cause of a context that Plan.Timeout ended before the disks were the same.
+var errNotInStep = errors.New("the disks are not in step within the time-out")
+
+// serveDisks starts the destination's NBD server and returns where the source finds it. QEMU does not tell which port it took, so
+// ports are tried.
+func (m *migration) serveDisks(ctx context.Context) (server map[string]any, err error) {
+	network, address, err := m.plan.nbdAddress()
+	if err != nil {
+		return nil, err
+	}
+	start := func(addr map[string]any) error {
+		args := map[string]any{"addr": addr}
+		if m.plan.Mirror.TLSCreds != "" {
+			args["tls-creds"] = m.plan.Mirror.TLSCreds
+		}
+		return m.dst.control.Execute(ctx, "nbd-server-start", args, nil)
+	}
+	if network == "unix" {
+		if err := start(map[string]any{"type": "unix", "data": map[string]any{"path": address}}); err != nil {
+			return nil, fmt.Errorf("start the destination's NBD server on unix:%s: %w", address, err)
+		}
+		return map[string]any{"type": "unix", "path": address}, nil
+	}
+	host, port, _ := net.SplitHostPort(address)
+	first, tries := nbdPort, nbdPorts
+	if port != "" {
+		first, _ = strconv.Atoi(port)
+		tries = 1
+	}
+	for n := first; n < first+tries; n++ {
+		port := strconv.Itoa(n)
+		err = start(map[string]any{"type": "inet", "data": map[string]any{"host": host, "port": port}})
+		if err == nil {
+			return map[string]any{"type": "inet", "host": m.nbdHost(host), "port": port}, nil
+		}
+		if !strings.Contains(err.Error(), "Address already in use") {
+			break
+		}
+	}
+	return nil, fmt.Errorf("start the destination's NBD server on %s: %w", address, err)
+}
+
+// endMirrors is for a guest that stands still in pre-switchover: the last writes are copied, the mirrors end, and nothing on the
+// destination is open to anybody any more. The source keeps its own disk, for the mirrors are cancelled, not completed: `complete` would put
+// the guest's device on the destination's disk.
+func (m *migration) endMirrors(ctx context.Context) error {
+	if len(m.mirrors) == 0 {
+		return nil
+	}
+	ctx, cancel := context.WithTimeoutCause(ctx, finishLimit, fmt.Errorf("the mirrors do not end within %s", finishLimit))
+	defer cancel()
+	for _, j := range m.mirrors {
+		j.asked = time.Now()
+		if err := m.src.control.Execute(ctx, "block-job-cancel", map[string]any{"device": j.name}, nil); err != nil {
+			return fmt.Errorf("end mirror of %s: %w", j.rec.Node, err)
+		}
+	}
+	if err := m.until(ctx, func() bool {
+		return !slices.ContainsFunc(m.mirrors, func(j *mirrorJob) bool { return !j.ended || j.failed != "" })
+	}); err != nil {
+		return err
+	}
+	for _, j := range m.mirrors {
+		if err := m.src.deleteNode(ctx, j.name); err != nil {
+			return fmt.Errorf("end mirror of %s: %w", j.rec.Node, err)
+		}
+	}
+	if err := m.dst.control.Execute(ctx, "nbd-server-stop", nil, nil); err != nil {
+		return fmt.Errorf("stop the destination's NBD server: %w", err)
+	}
+	m.mirrored = false
+	return nil
+}
+
+// deleteNode removes a block node; the job that used it may need a moment to let it go.
+func (s *side) deleteNode(ctx context.Context, name string) error {
+	for {
+		err := s.control.Execute(ctx, "blockdev-del", map[string]any{"node-name": name}, nil)
+		if err == nil || !strings.Contains(err.Error(), "in use") {
+			return err
+		}
+		select {
+		case <-time.After(2 * time.Millisecond):
+		case <-ctx.Done():
+			return err
+		}
+	}
+}
+
+// takeMirror notes an event of a block job.
+func (m *migration) takeMirror(ev qmp.Event, at time.Time) {
+	if len(m.mirrors) == 0 || !strings.HasPrefix(ev.Name, "BLOCK_JOB_") {
+		return
+	}
+	var data struct {
+		Device    string `json:"device"`
+		Error     string `json:"error"`
+		Offset    int64  `json:"offset"`
+		Operation string `json:"operation"`
+	}
+	if json.Unmarshal(ev.Data, &data) != nil {
+		return
+	}
+	i := slices.IndexFunc(m.mirrors, func(j *mirrorJob) bool { return j.name == data.Device })
+	if i < 0 {
+		return
+	}
+	j := m.mirrors[i]
+	switch ev.Name {
+	case "BLOCK_JOB_READY":
+		j.ready = true
+		j.rec.Ready = record.Of(at.Sub(j.started))
+	case "BLOCK_JOB_ERROR":
+		j.failed = data.Operation + " error"
+	case "BLOCK_JOB_CANCELLED":
+		j.ended, j.failed = true, "cancelled by somebody"
+	case "BLOCK_JOB_COMPLETED":
+		j.ended = true
+		j.rec.Transferred = &data.Offset
+		switch {
+		case data.Error != "":
+			j.failed = data.Error
+		case j.asked.IsZero():
+			j.failed = "ended by somebody, who may have put the guest on the destination's disk"
+		default:
+			j.rec.Finish = record.Of(at.Sub(j.asked))
+		}
+	}
+}
+
+// brokenMirror is why the mirrors cannot go on, as far as the events told.
+func (m *migration) brokenMirror() error {
+	for _, j := range m.mirrors {
+		if j.failed != "" {
+			return fmt.Errorf("mirror of %s: %s: is the destination's NBD server still there, and its image's file system not full?", j.rec.Node, j.failed)
+		}
+	}
+	return nil
+}
+
+// noteMirrors puts what is known of the mirrors into the record.
+func (m *migration) noteMirrors() {
+	m.rec.Mirrors = nil
+	for _, j := range m.mirrors {
+		m.rec.Mirrors = append(m.rec.Mirrors, j.rec)
+	}
+}
+
+// dropMirrors ends what mirrors of ours the source still has, and removes their nodes; the guest goes on with its own disk. A mirror that waits
+// for a destination that hangs is cut off by `yank`, which QEMU takes out of band. It goes by what QEMU says, not by what we know, so
+// that it also cleans up after a run that was killed.
+func (m *migration) dropMirrors(ctx context.Context) error {
+	limited, cancel := context.WithTimeout(ctx, 3*answerLimit)
+	defer cancel()
+	c := m.src.control
+	cut := time.Now().Add(answerLimit)
+	for {
+		var jobs []struct {
+			Device string `json:"device"`
+		}
+		if err := c.Execute(limited, "query-block-jobs", nil, &jobs); err != nil {
+			return fmt.Errorf("end mirrors: %w", err)
+		}
+		left := 0
+		for _, j := range jobs {
+			if !strings.HasPrefix(j.Device, mirrorPrefix) {
+				continue
+			}
+			left++
+			_ = c.Execute(limited, "block-job-cancel", map[string]any{"device": j.Device, "force": true}, nil) // it may just have ended, or be at it
+			if time.Now().After(cut) {
+				yank := map[string]any{"instances": []map[string]string{{"type": "block-node", "node-name": j.Device}}}
+				_ = c.ExecuteOOB(limited, "yank", yank, nil) // likewise
+			}
+		}
+		if left == 0 {
+			break
+		}
+		select {
+		case <-time.After(10 * time.Millisecond):
+		case <-limited.Done():
+			return fmt.Errorf("end mirrors: %d do not end", left)
+		}
+	}
+	nodes, err := blockNodes(limited, c)
+	if err != nil {
+		return fmt.Errorf("remove mirrors' nodes: %w", err)
+	}
+	for _, n := range nodes {
+		if strings.HasPrefix(n.Name, mirrorPrefix) {
+			if err := m.src.deleteNode(limited, n.Name); err != nil {
+				return fmt.Errorf("remove mirror's node %s: %w", n.Name, err)
+			}
+		}
+	}
+	return nil
+}
+
+// undoMirrors is dropMirrors at the end of an undo. The guest has gone on by then: a mirror that fails does not hold it.
+func (m *migration) undoMirrors(ctx context.Context) {
+	if !m.mirrored || m.src.control.Err() != nil {
+		return
+	}
+	if err := m.dropMirrors(ctx); err != nil {
+		m.rec.Warn("the source still has what the mirror needed (%v): `qmigrate migrate --recover` removes it", err)
+	}
+}
+
+// explainLock says what QEMU's refusal of a lock means; any other error stays as it is.
+func explainLock(err error) error {
+	if err == nil || !strings.Contains(err.Error(), "Failed to get ") || !strings.Contains(err.Error(), " lock") {
+		return err
+	}
+	return fmt.Errorf("%w: another process has this image open to write to it: the other side, if it is one and the same file, which then needs no mirror, or a program that uses it beside QEMU", err)
+}
+
+// name and words are the mirror's part of a plan's.
+func (p Mirror) name() []string {
+	if len(p.Nodes) == 0 {
+		return nil
+	}
+	words := []string{"mirror=" + strings.Join(p.Nodes, "+"), "copy-mode=" + p.CopyMode}
+	if p.MaxBandwidth > 0 {
+		words = append(words, "mirror-bandwidth="+units.FormatRate(float64(p.MaxBandwidth)))
+	}
+	return words
+}
+
+func (p Mirror) words(w map[string]any) {
+	if len(p.Nodes) == 0 {
+		return
+	}
+	w["mirror"], w["mirror_copy_mode"], w["mirror_max_bandwidth_bytes_per_s"], w["mirror_tls"] = p.Nodes, p.CopyMode, p.MaxBandwidth, p.TLSCreds != ""
+}
