@@ -18,6 +18,7 @@ import (
 	"time"
 
 	"qmigrate/engine"
+	"qmigrate/engine/storage"
 	"qmigrate/guest"
 	"qmigrate/guest/wire"
 	"qmigrate/hostnet"
@@ -32,6 +33,7 @@ type Spec struct {
 	Image           guest.ImageSpec
 	Accelerator     string        // auto (default), kvm, tcg
 	Transport       string        // of the stream: one of Transports, default tcp
+	Storage         storage.Spec  // the guest's disks; default none
 	LinkRate        int64         // bytes/s of each host's way to the link; 0: unshaped
 	Workload        wire.Workload // default idle
 	Fill            int64         // bytes of guest memory under the memory check; 0: half of what the guest has
@@ -63,6 +65,8 @@ type Lab struct {
 	hello       wire.Hello
 	accelerator guest.Accelerator
 	workload    wire.Status // at its start
+	disks       *disks      // nil: none
+	ledger      *ledger     // of what the guest wrote to them; nil: none
 	warnings    []string
 	seen        seen // what the observers saw of the last migration
 }
@@ -132,6 +136,9 @@ func Up(ctx context.Context, s Spec) (_ *Lab, err error) {
 	l.say("guest: QEMU %s on a, %s on b, %s", source.Version, destination.Version, g.Accelerator)
 	l.say("accelerator: %s", l.accelerator.Reason)
 	l.spec.Guest = g
+	if err := l.makeStorage(ctx); err != nil {
+		return nil, err
+	}
 	if err := l.start(ctx, source, destination); err != nil {
 		return nil, err
 	}
@@ -168,6 +175,9 @@ func (l *Lab) start(ctx context.Context, source, destination guest.Binary) error
 	both.Go(func() {
 		s := l.spec.Guest
 		s.Name, s.QEMU, s.Dir = l.spec.Owner+"-a", source.Path, filepath.Join(l.dir, sourceHost)
+		if l.disks != nil {
+			s.Disks = l.disks.source
+		}
 		l.source, srcErr = guest.Start(ctx, l.network.Host(sourceHost), s)
 	})
 	both.Go(func() { l.destination, dstErr = l.startDestination(ctx, destinationHost, destination.Path) })
@@ -182,6 +192,7 @@ func (l *Lab) start(ctx context.Context, source, destination guest.Binary) error
 	if l.agent, err = dialAgent(ctx, l.source); err != nil {
 		return err
 	}
+	l.ledger.follow(l.agent)
 	ready, cancel := context.WithTimeout(ctx, readyLimit)
 	defer cancel()
 	if l.hello, err = l.agent.Ready(ready); err != nil {
@@ -198,6 +209,9 @@ func (l *Lab) startDestination(ctx context.Context, host, qemu string) (*guest.V
 	s := l.spec.Guest
 	s.Name, s.QEMU, s.Dir = l.spec.Owner+"-"+host, qemu, filepath.Join(l.dir, host)
 	s.Incoming, s.Paused = true, true
+	if l.disks != nil {
+		s.Disks = l.disks.destination
+	}
 	return guest.Start(ctx, l.network.Host(host), s)
 }
 
@@ -211,7 +225,7 @@ func (l *Lab) prepare(ctx context.Context) error {
 		return fmt.Errorf("start workload: %w", err)
 	}
 	l.say("workload: %s, and %d pages under check", l.spec.Workload.Name, filled.Pages)
-	return nil
+	return l.startWriters(ctx)
 }
 
 func (l *Lab) say(format string, args ...any) {
@@ -280,13 +294,19 @@ func (l *Lab) Close() error {
 			errs = append(errs, vm.Close())
 		}
 	}
+	if l.ledger != nil {
+		l.ledger.all.Wait()
+	}
+	if l.disks != nil {
+		errs = append(errs, l.disks.server.close())
+	}
 	if l.network != nil {
 		errs = append(errs, l.network.Close())
 	}
 	if l.dir != "" {
 		errs = append(errs, release(l.dir))
 	}
-	l.agent, l.destination, l.source, l.network, l.dir = nil, nil, nil, nil, ""
+	l.agent, l.destination, l.source, l.disks, l.network, l.dir = nil, nil, nil, nil, nil, ""
 	return errors.Join(errs...)
 }
 

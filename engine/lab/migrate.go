@@ -57,6 +57,7 @@ func (l *Lab) Migrate(ctx context.Context, p engine.Plan, o engine.Options) (*re
 	if err != nil {
 		return nil, err
 	}
+	l.ledger.follow(arriving)
 	undo, err := l.route(ctx, &p, &o)
 	if err != nil {
 		arriving.Close()
@@ -66,6 +67,7 @@ func (l *Lab) Migrate(ctx context.Context, p engine.Plan, o engine.Options) (*re
 	if p.LinkRate == 0 {
 		p.LinkRate = l.spec.LinkRate
 	}
+	p = l.plan(p)
 	remove, err := l.credentials(&p)
 	if err != nil {
 		arriving.Close()
@@ -112,6 +114,7 @@ func (l *Lab) Migrate(ctx context.Context, p engine.Plan, o engine.Options) (*re
 	time.Sleep(settleTime) // for gaps to close, replies to come and QEMU's announcements: at 0, 50, 200 and 450 ms by default
 	l.seen = watch.close()
 	l.check(after, rec)
+	l.checkDisks(after, rec)
 	l.rates(rec, before, during)
 	l.linkFigures(rec)
 	return rec, migrateErr

@@ -21,13 +21,14 @@ import (
 
 // state is what a lab leaves in its folder, so that another process can use it, or clean up after one that was killed.
 type state struct {
-	Owner       string    `json:"owner"`
-	PID         int       `json:"pid"` // of the process that made it and has not kept it; 0: it is to stand
-	StartTime   uint64    `json:"start_time"`
-	Made        time.Time `json:"made"`
-	LinkRate    int64     `json:"link_rate_bytes_per_s"`
-	Source      *vmState  `json:"source,omitempty"`
-	Destination *vmState  `json:"destination,omitempty"`
+	Owner       string       `json:"owner"`
+	PID         int          `json:"pid"` // of the process that made it and has not kept it; 0: it is to stand
+	StartTime   uint64       `json:"start_time"`
+	Made        time.Time    `json:"made"`
+	LinkRate    int64        `json:"link_rate_bytes_per_s"`
+	Source      *vmState     `json:"source,omitempty"`
+	Destination *vmState     `json:"destination,omitempty"`
+	Server      *serverState `json:"server,omitempty"` // of the guest's storage
 }
 
 type vmState struct {
@@ -172,6 +173,9 @@ func (l *Lab) state() state {
 		return &vmState{vm.Host().Name(), vm.Process().PID(), vm.Spec()}
 	}
 	s.Source, s.Destination = note(l.source), note(l.destination)
+	if l.disks != nil {
+		s.Server = l.disks.server.state(l.network.Observer())
+	}
 	return s
 }
 
@@ -382,6 +386,10 @@ func Down(ctx context.Context, owner string) (removed []string, err error) {
 				errs = append(errs, vm.Close())
 			}
 		}
+	}
+	if s, err := read(dir); err == nil && s.Server != nil {
+		removed = append(removed, fmt.Sprintf("storage server %d", s.Server.PID))
+		errs = append(errs, s.Server.end(ctx))
 	}
 	names, err := hostnet.Remove(ctx, owner)
 	removed, errs = append(removed, names...), append(errs, err)
