@@ -13,7 +13,7 @@ func TestAddress(t *testing.T) {
 		"unix:/run/m":     `{"path":"/run/m","transport":"socket","type":"unix"}`,
 		"vsock:3:9000":    `{"cid":"3","port":"9000","transport":"socket","type":"vsock"}`,
 		"fd:m":            `{"str":"m","transport":"socket","type":"fd"}`,
-		"exec:cat a:b,c": `{"args":["/bin/sh","-c","cat a:b,c"],"transport":"exec"}`,
+		"exec:cat a:b,c":  `{"args":["/bin/sh","-c","cat a:b,c"],"transport":"exec"}`,
 		"file:/a,offset=": `{"filename":"/a,offset=","offset":0,"transport":"file"}`,
 	} {
 		a, err := qmp.ParseAddress(uri)
