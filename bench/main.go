@@ -55,13 +55,14 @@ func run(ctx context.Context, args []string, out io.Writer) (err error) {
 		{"process", (*bench).process},
 		{"ready", (*bench).ready},
 		{"network", (*bench).network},
+		{"secure", (*bench).secure},
 	}
 	flags := flag.NewFlagSet("bench", flag.ContinueOnError)
 	b := &bench{out: out}
 	flags.BoolVar(&b.quick, "quick", false, "few repetitions: below a minute")
 	flags.StringVar(&b.qmigrate, "qmigrate", "bin/qmigrate", "the program, as `make build` leaves it")
 	to := flags.String("out", "bench", "folder of the JSON files")
-	only := flags.String("only", "", "comma-separated sections: roundtrip, engine, process, ready, network")
+	only := flags.String("only", "", "comma-separated sections: roundtrip, engine, process, ready, network, secure")
 	if err := flags.Parse(args); err != nil {
 		if errors.Is(err, flag.ErrHelp) {
 			return nil

@@ -81,7 +81,7 @@ func (t *TLS) check(p Plan) error {
 			return fmt.Errorf("parameter %s: tls %s sets it", name, t.Kind)
 		}
 	}
-	if host := p.Host(); t.Kind == X509 && t.Hostname == "" && !t.NoVerify && host == "" {
+	if host := p.host(); t.Kind == X509 && t.Hostname == "" && !t.NoVerify && host == "" {
 		return fmt.Errorf("tls x509: %s has no host's name that the destination's certificate could be held against: give one with --tls-hostname", p.target())
 	}
 	return nil
@@ -95,8 +95,15 @@ func (p Plan) target() string {
 	return p.Listen
 }
 
-// Host is the name or address of the host that the source will connect to; empty if there is none, as with a unix socket.
-func (p Plan) Host() string {
+// Hosts are the names or addresses by which the source will know the destination: one, or none, as with a unix socket.
+func (p Plan) Hosts() []string {
+	if host := p.host(); host != "" {
+		return []string{host}
+	}
+	return nil
+}
+
+func (p Plan) host() string {
 	rest, ok := strings.CutPrefix(p.withDefaults().target(), "tcp:")
 	if !ok {
 		return ""
@@ -149,7 +156,7 @@ func (m *migration) checkTLS() error {
 	}
 	name := t.Hostname
 	if name == "" {
-		name = m.plan.Host()
+		name = m.plan.host()
 	}
 	if dst != nil {
 		if err := dst.GoodFor(name); err != nil {
@@ -320,10 +327,9 @@ func (t *TLS) parameters(role record.Holder) map[string]any {
 	return p
 }
 
-// nbd names the same credentials for a connection that carries a disk from the source to the destination's NBD server: server are further members of
-// nbd-server-start's argument, client of blockdev-add's for driver nbd. Without TLS both are empty. host is what the source connects to.
-func (m *migration) nbd(host string) (server, client map[string]any) {
-	t := m.plan.TLS
+// NBD names the same credentials for a connection that carries a disk from the source to the destination's NBD server, between secure and unsecure: server
+// are further members of nbd-server-start's argument, client of blockdev-add's for driver nbd. Without TLS, t being nil, both are empty.
+func (t *TLS) NBD() (server, client map[string]any) {
 	if t == nil {
 		return nil, nil
 	}
@@ -331,7 +337,7 @@ func (m *migration) nbd(host string) (server, client map[string]any) {
 	if t.Authz != "" {
 		server["tls-authz"] = authzID
 	}
-	if t.Hostname != "" && t.Hostname != host {
+	if t.Hostname != "" {
 		client["tls-hostname"] = t.Hostname
 	}
 	return server, client

@@ -407,3 +407,51 @@ func matches(pattern, text string) bool {
 	}
 	return true
 }
+
+// TestTLSNBD: the names that a disk's connection is given are those that QEMU takes, and its handshake holds.
+func TestTLSNBD(t *testing.T) {
+	eachPair(t, func(t *testing.T, source, destination string) {
+		p := newPKI(t)
+		s := x509(t, p.client(), p.server())
+		s.Authz, s.Hostname = "O=qmigrate,CN=a", "b.lab"
+		src, dst := pair(t, source, func(_, d *guest.Spec) {
+			d.QEMU = destination
+			d.Extra = append(d.Extra, "-blockdev", "null-co,node-name=disk,size=1048576,read-zeroes=on")
+		})
+		open := func(vm *guest.VM) func(command string, args any) {
+			nc, err := vm.Dial(t.Context(), guest.Control)
+			if err != nil {
+				t.Fatal(err)
+			}
+			c, err := qmp.NewConn(t.Context(), nc, qmp.Options{})
+			if err != nil {
+				t.Fatal(err)
+			}
+			t.Cleanup(func() { c.Close() })
+			return func(command string, args any) {
+				t.Helper()
+				if err := c.Execute(t.Context(), command, args, nil); err != nil {
+					t.Fatal(err)
+				}
+			}
+		}
+		onSource, onDestination := open(src), open(dst)
+		onSource("object-add", map[string]any{"id": "qmigrate-tls", "qom-type": "tls-creds-x509", "endpoint": "client", "dir": s.SourceDir})
+		onDestination("object-add", map[string]any{"id": "qmigrate-tls", "qom-type": "tls-creds-x509", "endpoint": "server", "dir": s.DestinationDir})
+		onDestination("object-add", map[string]any{"id": "qmigrate-authz", "qom-type": "authz-simple", "identity": s.Authz})
+		socket := filepath.Join(guesttest.Dir(t), "n")
+		server, client := s.NBD()
+		start := map[string]any{"addr": map[string]any{"type": "unix", "data": map[string]string{"path": socket}}}
+		maps.Copy(start, server)
+		onDestination("nbd-server-start", start)
+		onDestination("block-export-add", map[string]any{"id": "disk", "type": "nbd", "node-name": "disk", "name": "disk"})
+		add := map[string]any{"driver": "nbd", "node-name": "far", "export": "disk", "server": map[string]any{"type": "unix", "path": socket}}
+		maps.Copy(add, client)
+		onSource("blockdev-add", add)
+		onSource("blockdev-del", map[string]string{"node-name": "far"})
+		onDestination("nbd-server-stop", nil)
+		if a, b := (*engine.TLS)(nil).NBD(); len(a)+len(b) > 0 {
+			t.Errorf("%v, %v", a, b)
+		}
+	})
+}

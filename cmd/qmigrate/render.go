@@ -318,6 +318,9 @@ func printChecks(w io.Writer, r *record.Migration) {
 	if m := r.MemoryCheck; m != nil {
 		line("memory", fmt.Sprintf("%s checked in the guest, %s wrong", plural(m.PagesChecked, "page", "pages"), count(m.PagesWrong)))
 	}
+	if t := r.Tunnel; t != nil {
+		line("tunnel", fmt.Sprintf("%s, %s carried", t.Kind, units.FormatSize(t.Bytes)), fmt.Sprintf("%s of this program's CPU while it stood", units.FormatDuration(t.CPU)))
+	}
 	if n := r.Network; n != nil {
 		parts := []string{fmt.Sprintf("%s sent, %s lost", plural(int64(n.PingsSent), "ping", "pings"), count(int64(n.PingsLost)))}
 		if n.TCPSurvived != nil {

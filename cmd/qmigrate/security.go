@@ -73,11 +73,7 @@ func credentials(ctx context.Context, p *engine.Plan, src, dst *engine.Endpoint)
 	if p.TLS == nil || p.TLS.SourceDir != "" {
 		return remove, nil
 	}
-	var hosts []string
-	if host := p.Host(); host != "" {
-		hosts = append(hosts, host)
-	}
-	source, destination, err := lab.Credentials(p.TLS, hosts...)
+	source, destination, err := lab.Credentials(p.TLS, p.Hosts()...)
 	if err != nil {
 		return nil, err
 	}

@@ -58,7 +58,7 @@ func (l *Lab) credentials(p *engine.Plan) (remove func() error, err error) {
 	}
 	t := *p.TLS // the caller's stays as it is
 	p.TLS = &t
-	source, destination, err := Credentials(p.TLS, l.network.Address(destinationHost).String())
+	source, destination, err := Credentials(p.TLS, p.Hosts()...)
 	if err != nil {
 		return nil, err
 	}

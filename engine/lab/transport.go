@@ -36,6 +36,10 @@ func CheckTransport(name string, p engine.Plan) error {
 		return fmt.Errorf("transport %q: have %s", name, strings.Join(Transports(), ", "))
 	case name == Exec && (p.Mode == record.PostCopyMode || p.Mode == record.HybridMode || p.Capabilities["return-path"] || p.Capabilities["postcopy-ram"]):
 		return errors.New("transport exec: the lab's is a pipe, one way only, and post-copy and return-path need the way back: take tcp, unix or fd")
+	case name == Exec && p.TLS != nil:
+		return errors.New("transport exec: the lab's is a pipe, one way only, and a TLS handshake needs the way back: take tcp, unix or fd")
+	case name != "" && name != TCP && p.Tunnel != "":
+		return fmt.Errorf("transport %s: a tunnel is one of its own: leave one of the two out", name)
 	}
 	return nil
 }
