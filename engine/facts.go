@@ -180,7 +180,18 @@ func (m Mismatch) Error() string { return m.Problem + ": " + m.Mend }
 
 // Compare says everything that keeps a guest behind src from moving to dst.
 func Compare(src, dst *Facts) []Mismatch {
-	var all []Mismatch
+	refusals, _ := compareMachines(src, dst)
+	return append(compareStates(src, dst), refusals...)
+}
+
+// Doubts says what might go wrong with a pair that Compare lets pass.
+func Doubts(src, dst *Facts) []Mismatch {
+	_, doubts := compareMachines(src, dst)
+	return doubts
+}
+
+// compareStates finds a pair that is not source and destination, and machines that cannot be the same.
+func compareStates(src, dst *Facts) (all []Mismatch) {
 	add := func(problem, mend string, args ...any) {
 		all = append(all, Mismatch{fmt.Sprintf(problem, args...), mend})
 	}
@@ -218,8 +229,7 @@ func Compare(src, dst *Facts) []Mismatch {
 	for _, reason := range src.Blockers {
 		add("source cannot migrate: %s", "remove what blocks it (device_del, or start the guest without it)", reason)
 	}
-	refusals, _ := compareMachines(src, dst)
-	return append(all, refusals...)
+	return all
 }
 
 // unsafeSource says in what way this source is known to lose memory.

@@ -229,12 +229,6 @@ func compareNetwork(src, dst *Facts, doubt func(problem, mend string)) {
 	}
 }
 
-// Doubts says what might go wrong with a pair that Compare lets pass.
-func Doubts(src, dst *Facts) []Mismatch {
-	_, doubts := compareMachines(src, dst)
-	return doubts
-}
-
 // compareFor says what keeps the guest from moving by this plan only.
 func compareFor(src, dst *Facts, p Plan) (refusals, doubts []Mismatch) {
 	refuse := func(problem, mend string) { refusals = append(refusals, Mismatch{problem, mend}) }
@@ -264,8 +258,9 @@ func (m *migration) compare(ctx context.Context) error {
 			return fmt.Errorf("ask for CPU models: %w", err)
 		}
 	}
-	refusals, doubts := compareFor(src, dst, m.plan)
-	refusals = append(Compare(src, dst), refusals...)
+	refusals, doubts := compareMachines(src, dst)
+	more, warnings := compareFor(src, dst, m.plan)
+	refusals = slices.Concat(compareStates(src, dst), refusals, more)
 	switch len(refusals) {
 	case 0:
 	case 1:
@@ -273,7 +268,7 @@ func (m *migration) compare(ctx context.Context) error {
 	default:
 		return fmt.Errorf("%w (and %d more: see `qmigrate caps`)", refusals[0], len(refusals)-1)
 	}
-	for _, d := range append(Doubts(src, dst), doubts...) {
+	for _, d := range append(doubts, warnings...) {
 		m.rec.Warn("%s", d)
 	}
 	return nil

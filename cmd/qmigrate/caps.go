@@ -7,6 +7,7 @@ import (
 	"io"
 	"maps"
 	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 
@@ -26,10 +27,13 @@ func (c *commands) caps() *cli.Command {
 		Usage:     "what one QEMU, or a pair, can do, and why not",
 		ArgsUsage: "E [E]",
 		Description: "E is an endpoint, as `qmigrate migrate` takes it, or qemu:VERSION or qemu:PATH: that binary is started without a guest and asked.\n" +
-			"With two, only what differs is listed, and whether a guest could move from the first to the second.",
+			"With two, only what differs is listed, and whether a guest could move from the first to the second.\n\n" +
+			"What introspection cannot tell (userfaultfd, KVM's dirty ring, TLS, RDMA) is tried on throw-away QEMUs of the same binaries, which are started without a guest and ended; " +
+			"a QEMU elsewhere, or one whose binary may not be started here, is not tried.",
 		Flags: []cli.Flag{
 			&cli.BoolFlag{Name: "all", Usage: "with two: list also what is the same"},
 			&cli.BoolFlag{Name: "json", Category: aboutOutput, Usage: "print JSON"},
+			&cli.BoolFlag{Name: "no-trial", Usage: "start no throw-away QEMUs"},
 			&cli.StringFlag{Name: "machine", Value: "pc-q35-7.2", Usage: "`TYPE` machine type of the QEMUs that are started for qemu:"},
 			logLevelFlag(),
 		},
@@ -46,53 +50,102 @@ func (c *commands) runCaps(x *cli.Context) error {
 		return err
 	}
 	var all []*engine.Facts
+	var trials []*engine.Trial
 	thrown := false
 	for _, text := range x.Args().Slice() {
-		f, own, err := facts(x.Context, text, x.String("machine"), engine.Options{Logger: log, Schemas: schemas()})
+		f, bin, own, err := facts(x.Context, text, x.String("machine"), engine.Options{Logger: log, Schemas: schemas()})
 		if err != nil {
 			return err
 		}
 		all, thrown = append(all, f), thrown || own
+		if x.Bool("no-trial") {
+			bin = binary{why: "not asked for: --no-trial"}
+		}
+		trials = append(trials, bin.try(x.Context, f.Accelerator))
 	}
 	if x.Bool("json") {
-		return json.NewEncoder(c.stdout).Encode(capsJSON(all, thrown))
+		return json.NewEncoder(c.stdout).Encode(capsJSON(all, trials, thrown))
 	}
-	printCaps(c.stdout, all, x.Bool("all") || len(all) == 1)
+	printCaps(c.stdout, all, trials, x.Bool("all") || len(all) == 1)
+	printAbilities(c.stdout, abilities(all, trials))
 	if len(all) == 2 && !thrown {
-		printVerdict(c.stdout, engine.Compare(all[0], all[1]))
+		printVerdict(c.stdout, engine.Compare(all[0], all[1]), engine.Doubts(all[0], all[1]))
 	}
 	return nil
 }
 
+// abilities are those of a pair, or of one QEMU to another like it.
+func abilities(all []*engine.Facts, trials []*engine.Trial) []engine.Ability {
+	last := len(all) - 1
+	return engine.Abilities(all[0], all[last], trials[0], trials[last])
+}
+
+// binary is a QEMU that can be started here once more, or why not.
+type binary struct {
+	path string
+	env  []string
+	why  string
+}
+
+// try starts a throw-away; what it does not tell is not tried, and why.
+func (p binary) try(ctx context.Context, accelerator string) *engine.Trial {
+	if p.why != "" {
+		return &engine.Trial{Why: p.why}
+	}
+	trial, err := lab.Throwaway(ctx, p.path, p.env, accelerator)
+	if err != nil {
+		return &engine.Trial{Why: err.Error()}
+	}
+	return trial
+}
+
+// programOf is the binary behind an endpoint.
+func programOf(e *engine.Endpoint, f *engine.Facts) binary {
+	p, ok := e.Process.(*peer)
+	if !ok {
+		return binary{why: f.Name + " is not on this machine, as far as is known"}
+	}
+	path, env, err := p.program()
+	switch {
+	case err != nil:
+		return binary{why: err.Error()}
+	case !strings.Contains(filepath.Base(path), "qemu"):
+		return binary{why: fmt.Sprintf("the process behind %s is no QEMU that can be started here (%s)", f.Name, first(path, "not to be looked at"))}
+	}
+	return binary{path: path, env: env}
+}
+
 // facts asks an endpoint, or a QEMU that is started for it; own tells which.
-func facts(ctx context.Context, text, machine string, o engine.Options) (f *engine.Facts, own bool, err error) {
+func facts(ctx context.Context, text, machine string, o engine.Options) (f *engine.Facts, bin binary, own bool, err error) {
 	want, own := strings.CutPrefix(text, "qemu:")
 	if !own {
 		e, err := parseEndpoint(text)
 		if err != nil {
-			return nil, false, err
+			return nil, binary{}, false, err
 		}
-		f, err = engine.Inspect(ctx, e, o)
-		return f, false, err
+		if f, err = engine.Inspect(ctx, e, o); err != nil {
+			return nil, binary{}, false, err
+		}
+		return f, programOf(e, f), false, nil
 	}
 	b, err := guest.FindQEMU(ctx, want)
 	if err != nil {
-		return nil, true, err
+		return nil, binary{}, true, err
 	}
 	dir, err := os.MkdirTemp("", "qmig-caps-")
 	if err != nil {
-		return nil, true, err
+		return nil, binary{}, true, err
 	}
 	defer os.RemoveAll(dir)
 	vm, err := guest.Start(ctx, hostnet.Local(), guest.Spec{Name: "caps", QEMU: b.Path, Machine: machine, Memory: 16 << 20, Dir: dir + "/vm", Paused: true})
 	if err != nil {
-		return nil, true, err
+		return nil, binary{}, true, err
 	}
 	defer vm.Close()
 	e := lab.Endpoint(vm)
 	e.Name = text
 	f, err = engine.Inspect(ctx, e, o)
-	return f, true, err
+	return f, binary{path: b.Path}, true, err
 }
 
 // capRow is one capability or parameter over the QEMUs; "" is one that a QEMU does not have.
@@ -101,12 +154,12 @@ type capRow struct {
 	values []string
 }
 
-func capRows(all []*engine.Facts) (capabilities, parameters []capRow) {
-	collect := func(values func(*engine.Facts) map[string]string) []capRow {
+func capRows(all []*engine.Facts, trials []*engine.Trial) (capabilities, parameters []capRow) {
+	collect := func(values func(*engine.Facts, *engine.Trial) map[string]string) []capRow {
 		names := map[string]bool{}
 		each := make([]map[string]string, len(all))
 		for i, f := range all {
-			each[i] = values(f)
+			each[i] = values(f, trials[i])
 			for name := range each[i] {
 				names[name] = true
 			}
@@ -121,26 +174,32 @@ func capRows(all []*engine.Facts) (capabilities, parameters []capRow) {
 		}
 		return rows
 	}
-	capabilities = collect(func(f *engine.Facts) map[string]string {
+	capabilities = collect(func(f *engine.Facts, _ *engine.Trial) map[string]string {
 		m := map[string]string{}
 		for name, on := range f.Capabilities {
 			m[name] = map[bool]string{true: "on", false: "off"}[on]
 		}
 		return m
 	})
-	parameters = collect(func(f *engine.Facts) map[string]string {
+	parameters = collect(func(f *engine.Facts, t *engine.Trial) map[string]string {
 		m := map[string]string{}
 		for _, member := range f.Schema.MigrationParameters() {
-			m[member.Name] = parameterText(member, f.Parameters[member.Name])
+			m[member.Name] = parameterText(member, f.Parameters[member.Name], t.Ranges[member.Name])
+			if value, usual := f.Parameters[member.Name], t.Defaults[member.Name]; usual != nil && value != usual {
+				m[member.Name] += fmt.Sprintf(", default %v without a machine", usual)
+			}
 		}
 		return m
 	})
 	return capabilities, parameters
 }
 
-// parameterText is the parameter's value if it is set, and its type or its enumeration's members.
-func parameterText(m qmp.Member, value any) string {
+// parameterText is the parameter's value if it is set, and its type, with its range where a trial told, or its enumeration's members.
+func parameterText(m qmp.Member, value any, legal string) string {
 	text := m.Type
+	if legal != "" {
+		text += ", " + legal
+	}
 	if len(m.Enum) > 0 {
 		text = strings.Join(m.Enum, "|")
 	}
@@ -150,7 +209,7 @@ func parameterText(m qmp.Member, value any) string {
 	return text
 }
 
-func printCaps(w io.Writer, all []*engine.Facts, everything bool) {
+func printCaps(w io.Writer, all []*engine.Facts, trials []*engine.Trial, everything bool) {
 	t := table{align: "l" + strings.Repeat("l", len(all))}
 	line := func(name string, value func(*engine.Facts) string) {
 		cells := []string{name}
@@ -170,7 +229,7 @@ func printCaps(w io.Writer, all []*engine.Facts, everything bool) {
 	line("blocked", func(f *engine.Facts) string {
 		return map[bool]string{true: "no", false: "yes, see below"}[len(f.Blockers) == 0]
 	})
-	capabilities, parameters := capRows(all)
+	capabilities, parameters := capRows(all, trials)
 	for _, part := range []struct {
 		title string
 		rows  []capRow
@@ -201,23 +260,65 @@ func printCaps(w io.Writer, all []*engine.Facts, everything bool) {
 	}
 }
 
-func printVerdict(w io.Writer, all []engine.Mismatch) {
-	if len(all) == 0 {
-		fmt.Fprintln(w, "\na guest can move from the first to the second")
-		return
+func printAbilities(w io.Writer, all []engine.Ability) {
+	fmt.Fprintln(w)
+	t := table{align: "lll"}
+	t.row("way to migrate", "can", "why")
+	for _, a := range all {
+		t.row("  "+a.Name, string(a.Can), a.Why)
 	}
-	fmt.Fprintln(w, "\na guest cannot move from the first to the second:")
-	for _, m := range all {
-		fmt.Fprintf(w, "  %s\n", fold(m.Error(), 4, page(w)))
+	t.print(w)
+}
+
+func printVerdict(w io.Writer, refusals, doubts []engine.Mismatch) {
+	list := func(title string, all []engine.Mismatch) {
+		fmt.Fprintf(w, "\n%s\n", title)
+		for _, m := range all {
+			fmt.Fprintf(w, "  %s\n", fold(m.Error(), 4, page(w)))
+		}
+	}
+	switch {
+	case len(refusals) > 0:
+		list("a guest cannot move from the first to the second:", refusals)
+	default:
+		fmt.Fprintln(w, "\na guest can move from the first to the second")
+	}
+	if len(doubts) > 0 {
+		list("what may matter:", doubts)
 	}
 }
 
 // capsJSON is what `caps --json` prints.
-func capsJSON(all []*engine.Facts, thrown bool) any {
+func capsJSON(all []*engine.Facts, trials []*engine.Trial, thrown bool) any {
 	type parameter struct {
-		Type  string   `json:"type"`
-		Enum  []string `json:"members,omitempty"`
-		Value any      `json:"value,omitempty"`
+		Type    string   `json:"type"`
+		Enum    []string `json:"members,omitempty"`
+		Value   any      `json:"value,omitempty"`
+		Default any      `json:"default,omitempty"` // of a throw-away
+		Range   string   `json:"range,omitempty"`
+	}
+	type device struct {
+		Type string `json:"type"`
+		ID   string `json:"id,omitempty"`
+		Path string `json:"path"`
+	}
+	type disk struct {
+		Name     string `json:"name"`
+		Device   string `json:"device,omitempty"`
+		Node     string `json:"node,omitempty"`
+		File     string `json:"file,omitempty"`
+		Bytes    int64  `json:"size_bytes"`
+		ReadOnly bool   `json:"read_only"`
+		Direct   bool   `json:"cache_direct"`
+	}
+	type trial struct {
+		Why     string            `json:"not_tried,omitempty"`
+		Refused map[string]string `json:"refused,omitempty"` // by what was tried; "" was taken
+	}
+	type ability struct {
+		Name string `json:"name"`
+		Can  string `json:"can"` // yes, no, not tried
+		Why  string `json:"why,omitempty"`
 	}
 	type qemu struct {
 		Name         string               `json:"name"`
@@ -230,21 +331,40 @@ func capsJSON(all []*engine.Facts, thrown bool) any {
 		Blockers     []string             `json:"blockers"`
 		Capabilities map[string]bool      `json:"capabilities"`
 		Parameters   map[string]parameter `json:"parameters"`
+		CPU          string               `json:"cpu"`
+		Devices      []device             `json:"devices"`
+		Disks        []disk               `json:"disks"`
+		Trial        trial                `json:"trial"`
 	}
 	out := struct {
-		QEMUs    []qemu   `json:"qemus"`
-		Problems []string `json:"problems,omitempty"`
+		QEMUs    []qemu    `json:"qemus"`
+		Modes    []ability `json:"modes"`
+		Problems []string  `json:"problems,omitempty"`
+		Doubts   []string  `json:"doubts,omitempty"`
 	}{}
-	for _, f := range all {
-		q := qemu{f.Name, f.Version, f.Machine, f.MemoryBytes, f.VCPUs, f.Accelerator, f.RunState, f.Blockers, f.Capabilities, map[string]parameter{}}
+	for i, f := range all {
+		t := trials[i]
+		q := qemu{f.Name, f.Version, f.Machine, f.MemoryBytes, f.VCPUs, f.Accelerator, f.RunState, f.Blockers, f.Capabilities, map[string]parameter{}, f.CPU.Type, []device{}, []disk{}, trial{t.Why, t.Refused}}
 		for _, m := range f.Schema.MigrationParameters() {
-			q.Parameters[m.Name] = parameter{m.Type, m.Enum, f.Parameters[m.Name]}
+			q.Parameters[m.Name] = parameter{m.Type, m.Enum, f.Parameters[m.Name], t.Defaults[m.Name], t.Ranges[m.Name]}
+		}
+		for _, d := range f.Devices {
+			q.Devices = append(q.Devices, device{d.Type, d.ID, d.Path})
+		}
+		for _, d := range f.Disks {
+			q.Disks = append(q.Disks, disk{d.Name, d.Device, d.Node, d.File, d.Bytes, d.ReadOnly, d.Direct})
 		}
 		out.QEMUs = append(out.QEMUs, q)
+	}
+	for _, a := range abilities(all, trials) {
+		out.Modes = append(out.Modes, ability{a.Name, string(a.Can), a.Why})
 	}
 	if len(all) == 2 && !thrown {
 		for _, m := range engine.Compare(all[0], all[1]) {
 			out.Problems = append(out.Problems, m.Error())
+		}
+		for _, m := range engine.Doubts(all[0], all[1]) {
+			out.Doubts = append(out.Doubts, m.Error())
 		}
 	}
 	return out

@@ -4,10 +4,12 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"net"
 	"net/url"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"syscall"
 	"time"
@@ -201,6 +203,30 @@ func (p *peer) readFile(name string) ([]byte, error) {
 // HasThread tells a QEMU from a forwarder that listens for it, and from a manager that made its socket.
 func (p *peer) HasThread(id int) bool {
 	return p.proc != nil && lab.NewProcess(hostnet.Local(), p.proc).HasThread(id)
+}
+
+// program is the process's binary, "" if it is not to be looked at, and those of its environment's variables that tell a program where its parts are.
+func (p *peer) program() (path string, env []string, err error) {
+	if p.proc == nil {
+		return "", nil, errNoProcess
+	}
+	if path, err = os.Readlink(fmt.Sprintf("/proc/%d/exe", p.proc.PID())); err != nil {
+		return "", nil, nil
+	}
+	vars, err := hostnet.Local().ReadFile(fmt.Sprintf("/proc/%d/environ", p.proc.PID()))
+	if err != nil {
+		return path, nil, fmt.Errorf("read environment of process %d: %w", p.proc.PID(), err)
+	}
+	keep := map[string]string{}
+	for _, v := range guest.Cmdline(vars) {
+		if name, value, ok := strings.Cut(v, "="); ok && (name == "LD_LIBRARY_PATH" || strings.HasPrefix(name, "QEMU_")) {
+			keep[name] = value
+		}
+	}
+	for _, name := range slices.Sorted(maps.Keys(keep)) {
+		env = append(env, name+"="+keep[name])
+	}
+	return path, env, nil
 }
 
 // MainThreadCPU is the processor time of QEMU's main thread.

@@ -5,10 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"maps"
-	"os"
 	"path/filepath"
-	"slices"
 	"strings"
 
 	"github.com/urfave/cli/v2"
@@ -227,30 +224,16 @@ func commandLine(ctx context.Context, e *engine.Endpoint) (machine string, args,
 	if err != nil {
 		return "", nil, nil, err
 	}
-	if p.proc == nil {
-		return "", nil, nil, fmt.Errorf("launch destination: %w", errNoProcess)
+	program, env, err := p.program()
+	if err != nil {
+		return "", nil, nil, fmt.Errorf("launch destination: %w", err)
 	}
-	local := hostnet.Local()
-	program, err := os.Readlink(fmt.Sprintf("/proc/%d/exe", p.proc.PID()))
-	if err != nil || !strings.Contains(filepath.Base(program), "qemu") { // qemu-system-x86_64, qemu-kvm, .qemu-system-x86_64-wrapped
+	if !strings.Contains(filepath.Base(program), "qemu") { // qemu-system-x86_64, qemu-kvm, .qemu-system-x86_64-wrapped
 		return "", nil, nil, fmt.Errorf("launch destination: process %d behind %s is no QEMU but %s: start the destination yourself", p.proc.PID(), e.Name, first(program, "not to be looked at"))
 	}
-	line, err := local.ReadFile(fmt.Sprintf("/proc/%d/cmdline", p.proc.PID()))
+	line, err := hostnet.Local().ReadFile(fmt.Sprintf("/proc/%d/cmdline", p.proc.PID()))
 	if err != nil {
 		return "", nil, nil, fmt.Errorf("read source's command line: %w", err)
-	}
-	vars, err := local.ReadFile(fmt.Sprintf("/proc/%d/environ", p.proc.PID()))
-	if err != nil {
-		return "", nil, nil, fmt.Errorf("read source's environment: %w", err)
-	}
-	keep := map[string]string{}
-	for _, v := range guest.Cmdline(vars) {
-		if name, value, ok := strings.Cut(v, "="); ok && (name == "LD_LIBRARY_PATH" || strings.HasPrefix(name, "QEMU_")) {
-			keep[name] = value
-		}
-	}
-	for _, name := range slices.Sorted(maps.Keys(keep)) {
-		env = append(env, name+"="+keep[name])
 	}
 	return facts.Machine, guest.Cmdline(line), env, nil
 }

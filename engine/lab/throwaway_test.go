@@ -1,0 +1,57 @@
+package lab_test
+
+import (
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"qmigrate/engine/lab"
+	"qmigrate/guest/guesttest"
+)
+
+// What both QEMUs say of themselves, in their own words.
+func TestThrowaway(t *testing.T) {
+	for _, version := range guesttest.Versions() {
+		t.Run(version, func(t *testing.T) {
+			trial, err := lab.Throwaway(t.Context(), guesttest.QEMU(t, version), nil, "tcg")
+			if err != nil {
+				t.Fatal(err)
+			}
+			t.Logf("%q", trial.Refused)
+			t.Logf("%q", trial.Ranges)
+			want := map[string]string{"auto-converge": "", "multifd": "", "zero-copy-send": "", "tls-creds-psk": "", "tls-creds-x509": ""}
+			if version == "10.0" {
+				want["dirty-limit"] = "dirty-limit requires KVM with accelerator property 'dirty-ring-size' set"
+				want["multifd+postcopy-ram"] = "Postcopy is not yet compatible with multifd"
+				want["multifd+xbzrle"] = "Multifd is not compatible with xbzrle"
+				want["mapped-ram"], want["switchover-ack"] = "", ""
+			}
+			for name, text := range want {
+				if got, tried := trial.Refused[name]; !tried || !strings.HasPrefix(got, text) || text == "" && got != "" {
+					t.Errorf("%s: %q, tried %t; want %q", name, got, tried, text)
+				}
+			}
+			if _, tried := trial.Refused["mapped-ram"]; tried != (version == "10.0") {
+				t.Error("mapped-ram is not 7.2's, and 10.0's")
+			}
+			for name, text := range map[string]string{"multifd-channels": "1 to 255", "cpu-throttle-initial": "1 to 99"} {
+				if got := trial.Ranges[name]; got != text {
+					t.Errorf("%s: %q, want %q", name, got, text)
+				}
+			}
+			if got, text := trial.Ranges["multifd-zstd-level"], map[string]string{"7.2": "0 to 255", "10.0": "0 to 20"}[version]; got != text { // 7.2 takes any, and the level does not change
+				t.Errorf("multifd-zstd-level: %q, want %q", got, text)
+			}
+			if got := trial.Defaults["downtime-limit"]; got != int64(300) {
+				t.Errorf("downtime-limit is %v by default", got)
+			}
+		})
+	}
+	if left, _ := filepath.Glob(filepath.Join(os.TempDir(), "qmig-try-*")); len(left) > 0 {
+		t.Errorf("left: %v", left)
+	}
+	if _, err := lab.Throwaway(t.Context(), "/bin/false", nil, "tcg"); err == nil || !strings.Contains(err.Error(), "try on a throw-away: ") {
+		t.Error(err)
+	}
+}

@@ -1,0 +1,240 @@
+package engine
+
+import (
+	"fmt"
+	"slices"
+	"strings"
+
+	"qmigrate/qmp"
+)
+
+// Ability is one way to migrate, and whether a pair of QEMUs can go it.
+type Ability struct {
+	Name string
+	Can  Verdict
+	Why  string // in one line: why not, or on what it rests
+}
+
+// Verdict is yes, no, or unknown for want of a trial.
+type Verdict string
+
+const (
+	Yes      Verdict = "yes"
+	No       Verdict = "no"
+	NotTried Verdict = "not tried"
+)
+
+// transport leads to the names of the transports, in the arguments of migrate.
+const transport = "channels.addr.transport"
+
+// end is one side of a pair as its abilities are judged.
+type end struct {
+	name  string
+	facts *Facts
+	trial *Trial
+}
+
+// versions says since when QEMU has a capability, and until when it had it.
+var versions = map[string]string{
+	"switchover-ack": "8.1 and later have it", "dirty-limit": "8.1 and later have it", "mapped-ram": "9.0 and later have it", "compress": "it is gone since 9.1",
+	"background-snapshot": "6.0 and later have it", "postcopy-preempt": "7.1 and later have it", "zero-copy-send": "7.1 and later have it, on Linux",
+}
+
+// judge collects what one way needs; the first thing that is missing decides.
+type judge struct {
+	can      Verdict
+	why      string
+	nothing  bool   // a trial was wanted and there was none
+	untested string // and why
+}
+
+func (j *judge) no(format string, args ...any) {
+	if j.can != No {
+		j.can, j.why = No, fmt.Sprintf(format, args...)
+	}
+}
+
+// capability needs one on each of the ends given.
+func (j *judge) capability(name string, ends ...end) {
+	for _, e := range ends {
+		if _, ok := e.facts.Capabilities[name]; !ok {
+			text := fmt.Sprintf("%s has no capability %s", e.name, name)
+			if v := versions[name]; v != "" {
+				text += ": " + v
+			}
+			j.no("%s", text)
+		}
+	}
+}
+
+// trial needs an attempt that a throw-away took.
+func (j *judge) trial(attempt string, ends ...end) {
+	for _, e := range ends {
+		switch refusal, tried := e.trial.said(attempt); {
+		case !tried:
+			j.nothing = true
+			if e.trial != nil && e.trial.Why != "" && j.untested == "" {
+				j.untested = e.trial.Why
+			}
+		case refusal != "":
+			j.no("%s refuses: %s", e.name, refusal)
+		}
+	}
+}
+
+// command needs the commands on each end.
+func (j *judge) command(e end, names ...string) {
+	for _, name := range names {
+		if e.facts.Schema != nil && !e.facts.Schema.HasCommand(name) {
+			j.no("%s has no command %s", e.name, name)
+		}
+	}
+}
+
+// ability is the verdict; why is what to say when all is there.
+func (j *judge) ability(name, why string) Ability {
+	switch {
+	case j.can == No:
+		return Ability{name, No, j.why}
+	case j.nothing:
+		if j.untested == "" {
+			j.untested = "introspection has it; whether host and build can was not tried"
+		}
+		return Ability{name, NotTried, j.untested}
+	}
+	return Ability{name, Yes, why}
+}
+
+// Abilities says which ways to migrate a pair can go, and why not: by introspection, and by what throw-away QEMUs of the same binaries said where
+// that cannot tell. The same QEMU may be given twice. What keeps this very guest from moving at all is Compare's.
+func Abilities(src, dst *Facts, srcTrial, dstTrial *Trial) []Ability {
+	a, b := end{"source " + src.Name, src, srcTrial}, end{"destination " + dst.Name, dst, dstTrial}
+	if src == dst {
+		a.name, b.name = src.Name, dst.Name
+	}
+	var all []Ability
+	add := func(name, why string, needs func(j *judge)) {
+		j := &judge{}
+		needs(j)
+		all = append(all, j.ability(name, why))
+	}
+	lossy := ""
+	if src.Accelerator == "tcg" && src.before(9, 0) {
+		lossy = "but under TCG before 9.0 dirty pages are lost if RAM is a multiple of 256 KiB"
+	}
+	add("pre-copy", lossy, func(j *judge) { j.command(a, "migrate"); j.command(b, "migrate-incoming") })
+	add("stop-and-copy", "", func(j *judge) { j.command(a, "migrate", "stop"); j.command(b, "migrate-incoming") })
+	postCopy := func(j *judge) {
+		j.capability("postcopy-ram", a, b)
+		j.trial("postcopy-ram", b)
+		comparePages(src, dst, func(problem, _ string) { j.no("%s", problem) })
+	}
+	add("post-copy", "the destination's host has userfaultfd", postCopy)
+	add("hybrid", lossy, postCopy)
+	add("post-copy preempt", "", func(j *judge) { postCopy(j); j.capability("postcopy-preempt", a, b); j.trial("postcopy-preempt", b) })
+	add("post-copy recovery", "migrate-pause and migrate-recover, out of band", func(j *judge) {
+		postCopy(j)
+		j.command(a, "migrate-pause")
+		j.command(b, "migrate-pause", "migrate-recover")
+	})
+	add("auto-converge", "", func(j *judge) { j.capability("auto-converge", a) })
+	add("dirty-limit", "", func(j *judge) {
+		j.capability("dirty-limit", a)
+		j.trial("dirty-limit", a)
+	})
+	add("xbzrle", "", func(j *judge) { j.capability("xbzrle", a, b) })
+	add("compress", "", func(j *judge) { j.capability("compress", a, b) })
+	add("multifd", "as many channels on both sides", func(j *judge) { j.capability("multifd", a, b); j.trial("multifd", a, b) })
+	for _, method := range compressions(src, dst) {
+		add("multifd "+method, "", func(j *judge) {
+			j.capability("multifd", a, b)
+			for _, e := range []end{a, b} {
+				if e.facts.Schema != nil && !slices.Contains(compressions(e.facts), method) {
+					j.no("%s has no multifd-compression %s", e.name, method)
+				}
+			}
+		})
+	}
+	add("multifd and post-copy", "", func(j *judge) {
+		postCopy(j)
+		j.capability("multifd", a, b)
+		for _, e := range []end{a, b} {
+			if e.facts.before(10, 0) {
+				j.no("%s takes both, and then the destination aborts and the guest is lost; 10.1 and later can", e.name)
+			}
+		}
+		j.trial("multifd+postcopy-ram", a, b)
+	})
+	add("zero-copy", "needs multifd without compression and TLS, and RLIMIT_MEMLOCK for what is in flight", func(j *judge) {
+		j.capability("zero-copy-send", a)
+		j.capability("multifd", a, b)
+		j.trial("zero-copy-send", a)
+	})
+	add("switchover-ack", "", func(j *judge) { j.capability("switchover-ack", a, b) })
+	add("TLS", "by tls-creds-psk or -x509 on both sides", func(j *judge) { j.trial("tls-creds-psk", a, b); j.trial("tls-creds-x509", a, b) })
+	add("mirror", "blockdev-mirror to an NBD server on the destination, for storage that is not shared", func(j *judge) {
+		j.command(a, "blockdev-add", "blockdev-mirror")
+		j.command(b, "nbd-server-start", "block-export-add")
+	})
+	add("colo", colo(src, dst), func(j *judge) {
+		j.capability("x-colo", a, b)
+		j.command(a, "x-colo-lost-heartbeat")
+		j.command(b, "x-colo-lost-heartbeat", "nbd-server-start")
+		j.trial("x-colo", a, b)
+	})
+	add("background-snapshot", "the source's host has userfaultfd with write protection", func(j *judge) {
+		j.capability("background-snapshot", a)
+		j.trial("background-snapshot", a)
+	})
+	file := func(j *judge) {
+		for _, e := range []end{a, b} {
+			if e.facts.Schema != nil && !slices.Contains(e.facts.Schema.Enum("migrate", transport), "file") {
+				j.no("%s has no file: transport: 8.2 and later have it; before, exec: with cat", e.name)
+			}
+		}
+	}
+	add("file", "to a file by file:PATH, and from it", file)
+	add("mapped-ram", "each page at its own place in the file", func(j *judge) { file(j); j.capability("mapped-ram", a, b); j.trial("mapped-ram", a, b) })
+	add("transport tcp, unix, fd, exec", "", func(j *judge) { j.command(a, "migrate"); j.command(b, "migrate-incoming") })
+	add("transport rdma", "", func(j *judge) { j.trial("rdma", a, b) })
+	add("migrate by channels", "the channels form of migrate and migrate-incoming", func(j *judge) {
+		for _, e := range []end{a, b} {
+			if e.facts.Schema != nil && !slices.ContainsFunc(e.facts.Schema.Arguments("migrate"), func(m qmp.Member) bool { return m.Name == "channels" }) {
+				j.no("%s has no channels form: 8.2 and later have it", e.name)
+			}
+		}
+	})
+	return all
+}
+
+// compressions are the multifd compressions that any of the QEMUs knows, but for none.
+func compressions(all ...*Facts) (names []string) {
+	for _, f := range all {
+		if f.Schema == nil {
+			continue
+		}
+		for _, m := range f.Schema.MigrationParameters() {
+			if m.Name != "multifd-compression" {
+				continue
+			}
+			for _, name := range m.Enum {
+				if name != "none" && !slices.Contains(names, name) {
+					names = append(names, name)
+				}
+			}
+		}
+	}
+	return names
+}
+
+// colo is what was seen of COLO, which introspection does not tell.
+func colo(src, dst *Facts) string {
+	var text []string
+	if strings.HasPrefix(src.Machine, "pc-q35") {
+		text = append(text, "with machine pc: on q35 the secondary aborted at the first checkpoint (seen on 7.2)")
+	}
+	if src.Accelerator == "tcg" && (!src.before(10, 0) || !dst.before(10, 0)) {
+		text = append(text, "10.0 was not seen to checkpoint under TCG")
+	}
+	return strings.Join(text, "; ")
+}
