@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"maps"
 	"net"
 	"slices"
 	"strconv"
@@ -232,6 +233,9 @@ func (m *migration) startMirrors(ctx context.Context) error {
 	}
 	for _, j := range m.mirrors {
 		node := map[string]any{"driver": "nbd", "node-name": j.name, "server": server, "export": j.name, "discard": "unmap"}
+		host, _ := server["host"].(string)
+		_, client := m.nbd(host)
+		maps.Copy(node, client)
 		if m.plan.Mirror.TLSCreds != "" {
 			node["tls-creds"] = m.plan.Mirror.TLSCreds
 		}
@@ -274,6 +278,8 @@ func (m *migration) serveDisks(ctx context.Context) (server map[string]any, err 
 	}
 	start := func(addr map[string]any) error {
 		args := map[string]any{"addr": addr}
+		server, _ := m.nbd("")
+		maps.Copy(args, server)
 		if m.plan.Mirror.TLSCreds != "" {
 			args["tls-creds"] = m.plan.Mirror.TLSCreds
 		}

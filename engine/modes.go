@@ -176,7 +176,7 @@ func Abilities(src, dst *Facts, srcTrial, dstTrial *Trial) []Ability {
 		j.command(a, "blockdev-add", "blockdev-mirror")
 		j.command(b, "nbd-server-start", "block-export-add")
 	})
-	add("colo", colo(src, dst), func(j *judge) {
+	add("colo", seenOfCOLO(src, dst), func(j *judge) {
 		j.capability("x-colo", a, b)
 		j.command(a, "x-colo-lost-heartbeat")
 		j.command(b, "x-colo-lost-heartbeat", "nbd-server-start")
@@ -227,8 +227,8 @@ func compressions(all ...*Facts) (names []string) {
 	return names
 }
 
-// colo is what was seen of COLO, which introspection does not tell.
-func colo(src, dst *Facts) string {
+// seenOfCOLO is what was seen of COLO, which introspection does not tell.
+func seenOfCOLO(src, dst *Facts) string {
 	var text []string
 	if strings.HasPrefix(src.Machine, "pc-q35") {
 		text = append(text, "with machine pc: on q35 the secondary aborted at the first checkpoint (seen on 7.2)")

@@ -241,16 +241,6 @@ func (h *History) ticks(period time.Duration, f func(x *record.Sample)) {
 	}
 }
 
-// count is how many decisions of that action were made.
-func (h *History) count(a Action) (n int) {
-	for i := range h.Made {
-		if h.Made[i].Action == a {
-			n++
-		}
-	}
-	return n
-}
-
 // raise is the setting with another downtime-limit, in whole ms and within QEMU's limits.
 func (h *History) raise(limit time.Duration) Setting {
 	s := h.Setting
