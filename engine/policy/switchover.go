@@ -23,8 +23,8 @@ import (
 //	L   rate of the last stage, bytes/s          B       max-bandwidth, bytes/s
 //
 // QEMU then decides on its own exact count, after a sync, so no page is dirtied between the decision and the stop. L is found by a
-// sprint in the first pass: max-bandwidth is lifted until 32 MiB have gone, at least for 0.1 s, at most for d, which is how long the
-// last stage may use the line as well. The first 10 MiB are not counted: socket buffers swallow them. A sprint is worth it only if
+// sprint in the first pass: max-bandwidth is lifted for min(d, 0.3 s), which is no longer than the last stage may use the line as
+// well. The first 10 MiB are not counted: socket buffers swallow them. A sprint is worth it only if
 // max-bandwidth is what limits: when less than 0.8 B goes out, L is that, and QEMU's own rule is right. A known link rate bounds L:
 // L <= 0.9 * link rate; with probe=off it is L.
 //
@@ -54,7 +54,7 @@ func switchover() kind {
 		parameters: []parameter{
 			{name: "margin", form: percent, value: 20, most: 90, meaning: "of the downtime limit, kept free"},
 			{name: "device", form: duration, value: value(30 * time.Millisecond), meaning: "for stop, device state and start"},
-			{name: "probe", form: choice, words: []string{"on", "off"}, meaning: "lift max-bandwidth at most twice, each time for at most one downtime limit, to learn the rate of the last stage"},
+			{name: "probe", form: choice, words: []string{"on", "off"}, meaning: "lift max-bandwidth at most twice, each time for min(downtime limit, 0.3 s), to learn the rate of the last stage"},
 			{name: "throttle", form: choice, words: []string{"on", "off"}, meaning: "slow the guest down where waiting cannot do it"},
 			{name: "patience", form: duration, value: value(2 * time.Second), least: value(time.Millisecond), meaning: "without progress before the guest is throttled"},
 			{name: "hopeless", form: choice, words: []string{"wait", "abort"}, meaning: "when nothing can meet the limit"},
@@ -88,8 +88,8 @@ const (
 	rateWindow   = 200 * time.Millisecond // over which the rate of sending is taken: two of QEMU's windows
 	capped       = 0.8                    // of max-bandwidth, from which on it is what limits
 	probeLead    = 10 << 20               // bytes that socket buffers may swallow: Linux's tcp_wmem and tcp_rmem, 4 and 6 MiB
-	probeBytes   = 22 << 20               // after these, enough to tell a rate
-	probeTime    = 100 * time.Millisecond // and at least this long: one of QEMU's windows
+	probeTime    = 300 * time.Millisecond // a sprint's longest
+	probeLeast   = 20 * time.Millisecond  // to tell a rate from
 	settle       = 300 * time.Millisecond // until QEMU's own bandwidth is that of a window wholly after the probe
 	linkPayload  = 0.9                    // of a link's rate: what framing and headers leave
 	progress     = 0.9                    // of what an earlier sync found: more is no progress
@@ -153,13 +153,16 @@ func (s switcher) probe(h *History) (probes int, running bool, edge time.Duratio
 	return probes, running, edge, rate
 }
 
+// sprint is how long max-bandwidth is lifted.
+func sprint(l Limits) time.Duration { return min(l.DowntimeLimit, probeTime) }
+
 // begin starts the probe, or does without where there is none.
 func (s switcher) begin(h *History, why string) Decision {
 	if s.word("probe") == "on" {
 		lifted := h.Setting
 		lifted.MaxBandwidth = 0
 		lifted.DowntimeLimit = h.raise(s.effective(h.Limits)).DowntimeLimit // for QEMU's own bandwidth is the true one now
-		return Decision{Action: Set, Setting: lifted, Text: fmt.Sprintf("%s; lift max-bandwidth for at most %s to learn what the last stage can send", why, units.FormatDuration(h.Limits.DowntimeLimit))}
+		return Decision{Action: Set, Setting: lifted, Text: fmt.Sprintf("%s; lift max-bandwidth for %s to learn what the last stage can send", why, units.FormatDuration(sprint(h.Limits)))}
 	}
 	if h.Limits.LinkRate == 0 {
 		return Decision{}
@@ -177,11 +180,11 @@ func (s switcher) endProbe(h *History, began time.Duration, known int64) Decisio
 	for lead < len(h.Series)-1 && *h.Series[lead].Transferred-*first.Transferred < probeLead {
 		lead++
 	}
-	sent, took := *h.Now.Transferred-*h.Series[lead].Transferred, h.Now.T-h.Series[lead].T
-	if (sent < probeBytes || took < probeTime) && h.Now.T-began < h.Limits.DowntimeLimit {
+	if h.Now.T-began < sprint(h.Limits) {
 		return Decision{}
 	}
-	if took < probeTime { // hardly more went than buffers take: count without them
+	sent, took := *h.Now.Transferred-*h.Series[lead].Transferred, h.Now.T-h.Series[lead].T
+	if took < probeLeast { // hardly more went than buffers take: count without them
 		sent, took = max(*h.Now.Transferred-*first.Transferred-probeLead, 0), h.Now.T-began
 	}
 	rate := max(float64(sent)/max(took, time.Millisecond).Seconds(), float64(h.Limits.MaxBandwidth))

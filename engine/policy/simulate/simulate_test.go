@@ -134,7 +134,7 @@ func TestSwitchoverOnASlowLine(t *testing.T) {
 		policy   string
 		want     Outcome
 	}{
-		{"sprint", 118 * mib, 300 * time.Millisecond, false, "switchover:throttle=off", Moved},
+		{"sprint", 150 * mib, 300 * time.Millisecond, false, "switchover:throttle=off", Moved},
 		{"throttle", 60 * mib, 300 * time.Millisecond, false, "switchover", Moved},
 		{"throttle on a line as slow as the cap", 16 * mib, 300 * time.Millisecond, false, "switchover", Moved},
 		{"post-copy", 60 * mib, 300 * time.Millisecond, true, "switchover:throttle=off", PostCopy},
