@@ -59,15 +59,12 @@ func (m *migration) abort(ctx context.Context, name record.StageName, cause erro
 //	                                destination takes over when it has everything
 //	`cont` sent                     the destination may have run: only if it surely did not does the source go on
 //	post-copy begun                 afterSwitch has its own table
-//	mode colo                       colo.settle has its own
 func (m *migration) settle(ctx context.Context) verdict {
 	if m.src.facts == nil {
 		return verdict{guest: record.Unknown, mend: "the source was not reached, and nothing was changed"}
 	}
 	m.look(ctx)
 	switch {
-	case m.colo != nil:
-		return m.colo.settle(ctx)
 	case !m.issued:
 		return m.release(ctx)
 	case m.split:

@@ -22,7 +22,8 @@ type COLOPlan struct {
 	Run             time.Duration // how long the two are to run in step before the secondary is let go; 0: until ctx ends or a side is lost
 	Mirror          string        // the primary host's address at which the secondary reaches it, for the guest's packets; needed where the guest has a network card
 	Unfiltered      bool          // no filters although the guest has a network card: the caller sees to it that nothing hears the secondary
-	Protected       func()        // called when the first whole checkpoint is there; nil: nobody
+	Checkpoints     int           // and until so many checkpoints are whole
+	Checkpointed    func(n int)   // called after the n-th whole checkpoint, from 1 on; nil: nobody. It must not block
 }
 
 const (
@@ -105,7 +106,7 @@ func newCOLO(primary, secondary *Endpoint, p COLOPlan, o Options) *colo {
 		p.CheckpointDelay = defaultCheckpointDelay
 	}
 	c := &colo{migration: newMigration(primary, secondary, p.Plan, o), plan: p, exit: map[*side]bool{}}
-	c.migration.colo = c
+	c.undo = c.settle
 	c.rec.COLO = &record.COLOFigures{}
 	c.rec.Name += ",checkpoint=" + p.CheckpointDelay.String()
 	c.rec.Plan["checkpoint_delay_ns"] = p.CheckpointDelay
@@ -383,6 +384,9 @@ func (c *colo) note(s *side, ev qmp.Event, ok bool) {
 		c.miss(s, s.gone)
 	case s == c.src && s.status == "colo" && s.resumed != resumed && s.resumed.After(stopped):
 		c.stops, c.resumes = append(c.stops, stopped), append(c.resumes, s.resumed)
+		if c.plan.Checkpointed != nil && !c.entered.IsZero() {
+			c.plan.Checkpointed(len(c.resumes))
+		}
 	}
 }
 
@@ -420,9 +424,6 @@ func (c *colo) await(ctx context.Context, done func() bool) error {
 // protect lets the two run in step until a side is lost, or the plan's time is over, or ctx ends: the last is an error if the time was
 // not over. A side is lost when its process ends, its monitor closes, it leaves COLO, or it does not answer query-status.
 func (c *colo) protect(ctx context.Context) error {
-	if c.plan.Protected != nil {
-		c.plan.Protected()
-	}
 	beating, stop := context.WithCancel(ctx)
 	var hearts sync.WaitGroup
 	defer hearts.Wait()
@@ -443,7 +444,11 @@ func (c *colo) protect(ctx context.Context) error {
 		}
 		return s.ep.Process.Done()
 	}
+	timeUp := false
 	for c.lostCause == nil {
+		if timeUp && len(c.resumes) >= c.plan.Checkpoints {
+			return nil
+		}
 		select {
 		case ev, ok := <-c.src.C:
 			c.note(c.src, ev, ok)
@@ -456,7 +461,7 @@ func (c *colo) protect(ctx context.Context) error {
 		case <-ended(c.dst):
 			c.miss(c.dst, errors.New("destination QEMU's process has ended"))
 		case <-over:
-			return nil
+			timeUp = true
 		case <-ctx.Done():
 			if c.plan.Run == 0 {
 				return nil
@@ -490,11 +495,19 @@ func (c *colo) which(ctx context.Context, ended func(*side) <-chan struct{}) {
 			c.lost = c.dst
 		case <-moment.C:
 			c.lost = c.dst
-			if _, err := c.src.asked(ctx); err != nil {
+			if !answers(ctx, c.src) {
 				c.lost = c.src
 			}
 		}
 	}
+}
+
+// answers tells whether a side answers query-status within the heartbeat's limit.
+func answers(ctx context.Context, s *side) bool {
+	ctx, cancel := context.WithTimeout(ctx, heartbeatLimit)
+	defer cancel()
+	_, err := s.control.QueryStatus(ctx)
+	return err == nil
 }
 
 // heartbeat is QEMU's missing one: it asks query-status and tells when there was no answer in time.
@@ -502,13 +515,11 @@ func heartbeat(ctx context.Context, s *side, silent chan<- *side) {
 	tick := time.NewTicker(heartbeatInterval)
 	defer tick.Stop()
 	for {
-		limited, cancel := context.WithTimeout(ctx, heartbeatLimit)
-		_, err := s.control.QueryStatus(limited)
-		cancel()
+		alive := answers(ctx, s)
 		if ctx.Err() != nil {
 			return
 		}
-		if err != nil {
+		if !alive {
 			silent <- s
 			return
 		}
@@ -577,11 +588,12 @@ func (c *colo) retreat(ctx context.Context) error {
 
 // leave makes a side, the other one being dead, end COLO and run the guest as a QEMU of its own.
 func (c *colo) leave(ctx context.Context, s *side) error {
-	before := s.resumed
-	if err := s.control.Execute(ctx, "x-colo-lost-heartbeat", nil, nil); err != nil {
-		return fmt.Errorf("tell %s to go on alone: %w", s.ep.Name, err)
+	if before := s.resumed; !s.done() { // an undo may come here again
+		if err := s.control.Execute(ctx, "x-colo-lost-heartbeat", nil, nil); err != nil {
+			return fmt.Errorf("tell %s to go on alone: %w", s.ep.Name, err)
+		}
+		_ = c.drainFor(ctx, killLimit, func() bool { return s.gone != nil || s.done() && s.resumed != before })
 	}
-	_ = c.drainFor(ctx, killLimit, func() bool { return s.gone != nil || s.done() && s.resumed != before })
 	if err := resume(ctx, s); err != nil { // it runs by now: this asks
 		return fmt.Errorf("run the guest on %s: %w", s.ep.Name, err)
 	}
@@ -594,7 +606,16 @@ func (c *colo) leave(ctx context.Context, s *side) error {
 // settle brings the guest back to where it can run after a failure: the primary goes on if it lives; if not, the secondary takes over if it has
 // been in COLO. It is migration.settle for this mode.
 func (c *colo) settle(ctx context.Context) verdict {
+	if c.src.facts == nil {
+		return verdict{guest: record.Unknown, mend: "the primary was not reached, and nothing was changed"}
+	}
+	c.look(ctx)
 	defer c.restore()
+	had := c.dst.status == "colo" || c.dst.done() // the secondary has been in COLO
+	if c.lost == nil && c.issued && had && c.src.gone == nil && !answers(ctx, c.src) {
+		c.miss(c.src, fmt.Errorf("source QEMU does not answer for %s", heartbeatLimit))
+	}
+	gone := c.src.gone != nil || c.lost == c.src
 	switch {
 	case !c.issued:
 		v := c.release(ctx)
@@ -602,20 +623,26 @@ func (c *colo) settle(ctx context.Context) verdict {
 			c.rec.Warn("something of the filters is left on the primary, switched off: %v", err)
 		}
 		return v
-	case c.src.gone != nil && !c.src.dead(ctx):
-		return verdict{guest: record.Unknown, mend: fmt.Sprintf("the primary's monitor was lost and its process is not known dead: if it lives, it holds the guest: ask %s for query-status", c.src.ep.Name)}
-	case c.src.gone != nil && c.dst.gone == nil && c.dst.status == "colo":
+	case gone && (c.src.kill(ctx) != nil || !c.src.over(ctx)):
+		return verdict{guest: record.Unknown, mend: fmt.Sprintf("the primary is lost and not known dead: ask %s for query-status: if it lives, it holds the guest; once it is surely dead, `x-colo-lost-heartbeat` on %s and object-del of its filters lets the secondary, which stands by unheard, take over",
+			c.src.ep.Name, c.dst.ep.Name)}
+	case gone && had && c.dst.gone == nil:
 		if len(c.resumes) == 0 {
 			c.rec.Warn("the primary died before the first checkpoint was whole: what it did since it was copied is lost, though it may have been heard")
 		}
 		c.lost = c.src
 		if err := c.promote(ctx); err != nil {
+			if status, asked := c.dst.asked(ctx); asked == nil && status.Running && c.dst.done() {
+				return verdict{guest: record.Destination, mend: fmt.Sprintf("it runs there, and something stands in its way to the network (%v): object-del it on %s", err, c.dst.ep.Name)}
+			}
 			return verdict{guest: record.None, mend: fmt.Sprintf("the primary is dead and the secondary does not take over (%v): `x-colo-lost-heartbeat` on %s", err, c.dst.ep.Name)}
 		}
 		return verdict{guest: record.Destination}
-	case c.src.gone != nil:
+	case gone && had:
+		return verdict{guest: record.None, mend: "it is lost: both QEMUs died"}
+	case gone:
 		_ = c.dst.kill(ctx)
-		return verdict{guest: record.None, mend: "it is lost: the primary died, and no secondary had it"}
+		return verdict{guest: record.None, mend: "it is lost: the primary QEMU died before the secondary had all of it"}
 	}
 	if c.src.status == "colo" {
 		if err := c.retreat(ctx); err != nil {

@@ -242,7 +242,7 @@ func (c *colo) releasePrimary(ctx context.Context) error {
 	if len(c.cards[0]) == 0 {
 		return nil
 	}
-	r := remover{s: c.src}
+	r := remover{s: c.src, warn: c.rec.Warn}
 	for i := range c.cards[0] {
 		n := cardNamesOf(i)
 		r.objects(ctx, n.in, n.compare, n.mirror, n.out)
@@ -255,7 +255,7 @@ func (c *colo) releasePrimary(ctx context.Context) error {
 // releaseSecondary lets the secondary hear and be heard: what it says first. The rewriter stays: connections opened since the last checkpoint
 // have numbers of its own in the guest.
 func (c *colo) releaseSecondary(ctx context.Context) error {
-	r := remover{s: c.dst}
+	r := remover{s: c.dst, warn: c.rec.Warn}
 	for i := range c.cards[1] {
 		n := cardNamesOf(i)
 		r.objects(ctx, n.held, n.deaf, n.heard)
@@ -264,20 +264,33 @@ func (c *colo) releaseSecondary(ctx context.Context) error {
 	return errors.Join(r.errs...)
 }
 
-// remover removes what is there; what is not there is none of its errors.
+// remover removes what is there; what is not there is none of its errors. A socket that stays harms nobody, and is warned of.
 type remover struct {
 	s    *side
+	warn func(format string, args ...any)
 	errs []error
 }
 
-func (r *remover) objects(ctx context.Context, ids ...string)  { r.remove(ctx, "object-del", ids) }
-func (r *remover) chardevs(ctx context.Context, ids ...string) { r.remove(ctx, "chardev-remove", ids) }
-
-func (r *remover) remove(ctx context.Context, command string, ids []string) {
+func (r *remover) objects(ctx context.Context, ids ...string) {
 	for _, id := range ids {
-		err := r.s.control.Execute(ctx, command, map[string]any{"id": id}, nil)
-		if err != nil && !strings.Contains(err.Error(), "not found") {
-			r.errs = append(r.errs, fmt.Errorf("remove %s from %s: %w", id, r.s.ep.Name, err))
+		if err := r.remove(ctx, "object-del", id); err != nil {
+			r.errs = append(r.errs, err)
 		}
 	}
+}
+
+func (r *remover) chardevs(ctx context.Context, ids ...string) {
+	for _, id := range ids {
+		if err := r.remove(ctx, "chardev-remove", id); err != nil && r.s.control.Err() == nil {
+			r.warn("%v", err)
+		}
+	}
+}
+
+func (r *remover) remove(ctx context.Context, command, id string) error {
+	err := r.s.control.Execute(ctx, command, map[string]any{"id": id}, nil)
+	if err != nil && !strings.Contains(err.Error(), "not found") {
+		return fmt.Errorf("remove %s from %s: %w", id, r.s.ep.Name, err)
+	}
+	return nil
 }

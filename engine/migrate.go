@@ -41,7 +41,6 @@ type migration struct {
 	issuedAt   time.Time      // and when
 	split      bool           // `migrate-start-postcopy` was sent
 	contSent   bool           // `cont` was sent to the destination
-	colo       *colo          // mode colo
 	edge       time.Time      // the end of the last stage
 	ended      bool           // the running stage has set its own end
 	passes     []passEdge

@@ -22,7 +22,7 @@ func (c *commands) demo() *cli.Command {
 	return &cli.Command{
 		Name:  "demo",
 		Usage: "two hosts, a guest with a workload, one live migration, and what happened",
-		Flags: append(append(planFlags(), guestFlags()...),
+		Flags: append(append(append(planFlags(), coloFlags()...), guestFlags()...),
 			&cli.BoolFlag{Name: "keep", Category: aboutOutput, Usage: "leave the hosts and both QEMUs standing, for `qmigrate lab status|exec|down`"}),
 		Action: c.runDemo,
 	}
@@ -42,6 +42,10 @@ func (c *commands) runDemo(x *cli.Context) error {
 	}
 	if err := lab.CheckTransport(s.Transport, p); err != nil {
 		return usagef("--%w", err)
+	}
+	colo, err := c.coloRun(x, p, &s)
+	if err != nil {
+		return err
 	}
 	folder, err := openFolder(x)
 	if err != nil {
@@ -74,6 +78,9 @@ func (c *commands) runDemo(x *cli.Context) error {
 		return err
 	}
 	rec, err := c.observe(x, s.Logger, p, func(p engine.Plan, o engine.Options) (*record.Migration, error) {
+		if colo != nil {
+			return l.COLO(x.Context, engine.COLOPlan{Plan: p, CheckpointDelay: colo.delay}, colo.trial, o)
+		}
 		return l.Migrate(x.Context, p, o)
 	})
 	if rec != nil {

@@ -21,7 +21,7 @@ import (
 // planFlags are those of every command that migrates.
 func planFlags() []cli.Flag {
 	return []cli.Flag{
-		&cli.StringFlag{Name: "mode", Category: aboutMigration, Value: string(record.PreCopyMode), Usage: "`MODE` pre-copy (copy while the guest runs), stop-and-copy (stop it first), post-copy (run it on the destination at once, its memory follows) or hybrid (pre-copy passes, then post-copy)"},
+		&cli.StringFlag{Name: "mode", Category: aboutMigration, Value: string(record.PreCopyMode), Usage: "`MODE` pre-copy (copy while the guest runs), stop-and-copy (stop it first), post-copy (run it on the destination at once, its memory follows) or hybrid (pre-copy passes, then post-copy); demo also has colo (a secondary is kept in step and takes over)"},
 		&cli.StringFlag{Name: "switch-after", Category: aboutMigration, Usage: "`N|TIME` hybrid: go over to post-copy after N passes, or so long after the start; one pass if not given"},
 		&cli.StringFlag{Name: "policy", Category: aboutMigration, Value: "none", Usage: "`NAME[:k=v,...]` what to do about a pre-copy that does not converge: " + strings.Join(policy.Names(), ", ")},
 		&cli.StringFlag{Name: "recover-limit", Category: aboutMigration, Value: "1m", Usage: "`TIME` how long a post-copy that lost its link tries to go on; the guest is not lost after it"},
@@ -86,8 +86,13 @@ func plan(x *cli.Context) (engine.Plan, error) {
 		return p, usagef("--channels %q: have %s, %s", p.Channels, engine.FormURI, engine.FormChannels)
 	}
 	modes := []record.Mode{record.PreCopyMode, record.StopAndCopyMode, record.PostCopyMode, record.HybridMode}
+	if demo := x.Command != nil && x.Command.Name == "demo"; p.Mode == record.COLOMode && !demo {
+		return p, usagef("--mode colo: a pair in step lives as long as the program that watches it: it is for `qmigrate demo`, and for Go programs by engine.COLO")
+	} else if demo {
+		modes = append(modes, record.COLOMode)
+	}
 	if !slices.Contains(modes, p.Mode) {
-		return p, usagef("--mode %q: have %s, %s, %s, %s", p.Mode, modes[0], modes[1], modes[2], modes[3])
+		return p, usagef("--mode %q: have %s", p.Mode, strings.Trim(strings.ReplaceAll(fmt.Sprint(modes), " ", ", "), "[]"))
 	}
 	var err error
 	if p.Policy, err = policy.Parse(x.String("policy")); err != nil {

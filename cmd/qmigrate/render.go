@@ -160,6 +160,7 @@ func printRecord(w io.Writer, r *record.Migration) {
 	t.row("wall time", "", units.FormatDuration(r.Total.Wall))
 	t.print(w)
 
+	printCOLO(w, r)
 	printDowntimes(w, &r.Downtime)
 	printPasses(w, r)
 	printDecisions(w, r)

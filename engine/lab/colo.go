@@ -22,9 +22,10 @@ const COLOMachine = "pc-i440fx-7.2"
 
 // COLOTrial is what is done to a pair in step.
 type COLOTrial struct {
-	Run       time.Duration // in step; then the end: 0: until ctx ends
-	Kill      record.Holder // the side that is killed then (SIGKILL): source, the primary; destination, the secondary; "": the secondary is let go
-	Reprotect bool          // give the guest a new secondary after a kill, for as long as Run
+	Run         time.Duration // in step, and then the end; 0, without a kill: until ctx ends
+	Checkpoints int           // and until so many are whole
+	Kill        record.Holder // the side that is killed then (SIGKILL): source, the primary; destination, the secondary; "": the secondary is let go
+	Reprotect   bool          // give the guest a new secondary after a kill, for as long as Run
 }
 
 const probeLimit = 20 * time.Second // two QEMUs without a machine, started and ended
@@ -101,20 +102,31 @@ func (l *Lab) inStep(ctx context.Context, p engine.COLOPlan, t COLOTrial, o engi
 	var killErr error
 	killing, stop := context.WithCancel(ctx)
 	if victim == nil {
-		p.Run = t.Run
+		p.Run, p.Checkpoints = t.Run, t.Checkpoints
 	} else {
-		p.Protected = func() {
-			kill.Go(func() {
+		protected, enough := make(chan time.Time), make(chan time.Time)
+		p.Checkpointed = func(n int) {
+			if n == 1 {
+				close(protected)
+			}
+			if n == max(t.Checkpoints, 1) {
+				close(enough)
+			}
+		}
+		kill.Go(func() {
+			for _, due := range []func() <-chan time.Time{
+				func() <-chan time.Time { return protected }, func() <-chan time.Time { return time.After(t.Run) }, func() <-chan time.Time { return enough },
+			} {
 				select {
-				case <-time.After(t.Run):
+				case <-due():
 				case <-killing.Done():
 					return
 				}
-				l.say("kill -9 of the %s, after %s in step", map[record.Holder]string{record.Source: "primary", record.Destination: "secondary"}[t.Kill], t.Run)
-				killed = time.Now()
-				killErr = victim.Kill(context.WithoutCancel(ctx))
-			})
-		}
+			}
+			l.say("kill -9 of the %s, after %s in step", map[record.Holder]string{record.Source: "primary", record.Destination: "secondary"}[t.Kill], t.Run)
+			killed = time.Now()
+			killErr = victim.Kill(context.WithoutCancel(ctx))
+		})
 	}
 	arriving, err := dialAgent(ctx, l.destination)
 	if err != nil {
@@ -278,18 +290,22 @@ func probeCOLO(ctx context.Context, h hostnet.Host, primary, secondary, dir stri
 		if err != nil {
 			return fmt.Errorf("try COLO: %w", err)
 		}
+		if a.Status == "completed" {
+			return &engine.UnsupportedError{Feature: fmt.Sprintf("COLO with QEMU %s as the primary", source.Greeting().Version),
+				Have: "tried on a QEMU without a guest: its migration completes instead of entering COLO, as 10.0's do, which begin it only from a state that they have left by then (migration_completion in migration/migration.c): " +
+					"try --qemu 7.2, or --source-qemu 7.2, for this one can be the secondary"}
+		}
 		b, err := destination.QueryMigrate(ctx)
-		if err != nil {
+		switch {
+		case err != nil && destination.Err() == nil:
 			return fmt.Errorf("try COLO: %w", err)
+		case err != nil: // a secondary that cannot follow exits; the primary goes on to say what became of its migration
+			b = &qmp.MigrationInfo{Status: "gone"}
 		}
 		switch {
 		case a.Status == "colo" && b.Status == "colo":
 			return nil
-		case a.Status == "completed":
-			return &engine.UnsupportedError{Feature: fmt.Sprintf("COLO with QEMU %s as the primary", source.Greeting().Version),
-				Have: "tried on a QEMU without a guest: its migration completes instead of entering COLO, as 10.0's do, which begin it only from a state that they have left by then (migration_completion in migration/migration.c): " +
-					"try --qemu 7.2, or --source-qemu 7.2, for this one can be the secondary"}
-		case a.Status == "failed", b.Status == "failed":
+		case a.Status == "failed", b.Status == "failed", a.Status == "colo" && b.Status == "gone":
 			return &engine.UnsupportedError{Feature: fmt.Sprintf("COLO from QEMU %s to %s", source.Greeting().Version, destination.Greeting().Version),
 				Have: strings.TrimSpace("tried on QEMUs without a guest: the migration failed " + a.ErrorDesc + b.ErrorDesc)}
 		}

@@ -1,19 +1,29 @@
 package lab
 
 import (
+	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
+	"net"
 	"os"
+	"path/filepath"
+	"runtime"
 	"strings"
+	"sync"
+	"syscall"
 	"testing"
 	"time"
+
+	"golang.org/x/sys/unix"
 
 	"qmigrate/engine"
 	"qmigrate/engine/record"
 	"qmigrate/guest"
 	"qmigrate/guest/guesttest"
 	"qmigrate/guest/wire"
+	"qmigrate/hostnet"
 )
 
 // coloLab is a lab for two QEMUs to run in step.
@@ -45,6 +55,7 @@ func coloLab(t *testing.T, primary, secondary string, change func(*Spec)) (*Lab,
 // inStep is one trial, and what must hold after each.
 func inStep(t *testing.T, l *Lab, trial COLOTrial) *record.Migration {
 	t.Helper()
+	trial.Run, trial.Checkpoints = time.Second, 12 // 12 take about a second on an idle machine
 	rec, err := l.COLO(t.Context(), engine.COLOPlan{CheckpointDelay: 100 * time.Millisecond}, trial, engine.Options{})
 	if b, _ := json.Marshal(rec); rec != nil {
 		t.Logf("%s", b)
@@ -98,14 +109,14 @@ func TestCOLO(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		inStep(t, l, COLOTrial{Run: 3 * time.Second})
+		inStep(t, l, COLOTrial{})
 	})
 	t.Run("secondary killed", func(t *testing.T) {
 		l, err := coloLab(t, "7.2", "7.2", nil)
 		if err != nil {
 			t.Fatal(err)
 		}
-		rec := inStep(t, l, COLOTrial{Run: 3 * time.Second, Kill: record.Destination, Reprotect: true})
+		rec := inStep(t, l, COLOTrial{Kill: record.Destination, Reprotect: true})
 		if f := rec.COLO; f.Reprotected == nil || !*f.Reprotected {
 			t.Errorf("not protected again: %q", rec.Warnings)
 		}
@@ -116,7 +127,7 @@ func TestCOLO(t *testing.T) {
 			t.Fatal(err)
 		}
 		first := l.source
-		rec := inStep(t, l, COLOTrial{Run: 3 * time.Second, Kill: record.Source, Reprotect: true})
+		rec := inStep(t, l, COLOTrial{Kill: record.Source, Reprotect: true})
 		if f := rec.COLO; f.Reprotected == nil || !*f.Reprotected {
 			t.Fatalf("not protected again: %q", rec.Warnings)
 		}
@@ -131,7 +142,7 @@ func TestCOLO(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		rec := inStep(t, l, COLOTrial{Run: 3 * time.Second, Kill: record.Source, Reprotect: true})
+		rec := inStep(t, l, COLOTrial{Kill: record.Source, Reprotect: true})
 		if f := rec.COLO; f.Reprotected == nil || *f.Reprotected || !strings.Contains(strings.Join(rec.Warnings, "\n"), "as the primary") {
 			t.Errorf("protected again %v, warnings %q", f.Reprotected, rec.Warnings)
 		}
@@ -176,7 +187,7 @@ func TestCOLORefused(t *testing.T) {
 			t.Errorf("warnings %q", rec.Warnings)
 		}
 		// And after all of these the pair can be made.
-		inStep(t, l, COLOTrial{Run: 2 * time.Second})
+		inStep(t, l, COLOTrial{})
 	})
 	t.Run("10.0 with a guest", func(t *testing.T) { // by a caller that has not tried it first
 		l, err := coloLab(t, "10.0", "10.0", func(s *Spec) { s.COLO, s.Guest.Machine = false, COLOMachine })
@@ -193,37 +204,187 @@ func TestCOLORefused(t *testing.T) {
 		}
 	})
 	for name, c := range map[string]struct {
-		change func(*Spec)
+		change func(*guest.Spec)
 		want   string
 	}{
-		"q35":         {func(s *Spec) { s.Guest.Machine = "pc-q35-7.2" }, "ich9_lpc_post_load"},
-		"aligned RAM": {func(s *Spec) { s.AllowUnsafe = true }, "loses dirty pages"},
-		"a disk": {func(s *Spec) {
-			s.Guest.Extra = []string{"-drive", "if=virtio,format=raw,file.driver=null-co,file.size=1048576"}
+		"q35":         {func(s *guest.Spec) { s.Machine = "pc-q35-7.2" }, "ich9_lpc_post_load"},
+		"aligned RAM": {func(s *guest.Spec) { s.Memory = 64 << 20 }, "loses dirty pages"},
+		"a disk": {func(s *guest.Spec) {
+			s.Extra = []string{"-drive", "if=virtio,format=raw,file.driver=null-co,file.size=1048576"}
 		}, "both sides would write"},
 	} {
 		t.Run(name, func(t *testing.T) {
-			l, err := coloLab(t, "7.2", "7.2", c.change)
-			if err != nil {
-				t.Fatal(err)
-			}
-			rec, err := engine.COLO(t.Context(), Endpoint(l.source), Endpoint(l.destination), engine.COLOPlan{Mirror: "10.77.0.11"}, engine.Options{})
+			a, b := barePair(t, c.change)
+			rec, err := engine.COLO(t.Context(), Endpoint(a), Endpoint(b), engine.COLOPlan{}, engine.Options{})
 			if err == nil || !strings.Contains(err.Error(), c.want) || rec.Error == nil || rec.Error.Stage != record.Initialization {
 				t.Errorf("error %v", err)
 			}
-			if s := sourceState(t, l.source); s != "running" {
+			if s := coloState(t, a); s != "running" {
 				t.Errorf("the guest is %s", s)
 			}
 		})
 	}
+	t.Run("an unknown process", func(t *testing.T) { // whose threads cannot be told to yield
+		a, b := barePair(t, nil)
+		ep := Endpoint(a)
+		ep.Process = nil
+		if _, err := engine.COLO(t.Context(), ep, Endpoint(b), engine.COLOPlan{}, engine.Options{}); err == nil || !strings.Contains(err.Error(), "dead-locks") {
+			t.Errorf("error %v", err)
+		}
+	})
 }
 
-// sourceState asks query-status over a new connection.
-func sourceState(t *testing.T, vm *guest.VM) string {
+// barePair is two QEMUs of 7.2 on this machine, without a network card, of which the first runs its firmware.
+func barePair(t *testing.T, change func(*guest.Spec)) (a, b *guest.VM) {
 	t.Helper()
+	s := guest.Spec{Name: "a", QEMU: guesttest.QEMU(t, "7.2"), Machine: COLOMachine, Memory: 64<<20 + 8<<10}
+	if change != nil {
+		change(&s)
+	}
+	dir := guesttest.Dir(t)
+	start := func(name string, incoming bool) *guest.VM {
+		s := s
+		s.Name, s.Dir, s.Incoming, s.Paused = name, filepath.Join(dir, name), incoming, incoming
+		vm, err := guest.Start(t.Context(), hostnet.Local(), s)
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() {
+			if err := vm.Close(); err != nil {
+				t.Error(err)
+			}
+		})
+		return vm
+	}
+	return start("a", false), start("b", true)
+}
+
+// coloState asks query-status over a new connection; "dead" if the process has ended.
+func coloState(t *testing.T, vm *guest.VM) string {
+	t.Helper()
+	select {
+	case <-vm.Process().Done():
+		return "dead"
+	default:
+	}
 	f, err := engine.Inspect(t.Context(), Endpoint(vm), engine.Options{})
 	if err != nil {
 		t.Fatal(err)
 	}
 	return f.RunState
+}
+
+// TestCOLOEnds: whatever ends a pair, one side at most runs the guest afterwards, and it does if one is left.
+func TestCOLOEnds(t *testing.T) {
+	for name, c := range map[string]struct {
+		end     func(t *testing.T, a, b *guest.VM, cut, cancel func())
+		outcome record.Outcome
+		guest   record.Holder
+		a, b    string // run states afterwards
+		err     string
+	}{
+		"primary hangs":     {func(t *testing.T, a, b *guest.VM, cut, cancel func()) { signal(t, a, syscall.SIGSTOP) }, record.Recovered, record.Destination, "dead", "running", ""},
+		"link is cut":       {func(t *testing.T, a, b *guest.VM, cut, cancel func()) { cut() }, record.Recovered, record.Source, "running", "dead", ""},
+		"somebody ends it":  {func(t *testing.T, a, b *guest.VM, cut, cancel func()) { cancel() }, record.Cancelled, record.Source, "running", "dead", "canceled"},
+		"secondary crashes": {func(t *testing.T, a, b *guest.VM, cut, cancel func()) { signal(t, b, syscall.SIGABRT) }, record.Recovered, record.Source, "running", "dead", ""},
+		"both die": {func(t *testing.T, a, b *guest.VM, cut, cancel func()) {
+			signal(t, b, syscall.SIGKILL)
+			signal(t, a, syscall.SIGKILL)
+		}, record.Failed, record.None, "dead", "dead", "both QEMUs died"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			a, b := barePair(t, nil)
+			ctx, cancel := context.WithCancel(t.Context())
+			defer cancel()
+			link, err := hostnet.Local().Listen(ctx, "tcp", "127.0.0.1:0")
+			if err != nil {
+				t.Fatal(err)
+			}
+			port := freePort(t)
+			cut := passOn(t, link, port)
+			defer cut()
+			p := engine.COLOPlan{CheckpointDelay: 50 * time.Millisecond, Run: time.Minute, Plan: engine.Plan{Listen: "tcp:" + port, Connect: "tcp:" + link.Addr().String()}}
+			p.Checkpointed = func(n int) {
+				if n == 10 {
+					c.end(t, a, b, cut, cancel)
+				}
+			}
+			rec, err := engine.COLO(ctx, Endpoint(a), Endpoint(b), p, engine.Options{})
+			if (err != nil) != (c.err != "") || err != nil && !strings.Contains(err.Error(), c.err) {
+				t.Errorf("error %v", err)
+			}
+			if rec.Outcome != c.outcome || rec.GuestOn != c.guest {
+				t.Errorf("outcome %s, guest on %s; %+v; warnings %q", rec.Outcome, rec.GuestOn, rec.Error, rec.Warnings)
+			}
+			if x, y := coloState(t, a), coloState(t, b); x != c.a || y != c.b {
+				t.Errorf("the primary is %s, the secondary %s", x, y)
+			}
+			if c.a == "running" && processors(t, a) < 2 && runtime.NumCPU() > 1 {
+				t.Error("the primary was not given its processors back")
+			}
+		})
+	}
+}
+
+func signal(t *testing.T, vm *guest.VM, s syscall.Signal) {
+	if err := vm.Process().Signal(s); err != nil {
+		t.Error(err)
+	}
+}
+
+// processors is how many a QEMU's main thread may use.
+func processors(t *testing.T, vm *guest.VM) int {
+	t.Helper()
+	var set unix.CPUSet
+	if err := unix.SchedGetaffinity(vm.Process().PID(), &set); err != nil {
+		t.Fatal(err)
+	}
+	return set.Count()
+}
+
+// freePort is an address at which nobody listens.
+func freePort(t *testing.T) string {
+	t.Helper()
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	return l.Addr().String()
+}
+
+// passOn hands one connection on to an address until it is cut.
+func passOn(t *testing.T, l net.Listener, to string) (cut func()) {
+	var mu sync.Mutex
+	var conns []io.Closer
+	var all sync.WaitGroup
+	keep := func(c io.Closer) {
+		mu.Lock()
+		defer mu.Unlock()
+		conns = append(conns, c)
+	}
+	keep(l)
+	all.Go(func() {
+		in, err := l.Accept()
+		if err != nil {
+			return
+		}
+		keep(in)
+		out, err := net.Dial("tcp", to)
+		if err != nil {
+			in.Close()
+			return
+		}
+		keep(out)
+		all.Go(func() { io.Copy(out, in); out.Close() })
+		all.Go(func() { io.Copy(in, out); in.Close() })
+	})
+	return func() {
+		mu.Lock()
+		for _, c := range conns {
+			c.Close()
+		}
+		mu.Unlock()
+		all.Wait()
+	}
 }
