@@ -161,6 +161,9 @@ func (s *filing) worded() map[string]any {
 
 // check refuses what needs no QEMU to be refused.
 func (s *filing) check() error {
+	if s.plan.TLS != nil || s.plan.Tunnel != "" {
+		return errors.New("tls, tunnel: a file has no other end that could prove who it is: encrypt the file system that it is on")
+	}
 	f := s.file
 	switch {
 	case !filepath.IsAbs(f.Path) || strings.HasSuffix(f.Path, "/"):

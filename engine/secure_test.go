@@ -444,7 +444,7 @@ func TestTLSNBD(t *testing.T) {
 		start := map[string]any{"addr": map[string]any{"type": "unix", "data": map[string]string{"path": socket}}}
 		maps.Copy(start, server)
 		onDestination("nbd-server-start", start)
-		onDestination("block-export-add", map[string]any{"id": "disk", "type": "nbd", "node-name": "disk", "name": "disk"})
+		onDestination("block-export-add", map[string]any{"id": "disk", "type": "nbd", "node-name": "disk", "name": "disk", "writable": true})
 		add := map[string]any{"driver": "nbd", "node-name": "far", "export": "disk", "server": map[string]any{"type": "unix", "path": socket}}
 		maps.Copy(add, client)
 		onSource("blockdev-add", add)

@@ -109,3 +109,40 @@ func TestTunnelKilled(t *testing.T) {
 		}
 	})
 }
+
+// TestLinkDownSecure takes the destination's host off the link in post-copy: the guest goes on over a new connection, which is as well protected as the first.
+func TestLinkDownSecure(t *testing.T) {
+	for _, p := range []engine.Plan{{TLS: &engine.TLS{Kind: engine.X509}}, {Tunnel: engine.TLSTunnel}, {Tunnel: engine.SSHTunnel}} {
+		p.Mode, p.StallLimit, p.Parameters = record.PostCopyMode, time.Second, map[string]string{"max-postcopy-bandwidth": fmt.Sprint(24 << 20)}
+		name := "x509"
+		if p.TLS == nil {
+			name = string(p.Tunnel) + "-tunnel"
+		}
+		t.Run(name, func(t *testing.T) {
+			l := up(t, guesttest.QEMU(t, "10.0"), "dirty:rate=1000/s,working-set=8MiB")
+			var back *time.Timer
+			rec, err := l.Migrate(t.Context(), p, engine.Options{Sampled: func(x record.Sample) {
+				if back == nil && x.Status == "postcopy-active" && x.Remaining != nil && *x.Remaining < 100<<20 {
+					if err := l.network.SetLink(destinationHost, false); err != nil {
+						t.Error(err)
+					}
+					back = time.AfterFunc(2*time.Second, func() {
+						if err := l.network.SetLink(destinationHost, true); err != nil {
+							t.Error(err)
+						}
+					})
+				}
+			}})
+			if back != nil {
+				back.Stop()
+			}
+			if err != nil {
+				t.Fatalf("%v; warnings %q", err, rec.Warnings)
+			}
+			if m := rec.MemoryCheck; m == nil || m.PagesChecked <= 10000 || m.PagesWrong != 0 || rec.PostCopy == nil || rec.PostCopy.Pauses < 1 {
+				t.Errorf("memory check %+v, post-copy %+v, warnings %q", m, rec.PostCopy, rec.Warnings)
+			}
+			t.Logf("pauses %d, stages %v", rec.PostCopy.Pauses, rec.Stages)
+		})
+	}
+}
