@@ -258,6 +258,9 @@ func (m *migration) compare(ctx context.Context) error {
 			return fmt.Errorf("ask for CPU models: %w", err)
 		}
 	}
+	for i, d := range src.Disks {
+		src.Disks[i].mirrored = slices.Contains(m.plan.Mirror.Nodes, d.Node)
+	}
 	refusals, doubts := compareMachines(src, dst)
 	more, warnings := compareFor(src, dst, m.plan)
 	refusals = slices.Concat(compareStates(src, dst), refusals, more)

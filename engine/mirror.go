@@ -25,8 +25,6 @@ type Mirror struct {
 	CopyMode     string   // background (default): the guest does not wait for the destination; write-blocking: each of its writes does
 	MaxBandwidth int64    // of each disk's copying, bytes/s; 0: unlimited. Guest writes in write-blocking mode do not count
 	Listen       string   // the NBD server's HOST, HOST:PORT or unix:PATH; default: Plan.Listen's host or, where that is unix:PATH, PATH.nbd; a port from 10809 on
-	TLSCreds     string   // id of a tls-creds object: endpoint=server on the destination, endpoint=client on the source; empty: plain
-	TLSHostname  string   // the name that the destination's certificate must have; empty: the host that the source connects to
 }
 
 // What a mirror's copying may do when the guest writes meanwhile, in QEMU's words (qapi/block-core.json, MirrorCopyMode).
@@ -90,6 +88,9 @@ func (p Plan) checkMirror() error {
 	}
 	if !p.Capabilities["pause-before-switchover"] {
 		return errors.New("capability pause-before-switchover=off: a mirror is ended in the pause that it makes, between the guest's stop and the destination's start")
+	}
+	if p.Tunnel != "" {
+		return errors.New("mirror through a tunnel: the disks would travel beside the tunnel, in clear: use --tls, which encrypts them too")
 	}
 	if p.Mirror.MaxBandwidth < 0 {
 		return fmt.Errorf("mirror max-bandwidth of %d bytes/s: must not be negative", p.Mirror.MaxBandwidth)
@@ -236,12 +237,6 @@ func (m *migration) startMirrors(ctx context.Context) error {
 		host, _ := server["host"].(string)
 		_, client := m.nbd(host)
 		maps.Copy(node, client)
-		if m.plan.Mirror.TLSCreds != "" {
-			node["tls-creds"] = m.plan.Mirror.TLSCreds
-		}
-		if m.plan.Mirror.TLSHostname != "" {
-			node["tls-hostname"] = m.plan.Mirror.TLSHostname
-		}
 		m.mirrored = true
 		if err := m.src.control.Execute(ctx, "blockdev-add", node, nil); err != nil {
 			return fmt.Errorf("connect source to the destination's NBD server (%v): %w", server, err)
@@ -280,9 +275,6 @@ func (m *migration) serveDisks(ctx context.Context) (server map[string]any, err 
 		args := map[string]any{"addr": addr}
 		server, _ := m.nbd("")
 		maps.Copy(args, server)
-		if m.plan.Mirror.TLSCreds != "" {
-			args["tls-creds"] = m.plan.Mirror.TLSCreds
-		}
 		return m.dst.control.Execute(ctx, "nbd-server-start", args, nil)
 	}
 	if network == "unix" {
@@ -500,5 +492,5 @@ func (p Mirror) words(w map[string]any) {
 	if len(p.Nodes) == 0 {
 		return
 	}
-	w["mirror"], w["mirror_copy_mode"], w["mirror_max_bandwidth_bytes_per_s"], w["mirror_tls"] = p.Nodes, p.CopyMode, p.MaxBandwidth, p.TLSCreds != ""
+	w["mirror"], w["mirror_copy_mode"], w["mirror_max_bandwidth_bytes_per_s"] = p.Nodes, p.CopyMode, p.MaxBandwidth
 }

@@ -97,6 +97,9 @@ func (c *commands) runDemo(x *cli.Context) error {
 	if err == nil && rec != nil && rec.MemoryCheck != nil && rec.MemoryCheck.PagesWrong > 0 {
 		err = fmt.Errorf("the guest's memory is wrong on the destination: %d of %d pages", rec.MemoryCheck.PagesWrong, rec.MemoryCheck.PagesChecked)
 	}
+	if err == nil {
+		err = wrongDisks(rec)
+	}
 	return err
 }
 

@@ -14,6 +14,7 @@ import (
 	"qmigrate/engine/policy"
 	"qmigrate/engine/record"
 	"qmigrate/engine/record/units"
+	"qmigrate/engine/storage"
 	"qmigrate/guest"
 	"qmigrate/guest/wire"
 )
@@ -69,6 +70,7 @@ func guestFlags() []cli.Flag {
 		&cli.StringFlag{Name: "kernel", Category: aboutGuest, Usage: "`FILE` guest kernel; Debian's if not given"},
 		&cli.StringFlag{Name: "modules", Category: aboutGuest, Usage: "`DIR` that kernel's modules, as in /lib/modules/VERSION"},
 		&cli.StringFlag{Name: "nic", Category: aboutGuest, Value: "virtio-net", Usage: "`MODEL` guest network card: virtio-net, or a name of QEMU's -device"},
+		storageFlag(),
 		&cli.StringFlag{Name: "link-rate", Category: aboutGuest, Value: "0B/s", Usage: "`RATE` what each host may send to the link, as in 1Gbit/s; 0B/s is unshaped"},
 		&cli.StringFlag{Name: "transport", Category: aboutGuest, Value: lab.TCP, Usage: "`KIND` of the stream between the hosts: tcp, unix (not over the link), fd (a TCP connection handed over), exec (pipes)"},
 		&cli.StringFlag{Name: "hosts", Category: aboutGuest, Value: "netns", Usage: "`KIND` what a host is: netns, a network namespace"},
@@ -183,6 +185,9 @@ func (c *commands) labSpec(x *cli.Context) (lab.Spec, error) {
 	}
 	if s.Workload, err = wire.ParseWorkload(x.String("workload")); err != nil {
 		return s, usagef("--workload: %w", err)
+	}
+	if s.Storage, err = storage.Parse(x.String("storage")); err != nil {
+		return s, usagef("--storage: %w", err)
 	}
 	if s.Logger, err = c.logger(x); err != nil {
 		return s, err

@@ -29,7 +29,7 @@ func (c *commands) migrate() *cli.Command {
 		Flags: append(append([]cli.Flag{
 			&cli.StringFlag{Name: "source", Category: aboutMigration, Usage: "`E` endpoint of the QEMU that runs the guest"},
 			&cli.StringFlag{Name: "destination", Category: aboutMigration, Usage: "`E` endpoint of the QEMU that waits for it"},
-		}, planFlags()...),
+		}, append(planFlags(), mirrorFlags()...)...),
 			&cli.StringFlag{Name: "listen", Category: aboutMigration, Usage: "`URI` where the destination listens, as QEMU's migrate-incoming takes it; tcp:127.0.0.1:0, a port of its choice, if not given"},
 			&cli.StringFlag{Name: "connect", Category: aboutMigration, Usage: "`URI` where the source connects to, if not to where the destination listens"},
 			&cli.StringFlag{Name: "tunnel-to", Category: aboutMigration, Usage: "`ssh://USER@HOST[:PORT]` the sshd of the destination's host, for --tunnel ssh; --listen is as that host has it"},
@@ -69,6 +69,9 @@ func (c *commands) runMigrate(x *cli.Context) error {
 		return err
 	}
 	p.Listen, p.Connect = x.String("listen"), x.String("connect")
+	if p.Mirror, err = mirror(x); err != nil {
+		return err
+	}
 	if name, ok := strings.CutPrefix(p.Listen, "unix:"); ok { // QEMU removes what is there before it listens, whatever it is
 		if info, err := os.Lstat(name); err == nil && info.Mode().Type() != os.ModeSocket {
 			return usagef("--listen %s: %s exists and is no socket, and QEMU would remove it: give another path", p.Listen, name)

@@ -163,6 +163,7 @@ func printRecord(w io.Writer, r *record.Migration) {
 	printCOLO(w, r)
 	printDowntimes(w, &r.Downtime)
 	printPasses(w, r)
+	printMirrors(w, r.Mirrors)
 	printDecisions(w, r)
 	printChecks(w, r)
 
@@ -322,6 +323,7 @@ func printChecks(w io.Writer, r *record.Migration) {
 	if t := r.Tunnel; t != nil {
 		line("tunnel", fmt.Sprintf("%s, %s carried", t.Kind, units.FormatSize(t.Bytes)), fmt.Sprintf("%s of this program's CPU while it stood", units.FormatDuration(t.CPU)))
 	}
+	line("disk", diskParts(r.DiskCheck)...)
 	if n := r.Network; n != nil {
 		parts := []string{fmt.Sprintf("%s sent, %s lost", plural(int64(n.PingsSent), "ping", "pings"), count(int64(n.PingsLost)))}
 		if n.TCPSurvived != nil {

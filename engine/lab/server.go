@@ -197,7 +197,8 @@ func (l *Lab) startTarget(ctx context.Context, dir string) error {
 }
 
 // startNFS serves a folder with the disks' images by nfs-ganesha, in user space. It and the port mapper, which QEMU's client asks on port 111,
-// have a /run of their own, for each has names there that the system's may hold.
+// have a /run and a /var/lib of their own, for they have names there that the system's own may hold. They end together: the shell that both
+// are children of is process 1 of their PID namespace.
 func (l *Lab) startNFS(ctx context.Context, dir string) error {
 	if err := needs(debian.Ganesha); err != nil {
 		return err
@@ -227,6 +228,7 @@ func (l *Lab) startNFS(ctx context.Context, dir string) error {
 		return fmt.Errorf("start nfs-ganesha: %d folders of plug-ins in %s", len(plugins), home)
 	}
 	text := fmt.Sprintf(`NFS_CORE_PARAM { Plugins_Dir = "%s"; Protocols = 3; Enable_NLM = false; Enable_RQUOTA = false; Bind_addr = %s; }
+NFSv4 { UseGetpwnam = true; Graceless = true; }
 EXPORT { Export_Id = 1; Path = "%s"; Pseudo = "/lab"; Access_Type = RW; Squash = No_Root_Squash; Protocols = 3; Transports = TCP; SecType = sys; FSAL { Name = VFS; } }
 LOG { Default_Log_Level = EVENT; }
 `, plugins[0], address, export)
@@ -234,15 +236,20 @@ LOG { Default_Log_Level = EVENT; }
 		return fmt.Errorf("make storage: %w", err)
 	}
 	host := l.network.Observer()
-	script := `mount -t tmpfs tmpfs /run && mkdir -p /run/rpcbind /run/ganesha || exit 1
+	// $1: the unpacked programs, $2: the lab's folder. rpcbind wants a user of its own, which its package would have made.
+	const script = `set -e
+mount --bind "$2" /mnt; mount -t tmpfs tmpfs /run; mount -t tmpfs tmpfs /var/lib
+mkdir -p "$2" /run/rpcbind /run/ganesha /var/lib/nfs; mount --move /mnt "$2"
+{ cat /etc/passwd; echo "_rpc:x:65534:65534::/:/usr/sbin/nologin"; } > /run/passwd; mount --bind /run/passwd /etc/passwd
 "$1/sbin/rpcbind" -f -w &
-exec "$1/usr/bin/ganesha.nfsd" -F -L STDERR -f "$2" -p /run/ganesha/pid`
+while ! [ -S /run/rpcbind.sock ]; do kill -0 $!; sleep 0.05; done
+exec "$1/usr/bin/ganesha.nfsd" -F -L STDERR -f "$2/ganesha.conf" -p /run/ganesha/pid`
 	srv := &server{dir: dir}
 	srv.start = func(ctx context.Context) error {
 		log := filepath.Join(dir, "ganesha.log")
 		var err error
 		srv.proc, err = host.Start(ctx, hostnet.Command{Log: log, Env: []string{"LD_LIBRARY_PATH=" + debian.Libraries(home)},
-			Args: []string{"unshare", "--mount", "--pid", "--fork", "--kill-child", "sh", "-c", script, "sh", home, config}})
+			Args: []string{"unshare", "--mount", "--pid", "--fork", "--kill-child", "--propagation", "private", "sh", "-c", script, "sh", home, dir}})
 		if err != nil {
 			return fmt.Errorf("start nfs-ganesha: %w", err)
 		}

@@ -82,7 +82,7 @@ func TestStorage(t *testing.T) {
 	for _, kind := range []string{
 		"shared", "shared:format=qcow2,disks=2",
 		"mirror:rate=200/s", "mirror:copy-mode=write-blocking,disks=2,rate=200/s", "mirror:format=qcow2",
-		"iscsi:chap=off", "iscsi:disks=2", "nfs", "nfs:format=qcow2",
+		"iscsi:chap=off", "iscsi:disks=2", "nfs",
 	} {
 		for i, pair := range [][2]string{{"10.0", "10.0"}, {"7.2", "10.0"}, {"7.2", "7.2"}} {
 			mode := []record.Mode{record.PreCopyMode, record.PreCopyMode, record.StopAndCopyMode}[i]

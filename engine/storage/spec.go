@@ -20,7 +20,7 @@ const (
 	Shared Kind = "shared" // image files that both hosts see
 	Mirror Kind = "mirror" // image files of each host's own: the migration copies them
 	ISCSI  Kind = "iscsi"  // LUNs of a target, by QEMU's own initiator
-	NFS    Kind = "nfs"    // image files on a server, by QEMU's own client
+	NFS    Kind = "nfs"    // image files on a server, by QEMU's own client; raw only: see docs/storage.md
 )
 
 // Kinds are all of them.
@@ -37,7 +37,7 @@ type Spec struct {
 	Kind         Kind
 	Disks        int     // default 1
 	Size         int64   // of each, bytes; default 64 MiB
-	Format       string  // raw (default) or qcow2; not for iscsi
+	Format       string  // raw (default) or qcow2; shared and mirror only
 	Cache        string  // writeback (default) or none: past the host's page cache; shared and mirror only
 	Area         int64   // of each disk, from its first byte on, that the guest writes to, bytes; default 8 MiB
 	Rate         float64 // of the writer on each disk, writes a second, each of 4 KiB; default 100
@@ -94,8 +94,6 @@ func (k Kind) parameters() []string {
 	switch k {
 	case Shared, Mirror:
 		all = append(all, "format", "cache")
-	case NFS:
-		all = append(all, "format")
 	case ISCSI:
 		all = append(all, "chap")
 	}

@@ -15,7 +15,7 @@ func TestParse(t *testing.T) {
 		"none":          "none",
 		"shared":        "shared:disks=1,size=64MiB,format=raw,cache=writeback,area=8MiB,rate=100/s",
 		"iscsi:chap=on": "iscsi:disks=1,size=64MiB,chap=on,area=8MiB,rate=100/s",
-		"nfs":           "nfs:disks=1,size=64MiB,format=raw,area=8MiB,rate=100/s",
+		"nfs":           "nfs:disks=1,size=64MiB,area=8MiB,rate=100/s",
 		"mirror:copy-mode=write-blocking,disks=2,size=1GiB,max-bandwidth=8Mbit/s,rate=0.5/s": "mirror:disks=2,size=1024MiB,format=raw,cache=writeback,copy-mode=write-blocking,max-bandwidth=1000000B/s,area=8MiB,rate=0.5/s",
 	} {
 		s, err := Parse(text)
@@ -37,6 +37,7 @@ func TestParse(t *testing.T) {
 		"shared:size=1B":         "whole MiB",
 		"shared:copy-mode=x":     "it has disks, size, format, cache, area, rate",
 		"iscsi:format=qcow2":     `no parameter "format"`,
+		"nfs:format=qcow2":       `no parameter "format"`,
 		"mirror:copy-mode=x":     "have background, write-blocking",
 		"shared:rate=100":        "with their unit",
 		"shared:rate=0/s":        "with their unit",

@@ -209,6 +209,12 @@ func (s Store) there(ctx context.Context, what What) string {
 			return ""
 		}
 	}
+	if emulator := emulatorOf(what); emulator != "" {
+		if err := HasDriver(ctx, s.path(emulator), "iscsi"); err != nil {
+			fmt.Fprintf(s.Log, "%s: getting it again: %v\n", what, err)
+			return ""
+		}
+	}
 	fmt.Fprintf(s.Log, "%s: there already: %s\n", what, p)
 	return p
 }

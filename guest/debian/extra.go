@@ -10,6 +10,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"time"
 )
 
 // The things that storage on a network needs.
@@ -46,8 +47,11 @@ func emulatorOf(what What) What {
 	return What("qemu-" + series)
 }
 
-// ModuleDir is where a QEMU looks for its modules, by the path of its program: beside it, as it was built, for it goes by where it is
-// (util/cutils.c, get_relocated_path). For the wrapper script in the cache it is in the folder that the script is in.
+// driverLimit is for a QEMU that should end at once.
+const driverLimit = 20 * time.Second
+
+// ModuleDir is the folder of a QEMU's modules by the path of its program, or of our wrapper script; "" if there is none. Debian's 7.2 goes by
+// where it is, its 10.0 by where it was to be installed; QEMU_MODULE_DIR, which the wrapper sets, comes before both.
 func ModuleDir(program string) string {
 	if p, err := filepath.EvalSymlinks(program); err == nil {
 		program = p
@@ -160,13 +164,23 @@ func (s Store) ensureBlock(ctx context.Context, what What, tmp string) error {
 			return err
 		}
 	}
+	if err := writeWrapper(filepath.Dir(program), filepath.Dir(program)); err != nil { // older ones do not say where the modules are
+		return err
+	}
 	return errors.Join(HasDriver(ctx, program, "iscsi"), HasDriver(ctx, program, "nfs"))
 }
 
-// HasDriver tries whether a QEMU has a block driver, be it in a module: it then misses the driver's parameters, not the driver.
+// HasDriver tries whether a QEMU has the block driver iscsi or nfs, be it in a module: it then fails to reach port 1, or a path that nobody
+// exports, on this machine. (A missing parameter would be told before the module is looked for.)
 func HasDriver(ctx context.Context, program, driver string) error {
-	out, err := exec.CommandContext(ctx, program, "-machine", "none", "-display", "none", "-nodefaults", "-blockdev", "driver="+driver+",node-name=x").CombinedOutput()
-	if err == nil || !strings.Contains(string(out), "is missing") {
+	try := map[string]string{
+		"iscsi": "driver=iscsi,transport=tcp,portal=127.0.0.1:1,target=none,lun=0",
+		"nfs":   "driver=nfs,server.type=inet,server.host=127.0.0.1,path=/none/none",
+	}[driver]
+	ctx, cancel := context.WithTimeout(ctx, driverLimit)
+	defer cancel()
+	out, err := exec.CommandContext(ctx, program, "-machine", "none", "-display", "none", "-nodefaults", "-blockdev", try).CombinedOutput()
+	if err == nil || ctx.Err() != nil || strings.Contains(string(out), "Unknown driver") || strings.Contains(string(out), "Unable to load") {
 		return fmt.Errorf("%s has no block driver %s (it says %q): `make deps` gets it for the QEMUs that it unpacks, and for the system's own `apt install %s`", program, driver, strings.TrimSpace(string(out)), blockPackage)
 	}
 	return nil

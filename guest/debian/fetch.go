@@ -280,12 +280,24 @@ func writeWrapper(root, home string) error {
 	}
 	script := "#!/bin/sh\n" +
 		"LD_LIBRARY_PATH=" + q(strings.Join(libs, ":")) + "${LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH}\n" +
-		"export LD_LIBRARY_PATH\n" +
-		"exec " + q(filepath.Join(home, "usr/bin", Program))
+		"export LD_LIBRARY_PATH\n"
+	if m, _ := filepath.Glob(filepath.Join(root, "usr/lib/*-linux-gnu/qemu")); len(m) == 1 {
+		rel, err := filepath.Rel(root, m[0])
+		if err != nil {
+			return err
+		}
+		script += "QEMU_MODULE_DIR=" + q(filepath.Join(home, rel)) + "\nexport QEMU_MODULE_DIR\n"
+	}
+	script += "exec " + q(filepath.Join(home, "usr/bin", Program))
 	for _, d := range []string{"usr/share/qemu", "usr/share/seabios", "usr/lib/ipxe/qemu"} {
 		script += " -L " + q(filepath.Join(home, d))
 	}
-	return os.WriteFile(filepath.Join(root, Program), []byte(script+` "$@"`+"\n"), 0o755)
+	// In one piece: somebody may be starting it.
+	tmp := filepath.Join(root, "."+Program)
+	if err := os.WriteFile(tmp, []byte(script+` "$@"`+"\n"), 0o755); err != nil {
+		return err
+	}
+	return os.Rename(tmp, filepath.Join(root, Program))
 }
 
 // works runs a QEMU with --version.
