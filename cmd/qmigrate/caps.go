@@ -61,7 +61,11 @@ func (c *commands) runCaps(x *cli.Context) error {
 		if x.Bool("no-trial") {
 			bin = binary{why: "not asked for: --no-trial"}
 		}
-		trials = append(trials, bin.try(x.Context, f.Accelerator))
+		trial := bin.try(x.Context, f.Accelerator)
+		if own { // nobody has touched this one, and it has a machine, which sets some of its defaults
+			trial.Defaults = f.Parameters
+		}
+		trials = append(trials, trial)
 	}
 	if x.Bool("json") {
 		return json.NewEncoder(c.stdout).Encode(capsJSON(all, trials, thrown))
@@ -184,7 +188,11 @@ func capRows(all []*engine.Facts, trials []*engine.Trial) (capabilities, paramet
 	parameters = collect(func(f *engine.Facts, t *engine.Trial) map[string]string {
 		m := map[string]string{}
 		for _, member := range f.Schema.MigrationParameters() {
-			m[member.Name] = parameterText(member, f.Parameters[member.Name], t.Ranges[member.Name])
+			legal := t.Ranges[member.Name]
+			if len(all) > 1 && len(legal) > longRange {
+				legal = ""
+			}
+			m[member.Name] = parameterText(member, f.Parameters[member.Name], legal)
 			if value, usual := f.Parameters[member.Name], t.Defaults[member.Name]; usual != nil && value != usual {
 				m[member.Name] += fmt.Sprintf(", default %v without a machine", usual)
 			}
@@ -194,6 +202,9 @@ func capRows(all []*engine.Facts, trials []*engine.Trial) (capabilities, paramet
 	return capabilities, parameters
 }
 
+// longRange is what a column has no room for beside another one: "a power of two no less than the target page size".
+const longRange = 24
+
 // parameterText is the parameter's value if it is set, and its type, with its range where a trial told, or its enumeration's members.
 func parameterText(m qmp.Member, value any, legal string) string {
 	text := m.Type
@@ -201,7 +212,7 @@ func parameterText(m qmp.Member, value any, legal string) string {
 		text += ", " + legal
 	}
 	if len(m.Enum) > 0 {
-		text = strings.Join(m.Enum, "|")
+		text = strings.Join(m.Enum, ", ")
 	}
 	if value != nil && value != "" {
 		text = fmt.Sprintf("%v (%s)", value, text)
