@@ -2,6 +2,7 @@ package engine
 
 import (
 	"fmt"
+	"maps"
 	"slices"
 	"strings"
 
@@ -91,6 +92,13 @@ func (j *judge) command(e end, names ...string) {
 	}
 }
 
+// rules needs a plan that Rules does not refuse for this pair.
+func (j *judge) rules(src, dst *Facts, p Plan) {
+	for _, m := range Rules(src, dst, p) {
+		j.no("%s", m.Problem)
+	}
+}
+
 // ability is the verdict; why is what to say when all is there.
 func (j *judge) ability(name, why string) Ability {
 	switch {
@@ -116,6 +124,17 @@ func Abilities(src, dst *Facts, srcTrial, dstTrial *Trial) []Ability {
 	add := func(name, why string, needs func(j *judge)) {
 		j := &judge{}
 		needs(j)
+		if capabilities := rulesOf[name]; j.can != No && capabilities != nil {
+			// The cache can be made to fit any guest: that is no matter of the pair.
+			p := Plan{Capabilities: map[string]bool{}, Parameters: map[string]string{"xbzrle-cache-size": "4096"}}
+			for _, c := range capabilities {
+				p.Capabilities[c] = true
+			}
+			if p.Capabilities["mapped-ram"] {
+				p.Listen, p.Connect = "file:f", "file:f"
+			}
+			j.rules(src, dst, p)
+		}
 		all = append(all, j.ability(name, why))
 	}
 	lossy := ""
@@ -237,4 +256,54 @@ func seenOfCOLO(src, dst *Facts) string {
 		text = append(text, "10.0 was not seen to checkpoint under TCG")
 	}
 	return strings.Join(text, "; ")
+}
+
+// rulesOf are the capabilities that a way to migrate needs together, by which Rules judges it.
+var rulesOf = map[string][]string{
+	"post-copy": {"postcopy-ram"}, "hybrid": {"postcopy-ram"}, "post-copy preempt": {"postcopy-ram", "postcopy-preempt"}, "dirty-limit": {"dirty-limit"}, "xbzrle": {"xbzrle"}, "compress": {"compress"},
+	"multifd": {"multifd"}, "multifd and post-copy": {"multifd", "postcopy-ram"}, "zero-copy": {"multifd", "zero-copy-send"}, "switchover-ack": {"return-path", "switchover-ack"},
+	"background-snapshot": {"background-snapshot"}, "mapped-ram": {"mapped-ram"},
+}
+
+// Exclusion is a capability and those that it does not go together with.
+type Exclusion struct {
+	Capability string
+	With       []string
+}
+
+// Exclusions are the capabilities of a pair of which Rules refuses two together, though neither by itself. Each pair is there once.
+func Exclusions(src, dst *Facts) (all []Exclusion) {
+	problems := func(names ...string) map[string]bool {
+		p, found := Plan{Capabilities: map[string]bool{}, AllowUnsafe: true}, map[string]bool{}
+		for _, name := range names {
+			p.Capabilities[name] = true
+		}
+		for _, m := range Rules(src, dst, p) {
+			found[m.Problem] = true
+		}
+		return found
+	}
+	var names []string
+	alone := map[string]map[string]bool{}
+	for _, name := range slices.Sorted(maps.Keys(src.Capabilities)) {
+		if _, both := dst.Capabilities[name]; both {
+			names = append(names, name)
+			alone[name] = problems(name)
+		}
+	}
+	for i, a := range names {
+		e := Exclusion{Capability: a}
+		for _, b := range names[i+1:] {
+			for problem := range problems(a, b) {
+				if !alone[a][problem] && !alone[b][problem] {
+					e.With = append(e.With, b)
+					break
+				}
+			}
+		}
+		if len(e.With) > 0 {
+			all = append(all, e)
+		}
+	}
+	return all
 }

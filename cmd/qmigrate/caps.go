@@ -72,6 +72,7 @@ func (c *commands) runCaps(x *cli.Context) error {
 	}
 	printCaps(c.stdout, all, trials, x.Bool("all") || len(all) == 1)
 	printAbilities(c.stdout, abilities(all, trials))
+	printExclusions(c.stdout, engine.Exclusions(all[0], all[len(all)-1]))
 	if len(all) == 2 && !thrown {
 		printVerdict(c.stdout, engine.Compare(all[0], all[1]), engine.Doubts(all[0], all[1]))
 	}
@@ -281,6 +282,19 @@ func printAbilities(w io.Writer, all []engine.Ability) {
 	t.print(w)
 }
 
+func printExclusions(w io.Writer, all []engine.Exclusion) {
+	if len(all) == 0 {
+		return
+	}
+	fmt.Fprintln(w)
+	t := table{align: "ll"}
+	t.row("capability", "does not go with")
+	for _, e := range all {
+		t.row("  "+e.Capability, strings.Join(e.With, ", "))
+	}
+	t.print(w)
+}
+
 func printVerdict(w io.Writer, refusals, doubts []engine.Mismatch) {
 	list := func(title string, all []engine.Mismatch) {
 		fmt.Fprintf(w, "\n%s\n", title)
@@ -350,6 +364,7 @@ func capsJSON(all []*engine.Facts, trials []*engine.Trial, thrown bool) any {
 	out := struct {
 		QEMUs    []qemu    `json:"qemus"`
 		Modes    []ability `json:"modes"`
+		Exclude  any       `json:"exclude"` // a capability, and those that it does not go with
 		Problems []string  `json:"problems,omitempty"`
 		Doubts   []string  `json:"doubts,omitempty"`
 	}{}
@@ -367,6 +382,11 @@ func capsJSON(all []*engine.Facts, trials []*engine.Trial, thrown bool) any {
 		}
 		out.QEMUs = append(out.QEMUs, q)
 	}
+	exclude := map[string][]string{}
+	for _, e := range engine.Exclusions(all[0], all[len(all)-1]) {
+		exclude[e.Capability] = e.With
+	}
+	out.Exclude = exclude
 	for _, a := range abilities(all, trials) {
 		out.Modes = append(out.Modes, ability{a.Name, string(a.Can), a.Why})
 	}
