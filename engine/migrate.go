@@ -47,7 +47,7 @@ type migration struct {
 	converge   *converge // the policy at work; nil: none, or no more
 	mirrors    []*mirrorJob
 	mirrored   bool                          // the source has nodes or jobs of ours
-	undo       func(context.Context) verdict // where a failure leaves the guest: settle, or a file's own
+	undo       func(context.Context) verdict // where a failure leaves the guest: settle, or a file's or COLO's own
 	alarm      <-chan time.Time              // it is time to look whether something is due
 	poll       *poll
 }

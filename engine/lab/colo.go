@@ -245,7 +245,17 @@ func (l *Lab) coloFigures(rec *record.Migration) {
 
 // probeCOLO tries on two throw-away QEMUs without a machine whether the first enters COLO, and the second follows: nothing that QEMU says of
 // itself tells, and the guest would have to be stopped to find out. They meet on host h, at sockets in dir, which is removed again.
-func probeCOLO(ctx context.Context, h hostnet.Host, primary, secondary, dir string) (err error) {
+// The primary is tried with its like first: what it cannot do is then not taken for the secondary's fault.
+func probeCOLO(ctx context.Context, h hostnet.Host, primary, secondary, dir string) error {
+	if primary != secondary {
+		if err := tryCOLO(ctx, h, primary, primary, dir); err != nil {
+			return err
+		}
+	}
+	return tryCOLO(ctx, h, primary, secondary, dir)
+}
+
+func tryCOLO(ctx context.Context, h hostnet.Host, primary, secondary, dir string) (err error) {
 	ctx, cancel := context.WithTimeout(ctx, probeLimit)
 	defer cancel()
 	if err := h.MkdirAll(dir, 0o700); err != nil {
