@@ -470,7 +470,12 @@ func (m *migration) undoMirrors(ctx context.Context) {
 
 // explainLock says what QEMU's refusal of a lock means; any other error stays as it is.
 func explainLock(err error) error {
-	if err == nil || !strings.Contains(err.Error(), "Failed to get ") || !strings.Contains(err.Error(), " lock") {
+	if err == nil {
+		return nil
+	}
+	// 7.2 only says that the node, which was found to be writable, is read-only: it could not be activated for want of the lock.
+	text := err.Error()
+	if !(strings.Contains(text, "Failed to get ") && strings.Contains(text, " lock")) && !strings.Contains(text, "Block node is read-only") {
 		return err
 	}
 	return fmt.Errorf("%w: another process has this image open to write to it: the other side, if it is one and the same file, which then needs no mirror, or a program that uses it beside QEMU", err)

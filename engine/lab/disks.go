@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"path/filepath"
 	"sync"
 
 	"qmigrate/engine/record"
@@ -186,4 +187,19 @@ func (l *Lab) checkImage(c *record.DiskCheck, d guest.Disk) (err error) {
 		l.ledger.compare(c, d.Node, 0, numbers)
 	}
 	return err
+}
+
+// images are the files with the disks' content as the host that kept the guest last sees them: what is looked at when no guest can be asked.
+func (l *Lab) images(side record.Holder) (all []guest.Disk) {
+	disks := l.disks.source
+	if side == record.Destination {
+		disks = l.disks.destination
+	}
+	for _, d := range disks {
+		if d.Driver == "iscsi" { // the target's own file
+			d.Path = filepath.Join(l.disks.server.dir, d.Node+".raw")
+		}
+		all = append(all, d)
+	}
+	return all
 }

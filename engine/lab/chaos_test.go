@@ -1,0 +1,122 @@
+package lab
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"os"
+	"strconv"
+	"strings"
+	"testing"
+	"time"
+
+	"qmigrate/engine"
+	"qmigrate/engine/record"
+)
+
+// TestStorageChaos kills, at random moments of migrations, the source's QEMU, the destination's, or what serves the disks. Wherever the guest is
+// afterwards every acknowledged write is there; a guest that is lost with its QEMU leaves them on the disk. QMIGRATE_CHAOS is how many trials each
+// kind of storage and each victim has; by default each kind has one.
+func TestStorageChaos(t *testing.T) {
+	n, seed := 0, uint64(time.Now().UnixNano())
+	for name, into := range map[string]func(uint64){"QMIGRATE_CHAOS": func(v uint64) { n = int(v) }, "QMIGRATE_SEED": func(v uint64) { seed = v }} {
+		if text := os.Getenv(name); text != "" {
+			v, err := strconv.ParseUint(text, 10, 64)
+			if err != nil {
+				t.Fatalf("%s=%s: %v", name, text, err)
+			}
+			into(v)
+		}
+	}
+	t.Logf("QMIGRATE_SEED=%d", seed)
+	random := rand.New(rand.NewPCG(seed, seed))
+	victims := []string{"source", "destination", "server"}
+	versions := []string{"7.2", "10.0"}
+	for k, kind := range []string{"shared:format=qcow2", "mirror:copy-mode=write-blocking", "mirror", "iscsi", "nfs"} {
+		mine := victims
+		if strings.HasPrefix(kind, "shared") {
+			mine = victims[:2] // nobody serves it
+		}
+		trials := n * len(mine)
+		if n == 0 {
+			trials = 1
+		}
+		for i := range trials {
+			victim := mine[(k+i)%len(mine)]
+			version := versions[random.IntN(2)]
+			after := warmUp + time.Duration(random.Int64N(int64(3500*time.Millisecond)))
+			t.Run(fmt.Sprintf("%s/%s/%s/%d/%v", kind, version, victim, i, after), func(t *testing.T) { storageTrial(t, kind, version, victim, after) })
+		}
+	}
+}
+
+func storageTrial(t *testing.T, kind, version, victim string, after time.Duration) {
+	l := withStorage(t, kind+map[bool]string{true: ",", false: ":"}[strings.Contains(kind, ":")]+"rate=300/s", version, version)
+	agent, failed := l.agent, make(chan error, 1)
+	timer := time.AfterFunc(after, func() { failed <- l.hurt(victim) })
+	rec, err := l.Migrate(t.Context(), engine.Plan{MaxBandwidth: 64 << 20}, engine.Options{})
+	if !timer.Stop() {
+		if err := <-failed; err != nil {
+			t.Fatal(err)
+		}
+	}
+	var stage *engine.StageError
+	if err != nil && !errors.As(err, &stage) {
+		t.Fatal(err)
+	}
+	t.Logf("%s, guest on %s: %v", rec.Outcome, rec.GuestOn, err)
+	switch {
+	case rec.GuestOn == record.Source, rec.GuestOn == record.Destination && rec.DiskCheck != nil:
+		wantDisks(t, rec)
+		t.Logf("%+v", *rec.DiskCheck)
+		return
+	case victim == "server":
+		t.Fatalf("no QEMU was killed, and the guest is on %s", rec.GuestOn)
+	}
+	// The guest died with its QEMU: what it was told to be durable is on the disk.
+	<-agent.Done()
+	last := record.Source
+	if victim == "destination" {
+		last = record.Destination
+	}
+	l.ledger.all.Wait()
+	var c record.DiskCheck
+	for _, d := range l.images(last) {
+		if err := l.checkImage(&c, d); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if !c.OK() || c.BlocksChecked == 0 || l.ledger.count < 50 {
+		t.Errorf("on the disk of the guest that died: %+v, %d acknowledged", c, l.ledger.count)
+	}
+	t.Logf("on the disk: %+v of %d acknowledged", c, l.ledger.count)
+}
+
+// hurt kills a QEMU, or kills what serves the disks and starts it again, or stops the mirror's NBD server.
+func (l *Lab) hurt(victim string) error {
+	ctx, cancel := context.WithTimeout(context.Background(), serverLimit)
+	defer cancel()
+	switch {
+	case victim == "source":
+		return l.source.Kill(ctx)
+	case victim == "destination":
+		return l.destination.Kill(ctx)
+	case l.disks.server != nil:
+		if err := l.disks.server.close(); err != nil {
+			return err
+		}
+		time.Sleep(300 * time.Millisecond)
+		return l.disks.server.start(ctx)
+	}
+	nc, err := l.destination.Dial(ctx, "sampler")
+	if err != nil {
+		return nil // it has gone already
+	}
+	defer nc.Close()
+	_, _ = nc.Write([]byte(`{"execute":"qmp_capabilities"}{"execute":"nbd-server-stop"}`))
+	_ = nc.SetReadDeadline(time.Now().Add(time.Second))
+	_, _ = nc.Read(make([]byte, 4096))
+	time.Sleep(50 * time.Millisecond)
+	return nil
+}
