@@ -318,3 +318,47 @@ func FuzzObserve(f *testing.F) {
 		}
 	})
 }
+
+// TestSprint: the cap is lifted for min(d, 0.3 s), is put back, and QEMU is told the rate: by the parameter that is for it, or by a
+// downtime-limit that gives the same threshold. A link's rate bounds what is found; without a sprint it is what is known.
+func TestSprint(t *testing.T) {
+	var series []record.Sample
+	sent := int64(0)
+	for now := 10 * ms; now < 3*time.Second; now += 10 * ms { // 10 MiB/s, and 100 MiB/s while the cap is lifted: from 220 to 520 ms
+		if rate := int64(10 * mib); now > 220*ms && now <= 520*ms {
+			sent += 10 * rate / 100
+		} else {
+			sent += rate / 100
+		}
+		x := at(now, 200*mib-sent, 1)
+		x.Transferred = record.Of(sent)
+		series = append(series, x)
+	}
+	newer, older, link := limits(), limits(), limits()
+	older.CanSwitchoverBandwidth, link.LinkRate = false, 50*mib
+	type set struct {
+		at        time.Duration
+		bandwidth int64
+		limit     time.Duration
+		told      int64
+	}
+	for _, test := range []struct {
+		name, policy string
+		limits       Limits
+		want         []set
+	}{
+		{"8.2 and newer", "switchover", newer, []set{{220 * ms, 0, 210 * ms, 0}, {520 * ms, 10 * mib, 210 * ms, 100 * mib}}},
+		{"before", "switchover", older, []set{{220 * ms, 0, 210 * ms, 0}, {520 * ms, 10 * mib, 210 * ms, 0}, {820 * ms, 10 * mib, 2100 * ms, 0}}},
+		{"known link", "switchover", link, []set{{220 * ms, 0, 210 * ms, 0}, {520 * ms, 10 * mib, 210 * ms, 45 * mib}}},
+		{"known link, no sprint", "switchover:probe=off", link, []set{{220 * ms, 10 * mib, 210 * ms, 45 * mib}}},
+		{"nothing known, no sprint", "switchover:probe=off", newer, nil},
+	} {
+		var got []set
+		for _, d := range decide(t, test.policy, test.limits, series) {
+			got = append(got, set{d.At, d.Setting.MaxBandwidth, d.Setting.DowntimeLimit, d.Setting.SwitchoverBandwidth})
+		}
+		if !reflect.DeepEqual(got, test.want) {
+			t.Errorf("%s: %+v, want %+v", test.name, got, test.want)
+		}
+	}
+}
