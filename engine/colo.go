@@ -171,6 +171,9 @@ func (c *colo) initialize(ctx context.Context) error {
 
 // check refuses what needs no QEMU to be refused.
 func (c *colo) check() error {
+	if c.migration.plan.TLS != nil || c.migration.plan.Tunnel != "" {
+		return &UnsupportedError{"encryption in mode colo", "checkpoints go over a plain stream; leave tls and tunnel out"}
+	}
 	for name, on := range c.plan.Capabilities {
 		if on && name != "events" && name != "auto-converge" && name != "x-colo" {
 			return &UnsupportedError{"capability " + name + " in mode colo", "have auto-converge: checkpoints go over the plain stream"}

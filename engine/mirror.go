@@ -234,8 +234,7 @@ func (m *migration) startMirrors(ctx context.Context) error {
 	}
 	for _, j := range m.mirrors {
 		node := map[string]any{"driver": "nbd", "node-name": j.name, "server": server, "export": j.name, "discard": "unmap"}
-		host, _ := server["host"].(string)
-		_, client := m.nbd(host)
+		_, client := m.plan.TLS.NBD()
 		maps.Copy(node, client)
 		m.mirrored = true
 		if err := m.src.control.Execute(ctx, "blockdev-add", node, nil); err != nil {
@@ -273,7 +272,7 @@ func (m *migration) serveDisks(ctx context.Context) (server map[string]any, err 
 	}
 	start := func(addr map[string]any) error {
 		args := map[string]any{"addr": addr}
-		server, _ := m.nbd("")
+		server, _ := m.plan.TLS.NBD()
 		maps.Copy(args, server)
 		return m.dst.control.Execute(ctx, "nbd-server-start", args, nil)
 	}

@@ -343,26 +343,12 @@ func (t *TLS) NBD() (server, client map[string]any) {
 	return server, client
 }
 
-// nbd names the same credentials for a connection that carries a disk from the source to the destination's NBD server: server are further members of
-// nbd-server-start's argument, client of blockdev-add's for driver nbd. Without TLS both are empty. host is what the source connects to.
-func (m *migration) nbd(host string) (server, client map[string]any) {
-	t := m.plan.TLS
-	if t == nil {
-		return nil, nil
-	}
-	server, client = map[string]any{"tls-creds": credsID}, map[string]any{"tls-creds": credsID}
-	if t.Authz != "" {
-		server["tls-authz"] = authzID
-	}
-	if t.Hostname != "" && t.Hostname != host {
-		client["tls-hostname"] = t.Hostname
-	}
-	return server, client
-}
-
 // unsecure takes the credentials out of both QEMUs again, as far as they can be reached, so that a later migration finds them as we did. A session under
-// way keeps what it has. It is harmless twice.
+// way keeps what it has. A post-copy that is paused needs them for its next connection and keeps them. It is harmless twice.
 func (m *migration) unsecure(ctx context.Context) {
+	if strings.HasPrefix(m.src.status, "postcopy-") || strings.HasPrefix(m.dst.status, "postcopy-") {
+		return
+	}
 	for _, s := range []*side{m.src, m.dst} {
 		if !s.secured || s.control.Err() != nil {
 			continue

@@ -195,6 +195,7 @@ func TestTLSRefusedBefore(t *testing.T) {
 		"tls \"ssl\": have psk, x509":                            {TLS: &engine.TLS{Kind: "ssl"}},
 		"the folders of both sides' credentials are needed":      {TLS: &engine.TLS{Kind: engine.PSK, SourceDir: "/x"}},
 		"authorization needs verification":                       {TLS: &engine.TLS{Kind: engine.X509, SourceDir: "/x", DestinationDir: "/x", NoVerify: true, Authz: "CN=a"}},
+		"the disks would travel beside the tunnel, in clear":     {Tunnel: engine.TLSTunnel, Mirror: engine.Mirror{Nodes: []string{"disk0"}}},
 		"parameter tls-creds: tls psk sets it":                   {TLS: psk(t, keys, keys), Parameters: map[string]string{"tls-creds": "x"}},
 	} {
 		r, err := engine.Migrate(t.Context(), lab.Endpoint(src), lab.Endpoint(dst), plan, engine.Options{})

@@ -39,7 +39,7 @@ func (c *commands) coloRun(x *cli.Context, p engine.Plan, s *lab.Spec) (*coloRun
 		}
 		return nil, nil
 	}
-	for _, name := range []string{"policy", "tls", "transport", "channels"} {
+	for _, name := range []string{"policy", "tls", "tunnel", "transport", "channels"} {
 		if x.IsSet(name) {
 			return nil, usagef("--%s is not for --mode colo: its checkpoints go over a plain TCP stream", name)
 		}

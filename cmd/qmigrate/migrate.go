@@ -131,7 +131,9 @@ func (c *commands) runMigrate(x *cli.Context) error {
 		return engine.Migrate(x.Context, src, dst, p, o)
 	})
 	through.note(rec)
-	if removeErr := removeCredentials(); removeErr != nil {
+	if rec.PostCopy != nil && rec.Outcome == record.Failed && rec.GuestOn == record.Destination && p.TLS != nil {
+		rec.Warn("the TLS credentials stay in %s and %s: a paused post-copy needs them to go on", p.TLS.SourceDir, p.TLS.DestinationDir)
+	} else if removeErr := removeCredentials(); removeErr != nil {
 		rec.Warn("the TLS credentials could not be removed: %v", removeErr)
 	}
 	if strings.HasPrefix(x.String("source"), "unix:") { // a socket of this machine: its host is what we run on

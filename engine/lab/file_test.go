@@ -305,6 +305,9 @@ func TestFileRefused(t *testing.T) {
 				t.Errorf("%+v left no record", f)
 			}
 		}
+		if err := save(engine.File{Path: saved}, engine.Plan{Tunnel: engine.TLSTunnel}); err == nil || !strings.Contains(err.Error(), "a file has no other end") {
+			t.Errorf("a tunnel into a file: %v", err)
+		}
 		if err := save(engine.File{Path: saved}, engine.Plan{Capabilities: map[string]bool{"multifd": true}}); err == nil || !strings.Contains(err.Error(), "multifd needs several connections") {
 			t.Errorf("multifd into one stream: %v", err)
 		}
