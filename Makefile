@@ -47,9 +47,9 @@ lint: $(AGENT) ## formatting, vet, staticcheck, and the direction of the imports
 bench: deps ## the figures, as ratios side by side in one run: printed, and written to bench/*.json
 	$(GO) run ./bench
 
-conformance: deps ## every way by every pair of QEMUs, into docs/conformance.md; goes on where it was, unless FRESH=1
+conformance: deps ## every way by every pair of QEMUs, into docs/conformance.md; goes on where it was, unless FRESH=1; FOR=20m stops there
 	@if [ -n "$(FRESH)" ]; then rm -f bench/conformance.jsonl; fi
-	QMIGRATE_CONFORMANCE="$(CURDIR)/bench/conformance.jsonl" QMIGRATE_CONFORMANCE_DOC="$(CURDIR)/docs/conformance.md" \
+	QMIGRATE_CONFORMANCE="$(CURDIR)/bench/conformance.jsonl" QMIGRATE_CONFORMANCE_DOC="$(CURDIR)/docs/conformance.md" QMIGRATE_CONFORMANCE_FOR="$(FOR)" \
 		$(GO) test -count=1 -v -run '^TestConformance$$' -timeout 90m ./engine/lab
 
 fuzz: $(AGENT) ## each fuzz target for FUZZTIME

@@ -171,6 +171,13 @@ func TestConformance(t *testing.T) {
 			}
 		}
 	}
+	// With QMIGRATE_CONFORMANCE_FOR no cell is begun after that time; the table says how many are left for the next call.
+	limit, err := time.ParseDuration(cmp.Or(os.Getenv("QMIGRATE_CONFORMANCE_FOR"), "24h"))
+	if err != nil {
+		t.Fatalf("QMIGRATE_CONFORMANCE_FOR: %v", err)
+	}
+	begun := time.Now()
+	left := 0
 	var rows []row
 	for _, w := range ways() {
 		if file == "" && !slices.Contains(fast, w.name) {
@@ -180,6 +187,10 @@ func TestConformance(t *testing.T) {
 			key := [3]string{w.name, pair[0], pair[1]}
 			if r, ok := known[key]; ok {
 				rows = append(rows, r)
+				continue
+			}
+			if time.Since(begun) > limit {
+				left++
 				continue
 			}
 			t.Run(fmt.Sprintf("%s_%s_%s", strings.ReplaceAll(w.name, " ", "_"), pair[0], pair[1]), func(t *testing.T) {
@@ -207,8 +218,12 @@ func TestConformance(t *testing.T) {
 	}
 	table := conformanceTable(rows)
 	t.Log("\n" + table)
-	if doc := os.Getenv("QMIGRATE_CONFORMANCE_DOC"); doc != "" && !t.Failed() {
-		if err := os.WriteFile(doc, []byte(conformanceHead+table), 0o644); err != nil {
+	if doc := os.Getenv("QMIGRATE_CONFORMANCE_DOC"); doc != "" {
+		head := conformanceHead
+		if left > 0 {
+			head += fmt.Sprintf("%d of %d cells were not tried yet: `make conformance` goes on with them.\n\n", left, left+len(rows))
+		}
+		if err := os.WriteFile(doc, []byte(head+table), 0o644); err != nil {
 			t.Error(err)
 		}
 	}
