@@ -44,6 +44,9 @@ func (c *commands) coloRun(x *cli.Context, p engine.Plan, s *lab.Spec) (*coloRun
 			return nil, usagef("--%s is not for --mode colo: its checkpoints go over a plain TCP stream", name)
 		}
 	}
+	if s.Storage.Disks > 0 {
+		return nil, usagef("--storage %s is not for --mode colo: it keeps memory and network in step, no disks, and both sides would write to them", s.Storage.Kind)
+	}
 	r := &coloRun{trial: lab.COLOTrial{Reprotect: x.Bool("reprotect")}}
 	var err error
 	if r.trial.Run, err = units.Duration(x.String("colo-run")); err != nil {

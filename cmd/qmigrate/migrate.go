@@ -42,6 +42,7 @@ func (c *commands) migrate() *cli.Command {
 			&cli.StringFlag{Name: "destination-host", Category: aboutLaunch, Value: "local", Usage: "`HOST` where to start it, local or netns:NAME"},
 			&cli.StringFlag{Name: "destination-qemu", Category: aboutLaunch, Usage: "`QEMU` another one, a path or a version"},
 			&cli.StringSliceFlag{Name: "tap", Category: aboutLaunch, Usage: "`OLD=NEW` the destination's TAP for one of the source's; may be given again"},
+			&cli.StringSliceFlag{Name: "path", Category: aboutLaunch, Usage: "`OLD=NEW` the destination's file for one of the source's, such as the image of a disk that is mirrored; may be given again"},
 		),
 		Action: c.runMigrate,
 	}
@@ -59,7 +60,7 @@ func (c *commands) runMigrate(x *cli.Context) error {
 	if both := shared(x.String("source"), x.String("destination")); both != "" {
 		return usagef("--source and --destination are the same QEMU, both name %s: give the monitors of two", both)
 	}
-	for _, flag := range []string{"destination-host", "destination-qemu", "tap"} {
+	for _, flag := range []string{"destination-host", "destination-qemu", "tap", "path"} {
 		if x.IsSet(flag) && !x.Bool("launch") {
 			return usagef("--%s is for --launch: give that too, or leave it out", flag)
 		}
@@ -175,7 +176,7 @@ func (c *commands) launch(x *cli.Context, src *engine.Endpoint) (*guest.VM, erro
 	if err != nil {
 		return nil, err
 	}
-	change := guest.Launch{Dir: dir, Machine: machine, OtherNetwork: x.String("destination-host") != "local", TAPs: map[string]string{}}
+	change := guest.Launch{Dir: dir, Machine: machine, OtherNetwork: x.String("destination-host") != "local", TAPs: map[string]string{}, Paths: map[string]string{}}
 	if want := x.String("destination-qemu"); want != "" {
 		b, err := guest.FindQEMU(x.Context, want)
 		if err != nil {
@@ -183,12 +184,14 @@ func (c *commands) launch(x *cli.Context, src *engine.Endpoint) (*guest.VM, erro
 		}
 		change.QEMU = b.Path
 	}
-	for _, text := range x.StringSlice("tap") {
-		from, to, ok := strings.Cut(text, "=")
-		if !ok || from == "" || to == "" {
-			return nil, usagef("--tap %s: write it as OLD=NEW", text)
+	for flag, into := range map[string]map[string]string{"tap": change.TAPs, "path": change.Paths} {
+		for _, text := range x.StringSlice(flag) {
+			from, to, ok := strings.Cut(text, "=")
+			if !ok || from == "" || to == "" {
+				return nil, usagef("--%s %s: write it as OLD=NEW", flag, text)
+			}
+			into[from] = to
 		}
-		change.TAPs[from] = to
 	}
 	args, changes, err := guest.IncomingArgs(args, change)
 	if err != nil {

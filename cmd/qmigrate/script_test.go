@@ -461,7 +461,11 @@ func checkRecord(ts *testscript.TestScript, _ bool, args []string) {
 	if wall, _ := lookup(r, "total.wall_ns"); sum != wall {
 		bad("the stages' durations sum to %v, the wall time is %v", sum, wall)
 	}
-	if got, want := strings.Join(names, " "), "initialization reservation pre-copy stop-and-copy commitment activation"; got != want {
+	want := "initialization reservation pre-copy stop-and-copy commitment activation"
+	if _, mirrored := lookup(r, "mirrors"); mirrored {
+		want = strings.Replace(want, "pre-copy", "storage pre-copy", 1)
+	}
+	if got := strings.Join(names, " "); got != want {
 		bad("stages: %s; want %s", got, want)
 	}
 	downtimes := 0

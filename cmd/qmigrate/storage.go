@@ -11,6 +11,7 @@ import (
 	"qmigrate/engine/record"
 	"qmigrate/engine/record/units"
 	"qmigrate/engine/storage"
+	"qmigrate/guest/debian"
 )
 
 func storageFlag() cli.Flag {
@@ -103,4 +104,25 @@ func wrongDisks(r *record.Migration) error {
 		return nil
 	}
 	return fmt.Errorf("the guest's disks are wrong: %s", strings.Join(diskParts(r.DiskCheck), "; "))
+}
+
+// storageFindings say what --storage iscsi and nfs lack.
+func storageFindings(mend string) (all []finding) {
+	for _, one := range []struct {
+		what       debian.What
+		name, text string
+	}{
+		{debian.Block72, "iSCSI, NFS in 7.2", "QEMU's own clients of them"},
+		{debian.Block100, "iSCSI, NFS in 10.0", "QEMU's own clients of them"},
+		{debian.Target, "iSCSI target", "tgtd"},
+		{debian.Ganesha, "NFS server", "nfs-ganesha and rpcbind, in user space; it needs real root"},
+	} {
+		path, err := debian.Find(one.what)
+		f := finding{name: one.name, ok: err == nil, optional: true, text: one.text + ": " + path, mend: mend}
+		if err != nil {
+			f.text = one.text + ": not in the cache: --storage iscsi or nfs needs it"
+		}
+		all = append(all, f)
+	}
+	return all
 }

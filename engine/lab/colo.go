@@ -37,6 +37,9 @@ func (l *Lab) COLO(ctx context.Context, p engine.COLOPlan, t COLOTrial, o engine
 	if l.destination == nil {
 		return nil, errors.New("the lab has no QEMU for a secondary")
 	}
+	if l.spec.Storage.Disks > 0 {
+		return nil, &engine.UnsupportedError{Feature: "mode colo of a guest with disks", Have: "it keeps memory and network in step: both sides would write to the disks"}
+	}
 	// The guest's beats hold its clock, which the two sides' never agree on: each would ask for a checkpoint.
 	var beats wire.BeatReport
 	if err := l.agent.Call(ctx, wire.DoBeat, wire.BeatSet{Interval: record.Of(time.Duration(0))}, &beats); err != nil {
