@@ -89,11 +89,17 @@ func (f *fake) talk(c net.Conn) {
 		var command struct {
 			Execute string          `json:"execute"`
 			ID      json.RawMessage `json:"id"`
+			With    struct {
+				Property string `json:"property"`
+			} `json:"arguments"`
 		}
 		if json.Unmarshal(line, &command) != nil {
 			return
 		}
 		reply := f.replies[command.Execute]
+		if r, ok := f.replies[command.Execute+" "+command.With.Property]; ok {
+			reply = r
+		}
 		if reply == "" {
 			reply = "{}"
 		}
