@@ -92,8 +92,8 @@ func compareDisks(src, dst *Facts, refuse, doubt func(problem, mend string)) {
 		switch {
 		case d.ReadOnly || d.Removable || d.mirrored:
 		case d.Driver != "raw" && strings.HasPrefix(d.File, "nfs://"):
-			// QEMU's NFS client knows a file's length from when it opened it, before the source made it longer (block/nfs.c has no
-			// bdrv_getlength). Seen on 7.2.22 and 10.0.2: of 274 acknowledged writes 109 read as zeros on the destination.
+			// QEMU's NFS client knows a file's length from when it opened it, before the source made it longer (block/nfs.c, read in an
+			// older form, has no bdrv_getlength). Seen on 7.2.22 and 10.0.2: of 274 acknowledged writes 109 read as zeros on the destination.
 			refuse(fmt.Sprintf("disk %s is an image of format %s on NFS, by QEMU's own client: the destination does not learn that it has grown, and the guest loses what it wrote", name, d.Driver),
 				"mirror it, or use a raw image, or mount the share on both hosts and give QEMU the file")
 		case d.File != e.File:

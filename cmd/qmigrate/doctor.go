@@ -36,9 +36,14 @@ func (c *commands) runDoctor(x *cli.Context) error {
 	}
 	if x.Bool("mend") {
 		var errs []error
-		for _, what := range append(debian.All(), debian.Extras()...) {
+		for _, what := range debian.All() {
 			_, err := debian.Ensure(x.Context, what, c.stderr)
 			errs = append(errs, err)
+		}
+		for _, what := range debian.Extras() { // the demo goes without them
+			if _, err := debian.Ensure(x.Context, what, c.stderr); err != nil && errors.Join(errs...) == nil {
+				fmt.Fprintf(c.stderr, "without %v\n", err)
+			}
 		}
 		if err := errors.Join(errs...); err != nil {
 			return err
@@ -102,7 +107,7 @@ func findings(ctx context.Context) []finding {
 	if err != nil {
 		f.text = "not in the cache: without it give --kernel and --modules"
 	}
-	all = append(append(all, f), storageFindings(mend)...)
+	all = append(append(all, f), storageFindings(ctx, mend)...)
 	all = append(all, agentFinding(), kvmFinding())
 	return all
 }

@@ -1,8 +1,11 @@
 package main
 
 import (
+	"context"
+	"errors"
 	"fmt"
 	"io"
+	"slices"
 	"strings"
 
 	"github.com/urfave/cli/v2"
@@ -11,6 +14,7 @@ import (
 	"qmigrate/engine/record"
 	"qmigrate/engine/record/units"
 	"qmigrate/engine/storage"
+	"qmigrate/guest"
 	"qmigrate/guest/debian"
 )
 
@@ -107,22 +111,25 @@ func wrongDisks(r *record.Migration) error {
 }
 
 // storageFindings say what --storage iscsi and nfs lack.
-func storageFindings(mend string) (all []finding) {
-	for _, one := range []struct {
-		what       debian.What
-		name, text string
-	}{
-		{debian.Block72, "iSCSI, NFS in 7.2", "QEMU's own clients of them"},
-		{debian.Block100, "iSCSI, NFS in 10.0", "QEMU's own clients of them"},
-		{debian.Target, "iSCSI target", "tgtd"},
-		{debian.Ganesha, "NFS server", "nfs-ganesha and rpcbind, in user space; it needs real root"},
-	} {
-		path, err := debian.Find(one.what)
-		f := finding{name: one.name, ok: err == nil, optional: true, text: one.text + ": " + path, mend: mend}
-		if err != nil {
-			f.text = one.text + ": not in the cache: --storage iscsi or nfs needs it"
+func storageFindings(ctx context.Context, mend string) (all []finding) {
+	for _, series := range []string{"7.2", "10.0"} {
+		f := finding{name: "iSCSI, NFS in " + series, optional: true, text: "no QEMU " + series, mend: mend}
+		if b, err := guest.FindQEMU(ctx, series); err == nil {
+			err = errors.Join(debian.HasDriver(ctx, b.Path, "iscsi"), debian.HasDriver(ctx, b.Path, "nfs"))
+			if f.ok, f.text = err == nil, "QEMU's own clients of them"; err != nil {
+				f.text, f.mend = "QEMU's own clients of them are not there: --storage iscsi and nfs need them", mend+", or for the system's own QEMU `apt install qemu-block-extra`"
+			}
 		}
 		all = append(all, f)
 	}
+	for what, name := range map[debian.What]string{debian.Target: "iSCSI target", debian.Ganesha: "NFS server"} {
+		path, err := debian.Find(what)
+		f := finding{name: name, ok: err == nil, optional: true, text: path, mend: mend}
+		if err != nil {
+			f.text = string(what) + " is not in the cache: --storage iscsi or nfs needs it"
+		}
+		all = append(all, f)
+	}
+	slices.SortFunc(all, func(a, b finding) int { return strings.Compare(a.name, b.name) })
 	return all
 }
