@@ -4,10 +4,12 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"math/rand/v2"
 	"os"
 	"strconv"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -45,17 +47,35 @@ func TestStorageChaos(t *testing.T) {
 		for i := range trials {
 			victim := mine[(k+i)%len(mine)]
 			version := versions[random.IntN(2)]
-			after := warmUp + time.Duration(random.Int64N(int64(3500*time.Millisecond)))
+			after := time.Duration(random.Int64N(int64(3500 * time.Millisecond)))
 			t.Run(fmt.Sprintf("%s/%s/%s/%d/%v", kind, version, victim, i, after), func(t *testing.T) { storageTrial(t, kind, version, victim, after) })
 		}
 	}
 }
 
+// begin is an slog.Handler that does something once, when the engine logs its first line.
+type begin struct {
+	do   func()
+	once sync.Once
+}
+
+func (b *begin) Enabled(context.Context, slog.Level) bool { return true }
+func (b *begin) WithGroup(string) slog.Handler            { return b }
+func (b *begin) WithAttrs([]slog.Attr) slog.Handler       { return b }
+func (b *begin) Handle(context.Context, slog.Record) error {
+	b.once.Do(b.do)
+	return nil
+}
+
 func storageTrial(t *testing.T, kind, version, victim string, after time.Duration) {
 	l := withStorage(t, kind+map[bool]string{true: ",", false: ":"}[strings.Contains(kind, ":")]+"rate=300/s", version, version)
 	agent, failed := l.agent, make(chan error, 1)
-	timer := time.AfterFunc(after, func() { failed <- l.hurt(victim) })
-	rec, err := l.Migrate(t.Context(), engine.Plan{MaxBandwidth: 64 << 20}, engine.Options{})
+	var timer *time.Timer
+	begun := &begin{do: func() { timer = time.AfterFunc(after, func() { failed <- l.hurt(victim) }) }}
+	rec, err := l.Migrate(t.Context(), engine.Plan{MaxBandwidth: 64 << 20}, engine.Options{Logger: slog.New(begun)})
+	if timer == nil {
+		t.Fatalf("the migration never began: %v", err)
+	}
 	if !timer.Stop() {
 		if err := <-failed; err != nil {
 			t.Fatal(err)
