@@ -171,6 +171,8 @@ func (m *migration) withoutSource(ctx context.Context, cause error) (record.Hold
 	var op *net.OpError
 	died := errors.As(cause, &op) && op.Net == "unix" && errors.Is(cause, syscall.ECONNREFUSED)
 	switch {
+	case strings.HasPrefix(m.dst.facts.MigrationStatus, "postcopy-"):
+		return record.Unknown, "", fmt.Errorf("%w; the destination is in %s, so a part of its memory is still on the source: if that QEMU is surely dead, the guest is lost", cause, m.dst.facts.MigrationStatus)
 	case m.dst.facts.Running:
 		return record.Destination, "the guest runs on the destination already; the source QEMU cannot be reached", nil
 	case m.dst.facts.MigrationStatus != "completed":
@@ -181,9 +183,12 @@ func (m *migration) withoutSource(ctx context.Context, cause error) (record.Hold
 	return m.toDestination(ctx, "the source QEMU is dead and the destination holds the whole guest")
 }
 
-// withoutDestination: nobody listens on the destination's socket. Unless the migration completed it cannot have run the guest,
-// dead or alive.
+// withoutDestination: nobody listens on the destination's socket. Unless the migration completed, or had gone over to post-copy, it cannot have
+// run the guest, dead or alive.
 func (m *migration) withoutDestination(ctx context.Context, cause error) (record.Holder, string, error) {
+	if status := m.src.facts.MigrationStatus; strings.HasPrefix(status, "postcopy-") { // then it may have, and nothing is cancelled
+		return record.Unknown, "", fmt.Errorf("%w; the source is in %s, so the destination may have run the guest: if that QEMU is surely dead, what the guest did since the switch is lost, and nothing was changed here", cause, status)
+	}
 	if err := m.endMigration(ctx); err != nil {
 		return record.Unknown, "", err
 	}
