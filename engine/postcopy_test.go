@@ -303,3 +303,17 @@ func TestCancelInEachState(t *testing.T) {
 		})
 	})
 }
+
+// TestRecoverFromPostCopy: the next command does not go back to a source whose guest has run on a destination that died.
+func TestRecoverFromPostCopy(t *testing.T) {
+	guesttest.EachQEMU(t, func(t *testing.T, qemu string) {
+		x := newTrial(t, qemu, true, func(a, b *guest.Spec) { a.Memory, b.Memory = 128<<20, 128<<20 })
+		x.plan = engine.Plan{Mode: record.PostCopyMode, MaxBandwidth: slow, Parameters: map[string]string{"max-postcopy-bandwidth": fmt.Sprint(slow)}}
+		x.run(t, done(record.Activation), 0, func() { x.kill(t, record.Destination) })
+		x.look(t)
+		holder, said, err := engine.Recover(t.Context(), lab.Endpoint(x.src), lab.Endpoint(x.dst), engine.Plan{}, engine.Options{})
+		if after := state(t, x.src); after == "running" || err == nil || holder == record.Source || !strings.Contains(err.Error(), "may have run the guest") {
+			t.Errorf("source %s before and %s after: %s %q %v", x.a, after, holder, said, err)
+		}
+	})
+}
