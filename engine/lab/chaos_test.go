@@ -48,13 +48,22 @@ func TestStorageChaos(t *testing.T) {
 			victim := mine[(k+i)%len(mine)]
 			version := versions[random.IntN(2)]
 			after := time.Duration(random.Int64N(int64(3500 * time.Millisecond)))
-			t.Run(fmt.Sprintf("%s/%s/%s/%d/%v", kind, version, victim, i, after), func(t *testing.T) { storageTrial(t, kind, version, victim, after) })
+			t.Run(fmt.Sprintf("%s/%s/%s/%d/%v", kind, version, victim, i, after), func(t *testing.T) { storageTrial(t, kind, version, victim, "", after) })
+		}
+	}
+	// Instants that chance seldom finds: the destination dies just before it could run the guest, and with the guest just after, while the source lives.
+	for _, version := range versions {
+		for _, at := range []string{string(record.Commitment), "RESUME"} {
+			t.Run("shared/"+version+"/destination/"+at, func(t *testing.T) {
+				storageTrial(t, "shared:format=qcow2", version, "destination", at, 0)
+			})
 		}
 	}
 }
 
-// begin is an slog.Handler that does something once, when the engine logs its first line.
+// begin is an slog.Handler that does something once: when the engine logs its first line, the end of a stage, or an event.
 type begin struct {
+	at   string // name of the stage or the event; "": the first line
 	do   func()
 	once sync.Once
 }
@@ -62,16 +71,29 @@ type begin struct {
 func (b *begin) Enabled(context.Context, slog.Level) bool { return true }
 func (b *begin) WithGroup(string) slog.Handler            { return b }
 func (b *begin) WithAttrs([]slog.Attr) slog.Handler       { return b }
-func (b *begin) Handle(context.Context, slog.Record) error {
-	b.once.Do(b.do)
+func (b *begin) Handle(_ context.Context, r slog.Record) error {
+	reached := b.at == ""
+	r.Attrs(func(a slog.Attr) bool {
+		reached = reached || (r.Message == "stage" || r.Message == "event") && a.Key == "name" && a.Value.String() == b.at
+		return true
+	})
+	if reached {
+		b.once.Do(b.do)
+	}
 	return nil
 }
 
-func storageTrial(t *testing.T, kind, version, victim string, after time.Duration) {
+// storageTrial does harm a while after an instant that begin knows.
+func storageTrial(t *testing.T, kind, version, victim, at string, after time.Duration) {
 	l := withStorage(t, kind+map[bool]string{true: ",", false: ":"}[strings.Contains(kind, ":")]+"rate=300/s", version, version)
 	agent, failed := l.agent, make(chan error, 1)
 	var timer *time.Timer
-	begun := &begin{do: func() { timer = time.AfterFunc(after, func() { failed <- l.hurt(victim) }) }}
+	begun := &begin{at: at, do: func() {
+		timer = time.AfterFunc(after, func() { failed <- l.hurt(victim) })
+		if at != "" { // at once: the engine waits for it
+			time.Sleep(after + 50*time.Millisecond)
+		}
+	}}
 	rec, err := l.Migrate(t.Context(), engine.Plan{MaxBandwidth: 64 << 20}, engine.Options{Logger: slog.New(begun)})
 	if timer == nil {
 		t.Fatalf("the migration never began: %v", err)
@@ -81,8 +103,8 @@ func storageTrial(t *testing.T, kind, version, victim string, after time.Duratio
 			t.Fatal(err)
 		}
 	}
-	var stage *engine.StageError
-	if err != nil && !errors.As(err, &stage) {
+	var failure *engine.StageError
+	if err != nil && !errors.As(err, &failure) {
 		t.Fatal(err)
 	}
 	t.Logf("%s, guest on %s: %v", rec.Outcome, rec.GuestOn, err)
@@ -94,7 +116,13 @@ func storageTrial(t *testing.T, kind, version, victim string, after time.Duratio
 	case victim == "server":
 		t.Fatalf("no QEMU was killed, and the guest is on %s", rec.GuestOn)
 	}
-	// The guest died with its QEMU: what it was told to be durable is on the disk.
+	// The guest died with its QEMU: what it was told to be durable is on the disk. The other QEMU, should it live, goes as well: it would keep its
+	// line of acknowledgements open for ever.
+	ctx, cancel := context.WithTimeout(t.Context(), serverLimit)
+	defer cancel()
+	if err := errors.Join(l.source.Kill(ctx), l.destination.Kill(ctx)); err != nil {
+		t.Fatal(err)
+	}
 	<-agent.Done()
 	last := record.Source
 	if victim == "destination" {
