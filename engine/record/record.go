@@ -87,6 +87,11 @@ type Migration struct {
 	Warnings  []string  `json:"warnings,omitempty"` // doubts about the result, printed as footnotes
 	Workload  string    `json:"workload,omitempty"`
 
+	Experiment string         `json:"experiment,omitempty"` // name of the experiment that this is a trial of
+	Trial      string         `json:"trial,omitempty"`      // which trial: cell and repeat, the same whenever the experiment is run
+	Order      *int           `json:"order,omitempty"`      // place of the trial in the experiment's order, from 0
+	Factors    map[string]any `json:"factors,omitempty"`    // value of each of the experiment's factors, in the words of its file
+
 	PostCopy *PostCopyFigures `json:"post_copy,omitempty"` // in the modes that may go over to it
 
 	Saved    *Saved           `json:"file,omitempty"`     // modes save and restore
@@ -108,6 +113,8 @@ type Migration struct {
 	Downtime Downtime `json:"downtime"`
 
 	Guest       *Guest       `json:"guest,omitempty"`
+	Timeline    []Series     `json:"timeline,omitempty"` // what observers counted, bin by bin
+	CPU         []CPUUse     `json:"cpu,omitempty"`      // what QEMU's threads took of the hosts' processors
 	Network     *Network     `json:"network,omitempty"`
 	MemoryCheck *MemoryCheck `json:"memory_check,omitempty"`
 	Tunnel      *Tunnel      `json:"tunnel,omitempty"`
@@ -224,6 +231,30 @@ type Guest struct {
 	SlowdownPercent *float64       `json:"slowdown_percent,omitempty"`    // 100 * (1 - during/before)
 	EventsBefore    *float64       `json:"events_before_per_s,omitempty"` // the workload's own events, before `migrate`
 	EventsDuring    *float64       `json:"events_during_per_s,omitempty"` // the same, from `migrate` to RESUME
+	EventsAfter     *float64       `json:"events_after_per_s,omitempty"`  // the same, after RESUME while it was watched
+	Brownout        *time.Duration `json:"brownout_ns,omitempty"`         // bins of the workload's events below 95 % of the before-median, the blackout not among them
+	Blackout        *time.Duration `json:"blackout_ns,omitempty"`         // bins without any event
+}
+
+// Series is one row of the timeline: what one observer counted in bins of equal length, on the record's clock.
+type Series struct {
+	Name   string        `json:"name"`   // what: guest_events, tcp_received, cpu_source, ...
+	Unit   string        `json:"unit"`   // of the values: events/s, bytes/s, percent (of one processor)
+	Source string        `json:"source"` // who counted, by which clock
+	Start  time.Duration `json:"start_ns"`
+	Bin    time.Duration `json:"bin_ns"`
+	Values []*float64    `json:"values"` // nil: not observed
+}
+
+// CPUUse is what one thread, or a whole QEMU, took of its host's processors over one span.
+type CPUUse struct {
+	Side    Holder        `json:"side"`
+	Thread  string        `json:"thread"` // process (the whole QEMU), vcpu0, vcpu1, ..., migration, main
+	From    time.Duration `json:"from_ns"`
+	Span    time.Duration `json:"span_ns"`
+	Used    time.Duration `json:"used_ns"`         // by /proc/PID/task/TID/schedstat: ns on a processor
+	Percent float64       `json:"percent"`         // 100 * used / span: of one processor
+	Stage   StageName     `json:"stage,omitempty"` // "": before `migrate`
 }
 
 // Network is what the network saw, from the observer.
