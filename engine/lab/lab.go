@@ -69,6 +69,7 @@ type Lab struct {
 	ledger      *ledger     // of what the guest wrote to them; nil: none
 	warnings    []string
 	seen        seen // what the observers saw of the last migration
+	tallies     []*Tally
 }
 
 // Up makes the lab: network, both QEMUs, the guest booted on host a with its memory filled and its workload running, the

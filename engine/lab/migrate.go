@@ -38,6 +38,7 @@ func (l *Lab) Migrate(ctx context.Context, p engine.Plan, o engine.Options) (*re
 		return nil, err
 	}
 	defer watch.close()
+	began := time.Now()
 	if err := l.agent.Call(ctx, wire.DoClockReset, wire.ClockReset{}, nil); err != nil {
 		return nil, fmt.Errorf("start the guest's clock loop: %w", err)
 	}
@@ -117,6 +118,7 @@ func (l *Lab) Migrate(ctx context.Context, p engine.Plan, o engine.Options) (*re
 	l.checkDisks(after, rec)
 	l.rates(rec, before, during)
 	l.linkFigures(rec)
+	l.addTallies(rec, began)
 	return rec, migrateErr
 }
 

@@ -114,6 +114,7 @@ type Migration struct {
 
 	Guest       *Guest       `json:"guest,omitempty"`
 	Timeline    []Series     `json:"timeline,omitempty"` // what observers counted, bin by bin
+	Marks       []Mark       `json:"marks,omitempty"`    // instants to draw on the timeline, in the order of time
 	CPU         []CPUUse     `json:"cpu,omitempty"`      // what QEMU's threads took of the hosts' processors
 	Network     *Network     `json:"network,omitempty"`
 	MemoryCheck *MemoryCheck `json:"memory_check,omitempty"`
@@ -238,12 +239,22 @@ type Guest struct {
 
 // Series is one row of the timeline: what one observer counted in bins of equal length, on the record's clock.
 type Series struct {
-	Name   string        `json:"name"`   // what: guest_events, tcp_received, cpu_source, ...
-	Unit   string        `json:"unit"`   // of the values: events/s, bytes/s, percent (of one processor)
-	Source string        `json:"source"` // who counted, by which clock
-	Start  time.Duration `json:"start_ns"`
+	Name   string        `json:"name"`     // what: guest_events, tcp_received, cpu_source, ...
+	Unit   string        `json:"unit"`     // of the values: events/s, bytes/s, percent (of one processor)
+	Source string        `json:"source"`   // who counted, by which clock
+	Start  time.Duration `json:"start_ns"` // where the first bin begins: negative before the first command
 	Bin    time.Duration `json:"bin_ns"`
 	Values []*float64    `json:"values"` // nil: not observed
+
+	EdgeError *time.Duration `json:"edge_error_ns,omitempty"` // how far an edge of a bin may be from where it is said to be
+}
+
+// Mark is one instant on the record's clock.
+type Mark struct {
+	Name    string         `json:"name"` // migrate, stop, resume, first_frame, fdb_moved, ...: docs/timeline.md has them all
+	At      time.Duration  `json:"at_ns"`
+	AtError *time.Duration `json:"at_error_ns,omitempty"`
+	Source  string         `json:"source"` // who saw it, by which clock
 }
 
 // CPUUse is what one thread, or a whole QEMU, took of its host's processors over one span.
