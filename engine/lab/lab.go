@@ -276,7 +276,9 @@ func reaches(ctx context.Context, h hostnet.Host, address string) error {
 }
 
 // Listen is where the lab's destination is to listen: on its host's address, a port of its choice.
-func (l *Lab) Listen() string { return fmt.Sprintf("tcp:%s:0", l.network.Address(destinationHost)) }
+func (l *Lab) Listen() string {
+	return fmt.Sprintf("tcp:%s:0", l.network.Address(l.hostOf(l.destination)))
+}
 
 // lastLine is the last line of a text that is not empty.
 func lastLine(text string) string {

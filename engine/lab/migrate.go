@@ -303,7 +303,7 @@ func (l *Lab) linkFigures(rec *record.Migration) {
 	}
 	for _, c := range s.changes {
 		if c.Kind == hostnet.FDB && c.Action == hostnet.Add && c.Host == "link" && !c.Local &&
-			c.MAC.String() == l.destination.Spec().NIC.MAC && strings.HasSuffix(c.Port, "-"+destinationHost) && c.At.After(rec.End(record.PreCopy)) {
+			c.MAC.String() == l.destination.Spec().NIC.MAC && strings.HasSuffix(c.Port, "-"+l.hostOf(l.destination)) && c.At.After(rec.End(record.PreCopy)) {
 			rec.Network.AnnounceToFirstPacket = record.Of(c.At.Sub(end))
 			break
 		}

@@ -143,9 +143,12 @@ func read(dir string) (state, error) {
 // sides are the QEMUs of the lab in dir: those of its state and, where a run was killed before it could write them down, those whose
 // process number is in their own folder.
 func (s state) sides(dir string) (source, destination *vmState) {
-	find := func(noted *vmState, host string) *vmState {
+	find := func(noted, other *vmState, host, back string) *vmState {
 		if noted != nil {
 			return noted
+		}
+		if other != nil && filepath.Base(other.Spec.Dir) == host { // the guest has moved: the one that waits is where it came from
+			host = back
 		}
 		spec := guest.Spec{Dir: filepath.Join(dir, host)}
 		b, err := os.ReadFile(spec.Socket("pid"))
@@ -158,7 +161,7 @@ func (s state) sides(dir string) (source, destination *vmState) {
 		}
 		return &vmState{fmt.Sprintf("netns:qmig-%s-%s", s.Owner, host), pid, spec}
 	}
-	return find(s.Source, sourceHost), find(s.Destination, destinationHost)
+	return find(s.Source, s.Destination, sourceHost, destinationHost), find(s.Destination, s.Source, destinationHost, sourceHost)
 }
 
 func (l *Lab) state() state {

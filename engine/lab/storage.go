@@ -85,7 +85,7 @@ func direct(path string) error {
 func (l *Lab) plan(p engine.Plan) engine.Plan {
 	s := l.spec.Storage
 	if s.Kind == storage.Mirror && len(p.Mirror.Nodes) == 0 {
-		p.Mirror = engine.Mirror{Nodes: s.Nodes(), CopyMode: s.CopyMode, MaxBandwidth: s.MaxBandwidth, Listen: l.network.Address(destinationHost).String()}
+		p.Mirror = engine.Mirror{Nodes: s.Nodes(), CopyMode: s.CopyMode, MaxBandwidth: s.MaxBandwidth, Listen: l.network.Address(l.hostOf(l.destination)).String()}
 	}
 	return p
 }

@@ -12,6 +12,7 @@ import (
 	"qmigrate/engine"
 	"qmigrate/guest"
 	"qmigrate/hostnet"
+	"qmigrate/qmp"
 )
 
 // Throwaway starts the binary of a QEMU once more, on this machine, with no guest in it (-machine none), tries on it what introspection cannot tell, and
@@ -32,10 +33,32 @@ func Throwaway(ctx context.Context, qemu string, env []string, accelerator strin
 	return trial, nil
 }
 
-func throwaway(ctx context.Context, qemu string, env []string, accelerator string) (_ *engine.Trial, err error) {
+func throwaway(ctx context.Context, qemu string, env []string, accelerator string) (trial *engine.Trial, err error) {
+	err = onThrowaway(ctx, qemu, env, accelerator, func(vm *guest.VM) error {
+		trial, err = engine.Try(ctx, Endpoint(vm))
+		return err
+	})
+	return trial, err
+}
+
+// Facts are what a QEMU binary on this machine says of itself, with no guest in it.
+func Facts(ctx context.Context, qemu, accelerator string, schemas qmp.SchemaCache) (f *engine.Facts, err error) {
+	err = onThrowaway(ctx, qemu, nil, accelerator, func(vm *guest.VM) error {
+		f, err = engine.Inspect(ctx, Endpoint(vm), engine.Options{Schemas: schemas})
+		return err
+	})
+	if err != nil {
+		return nil, fmt.Errorf("ask %s what it can do: %w", qemu, err)
+	}
+	f.Name = filepath.Base(qemu)
+	return f, nil
+}
+
+// onThrowaway does something with a QEMU that has no guest, and ends it.
+func onThrowaway(ctx context.Context, qemu string, env []string, accelerator string, do func(*guest.VM) error) (err error) {
 	dir, err := os.MkdirTemp("", "qmig-try-")
 	if err != nil {
-		return nil, err
+		return err
 	}
 	defer os.RemoveAll(dir)
 	dir = filepath.Join(dir, "vm")
@@ -44,7 +67,7 @@ func throwaway(ctx context.Context, qemu string, env []string, accelerator strin
 		"-chardev", "socket,id=control,server=on,wait=off,path=" + strings.ReplaceAll(control, ",", ",,"), "-mon", "chardev=control,mode=control", "-incoming", "defer", "-S"}
 	vm, err := guest.StartIncoming(ctx, hostnet.Local(), argv, env, dir)
 	if err != nil {
-		return nil, err
+		return err
 	}
 	defer func() { // it has no guest to lose, and would take its time to quit
 		killed, cancel := context.WithTimeout(context.WithoutCancel(ctx), 10*time.Second)
@@ -53,5 +76,5 @@ func throwaway(ctx context.Context, qemu string, env []string, accelerator strin
 			err = closeErr
 		}
 	}()
-	return engine.Try(ctx, Endpoint(vm))
+	return do(vm)
 }

@@ -74,23 +74,24 @@ func (l *Lab) route(ctx context.Context, p *engine.Plan, o *engine.Options) (und
 	return func() {}, nil
 }
 
-// dial makes a TCP connection over the link: its end on host a and its end on host b.
+// dial makes a TCP connection over the link: its end on the source's host and its end on the destination's.
 func (l *Lab) dial(ctx context.Context) (a, b *net.TCPConn, err error) {
-	listener, err := l.network.Host(destinationHost).Listen(ctx, "tcp", net.JoinHostPort(l.network.Address(destinationHost).String(), "0"))
+	to := l.hostOf(l.destination)
+	listener, err := l.destination.Host().Listen(ctx, "tcp", net.JoinHostPort(l.network.Address(to).String(), "0"))
 	if err != nil {
-		return nil, nil, fmt.Errorf("listen for the stream on host b: %w", err)
+		return nil, nil, fmt.Errorf("listen for the stream on host %s: %w", to, err)
 	}
 	defer listener.Close()
-	from, err := l.network.Host(sourceHost).Dial(ctx, "tcp", listener.Addr().String())
+	from, err := l.source.Host().Dial(ctx, "tcp", listener.Addr().String())
 	if err != nil {
 		return nil, nil, fmt.Errorf("connect the hosts: %w", err)
 	}
-	to, err := listener.Accept()
+	accepted, err := listener.Accept()
 	if err != nil {
 		from.Close()
 		return nil, nil, fmt.Errorf("connect the hosts: %w", err)
 	}
-	return from.(*net.TCPConn), to.(*net.TCPConn), nil
+	return from.(*net.TCPConn), accepted.(*net.TCPConn), nil
 }
 
 // connected is an engine.Stream over the link.

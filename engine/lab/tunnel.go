@@ -139,7 +139,7 @@ func (l *Lab) tunnel(ctx context.Context, p *engine.Plan) (*Tunnel, error) {
 	}
 	from, to := l.source, l.destination
 	s := TunnelSpec{
-		Kind: p.Tunnel, Source: from.Host(), Destination: to.Host(), Address: l.network.Address(destinationHost).String(),
+		Kind: p.Tunnel, Source: from.Host(), Destination: to.Host(), Address: l.network.Address(l.hostOf(to)).String(),
 		In: path.Join(from.Spec().Dir, "tunnel"), Out: path.Join(to.Spec().Dir, "incoming"),
 	}
 	p.Listen, p.Connect = "unix:"+s.Out, "unix:"+s.In

@@ -118,6 +118,7 @@ type Migration struct {
 	CPU         []CPUUse     `json:"cpu,omitempty"`      // what QEMU's threads took of the hosts' processors
 	Network     *Network     `json:"network,omitempty"`
 	MemoryCheck *MemoryCheck `json:"memory_check,omitempty"`
+	Boot        *Boot        `json:"boot,omitempty"`
 	Tunnel      *Tunnel      `json:"tunnel,omitempty"`
 	DiskCheck   *DiskCheck   `json:"disk_check,omitempty"`
 	Mirrors     []Mirror     `json:"mirrors,omitempty"`
@@ -266,6 +267,14 @@ type CPUUse struct {
 	Used    time.Duration `json:"used_ns"`         // by /proc/PID/task/TID/schedstat: ns on a processor
 	Percent float64       `json:"percent"`         // 100 * used / span: of one processor
 	Stage   StageName     `json:"stage,omitempty"` // "": before `migrate`
+}
+
+// Boot is how the guest of an experiment's trial came to be there.
+type Boot struct {
+	Per       string         `json:"per"`                // trial: booted for this one; cell: for all trials of the cell that one run makes
+	Migration int            `json:"migration"`          // which of this guest's migrations it was, from 1: the even ones lead back to the host where it was booted
+	Ready     *time.Duration `json:"ready_ns,omitempty"` // the trial's begin .. guest ready, memory filled, workload running, destination waiting
+	Trial     time.Duration  `json:"trial_ns"`           // the trial's begin .. its record, the observers' second before and the checks after included
 }
 
 // Network is what the network saw, from the observer.
