@@ -8,7 +8,6 @@ import (
 	"fmt"
 	"io"
 	"os"
-	"path/filepath"
 	"strings"
 
 	"github.com/vishvananda/netlink"
@@ -216,71 +215,6 @@ func openSocket(kind int) error {
 		return os.NewSyscallError("socket", err)
 	}
 	return unix.Close(fd)
-}
-
-// cpuCgroup tries to make a group with a CPU quota below our own, and removes it. kind is "v1" or "v2".
-func cpuCgroup() (kind string, err error) {
-	data, err := os.ReadFile("/proc/self/cgroup") // lines of hierarchy:controllers:path
-	if err != nil {
-		return "", err
-	}
-	mounts, err := os.ReadFile("/proc/self/mounts")
-	if err != nil {
-		return "", err
-	}
-	reason := errors.New("no cgroup hierarchy with the cpu controller is mounted")
-	for line := range strings.Lines(string(data)) {
-		f := strings.SplitN(strings.TrimSpace(line), ":", 3)
-		if len(f) != 3 {
-			continue
-		}
-		kind, fstype, file, value := "v1", "cgroup", "cpu.cfs_quota_us", "50000"
-		if f[1] == "" {
-			kind, fstype, file, value = "v2", "cgroup2", "cpu.max", "50000 100000"
-		} else if !hasWord(f[1], "cpu") {
-			continue
-		}
-		mount := cgroupMount(string(mounts), fstype)
-		if mount == "" {
-			continue
-		}
-		dir := filepath.Join(mount, f[2], fmt.Sprintf("qmig-check-%d", os.Getpid()))
-		if err := os.Mkdir(dir, 0o755); err != nil {
-			reason = err
-			continue
-		}
-		err := setKernelFile(filepath.Join(dir, file), value)
-		if rmErr := os.Remove(dir); err == nil {
-			err = rmErr
-		}
-		if err == nil {
-			return kind, nil
-		}
-		if kind == "v1" || !errors.Is(err, os.ErrNotExist) { // v2 without the file: the controller is elsewhere
-			reason = err
-		}
-	}
-	return "", reason
-}
-
-// cgroupMount finds where the cpu controller of a kind of cgroup file system is mounted.
-func cgroupMount(mounts, fstype string) string {
-	for line := range strings.Lines(mounts) {
-		f := strings.Fields(line) // device, mount point, type, options
-		if len(f) >= 4 && f[2] == fstype && (fstype == "cgroup2" || hasWord(f[3], "cpu")) {
-			return f[1]
-		}
-	}
-	return ""
-}
-
-func hasWord(list, word string) bool {
-	for w := range strings.SplitSeq(list, ",") {
-		if w == word {
-			return true
-		}
-	}
-	return false
 }
 
 // userfaultfd opens one as QEMU's post-copy does: the device if there is one, else the system call, with faults

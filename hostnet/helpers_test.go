@@ -31,6 +31,8 @@ func helpers() map[string]func() error {
 			fmt.Println(p.PID(), p.StartTime())
 			select {}
 		},
+		"spin":    spin,
+		"unified": unified,
 		// tap opens a TAP as QEMU does.
 		"tap": func() error {
 			f, err := openTAP(os.Getenv("TAP"), os.Getenv("MULTI") != "")

@@ -746,6 +746,10 @@ func Remove(ctx context.Context, owner string) (removed []string, err error) {
 		removed = append(removed, r...)
 		errs = append(errs, err)
 	}
+	limited, cancel := context.WithTimeout(ctx, undoLimit)
+	defer cancel()
+	r, err := removeCaps(limited, owner) // their processes are dead now
+	removed, errs = append(removed, r...), append(errs, err)
 	if err := errors.Join(errs...); err != nil {
 		return removed, fmt.Errorf("remove network of %s: %w", owner, err)
 	}

@@ -1,0 +1,384 @@
+package hostnet
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"runtime"
+	"slices"
+	"strconv"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// spinner is a process of two threads that are always busy, and their numbers.
+func spinner(t *testing.T) (p Process, threads []int) {
+	t.Helper()
+	cmd := self("spin")
+	out, err := cmd.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { killHard(cmd) })
+	threads = make([]int, 2)
+	if _, err := fmt.Fscan(out, &threads[0], &threads[1]); err != nil {
+		t.Fatal(err)
+	}
+	start, err := StartTime(cmd.Process.Pid)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if p, err = FindProcess(cmd.Process.Pid, start); err != nil {
+		t.Fatal(err)
+	}
+	return p, threads
+}
+
+func spin() error {
+	ids := make(chan int)
+	for range 2 {
+		go func() {
+			runtime.LockOSThread()
+			ids <- unix.Gettid()
+			for n := 0; ; n++ {
+				_ = n
+			}
+		}()
+	}
+	fmt.Println(<-ids, <-ids)
+	select {}
+}
+
+// applyCap applies the spec; the test is skipped where this machine or user cannot.
+func applyCap(t *testing.T, s CPUCapSpec) *CPUCap {
+	t.Helper()
+	c, err := s.Apply(t.Context(), Local())
+	if errors.Is(err, errors.ErrUnsupported) {
+		t.Skip(err)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := c.Close(); err != nil {
+			t.Error(err)
+		}
+	})
+	return c
+}
+
+// groupOf is the group with the cpu controller that a thread is in.
+func groupOf(pid, thread int) (string, error) {
+	trees, err := cpuTrees(func(name string) ([]byte, error) {
+		return os.ReadFile(strings.Replace(name, fmt.Sprintf("/proc/%d/cgroup", pid), fmt.Sprintf("/proc/%d/task/%d/cgroup", pid, thread), 1))
+	}, pid)
+	if err != nil || len(trees) == 0 {
+		return "", fmt.Errorf("%v, %w", trees, err)
+	}
+	return trees[0].home, nil
+}
+
+// capsThread is what must hold of a cap on the first of two busy threads, on any kind of groups. moved: the whole process was given another group.
+func capsThread(s CPUCapSpec, h Host, threads []int) (c *CPUCap, moved bool, err error) {
+	home, err := groupOf(s.PID, threads[0])
+	if err != nil {
+		return nil, false, err
+	}
+	s.Threads = threads[:1]
+	if c, err = s.Apply(context.Background(), h); err != nil {
+		return nil, false, err
+	}
+	if q, p, err := c.Quota(); err != nil || p != CPUCapPeriod || q != p*time.Duration(s.Percent)/100 {
+		return c, moved, fmt.Errorf("the kernel has a quota of %v in %v, %w", q, p, err)
+	}
+	in, err := groupOf(s.PID, threads[0])
+	if err != nil || in != c.group || !strings.Contains(in, c.spec.name()) {
+		return c, moved, fmt.Errorf("the thread is in %s, %w, its cap is %s", in, err, c.group)
+	}
+	free, err := groupOf(s.PID, threads[1])
+	if err != nil || free == c.group {
+		return c, moved, fmt.Errorf("the other thread is in %s too, %w", free, err)
+	}
+	moved = free != home
+	before, err := c.Usage()
+	if err != nil {
+		return c, moved, err
+	}
+	var u CapUsage
+	for deadline := time.Now().Add(20 * time.Second); ; time.Sleep(10 * time.Millisecond) {
+		if u, err = c.Usage(); err != nil {
+			return c, moved, err
+		}
+		if u.Throttled > before.Throttled+2 && u.Used > before.Used && u.Stood > before.Stood {
+			break
+		}
+		if time.Now().After(deadline) {
+			return c, moved, fmt.Errorf("a busy thread was never held back: %+v, before %+v", u, before)
+		}
+	}
+	if u.Periods < u.Throttled {
+		return c, moved, fmt.Errorf("more periods held back than there were: %+v", u)
+	}
+	if err := c.Set(2 * s.Percent); err != nil {
+		return c, moved, err
+	}
+	if q, p, err := c.Quota(); err != nil || q != p*time.Duration(2*s.Percent)/100 {
+		return c, moved, fmt.Errorf("after Set the kernel has a quota of %v in %v, %w", q, p, err)
+	}
+	group := c.group
+	if err := errors.Join(c.Close(), c.Close()); err != nil {
+		return c, moved, err
+	}
+	for _, id := range threads {
+		if back, err := groupOf(s.PID, id); err != nil || back != home {
+			return c, moved, fmt.Errorf("after Close thread %d is in %s, %w, it came from %s", id, back, err, home)
+		}
+	}
+	if _, err := os.Stat(group); !errors.Is(err, fs.ErrNotExist) {
+		return c, moved, fmt.Errorf("the group is left: %w", err)
+	}
+	return c, moved, nil
+}
+
+func TestCPUCap(t *testing.T) {
+	p, threads := spinner(t)
+	s := CPUCapSpec{Owner: owner(), Host: "a", PID: p.PID(), Percent: 30}
+	applyCap(t, s).Close() // it can be had, or the test is skipped
+	c, _, err := capsThread(s, Local(), threads)
+	if c != nil {
+		defer c.Close()
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Log("control groups ", c.Kind())
+}
+
+// TestCPUCapOfTheDead: a process that is killed under its cap leaves a group that Close removes.
+func TestCPUCapOfTheDead(t *testing.T) {
+	p, threads := spinner(t)
+	c := applyCap(t, CPUCapSpec{Owner: owner(), Host: "a", PID: p.PID(), Threads: threads, Percent: 20})
+	if err := p.Kill(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if err := c.Close(); err != nil {
+		t.Error(err)
+	}
+	if _, err := c.Usage(); err == nil {
+		t.Error("a cap that is gone has a use")
+	}
+	if left, err := capGroups(prefix + c.spec.Owner); err != nil || len(left) > 0 {
+		t.Errorf("left: %v, %v", left, err)
+	}
+}
+
+// TestCPUCapSwept: Remove takes the groups of a run that was killed, those of others stay.
+func TestCPUCapSwept(t *testing.T) {
+	p, threads := spinner(t)
+	mark := owner()
+	c := applyCap(t, CPUCapSpec{Owner: mark, Host: "a", PID: p.PID(), Threads: threads, Percent: 20})
+	other := applyCap(t, CPUCapSpec{Owner: mark + "-x", Host: "b", PID: os.Getpid(), Percent: 20})
+	if err := p.Kill(t.Context()); err != nil { // as Remove does with what runs on the hosts
+		t.Fatal(err)
+	}
+	removed, err := Remove(t.Context(), mark)
+	if err != nil || !slices.ContainsFunc(removed, func(r string) bool { return strings.HasPrefix(r, "CPU cap ") && strings.HasSuffix(r, c.spec.name()) }) {
+		t.Errorf("removed %q, %v", removed, err)
+	}
+	if left, err := capGroups(prefix + mark + "-"); err != nil || len(left) != 1 || filepath.Base(left[0]) != other.spec.name() {
+		t.Errorf("left: %v, %v", left, err)
+	}
+}
+
+// readOnly is a host on which files cannot be written.
+type readOnly struct{ Host }
+
+func (readOnly) WriteFile(name string, _ []byte, _ fs.FileMode) error {
+	return &fs.PathError{Op: "open", Path: name, Err: syscall.EROFS}
+}
+
+// TestCPUCapRefused: what cannot be done is told in one line, and leaves nothing.
+func TestCPUCapRefused(t *testing.T) {
+	mark := owner()
+	s := CPUCapSpec{Owner: mark, Host: "a", PID: os.Getpid(), Percent: 50}
+	_, err := s.Apply(t.Context(), readOnly{Local()})
+	missing := new(UnsupportedError)
+	if !errors.As(err, &missing) || missing.Feature != "CPU cap" || missing.Mend == "" || strings.Contains(err.Error(), "\n") {
+		t.Errorf("where nothing can be written: %v", err)
+	}
+	if left, err := capGroups(prefix + mark); err != nil || len(left) > 0 {
+		t.Errorf("left: %v, %v", left, err)
+	}
+	for text, change := range map[string]func(*CPUCapSpec){
+		"least quota":              func(s *CPUCapSpec) { s.Percent = 9 },
+		"CPU cap of -5%":           func(s *CPUCapSpec) { s.Percent = -5 },
+		"at most":                  func(s *CPUCapSpec) { s.Percent = 1 << 20 },
+		"not an owner's":           func(s *CPUCapSpec) { s.Owner = "../x" },
+		"period 2s of a CPU cap":   func(s *CPUCapSpec) { s.Period = 2 * time.Second },
+		"period 1.5µs of a CPU":    func(s *CPUCapSpec) { s.Period = 1500 * time.Nanosecond },
+		"no such file or director": func(s *CPUCapSpec) { s.PID = 1 << 30 },
+	} {
+		s := s
+		change(&s)
+		c, err := s.Apply(t.Context(), Local())
+		if err == nil || !strings.Contains(err.Error(), text) {
+			t.Errorf("%+v: %v, want %q", s, err, text)
+		}
+		if c != nil {
+			c.Close()
+		}
+	}
+}
+
+func TestCPUTrees(t *testing.T) {
+	const (
+		first    = "24 23 0:20 / /sys/fs/cgroup ro,nosuid - tmpfs tmpfs ro\n25 24 0:21 / /sys/fs/cgroup/cpu,cpuacct rw shared:9 - cgroup cgroup rw,cpu,cpuacct\n"
+		second   = "26 23 0:22 / /sys/fs/cgroup rw,nosuid shared:4 - cgroup2 cgroup2 rw,nsdelegate\n"
+		part     = "27 23 0:22 /lxc/one /sys/fs/cgroup rw - cgroup2 cgroup rw\n"
+		blank    = "28 23 0:22 / /mnt/c\\040g rw - cgroup2 none rw\n"
+		nothing  = "29 23 0:23 / /sys/fs/cgroup/memory rw - cgroup cgroup rw,memory\n"
+		ownFirst = "5:memory:/m\n3:cpu,cpuacct:/user.slice\n0::/user.slice/s.scope\n"
+		own      = "0::/user.slice/s.scope\n"
+	)
+	for name, c := range map[string]struct {
+		mounts, groups string
+		want           []cgroups
+	}{
+		"v1":                   {first, ownFirst, []cgroups{{"v1", "/sys/fs/cgroup/cpu,cpuacct", "/sys/fs/cgroup/cpu,cpuacct/user.slice"}}},
+		"v2":                   {second, own, []cgroups{{"v2", "/sys/fs/cgroup", "/sys/fs/cgroup/user.slice/s.scope"}}},
+		"both":                 {second + first, "0::/\n3:cpu,cpuacct:/\n", []cgroups{{"v1", "/sys/fs/cgroup/cpu,cpuacct", "/sys/fs/cgroup/cpu,cpuacct"}, {"v2", "/sys/fs/cgroup", "/sys/fs/cgroup"}}},
+		"container":            {part, "0::/lxc/one/init.scope\n", []cgroups{{"v2", "/sys/fs/cgroup", "/sys/fs/cgroup/init.scope"}}},
+		"other container":      {part, "0::/lxc/oneself\n", nil},
+		"out of the namespace": {second, "0::/../other\n", nil},
+		"blank":                {blank, own, []cgroups{{"v2", "/mnt/c g", "/mnt/c g/user.slice/s.scope"}}},
+		"no controller":        {nothing, ownFirst, nil},
+		"not mounted":          {"", own, nil},
+		"noise":                {"x\n - \n", "x\n", nil},
+	} {
+		got, err := cpuTrees(func(file string) ([]byte, error) {
+			if file == "/proc/self/mountinfo" {
+				return []byte(c.mounts), nil
+			}
+			return []byte(c.groups), nil
+		}, 7)
+		if err != nil || !slices.Equal(got, c.want) {
+			t.Errorf("%s: %+v, %v, want %+v", name, got, err, c.want)
+		}
+	}
+}
+
+// unified is what the guest of TestCPUCapUnified does as its process 1: it mounts cgroup v2 and tries caps in each place that a process may be in.
+func unified() error {
+	for _, m := range [][2]string{{"proc", "/proc"}, {"sysfs", "/sys"}, {"cgroup2", "/sys/fs/cgroup"}} {
+		if err := unix.Mount(m[0], m[1], m[0], 0, ""); err != nil {
+			return fmt.Errorf("mount %s: %w", m[0], err)
+		}
+	}
+	threads := make(chan int, 2)
+	for range 2 {
+		go func() {
+			runtime.LockOSThread()
+			threads <- unix.Gettid()
+			for n := 0; ; n++ {
+				_ = n
+			}
+		}()
+	}
+	ids := []int{<-threads, <-threads}
+	const root = "/sys/fs/cgroup"
+	put := func(group string) error {
+		dir := filepath.Join(root, group)
+		if err := os.MkdirAll(dir, 0o755); err != nil {
+			return err
+		}
+		return setKernelFile(filepath.Join(dir, "cgroup.procs"), strconv.Itoa(os.Getpid()))
+	}
+	for _, place := range []struct {
+		name, group, controllers string
+		host                     Host
+		outer                    bool // the process gets a group of its own
+	}{
+		{"in the root, the controller off", "", "", Local(), true},
+		{"below a slice with the controller", "slice/scope", "+cpu", Local(), true},
+		{"in a scope of the user's, nothing above it to be written", "slice/scope", "", below{Local(), root + "/slice/scope"}, false},
+	} {
+		if err := put(place.group); err != nil {
+			return fmt.Errorf("%s: %w", place.name, err)
+		}
+		if place.controllers != "" {
+			_ = setKernelFile(filepath.Join(root, "cgroup.subtree_control"), place.controllers)
+			if err := setKernelFile(filepath.Join(root, filepath.Dir(place.group), "cgroup.subtree_control"), place.controllers); err != nil {
+				return fmt.Errorf("%s: %w", place.name, err)
+			}
+		}
+		c, moved, err := capsThread(CPUCapSpec{Owner: "test", Host: "a", PID: os.Getpid(), Percent: 30}, place.host, ids)
+		if err != nil {
+			return fmt.Errorf("%s: %w", place.name, err)
+		}
+		if c.Kind() != "v2" {
+			return fmt.Errorf("%s: kind %s", place.name, c.Kind())
+		}
+		if moved != place.outer {
+			return fmt.Errorf("%s: the whole process went into a group of its own: %v", place.name, moved)
+		}
+		fmt.Printf("cap holds: %s\n", place.name)
+	}
+	// The leftovers of a run that was killed.
+	if err := put(""); err != nil {
+		return err
+	}
+	cmd := self("spin")
+	out, err := cmd.StdoutPipe()
+	if err == nil {
+		err = cmd.Start()
+	}
+	if err != nil {
+		return err
+	}
+	spinning := make([]int, 2)
+	if _, err := fmt.Fscan(out, &spinning[0], &spinning[1]); err != nil {
+		return err
+	}
+	if _, err := (CPUCapSpec{Owner: "gone", Host: "b", PID: cmd.Process.Pid, Threads: spinning, Percent: 20}).Apply(context.Background(), Local()); err != nil {
+		return err
+	}
+	killHard(cmd)
+	ctx, cancel := context.WithTimeout(context.Background(), undoLimit)
+	defer cancel()
+	removed, err := removeCaps(ctx, "gone")
+	if err != nil || len(removed) != 1 {
+		return fmt.Errorf("swept %q, %w", removed, err)
+	}
+	fmt.Printf("swept: %s\n", removed[0])
+	return nil
+}
+
+// below is a host on which only files below a folder may be written.
+type below struct {
+	Host
+	dir string
+}
+
+func (b below) WriteFile(name string, data []byte, perm fs.FileMode) error {
+	if !strings.HasPrefix(name, b.dir+"/") {
+		return &fs.PathError{Op: "open", Path: name, Err: syscall.EACCES}
+	}
+	return b.Host.WriteFile(name, data, perm)
+}
+
+func (b below) MkdirAll(name string, perm fs.FileMode) error {
+	if !strings.HasPrefix(name, b.dir+"/") {
+		return &fs.PathError{Op: "mkdir", Path: name, Err: syscall.EACCES}
+	}
+	return b.Host.MkdirAll(name, perm)
+}
