@@ -62,10 +62,13 @@ func sent(side record.Holder, command string) edge {
 	return edge{string(side), "sent", `"execute":"` + command + `"`}
 }
 func got(side record.Holder, text string) edge { return edge{string(side), "received", text} }
-func done(s record.StageName) edge             { return edge{"", "stage", string(s)} }
+
+// event is the line of an event. The name alone also stands in query-qmp-schema's reply, which comes first.
+func event(side record.Holder, name string) edge { return got(side, `"event": "`+name+`"`) }
+func done(s record.StageName) edge               { return edge{"", "stage", string(s)} }
 
 func (e edge) String() string {
-	return strings.NewReplacer(`"execute":`, "", `"`, "", " ", "", "event:", "", "status:", "").Replace(strings.TrimSpace(e.side+"-"+e.what+"-") + e.text)
+	return strings.NewReplacer(`"execute":`, "", `"event": `, "", `"status": `, "", `"`, "", " ", "").Replace(strings.TrimSpace(e.side+"-"+e.what+"-") + e.text)
 }
 
 // trigger is an slog.Handler that does something, once, in the middle of the engine's work: when an edge is logged.
@@ -304,7 +307,7 @@ func (x *trial) truth(t *testing.T) {
 // afterKill is what must hold of a trial in which one QEMU was killed and the engine knows their processes.
 func (x *trial) afterKill(t *testing.T) {
 	t.Helper()
-	ran := x.trigger.saw(record.Destination, `"RESUME"`)
+	ran := x.trigger.saw(record.Destination, event(record.Destination, "RESUME").text)
 	arrived := x.trigger.saw(record.Destination, `"completed"`)
 	switch {
 	case x.err == nil:
@@ -374,9 +377,9 @@ func edges() []edge {
 		sent(s, "query-cpus-fast"), done(record.Initialization), // initialization
 		sent(d, "stop"), sent(d, "migrate-incoming"), sent(s, "migrate-set-capabilities"), done(record.Reservation), // reservation
 		sent(s, "migrate"), got(s, `"status": "active"`), got(d, `"status": "active"`), // pre-copy
-		got(s, `"STOP"`), done(record.PreCopy), got(s, `"status": "completed"`), got(d, `"status": "completed"`), // stop-and-copy
+		event(s, "STOP"), done(record.PreCopy), got(s, `"status": "completed"`), got(d, `"status": "completed"`), // stop-and-copy
 		done(record.StopAndCopy), done(record.Commitment), // commitment
-		sent(d, "cont"), got(d, `"RESUME"`), done(record.Activation), // activation
+		sent(d, "cont"), event(d, "RESUME"), done(record.Activation), // activation
 	}
 }
 
@@ -454,7 +457,7 @@ func TestKillAtRandom(t *testing.T) {
 func TestHang(t *testing.T) {
 	turns(t, func(t *testing.T, qemu string, mine func(int) bool) {
 		const s, d = record.Source, record.Destination
-		at := []edge{got(s, `"STOP"`), got(s, `"status": "completed"`)}
+		at := []edge{event(s, "STOP"), got(s, `"status": "completed"`)}
 		if thorough() {
 			at = append(at, sent(s, "migrate"), got(s, `"status": "active"`), sent(d, "cont")) // the last takes the 30 s that activation may take
 		}
@@ -470,7 +473,7 @@ func TestHang(t *testing.T) {
 					if thorough() { // with return-path, a source that has completed means that the destination is told to run
 						x.plan = plans()[i%2]
 					}
-					if at == got(s, `"STOP"`) { // everything is sent with the guest stopped, to a socket that is soon full: the source's main loop hangs
+					if at == event(s, "STOP") { // everything is sent with the guest stopped, to a socket that is soon full: the source's main loop hangs
 						x.plan = engine.Plan{DowntimeLimit: 2000 * time.Second, MaxBandwidth: -1, Listen: "unix:" + filepath.Join(guesttest.Dir(t), "m")}
 					}
 					x.run(t, at, 0, func() {
@@ -516,7 +519,7 @@ func TestHang(t *testing.T) {
 func TestCut(t *testing.T) {
 	turns(t, func(t *testing.T, qemu string, mine func(int) bool) {
 		const s, d = record.Source, record.Destination
-		for i, at := range []edge{sent(d, "migrate-incoming"), got(s, `"status": "active"`), got(s, `"STOP"`), got(d, `"status": "completed"`), sent(d, "cont"), got(d, `"RESUME"`)} {
+		for i, at := range []edge{sent(d, "migrate-incoming"), got(s, `"status": "active"`), event(s, "STOP"), got(d, `"status": "completed"`), sent(d, "cont"), event(d, "RESUME")} {
 			for w, who := range []record.Holder{s, d} {
 				known := i%2 == 0
 				if !mine(i/2 + w) {
@@ -553,7 +556,7 @@ func TestSomebodyElse(t *testing.T) {
 			want     string // in the error or the warnings
 		}{
 			{name: "cancels", at: active, who: s, commands: []string{"migrate_cancel"}, a: "running", b: "dead"},
-			{name: "cancels before switch-over", at: got(s, `"STOP"`), who: s, commands: []string{"migrate_cancel"}, plan: 3},
+			{name: "cancels before switch-over", at: event(s, "STOP"), who: s, commands: []string{"migrate_cancel"}, plan: 3},
 			{name: "quits the destination", at: active, who: d, commands: []string{"quit"}, a: "running", b: "dead", want: "destination QEMU"},
 			{name: "quits the full destination", at: completed, who: d, commands: []string{"quit"}, a: "running", b: "dead", want: "destination"},
 			{name: "quits the source", at: active, who: s, commands: []string{"quit"}},
@@ -561,7 +564,7 @@ func TestSomebodyElse(t *testing.T) {
 			{name: "stops and continues it", at: active, who: s, commands: []string{"stop", "cont"}, a: "postmigrate", b: "running"},
 			{name: "stops it in stop-and-copy", at: active, who: s, commands: []string{"stop"}, plan: 4, a: "postmigrate", b: "running"},
 			{name: "continues it in stop-and-copy", at: active, who: s, commands: []string{"cont"}, plan: 4, a: "postmigrate", b: "running"},
-			{name: "continues before switch-over", at: got(s, `"STOP"`), who: s, commands: []string{"cont"}, plan: 2},
+			{name: "continues before switch-over", at: event(s, "STOP"), who: s, commands: []string{"cont"}, plan: 2},
 			{name: "continues the source that has sent all", at: completed, who: s, commands: []string{"cont"}, want: "somebody"},
 			{name: "continues the source when cont is sent", at: sent(d, "cont"), who: s, commands: []string{"cont"}, b: "running", want: "somebody continued the source"},
 			{name: "continues the destination early", at: active, who: d, commands: []string{"cont"}, a: "postmigrate", b: "running"},

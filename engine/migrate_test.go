@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"math"
+	"os"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -59,30 +60,52 @@ func pair(t *testing.T, qemu string, change func(src, dst *guest.Spec)) (src, ds
 	return vms[0], vms[1]
 }
 
-// state asks a QEMU's query-status over a new connection; "dead" if its process has gone.
+// state asks a QEMU's query-status over a new connection: "dead" if its process has gone, "silent" if it lives and does not answer.
 func state(t *testing.T, vm *guest.VM) string {
 	t.Helper()
+	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+	defer cancel()
+	status, err := ask(ctx, vm)
+	if err == nil {
+		return status
+	}
 	select {
 	case <-vm.Process().Done():
 		return "dead"
-	default:
+	case <-time.After(time.Second): // it may be at it
 	}
-	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Second)
-	defer cancel()
+	log, _ := vm.Host().ReadFile(vm.Spec().Socket("log"))
+	t.Logf("%s does not answer: %v; QEMU said %q; its threads:\n%s", vm.Spec().Name, err, log, threads(vm.Process().PID()))
+	return "silent"
+}
+
+func ask(ctx context.Context, vm *guest.VM) (string, error) {
 	nc, err := vm.Dial(ctx, guest.Control)
 	if err != nil {
-		return "dead"
+		return "", err
 	}
 	c, err := qmp.NewConn(ctx, nc, qmp.Options{})
 	if err != nil {
-		return "dead"
+		return "", err
 	}
 	defer c.Close()
 	s, err := c.QueryStatus(ctx)
-	if err != nil {
-		return "dead"
+	return s.Status, err
+}
+
+// threads says what each thread of a process does: its name, its state, and the system call and kernel function that it waits in.
+func threads(pid int) string {
+	var b strings.Builder
+	tasks, _ := filepath.Glob(fmt.Sprintf("/proc/%d/task/*", pid))
+	for _, task := range tasks {
+		fmt.Fprint(&b, filepath.Base(task))
+		for _, name := range []string{"stat", "wchan", "syscall"} {
+			text, _ := os.ReadFile(filepath.Join(task, name))
+			fmt.Fprintf(&b, " %.60s", strings.TrimSpace(string(text)))
+		}
+		b.WriteByte('\n')
 	}
-	return s.Status
+	return b.String()
 }
 
 // wantRecord checks what every record must hold, whatever happened.

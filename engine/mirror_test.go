@@ -170,9 +170,9 @@ func TestMirrorRefusals(t *testing.T) {
 func mirrorEdges() []edge {
 	const s, d = record.Source, record.Destination
 	return []edge{
-		sent(d, "nbd-server-start"), sent(d, "block-export-add"), sent(s, "blockdev-add"), sent(s, "blockdev-mirror"), got(s, `"BLOCK_JOB_READY"`), done(record.Storage),
-		sent(s, "migrate"), got(s, `"STOP"`), sent(s, "block-job-cancel"), got(s, `"BLOCK_JOB_COMPLETED"`), sent(s, "blockdev-del"), sent(d, "nbd-server-stop"), sent(s, "migrate-continue"),
-		done(record.StopAndCopy), sent(d, "cont"), got(d, `"RESUME"`),
+		sent(d, "nbd-server-start"), sent(d, "block-export-add"), sent(s, "blockdev-add"), sent(s, "blockdev-mirror"), event(s, "BLOCK_JOB_READY"), done(record.Storage),
+		sent(s, "migrate"), event(s, "STOP"), sent(s, "block-job-cancel"), event(s, "BLOCK_JOB_COMPLETED"), sent(s, "blockdev-del"), sent(d, "nbd-server-stop"), sent(s, "migrate-continue"),
+		done(record.StopAndCopy), sent(d, "cont"), event(d, "RESUME"),
 	}
 }
 
@@ -260,7 +260,7 @@ func TestMirrorRandom(t *testing.T) {
 // TestMirrorRecover: what a run that was killed left of a mirror is removed by the next one.
 func TestMirrorRecover(t *testing.T) {
 	guesttest.EachQEMU(t, func(t *testing.T, qemu string) {
-		for _, at := range []edge{got(record.Source, `"BLOCK_JOB_READY"`), sent(record.Source, "migrate"), got(record.Source, `"STOP"`)} {
+		for _, at := range []edge{event(record.Source, "BLOCK_JOB_READY"), sent(record.Source, "migrate"), event(record.Source, "STOP")} {
 			t.Run(fmt.Sprint(at), func(t *testing.T) {
 				x := newTrial(t, qemu, true, mirrored(t, nil))
 				x.plan = engine.Plan{MaxBandwidth: 512 << 10, Mirror: engine.Mirror{Nodes: []string{"disk0"}}}

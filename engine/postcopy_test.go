@@ -84,7 +84,7 @@ func TestPostCopyKills(t *testing.T) {
 	start, active := sent(s, "migrate-start-postcopy"), got(s, `"status": "postcopy-active"`)
 	turns(t, func(t *testing.T, qemu string, mine func(int) bool) {
 		n := 0
-		for _, at := range []edge{start, got(s, `"STOP"`), active, got(d, `"status": "postcopy-active"`), sent(d, "cont"), got(d, `"RESUME"`), done(record.Activation)} {
+		for _, at := range []edge{start, event(s, "STOP"), active, got(d, `"status": "postcopy-active"`), sent(d, "cont"), event(d, "RESUME"), done(record.Activation)} {
 			for _, who := range []record.Holder{s, d} {
 				n++
 				if !mine(n) {
@@ -96,6 +96,9 @@ func TestPostCopyKills(t *testing.T) {
 					x.plan = engine.Plan{Mode: record.PostCopyMode, MaxBandwidth: slow, Parameters: map[string]string{"max-postcopy-bandwidth": fmt.Sprint(slow)}}
 					x.run(t, at, 0, func() { x.kill(t, who) })
 					x.look(t)
+					if x.killed == "" {
+						t.Fatalf("the edge never came: %v", x.err)
+					}
 					t.Logf("source %s, destination %s, guest on %s, %s: %v", x.a, x.b, x.rec.GuestOn, x.rec.Outcome, x.err)
 					if x.a == "running" && x.b == "running" {
 						t.Fatal("two run the guest")
