@@ -24,6 +24,7 @@ import (
 	"qmigrate/engine/record"
 	"qmigrate/guest"
 	"qmigrate/guest/guesttest"
+	"qmigrate/guest/guesttest/within"
 	"qmigrate/qmp"
 )
 
@@ -181,7 +182,7 @@ func (x *trial) vm(h record.Holder) *guest.VM {
 // kill is kill -9; it returns when the process is dead.
 func (x *trial) kill(t *testing.T, h record.Holder) {
 	x.killed = h
-	if err := x.vm(h).Kill(context.Background()); err != nil {
+	if err := x.vm(h).Kill(within.Context(t)); err != nil {
 		t.Error(err)
 	}
 }
@@ -215,7 +216,7 @@ func (x *trial) somebody(t *testing.T, h record.Holder, command string) error {
 // run migrates; fire happens at the edge, or after a time if there is no edge.
 func (x *trial) run(t *testing.T, at edge, after time.Duration, fire func()) {
 	t.Helper()
-	ctx, cancel := context.WithCancel(t.Context())
+	ctx, cancel := context.WithCancel(within.Context(t))
 	defer cancel()
 	x.cancel = cancel
 	x.trigger = newTrigger(at, fire)
@@ -231,12 +232,20 @@ func (x *trial) run(t *testing.T, at edge, after time.Duration, fire func()) {
 		defer x.background.Wait()
 		defer close(timer)
 	}
-	x.rec, x.err = engine.Migrate(ctx, x.from, x.to, x.plan, engine.Options{Logger: slog.New(x.trigger)})
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		x.rec, x.err = engine.Migrate(ctx, x.from, x.to, x.plan, engine.Options{Logger: slog.New(x.trigger)})
+	}()
+	within.Receive(t, "the migration's end", done)
+	if x.rec == nil { // what was done at the edge has failed, and has said so
+		t.FailNow()
+	}
 }
 
 // look asks both QEMUs what they are.
 func (x *trial) look(t *testing.T) {
-	x.background.Wait()
+	within.Wait(t, "what was done to it meanwhile", &x.background)
 	x.a, x.b = state(t, x.src), state(t, x.dst)
 }
 
@@ -326,7 +335,7 @@ func (x *trial) afterKill(t *testing.T) {
 // recovered is what the next command makes of it: it never makes two guests of one, and repeats itself.
 func (x *trial) recovered(t *testing.T) {
 	t.Helper()
-	holder, said, err := engine.Recover(context.Background(), x.from, x.to, engine.Plan{}, engine.Options{})
+	holder, said, err := engine.Recover(within.Context(t), x.from, x.to, engine.Plan{}, engine.Options{})
 	before := [2]string{x.a, x.b}
 	x.look(t)
 	switch {
@@ -638,8 +647,11 @@ func TestContRefused(t *testing.T) {
 					lock(unix.F_RDLCK)
 					if back {
 						x.background.Go(func() {
-							for !x.trigger.saw(record.Destination, "GenericError") {
-								time.Sleep(time.Millisecond)
+							for late := time.Now().Add(within.Limit); !x.trigger.saw(record.Destination, "GenericError"); time.Sleep(time.Millisecond) {
+								if time.Now().After(late) {
+									t.Error("the destination's `cont` was not refused")
+									break
+								}
 							}
 							lock(unix.F_UNLCK)
 						})
@@ -731,7 +743,7 @@ func TestRecover(t *testing.T) {
 				t.Parallel()
 				x := newTrial(t, qemu, true, nil)
 				c.make(t, x)
-				holder, said, err := engine.Recover(t.Context(), x.from, x.to, engine.Plan{}, engine.Options{})
+				holder, said, err := engine.Recover(within.Context(t), x.from, x.to, engine.Plan{}, engine.Options{})
 				x.look(t)
 				if x.a != c.a || x.b != c.b || holder != c.holder {
 					t.Errorf("holder %s, source %s, destination %s; %s %v", holder, x.a, x.b, said, err)
@@ -750,7 +762,7 @@ func (x *trial) finished(t *testing.T) {
 	x.plan = engine.Plan{MaxBandwidth: 512 << 10}
 	stopped := make(chan struct{})
 	defer close(stopped)
-	ctx, cancel := context.WithCancel(context.Background())
+	ctx, cancel := context.WithCancel(within.Context(t))
 	defer cancel()
 	both := map[record.Holder]*qmp.Conn{}
 	for _, h := range []record.Holder{record.Source, record.Destination} {

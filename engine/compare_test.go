@@ -12,6 +12,7 @@ import (
 	"qmigrate/engine/lab"
 	"qmigrate/guest"
 	"qmigrate/guest/guesttest"
+	"qmigrate/guest/guesttest/within"
 	"qmigrate/hostnet"
 	"qmigrate/qmp"
 )
@@ -44,7 +45,7 @@ func pairVM(t *testing.T, version, name, machine, cpu, args string) *guest.VM {
 			t.Fatal(err)
 		}
 	}
-	vm, err := guest.Start(t.Context(), hostnet.Local(), guest.Spec{
+	vm, err := guest.Start(within.Context(t), hostnet.Local(), guest.Spec{
 		Name: name, QEMU: guesttest.QEMU(t, version), Machine: machine, CPU: cpu, Memory: 32<<20 + 8<<10, // the odd size is for 7.2, see guest.SafeMemory
 		Dir: filepath.Join(dir, name), Incoming: name == "b", Paused: true, Extra: words,
 	})
@@ -61,7 +62,7 @@ func pairVM(t *testing.T, version, name, machine, cpu, args string) *guest.VM {
 
 func inspectVM(t *testing.T, vm *guest.VM) *engine.Facts {
 	t.Helper()
-	f, err := engine.Inspect(t.Context(), lab.Endpoint(vm), engine.Options{})
+	f, err := engine.Inspect(within.Context(t), lab.Endpoint(vm), engine.Options{})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -72,7 +73,7 @@ func inspectVM(t *testing.T, vm *guest.VM) *engine.Facts {
 // wrote to its log.
 func raw(t *testing.T, src, dst *guest.VM) (status, said string) {
 	t.Helper()
-	ctx := t.Context()
+	ctx := within.Context(t)
 	monitor := func(vm *guest.VM) *qmp.Conn {
 		c, err := qmp.Dial(ctx, "unix", vm.Spec().Socket(guest.Control), qmp.Options{})
 		if err != nil {
@@ -285,7 +286,7 @@ func TestIgnoreShared(t *testing.T) {
 		} {
 			t.Run(c.name, func(t *testing.T) {
 				src, dst := pair(t, qemu, func(src, dst *guest.Spec) { src.Extra, dst.Extra = c.src, c.dst })
-				r, err := engine.Migrate(t.Context(), lab.Endpoint(src), lab.Endpoint(dst), engine.Plan{Capabilities: map[string]bool{"x-ignore-shared": true}}, engine.Options{})
+				r, err := engine.Migrate(within.Context(t), lab.Endpoint(src), lab.Endpoint(dst), engine.Plan{Capabilities: map[string]bool{"x-ignore-shared": true}}, engine.Options{})
 				if c.want != "" {
 					if err == nil || !strings.HasPrefix(err.Error(), c.want) || state(t, src) != "running" || state(t, dst) != "inmigrate" {
 						t.Errorf("%v; want %s and nothing changed; source %s, destination %s", err, c.want, state(t, src), state(t, dst))

@@ -19,6 +19,7 @@ import (
 	"qmigrate/engine/record"
 	"qmigrate/guest"
 	"qmigrate/guest/guesttest"
+	"qmigrate/guest/guesttest/within"
 	"qmigrate/hostnet"
 	"qmigrate/qmp"
 )
@@ -42,7 +43,7 @@ func pair(t *testing.T, qemu string, change func(src, dst *guest.Spec)) (src, ds
 	var errs [2]error
 	var all sync.WaitGroup
 	for i, s := range []guest.Spec{a, b} {
-		all.Go(func() { vms[i], errs[i] = guest.Start(t.Context(), hostnet.Local(), s) })
+		all.Go(func() { vms[i], errs[i] = guest.Start(within.Context(t), hostnet.Local(), s) })
 	}
 	all.Wait()
 	for _, vm := range vms {
@@ -133,7 +134,7 @@ func TestMigrate(t *testing.T) {
 		for _, mode := range []record.Mode{record.PreCopyMode, record.StopAndCopyMode} {
 			t.Run(string(mode), func(t *testing.T) {
 				src, dst := pair(t, qemu, nil)
-				r, err := engine.Migrate(t.Context(), lab.Endpoint(src), lab.Endpoint(dst), engine.Plan{Mode: mode, MaxBandwidth: 512 << 10}, engine.Options{})
+				r, err := engine.Migrate(within.Context(t), lab.Endpoint(src), lab.Endpoint(dst), engine.Plan{Mode: mode, MaxBandwidth: 512 << 10}, engine.Options{})
 				if err != nil {
 					t.Fatal(err)
 				}
@@ -200,7 +201,7 @@ func TestMigrate(t *testing.T) {
 func TestMigratePausedGuest(t *testing.T) {
 	guesttest.EachQEMU(t, func(t *testing.T, qemu string) {
 		src, dst := pair(t, qemu, func(a, _ *guest.Spec) { a.Paused = true })
-		r, err := engine.Migrate(t.Context(), lab.Endpoint(src), lab.Endpoint(dst), engine.Plan{}, engine.Options{})
+		r, err := engine.Migrate(within.Context(t), lab.Endpoint(src), lab.Endpoint(dst), engine.Plan{}, engine.Options{})
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -225,7 +226,7 @@ func TestMigrateOptions(t *testing.T) {
 		} {
 			t.Run(fmt.Sprint(p.Capabilities, p.SampleInterval, p.MaxBandwidth), func(t *testing.T) {
 				src, dst := pair(t, qemu, nil)
-				r, err := engine.Migrate(t.Context(), lab.Endpoint(src), lab.Endpoint(dst), p, engine.Options{})
+				r, err := engine.Migrate(within.Context(t), lab.Endpoint(src), lab.Endpoint(dst), p, engine.Options{})
 				if err != nil {
 					t.Fatal(err)
 				}
@@ -254,7 +255,7 @@ func TestOneMonitor(t *testing.T) {
 		for _, e := range []*engine.Endpoint{a, b} {
 			e.Events, e.Sampler, e.Process, e.Clock = nil, nil, nil, nil
 		}
-		r, err := engine.Migrate(t.Context(), a, b, engine.Plan{MaxBandwidth: 512 << 10}, engine.Options{})
+		r, err := engine.Migrate(within.Context(t), a, b, engine.Plan{MaxBandwidth: 512 << 10}, engine.Options{})
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -268,7 +269,7 @@ func TestOneMonitor(t *testing.T) {
 // TestRefused: what this pair would refuse is found before the source is touched, and both are as they were.
 func TestRefused(t *testing.T) {
 	guesttest.EachQEMU(t, func(t *testing.T, qemu string) {
-		taken, err := hostnet.Local().Listen(t.Context(), "tcp", "127.0.0.1:0")
+		taken, err := hostnet.Local().Listen(within.Context(t), "tcp", "127.0.0.1:0")
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -300,11 +301,11 @@ func TestRefused(t *testing.T) {
 					to.Control, to.Events, to.Sampler = to.Events, nil, nil
 					from := lab.Endpoint(src)
 					from.Events, from.Sampler = nil, nil
-					_, err := engine.Migrate(t.Context(), from, to, test.plan, engine.Options{})
+					_, err := engine.Migrate(within.Context(t), from, to, test.plan, engine.Options{})
 					wantRefusal(t, err, test.want)
 					return
 				}
-				r, err := engine.Migrate(t.Context(), lab.Endpoint(src), to, test.plan, engine.Options{})
+				r, err := engine.Migrate(within.Context(t), lab.Endpoint(src), to, test.plan, engine.Options{})
 				wantRefusal(t, err, test.want)
 				if r.GuestOn != record.Source && r.Error.Stage != record.Initialization {
 					t.Errorf("guest on %s", r.GuestOn)
@@ -338,7 +339,7 @@ func TestCancel(t *testing.T) {
 			for _, mode := range []record.Mode{record.PreCopyMode, record.StopAndCopyMode} {
 				t.Run(fmt.Sprint(mode, after), func(t *testing.T) {
 					src, dst := pair(t, qemu, nil)
-					ctx, cancel := context.WithCancel(t.Context())
+					ctx, cancel := context.WithCancel(within.Context(t))
 					timer := time.AfterFunc(after, cancel)
 					defer timer.Stop()
 					r, err := engine.Migrate(ctx, lab.Endpoint(src), lab.Endpoint(dst), engine.Plan{Mode: mode, MaxBandwidth: slow}, engine.Options{})
@@ -365,7 +366,7 @@ func TestCancel(t *testing.T) {
 func TestTimeout(t *testing.T) {
 	guesttest.EachQEMU(t, func(t *testing.T, qemu string) {
 		src, dst := pair(t, qemu, nil)
-		r, err := engine.Migrate(t.Context(), lab.Endpoint(src), lab.Endpoint(dst), engine.Plan{MaxBandwidth: slow, Timeout: 200 * time.Millisecond}, engine.Options{})
+		r, err := engine.Migrate(within.Context(t), lab.Endpoint(src), lab.Endpoint(dst), engine.Plan{MaxBandwidth: slow, Timeout: 200 * time.Millisecond}, engine.Options{})
 		if err == nil || !strings.Contains(err.Error(), "not converged within the time-out of 200ms") || r.Outcome != record.Cancelled {
 			t.Errorf("error %v, outcome %s", err, r.Outcome)
 		}
@@ -380,7 +381,7 @@ func TestTimeout(t *testing.T) {
 func TestFence(t *testing.T) {
 	guesttest.EachQEMU(t, func(t *testing.T, qemu string) {
 		src, dst := pair(t, qemu, nil)
-		ctx, cancel := context.WithCancel(t.Context())
+		ctx, cancel := context.WithCancel(within.Context(t))
 		timer := time.AfterFunc(300*time.Millisecond, func() {
 			_ = dst.Process().Signal(syscall.SIGSTOP)
 			cancel()

@@ -18,6 +18,7 @@ import (
 	"qmigrate/engine/storage"
 	"qmigrate/guest"
 	"qmigrate/guest/guesttest"
+	"qmigrate/guest/guesttest/within"
 	"qmigrate/qmp"
 )
 
@@ -90,7 +91,7 @@ func TestMirror(t *testing.T) {
 						if listen == "unix" {
 							p.Listen = "unix:" + filepath.Join(guesttest.Dir(t), "m")
 						}
-						r, err := engine.Migrate(t.Context(), lab.Endpoint(src), lab.Endpoint(dst), p, engine.Options{})
+						r, err := engine.Migrate(within.Context(t), lab.Endpoint(src), lab.Endpoint(dst), p, engine.Options{})
 						if err != nil {
 							t.Fatal(err)
 						}
@@ -141,7 +142,7 @@ func TestMirrorRefusals(t *testing.T) {
 		} {
 			t.Run(test.name, func(t *testing.T) {
 				src, dst := pair(t, qemu, mirrored(t, test.change))
-				r, err := engine.Migrate(t.Context(), lab.Endpoint(src), lab.Endpoint(dst), test.plan, engine.Options{})
+				r, err := engine.Migrate(within.Context(t), lab.Endpoint(src), lab.Endpoint(dst), test.plan, engine.Options{})
 				wantRefusal(t, err, test.want)
 				if r.Error == nil || r.Error.Stage != record.Initialization || strings.Contains(err.Error(), "\n") {
 					t.Errorf("refused in %+v", r.Error)
@@ -157,7 +158,7 @@ func TestMirrorRefusals(t *testing.T) {
 		// One and the same file on both sides is found out by its lock, when the source has not been touched.
 		t.Run("same file", func(t *testing.T) {
 			src, dst := pair(t, qemu, mirrored(t, func(a, b *guest.Spec) { b.Disks[0].Path = a.Disks[0].Path }))
-			_, err := engine.Migrate(t.Context(), lab.Endpoint(src), lab.Endpoint(dst), engine.Plan{Mirror: nodes}, engine.Options{})
+			_, err := engine.Migrate(within.Context(t), lab.Endpoint(src), lab.Endpoint(dst), engine.Plan{Mirror: nodes}, engine.Options{})
 			wantRefusal(t, err, "needs no mirror")
 			if a := state(t, src); a != "running" {
 				t.Errorf("source %s", a)
@@ -288,7 +289,7 @@ func TestMirrorRecover(t *testing.T) {
 				if x.err == nil {
 					t.Fatal("it went on without its monitors")
 				}
-				holder, said, err := engine.Recover(context.Background(), lab.Endpoint(x.src), lab.Endpoint(x.dst), engine.Plan{}, engine.Options{})
+				holder, said, err := engine.Recover(within.Context(t), lab.Endpoint(x.src), lab.Endpoint(x.dst), engine.Plan{}, engine.Options{})
 				if err != nil || holder != record.Source && holder != record.Destination {
 					t.Fatalf("%s %q %v", holder, said, err)
 				}

@@ -17,6 +17,7 @@ import (
 	"qmigrate/engine/record"
 	"qmigrate/guest"
 	"qmigrate/guest/guesttest"
+	"qmigrate/guest/guesttest/within"
 )
 
 func stageNames(r *record.Migration) (names []record.StageName) {
@@ -43,7 +44,7 @@ func TestPostCopy(t *testing.T) {
 		} {
 			t.Run(fmt.Sprint(c.plan.Mode, c.plan.SwitchAfter, c.plan.Capabilities), func(t *testing.T) {
 				src, dst := pair(t, qemu, nil)
-				r, err := engine.Migrate(t.Context(), lab.Endpoint(src), lab.Endpoint(dst), c.plan, engine.Options{})
+				r, err := engine.Migrate(within.Context(t), lab.Endpoint(src), lab.Endpoint(dst), c.plan, engine.Options{})
 				if err != nil {
 					t.Fatal(err)
 				}
@@ -217,7 +218,7 @@ func TestPostCopyRecovers(t *testing.T) {
 				p.cut()
 			}
 		}}
-		r, err := engine.Migrate(t.Context(), from, lab.Endpoint(dst), plan, o)
+		r, err := engine.Migrate(within.Context(t), from, lab.Endpoint(dst), plan, o)
 		if err != nil {
 			t.Fatalf("%v\n%s", err, strings.Join(h.seen, "\n"))
 		}
@@ -236,7 +237,7 @@ func TestPostCopyRecovers(t *testing.T) {
 func TestPostCopyCancelled(t *testing.T) {
 	guesttest.EachQEMU(t, func(t *testing.T, qemu string) {
 		src, dst := pair(t, qemu, func(a, b *guest.Spec) { a.Memory, b.Memory = 128<<20, 128<<20 })
-		ctx, cancel := context.WithCancel(t.Context())
+		ctx, cancel := context.WithCancel(within.Context(t))
 		defer cancel()
 		plan := engine.Plan{Mode: record.PostCopyMode, MaxBandwidth: slow, Parameters: map[string]string{"max-postcopy-bandwidth": fmt.Sprint(256 << 10)}}
 		r, err := engine.Migrate(ctx, lab.Endpoint(src), lab.Endpoint(dst), plan, engine.Options{Sampled: func(x record.Sample) {
@@ -314,7 +315,7 @@ func TestRecoverFromPostCopy(t *testing.T) {
 		x.plan = engine.Plan{Mode: record.PostCopyMode, MaxBandwidth: slow, Parameters: map[string]string{"max-postcopy-bandwidth": fmt.Sprint(slow)}}
 		x.run(t, done(record.Activation), 0, func() { x.kill(t, record.Destination) })
 		x.look(t)
-		holder, said, err := engine.Recover(t.Context(), lab.Endpoint(x.src), lab.Endpoint(x.dst), engine.Plan{}, engine.Options{})
+		holder, said, err := engine.Recover(within.Context(t), lab.Endpoint(x.src), lab.Endpoint(x.dst), engine.Plan{}, engine.Options{})
 		if after := state(t, x.src); after == "running" || err == nil || holder == record.Source || !strings.Contains(err.Error(), "may have run the guest") {
 			t.Errorf("source %s before and %s after: %s %q %v", x.a, after, holder, said, err)
 		}

@@ -17,6 +17,7 @@ import (
 	"qmigrate/engine/tlscreds"
 	"qmigrate/guest"
 	"qmigrate/guest/guesttest"
+	"qmigrate/guest/guesttest/within"
 	"qmigrate/hostnet"
 	"qmigrate/qmp"
 )
@@ -91,16 +92,16 @@ func newPSK(t *testing.T, user string) tlscreds.Files {
 // unsealed checks that nothing of ours is left in a QEMU that lives.
 func unsealed(t *testing.T, vm *guest.VM) {
 	t.Helper()
-	nc, err := vm.Dial(t.Context(), guest.Control)
+	nc, err := vm.Dial(within.Context(t), guest.Control)
 	if err != nil {
 		t.Fatal(err)
 	}
-	c, err := qmp.NewConn(t.Context(), nc, qmp.Options{})
+	c, err := qmp.NewConn(within.Context(t), nc, qmp.Options{})
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer c.Close()
-	p, err := c.QueryMigrateParameters(t.Context())
+	p, err := c.QueryMigrateParameters(within.Context(t))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -110,7 +111,7 @@ func unsealed(t *testing.T, vm *guest.VM) {
 		}
 	}
 	var objects []struct{ Name, Type string }
-	if err := c.Execute(t.Context(), "qom-list", map[string]string{"path": "/objects"}, &objects); err != nil {
+	if err := c.Execute(within.Context(t), "qom-list", map[string]string{"path": "/objects"}, &objects); err != nil {
 		t.Fatal(err)
 	}
 	for _, o := range objects {
@@ -141,7 +142,7 @@ func TestTLS(t *testing.T) {
 		} {
 			t.Run(name, func(t *testing.T) {
 				src, dst := twoQEMUs(t, source, destination)
-				r, err := engine.Migrate(t.Context(), lab.Endpoint(src), lab.Endpoint(dst), plan, engine.Options{})
+				r, err := engine.Migrate(within.Context(t), lab.Endpoint(src), lab.Endpoint(dst), plan, engine.Options{})
 				if err != nil {
 					t.Fatal(err)
 				}
@@ -198,7 +199,7 @@ func TestTLSRefusedBefore(t *testing.T) {
 		"the disks would travel beside the tunnel, in clear":     {Tunnel: engine.TLSTunnel, Mirror: engine.Mirror{Nodes: []string{"disk0"}}},
 		"parameter tls-creds: tls psk sets it":                   {TLS: psk(t, keys, keys), Parameters: map[string]string{"tls-creds": "x"}},
 	} {
-		r, err := engine.Migrate(t.Context(), lab.Endpoint(src), lab.Endpoint(dst), plan, engine.Options{})
+		r, err := engine.Migrate(within.Context(t), lab.Endpoint(src), lab.Endpoint(dst), plan, engine.Options{})
 		if err == nil || !matches(want, err.Error()) || strings.Contains(err.Error(), "\n") {
 			t.Errorf("%v\n   want %s", err, want)
 		}
@@ -247,7 +248,7 @@ func TestTLSHandshake(t *testing.T) {
 				to := next()
 				a, b := lab.Endpoint(src), lab.Endpoint(to)
 				a.ReadFile, b.ReadFile = nil, nil
-				ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+				ctx, cancel := context.WithTimeout(within.Context(t), time.Minute)
 				defer cancel()
 				r, err := engine.Migrate(ctx, a, b, engine.Plan{TLS: c.tls, MaxBandwidth: 128 << 10}, engine.Options{})
 				t.Logf("%v", err)
@@ -280,7 +281,7 @@ func TestTLSHandshake(t *testing.T) {
 					vm, role, files = src, tlscreds.Client, p.client()
 				}
 				setUp(t, vm, role, put(t, files))
-				_, err := engine.Migrate(t.Context(), lab.Endpoint(src), lab.Endpoint(to), engine.Plan{}, engine.Options{})
+				_, err := engine.Migrate(within.Context(t), lab.Endpoint(src), lab.Endpoint(to), engine.Plan{}, engine.Options{})
 				if err == nil || !strings.Contains(err.Error(), c.side) || !strings.Contains(err.Error(), "has been told to encrypt migrations (tls-creds theirs)") {
 					t.Errorf("%v", err)
 				}
@@ -291,7 +292,7 @@ func TestTLSHandshake(t *testing.T) {
 			})
 		}
 		to := next()
-		r, err := engine.Migrate(t.Context(), lab.Endpoint(src), lab.Endpoint(to), engine.Plan{TLS: x509(t, p.client(), p.server())}, engine.Options{})
+		r, err := engine.Migrate(within.Context(t), lab.Endpoint(src), lab.Endpoint(to), engine.Plan{TLS: x509(t, p.client(), p.server())}, engine.Options{})
 		if err != nil || r.GuestOn != record.Destination {
 			t.Errorf("the next attempt: %v", err)
 		}
@@ -302,7 +303,7 @@ func TestTLSHandshake(t *testing.T) {
 func fresh(t *testing.T, s guest.Spec) *guest.VM {
 	t.Helper()
 	s.Dir = filepath.Join(guesttest.Dir(t), "b")
-	vm, err := guest.Start(t.Context(), hostnet.Local(), s)
+	vm, err := guest.Start(within.Context(t), hostnet.Local(), s)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -317,20 +318,20 @@ func fresh(t *testing.T, s guest.Spec) *guest.VM {
 // setUp gives a QEMU credentials as somebody else would; an empty folder takes them away again.
 func setUp(t *testing.T, vm *guest.VM, r tlscreds.Role, dir string) {
 	t.Helper()
-	nc, err := vm.Dial(t.Context(), guest.Control)
+	nc, err := vm.Dial(within.Context(t), guest.Control)
 	if err != nil {
 		t.Fatal(err)
 	}
-	c, err := qmp.NewConn(t.Context(), nc, qmp.Options{})
+	c, err := qmp.NewConn(within.Context(t), nc, qmp.Options{})
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer c.Close()
 	if dir == "" {
-		err = errors.Join(c.SetMigrateParameters(t.Context(), map[string]any{"tls-creds": ""}), c.Execute(t.Context(), "object-del", map[string]string{"id": "theirs"}, nil))
+		err = errors.Join(c.SetMigrateParameters(within.Context(t), map[string]any{"tls-creds": ""}), c.Execute(within.Context(t), "object-del", map[string]string{"id": "theirs"}, nil))
 	} else {
-		err = errors.Join(c.Execute(t.Context(), "object-add", map[string]any{"id": "theirs", "qom-type": "tls-creds-x509", "endpoint": r, "dir": dir}, nil),
-			c.SetMigrateParameters(t.Context(), map[string]any{"tls-creds": "theirs"}))
+		err = errors.Join(c.Execute(within.Context(t), "object-add", map[string]any{"id": "theirs", "qom-type": "tls-creds-x509", "endpoint": r, "dir": dir}, nil),
+			c.SetMigrateParameters(within.Context(t), map[string]any{"tls-creds": "theirs"}))
 	}
 	if err != nil {
 		t.Fatal(err)
@@ -343,20 +344,20 @@ func TestTLSLeftover(t *testing.T) {
 		p := newPKI(t)
 		for _, s := range []*engine.TLS{nil, x509(t, p.client(), p.server())} {
 			src, dst := pair(t, qemu, nil)
-			nc, err := src.Dial(t.Context(), guest.Control)
+			nc, err := src.Dial(within.Context(t), guest.Control)
 			if err != nil {
 				t.Fatal(err)
 			}
-			c, err := qmp.NewConn(t.Context(), nc, qmp.Options{})
+			c, err := qmp.NewConn(within.Context(t), nc, qmp.Options{})
 			if err != nil {
 				t.Fatal(err)
 			}
 			left := map[string]any{"id": "qmigrate-tls", "qom-type": "tls-creds-x509", "endpoint": "client", "dir": put(t, p.client())}
-			err = errors.Join(c.Execute(t.Context(), "object-add", left, nil), c.SetMigrateParameters(t.Context(), map[string]any{"tls-creds": "qmigrate-tls"}), c.Close())
+			err = errors.Join(c.Execute(within.Context(t), "object-add", left, nil), c.SetMigrateParameters(within.Context(t), map[string]any{"tls-creds": "qmigrate-tls"}), c.Close())
 			if err != nil {
 				t.Fatal(err)
 			}
-			r, err := engine.Migrate(t.Context(), lab.Endpoint(src), lab.Endpoint(dst), engine.Plan{TLS: s}, engine.Options{})
+			r, err := engine.Migrate(within.Context(t), lab.Endpoint(src), lab.Endpoint(dst), engine.Plan{TLS: s}, engine.Options{})
 			if err != nil || r.GuestOn != record.Destination {
 				t.Errorf("%v", err)
 			}
@@ -370,7 +371,7 @@ func TestTLSLeftover(t *testing.T) {
 // TestSentElsewhere: a source that has sent everything to somebody who is not the destination does not leave the guest waiting for ever.
 func TestSentElsewhere(t *testing.T) {
 	src, dst := pair(t, guesttest.QEMU(t, "10.0"), nil)
-	l, err := hostnet.Local().Listen(t.Context(), "tcp", "127.0.0.1:0")
+	l, err := hostnet.Local().Listen(within.Context(t), "tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -387,14 +388,14 @@ func TestSentElsewhere(t *testing.T) {
 			_, err = nc.Read(b)
 		}
 	}()
-	r, err := engine.Migrate(t.Context(), lab.Endpoint(src), lab.Endpoint(dst), engine.Plan{Connect: "tcp:" + l.Addr().String()}, engine.Options{})
+	r, err := engine.Migrate(within.Context(t), lab.Endpoint(src), lab.Endpoint(dst), engine.Plan{Connect: "tcp:" + l.Addr().String()}, engine.Options{})
 	if err == nil || !strings.Contains(err.Error(), "nothing has come to the destination") || r.GuestOn != record.Source {
 		t.Errorf("%v; guest on %s", err, r.GuestOn)
 	}
 	if a, b := state(t, src), state(t, dst); a != "running" || b != "dead" {
 		t.Errorf("source %s, destination %s", a, b)
 	}
-	<-done
+	within.Receive(t, "the end of what was sent elsewhere", done)
 }
 
 // matches tells whether text has the pieces of the pattern, which .* parts, in that order.
@@ -420,18 +421,18 @@ func TestTLSNBD(t *testing.T) {
 			d.Extra = append(d.Extra, "-blockdev", "null-co,node-name=disk,size=1048576,read-zeroes=on")
 		})
 		open := func(vm *guest.VM) func(command string, args any) {
-			nc, err := vm.Dial(t.Context(), guest.Control)
+			nc, err := vm.Dial(within.Context(t), guest.Control)
 			if err != nil {
 				t.Fatal(err)
 			}
-			c, err := qmp.NewConn(t.Context(), nc, qmp.Options{})
+			c, err := qmp.NewConn(within.Context(t), nc, qmp.Options{})
 			if err != nil {
 				t.Fatal(err)
 			}
 			t.Cleanup(func() { c.Close() })
 			return func(command string, args any) {
 				t.Helper()
-				if err := c.Execute(t.Context(), command, args, nil); err != nil {
+				if err := c.Execute(within.Context(t), command, args, nil); err != nil {
 					t.Fatal(err)
 				}
 			}

@@ -12,6 +12,7 @@ import (
 
 	"qmigrate/guest"
 	"qmigrate/guest/guesttest"
+	"qmigrate/guest/guesttest/within"
 	"qmigrate/hostnet"
 )
 
@@ -40,16 +41,16 @@ func findings(t *testing.T) (dir string) {
 
 func TestProbeAsked(t *testing.T) {
 	for want, name := range map[string]string{"tcg": "tcg", "auto": "tcg", "": "tcg"} {
-		a, err := guest.ProbeAccelerator(t.Context(), kvmHost{hostnet.Local(), false}, guest.Spec{}, want)
+		a, err := guest.ProbeAccelerator(within.Context(t), kvmHost{hostnet.Local(), false}, guest.Spec{}, want)
 		if err != nil || a.Name != name || a.Reason == "" || a.Cached {
 			t.Errorf("%s: %+v %v", want, a, err)
 		}
 	}
 	var e *guest.AcceleratorError
-	if _, err := guest.ProbeAccelerator(t.Context(), kvmHost{hostnet.Local(), false}, guest.Spec{}, "kvm"); !errors.As(err, &e) || !strings.Contains(err.Error(), "no /dev/kvm") {
+	if _, err := guest.ProbeAccelerator(within.Context(t), kvmHost{hostnet.Local(), false}, guest.Spec{}, "kvm"); !errors.As(err, &e) || !strings.Contains(err.Error(), "no /dev/kvm") {
 		t.Error(err)
 	}
-	if _, err := guest.ProbeAccelerator(t.Context(), hostnet.Local(), guest.Spec{}, "hvf"); err == nil || !strings.Contains(err.Error(), "auto, kvm or tcg") {
+	if _, err := guest.ProbeAccelerator(within.Context(t), hostnet.Local(), guest.Spec{}, "hvf"); err == nil || !strings.Contains(err.Error(), "auto, kvm or tcg") {
 		t.Error(err)
 	}
 }
@@ -110,7 +111,7 @@ func TestProbeHangs(t *testing.T) {
 	h := kvmHost{hostnet.Local(), true}
 	// A machine that never runs: as a guest that hangs in its firmware looks from outside.
 	s := guest.Spec{QEMU: fakeQEMU(t, `for a; do shift; [ "$a" = kvm ] && a=tcg; set -- "$@" "$a"; done; exec `+real+` "$@" -S`), Dir: filepath.Join(guesttest.Dir(t), "vm")}
-	ctx, cancel := context.WithTimeout(t.Context(), time.Second)
+	ctx, cancel := context.WithTimeout(within.Context(t), time.Second)
 	defer cancel()
 	if a, err := guest.ProbeAccelerator(ctx, h, s, "auto"); !errors.Is(err, context.DeadlineExceeded) {
 		t.Errorf("%+v %v", a, err)

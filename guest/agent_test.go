@@ -8,7 +8,6 @@ import (
 	"fmt"
 	"net"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -16,6 +15,7 @@ import (
 
 	"qmigrate/guest"
 	"qmigrate/guest/guesttest"
+	"qmigrate/guest/guesttest/within"
 	"qmigrate/guest/wire"
 	"qmigrate/hostnet"
 )
@@ -38,10 +38,12 @@ func dialFake(t *testing.T) (*guest.Agent, *fakeGuest) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	_ = l.(*net.UnixListener).SetDeadline(time.Now().Add(within.Limit))
 	peer, err := l.Accept()
 	if err != nil {
 		t.Fatal(err)
 	}
+	_ = peer.SetDeadline(time.Now().Add(within.Limit))
 	a := guest.NewAgent(nc)
 	t.Cleanup(func() { a.Close(); peer.Close() })
 	return a, &fakeGuest{t, peer, bufio.NewReader(peer)}
@@ -90,24 +92,24 @@ func TestAgentCall(t *testing.T) {
 		g.say("\"result\":{\"pages\":2,\"more\":\"%s\"}}\n", strings.Repeat("x", 200_000))
 	}()
 	refused := make(chan error, 1)
-	go func() { refused <- a.Call(t.Context(), wire.DoVerify, nil, nil) }()
+	go func() { refused <- a.Call(within.Context(t), wire.DoVerify, nil, nil) }()
 	var f wire.Filled
-	if err := a.Call(t.Context(), wire.DoFill, wire.Fill{Bytes: 8192}, &f); err != nil || f.Pages != 2 {
+	if err := a.Call(within.Context(t), wire.DoFill, wire.Fill{Bytes: 8192}, &f); err != nil || f.Pages != 2 {
 		t.Errorf("%+v, %v", f, err)
 	}
 	var refusal *guest.AgentError
-	if err := <-refused; !errors.As(err, &refusal) || refusal.Do != wire.DoVerify || refusal.Text != "no memory is filled" || err.Error() != "guest agent: verify: no memory is filled" {
+	if err, _ := within.Receive(t, "the refusal", refused); !errors.As(err, &refusal) || refusal.Do != wire.DoVerify || refusal.Text != "no memory is filled" || err.Error() != "guest agent: verify: no memory is filled" {
 		t.Errorf("%v", err)
 	}
 	if a.Garbage() != 1 {
 		t.Errorf("%d garbage lines, want 1", a.Garbage())
 	}
-	ctx, cancel := context.WithCancel(t.Context())
+	ctx, cancel := context.WithCancel(within.Context(t))
 	go func() { g.request(); cancel() }()
 	if err := a.Call(ctx, wire.DoHello, nil, nil); !errors.Is(err, context.Canceled) {
 		t.Errorf("%v", err)
 	}
-	if err := a.Call(t.Context(), wire.DoFill, func() {}, nil); err == nil {
+	if err := a.Call(within.Context(t), wire.DoFill, func() {}, nil); err == nil {
 		t.Error("arguments that do not encode")
 	}
 }
@@ -119,7 +121,7 @@ func TestAgentReady(t *testing.T) {
 	} {
 		a, g := dialFake(t)
 		go func() { play(g, g.request().ID) }()
-		if h, err := a.Ready(t.Context()); err != nil || h.Kernel != "6" {
+		if h, err := a.Ready(within.Context(t)); err != nil || h.Kernel != "6" {
 			t.Errorf("%s: %+v, %v", what, h, err)
 		}
 	}
@@ -135,10 +137,10 @@ func TestAgentBeatsAndNotes(t *testing.T) {
 	}
 	g.say("%s", lines)
 	g.say("\n{\"event\":\"done\"}\n\n{\"event\":\"new\",\"data\":{\"a\":1}}\n")
-	if n := <-s.C; n.Event != wire.EventDone {
+	if n, _ := within.Receive(t, "a note", s.C); n.Event != wire.EventDone {
 		t.Errorf("%+v", n)
 	}
-	if n := <-s.C; n.Event != "new" || string(n.Data) != `{"a":1}` {
+	if n, _ := within.Receive(t, "a note", s.C); n.Event != "new" || string(n.Data) != `{"a":1}` {
 		t.Errorf("%+v", n)
 	}
 	if short.Dropped() != 1 || s.Dropped() != 0 {
@@ -148,7 +150,7 @@ func TestAgentBeatsAndNotes(t *testing.T) {
 	short.Close()
 	last, n := guest.Beat{}, uint64(0)
 	for len(a.Beats()) > 0 {
-		b := <-a.Beats()
+		b, _ := within.Receive(t, "a beat", a.Beats())
 		if b.Seq != last.Seq+1 || b.Arrived.Before(last.Arrived) {
 			t.Fatalf("%+v after %+v", b, last)
 		}
@@ -158,13 +160,13 @@ func TestAgentBeatsAndNotes(t *testing.T) {
 		t.Errorf("%d beats read and %d dropped of %d", n, a.BeatsDropped(), sent)
 	}
 	a.Close()
-	if _, ok := <-s.C; ok {
+	if _, ok := within.Receive(t, "the notes' end", s.C); ok {
 		t.Error("a note after the end")
 	}
-	if _, ok := <-a.Beats(); ok {
+	if _, ok := within.Receive(t, "the beats' end", a.Beats()); ok {
 		t.Error("a beat after the end")
 	}
-	if _, ok := <-a.Notes(1).C; ok {
+	if _, ok := within.Receive(t, "the end of a late subscription", a.Notes(1).C); ok {
 		t.Error("a subscription after the end is open")
 	}
 }
@@ -177,14 +179,14 @@ func TestAgentGone(t *testing.T) {
 		a, g := dialFake(t)
 		go func() { g.request(); end(a, g) }()
 		for range 2 { // waiting for an answer; asking afterwards
-			if err := a.Call(t.Context(), wire.DoHello, nil, nil); !errors.Is(err, guest.ErrAgentGone) {
+			if err := a.Call(within.Context(t), wire.DoHello, nil, nil); !errors.Is(err, guest.ErrAgentGone) {
 				t.Errorf("%s: %v", what, err)
 			}
 		}
-		if _, err := a.Ready(t.Context()); !errors.Is(err, guest.ErrAgentGone) {
+		if _, err := a.Ready(within.Context(t)); !errors.Is(err, guest.ErrAgentGone) {
 			t.Errorf("%s: ready: %v", what, err)
 		}
-		<-a.Done()
+		within.Receive(t, "the agent's end", a.Done())
 		if !errors.Is(a.Err(), guest.ErrAgentGone) {
 			t.Errorf("%s: %v", what, a.Err())
 		}
@@ -201,7 +203,7 @@ func TestAgentEndlessLine(t *testing.T) {
 		g.say("\n")
 		g.say("\n{\"id\":%d,\"result\":{}}\n", g.request().ID)
 	}()
-	if err := a.Call(t.Context(), wire.DoHello, nil, nil); err != nil || a.Garbage() != 1 {
+	if err := a.Call(within.Context(t), wire.DoHello, nil, nil); err != nil || a.Garbage() != 1 {
 		t.Errorf("%v, %d garbage lines", err, a.Garbage())
 	}
 }
@@ -209,7 +211,7 @@ func TestAgentEndlessLine(t *testing.T) {
 // The agent as PID 1 of a real guest: facts, beats, memory, dirtier, the check that can fail, a host side that goes and one that comes, and the end.
 func TestAgentInGuest(t *testing.T) {
 	binary := filepath.Join(t.TempDir(), "agent")
-	build := exec.Command("go", "build", "-trimpath", "-ldflags=-s -w", "-o", binary, "./agent")
+	build := within.Command(t, "go", "build", "-trimpath", "-ldflags=-s -w", "-o", binary, "./agent")
 	build.Env = append(os.Environ(), "CGO_ENABLED=0")
 	if out, err := build.CombinedOutput(); err != nil {
 		t.Fatalf("%v: %s", err, out)
@@ -223,10 +225,10 @@ func TestAgentInGuest(t *testing.T) {
 	}
 	guesttest.EachQEMU(t, func(t *testing.T, bin string) {
 		image := guesttest.Image(t) // skips or fails where there is none
-		if image, err = guest.BuildImage(t.Context(), guest.ImageSpec{Agent: pid1}); err != nil {
+		if image, err = guest.BuildImage(within.Context(t), guest.ImageSpec{Agent: pid1}); err != nil {
 			t.Fatal(err)
 		}
-		ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
+		ctx, cancel := context.WithTimeout(within.Context(t), 2*time.Minute)
 		defer cancel()
 		image.Append += " " + strings.Join(wire.Boot{BeatInterval: 20 * time.Millisecond}.Words(), " ")
 		vm, err := guest.Start(ctx, hostnet.Local(), guest.Spec{Name: "agent", QEMU: bin, Image: image, VCPUs: 2, Dir: filepath.Join(guesttest.Dir(t), "vm")})
@@ -310,7 +312,7 @@ func TestAgentInGuest(t *testing.T) {
 		if err := json.Unmarshal(s.Result, &d); err != nil || s.State != wire.Done || d.Writes == 0 || d.Writes != s.Events {
 			t.Errorf("%+v, %+v, %v", s, d, err)
 		}
-		if n := <-notes.C; n.Event != wire.EventDone {
+		if n, _ := within.Receive(t, "the workload's note", notes.C); n.Event != wire.EventDone {
 			t.Errorf("note %+v", n)
 		}
 		var v wire.Verified

@@ -9,6 +9,7 @@ import (
 
 	"qmigrate/guest"
 	"qmigrate/guest/guesttest"
+	"qmigrate/guest/guesttest/within"
 )
 
 // sayVersion is a program that says that it is a QEMU.
@@ -32,13 +33,13 @@ func TestFindQEMU(t *testing.T) {
 	t.Setenv("QMIGRATE_QEMU_10_0", "")
 	want := func(series, path, version string) {
 		t.Helper()
-		b, err := guest.FindQEMU(t.Context(), series)
+		b, err := guest.FindQEMU(within.Context(t), series)
 		if err != nil || b != (guest.Binary{Path: path, Version: version}) {
 			t.Errorf("%q: %+v %v; want %s %s", series, b, err, path, version)
 		}
 	}
 	var none *guest.NoQEMUError
-	if b, err := guest.FindQEMU(t.Context(), "7.2"); !errors.As(err, &none) || b != (guest.Binary{}) || !strings.Contains(err.Error(), "make deps") {
+	if b, err := guest.FindQEMU(within.Context(t), "7.2"); !errors.As(err, &none) || b != (guest.Binary{}) || !strings.Contains(err.Error(), "make deps") {
 		t.Errorf("%+v %v", b, err)
 	}
 	cached := sayVersion(t, base+"/cache/qemu-7.2", "7.2.22")
@@ -56,11 +57,11 @@ func TestFindQEMU(t *testing.T) {
 	want("", ten, "10.0.2")
 	want(installed, installed, "7.2.10")
 	t.Setenv("QMIGRATE_QEMU_7_2", named)
-	if _, err := guest.FindQEMU(t.Context(), "7.2"); err == nil || !strings.Contains(err.Error(), "QMIGRATE_QEMU_7_2") || !strings.Contains(err.Error(), "10.0.0") {
+	if _, err := guest.FindQEMU(within.Context(t), "7.2"); err == nil || !strings.Contains(err.Error(), "QMIGRATE_QEMU_7_2") || !strings.Contains(err.Error(), "10.0.0") {
 		t.Error(err)
 	}
 	for bad, say := range map[string]string{"11.1": "none in", "newest": "a version such as 10.0", "/no/such": "/no/such", "/bin/true": "not a QEMU", "/bin/false": "exit status 1"} {
-		if b, err := guest.FindQEMU(t.Context(), bad); err == nil || b != (guest.Binary{}) || !strings.Contains(err.Error(), say) {
+		if b, err := guest.FindQEMU(within.Context(t), bad); err == nil || b != (guest.Binary{}) || !strings.Contains(err.Error(), say) {
 			t.Errorf("%s: %+v %v; want an error with %q", bad, b, err, say)
 		}
 	}

@@ -14,6 +14,7 @@ import (
 	"qmigrate/guest"
 	"qmigrate/guest/debian"
 	"qmigrate/guest/guesttest"
+	"qmigrate/guest/guesttest/within"
 )
 
 // readBack is an initramfs: names in order, and contents.
@@ -45,7 +46,7 @@ func readBack(t *testing.T, file string) (names []string, content map[string]str
 func TestImage(t *testing.T) {
 	guesttest.Image(t) // there is a kernel, or the test is skipped
 	agent := []byte("the agent")
-	image, err := guest.BuildImage(t.Context(), guest.ImageSpec{Agent: agent})
+	image, err := guest.BuildImage(within.Context(t), guest.ImageSpec{Agent: agent})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -80,11 +81,11 @@ func TestImage(t *testing.T) {
 		}
 	}
 	// The same parts, the same files; another agent, another initramfs and the same kernel.
-	again, err := guest.BuildImage(t.Context(), guest.ImageSpec{Agent: agent})
+	again, err := guest.BuildImage(within.Context(t), guest.ImageSpec{Agent: agent})
 	if err != nil || again != image {
 		t.Errorf("%+v %v, before %+v", again, err, image)
 	}
-	other, err := guest.BuildImage(t.Context(), guest.ImageSpec{Agent: []byte("another")})
+	other, err := guest.BuildImage(within.Context(t), guest.ImageSpec{Agent: []byte("another")})
 	if err != nil || other.Initrd == image.Initrd || other.Kernel != image.Kernel {
 		t.Errorf("%+v %v, before %+v", other, err, image)
 	}
@@ -110,7 +111,7 @@ func TestOwnKernel(t *testing.T) {
 	kernel, modules := debianKernel(t)
 	cache := guesttest.Dir(t)
 	t.Run("built in", func(t *testing.T) {
-		image, err := guest.BuildImage(t.Context(), guest.ImageSpec{Kernel: kernel, CacheDir: cache, Agent: []byte("a")})
+		image, err := guest.BuildImage(within.Context(t), guest.ImageSpec{Kernel: kernel, CacheDir: cache, Agent: []byte("a")})
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -124,12 +125,12 @@ func TestOwnKernel(t *testing.T) {
 		for i := range images {
 			wg.Go(func() {
 				var err error
-				if images[i], err = guest.BuildImage(t.Context(), guest.ImageSpec{Kernel: kernel, Modules: modules, CacheDir: cache, Agent: []byte("b")}); err != nil {
+				if images[i], err = guest.BuildImage(within.Context(t), guest.ImageSpec{Kernel: kernel, Modules: modules, CacheDir: cache, Agent: []byte("b")}); err != nil {
 					t.Error(err)
 				}
 			})
 		}
-		wg.Wait()
+		within.Wait(t, "the images", &wg)
 		for _, i := range images {
 			if i != images[0] {
 				t.Errorf("%+v and %+v", i, images[0])
@@ -162,7 +163,7 @@ func TestOwnKernel(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			c.spec.CacheDir, c.spec.Agent = cache, []byte("a")
-			image, err := guest.BuildImage(t.Context(), c.spec)
+			image, err := guest.BuildImage(within.Context(t), c.spec)
 			if err == nil || image != (guest.Image{}) || !strings.Contains(err.Error(), c.want) {
 				t.Errorf("%+v, %v; want an error with %q", image, err, c.want)
 			}

@@ -7,7 +7,6 @@ import (
 	"encoding/binary"
 	"io"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -15,6 +14,8 @@ import (
 
 	"github.com/klauspost/compress/zstd"
 	"github.com/pierrec/lz4/v4"
+
+	"qmigrate/guest/guesttest/within"
 )
 
 // fakeModule is an ELF file with nothing but a .modinfo section.
@@ -50,7 +51,7 @@ func packed(t *testing.T, ext string, b []byte) []byte {
 		}
 		w = z
 	case ".ko.xz": // as the kernel's build packs modules
-		cmd := exec.Command("xz", "--check=crc32", "--lzma2=dict=1MiB", "-c")
+		cmd := within.Command(t, "xz", "--check=crc32", "--lzma2=dict=1MiB", "-c")
 		cmd.Stdin, cmd.Stdout = bytes.NewReader(b), &out
 		if err := cmd.Run(); err != nil {
 			t.Skipf("xz: %v", err)

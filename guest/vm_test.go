@@ -14,6 +14,7 @@ import (
 
 	"qmigrate/guest"
 	"qmigrate/guest/guesttest"
+	"qmigrate/guest/guesttest/within"
 	"qmigrate/guest/wire"
 	"qmigrate/hostnet"
 	"qmigrate/qmp"
@@ -21,7 +22,7 @@ import (
 
 // limited is a context for one step of a test: what hangs fails there.
 func limited(t *testing.T) context.Context {
-	ctx, cancel := context.WithTimeout(t.Context(), 60*time.Second)
+	ctx, cancel := context.WithTimeout(within.Context(t), 60*time.Second)
 	t.Cleanup(cancel)
 	return ctx
 }
@@ -121,7 +122,7 @@ func TestVM(t *testing.T) {
 		if err := again.Kill(limited(t)); err != nil {
 			t.Fatal(err)
 		}
-		<-vm.Process().Done()
+		within.Receive(t, "the killed QEMU's end", vm.Process().Done())
 		if err := again.Close(); err != nil { // a monitor's clients are still there: Close must not wait for them
 			t.Error(err)
 		}
@@ -165,7 +166,7 @@ func TestCloseBusy(t *testing.T) {
 	if err := vm.Close(); err != nil {
 		t.Fatal(err)
 	}
-	<-c.Done()
+	within.Receive(t, "the monitor's end", c.Done())
 	gone(t, vm.Spec().Dir)
 }
 
@@ -195,7 +196,7 @@ func TestStartErrors(t *testing.T) {
 		})
 	}
 	t.Run("cancelled", func(t *testing.T) {
-		ctx, cancel := context.WithCancel(t.Context())
+		ctx, cancel := context.WithCancel(within.Context(t))
 		cancel()
 		if _, err := guest.Start(ctx, hostnet.Local(), guest.Spec{QEMU: bin, Dir: vm}); !errors.Is(err, context.Canceled) {
 			t.Error(err)
@@ -203,7 +204,7 @@ func TestStartErrors(t *testing.T) {
 		gone(t, vm)
 	})
 	t.Run("silent", func(t *testing.T) { // a program that never opens the monitor
-		ctx, cancel := context.WithTimeout(t.Context(), 200*time.Millisecond)
+		ctx, cancel := context.WithTimeout(within.Context(t), 200*time.Millisecond)
 		defer cancel()
 		var e *guest.StartError
 		script := filepath.Join(base, "silent")
@@ -221,7 +222,7 @@ func TestStartErrors(t *testing.T) {
 func TestPanic(t *testing.T) {
 	guesttest.Image(t) // there is a kernel, or the test is skipped
 	guesttest.EachQEMU(t, func(t *testing.T, bin string) {
-		image, err := guest.BuildImage(t.Context(), guest.ImageSpec{Agent: []byte("not a program")})
+		image, err := guest.BuildImage(within.Context(t), guest.ImageSpec{Agent: []byte("not a program")})
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -308,7 +309,7 @@ func migrate(t *testing.T, src, dst *guest.VM, socket string) {
 func TestDialUnknown(t *testing.T) {
 	vm := startVM(t, guest.Spec{QEMU: guesttest.QEMU(t, "10.0"), Dir: filepath.Join(guesttest.Dir(t), "vm"), Paused: true})
 	var op *net.OpError
-	if _, err := vm.Dial(t.Context(), "none"); !errors.As(err, &op) {
+	if _, err := vm.Dial(within.Context(t), "none"); !errors.As(err, &op) {
 		t.Error(err)
 	}
 }

@@ -5,10 +5,12 @@ import (
 	"slices"
 	"strings"
 	"testing"
+
+	"qmigrate/guest/guesttest/within"
 )
 
 func TestCheck(t *testing.T) {
-	found := Check(t.Context())
+	found := Check(within.Context(t))
 	names := []string{CapRoot, CapUserNamespaces, CapNamespaces}
 	if found.Get(CapNamespaces).OK { // else there is nowhere to try the rest
 		names = append(names, CapTUN, CapBridge, CapVeth, CapTBF, CapHTB, CapNetem, CapRawICMP, CapPingSocket, CapCPUCgroup, CapUserfaultfd)

@@ -15,6 +15,8 @@ import (
 	"time"
 
 	"go.uber.org/goleak"
+
+	"qmigrate/guest/guesttest/within"
 )
 
 // helper is the environment variable that makes the test program one of the helpers of helpers_test.go.
@@ -112,7 +114,7 @@ func apply(t *testing.T, s Spec) *Network {
 	if s.Owner == "" {
 		s.Owner = owner()
 	}
-	n, err := s.Apply(t.Context())
+	n, err := s.Apply(within.Context(t))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -126,7 +128,10 @@ func apply(t *testing.T, s Spec) *Network {
 
 // self is this test program as a helper.
 func self(name string, env ...string) *exec.Cmd {
-	cmd := exec.Command("/proc/self/exe")
+	ctx, cancel := context.WithCancel(context.Background())
+	time.AfterFunc(within.Limit, cancel) // nothing that it is told to do takes as long
+	cmd := exec.CommandContext(ctx, "/proc/self/exe")
+	cmd.WaitDelay = time.Second
 	cmd.Env = append(append(os.Environ(), helper+"="+name), env...)
 	cmd.Stderr = os.Stderr
 	return cmd

@@ -15,11 +15,14 @@ import (
 	"strings"
 	"syscall"
 	"testing"
+	"time"
 
 	"github.com/vishvananda/netlink"
 	"golang.org/x/net/icmp"
 	"golang.org/x/net/ipv4"
 	"golang.org/x/sys/unix"
+
+	"qmigrate/guest/guesttest/within"
 )
 
 // in runs f with a handle in one of the network's namespaces.
@@ -80,7 +83,7 @@ func TestApplyIsIdempotent(t *testing.T) {
 	if have := slices.Sorted(maps.Keys(before)); !slices.Equal(have, want) {
 		t.Fatalf("devices\n%v, want\n%v", have, want)
 	}
-	if _, err := n.Spec().Apply(t.Context()); err != nil {
+	if _, err := n.Spec().Apply(within.Context(t)); err != nil {
 		t.Fatal(err)
 	}
 	if after := picture(t, n); !maps.Equal(before, after) {
@@ -120,7 +123,7 @@ func TestApplyMends(t *testing.T) {
 		}
 		return h.LinkDel(up)
 	})
-	if _, err := n.Spec().Apply(t.Context()); err != nil {
+	if _, err := n.Spec().Apply(within.Context(t)); err != nil {
 		t.Fatal(err)
 	}
 	after := picture(t, n)
@@ -149,7 +152,7 @@ func TestApplyOverDebris(t *testing.T) {
 	if err := os.WriteFile(debris, nil, 0o444); err != nil {
 		t.Fatal(err)
 	}
-	if owners, err := Owners(t.Context()); err != nil || !slices.Contains(owners, s.Owner) {
+	if owners, err := Owners(within.Context(t)); err != nil || !slices.Contains(owners, s.Owner) {
 		t.Errorf("Owners is %v, %v and lacks %s", owners, err, s.Owner)
 	}
 	if _, err := Namespace(s.namespace("a")); !errors.Is(err, fs.ErrNotExist) {
@@ -163,7 +166,7 @@ func TestApplyOverDebris(t *testing.T) {
 	if err := os.WriteFile(debris, nil, 0o444); err != nil {
 		t.Fatal(err)
 	}
-	removed, err := Remove(t.Context(), s.Owner)
+	removed, err := Remove(within.Context(t), s.Owner)
 	if err != nil || len(removed) != 1 {
 		t.Errorf("Remove of debris: %v, %v", removed, err)
 	}
@@ -180,7 +183,7 @@ func TestFailingApplyUndoes(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer os.Remove(block)
-	if _, err := s.Apply(t.Context()); err == nil {
+	if _, err := s.Apply(within.Context(t)); err == nil {
 		t.Error("Apply took a folder for a namespace")
 	}
 	if after := picture(t, n); !maps.Equal(before, after) {
@@ -190,7 +193,7 @@ func TestFailingApplyUndoes(t *testing.T) {
 		t.Errorf("the third host is left: %v", err)
 	}
 
-	ctx, cancel := context.WithCancel(t.Context())
+	ctx, cancel := context.WithCancel(within.Context(t))
 	cancel()
 	gone := Spec{Owner: owner()}
 	if _, err := gone.Apply(ctx); !errors.Is(err, context.Canceled) {
@@ -219,7 +222,7 @@ func TestValidate(t *testing.T) {
 		if err := s.Validate(); err == nil {
 			t.Errorf("%s: no error for %+v", what, s)
 		}
-		if n, err := s.Apply(t.Context()); err == nil || n != nil {
+		if n, err := s.Apply(within.Context(t)); err == nil || n != nil {
 			t.Errorf("%s: applied", what)
 		}
 	}
@@ -250,7 +253,7 @@ func TestAddresses(t *testing.T) {
 // other threads than they were made on.
 func reach(t *testing.T, n *Network) {
 	t.Helper()
-	ctx := t.Context()
+	ctx := within.Context(t)
 	pairs := [][2]Host{{n.Host("a"), n.Host("b")}, {n.Observer(), n.Host("a")}}
 	addresses := []netip.Addr{n.Address("b"), n.Address("a")}
 	for i, p := range pairs {
@@ -272,6 +275,7 @@ func reach(t *testing.T, n *Network) {
 			l.Close()
 			t.Fatal(err)
 		}
+		_ = c.SetDeadline(time.Now().Add(within.Limit))
 		line := strings.Repeat("x", 200_000) + "\n" // more than a super-packet
 		go func() { _, _ = io.WriteString(c, line) }()
 		if back, err := bufio.NewReader(c).ReadString('\n'); back != line || err != nil {
@@ -303,29 +307,29 @@ func TestHostsReachEachOther(t *testing.T) {
 	n := apply(t, Spec{})
 	reach(t, n)
 	// Not from here: the hosts' network is their own.
-	if l, err := Local().Listen(t.Context(), "tcp", net.JoinHostPort(n.Address("a").String(), "0")); err == nil {
+	if l, err := Local().Listen(within.Context(t), "tcp", net.JoinHostPort(n.Address("a").String(), "0")); err == nil {
 		l.Close()
 		t.Error("this program's own namespace has a host's address")
 	}
 	// Names are looked up outside.
-	l, err := n.Host("a").Listen(t.Context(), "tcp4", "localhost:0")
+	l, err := n.Host("a").Listen(within.Context(t), "tcp4", "localhost:0")
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer l.Close()
-	c, err := n.Host("a").Dial(t.Context(), "tcp4", l.Addr().String())
+	c, err := n.Host("a").Dial(within.Context(t), "tcp4", l.Addr().String())
 	if err != nil {
 		t.Fatal(err)
 	}
 	c.Close()
 	// A unix socket is the host's file.
 	path := t.TempDir() + "/s"
-	u, err := n.Host("a").Listen(t.Context(), "unix", path)
+	u, err := n.Host("a").Listen(within.Context(t), "unix", path)
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer u.Close()
-	c, err = n.Host("a").Dial(t.Context(), "unix", path)
+	c, err = n.Host("a").Dial(within.Context(t), "unix", path)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -334,7 +338,7 @@ func TestHostsReachEachOther(t *testing.T) {
 
 func TestObserverPings(t *testing.T) {
 	n := apply(t, Spec{})
-	p, err := n.Observer().ListenPacket(t.Context(), "ip4:icmp", n.Gateway().String())
+	p, err := n.Observer().ListenPacket(within.Context(t), "ip4:icmp", n.Gateway().String())
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -372,7 +376,7 @@ func TestNoIPv6Noise(t *testing.T) {
 
 func TestCloseTwice(t *testing.T) {
 	n := apply(t, Spec{})
-	p, err := n.Host("a").Start(t.Context(), Command{Args: []string{"sleep", "1000"}})
+	p, err := n.Host("a").Start(within.Context(t), Command{Args: []string{"sleep", "1000"}})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -381,14 +385,14 @@ func TestCloseTwice(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	<-p.Done() // a process on the host goes with it
+	within.Receive(t, "the process's end", p.Done()) // a process on the host goes with it
 	if names, err := namesWith(prefix + n.spec.Owner + "-"); err != nil || len(names) > 0 {
 		t.Errorf("left: %v, %v", names, err)
 	}
-	if _, err := n.Host("a").Dial(t.Context(), "tcp", "127.0.0.1:1"); !errors.Is(err, fs.ErrNotExist) {
+	if _, err := n.Host("a").Dial(within.Context(t), "tcp", "127.0.0.1:1"); !errors.Is(err, fs.ErrNotExist) {
 		t.Errorf("dial on a host that is gone: %v", err)
 	}
-	if _, err := n.Watch(t.Context()); err == nil {
+	if _, err := n.Watch(within.Context(t)); err == nil {
 		t.Error("watch of a network that is gone: no error")
 	}
 }
@@ -435,16 +439,16 @@ func TestRemoveAfterKill(t *testing.T) {
 	defer netlink.LinkDel(bridge)
 
 	killHard(cmd)
-	p, err := Local().FindProcess(t.Context(), pid, start)
+	p, err := Local().FindProcess(within.Context(t), pid, start)
 	if err != nil {
 		t.Fatal("the process did not outlive the run that started it: ", err)
 	}
-	owners, err := Owners(t.Context())
+	owners, err := Owners(within.Context(t))
 	if err != nil || !slices.Contains(owners, mark) || !slices.Contains(owners, mark+"-x") {
 		t.Errorf("Owners is %v, %v", owners, err)
 	}
 
-	removed, err := Remove(t.Context(), mark)
+	removed, err := Remove(within.Context(t), mark)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -452,11 +456,11 @@ func TestRemoveAfterKill(t *testing.T) {
 	if !slices.Equal(removed, want) {
 		t.Errorf("removed\n%q, want\n%q", removed, want)
 	}
-	<-p.Done()
+	within.Receive(t, "the process's end", p.Done())
 	if err := p.Signal(syscall.SIGTERM); !errors.Is(err, os.ErrProcessDone) {
 		t.Errorf("signal to a process that is gone: %v", err)
 	}
-	if again, err := Remove(t.Context(), mark); err != nil || len(again) > 0 {
+	if again, err := Remove(within.Context(t), mark); err != nil || len(again) > 0 {
 		t.Errorf("a second Remove: %v, %v", again, err)
 	}
 	reach(t, neighbour)
@@ -466,7 +470,7 @@ func TestRemoveAfterKill(t *testing.T) {
 	if _, err := netlink.LinkByName(attrs.Name); err != nil {
 		t.Errorf("the user's bridge: %v", err)
 	}
-	if _, err := Remove(t.Context(), "a/b"); err == nil {
+	if _, err := Remove(within.Context(t), "a/b"); err == nil {
 		t.Error("Remove took a/b for an owner")
 	}
 }
@@ -475,17 +479,17 @@ func TestTAPOpensByName(t *testing.T) {
 	n := apply(t, Spec{Hosts: []HostSpec{{Name: "a", TAPs: []TAPSpec{{Name: "qmigtap0"}, {Name: "qmigtap1", Queues: 4}}}, {Name: "b"}}})
 	for name, multi := range map[string]string{"qmigtap0": "", "qmigtap1": "multi"} {
 		var out, errs strings.Builder
-		p, err := n.Host("a").Start(t.Context(), Command{Args: []string{"/proc/self/exe"}, Env: []string{helper + "=tap", "TAP=" + name, "MULTI=" + multi}, Stdout: &out, Stderr: &errs})
+		p, err := n.Host("a").Start(within.Context(t), Command{Args: []string{"/proc/self/exe"}, Env: []string{helper + "=tap", "TAP=" + name, "MULTI=" + multi}, Stdout: &out, Stderr: &errs})
 		if err != nil {
 			t.Fatal(err)
 		}
-		<-p.Done()
+		within.Receive(t, "the process's end", p.Done())
 		if p.Err() != nil || out.String() != "opened "+name+"\n" {
 			t.Errorf("%s: %v: %q %q", name, p.Err(), out.String(), errs.String())
 		}
 	}
 	before := picture(t, n)
-	if _, err := n.Spec().Apply(t.Context()); err != nil {
+	if _, err := n.Spec().Apply(within.Context(t)); err != nil {
 		t.Fatal(err)
 	}
 	if after := picture(t, n); !maps.Equal(before, after) {

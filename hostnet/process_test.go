@@ -14,16 +14,20 @@ import (
 	"testing"
 
 	"golang.org/x/sys/unix"
+
+	"qmigrate/guest/guesttest/within"
 )
 
 func start(t *testing.T, h Host, c Command) Process {
 	t.Helper()
-	p, err := h.Start(t.Context(), c)
+	p, err := h.Start(within.Context(t), c)
 	if err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() {
-		if err := p.Kill(context.Background()); err != nil {
+		ctx, cancel := context.WithTimeout(context.Background(), within.Limit)
+		defer cancel()
+		if err := p.Kill(ctx); err != nil {
 			t.Error(err)
 		}
 	})
@@ -33,7 +37,7 @@ func start(t *testing.T, h Host, c Command) Process {
 func TestStartLogsAndDetaches(t *testing.T) {
 	log := filepath.Join(t.TempDir(), "log")
 	p := start(t, Local(), Command{Args: []string{"sh", "-c", "echo out $GREETING; echo err >&2; exit 3"}, Env: []string{"GREETING=hello"}, Log: log})
-	<-p.Done()
+	within.Receive(t, "the process's end", p.Done())
 	exit := new(exec.ExitError)
 	if !errors.As(p.Err(), &exit) || exit.ExitCode() != 3 {
 		t.Errorf("ended with %v, want status 3", p.Err())
@@ -53,13 +57,13 @@ func TestStartLogsAndDetaches(t *testing.T) {
 	if pgid, err := unix.Getpgid(attached.PID()); err == nil && pgid != unix.Getpgrp() {
 		t.Errorf("process group %d, want ours, %d", pgid, unix.Getpgrp())
 	}
-	<-attached.Done()
+	within.Receive(t, "the process's end", attached.Done())
 }
 
 func TestStartAttached(t *testing.T) {
 	var out, errs bytes.Buffer
 	p := start(t, Local(), Command{Args: []string{"sh", "-c", "cat; echo no >&2"}, Stdin: strings.NewReader("in"), Stdout: &out, Stderr: &errs})
-	<-p.Done()
+	within.Receive(t, "the process's end", p.Done())
 	if p.Err() != nil || out.String() != "in" || errs.String() != "no\n" {
 		t.Errorf("%v: %q, %q", p.Err(), out.String(), errs.String())
 	}
@@ -71,11 +75,11 @@ func TestStartRefuses(t *testing.T) {
 		"no program":   {Args: []string{"/no/such/program"}},
 		"no log":       {Args: []string{"true"}, Log: "/no/such/folder/log"},
 	} {
-		if p, err := Local().Start(t.Context(), c); err == nil || p != nil {
+		if p, err := Local().Start(within.Context(t), c); err == nil || p != nil {
 			t.Errorf("%s: %v, %v", what, p, err)
 		}
 	}
-	ctx, cancel := context.WithCancel(t.Context())
+	ctx, cancel := context.WithCancel(within.Context(t))
 	cancel()
 	if _, err := Local().Start(ctx, Command{Args: []string{"true"}}); !errors.Is(err, context.Canceled) {
 		t.Errorf("start with a context that has ended: %v", err)
@@ -86,7 +90,7 @@ func TestStartInNamespace(t *testing.T) {
 	n := apply(t, Spec{})
 	var out bytes.Buffer
 	p := start(t, n.Host("a"), Command{Args: []string{"readlink", "/proc/self/ns/net"}, Stdout: &out})
-	<-p.Done()
+	within.Receive(t, "the process's end", p.Done())
 	ours, err := os.Readlink("/proc/self/ns/net")
 	if err != nil || p.Err() != nil {
 		t.Fatal(err, p.Err())
@@ -97,17 +101,17 @@ func TestStartInNamespace(t *testing.T) {
 	if st, err := os.Stat(namespacePath(n.spec.namespace("a"))); err != nil || fmt.Sprintf("net:[%d]", st.Sys().(*syscall.Stat_t).Ino) != strings.TrimSpace(out.String()) {
 		t.Errorf("a process on host a is in %s", out.String())
 	}
-	if again, err := Find(t.Context(), n.Host("a").Name()); err != nil || again.Name() != n.Host("a").Name() {
+	if again, err := Find(within.Context(t), n.Host("a").Name()); err != nil || again.Name() != n.Host("a").Name() {
 		t.Errorf("Find: %v, %v", again, err)
 	}
 }
 
 func TestFind(t *testing.T) {
-	if h, err := Find(t.Context(), "local"); err != nil || h.Name() != "local" {
+	if h, err := Find(within.Context(t), "local"); err != nil || h.Name() != "local" {
 		t.Errorf("%v, %v", h, err)
 	}
 	for _, name := range []string{"", "netns:", "netns:../../proc/self/ns/net", "netns:qmig-no-such", "vm:x", "local:x"} {
-		if h, err := Find(t.Context(), name); err == nil {
+		if h, err := Find(within.Context(t), name); err == nil {
 			t.Errorf("%q is %s", name, h.Name())
 		}
 	}
@@ -122,7 +126,7 @@ func TestKill(t *testing.T) {
 		t.Error("an error before the end: ", p.Err())
 	}
 	for range 2 {
-		if err := p.Kill(t.Context()); err != nil {
+		if err := p.Kill(within.Context(t)); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -159,13 +163,13 @@ func TestFindProcess(t *testing.T) {
 	if err := f.Signal(syscall.SIGSTOP); err != nil {
 		t.Error(err)
 	}
-	if err := f.Kill(t.Context()); err != nil {
+	if err := f.Kill(within.Context(t)); err != nil {
 		t.Fatal(err)
 	}
-	if err := f.Kill(t.Context()); err != nil {
+	if err := f.Kill(within.Context(t)); err != nil {
 		t.Fatal(err)
 	}
-	<-p.Done()
+	within.Receive(t, "the process's end", p.Done())
 	if _, err := FindProcess(p.PID(), p.StartTime()); !errors.Is(err, os.ErrProcessDone) {
 		t.Errorf("found when dead: %v", err)
 	}
@@ -178,10 +182,10 @@ func TestFindProcess(t *testing.T) {
 func TestFindProcessWithoutPidfd(t *testing.T) {
 	p := start(t, Local(), Command{Args: []string{"sleep", "1000"}})
 	f := &found{pid: p.PID(), start: p.StartTime(), done: make(chan struct{})}
-	if err := f.Kill(t.Context()); err != nil {
+	if err := f.Kill(within.Context(t)); err != nil {
 		t.Fatal(err)
 	}
-	ctx, cancel := context.WithCancel(t.Context())
+	ctx, cancel := context.WithCancel(within.Context(t))
 	cancel()
 	other := start(t, Local(), Command{Args: []string{"sleep", "1000"}})
 	if err := other.Signal(syscall.SIGSTOP); err != nil {
@@ -206,7 +210,7 @@ func TestUsage(t *testing.T) {
 		last = u
 		return u.CPU > 30e6
 	})
-	if err := p.Kill(t.Context()); err != nil {
+	if err := p.Kill(within.Context(t)); err != nil {
 		t.Fatal(err)
 	}
 	// The end's figure is in microseconds.
@@ -233,7 +237,7 @@ func TestFiles(t *testing.T) {
 	if _, err := h.Stat(name); !errors.Is(err, fs.ErrNotExist) {
 		t.Error(err)
 	}
-	if c, err := h.Clock(t.Context()); err != nil || c != (Clock{}) {
+	if c, err := h.Clock(within.Context(t)); err != nil || c != (Clock{}) {
 		t.Errorf("%v, %v", c, err)
 	}
 }

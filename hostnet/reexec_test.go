@@ -10,6 +10,9 @@ import (
 	"strings"
 	"syscall"
 	"testing"
+	"time"
+
+	"qmigrate/guest/guesttest/within"
 )
 
 // asUser is the helper `then` as another user than root.
@@ -61,7 +64,7 @@ func TestRootlessPassesSignalsOn(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if err := cmd.Start(); err != nil {
+		if err := errors.Join(cmd.Start(), out.(*os.File).SetReadDeadline(time.Now().Add(within.Limit))); err != nil {
 			t.Fatal(err)
 		}
 		var inner, outer int
@@ -85,7 +88,7 @@ func TestRootlessOuterKilled(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := cmd.Start(); err != nil {
+	if err := errors.Join(cmd.Start(), out.(*os.File).SetReadDeadline(time.Now().Add(within.Limit))); err != nil {
 		t.Fatal(err)
 	}
 	var inner, outer int

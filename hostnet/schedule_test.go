@@ -1,7 +1,6 @@
 package hostnet
 
 import (
-	"context"
 	"errors"
 	"os"
 	"path/filepath"
@@ -9,6 +8,8 @@ import (
 	"testing"
 
 	"golang.org/x/sys/unix"
+
+	"qmigrate/guest/guesttest/within"
 )
 
 // policyOf is a thread's scheduling policy.
@@ -44,11 +45,11 @@ func TestYield(t *testing.T) {
 	}
 	defer w.Close()
 	defer r.Close()
-	p, err := Local().Start(t.Context(), Command{Args: []string{self, "-test.run=^TestYieldHelper$"}, Env: []string{"QMIGRATE_TEST_YIELD=1"}, Stdin: r, Log: filepath.Join(t.TempDir(), "log")})
+	p, err := Local().Start(within.Context(t), Command{Args: []string{self, "-test.run=^TestYieldHelper$"}, Env: []string{"QMIGRATE_TEST_YIELD=1"}, Stdin: r, Log: filepath.Join(t.TempDir(), "log")})
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer p.Kill(context.Background())
+	defer p.Kill(within.Context(t))
 	found, err := FindProcess(p.PID(), p.StartTime())
 	if err != nil {
 		t.Fatal(err)
@@ -57,11 +58,12 @@ func TestYield(t *testing.T) {
 	yielding := map[int]bool{} // a thread stays so
 	for _, s := range []Scheduled{p.(Scheduled), found.(Scheduled)} {
 		var all []int
-		for len(all) < 3 {
+		wait(t, "a third thread", func() bool {
 			if all, err = s.Threads(); err != nil {
 				t.Fatal(err)
 			}
-		}
+			return len(all) >= 3
+		})
 		if !slices.Contains(all, p.PID()) {
 			t.Fatalf("threads %v are without the first, %d", all, p.PID())
 		}
@@ -90,7 +92,7 @@ func TestYield(t *testing.T) {
 			t.Errorf("%d processors given back, there were %d", n, before)
 		}
 	}
-	if err := p.Kill(t.Context()); err != nil {
+	if err := p.Kill(within.Context(t)); err != nil {
 		t.Fatal(err)
 	}
 	if _, err := p.(Scheduled).Threads(); !errors.Is(err, os.ErrProcessDone) {

@@ -5,6 +5,8 @@ import (
 	"testing"
 
 	"github.com/vishvananda/netlink"
+
+	"qmigrate/guest/guesttest/within"
 )
 
 func TestBurstAndQueue(t *testing.T) {
@@ -67,7 +69,7 @@ func TestRateIsSet(t *testing.T) {
 	}
 	s := n.Spec()
 	for _, s.Rate = range []int64{125_000, 12_500_000, 1_250_000_000, 5_000_000_000} {
-		shaped, err := s.Apply(t.Context())
+		shaped, err := s.Apply(within.Context(t))
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -81,12 +83,12 @@ func TestRateIsSet(t *testing.T) {
 		}
 	}
 	s.Rate = 1_250_000
-	if _, err := s.Apply(t.Context()); err != nil {
+	if _, err := s.Apply(within.Context(t)); err != nil {
 		t.Fatal(err)
 	}
 	reach(t, n) // with super-packets far above the burst
 	s.Rate = 0
-	if _, err := s.Apply(t.Context()); err != nil {
+	if _, err := s.Apply(within.Context(t)); err != nil {
 		t.Fatal(err)
 	}
 	if kind, _, _ := shapedBy(t, n); kind != "" {
@@ -97,7 +99,7 @@ func TestRateIsSet(t *testing.T) {
 // TestHTB: the other way, whether or not this kernel has TBF.
 func TestHTB(t *testing.T) {
 	n := apply(t, Spec{})
-	if c := Check(t.Context()).Get(CapHTB); !c.OK {
+	if c := Check(within.Context(t)).Get(CapHTB); !c.OK {
 		t.Skip("no HTB here: ", c.Reason)
 	}
 	b := &builder{spec: n.Spec()}
@@ -129,7 +131,7 @@ func TestHTB(t *testing.T) {
 	// From one to the other, and to none.
 	s := n.Spec()
 	s.Rate = 2_500_000
-	shaped, err := s.Apply(t.Context())
+	shaped, err := s.Apply(within.Context(t))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -137,7 +139,7 @@ func TestHTB(t *testing.T) {
 		t.Errorf("%s at %d bytes/s", kind, rate)
 	}
 	set(1_250_000)
-	if _, err := n.Spec().Apply(t.Context()); err != nil {
+	if _, err := n.Spec().Apply(within.Context(t)); err != nil {
 		t.Fatal(err)
 	}
 	if kind, _, _ := shapedBy(t, n); kind != "" {

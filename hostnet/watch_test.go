@@ -7,6 +7,8 @@ import (
 	"os"
 	"testing"
 	"time"
+
+	"qmigrate/guest/guesttest/within"
 )
 
 // frame is an Ethernet broadcast from a MAC address behind the header of 10 zero bytes that a TAP with IFF_VNET_HDR has.
@@ -39,7 +41,7 @@ func await(t *testing.T, w *Watch, want Change) Change {
 func TestWatchSeesAMove(t *testing.T) {
 	n := apply(t, Spec{})
 	began := time.Now()
-	w, err := n.Watch(t.Context())
+	w, err := n.Watch(within.Context(t))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -71,7 +73,7 @@ func TestWatchSeesAMove(t *testing.T) {
 				}
 			}
 		}()
-		defer func() { close(stop); <-stopped }()
+		defer func() { close(stop); within.Receive(t, "the frames' end", stopped) }()
 		var last time.Time
 		left := len(want)
 		for left > 0 {
@@ -98,7 +100,7 @@ func TestWatchSeesAMove(t *testing.T) {
 	inject("a", Change{Host: "a", Port: "qmigtap0"}, Change{Host: "link", Port: "qmigup-a"}, Change{Host: "b", Port: "qmigup0"})
 	inject("b", Change{Host: "b", Port: "qmigtap0"}, Change{Host: "link", Port: "qmigup-b"}, Change{Host: "a", Port: "qmigup0"})
 
-	c, err := n.Observer().Dial(t.Context(), "udp", n.Address("a").String()+":9")
+	c, err := n.Observer().Dial(within.Context(t), "udp", n.Address("a").String()+":9")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -117,19 +119,21 @@ func TestWatchSeesAMove(t *testing.T) {
 	if err := w.Close(); err != nil {
 		t.Fatal(err)
 	}
-	for range w.C { // closed, so this ends
+	for ok := true; ok; { // closed, so this ends
+		_, ok = within.Receive(t, "the end of changes", w.C)
 	}
 }
 
 func TestWatchEndsWithItsContext(t *testing.T) {
 	n := apply(t, Spec{})
-	ctx, cancel := context.WithCancel(t.Context())
+	ctx, cancel := context.WithCancel(within.Context(t))
 	w, err := n.Watch(ctx)
 	if err != nil {
 		t.Fatal(err)
 	}
 	cancel()
-	for range w.C {
+	for ok := true; ok; {
+		_, ok = within.Receive(t, "the end of changes", w.C)
 	}
 	if err := w.Close(); err != nil {
 		t.Fatal(err)
@@ -138,7 +142,7 @@ func TestWatchEndsWithItsContext(t *testing.T) {
 
 func TestWatchCountsWhatItDrops(t *testing.T) {
 	n := apply(t, Spec{})
-	w, err := n.Watch(t.Context())
+	w, err := n.Watch(within.Context(t))
 	if err != nil {
 		t.Fatal(err)
 	}

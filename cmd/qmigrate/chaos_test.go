@@ -21,6 +21,7 @@ import (
 
 	"qmigrate/guest"
 	"qmigrate/guest/guesttest"
+	"qmigrate/guest/guesttest/within"
 	"qmigrate/hostnet"
 	"qmigrate/qmp"
 )
@@ -64,7 +65,7 @@ func startEnds(t *testing.T, qemu string) *ends {
 		vm   **guest.VM
 		name string
 	}{{&e.src, "a"}, {&e.dst, "b"}} {
-		vm, err := guest.Start(t.Context(), hostnet.Local(), guest.Spec{
+		vm, err := guest.Start(within.Context(t), hostnet.Local(), guest.Spec{
 			Name: side.name, QEMU: qemu, Memory: 64 << 20, Dir: filepath.Join(dir, side.name), Incoming: side.name == "b", Paused: side.name == "b",
 		})
 		if err != nil {
@@ -119,7 +120,7 @@ func qmigrate(t *testing.T, args ...string) *exec.Cmd {
 	if err != nil {
 		t.Fatal(err)
 	}
-	return exec.Command(path, args...)
+	return within.Command(t, path, args...)
 }
 
 // result runs it to its end.
@@ -182,12 +183,12 @@ func (e *ends) afterwards(t *testing.T, where string) {
 // cont continues the source by hand.
 func (e *ends) cont(t *testing.T) {
 	t.Helper()
-	c, err := qmp.Dial(t.Context(), "unix", e.src.Spec().Socket(guest.Control), qmp.Options{})
+	c, err := qmp.Dial(within.Context(t), "unix", e.src.Spec().Socket(guest.Control), qmp.Options{})
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer c.Close()
-	if err := c.Cont(t.Context()); err != nil {
+	if err := c.Cont(within.Context(t)); err != nil {
 		t.Fatal(err)
 	}
 }
@@ -425,6 +426,9 @@ func forward(t *testing.T, e *ends) *forwarder {
 						client.Close()
 						continue
 					}
+					for _, c := range []net.Conn{client, qemu} {
+						_ = c.SetDeadline(time.Now().Add(within.Limit))
+					}
 					f.mu.Lock()
 					f.conns[side] = append(f.conns[side], client, qemu)
 					f.mu.Unlock()
@@ -509,8 +513,12 @@ func newPlace(t *testing.T) *place {
 	}
 	t.Cleanup(func() {
 		in.Close()
+		_ = p.holder.Process.Kill()
 		_ = p.holder.Wait()
 	})
+	if err := out.(*os.File).SetReadDeadline(time.Now().Add(within.Limit)); err != nil {
+		t.Fatal(err)
+	}
 	if line, err := bufio.NewReader(out).ReadString('\n'); line != "ready\n" {
 		guesttest.Unable(t, "no mount namespace with a /run of its own to run demos apart in: ", err)
 	}
@@ -528,7 +536,7 @@ func (p *place) command(name string, args ...string) *exec.Cmd {
 		args = append([]string{"--mount", "--target", strconv.Itoa(p.holder.Process.Pid), path}, args...)
 		path = "nsenter"
 	}
-	cmd := exec.Command(path, args...)
+	cmd := within.Command(p.t, path, args...)
 	cmd.Dir = p.tmp
 	cmd.Env = append(os.Environ(), "TMPDIR="+p.tmp)
 	return cmd
@@ -580,7 +588,7 @@ func (p *place) left() (left []string) {
 // TestDemoKilled kills -9 a demo at any moment, boot, migration and checks: the next one says which side ran the guest, removes all of
 // it, and works.
 func TestDemoKilled(t *testing.T) {
-	if _, err := guest.BuildImage(t.Context(), guest.ImageSpec{}); err != nil {
+	if _, err := guest.BuildImage(within.Context(t), guest.ImageSpec{}); err != nil {
 		if os.Getenv("QMIGRATE_REQUIRE_QEMU") == "1" {
 			t.Fatal(err)
 		}

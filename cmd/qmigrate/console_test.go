@@ -3,7 +3,6 @@ package main
 import (
 	"fmt"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"regexp"
 	"slices"
@@ -11,6 +10,7 @@ import (
 	"testing"
 
 	"qmigrate/guest/guesttest"
+	"qmigrate/guest/guesttest/within"
 )
 
 // block is one ```console block of a document: commands that begin with "$ " and what they print.
@@ -96,7 +96,7 @@ func (b block) run(t *testing.T) {
 		for ; strings.HasSuffix(text, `\`) && i < len(b.lines); i++ {
 			text = strings.TrimSuffix(text, `\`) + strings.TrimSpace(strings.TrimPrefix(b.lines[i], ">"))
 		}
-		c := exec.Command("sh", "-c", text)
+		c := within.Command(t, "sh", "-c", text)
 		c.Dir = dir
 		out, err := c.CombinedOutput()
 		if err != nil {

@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"qmigrate/guest/guesttest"
+	"qmigrate/guest/guesttest/within"
 )
 
 // monitor is what a QEMU 10.0.2 answers until it is changed; recorded, but for the introspection, which is cut down.
@@ -97,7 +98,7 @@ func dies(t *testing.T, args []string, side string, n int, half bool) bool {
 	}
 	var stdout, stderr bytes.Buffer
 	begin := time.Now()
-	status := run(t.Context(), words, nil, &stdout, &stderr)
+	status := run(within.Context(t), words, nil, &stdout, &stderr)
 	took := time.Since(begin)
 	if !f.died() {
 		return false

@@ -15,6 +15,7 @@ import (
 	"go.uber.org/goleak"
 
 	"qmigrate/engine/lab"
+	"qmigrate/guest/guesttest/within"
 	"qmigrate/hostnet"
 )
 
@@ -126,7 +127,7 @@ func TestLeftovers(t *testing.T) {
 	if left := leftovers(dir, pids); len(left) > 0 {
 		t.Fatalf("left before anything was: %q", left)
 	}
-	child, err := hostnet.Local().Start(t.Context(), hostnet.Command{Args: []string{"sleep", "100"}, Env: []string{"TMPDIR=" + dir}})
+	child, err := hostnet.Local().Start(within.Context(t), hostnet.Command{Args: []string{"sleep", "100"}, Env: []string{"TMPDIR=" + dir}})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -140,7 +141,7 @@ func TestLeftovers(t *testing.T) {
 	if left := leftovers(dir, pids); len(left) != 2 || !strings.Contains(left[0], "sleep 100") || !strings.HasSuffix(left[1], "/x") {
 		t.Errorf("a process and a file are left, and the check says %q", left)
 	}
-	if err := child.Kill(t.Context()); err != nil {
+	if err := child.Kill(within.Context(t)); err != nil {
 		t.Fatal(err)
 	}
 }

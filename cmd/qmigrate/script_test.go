@@ -27,6 +27,7 @@ import (
 	"qmigrate/engine/lab"
 	"qmigrate/guest"
 	"qmigrate/guest/guesttest"
+	"qmigrate/guest/guesttest/within"
 	"qmigrate/hostnet"
 	"qmigrate/qmp"
 )
@@ -94,14 +95,14 @@ func TestScripts(t *testing.T) {
 
 func condition(t *testing.T) func(string) (bool, error) {
 	labWorks := sync.OnceValues(func() (bool, error) {
-		_, err := guest.BuildImage(context.Background(), guest.ImageSpec{})
+		_, err := guest.BuildImage(within.Context(t), guest.ImageSpec{})
 		if err == nil {
-			_, err = guest.FindQEMU(context.Background(), "10.0")
+			_, err = guest.FindQEMU(within.Context(t), "10.0")
 		}
 		if err != nil && os.Getenv("QMIGRATE_REQUIRE_QEMU") == "1" {
 			return false, err
 		}
-		if missing := hostnet.Check(context.Background()).Missing(); err == nil && len(missing) > 0 {
+		if missing := hostnet.Check(within.Context(t)).Missing(); err == nil && len(missing) > 0 {
 			err = fmt.Errorf("%s: %s", missing[0].Name, missing[0].Reason)
 		}
 		if err != nil {
@@ -114,7 +115,7 @@ func condition(t *testing.T) func(string) (bool, error) {
 		case "root":
 			return os.Geteuid() == 0 && !hostnet.Inside(), nil
 		case "mounts":
-			return exec.Command("unshare", "-m", "mount", "-t", "tmpfs", "tmpfs", "/mnt").Run() == nil, nil
+			return within.Command(t, "unshare", "-m", "mount", "-t", "tmpfs", "tmpfs", "/mnt").Run() == nil, nil
 		case "lab":
 			return labWorks()
 		}
@@ -155,7 +156,9 @@ func (s *story) close() {
 	for _, pid := range processesOf(s.work) { // a story that failed has not ended what its programs started
 		_ = syscall.Kill(pid, syscall.SIGKILL)
 	}
-	_, _ = lab.Down(context.Background(), labOfTests())
+	ctx, cancel := context.WithTimeout(context.Background(), patience)
+	defer cancel()
+	_, _ = lab.Down(ctx, labOfTests())
 }
 
 // program is one that runs beside the script.
@@ -306,18 +309,18 @@ func startQEMU(ts *testscript.TestScript, _ bool, args []string) {
 			break
 		}
 	}
-	vm, err := guest.Start(context.Background(), hostnet.Local(), spec)
+	vm, err := guest.Start(within.Context(s.t), hostnet.Local(), spec)
 	ts.Check(err)
 	s.vms[dir] = vm
 }
 
 func killQEMU(ts *testscript.TestScript, _ bool, args []string) {
-	ts.Check(of(ts).vms[ts.MkAbs(args[0])].Kill(context.Background()))
+	ts.Check(of(ts).vms[ts.MkAbs(args[0])].Kill(within.Context(of(ts).t)))
 }
 
 func dead(ts *testscript.TestScript, _ bool, args []string) {
 	for range 200 { // QEMU exits a moment after it has said that the migration failed
-		c, err := net.Dial("unix", filepath.Join(ts.MkAbs(args[0]), "control.qmp"))
+		c, err := net.DialTimeout("unix", filepath.Join(ts.MkAbs(args[0]), "control.qmp"), patience)
 		if err != nil {
 			return
 		}
@@ -330,7 +333,11 @@ func dead(ts *testscript.TestScript, _ bool, args []string) {
 func quit(ts *testscript.TestScript, _ bool, args []string) {
 	ask(ts, args[0], func(ctx context.Context, c *qmp.Conn) error {
 		err := c.Quit(ctx)
-		<-c.Done()
+		select {
+		case <-c.Done():
+		case <-ctx.Done():
+			err = errors.Join(err, ctx.Err())
+		}
 		return err
 	})
 }
@@ -380,8 +387,9 @@ func unchanged(ts *testscript.TestScript, _ bool, args []string) {
 }
 
 func hold(ts *testscript.TestScript, _ bool, args []string) {
-	c, err := net.Dial("unix", ts.MkAbs(args[0]))
+	c, err := net.DialTimeout("unix", ts.MkAbs(args[0]), patience)
 	ts.Check(err)
+	ts.Check(c.SetReadDeadline(time.Now().Add(patience)))
 	_, err = c.Read(make([]byte, 1)) // it has been accepted
 	ts.Check(err)
 	s := of(ts)

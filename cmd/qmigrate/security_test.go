@@ -13,6 +13,7 @@ import (
 	"qmigrate/engine/tlscreds"
 	"qmigrate/guest"
 	"qmigrate/guest/guesttest"
+	"qmigrate/guest/guesttest/within"
 	"qmigrate/hostnet"
 )
 
@@ -58,7 +59,7 @@ func TestTLSMonitor(t *testing.T) {
 			}
 			port := l.Addr().(*net.TCPAddr).Port
 			l.Close()
-			vm, err := guest.Start(t.Context(), hostnet.Local(), guest.Spec{
+			vm, err := guest.Start(within.Context(t), hostnet.Local(), guest.Spec{
 				Name: name, QEMU: qemu, Memory: 16 << 20, Dir: filepath.Join(dir, name), Incoming: incoming, Paused: incoming,
 				Extra: []string{"-object", "tls-creds-x509,id=mon,endpoint=server,dir=" + server + ",verify-peer=on",
 					"-chardev", fmt.Sprintf("socket,id=far,host=127.0.0.1,port=%d,server=on,wait=off,tls-creds=mon", port), "-mon", "chardev=far,mode=control"},
@@ -85,7 +86,7 @@ func TestTLSMonitor(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			if _, err = engine.Inspect(t.Context(), e, engine.Options{}); err == nil || !strings.Contains(err.Error(), want) {
+			if _, err = engine.Inspect(within.Context(t), e, engine.Options{}); err == nil || !strings.Contains(err.Error(), want) {
 				t.Errorf("%v, want %q", err, want)
 			}
 		}
@@ -97,7 +98,7 @@ func TestTLSMonitor(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		r, err := engine.Migrate(t.Context(), src, dst, engine.Plan{TLS: &engine.TLS{Kind: engine.X509, SourceDir: client, DestinationDir: server}}, engine.Options{})
+		r, err := engine.Migrate(within.Context(t), src, dst, engine.Plan{TLS: &engine.TLS{Kind: engine.X509, SourceDir: client, DestinationDir: server}}, engine.Options{})
 		if err != nil || r.GuestOn != record.Destination {
 			t.Errorf("migrate over encrypted monitors: %v", err)
 		}

@@ -22,6 +22,7 @@ import (
 	"qmigrate/engine/record"
 	"qmigrate/guest"
 	"qmigrate/guest/guesttest"
+	"qmigrate/guest/guesttest/within"
 	"qmigrate/hostnet"
 )
 
@@ -86,12 +87,13 @@ func TestSSHD(t *testing.T) {
 			defer os.Remove("/run/sshd")
 		}
 	}
-	if out, err := exec.Command(program, "-t", "-f", at("config")).CombinedOutput(); err != nil {
+	if out, err := within.Command(t, program, "-t", "-f", at("config")).CombinedOutput(); err != nil {
 		t.Skipf("sshd does not start here: %v: %s", err, out)
 	}
 	var said bytes.Buffer
 	sshd := exec.Command(program, "-D", "-e", "-f", at("config"))
 	sshd.Stderr = &said
+	sshd.WaitDelay = time.Second
 	if err := sshd.Start(); err != nil {
 		t.Fatal(err)
 	}
@@ -100,7 +102,7 @@ func TestSSHD(t *testing.T) {
 		_ = sshd.Wait()
 	}()
 	for begin := time.Now(); ; time.Sleep(10 * time.Millisecond) {
-		if nc, err := net.Dial("tcp", host); err == nil {
+		if nc, err := net.DialTimeout("tcp", host, time.Second); err == nil {
 			nc.Close()
 			break
 		}
@@ -112,7 +114,7 @@ func TestSSHD(t *testing.T) {
 	made := 0
 	start := func(incoming bool) *guest.VM {
 		made++
-		vm, err := guest.Start(t.Context(), hostnet.Local(), guest.Spec{Name: fmt.Sprint(made), QEMU: qemu, Memory: 16 << 20, Dir: at(fmt.Sprint("q", made)), Incoming: incoming, Paused: incoming})
+		vm, err := guest.Start(within.Context(t), hostnet.Local(), guest.Spec{Name: fmt.Sprint(made), QEMU: qemu, Memory: 16 << 20, Dir: at(fmt.Sprint("q", made)), Incoming: incoming, Paused: incoming})
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -139,7 +141,7 @@ func TestSSHD(t *testing.T) {
 	} {
 		dst := start(true)
 		var stdout, stderr bytes.Buffer
-		status := run(t.Context(), []string{"qmigrate", "migrate", "--source", "unix:" + src.Spec().Dir, "--destination", "unix:" + dst.Spec().Dir, "--tunnel", "ssh",
+		status := run(within.Context(t), []string{"qmigrate", "migrate", "--source", "unix:" + src.Spec().Dir, "--destination", "unix:" + dst.Spec().Dir, "--tunnel", "ssh",
 			"--tunnel-to", "ssh://" + me.Username + "@" + host, "--tunnel-identity", at(c.identity), "--tunnel-known-hosts", at(c.known), "--listen", c.listen, "--json", "--quiet", "--out", at("out")}, nil, &stdout, &stderr)
 		if c.want != "" {
 			if status != 1 || !strings.Contains(stderr.String(), c.want) || strings.Count(stderr.String(), "\n") != 1 {

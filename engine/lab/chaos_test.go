@@ -15,6 +15,7 @@ import (
 
 	"qmigrate/engine"
 	"qmigrate/engine/record"
+	"qmigrate/guest/guesttest/within"
 )
 
 // TestStorageChaos kills, at random moments of migrations, the source's QEMU, the destination's, or what serves the disks. Wherever the guest is
@@ -94,12 +95,12 @@ func storageTrial(t *testing.T, kind, version, victim, at string, after time.Dur
 			time.Sleep(after + 50*time.Millisecond)
 		}
 	}}
-	rec, err := l.Migrate(t.Context(), engine.Plan{MaxBandwidth: 64 << 20}, engine.Options{Logger: slog.New(begun)})
+	rec, err := l.Migrate(within.Context(t), engine.Plan{MaxBandwidth: 64 << 20}, engine.Options{Logger: slog.New(begun)})
 	if timer == nil {
 		t.Fatalf("the migration never began: %v", err)
 	}
 	if !timer.Stop() {
-		if err := <-failed; err != nil {
+		if err, _ := within.Receive(t, "the harm to be done", failed); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -118,17 +119,17 @@ func storageTrial(t *testing.T, kind, version, victim, at string, after time.Dur
 	}
 	// The guest died with its QEMU: what it was told to be durable is on the disk. The other QEMU, should it live, goes as well: it would keep its
 	// line of acknowledgements open for ever.
-	ctx, cancel := context.WithTimeout(t.Context(), serverLimit)
+	ctx, cancel := context.WithTimeout(within.Context(t), serverLimit)
 	defer cancel()
 	if err := errors.Join(l.source.Kill(ctx), l.destination.Kill(ctx)); err != nil {
 		t.Fatal(err)
 	}
-	<-agent.Done()
+	within.Receive(t, "the end of the guest's line", agent.Done())
 	last := record.Source
 	if victim == "destination" {
 		last = record.Destination
 	}
-	l.ledger.all.Wait()
+	within.Wait(t, "the ledger of what was acknowledged", &l.ledger.all)
 	var c record.DiskCheck
 	for _, d := range l.images(last) {
 		if err := l.checkImage(&c, d); err != nil {

@@ -22,6 +22,7 @@ import (
 	"qmigrate/engine/record"
 	"qmigrate/guest"
 	"qmigrate/guest/guesttest"
+	"qmigrate/guest/guesttest/within"
 	"qmigrate/guest/wire"
 	"qmigrate/hostnet"
 )
@@ -41,7 +42,7 @@ func coloLab(t *testing.T, primary, secondary string, change func(*Spec)) (*Lab,
 	if change != nil {
 		change(&s)
 	}
-	l, err := Up(t.Context(), s)
+	l, err := Up(within.Context(t), s)
 	if err == nil {
 		t.Cleanup(func() {
 			if err := l.Close(); err != nil {
@@ -56,7 +57,7 @@ func coloLab(t *testing.T, primary, secondary string, change func(*Spec)) (*Lab,
 func inStep(t *testing.T, l *Lab, trial COLOTrial) *record.Migration {
 	t.Helper()
 	trial.Run, trial.Checkpoints = time.Second, 12 // 12 take about a second on an idle machine
-	rec, err := l.COLO(t.Context(), engine.COLOPlan{CheckpointDelay: 100 * time.Millisecond}, trial, engine.Options{})
+	rec, err := l.COLO(within.Context(t), engine.COLOPlan{CheckpointDelay: 100 * time.Millisecond}, trial, engine.Options{})
 	if b, _ := json.Marshal(rec); rec != nil {
 		t.Logf("%s", b)
 	}
@@ -165,13 +166,13 @@ func TestCOLORefused(t *testing.T) {
 			"delay":             {engine.COLOPlan{Mirror: "10.77.0.11", CheckpointDelay: time.Microsecond}, "whole milliseconds"},
 			"delay's parameter": {engine.COLOPlan{Mirror: "10.77.0.11", Plan: engine.Plan{Parameters: map[string]string{"x-checkpoint-delay": "5"}}}, "--checkpoint-delay"},
 		} {
-			rec, err := engine.COLO(t.Context(), Endpoint(l.source), Endpoint(l.destination), c.plan, engine.Options{})
+			rec, err := engine.COLO(within.Context(t), Endpoint(l.source), Endpoint(l.destination), c.plan, engine.Options{})
 			if err == nil || !strings.Contains(err.Error(), c.want) || rec.Error == nil || rec.Error.Stage != record.Initialization || rec.GuestOn != record.Source && rec.GuestOn != record.Unknown {
 				t.Errorf("%s: %v; guest on %s", name, err, rec.GuestOn)
 			}
 		}
 		// An address that is not the primary's is found out when the filters are made: everything is taken back.
-		rec, err := engine.COLO(t.Context(), Endpoint(l.source), Endpoint(l.destination), engine.COLOPlan{Mirror: "10.99.0.1"}, engine.Options{})
+		rec, err := engine.COLO(within.Context(t), Endpoint(l.source), Endpoint(l.destination), engine.COLOPlan{Mirror: "10.99.0.1"}, engine.Options{})
 		var stage *engine.StageError
 		if !errors.As(err, &stage) || stage.Stage != record.Reservation || stage.Guest != record.Source || stage.Issued {
 			t.Errorf("wrong address: %v", err)
@@ -187,7 +188,7 @@ func TestCOLORefused(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		rec, err := l.COLO(t.Context(), engine.COLOPlan{}, COLOTrial{Run: time.Second}, engine.Options{})
+		rec, err := l.COLO(within.Context(t), engine.COLOPlan{}, COLOTrial{Run: time.Second}, engine.Options{})
 		var stage *engine.StageError
 		if !errors.As(err, &stage) || stage.Guest != record.Source || !strings.Contains(err.Error(), "migration_completion") {
 			t.Fatalf("error %v", err)
@@ -208,7 +209,7 @@ func TestCOLORefused(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			a, b := barePair(t, c.change)
-			rec, err := engine.COLO(t.Context(), Endpoint(a), Endpoint(b), engine.COLOPlan{}, engine.Options{})
+			rec, err := engine.COLO(within.Context(t), Endpoint(a), Endpoint(b), engine.COLOPlan{}, engine.Options{})
 			if err == nil || !strings.Contains(err.Error(), c.want) || rec.Error == nil || rec.Error.Stage != record.Initialization {
 				t.Errorf("error %v", err)
 			}
@@ -221,7 +222,7 @@ func TestCOLORefused(t *testing.T) {
 		a, b := barePair(t, nil)
 		ep := Endpoint(a)
 		ep.Process = nil
-		if _, err := engine.COLO(t.Context(), ep, Endpoint(b), engine.COLOPlan{}, engine.Options{}); err == nil || !strings.Contains(err.Error(), "dead-locks") {
+		if _, err := engine.COLO(within.Context(t), ep, Endpoint(b), engine.COLOPlan{}, engine.Options{}); err == nil || !strings.Contains(err.Error(), "dead-locks") {
 			t.Errorf("error %v", err)
 		}
 	})
@@ -238,7 +239,7 @@ func barePair(t *testing.T, change func(*guest.Spec)) (a, b *guest.VM) {
 	start := func(name string, incoming bool) *guest.VM {
 		s := s
 		s.Name, s.Dir, s.Incoming, s.Paused = name, filepath.Join(dir, name), incoming, incoming
-		vm, err := guest.Start(t.Context(), hostnet.Local(), s)
+		vm, err := guest.Start(within.Context(t), hostnet.Local(), s)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -260,7 +261,7 @@ func coloState(t *testing.T, vm *guest.VM) string {
 		return "dead"
 	default:
 	}
-	f, err := engine.Inspect(t.Context(), Endpoint(vm), engine.Options{})
+	f, err := engine.Inspect(within.Context(t), Endpoint(vm), engine.Options{})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -287,7 +288,7 @@ func TestCOLOEnds(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			a, b := barePair(t, nil)
-			ctx, cancel := context.WithCancel(t.Context())
+			ctx, cancel := context.WithCancel(within.Context(t))
 			defer cancel()
 			link, err := hostnet.Local().Listen(ctx, "tcp", "127.0.0.1:0")
 			if err != nil {

@@ -17,6 +17,7 @@ import (
 	"qmigrate/engine/record"
 	"qmigrate/guest"
 	"qmigrate/guest/guesttest"
+	"qmigrate/guest/guesttest/within"
 	"qmigrate/guest/wire"
 	"qmigrate/hostnet"
 )
@@ -107,7 +108,7 @@ func ways() []way {
 // linkDown takes the destination off the link once, for two seconds.
 func linkDown(t *testing.T, l *Lab, p engine.Plan) (*record.Migration, error) {
 	cut := false
-	return l.Migrate(t.Context(), p, engine.Options{Sampled: func(x record.Sample) {
+	return l.Migrate(within.Context(t), p, engine.Options{Sampled: func(x record.Sample) {
 		if x.Status == "postcopy-active" && !cut {
 			cut = true
 			if err := l.network.SetLink(destinationHost, false); err != nil {
@@ -120,7 +121,7 @@ func linkDown(t *testing.T, l *Lab, p engine.Plan) (*record.Migration, error) {
 
 // cancelled stops a migration when its first megabytes are there.
 func cancelled(t *testing.T, l *Lab, p engine.Plan) (*record.Migration, error) {
-	ctx, cancel := context.WithCancel(t.Context())
+	ctx, cancel := context.WithCancel(within.Context(t))
 	defer cancel()
 	return l.Migrate(ctx, p, engine.Options{Sampled: func(x record.Sample) {
 		if x.Transferred != nil && *x.Transferred > 8<<20 {
@@ -132,14 +133,14 @@ func cancelled(t *testing.T, l *Lab, p engine.Plan) (*record.Migration, error) {
 // throughFile saves the guest, ends the source, and restores it on the other host.
 func throughFile(t *testing.T, l *Lab, p engine.Plan, f engine.File) (*record.Migration, error) {
 	f.Path = filepath.Join(t.TempDir(), "guest")
-	rec, err := l.Save(t.Context(), p, f, engine.Options{})
+	rec, err := l.Save(within.Context(t), p, f, engine.Options{})
 	if err != nil {
 		return rec, err
 	}
-	if err := l.source.Kill(t.Context()); err != nil {
+	if err := l.source.Kill(within.Context(t)); err != nil {
 		t.Fatal(err)
 	}
-	back, err := l.Restore(t.Context(), engine.Plan{}, engine.File{Path: f.Path, Channels: f.Channels, DirectIO: f.DirectIO}, engine.Options{})
+	back, err := l.Restore(within.Context(t), engine.Plan{}, engine.File{Path: f.Path, Channels: f.Channels, DirectIO: f.DirectIO}, engine.Options{})
 	if back != nil {
 		rec.MemoryCheck, rec.Outcome, rec.GuestOn = back.MemoryCheck, back.Outcome, back.GuestOn
 		rec.Warnings = append(rec.Warnings, back.Warnings...)
@@ -249,7 +250,7 @@ func conformanceTable(rows []row) string {
 // needRoot skips where namespaces cannot be named: a test process does not start itself anew in a user namespace.
 func needRoot(t *testing.T) {
 	t.Helper()
-	if !hostnet.Check(t.Context()).Get(hostnet.CapRoot).OK {
+	if !hostnet.Check(within.Context(t)).Get(hostnet.CapRoot).OK {
 		t.Skip("not root: the lab's tests run as root; without it `qmigrate demo` is tested in the command's stories")
 	}
 }
@@ -270,7 +271,7 @@ func conform(t *testing.T, w way, source, destination string) row {
 	if w.spec != nil {
 		w.spec(&spec)
 	}
-	l, err := Up(t.Context(), spec)
+	l, err := Up(within.Context(t), spec)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -282,7 +283,7 @@ func conform(t *testing.T, w way, source, destination string) row {
 	run := w.run
 	if run == nil {
 		run = func(t *testing.T, l *Lab, p engine.Plan) (*record.Migration, error) {
-			return l.Migrate(t.Context(), p, engine.Options{})
+			return l.Migrate(within.Context(t), p, engine.Options{})
 		}
 	}
 	rec, err := run(t, l, w.plan)
@@ -383,7 +384,7 @@ func conform(t *testing.T, w way, source, destination string) row {
 func TestCheckFails(t *testing.T) {
 	needRoot(t)
 	qemu := guesttest.QEMU(t, "10.0")
-	l, err := Up(t.Context(), Spec{Owner: fmt.Sprintf("test-%d", os.Getpid()), SourceQEMU: qemu, DestinationQEMU: qemu, Accelerator: "tcg"})
+	l, err := Up(within.Context(t), Spec{Owner: fmt.Sprintf("test-%d", os.Getpid()), SourceQEMU: qemu, DestinationQEMU: qemu, Accelerator: "tcg"})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -392,10 +393,10 @@ func TestCheckFails(t *testing.T) {
 			t.Errorf("remove the lab: %v", err)
 		}
 	}()
-	if err := l.agent.Call(t.Context(), wire.DoCorrupt, wire.Corrupt{Page: 4711}, nil); err != nil {
+	if err := l.agent.Call(within.Context(t), wire.DoCorrupt, wire.Corrupt{Page: 4711}, nil); err != nil {
 		t.Fatal(err)
 	}
-	rec, err := l.Migrate(t.Context(), engine.Plan{}, engine.Options{})
+	rec, err := l.Migrate(within.Context(t), engine.Plan{}, engine.Options{})
 	if err != nil {
 		t.Fatal(err)
 	}

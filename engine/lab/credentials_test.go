@@ -11,6 +11,7 @@ import (
 	"qmigrate/engine"
 	"qmigrate/engine/record"
 	"qmigrate/guest/guesttest"
+	"qmigrate/guest/guesttest/within"
 	"qmigrate/guest/wire"
 )
 
@@ -30,7 +31,7 @@ func TestSecureLab(t *testing.T) {
 		{"7.2", "10.0", engine.Plan{TLS: &engine.TLS{Kind: engine.PSK}, Capabilities: map[string]bool{"multifd": true}}},
 	} {
 		t.Run(fmt.Sprintf("%s_%s_%s", c.plan.TLS.Kind, c.source, c.destination), func(t *testing.T) {
-			l, err := Up(t.Context(), Spec{
+			l, err := Up(within.Context(t), Spec{
 				Owner: fmt.Sprintf("test-%d", os.Getpid()), Accelerator: "tcg", Workload: workload,
 				SourceQEMU: guesttest.QEMU(t, c.source), DestinationQEMU: guesttest.QEMU(t, c.destination),
 			})
@@ -43,7 +44,7 @@ func TestSecureLab(t *testing.T) {
 				}
 			}()
 			before := *c.plan.TLS
-			rec, err := l.Migrate(t.Context(), c.plan, engine.Options{})
+			rec, err := l.Migrate(within.Context(t), c.plan, engine.Options{})
 			if err != nil {
 				t.Fatal(err)
 			}

@@ -15,6 +15,7 @@ import (
 	"qmigrate/engine/record"
 	"qmigrate/guest"
 	"qmigrate/guest/guesttest"
+	"qmigrate/guest/guesttest/within"
 	"qmigrate/guest/wire"
 	"qmigrate/hostnet"
 )
@@ -22,7 +23,7 @@ import (
 // stateOf is a QEMU's query-status.
 func stateOf(t *testing.T, vm *guest.VM) string {
 	t.Helper()
-	s, err := runState(t.Context(), &vmState{Host: vm.Host().Name(), PID: vm.Process().PID(), Spec: vm.Spec()})
+	s, err := runState(within.Context(t), &vmState{Host: vm.Host().Name(), PID: vm.Process().PID(), Spec: vm.Spec()})
 	if errors.Is(err, os.ErrProcessDone) {
 		return "dead"
 	}
@@ -86,7 +87,7 @@ func TestSave(t *testing.T) {
 			l := newLab(t, Spec{SourceQEMU: guesttest.QEMU(t, test.source), DestinationQEMU: guesttest.QEMU(t, test.destination), Workload: busy()})
 			f := test.file
 			f.Path = filepath.Join(directDir(t), "guest")
-			rec, err := l.Save(t.Context(), engine.Plan{MaxBandwidth: -1, AllowUnsafe: true}, f, engine.Options{})
+			rec, err := l.Save(within.Context(t), engine.Plan{MaxBandwidth: -1, AllowUnsafe: true}, f, engine.Options{})
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -124,10 +125,10 @@ func TestSave(t *testing.T) {
 			}
 			t.Logf("%d MiB in %v, file %d MiB", sent(rec)>>20, rec.Total.Wall, *rec.Saved.Allocated>>20)
 
-			if err := l.source.Kill(t.Context()); err != nil { // the restored guest has the same address
+			if err := l.source.Kill(within.Context(t)); err != nil { // the restored guest has the same address
 				t.Fatal(err)
 			}
-			back, err := l.Restore(t.Context(), engine.Plan{}, engine.File{Path: f.Path, Channels: f.Channels, DirectIO: f.DirectIO}, engine.Options{})
+			back, err := l.Restore(within.Context(t), engine.Plan{}, engine.File{Path: f.Path, Channels: f.Channels, DirectIO: f.DirectIO}, engine.Options{})
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -156,7 +157,7 @@ func directDir(t *testing.T) string {
 
 func capabilitiesOf(t *testing.T, vm *guest.VM) map[string]bool {
 	t.Helper()
-	f, err := engine.Inspect(t.Context(), Endpoint(vm), engine.Options{})
+	f, err := engine.Inspect(within.Context(t), Endpoint(vm), engine.Options{})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -188,7 +189,7 @@ func TestSaveFails(t *testing.T) {
 			})
 			f := test.file
 			f.Path = filepath.Join(dir, "guest")
-			rec, err := l.Save(t.Context(), engine.Plan{MaxBandwidth: -1}, f, engine.Options{})
+			rec, err := l.Save(within.Context(t), engine.Plan{MaxBandwidth: -1}, f, engine.Options{})
 			var stage *engine.StageError
 			if !errors.As(err, &stage) || stage.Guest != record.Source || !stage.Issued || rec.Outcome != record.Failed {
 				t.Fatalf("error %v, outcome %s", err, rec.Outcome)
@@ -219,7 +220,7 @@ func TestSaveCancelled(t *testing.T) {
 	} {
 		t.Run(fmt.Sprintf("%s_%s_%t", test.qemu, test.file.Format, test.file.Background), func(t *testing.T) {
 			l := newLab(t, Spec{SourceQEMU: guesttest.QEMU(t, test.qemu), DestinationQEMU: guesttest.QEMU(t, test.qemu), Workload: busy()})
-			ctx, cancel := context.WithCancel(t.Context())
+			ctx, cancel := context.WithCancel(within.Context(t))
 			defer cancel()
 			f := test.file
 			f.Path = filepath.Join(t.TempDir(), "guest")
@@ -253,7 +254,7 @@ func start(t *testing.T, qemu string, change func(*guest.Spec)) *guest.VM {
 	if change != nil {
 		change(&s)
 	}
-	vm, err := guest.Start(t.Context(), hostnet.Local(), s)
+	vm, err := guest.Start(within.Context(t), hostnet.Local(), s)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -275,7 +276,7 @@ func TestFileRefused(t *testing.T) {
 		dir := t.TempDir()
 		saved := filepath.Join(dir, "saved")
 		save := func(f engine.File, p engine.Plan) error {
-			r, err := engine.Save(t.Context(), Endpoint(vm), p, f, engine.Options{})
+			r, err := engine.Save(within.Context(t), Endpoint(vm), p, f, engine.Options{})
 			if err != nil && r.Error.Stage != record.Initialization {
 				t.Errorf("%+v was refused in %s", f, r.Error.Stage)
 			}
@@ -296,7 +297,7 @@ func TestFileRefused(t *testing.T) {
 		}
 		for f, want := range wants {
 			var stage *engine.StageError
-			r, err := engine.Save(t.Context(), Endpoint(vm), engine.Plan{}, *f, engine.Options{})
+			r, err := engine.Save(within.Context(t), Endpoint(vm), engine.Plan{}, *f, engine.Options{})
 			if !errors.As(err, &stage) || !strings.Contains(err.Error(), want) || stage.Issued {
 				t.Errorf("%+v: %v, want %q", f, err, want)
 			}
@@ -359,7 +360,7 @@ func TestFileRefused(t *testing.T) {
 				}
 			})
 			test.file.Path = test.path
-			r, err := engine.Restore(t.Context(), Endpoint(dst), engine.Plan{}, test.file, engine.Options{})
+			r, err := engine.Restore(within.Context(t), Endpoint(dst), engine.Plan{}, test.file, engine.Options{})
 			if (err == nil) != (test.want == "") || err != nil && (!strings.Contains(err.Error(), test.want) || r.GuestOn != record.File && r.GuestOn != record.Unknown) {
 				t.Errorf("%s: %v, want %q; guest on %s", filepath.Base(test.path), err, test.want, r.GuestOn)
 			}

@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"qmigrate/guest/guesttest"
+	"qmigrate/guest/guesttest/within"
 	"qmigrate/guest/wire"
 	"qmigrate/hostnet"
 )
@@ -42,7 +43,7 @@ func echo(t *testing.T, f func(net.Conn)) netip.AddrPort {
 		defer c.Close()
 		f(c)
 	}()
-	t.Cleanup(func() { l.Close(); <-done })
+	t.Cleanup(func() { l.Close(); within.Receive(t, "the echo's end", done) })
 	return netip.MustParseAddrPort(l.Addr().String())
 }
 
@@ -73,7 +74,7 @@ func TestEchoer(t *testing.T) {
 		}, false},
 	} {
 		t.Run(c.name, func(t *testing.T) {
-			e, err := startEchoer(t.Context(), hostnet.Local(), echo(t, c.serve))
+			e, err := startEchoer(within.Context(t), hostnet.Local(), echo(t, c.serve))
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -101,13 +102,13 @@ func TestEchoer(t *testing.T) {
 		t.Fatal(err)
 	}
 	nobody.Close()
-	if _, err := startEchoer(t.Context(), hostnet.Local(), netip.MustParseAddrPort(nobody.Addr().String())); err == nil {
+	if _, err := startEchoer(within.Context(t), hostnet.Local(), netip.MustParseAddrPort(nobody.Addr().String())); err == nil {
 		t.Error("connected to nobody")
 	}
 }
 
 func TestListener(t *testing.T) {
-	ctx, cancel := context.WithCancel(t.Context())
+	ctx, cancel := context.WithCancel(within.Context(t))
 	l, err := startListener(ctx, hostnet.Local(), netip.MustParseAddrPort("127.0.0.1:0"))
 	if err != nil {
 		t.Fatal(err)
@@ -135,13 +136,13 @@ func TestListener(t *testing.T) {
 			t.Errorf("beat %d: %+v", i, b)
 		}
 	}
-	if _, err := startListener(t.Context(), hostnet.Local(), netip.MustParseAddrPort("192.0.2.1:7")); err == nil {
+	if _, err := startListener(within.Context(t), hostnet.Local(), netip.MustParseAddrPort("192.0.2.1:7")); err == nil {
 		t.Error("listens on an address that is not this machine's")
 	}
 }
 
 func TestPinger(t *testing.T) {
-	p, err := startPinger(t.Context(), hostnet.Local(), netip.MustParseAddr("127.0.0.1"))
+	p, err := startPinger(within.Context(t), hostnet.Local(), netip.MustParseAddr("127.0.0.1"))
 	if errors.Is(err, os.ErrPermission) {
 		guesttest.Unable(t, "no raw ICMP socket without root: ", err)
 	}
@@ -156,7 +157,7 @@ func TestPinger(t *testing.T) {
 	if arrivals, sent, lost := p.close(); sent < 3 || lost != 0 || len(arrivals) != sent {
 		t.Errorf("%d sent, %d lost, %d replies", sent, lost, len(arrivals))
 	}
-	p, err = startPinger(t.Context(), hostnet.Local(), netip.MustParseAddr("240.0.0.1")) // nobody's, and not to be reached
+	p, err = startPinger(within.Context(t), hostnet.Local(), netip.MustParseAddr("240.0.0.1")) // nobody's, and not to be reached
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -17,6 +17,7 @@ import (
 	"qmigrate/engine/record"
 	"qmigrate/engine/record/units"
 	"qmigrate/guest/guesttest"
+	"qmigrate/guest/guesttest/within"
 	"qmigrate/guest/wire"
 )
 
@@ -89,7 +90,7 @@ func underPolicy(t *testing.T, text string, qemu string, link int64) *record.Mig
 	if err != nil {
 		t.Fatal(err)
 	}
-	l, err := Up(t.Context(), Spec{Owner: fmt.Sprintf("test-%d", os.Getpid()), SourceQEMU: qemu, DestinationQEMU: qemu, Accelerator: "tcg", Workload: workload, LinkRate: link})
+	l, err := Up(within.Context(t), Spec{Owner: fmt.Sprintf("test-%d", os.Getpid()), SourceQEMU: qemu, DestinationQEMU: qemu, Accelerator: "tcg", Workload: workload, LinkRate: link})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -98,7 +99,7 @@ func underPolicy(t *testing.T, text string, qemu string, link int64) *record.Mig
 			t.Errorf("remove the lab: %v", err)
 		}
 	}()
-	rec, err := l.Migrate(t.Context(), engine.Plan{Policy: spec, MaxBandwidth: 16 << 20, DowntimeLimit: 300 * time.Millisecond, Timeout: 100 * time.Second}, engine.Options{})
+	rec, err := l.Migrate(within.Context(t), engine.Plan{Policy: spec, MaxBandwidth: 16 << 20, DowntimeLimit: 300 * time.Millisecond, Timeout: 100 * time.Second}, engine.Options{})
 	if rec == nil {
 		t.Fatal(err)
 	}

@@ -11,6 +11,7 @@ import (
 	"qmigrate/engine/policy"
 	"qmigrate/engine/record"
 	"qmigrate/guest/guesttest"
+	"qmigrate/guest/guesttest/within"
 	"qmigrate/guest/wire"
 )
 
@@ -22,7 +23,7 @@ func up(t *testing.T, qemu, workload string) *Lab {
 	if err != nil {
 		t.Fatal(err)
 	}
-	l, err := Up(t.Context(), Spec{Owner: fmt.Sprintf("test-%d", os.Getpid()), SourceQEMU: qemu, DestinationQEMU: qemu, Accelerator: "tcg", Workload: w})
+	l, err := Up(within.Context(t), Spec{Owner: fmt.Sprintf("test-%d", os.Getpid()), SourceQEMU: qemu, DestinationQEMU: qemu, Accelerator: "tcg", Workload: w})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -54,7 +55,7 @@ func TestLinkDown(t *testing.T) {
 				}))
 			}
 		}}
-		rec, err := l.Migrate(t.Context(), engine.Plan{
+		rec, err := l.Migrate(within.Context(t), engine.Plan{
 			Mode: record.PostCopyMode, StallLimit: time.Second, Parameters: map[string]string{"max-postcopy-bandwidth": fmt.Sprint(24 << 20)},
 		}, o)
 		for _, timer := range back {
@@ -89,7 +90,7 @@ func TestPolicyReplays(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			rec, err := l.Migrate(t.Context(), engine.Plan{Policy: spec, MaxBandwidth: 24 << 20, Timeout: 40 * time.Second}, engine.Options{})
+			rec, err := l.Migrate(within.Context(t), engine.Plan{Policy: spec, MaxBandwidth: 24 << 20, Timeout: 40 * time.Second}, engine.Options{})
 			if rec == nil {
 				t.Fatal(err)
 			}

@@ -6,7 +6,6 @@ import (
 	"encoding/json"
 	"errors"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -16,6 +15,7 @@ import (
 
 	"qmigrate/guest"
 	"qmigrate/guest/guesttest"
+	"qmigrate/guest/guesttest/within"
 	"qmigrate/hostnet"
 )
 
@@ -29,7 +29,7 @@ func TestCheckName(t *testing.T) {
 		if CheckName(name) == nil {
 			t.Errorf("%q is taken", name)
 		}
-		if removed, err := Down(t.Context(), name); err == nil || len(removed) > 0 {
+		if removed, err := Down(within.Context(t), name); err == nil || len(removed) > 0 {
 			t.Errorf("down %q removed %q, %v", name, removed, err)
 		}
 	}
@@ -72,7 +72,7 @@ func TestSweep(t *testing.T) {
 		sweep(t)
 		return
 	}
-	c := exec.Command("/proc/self/exe", "-test.run=^TestSweep$", "-test.v")
+	c := within.Command(t, "/proc/self/exe", "-test.run=^TestSweep$", "-test.v")
 	c.Env = append(os.Environ(), child+"=1")
 	c.SysProcAttr = &syscall.SysProcAttr{
 		Cloneflags:  syscall.CLONE_NEWUSER | syscall.CLONE_NEWNS | syscall.CLONE_NEWNET,
@@ -102,10 +102,10 @@ func sweep(t *testing.T) {
 	if err := syscall.Mount("tmpfs", "/run", "tmpfs", 0, "mode=0755"); err != nil {
 		t.Skip("mount a /run: ", err)
 	}
-	if labs, err := List(t.Context()); err != nil || len(labs) != 0 {
+	if labs, err := List(within.Context(t)); err != nil || len(labs) != 0 {
 		t.Fatalf("without a folder: %v, %v", labs, err)
 	}
-	if said, err := Sweep(t.Context()); err != nil || len(said) != 0 {
+	if said, err := Sweep(within.Context(t)); err != nil || len(said) != 0 {
 		t.Fatalf("without a folder: swept %q, %v", said, err)
 	}
 
@@ -114,7 +114,7 @@ func sweep(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	dead := exec.Command("true")
+	dead := within.Command(t, "true")
 	if err := dead.Run(); err != nil {
 		t.Fatal(err)
 	}
@@ -160,7 +160,7 @@ func sweep(t *testing.T) {
 		t.Fatal(err)
 	}
 
-	labs, err := List(t.Context())
+	labs, err := List(within.Context(t))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -174,20 +174,20 @@ func sweep(t *testing.T) {
 	if !slices.Equal(names, []string{"kept", "killed", "mine", "reused"}) {
 		t.Errorf("labs %q", names)
 	}
-	said, err := Sweep(t.Context())
+	said, err := Sweep(within.Context(t))
 	if err != nil || len(said) != 2 || !strings.HasPrefix(said[0], "killed was left by a run that was killed (source dead, destination dead: no side runs the guest): removed ") ||
 		!strings.HasPrefix(said[1], "reused was left by a run that was killed") {
 		t.Errorf("swept %q, %v", said, err)
 	}
-	if said, err := Sweep(t.Context()); err != nil || len(said) != 0 {
+	if said, err := Sweep(within.Context(t)); err != nil || len(said) != 0 {
 		t.Errorf("swept again %q, %v", said, err)
 	}
 	for _, name := range []string{"foreign", "link"} {
-		if removed, err := Down(t.Context(), name); err != nil || len(removed) != 0 {
+		if removed, err := Down(within.Context(t), name); err != nil || len(removed) != 0 {
 			t.Errorf("down %s removed %q, %v", name, removed, err)
 		}
 	}
-	if removed, err := Down(t.Context(), "kept"); err != nil || !slices.Equal(removed, []string{filepath.Join(Folder(), "kept")}) {
+	if removed, err := Down(within.Context(t), "kept"); err != nil || !slices.Equal(removed, []string{filepath.Join(Folder(), "kept")}) {
 		t.Errorf("down kept removed %q, %v", removed, err)
 	}
 	var left []string
@@ -212,7 +212,7 @@ func sweep(t *testing.T) {
 	if err := os.WriteFile(filepath.Join(Folder(), "garbled", "state.json"), []byte("{"), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	if said, err := Sweep(t.Context()); err != nil || len(said) != 1 {
+	if said, err := Sweep(within.Context(t)); err != nil || len(said) != 1 {
 		t.Errorf("a garbled state: swept %q, %v", said, err)
 	}
 
@@ -220,13 +220,13 @@ func sweep(t *testing.T) {
 	if err := os.Chmod(Folder(), 0o777); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := List(t.Context()); err == nil || !strings.Contains(err.Error(), "is not this user's alone") {
+	if _, err := List(within.Context(t)); err == nil || !strings.Contains(err.Error(), "is not this user's alone") {
 		t.Errorf("list: %v", err)
 	}
 	if _, err := claim("x"); err == nil {
 		t.Error("claimed")
 	}
-	if _, err := Down(t.Context(), "mine"); err == nil {
+	if _, err := Down(within.Context(t), "mine"); err == nil {
 		t.Error("down")
 	}
 }

@@ -1,7 +1,6 @@
 package lab
 
 import (
-	"context"
 	"fmt"
 	"os"
 	"strings"
@@ -12,6 +11,7 @@ import (
 	"qmigrate/engine/storage"
 	"qmigrate/guest/debian"
 	"qmigrate/guest/guesttest"
+	"qmigrate/guest/guesttest/within"
 	"qmigrate/guest/wire"
 	"qmigrate/qmp"
 )
@@ -32,7 +32,7 @@ func withStorage(t *testing.T, kind, source, destination string, change ...func(
 			guesttest.Unable(t, err, "`make deps` gets it")
 		}
 	}
-	l, err := Up(t.Context(), Spec{
+	l, err := Up(within.Context(t), Spec{
 		Owner:      fmt.Sprintf("test-%d", os.Getpid()),
 		SourceQEMU: guesttest.QEMU(t, source), DestinationQEMU: guesttest.QEMU(t, destination),
 		Accelerator: "tcg", Storage: s,
@@ -67,16 +67,16 @@ func command(t *testing.T, l *Lab, side string, name string, args, result any) e
 	if side == "destination" {
 		vm = l.destination
 	}
-	nc, err := vm.Dial(context.Background(), "control")
+	nc, err := vm.Dial(within.Context(t), "control")
 	if err != nil {
 		t.Fatal(err)
 	}
-	c, err := qmp.NewConn(context.Background(), nc, qmp.Options{})
+	c, err := qmp.NewConn(within.Context(t), nc, qmp.Options{})
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer c.Close()
-	return c.Execute(context.Background(), name, args, result)
+	return c.Execute(within.Context(t), name, args, result)
 }
 
 // TestStorage migrates a guest that writes to its disks, on each kind of storage: no acknowledged write is lost, a mirror's images are the
@@ -91,7 +91,7 @@ func TestStorage(t *testing.T) {
 			mode := []record.Mode{record.PreCopyMode, record.PreCopyMode, record.StopAndCopyMode}[i]
 			t.Run(fmt.Sprintf("%s/%s/%s-%s", kind, mode, pair[0], pair[1]), func(t *testing.T) {
 				l := withStorage(t, kind, pair[0], pair[1])
-				rec, err := l.Migrate(t.Context(), engine.Plan{Mode: mode}, engine.Options{})
+				rec, err := l.Migrate(within.Context(t), engine.Plan{Mode: mode}, engine.Options{})
 				if err != nil {
 					t.Fatal(err)
 				}
@@ -175,7 +175,7 @@ func wantFenced(t *testing.T, l *Lab) {
 // TestDiskCheckFails shows that the disk check can fail: a block that somebody changed, and one that somebody put back, are found.
 func TestDiskCheckFails(t *testing.T) {
 	l := withStorage(t, "shared:rate=500/s,area=1MiB", "10.0", "10.0")
-	rec, err := l.Migrate(t.Context(), engine.Plan{}, engine.Options{})
+	rec, err := l.Migrate(within.Context(t), engine.Plan{}, engine.Options{})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -187,17 +187,17 @@ func TestDiskCheckFails(t *testing.T) {
 			break
 		}
 	}
-	if err := l.agent.Call(t.Context(), wire.DoDiskCorrupt, wire.DiskCorrupt{Disk: "disk0", Block: block}, nil); err != nil {
+	if err := l.agent.Call(within.Context(t), wire.DoDiskCorrupt, wire.DiskCorrupt{Disk: "disk0", Block: block}, nil); err != nil {
 		t.Fatal(err)
 	}
 	again := &record.Migration{Outcome: record.Completed}
-	l.checkDisks(t.Context(), again)
+	l.checkDisks(within.Context(t), again)
 	if c := again.DiskCheck; c == nil || c.BlocksWrong != 1 || c.WritesLost != 1 || c.OK() || !strings.Contains(strings.Join(again.Warnings, "\n"), "disk check FAILED") {
 		t.Errorf("a corrupt block went unseen: %+v, warnings %q", c, again.Warnings)
 	}
 	l.ledger.disks["disk0"][block+1] = 1 << 40 // as if a later write had been acknowledged
 	lost := &record.Migration{Outcome: record.Completed}
-	if l.checkDisks(t.Context(), lost); lost.DiskCheck == nil || lost.DiskCheck.WritesLost != 2 {
+	if l.checkDisks(within.Context(t), lost); lost.DiskCheck == nil || lost.DiskCheck.WritesLost != 2 {
 		t.Errorf("a lost write went unseen: %+v", lost.DiskCheck)
 	}
 	var onHost record.DiskCheck
@@ -213,7 +213,7 @@ func TestStoragePostCopy(t *testing.T) {
 			for _, mode := range []record.Mode{record.PostCopyMode, record.HybridMode} {
 				t.Run(fmt.Sprint(kind, "/", version, "/", mode), func(t *testing.T) {
 					l := withStorage(t, kind, version, version)
-					rec, err := l.Migrate(t.Context(), engine.Plan{Mode: mode}, engine.Options{})
+					rec, err := l.Migrate(within.Context(t), engine.Plan{Mode: mode}, engine.Options{})
 					if err != nil {
 						t.Fatal(err)
 					}
@@ -234,7 +234,7 @@ func TestGrowingImageOnNFS(t *testing.T) {
 	for _, version := range guesttest.Versions() {
 		t.Run(version, func(t *testing.T) {
 			l := withStorage(t, "nfs", version, version, func(s *storage.Spec) { s.Format = "qcow2" })
-			rec, err := l.Migrate(t.Context(), engine.Plan{}, engine.Options{})
+			rec, err := l.Migrate(within.Context(t), engine.Plan{}, engine.Options{})
 			if err == nil || !strings.Contains(err.Error(), "does not learn that it has grown") || rec.GuestOn != record.Source {
 				t.Fatalf("guest on %s: %v", rec.GuestOn, err)
 			}

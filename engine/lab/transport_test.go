@@ -12,6 +12,7 @@ import (
 	"qmigrate/engine/record"
 	"qmigrate/guest"
 	"qmigrate/guest/guesttest"
+	"qmigrate/guest/guesttest/within"
 	"qmigrate/guest/wire"
 )
 
@@ -26,7 +27,7 @@ func newLab(t *testing.T, s Spec) *Lab {
 	if s.Guest.Memory == 0 {
 		s.Guest.Memory = 128 << 20
 	}
-	l, err := Up(t.Context(), s)
+	l, err := Up(within.Context(t), s)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -64,7 +65,7 @@ func TestStream(t *testing.T) {
 			for _, name := range test.capabilities {
 				p.Capabilities[name] = true
 			}
-			rec, err := l.Migrate(t.Context(), p, engine.Options{})
+			rec, err := l.Migrate(within.Context(t), p, engine.Options{})
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -130,13 +131,13 @@ func TestStreamRefused(t *testing.T) {
 		t.Run(test.qemu+"_"+test.transport+"_"+strings.Join(slices.Sorted(maps.Keys(test.plan.Capabilities)), "_"), func(t *testing.T) {
 			qemu := guesttest.QEMU(t, test.qemu)
 			l := newLab(t, Spec{SourceQEMU: qemu, DestinationQEMU: qemu, Transport: test.transport, Workload: wire.Workload{Name: "idle"}, Fill: 8 << 20})
-			_, err := l.Migrate(t.Context(), test.plan, engine.Options{})
+			_, err := l.Migrate(within.Context(t), test.plan, engine.Options{})
 			if err == nil || !strings.Contains(err.Error(), test.want) {
 				t.Fatalf("error %v, want %q", err, test.want)
 			}
 			for vm, want := range map[*guest.VM]string{l.source: "running", l.destination: "inmigrate"} {
 				v := &vmState{Host: vm.Host().Name(), PID: vm.Process().PID(), Spec: vm.Spec()}
-				if got, err := runState(t.Context(), v); got != want {
+				if got, err := runState(within.Context(t), v); got != want {
 					t.Errorf("%s is %s, %v", vm.Spec().Name, got, err)
 				}
 			}

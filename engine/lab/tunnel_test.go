@@ -14,6 +14,7 @@ import (
 	"qmigrate/engine/record"
 	"qmigrate/guest"
 	"qmigrate/guest/guesttest"
+	"qmigrate/guest/guesttest/within"
 	"qmigrate/guest/wire"
 	"qmigrate/hostnet"
 )
@@ -35,7 +36,7 @@ func TestTunnelLab(t *testing.T) {
 	} {
 		t.Run(fmt.Sprintf("%s_%s_%s", c.plan.Tunnel, c.plan.Mode, c.qemu), func(t *testing.T) {
 			qemu := guesttest.QEMU(t, c.qemu)
-			l, err := Up(t.Context(), Spec{Owner: fmt.Sprintf("test-%d", os.Getpid()), Accelerator: "tcg", Workload: workload, SourceQEMU: qemu, DestinationQEMU: qemu})
+			l, err := Up(within.Context(t), Spec{Owner: fmt.Sprintf("test-%d", os.Getpid()), Accelerator: "tcg", Workload: workload, SourceQEMU: qemu, DestinationQEMU: qemu})
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -44,7 +45,7 @@ func TestTunnelLab(t *testing.T) {
 					t.Errorf("remove the lab: %v", err)
 				}
 			}()
-			rec, err := l.Migrate(t.Context(), c.plan, engine.Options{})
+			rec, err := l.Migrate(within.Context(t), c.plan, engine.Options{})
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -66,7 +67,7 @@ func TestTunnelKilled(t *testing.T) {
 			t.Run(string(kind), func(t *testing.T) {
 				dir := guesttest.Dir(t)
 				start := func(name string, incoming bool) *guest.VM {
-					vm, err := guest.Start(t.Context(), hostnet.Local(), guest.Spec{Name: name, QEMU: qemu, Memory: 64 << 20, Dir: filepath.Join(dir, name), Incoming: incoming, Paused: incoming})
+					vm, err := guest.Start(within.Context(t), hostnet.Local(), guest.Spec{Name: name, QEMU: qemu, Memory: 64 << 20, Dir: filepath.Join(dir, name), Incoming: incoming, Paused: incoming})
 					if err != nil {
 						t.Fatal(err)
 					}
@@ -78,11 +79,11 @@ func TestTunnelKilled(t *testing.T) {
 					return vm
 				}
 				src, dst := start("a", false), start("b", true)
-				tun, err := OpenTunnel(t.Context(), TunnelSpec{Kind: kind, Source: hostnet.Local(), Destination: hostnet.Local(), Address: "127.0.0.1", In: filepath.Join(dir, "in"), Out: filepath.Join(dir, "out")})
+				tun, err := OpenTunnel(within.Context(t), TunnelSpec{Kind: kind, Source: hostnet.Local(), Destination: hostnet.Local(), Address: "127.0.0.1", In: filepath.Join(dir, "in"), Out: filepath.Join(dir, "out")})
 				if err != nil {
 					t.Fatal(err)
 				}
-				ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+				ctx, cancel := context.WithTimeout(within.Context(t), time.Minute)
 				defer cancel()
 				killed := false
 				r, err := engine.Migrate(ctx, Endpoint(src), Endpoint(dst), engine.Plan{
@@ -101,7 +102,7 @@ func TestTunnelKilled(t *testing.T) {
 				if r.GuestOn != record.Source {
 					t.Errorf("guest on %s", r.GuestOn)
 				}
-				status, err := runState(t.Context(), &vmState{Host: "local", PID: src.Process().PID(), Spec: src.Spec()})
+				status, err := runState(within.Context(t), &vmState{Host: "local", PID: src.Process().PID(), Spec: src.Spec()})
 				if status != "running" {
 					t.Errorf("source is %s, %v", status, err)
 				}
@@ -121,7 +122,7 @@ func TestLinkDownSecure(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			l := up(t, guesttest.QEMU(t, "10.0"), "dirty:rate=1000/s,working-set=8MiB")
 			var back *time.Timer
-			rec, err := l.Migrate(t.Context(), p, engine.Options{Sampled: func(x record.Sample) {
+			rec, err := l.Migrate(within.Context(t), p, engine.Options{Sampled: func(x record.Sample) {
 				if back == nil && x.Status == "postcopy-active" && x.Remaining != nil && *x.Remaining < 100<<20 {
 					if err := l.network.SetLink(destinationHost, false); err != nil {
 						t.Error(err)

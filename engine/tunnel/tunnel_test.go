@@ -17,6 +17,7 @@ import (
 	"go.uber.org/goleak"
 
 	"qmigrate/engine/tunnel"
+	"qmigrate/guest/guesttest/within"
 )
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
@@ -45,6 +46,7 @@ func each(t *testing.T, f func(t *testing.T, w *way)) {
 			dir := t.TempDir()
 			w.out = listen("unix", filepath.Join(dir, "o"))
 			defer w.out.Close()
+			_ = w.out.(*net.UnixListener).SetDeadline(time.Now().Add(within.Limit))
 			l := listen("tcp", "127.0.0.1:0")
 			dial := func(ctx context.Context) (net.Conn, error) {
 				return new(net.Dialer).DialContext(ctx, "unix", w.out.Addr().String())
@@ -71,7 +73,7 @@ func each(t *testing.T, f func(t *testing.T, w *way)) {
 			in := listen("unix", filepath.Join(dir, "i"))
 			w.in = in.Addr().String()
 			var err error
-			w.near, err = tunnel.Start(t.Context(), in, func(ctx context.Context) (tunnel.Carrier, error) {
+			w.near, err = tunnel.Start(within.Context(t), in, func(ctx context.Context) (tunnel.Carrier, error) {
 				nc, err := net.Dial("tcp", w.far.Addr().String())
 				if err != nil {
 					return nil, err
@@ -97,6 +99,7 @@ func (w *way) open(t *testing.T) *net.UnixConn {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { nc.Close() })
+	_ = nc.SetDeadline(time.Now().Add(within.Limit))
 	return nc.(*net.UnixConn)
 }
 
@@ -105,7 +108,7 @@ func TestStreams(t *testing.T) {
 	each(t, func(t *testing.T, w *way) {
 		const streams, size = 4, 5 << 20
 		var all sync.WaitGroup
-		defer all.Wait()
+		defer within.Wait(t, "the far ends", &all)
 		all.Go(func() { // answers with the sum of what came, once its end has come
 			for range streams {
 				nc, err := w.out.Accept()
@@ -113,6 +116,7 @@ func TestStreams(t *testing.T) {
 					t.Error(err)
 					return
 				}
+				_ = nc.SetDeadline(time.Now().Add(within.Limit))
 				all.Go(func() {
 					defer nc.Close()
 					sum := sha256.New()
@@ -143,7 +147,7 @@ func TestStreams(t *testing.T) {
 				}
 			})
 		}
-		mine.Wait()
+		within.Wait(t, "the near ends", &mine)
 		if err := w.near.Close(); err != nil {
 			t.Error(err)
 		}
@@ -168,6 +172,7 @@ func TestBreaks(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
+			_ = far.SetDeadline(time.Now().Add(within.Limit))
 			if _, err := io.ReadFull(far, make([]byte, 5)); err != nil {
 				t.Fatal(err)
 			}
@@ -216,10 +221,10 @@ func TestStrangers(t *testing.T) {
 		open := stranger.Clone()
 		open.InsecureSkipVerify = true // it would talk to anybody: it is the far half that has to refuse
 		for name, connect := range map[string]func(nc net.Conn) (tunnel.Carrier, error){
-			"another authority": func(nc net.Conn) (tunnel.Carrier, error) { return tunnel.TLS(t.Context(), nc, stranger) },
-			"its certificate":   func(nc net.Conn) (tunnel.Carrier, error) { return tunnel.TLS(t.Context(), nc, open) },
+			"another authority": func(nc net.Conn) (tunnel.Carrier, error) { return tunnel.TLS(within.Context(t), nc, stranger) },
+			"its certificate":   func(nc net.Conn) (tunnel.Carrier, error) { return tunnel.TLS(within.Context(t), nc, open) },
 			"another key": func(nc net.Conn) (tunnel.Carrier, error) {
-				return tunnel.SSH(t.Context(), nc, "far", sshStranger, "unix", w.out.Addr().String())
+				return tunnel.SSH(within.Context(t), nc, "far", sshStranger, "unix", w.out.Addr().String())
 			},
 		} {
 			nc, err := net.Dial("tcp", w.far.Addr().String())

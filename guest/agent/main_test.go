@@ -9,6 +9,7 @@ import (
 
 	"go.uber.org/goleak"
 
+	"qmigrate/guest/guesttest/within"
 	"qmigrate/guest/wire"
 )
 
@@ -36,7 +37,7 @@ func testAgent(t *testing.T, c clock) *agent {
 		if j, err := a.currentJob(); err == nil {
 			j.cancel()
 		}
-		a.workers.Wait()
+		within.Wait(t, "the agent's workers", &a.workers)
 		a.mem.close()
 	})
 	return a
@@ -58,7 +59,7 @@ func TestOwnPanicIsTold(t *testing.T) {
 	told := make(chan string, 1)
 	a.broken = func(what, text string) { told <- what + ": " + text }
 	a.spawn("heartbeat", func() { panic("no heart") })
-	if got := <-told; !strings.HasPrefix(got, "heartbeat: panic: no heart\n") || !strings.Contains(got, "main_test.go") {
+	if got, _ := within.Receive(t, "the panic to be told", told); !strings.HasPrefix(got, "heartbeat: panic: no heart\n") || !strings.Contains(got, "main_test.go") {
 		t.Errorf("told %q", got)
 	}
 }
@@ -70,6 +71,7 @@ func TestEcho(t *testing.T) {
 	go func() { defer close(done); a.echoOn(l) }()
 	for range 2 {
 		c := must[net.Conn](t)(net.Dial("tcp", l.Addr().String()))
+		_ = c.SetDeadline(time.Now().Add(within.Limit))
 		for _, s := range []string{"a", strings.Repeat("b", 1000)} {
 			must[int](t)(c.Write([]byte(s)))
 			buf := make([]byte, len(s))
@@ -83,7 +85,7 @@ func TestEcho(t *testing.T) {
 		c.Close()
 	}
 	l.Close()
-	<-done
+	within.Receive(t, "the echo's end", done)
 	if len(a.problems) != 1 {
 		t.Errorf("a listener that ended is a problem told in hello: %q", a.problems)
 	}

@@ -12,6 +12,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"qmigrate/guest/guesttest/within"
 	"qmigrate/guest/wire"
 )
 
@@ -38,13 +39,13 @@ func servePort(t *testing.T, with ...func(*agent)) *guestPort {
 	t.Cleanup(func() {
 		g.a.port.closed.Store(true)
 		g.host.Close()
-		<-served
+		within.Receive(t, "the port's end", served)
 		if j, err := g.a.currentJob(); err == nil {
 			j.cancel()
 		}
-		g.a.workers.Wait()
+		within.Wait(t, "the agent's workers", &g.a.workers)
 		close(g.a.notes)
-		<-noted
+		within.Receive(t, "the end of notes", noted)
 		g.a.port.close()
 	})
 	return g
@@ -57,6 +58,7 @@ func (g *guestPort) pair() int {
 		g.t.Fatal(err)
 	}
 	g.host = os.NewFile(uintptr(fds[0]), "host")
+	_ = g.host.SetDeadline(time.Now().Add(within.Limit))
 	g.r = bufio.NewReader(g.host)
 	return fds[1]
 }
@@ -162,7 +164,7 @@ func TestHostComesAndGoes(t *testing.T) {
 	// Nobody is there: a workload runs, ends and waits with its note for the next host, and beats are dropped, not kept.
 	g.host.Close()
 	must[wire.Status](t)(g.a.startWorkload(wire.Workload{Name: "clock", Params: map[string]string{"duration": "20ms"}}))
-	<-must[*job](t)(g.a.currentJob()).done
+	within.Receive(t, "the workload's end", must[*job](t)(g.a.currentJob()).done)
 	for range 10 {
 		g.a.beats.beat(1)
 	}
@@ -220,13 +222,16 @@ func TestPoweroffAnswersFirst(t *testing.T) {
 	g := servePort(t, func(a *agent) { a.off = func() { close(off) } })
 	g.say(`{"id":9,"do":"poweroff"}` + "\n")
 	g.reply(9)
-	<-off
+	within.Receive(t, "the power to be off", off)
 }
 
 func TestBeats(t *testing.T) {
 	g := servePort(t)
 	udp := must[int](t)(unix.Socket(unix.AF_INET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0))
 	defer unix.Close(udp)
+	if err := unix.SetsockoptTimeval(udp, unix.SOL_SOCKET, unix.SO_RCVTIMEO, &unix.Timeval{Sec: int64(within.Limit.Seconds())}); err != nil {
+		t.Fatal(err)
+	}
 	if err := unix.Bind(udp, &unix.SockaddrInet4{Addr: [4]byte{127, 0, 0, 1}}); err != nil {
 		t.Fatal(err)
 	}
@@ -272,11 +277,14 @@ func TestBeatInterval(t *testing.T) {
 		g.say(`{"id":1,"do":"beat","args":{"interval_ns":%s}}`+"\n", interval)
 		g.reply(1)
 	}
-	for b.seq.Load() < 10 {
+	for late := time.Now().Add(within.Limit); b.seq.Load() < 10; {
+		if time.Now().After(late) {
+			t.Fatalf("%d beats within %s", b.seq.Load(), within.Limit)
+		}
 		g.a.clock.sleep(time.Millisecond)
 	}
 	close(c.dead)
-	<-stop
+	within.Receive(t, "the end of beats", stop)
 }
 
 type mortal struct {

@@ -9,6 +9,7 @@ import (
 	"testing"
 	"time"
 
+	"qmigrate/guest/guesttest/within"
 	"qmigrate/guest/wire"
 )
 
@@ -131,10 +132,13 @@ func TestDirtier(t *testing.T) {
 			}
 			return d
 		}
-		for { // until every page was written; verify in between stops it for as long as it takes and no longer
+		for late := time.Now().Add(within.Limit); ; { // until every page was written; verify in between stops it for as long as it takes and no longer
 			j := must[*job](t)(a.currentJob())
 			if d := result(j.status(a.clock, wire.Bins{})); d.Distinct == set && d.Writes > 3*uint64(set) {
 				break
+			}
+			if time.Now().After(late) {
+				t.Fatalf("%s: not every page was written within %s", spec, within.Limit)
 			}
 			if v := must[wire.Verified](t)(a.mem.verify()); !v.OK() {
 				t.Fatalf("%s: while it runs: %+v", spec, v)
@@ -152,7 +156,7 @@ func TestDirtier(t *testing.T) {
 		if want := map[bool]int64{true: 0, false: set}[w.Choice("content") == wire.Random]; d.Prepared != want {
 			t.Errorf("%s: prepared %d, want %d", spec, d.Prepared, want)
 		}
-		if n := <-a.notes; !strings.Contains(string(n), `"event":"done"`) || !strings.Contains(string(n), `"state":"done"`) {
+		if n, _ := within.Receive(t, "the workload's note", a.notes); !strings.Contains(string(n), `"event":"done"`) || !strings.Contains(string(n), `"state":"done"`) {
 			t.Errorf("%s: note %s", spec, n)
 		}
 		if again := must[wire.Status](t)(a.stopWorkload(wire.Bins{})); again.Events != s.Events || again.Elapsed != s.Elapsed {
@@ -180,7 +184,8 @@ func TestBoundedWorkload(t *testing.T) {
 		Event string
 		Data  wire.Status
 	}
-	if err := json.Unmarshal(<-a.notes, &n); err != nil || n.Event != wire.EventDone || n.Data.State != wire.Done || n.Data.Elapsed < 30*time.Millisecond || n.Data.Events == 0 {
+	note, _ := within.Receive(t, "the workload's note", a.notes)
+	if err := json.Unmarshal(note, &n); err != nil || n.Event != wire.EventDone || n.Data.State != wire.Done || n.Data.Elapsed < 30*time.Millisecond || n.Data.Events == 0 {
 		t.Errorf("%+v, %v", n, err)
 	}
 }
@@ -199,7 +204,8 @@ func TestWorkloadFails(t *testing.T) {
 	} {
 		a := testAgent(t, newMonotonic())
 		a.launch(wire.Workload{Name: "idle"}, broken{f})
-		n := string(<-a.notes)
+		note, _ := within.Receive(t, "the workload's note", a.notes)
+		n := string(note)
 		s := must[wire.Status](t)(a.stopWorkload(wire.Bins{}))
 		if s.State != wire.Failed || !strings.HasPrefix(s.Error, want) || !strings.Contains(n, `"state":"failed"`) {
 			t.Errorf("%+v, note %s", s, n)

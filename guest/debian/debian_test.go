@@ -16,6 +16,8 @@ import (
 	"time"
 
 	"go.uber.org/goleak"
+
+	"qmigrate/guest/guesttest/within"
 )
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
@@ -224,11 +226,11 @@ func TestEnsure(t *testing.T) {
 	var log strings.Builder
 	s := store(t, &log)
 	for _, what := range All() {
-		p, err := s.Ensure(t.Context(), what)
+		p, err := s.Ensure(within.Context(t), what)
 		if err != nil {
 			t.Fatalf("%v; said: %s", err, log.String())
 		}
-		if again, err := s.Ensure(t.Context(), what); err != nil || again != p {
+		if again, err := s.Ensure(within.Context(t), what); err != nil || again != p {
 			t.Errorf("%s %v, before %s", again, err, p)
 		}
 		if found, err := s.Find(what); err != nil || found != p {
@@ -253,14 +255,14 @@ func TestEnsure(t *testing.T) {
 	if err != nil || !strings.Contains(string(out), "\nexec '"+strings.ReplaceAll(s.Dir, "'", `'\''`)+"/qemu-7.2/usr/bin/") {
 		t.Errorf("%s %v", out, err)
 	}
-	if err := works(t.Context(), s.path(QEMU72), "7.2"); err != nil {
+	if err := works(within.Context(t), s.path(QEMU72), "7.2"); err != nil {
 		t.Error(err)
 	}
 	// One that no longer runs is got again.
 	if err := os.WriteFile(s.path(QEMU72), []byte("#!/bin/sh\nexit 127\n"), 0o755); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := s.Ensure(t.Context(), QEMU72); err != nil || !strings.Contains(log.String(), "getting it again") {
+	if _, err := s.Ensure(within.Context(t), QEMU72); err != nil || !strings.Contains(log.String(), "getting it again") {
 		t.Errorf("%v; said: %s", err, log.String())
 	}
 }
@@ -273,10 +275,10 @@ func TestEnsureInstalled(t *testing.T) {
 		t.Fatal(err)
 	}
 	t.Setenv("PATH", dir+":"+os.Getenv("PATH"))
-	if p, err := store(t, nil).Ensure(t.Context(), QEMU100); err != nil || p != bin {
+	if p, err := store(t, nil).Ensure(within.Context(t), QEMU100); err != nil || p != bin {
 		t.Errorf("%s %v", p, err)
 	}
-	if p, err := store(t, nil).Ensure(t.Context(), QEMU72); err == nil {
+	if p, err := store(t, nil).Ensure(within.Context(t), QEMU72); err == nil {
 		t.Errorf("%s", p)
 	}
 }
@@ -285,7 +287,7 @@ func TestEnsureOwnLibraries(t *testing.T) {
 	fakeApt(t, "depends")
 	var log strings.Builder
 	s := store(t, &log)
-	p, err := s.Ensure(t.Context(), QEMU72)
+	p, err := s.Ensure(within.Context(t), QEMU72)
 	if err != nil || !strings.Contains(log.String(), "fetching them all") {
 		t.Fatalf("%v; said: %s", err, log.String())
 	}
@@ -303,7 +305,7 @@ func TestEnsureFails(t *testing.T) {
 		t.Run(broken, func(t *testing.T) {
 			fakeApt(t, broken)
 			s := store(t, nil)
-			p, err := s.Ensure(t.Context(), QEMU72)
+			p, err := s.Ensure(within.Context(t), QEMU72)
 			var e *Error
 			if p != "" || !errors.As(err, &e) || e.What != QEMU72 || !strings.Contains(err.Error(), want) || !strings.Contains(err.Error(), "--qemu PATH") {
 				t.Errorf("%s %v; want an error with %q", p, err, want)
@@ -314,20 +316,20 @@ func TestEnsureFails(t *testing.T) {
 	t.Run("no apt", func(t *testing.T) {
 		t.Setenv("PATH", t.TempDir())
 		s := store(t, nil)
-		if _, err := s.Ensure(t.Context(), Kernel); err == nil || !strings.Contains(err.Error(), "apt-get is not installed") || !strings.Contains(err.Error(), "--kernel PATH --modules DIR") {
+		if _, err := s.Ensure(within.Context(t), Kernel); err == nil || !strings.Contains(err.Error(), "apt-get is not installed") || !strings.Contains(err.Error(), "--kernel PATH --modules DIR") {
 			t.Error(err)
 		}
 		clean(t, s)
 	})
 	t.Run("unknown", func(t *testing.T) {
-		if _, err := store(t, nil).Ensure(t.Context(), "qemu-1.0"); err == nil || !strings.Contains(err.Error(), "unknown") {
+		if _, err := store(t, nil).Ensure(within.Context(t), "qemu-1.0"); err == nil || !strings.Contains(err.Error(), "unknown") {
 			t.Error(err)
 		}
 	})
 	t.Run("cancelled", func(t *testing.T) {
 		fakeApt(t, "slow")
 		s := store(t, nil)
-		ctx, cancel := context.WithTimeout(t.Context(), 150*time.Millisecond)
+		ctx, cancel := context.WithTimeout(within.Context(t), 150*time.Millisecond)
 		defer cancel()
 		if _, err := s.Ensure(ctx, Kernel); err == nil {
 			t.Error("no error")
@@ -347,12 +349,12 @@ func TestEnsureAtOnce(t *testing.T) {
 	var wg sync.WaitGroup
 	for range 5 {
 		wg.Go(func() {
-			if p, err := s.Ensure(t.Context(), Kernel); err != nil || p != filepath.Join(s.Dir, "kernel") {
+			if p, err := s.Ensure(within.Context(t), Kernel); err != nil || p != filepath.Join(s.Dir, "kernel") {
 				t.Errorf("%s %v", p, err)
 			}
 		})
 	}
-	wg.Wait()
+	within.Wait(t, "what was fetched at once", &wg)
 	clean(t, s, "kernel")
 	if commands, err := os.ReadFile(ran); err != nil || strings.Count(string(commands), " update ") != 1 {
 		t.Errorf("%v: %s", err, commands)
@@ -361,17 +363,17 @@ func TestEnsureAtOnce(t *testing.T) {
 
 func TestLockWaits(t *testing.T) {
 	name := filepath.Join(t.TempDir(), "lock")
-	unlock, err := lock(t.Context(), name)
+	unlock, err := lock(within.Context(t), name)
 	if err != nil {
 		t.Fatal(err)
 	}
-	ctx, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)
+	ctx, cancel := context.WithTimeout(within.Context(t), 50*time.Millisecond)
 	defer cancel()
 	if _, err := lock(ctx, name); !errors.Is(err, context.DeadlineExceeded) {
 		t.Error(err)
 	}
 	unlock()
-	unlock, err = lock(t.Context(), name)
+	unlock, err = lock(within.Context(t), name)
 	if err != nil {
 		t.Fatal(err)
 	}

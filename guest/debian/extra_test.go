@@ -5,6 +5,8 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+
+	"qmigrate/guest/guesttest/within"
 )
 
 func TestModuleDir(t *testing.T) {
@@ -43,7 +45,7 @@ func TestHasDriver(t *testing.T) {
 		if err := os.WriteFile(program, []byte("#!/bin/sh\n"+c.script+"\n"), 0o755); err != nil {
 			t.Fatal(err)
 		}
-		if err := HasDriver(t.Context(), program, "iscsi"); (err == nil) != c.ok || err != nil && !strings.Contains(err.Error(), "no block driver iscsi") {
+		if err := HasDriver(within.Context(t), program, "iscsi"); (err == nil) != c.ok || err != nil && !strings.Contains(err.Error(), "no block driver iscsi") {
 			t.Errorf("%s: %v", name, err)
 		}
 	}
