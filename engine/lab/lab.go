@@ -37,6 +37,7 @@ type Spec struct {
 	LinkRate        int64         // bytes/s of each host's way to the link; 0: unshaped
 	Workload        wire.Workload // default idle
 	Fill            int64         // bytes of guest memory under the memory check; 0: half of what the guest has
+	Observe         time.Duration // how long the guest is watched before the first command, and after the end; 0: 1 s, and half a second
 	COLO            bool          // for Lab.COLO: both QEMUs are tried for it before the guest boots, and the machine's default is COLOMachine
 	AllowUnsafe     bool          // RAM as asked for, even where that QEMU is known to lose pages
 	Log             io.Writer     // one line a step, for people; nil is silent

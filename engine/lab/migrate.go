@@ -1,6 +1,7 @@
 package lab
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -27,7 +28,9 @@ type seen struct {
 	survived   bool
 	resent     *int64
 	changes    []hostnet.Change
-	rarp       []time.Time
+	announced  []hostnet.Frame // by the guest, or for it, on the link
+	first      []hostnet.Frame // of the guest out of the destination's TAP: one, or none
+	cpu        *cpuSampler
 }
 
 // Migrate moves the lab's guest to the other host while it is observed, checks its memory there, and returns the whole record. A
@@ -47,7 +50,7 @@ func (l *Lab) Migrate(ctx context.Context, p engine.Plan, o engine.Options) (*re
 		return nil, err
 	}
 	select {
-	case <-time.After(warmUp):
+	case <-time.After(cmp.Or(l.spec.Observe, warmUp)):
 	case <-ctx.Done():
 		return nil, context.Cause(ctx)
 	}
@@ -93,6 +96,12 @@ func (l *Lab) Migrate(ctx context.Context, p engine.Plan, o engine.Options) (*re
 		rec.Warn("%s", w)
 	}
 
+	defer func() { // whatever became of the guest
+		l.seen.cpu.fill(rec)
+		l.marks(rec)
+		l.addTallies(rec, began)
+	}()
+
 	// What follows is after the wall time. Ctrl-C does not stop it, for a result without its check is none; it is short.
 	after, cancel := context.WithTimeout(context.WithoutCancel(ctx), readyLimit)
 	defer cancel()
@@ -112,23 +121,27 @@ func (l *Lab) Migrate(ctx context.Context, p engine.Plan, o engine.Options) (*re
 		l.seen = watch.close()
 		return rec, migrateErr
 	}
-	time.Sleep(settleTime) // for gaps to close, replies to come and QEMU's announcements: at 0, 50, 200 and 450 ms by default
+	time.Sleep(cmp.Or(l.spec.Observe, settleTime)) // for gaps to close, replies to come and QEMU's announcements: at 0, 50, 200 and 450 ms by default
+	ended := time.Now()
 	l.seen = watch.close()
+	l.rates(rec, before, during)
+	l.events(after, rec, before, ended)
 	l.check(after, rec)
 	l.checkDisks(after, rec)
-	l.rates(rec, before, during)
 	l.linkFigures(rec)
-	l.addTallies(rec, began)
 	return rec, migrateErr
 }
 
 // progress is how far the workload had come.
 type progress struct {
-	events uint64
-	at     time.Time
+	events          uint64
+	asked, answered time.Time
+	clock           time.Duration // the guest's, in between
+	unit            string        // what an event is
 }
 
 func (l *Lab) progress(ctx context.Context, a *guest.Agent) (progress, error) {
+	p := progress{asked: time.Now()}
 	var s wire.Status
 	if err := a.Call(ctx, wire.DoWorkloadStatus, wire.Bins{Max: -1}, &s); err != nil {
 		return progress{}, fmt.Errorf("ask the guest for its workload: %w", err)
@@ -136,7 +149,8 @@ func (l *Lab) progress(ctx context.Context, a *guest.Agent) (progress, error) {
 	if s.State == wire.Failed {
 		return progress{}, fmt.Errorf("the guest's workload failed: %s", s.Error)
 	}
-	return progress{s.Events, time.Now()}, nil
+	p.answered, p.events, p.clock, p.unit = time.Now(), s.Events, s.Started+s.Elapsed, s.Unit
+	return p, nil
 }
 
 // watchers are the observers of one migration.
@@ -145,7 +159,9 @@ type watchers struct {
 	listener *listener
 	echoer   *echoer
 	fdb      *hostnet.Watch
-	rarp     *hostnet.RARPWatch
+	announce *hostnet.FrameWatch
+	first    *hostnet.FrameWatch
+	cpu      *cpuSampler
 	closed   bool
 }
 
@@ -161,7 +177,11 @@ func (l *Lab) watch(ctx context.Context) (_ *watchers, err error) {
 	if w.fdb, err = l.network.Watch(context.WithoutCancel(ctx)); err != nil {
 		return nil, err
 	}
-	if w.rarp, err = l.network.WatchRARP(l.destination.Spec().NIC.MAC); err != nil {
+	nic := l.destination.Spec().NIC
+	if w.announce, err = l.network.WatchAnnouncements(nic.MAC); err != nil {
+		return nil, err
+	}
+	if w.first, err = l.network.WatchFirstFrame(l.hostOf(l.destination), nic.TAP, nic.MAC); err != nil {
 		return nil, err
 	}
 	if w.listener, err = startListener(ctx, observer, netip.AddrPortFrom(l.network.Gateway(), beatPort)); err != nil {
@@ -173,6 +193,7 @@ func (l *Lab) watch(ctx context.Context) (_ *watchers, err error) {
 	if w.echoer, err = startEchoer(ctx, observer, netip.AddrPortFrom(address, wire.DefaultEchoPort)); err != nil {
 		return nil, err
 	}
+	w.cpu = startCPUSampler(l.source, l.destination)
 	return w, nil
 }
 
@@ -182,6 +203,10 @@ func (w *watchers) close() (s seen) {
 		return s
 	}
 	w.closed = true
+	if w.cpu != nil {
+		w.cpu.close()
+		s.cpu = w.cpu
+	}
 	if w.echoer != nil {
 		s.echoes, s.survived, s.resent = w.echoer.close()
 	}
@@ -191,8 +216,11 @@ func (w *watchers) close() (s seen) {
 	if w.listener != nil {
 		s.beats = w.listener.close()
 	}
-	if w.rarp != nil {
-		s.rarp = w.rarp.Close()
+	if w.announce != nil {
+		s.announced = w.announce.Close()
+	}
+	if w.first != nil {
+		s.first = w.first.Close()
 	}
 	if w.fdb != nil {
 		w.fdb.Close()
@@ -238,7 +266,7 @@ func (l *Lab) check(ctx context.Context, rec *record.Migration) {
 // rates are the workload's events per second before and during the migration, by our clock.
 func (l *Lab) rates(rec *record.Migration, before [2]progress, during progress) {
 	rec.Guest = &record.Guest{}
-	rate := func(a, b progress) float64 { return float64(b.events-a.events) / b.at.Sub(a.at).Seconds() }
+	rate := func(a, b progress) float64 { return float64(b.events-a.events) / b.answered.Sub(a.answered).Seconds() }
 	if during.events > 0 && before[1].events > before[0].events && during.events >= before[1].events {
 		b, d := rate(before[0], before[1]), rate(before[1], during)
 		rec.Guest.EventsBefore, rec.Guest.EventsDuring = &b, &d
@@ -296,9 +324,9 @@ func (l *Lab) linkFigures(rec *record.Migration) {
 			}
 		}
 	}
-	for _, at := range s.rarp {
-		if at.After(end) {
-			rec.Network.RARP = append(rec.Network.RARP, at.Sub(end))
+	for _, f := range s.announced {
+		if f.Type == hostnet.RARP && f.At.After(end) {
+			rec.Network.RARP = append(rec.Network.RARP, f.At.Sub(end))
 		}
 	}
 	for _, c := range s.changes {

@@ -72,6 +72,8 @@ const (
 	Snapshot StageName = "snapshot"  // background save: `migrate` .. completed, while the guest runs on
 	Loading  StageName = "loading"   // restore: `migrate-incoming` .. the destination has read all of it
 	Recovery StageName = "recovery"  // post-copy is paused for want of a link .. it goes on
+
+	After StageName = "after" // no stage, but what was observed after the last of them: for CPUUse
 )
 
 // Migration is the whole record of one migration: one line of records.jsonl.
@@ -234,6 +236,8 @@ type Guest struct {
 	EventsBefore    *float64       `json:"events_before_per_s,omitempty"` // the workload's own events, before `migrate`
 	EventsDuring    *float64       `json:"events_during_per_s,omitempty"` // the same, from `migrate` to RESUME
 	EventsAfter     *float64       `json:"events_after_per_s,omitempty"`  // the same, after RESUME while it was watched
+	BrownoutError   *time.Duration `json:"brownout_error_ns,omitempty"`   // a bin, and what the same rule would find without a migration
+	BlackoutError   *time.Duration `json:"blackout_error_ns,omitempty"`   // two of the agent's bins, or the usual silence
 	Brownout        *time.Duration `json:"brownout_ns,omitempty"`         // bins of the workload's events below 95 % of the before-median, the blackout not among them
 	Blackout        *time.Duration `json:"blackout_ns,omitempty"`         // bins without any event
 }
@@ -261,12 +265,12 @@ type Mark struct {
 // CPUUse is what one thread, or a whole QEMU, took of its host's processors over one span.
 type CPUUse struct {
 	Side    Holder        `json:"side"`
-	Thread  string        `json:"thread"` // process (the whole QEMU), vcpu0, vcpu1, ..., migration, main
+	Thread  string        `json:"thread"` // process (the whole QEMU), vcpu0, vcpu1, ... (vcpus: one thread runs all), main, migration (all threads of it)
 	From    time.Duration `json:"from_ns"`
 	Span    time.Duration `json:"span_ns"`
 	Used    time.Duration `json:"used_ns"`         // by /proc/PID/task/TID/schedstat: ns on a processor
 	Percent float64       `json:"percent"`         // 100 * used / span: of one processor
-	Stage   StageName     `json:"stage,omitempty"` // "": before `migrate`
+	Stage   StageName     `json:"stage,omitempty"` // "": before the first command; after: when the last stage was over
 }
 
 // Boot is how the guest of an experiment's trial came to be there.
@@ -316,8 +320,9 @@ type Sampling struct {
 	Samples           int            `json:"samples"`
 	PeriodP50         time.Duration  `json:"period_p50_ns"`
 	PeriodP99         time.Duration  `json:"period_p99_ns"`
-	LongestUnanswered time.Duration  `json:"longest_unanswered_ns"` // the slowest reply: QEMU does not answer during the switch-over
-	QEMUCPU           *time.Duration `json:"qemu_cpu_ns,omitempty"` // the source's main thread, over all ticks; from that thread's clock around some of them: docs/measurements.md
+	LongestUnanswered time.Duration  `json:"longest_unanswered_ns"`     // the slowest reply: QEMU does not answer during the switch-over
+	Observer          *time.Duration `json:"observer_cpu_ns,omitempty"` // what reading both QEMUs' processor time cost this process, from the beginning of the observation to its end
+	QEMUCPU           *time.Duration `json:"qemu_cpu_ns,omitempty"`     // the source's main thread, over all ticks; from that thread's clock around some of them: docs/measurements.md
 }
 
 // Sample is one line of the time series: one reply of query-migrate, or one edge.

@@ -1,0 +1,263 @@
+package lab
+
+import (
+	"context"
+	"fmt"
+	"math"
+	"slices"
+	"time"
+
+	"qmigrate/engine/record"
+	"qmigrate/guest/wire"
+)
+
+const (
+	timelineBin  = 100 * time.Millisecond
+	slow         = 0.95 // of the median before the migration: what is less is a brownout
+	leastCounted = 20   // events in a bin, below which one event more or less is 5 % of them
+	stillSlow    = 3    // slow bins at the end that make one doubt that the brownout was over
+)
+
+// events fills in what became of the workload's own events: the timeline, the rates before, during and after, blackout and brownout. It asks
+// the guest for the bins that its agent counted since the first of the two looks before the migration, and needs the beats to place them.
+func (l *Lab) events(ctx context.Context, rec *record.Migration, before [2]progress, ended time.Time) {
+	var stop time.Time
+	if s := rec.Stage(record.StopAndCopy); s != nil && rec.Mode != record.StopAndCopyMode { // in that mode it stopped before, and the beats tell when
+		stop = rec.Origin.Add(s.Start)
+	}
+	clock := newGuestClock(l.seen.beats, rec.Origin, stop)
+	if clock == nil || before[0].unit == "none" {
+		return
+	}
+	counted, err := l.counted(ctx, clock, before[0].clock, ended)
+	if err != nil {
+		rec.Warn("no timeline of the guest's events: %v", err)
+		return
+	}
+	var now []progress
+	for range 3 {
+		p, err := l.progress(ctx, l.agent)
+		if err != nil {
+			rec.Warn("no timeline of the guest's events: %v", err)
+			return
+		}
+		now = append(now, p)
+	}
+	uncertain := max(placing(clock, before[:]), placing(clock, now))
+	begin, end := rec.Origin, rec.Origin.Add(rec.Total.Wall)
+	began := before[0].answered
+	s := eventSeries(counted, began, begin, ended, timelineBin)
+	s.Source = fmt.Sprintf("the agent's count (%s), in bins of 10 ms of the guest's clock, placed by its heartbeats", before[0].unit)
+	s.EdgeError = &uncertain
+	rec.Timeline = append(rec.Timeline, s)
+	g := rec.Guest
+	g.EventsBefore, g.EventsDuring, g.EventsAfter = rateOf(counted, began, begin), rateOf(counted, begin, end), rateOf(counted, end, ended)
+	g.SlowdownPercent = nil
+	if b, d := g.EventsBefore, g.EventsDuring; b != nil && d != nil && *b > 0 {
+		g.SlowdownPercent = record.Of(100 * (1 - *d / *b))
+	}
+	if rec.Outcome != record.Completed {
+		return
+	}
+	dark, usual, ok := silence(counted, began, begin, end)
+	if !ok {
+		return
+	}
+	g.Blackout, g.BlackoutError = record.Of(dark.to.Sub(dark.from)), record.Of(max(2*agentBin, usual)+uncertain)
+	for _, width := range []time.Duration{timelineBin, time.Second} {
+		if bins := eventSeries(counted, began, begin, ended, width); brownout(rec, bins, dark) {
+			break
+		}
+	}
+}
+
+// agentBin is the width of the bins in which the agent counts.
+const agentBin = 10 * time.Millisecond
+
+// counted is what the workload counted from a reading of the guest's clock on, placed on our clock without a hole: while the guest was stopped, nothing. It ends with the first bin that
+// is not whole yet, or lies after ended.
+func (l *Lab) counted(ctx context.Context, clock *guestClock, from time.Duration, ended time.Time) ([]span, error) {
+	var all []span
+	for next, first := int64(0), true; ; first = false {
+		var s wire.Status
+		if err := l.agent.Call(ctx, wire.DoWorkloadStatus, wire.Bins{From: next, Max: map[bool]int{true: -1}[first]}, &s); err != nil {
+			return nil, fmt.Errorf("ask the guest for its workload: %w", err)
+		}
+		if first {
+			next = max(int64((from-s.Started)/s.Bin)+1, 0)
+			continue
+		}
+		if s.First > next && len(all) > 0 {
+			return nil, fmt.Errorf("the agent has forgotten its bins from %d to %d", next, s.First)
+		}
+		for i, n := range s.Bins {
+			a := s.Started + time.Duration(s.First+int64(i))*s.Bin
+			all = append(all, placed(clock, a, a+s.Bin, float64(n))...)
+		}
+		if next = s.Next; len(s.Bins) == 0 || all[len(all)-1].to.After(ended) {
+			return all, nil
+		}
+	}
+}
+
+// placed is one bin of the guest's clock on ours: several spans where it stood still meanwhile. What was counted is shared by the
+// guest's time, and the stop itself has none of it.
+func placed(clock *guestClock, a, b time.Duration, n float64) []span {
+	var spans []span
+	at := clock.at(a)
+	stops, lengths := clock.stops(a, b)
+	for i, s := range append(stops, b) {
+		part := max(s-a, 0)
+		to := at.Add(part)
+		if i == len(stops) {
+			to = clock.at(b)
+			if to.Before(at) {
+				to = at
+			}
+		}
+		spans = append(spans, span{at, to, n})
+		if at = to; i < len(stops) {
+			spans = append(spans, span{at, at.Add(lengths[i]), 0})
+			at = at.Add(lengths[i])
+		}
+		a = s
+	}
+	var running time.Duration
+	for i := 0; i < len(spans); i += 2 {
+		running += spans[i].to.Sub(spans[i].from)
+	}
+	for i := 0; i < len(spans); i += 2 {
+		if running > 0 {
+			spans[i].n = n * float64(spans[i].to.Sub(spans[i].from)) / float64(running)
+		}
+	}
+	return spans
+}
+
+// placing is the most by which a reading of the guest's clock may be placed too late: the least that some looks allow.
+func placing(clock *guestClock, looks []progress) time.Duration {
+	least := time.Duration(math.MaxInt64)
+	for _, p := range looks {
+		least = min(least, clock.uncertainty(p.asked, p.clock))
+	}
+	return least
+}
+
+// eventSeries is the workload's row of the timeline, with an edge of its bins at the first command.
+func eventSeries(counted []span, began, origin, ended time.Time, bin time.Duration) record.Series {
+	from := origin.Add(-origin.Sub(began) / bin * bin)
+	return record.Series{Name: "guest_events", Unit: "events/s", Start: from.Sub(origin), Bin: bin, Values: binned(until(counted, ended), from, bin)}
+}
+
+// until is what was counted up to an instant.
+func until(counted []span, end time.Time) []span {
+	n := len(counted)
+	for n > 0 && counted[n-1].to.After(end) {
+		n--
+	}
+	return counted[:n]
+}
+
+// rateOf is what was counted a second between two instants; nil where that was not wholly observed.
+func rateOf(counted []span, from, to time.Time) *float64 {
+	var sum float64
+	var covered time.Duration
+	for _, s := range counted {
+		a, b := s.from, s.to
+		if a.Before(from) {
+			a = from
+		}
+		if b.After(to) {
+			b = to
+		}
+		if in := b.Sub(a); in > 0 {
+			sum += s.n * float64(in) / float64(s.to.Sub(s.from))
+			covered += in
+		}
+	}
+	// At the ends a bin of the agent's may be missing.
+	if covered <= 0 || to.Sub(from)-covered > 3*agentBin {
+		return nil
+	}
+	return record.Of(sum / covered.Seconds())
+}
+
+// silence is the longest time without an event that overlaps the migration, and the 99th percentile of those before it.
+func silence(counted []span, began, begin, end time.Time) (longest span, usual time.Duration, ok bool) {
+	var before []time.Duration
+	var run span
+	for _, s := range counted {
+		if s.n > 0 {
+			run = span{}
+			continue
+		}
+		if run.from.IsZero() {
+			run.from = s.from
+		}
+		if run.to = s.to; run.to.Before(begin) {
+			if s.from == run.from {
+				before = append(before, 0)
+			}
+			before[len(before)-1] = run.to.Sub(run.from)
+		}
+		if !run.to.Before(begin) && run.from.Before(end) && run.to.Sub(run.from) > longest.to.Sub(longest.from) {
+			longest, ok = run, true
+		}
+	}
+	if !ok && len(counted) > 0 { // a stop shorter than the noise of the clocks
+		longest, ok = span{end, end, 0}, true
+	}
+	if len(before) > 0 {
+		slices.Sort(before)
+		usual = before[len(before)*99/100]
+	}
+	return longest, usual, ok
+}
+
+// brownout counts the bins, from the first command on, that have less than 95 % of the median before; those that the blackout touches are not
+// among them. Its error is what the same rule would find without a migration: the share of slow bins before. It is false
+// where the bins have too few events for the rule.
+func brownout(rec *record.Migration, bins record.Series, dark span) bool {
+	var before []float64
+	origin := rec.Origin
+	for i, v := range bins.Values {
+		if bins.Start+time.Duration(i+1)*bins.Bin <= 0 && v != nil {
+			before = append(before, *v)
+		}
+	}
+	if len(before) == 0 {
+		return false
+	}
+	slices.Sort(before)
+	median := (before[(len(before)-1)/2] + before[len(before)/2]) / 2
+	if median*bins.Bin.Seconds() < leastCounted {
+		return false
+	}
+	var found, looked, last int
+	for i, v := range bins.Values {
+		from := origin.Add(bins.Start + time.Duration(i)*bins.Bin)
+		darkened := dark.to.After(dark.from) && dark.from.Before(from.Add(bins.Bin)) && dark.to.After(from)
+		if v == nil || from.Before(origin) || darkened {
+			continue
+		}
+		looked++
+		if last++; *v < slow*median {
+			found++
+		} else {
+			last = 0
+		}
+	}
+	noise := 0
+	for _, v := range before {
+		if v < slow*median {
+			noise++
+		}
+	}
+	g := rec.Guest
+	g.Brownout = record.Of(time.Duration(found) * bins.Bin)
+	g.BrownoutError = record.Of(bins.Bin + time.Duration(float64(looked)*float64(noise)/float64(len(before))*float64(bins.Bin)))
+	if last >= stillSlow {
+		rec.Warn("the workload was still below 95 %% of its former rate when it was last looked at: the brownout may be longer")
+	}
+	return true
+}
