@@ -85,6 +85,7 @@ func leftovers(dir, pids string) (left []string) {
 	b, _ := os.ReadFile(pids)
 	for line := range strings.Lines(string(b)) {
 		mine["demo-"+strings.TrimSpace(line)] = true
+		mine["run-"+strings.TrimSpace(line)] = true
 	}
 	for _, owner := range owners {
 		if mine[owner] {

@@ -1,0 +1,201 @@
+package experiment
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"slices"
+	"strconv"
+	"strings"
+
+	"qmigrate/engine"
+	"qmigrate/engine/lab"
+	"qmigrate/engine/record/units"
+	"qmigrate/engine/storage"
+	"qmigrate/guest"
+	"qmigrate/hostnet"
+	"qmigrate/qmp"
+)
+
+// Check refuses each cell that this host, or the pair of QEMUs that it names, cannot do, with the line that asks for it, and leaves those of optional
+// sweeps out. QEMUs without a guest are started and asked; nothing else is.
+func (e *Experiment) Check(ctx context.Context, schemas qmp.SchemaCache) error {
+	e.hash = e.meaning()
+	h := &host{schemas: schemas, facts: map[[2]string]*engine.Facts{}, accelerators: map[[3]string]guest.Accelerator{}, binaries: map[string]guest.Binary{}}
+	h.memory = memoryTotal()
+	var errs []error
+	said := map[string]bool{}
+	kept := e.Cells[:0]
+	for _, c := range e.Cells {
+		line, err := h.check(ctx, e, c)
+		switch {
+		case ctx.Err() != nil:
+			return context.Cause(ctx)
+		case err == nil:
+			kept = append(kept, c)
+		case c.Sweep.Optional:
+			text := fmt.Sprintf("%s: line %d: %v", c.Name, line, err)
+			e.LeftOut = append(e.LeftOut, text)
+		default:
+			err := &Error{e.File, line, err.Error()}
+			if !said[err.Error()] { // many cells share a line
+				said[err.Error()] = true
+				errs = append(errs, err)
+			}
+		}
+	}
+	e.Cells = kept
+	if len(errs) == 0 && len(kept) == 0 {
+		return fmt.Errorf("%s: nothing is left to run here: %s", e.File, strings.Join(e.LeftOut, "; "))
+	}
+	return errors.Join(errs...)
+}
+
+// host is what this machine has, asked once.
+type host struct {
+	memory       int64 // bytes of RAM; 0: not known
+	schemas      qmp.SchemaCache
+	binaries     map[string]guest.Binary
+	facts        map[[2]string]*engine.Facts
+	accelerators map[[3]string]guest.Accelerator
+}
+
+// check returns what is wrong with a cell and the line that says so.
+func (h *host) check(ctx context.Context, e *Experiment, c *Cell) (line int, err error) {
+	if err := lab.CheckTransport(c.Lab.Transport, c.Plan); err != nil {
+		return c.line("transport", "mode"), err
+	}
+	if e.Boot == PerCell {
+		if err := c.Lab.CheckAgain(); err != nil {
+			return c.line("storage", "source-qemu", "destination-qemu"), fmt.Errorf("boot = %q: %w", PerCell, err)
+		}
+	}
+	if c.Lab.Storage.Kind == storage.Mirror && c.Plan.Tunnel != "" {
+		return c.line("tunnel"), errors.New("storage mirror through a tunnel: the disks would travel beside the tunnel, in clear: use tls, which encrypts them too")
+	}
+	if line, err := c.checkMemory(h.memory); err != nil {
+		return line, err
+	}
+	if err := c.Plan.Check(nil, nil); err != nil { // before any QEMU is needed
+		return c.blame(err), err
+	}
+	var sides [2]*engine.Facts
+	for i, side := range []struct{ want, factor string }{{c.Lab.SourceQEMU, "source-qemu"}, {c.Lab.DestinationQEMU, "destination-qemu"}} {
+		b, ok := h.binaries[side.want]
+		if !ok {
+			if b, err = guest.FindQEMU(ctx, side.want); err != nil {
+				return c.line(side.factor, "qemu"), err
+			}
+			h.binaries[side.want] = b
+		}
+		accelerator := guest.Accelerator{Name: "tcg"}
+		if i == 0 {
+			if accelerator, err = h.accelerator(ctx, c, b.Path); err != nil {
+				return c.line("accelerator", "kernel"), err
+			}
+		}
+		key := [2]string{b.Path, accelerator.Name}
+		if h.facts[key] == nil {
+			if h.facts[key], err = lab.Facts(ctx, b.Path, accelerator.Name, h.schemas); err != nil {
+				return c.line(side.factor, "qemu"), err
+			}
+		}
+		f := *h.facts[key]
+		f.Name = map[int]string{0: "source", 1: "destination"}[i]
+		f.Accelerator, f.MemoryBytes, f.VCPUs = accelerator.Name, cmp.Or(c.Lab.Guest.Memory, 256<<20), max(c.Lab.Guest.VCPUs, 1)
+		sides[i] = &f
+	}
+	sides[1].Accelerator = sides[0].Accelerator
+	if err := c.Plan.Check(sides[0], sides[1]); err != nil {
+		return c.blame(err), err
+	}
+	return 0, nil
+}
+
+// accelerator is what the guest will run under; KVM counts only if a guest boots.
+func (h *host) accelerator(ctx context.Context, c *Cell, qemu string) (guest.Accelerator, error) {
+	key := [3]string{qemu, c.Lab.Accelerator, c.Lab.Image.Kernel}
+	if a, ok := h.accelerators[key]; ok {
+		return a, nil
+	}
+	g := c.Lab.Guest
+	g.QEMU = qemu
+	var err error
+	if c.Lab.Accelerator != "tcg" {
+		if g.Image, err = guest.BuildImage(ctx, c.Lab.Image); err != nil {
+			return guest.Accelerator{}, err
+		}
+	}
+	a, err := guest.ProbeAccelerator(ctx, hostnet.Local(), g, c.Lab.Accelerator)
+	if err == nil {
+		h.accelerators[key] = a
+	}
+	return a, err
+}
+
+// kernelRoom is what of a guest's RAM its kernel and agent may need beside the filled pages, bytes.
+const kernelRoom = 80 << 20
+
+// hostShare of this host's RAM is what the two QEMUs of a trial may have together.
+const hostShare = 0.85
+
+// checkMemory fills as much of the guest as its workload writes to, and refuses what does not fit into the guest, or into this host twice.
+func (c *Cell) checkMemory(total int64) (line int, err error) {
+	memory := cmp.Or(c.Lab.Guest.Memory, 256<<20)
+	set := int64(c.Lab.Workload.Number("working-set"))
+	if need := max(set, c.Lab.Fill); need > memory-kernelRoom {
+		return c.line("workload-working-set", "fill", "workload", "memory"), fmt.Errorf("%s are to be filled, and a guest of %s has %s for that", units.FormatSize(need), units.FormatSize(memory), units.FormatSize(memory-kernelRoom))
+	}
+	if c.Lab.Fill > 0 && set > c.Lab.Fill {
+		return c.line("fill"), fmt.Errorf("fill %s is less than the workload's working set of %s", units.FormatSize(c.Lab.Fill), units.FormatSize(set))
+	}
+	if c.Lab.Fill == 0 && set > (memory-kernelRoom)/2 {
+		c.Lab.Fill = set
+	}
+	if need := 2 * memory; total > 0 && float64(need) > hostShare*float64(total) {
+		return c.line("memory"), fmt.Errorf("two QEMUs of %s each: this host has %s, of which they may have %.0f %%: take less, or shrink = %d",
+			units.FormatSize(memory), units.FormatSize(total), 100*hostShare, shrinkFor(need, total))
+	}
+	return 0, nil
+}
+
+// shrinkFor is the least power of two by which a need fits.
+func shrinkFor(need, total int64) int64 {
+	by := int64(2)
+	for float64(need/by) > hostShare*float64(total) {
+		by *= 2
+	}
+	return by
+}
+
+// memoryTotal is MemTotal of /proc/meminfo, bytes.
+func memoryTotal() int64 {
+	b, _ := os.ReadFile("/proc/meminfo")
+	for line := range strings.Lines(string(b)) {
+		if rest, ok := strings.CutPrefix(line, "MemTotal:"); ok {
+			n, _ := strconv.ParseInt(strings.TrimSuffix(strings.TrimSpace(rest), " kB"), 10, 64)
+			return n << 10
+		}
+	}
+	return 0
+}
+
+// blame is the line of the factor that an error is about: of one whose name, or whose own names, its text has.
+func (c *Cell) blame(err error) int {
+	text := err.Error()
+	for _, f := range []string{"parameter", "capability"} {
+		for word := range strings.SplitSeq(c.texts[f], ",") {
+			if name, _, ok := strings.Cut(word, "="); ok && strings.Contains(text, strings.TrimSpace(name)) {
+				return c.lines[f]
+			}
+		}
+	}
+	for _, f := range slices.Backward(factors()) {
+		if line, given := c.lines[f.name]; given && (strings.Contains(text, f.name) || strings.Contains(text, f.name+" "+c.texts[f.name])) {
+			return line
+		}
+	}
+	return c.line("mode", "policy", "capability")
+}

@@ -1,0 +1,127 @@
+package experiment
+
+import (
+	"cmp"
+	"encoding/json"
+	"slices"
+	"time"
+
+	"qmigrate/engine/record"
+)
+
+// Estimate is what the trials that are left will cost, before they are run.
+type Estimate struct {
+	Trials  int
+	Time    time.Duration
+	Bytes   int64 // over the link
+	Memory  int64 // of the two QEMUs of the largest trial, bytes
+	Records int   // from which it was learnt; 0: by rule alone
+}
+
+// What a trial takes beside its migration, under TCG on the machine that docs/experiments.md names. They are only the beginning: records correct them.
+const (
+	bootGuess   = 2500 * time.Millisecond // network, two QEMUs, Linux, agent
+	fillGuess   = 150 << 20               // bytes/s, to fill and to check the guest's pages
+	aroundGuess = 2500 * time.Millisecond // the second of observation before, settling, the lab's end
+	streamGuess = 400 << 20               // bytes/s of a stream that nothing bounds
+	passesGuess = 30                      // of a migration that does not converge
+)
+
+// guess is the rule: how long a trial of the cell takes, and what it sends.
+func (c *Cell) guess(limit time.Duration) (time.Duration, int64) {
+	memory := cmp.Or(c.Lab.Guest.Memory, 256<<20)
+	filled := float64(cmp.Or(c.Lab.Fill, memory/2))
+	rate := float64(streamGuess)
+	if b := cmp.Or(c.Plan.MaxBandwidth, 128<<20); b > 0 {
+		rate = min(rate, float64(b))
+	}
+	if c.Lab.LinkRate > 0 {
+		rate = min(rate, float64(c.Lab.LinkRate))
+	}
+	sent := filled + 40<<20 // and what Linux itself has in memory
+	if c.Plan.Mode == record.PreCopyMode || c.Plan.Mode == record.HybridMode || c.Plan.Mode == "" {
+		dirty, set := 4096*c.Lab.Workload.Number("rate"), c.Lab.Workload.Number("working-set")
+		if set > 0 && dirty == 0 { // as fast as it can
+			dirty = rate
+		}
+		goal := rate * cmp.Or(c.Plan.DowntimeLimit, 300*time.Millisecond).Seconds()
+		passes := passesGuess
+		if c.Plan.Mode == record.HybridMode {
+			passes = 2
+		}
+		for left := min(set, dirty*sent/rate); left > goal && passes > 0; passes-- {
+			sent += left
+			left = min(set, dirty*left/rate)
+		}
+	}
+	migration := seconds(sent / rate)
+	if c.Plan.Timeout > 0 {
+		migration = min(migration, c.Plan.Timeout)
+	}
+	return min(bootGuess+aroundGuess+seconds(2*filled/fillGuess)+migration, limit), int64(sent)
+}
+
+func seconds(s float64) time.Duration { return time.Duration(s * float64(time.Second)) }
+
+// estimator learns from records how long trials take.
+type estimator struct {
+	limit time.Duration
+	took  map[string][]time.Duration // by cell
+	ratio []float64                  // to the rule
+	known int
+}
+
+func newEstimator(e *Experiment, records []*record.Migration) *estimator {
+	x := &estimator{limit: e.TrialTimeout, took: map[string][]time.Duration{}}
+	cells := map[string]*Cell{}
+	for _, c := range e.Cells {
+		cells[c.values()] = c
+	}
+	for _, r := range records {
+		if b, _ := json.Marshal(r.Factors); r.Boot != nil && cells[string(b)] != nil {
+			x.learn(cells[string(b)], r.Boot.Trial)
+		}
+	}
+	return x
+}
+
+// values are a cell's factors as one text.
+func (c *Cell) values() string {
+	b, _ := json.Marshal(c.Factors) // texts and numbers
+	return string(b)
+}
+
+func (x *estimator) learn(c *Cell, took time.Duration) {
+	rule, _ := c.guess(x.limit)
+	x.took[c.Name] = append(x.took[c.Name], took)
+	x.ratio = append(x.ratio, took.Seconds()/rule.Seconds())
+	x.known++
+}
+
+// trial is how long one of the cell will take: as long as others of it took, else the rule as far as it has been right.
+func (x *estimator) trial(c *Cell) time.Duration {
+	if took := x.took[c.Name]; len(took) > 0 {
+		return median(took)
+	}
+	rule, _ := c.guess(x.limit)
+	if len(x.ratio) > 0 {
+		rule = seconds(rule.Seconds() * median(x.ratio))
+	}
+	return rule
+}
+
+func (x *estimator) all(trials []Trial) Estimate {
+	e := Estimate{Trials: len(trials), Records: x.known}
+	for _, t := range trials {
+		_, sent := t.guess(x.limit)
+		e.Time += x.trial(t.Cell)
+		e.Bytes += sent
+		e.Memory = max(e.Memory, 2*cmp.Or(t.Lab.Guest.Memory, 256<<20))
+	}
+	return e
+}
+
+func median[T cmp.Ordered](of []T) T {
+	sorted := slices.Sorted(slices.Values(of))
+	return sorted[len(sorted)/2]
+}
