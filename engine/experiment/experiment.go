@@ -440,6 +440,7 @@ func (r *reader) sweep(e *Experiment, s *Sweep, n, common *node) {
 	if len(r.errs) > before || skip {
 		return
 	}
+	varied = slices.DeleteFunc(varied, func(key string) bool { return !differs(rows, key) }) // a listed factor may be the same in each row
 	s.Factors = varied
 	e.Sweeps = append(e.Sweeps, s)
 	names, kept := map[string]int{}, 0
@@ -481,6 +482,21 @@ func (r *reader) leaveOut(e *Experiment, s *Sweep, before int) bool {
 	r.errs = r.errs[:before]
 	e.LeftOut = append(e.LeftOut, fmt.Sprintf("sweep %s: line %d: %s", s.Name, first.Line, first.Text))
 	return true
+}
+
+// differs tells whether the rows have more than one value of a factor.
+func differs(rows [][]value, factor string) bool {
+	texts := map[string]bool{}
+	for _, row := range rows {
+		text := ""
+		for _, v := range row {
+			if v.factor == factor {
+				text = "=" + v.node.text
+			}
+		}
+		texts[text] = true
+	}
+	return len(texts) > 1
 }
 
 func (r *reader) scalar(key string, n *node) bool {
