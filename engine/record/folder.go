@@ -1,7 +1,6 @@
 package record
 
 import (
-	"bufio"
 	"bytes"
 	"encoding/json"
 	"errors"
@@ -11,6 +10,9 @@ import (
 	"os"
 	"path/filepath"
 )
+
+// RecordsFile is the file of a folder that holds its records.
+const RecordsFile = "records.jsonl"
 
 // Folder is an --out directory: records.jsonl with one migration a line, and samples/ID.jsonl with its time series.
 type Folder struct {
@@ -80,7 +82,7 @@ func (f *Folder) Append(m *Migration) error {
 	if err := writeWhole(f.SamplesPath(m.ID), series.Bytes()); err != nil {
 		return fmt.Errorf("write samples: %w", err)
 	}
-	if err := appendLine(filepath.Join(f.dir, "records.jsonl"), append(line, '\n')); err != nil {
+	if err := appendLine(filepath.Join(f.dir, RecordsFile), append(line, '\n')); err != nil {
 		return fmt.Errorf("append record: %w", err)
 	}
 	return nil
@@ -142,34 +144,6 @@ func wholeLines(file *os.File) (int64, error) {
 		end -= n
 	}
 	return 0, nil
-}
-
-// Read returns the records of a folder in the order in which they were appended, and an error for the first line that is not
-// one. Half a line at the end, left by a crash, is not a record and is passed over.
-func Read(dir string) ([]*Migration, error) {
-	file, err := os.Open(filepath.Join(dir, "records.jsonl"))
-	if errors.Is(err, fs.ErrNotExist) {
-		return nil, nil
-	}
-	if err != nil {
-		return nil, fmt.Errorf("read records: %w", err)
-	}
-	defer file.Close()
-	var all []*Migration
-	for r := bufio.NewReader(file); ; {
-		line, err := r.ReadBytes('\n')
-		if err == io.EOF {
-			return all, nil
-		}
-		if err != nil {
-			return nil, fmt.Errorf("read records: %w", err)
-		}
-		m, err := Decode(line)
-		if err != nil {
-			return nil, fmt.Errorf("read records: line %d: %w", len(all)+1, err)
-		}
-		all = append(all, m)
-	}
 }
 
 // Decode reads one record; unknown keys, from a newer qmigrate, are passed over. On an error the record is nil.
