@@ -48,20 +48,22 @@ func contentOf(name string) (content, error) {
 
 // page is what the table expects of a page.
 type page struct {
-	count   uint64
-	lines   uint64
-	content content
+	count    uint64
+	lines    uint64
+	interval uint32 // in which it was written last
+	content  content
 }
 
 // memory is the filled region and the table of what must stand in it. The table and the total lie apart from the region.
 type memory struct {
 	size atomic.Int64 // bytes of the region, for those who need not wait
 
-	mu      sync.Mutex // held for a batch of writes, for a fill and for a check
-	data    []byte     // mapped
-	table   []page
-	seed    uint64
-	claimed uint64 // page writes since fill, as the dirtier counted them
+	mu       sync.RWMutex // shared for a batch of writes to pages that no other writer writes; exclusive for all else
+	data     []byte       // mapped
+	table    []page
+	seed     uint64
+	claimed  atomic.Uint64 // page writes since fill, as the dirtier counted them
+	interval uint32        // of the dirtier's claims, counted up; 0: before the first
 }
 
 var errNoMemory = errors.New("no memory is filled: fill comes first")
@@ -86,7 +88,8 @@ func (m *memory) fill(size int64, c content, seed uint64) error {
 	_ = unix.Madvise(data, unix.MADV_NOHUGEPAGE) // a kernel without them refuses
 	m.data = data
 	m.table = make([]page, pages)
-	m.seed, m.claimed = seed, 0
+	m.seed, m.interval = seed, 0
+	m.claimed.Store(0)
 	for i := range m.table {
 		m.rewrite(i, c)
 	}
@@ -175,14 +178,14 @@ func mix(x uint64) uint64 {
 const firstWrong = 8
 
 // verify checks every page's every byte against the table, and the sums. The dirtier stands still meanwhile, between two batches:
-// nothing is written while the lock is held.
+// nothing is written while the lock is held alone.
 func (m *memory) verify() (wire.Verified, error) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	if m.data == nil {
 		return wire.Verified{}, errNoMemory
 	}
-	v := wire.Verified{Checked: int64(len(m.table)), Claimed: m.claimed}
+	v := wire.Verified{Checked: int64(len(m.table)), Claimed: m.claimed.Load()}
 	for i := range m.table {
 		t, found := &m.table[i], m.page(i)
 		v.Held += t.count

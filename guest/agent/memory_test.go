@@ -26,7 +26,7 @@ func writes(m *memory, n, lines int) {
 	for range n {
 		m.write(r.IntN(len(m.table)), lines)
 	}
-	m.claimed += uint64(n)
+	m.claimed.Add(uint64(n))
 }
 
 func TestVerify(t *testing.T) {
@@ -42,7 +42,7 @@ func TestVerify(t *testing.T) {
 		for other := random; other <= zero; other++ {
 			m.rewrite(3, other)
 			m.write(3, 2)
-			m.claimed++
+			m.claimed.Add(1)
 			if v := must[wire.Verified](t)(m.verify()); !v.OK() {
 				t.Fatalf("page 3 from content %d to %d: %+v", c, other, v)
 			}
@@ -71,7 +71,7 @@ func TestVerifyFindsWrongPages(t *testing.T) {
 		}
 		stale := *m.page(9)
 		m.write(9, 1)
-		m.claimed++
+		m.claimed.Add(1)
 		fresh := *m.page(9)
 		*m.page(9) = stale
 		v := must[wire.Verified](t)(m.verify())
@@ -90,7 +90,7 @@ func TestVerifyFindsWrongPages(t *testing.T) {
 func TestVerifyFindsWrongClaim(t *testing.T) {
 	m := filled(t, 5, random)
 	writes(m, 100, 1)
-	m.claimed++
+	m.claimed.Add(1)
 	if v := must[wire.Verified](t)(m.verify()); v.OK() || v.Wrong != 0 || v.Found != 100 || v.Claimed != 101 {
 		t.Errorf("%+v", v)
 	}

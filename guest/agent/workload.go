@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"runtime/debug"
+	"strconv"
 	"sync"
 	"time"
 
@@ -20,6 +21,11 @@ type workload interface {
 	result() any
 }
 
+// scored is a workload whose result has a unit of its own beside events a second.
+type scored interface {
+	score() *wire.Score // so far; nil: none yet
+}
+
 // newWorkload makes the workload of a valid description; what it prepares here is not part of its measured time.
 func (a *agent) newWorkload(w wire.Workload) (workload, error) {
 	switch w.Name {
@@ -29,6 +35,13 @@ func (a *agent) newWorkload(w wire.Workload) (workload, error) {
 		return &ticks{clock: a.clock, interval: w.Duration("interval")}, nil
 	case "dirty":
 		return newDirtier(a, w)
+	case "livermore":
+		return newLivermore(a.clock, w)
+	case "dhrystone":
+		return newDhrystone(a.clock), nil
+	case "linpack":
+		n, err := strconv.Atoi(w.Choice("n"))
+		return newLinpack(a.clock, n), err
 	}
 	return nil, fmt.Errorf("workload %q is known but not built in", w.Name)
 }
@@ -165,7 +178,39 @@ func (j *job) status(c clock, ask wire.Bins) wire.Status {
 	if r := j.load.result(); r != nil {
 		s.Result, _ = json.Marshal(r) // plain structs of numbers
 	}
+	if l, ok := j.load.(scored); ok {
+		s.Score = l.score()
+	}
 	return s
+}
+
+// setRate changes the rate of the workload that runs.
+func (a *agent) setRate(r wire.NewRate) (wire.Status, error) {
+	j, err := a.currentJob()
+	if err != nil {
+		return wire.Status{}, err
+	}
+	d, ok := j.load.(*dirtier)
+	if !ok || !j.running() {
+		return wire.Status{}, fmt.Errorf("%s has no rate that could be changed now: dirty has one while it runs", j.w.Name)
+	}
+	if err := d.setRate(r.Rate); err != nil {
+		return wire.Status{}, err
+	}
+	return j.status(a.clock, wire.Bins{Max: -1}), nil
+}
+
+// mark ends an interval of the page dirtier's claim and begins the next.
+func (a *agent) mark() (wire.Marked, error) {
+	j, err := a.currentJob()
+	if err != nil {
+		return wire.Marked{}, err
+	}
+	d, ok := j.load.(*dirtier)
+	if !ok {
+		return wire.Marked{}, fmt.Errorf("%s claims no pages: dirty does", j.w.Name)
+	}
+	return d.mark(), nil
 }
 
 var errNoJob = errors.New("no workload was started")

@@ -41,6 +41,8 @@ const (
 	DoWorkloadStart  = "workload.start"  // Workload -> Status
 	DoWorkloadStatus = "workload.status" // Bins -> Status
 	DoWorkloadStop   = "workload.stop"   // Bins -> Status
+	DoWorkloadRate   = "workload.rate"   // NewRate -> Status; of a workload that has a rate
+	DoWorkloadMark   = "workload.mark"   // -> Marked; of the page dirtier
 	DoClockReset     = "clock.reset"     // ClockReset; starts the clock loop, or starts it afresh
 	DoClockReport    = "clock.report"    // -> ClockReport; the loop goes on
 	DoClockStop      = "clock.stop"      // -> ClockReport
@@ -202,6 +204,19 @@ type Workload struct {
 	Params map[string]string `json:"params,omitempty"` // as written; what is absent has its default
 }
 
+// NewRate changes the rate of the workload that runs, from now on.
+type NewRate struct {
+	Rate float64 `json:"rate_per_s"` // as the parameter rate: 0 is as fast as it can
+}
+
+// Marked is what the page dirtier did between the last mark, or its start, and this one. While it marks, nothing is written.
+type Marked struct {
+	From     time.Duration `json:"from_ns"`  // CLOCK_MONOTONIC at the last mark
+	At       time.Duration `json:"at_ns"`    // CLOCK_MONOTONIC at this one
+	Writes   uint64        `json:"writes"`   // page writes
+	Distinct int64         `json:"distinct"` // pages that were written at least once
+}
+
 // Bins asks for a stretch of a workload's time line.
 type Bins struct {
 	From int64 `json:"from,omitempty"` // the first bin wanted, counted from the workload's start
@@ -228,16 +243,55 @@ type Status struct {
 	First   int64           `json:"first_bin"`  // index of Bins[0]: more than asked for if older bins are gone
 	Bins    []uint64        `json:"bins,omitempty"`
 	Next    int64           `json:"next_bin"`         // ask from here to go on
-	Result  json.RawMessage `json:"result,omitempty"` // the workload's own: Dirtied, ...
+	Result  json.RawMessage `json:"result,omitempty"` // the workload's own: Dirtied, ClockReport, Livermore, Dhrystones, Linpack
+	Score   *Score          `json:"score,omitempty"`  // the result in the workload's own unit; absent: it has none, or none yet
+}
+
+// Score is a workload's result as it is usually given.
+type Score struct {
+	Value float64 `json:"value"`
+	Unit  string  `json:"unit"` // MFLOPS, Dhrystones/s
+}
+
+// Livermore is the result of the Livermore kernels. A rate is a kernel's floating-point operations by the time in its loops, of
+// all passes so far; means are over the 24 rates.
+type Livermore struct {
+	Rounds     uint64      `json:"rounds"` // whole rounds through the 24 kernels, each with its checksum right
+	MFLOPS     [24]float64 `json:"mflops"`
+	Least      float64     `json:"least_mflops"`
+	Most       float64     `json:"most_mflops"`
+	Arithmetic float64     `json:"arithmetic_mean_mflops"`
+	Geometric  float64     `json:"geometric_mean_mflops"` // the score
+	Harmonic   float64     `json:"harmonic_mean_mflops"`
+	WorstError float64     `json:"worst_error"` // largest |checksum - reference| / |reference| so far
+}
+
+// Dhrystones is the result of Dhrystone 2.1.
+type Dhrystones struct {
+	Runs      uint64  `json:"runs"`
+	PerSecond float64 `json:"dhrystones_per_s"` // the score: runs by the time in the loop
+	VAXMIPS   float64 `json:"vax_mips"`         // PerSecond / 1757, the VAX 11/780's
+}
+
+// Linpack is the result of the Linpack benchmark.
+type Linpack struct {
+	N             int     `json:"n"`
+	Solves        uint64  `json:"solves"`
+	MFLOPS        float64 `json:"mflops"`         // the score: (2/3 n^3 + 2 n^2) by the mean time of a factorisation and a solution
+	Best          float64 `json:"best_mflops"`    // the same of the fastest
+	WorstResidual float64 `json:"worst_residual"` // largest ||Ax-b|| / (n ||A|| ||x|| eps) so far, in the norms of the original
 }
 
 // Dirtied is the page dirtier's own result.
 type Dirtied struct {
-	Writes     uint64 `json:"writes"`      // page writes since its start
-	Distinct   int64  `json:"distinct"`    // pages written at least once since its start
-	WorkingSet int64  `json:"working_set"` // pages
-	Prepared   int64  `json:"prepared"`    // pages whose content was changed to the workload's before the first write, not counted in Writes
-	Missed     uint64 `json:"missed"`      // writes that were due and were given up because the guest got no CPU
+	Writes     uint64  `json:"writes"`      // page writes since its start
+	Distinct   int64   `json:"distinct"`    // pages written at least once since its start
+	WorkingSet int64   `json:"working_set"` // pages
+	Prepared   int64   `json:"prepared"`    // pages whose content was changed to the workload's before the first write, not counted in Writes
+	Missed     uint64  `json:"missed"`      // writes that were due and were given up because the guest got no CPU
+	Rate       float64 `json:"rate_per_s"`  // asked for now; 0: as fast as it can
+	VCPUs      int     `json:"vcpus"`       // writers
+	Start      int64   `json:"start_page"`  // first page of the working set now: it drifts
 }
 
 var errNotLine = errors.New("no JSON object")

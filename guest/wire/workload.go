@@ -15,10 +15,13 @@ type Unit string
 
 // The units of parameters.
 const (
-	Size   Unit = "size"   // bytes: 16MiB
-	Rate   Unit = "rate"   // events a second: 2000/s; plain 2000 is understood
-	Span   Unit = "time"   // 300ms
-	Choice Unit = "choice" // one of Choices
+	Size    Unit = "size"    // bytes: 16MiB
+	Rate    Unit = "rate"    // events a second: 2000/s; plain 2000 is understood
+	Speed   Unit = "speed"   // bytes a second: 1MiB/s
+	Span    Unit = "time"    // 300ms
+	Count   Unit = "count"   // a whole number: 4
+	Percent Unit = "percent" // 50%; plain 50 is understood
+	Choice  Unit = "choice"  // one of Choices
 )
 
 // A Param is one parameter of a workload.
@@ -27,7 +30,7 @@ type Param struct {
 	Unit     Unit
 	Default  string
 	Choices  []string // for Choice
-	Min, Max float64  // in bytes, events a second or nanoseconds; Max 0: none
+	Min, Max float64  // in bytes, events a second, bytes a second, nanoseconds, units or percent; Max 0: none
 	Text     string   // what it means, one line
 }
 
@@ -66,7 +69,16 @@ func WorkloadTypes() []WorkloadType {
 			{Name: "pattern", Unit: Choice, Default: Uniform, Choices: []string{Sequential, Uniform, HotCold}, Text: "which page is next; hot-cold: 90 % of the writes on 10 % of the pages"},
 			{Name: "content", Unit: Choice, Default: Random, Choices: []string{Random, Compressible, Zero}, Text: "what is written"},
 			{Name: "change", Unit: Size, Default: "64B", Min: 64, Max: PageSize - 64, Text: "how much of a page one write alters, in lines of 64 bytes (zero: the first word only)"},
+			{Name: "vcpus", Unit: Count, Default: "1", Min: 1, Max: 64, Text: "writers, which share the working set and the rate; if there are several, each stays on its own vCPU"},
+			{Name: "period", Unit: Span, Default: "0s", Max: 3.6e12, Text: "length of a phase of writing and rest; 0s: no rest"},
+			{Name: "duty", Unit: Percent, Default: "100%", Min: 1, Max: 100, Text: "the first part of each period, in which alone is written, at the rate"},
+			{Name: "drift", Unit: Speed, Default: "0B/s", Max: 1 << 40, Text: "speed at which the working set moves through the filled memory, round and round"},
 			duration}},
+		{Name: "livermore", Event: "floating-point operation", Text: "McMahon's 24 Livermore Fortran kernels, their checksums compared; MFLOPS", Params: []Param{
+			{Name: "span", Unit: Choice, Default: "long", Choices: []string{"long", "medium", "short"}, Text: "length of the kernels' loops: 471, 89 or 19 on average"}, duration}},
+		{Name: "dhrystone", Event: "Dhrystone", Text: "Weicker's Dhrystone 2.1, its final values compared; Dhrystones/s", Params: []Param{duration}},
+		{Name: "linpack", Event: "floating-point operation", Text: "a dense system solved by LU with partial pivoting, its residual checked; MFLOPS", Params: []Param{
+			{Name: "n", Unit: Choice, Default: "100", Choices: []string{"100", "1000"}, Text: "order of the matrix"}, duration}},
 	}
 }
 
@@ -202,6 +214,19 @@ func (p Param) parse(v string) (float64, error) {
 		if n, err = number(strings.TrimSuffix(v, "/s")); err != nil {
 			return 0, fmt.Errorf("%q is no rate, such as 2000/s", v)
 		}
+	case Count:
+		if n, err = number(v); err != nil || n != math.Trunc(n) {
+			return 0, fmt.Errorf("%q is no whole number, such as 2", v)
+		}
+	case Percent:
+		if n, err = number(strings.TrimSuffix(v, "%")); err != nil {
+			return 0, fmt.Errorf("%q is no percentage, such as 50%%", v)
+		}
+	case Speed:
+		digits, ok := strings.CutSuffix(v, "/s")
+		if n, err = size(digits); err != nil || !ok {
+			return 0, fmt.Errorf("%q is no speed with its unit (B/s, KiB/s, MiB/s, GiB/s, TiB/s), such as 1MiB/s", v)
+		}
 	case Span:
 		d, err := time.ParseDuration(v)
 		if err != nil || d < 0 || v == "0" {
@@ -209,17 +234,8 @@ func (p Param) parse(v string) (float64, error) {
 		}
 		n = float64(d)
 	case Size:
-		err = fmt.Errorf("%q is no size with its unit (B, KiB, MiB, GiB, TiB), such as 16MiB", v)
-		for _, s := range sizes {
-			if digits, ok := strings.CutSuffix(v, s.suffix); ok {
-				if f, e := number(digits); e == nil {
-					n, err = f*s.bytes, nil
-				}
-				break
-			}
-		}
-		if err != nil {
-			return 0, err
+		if n, err = size(v); err != nil {
+			return 0, fmt.Errorf("%q is no size with its unit (B, KiB, MiB, GiB, TiB), such as 16MiB", v)
 		}
 	}
 	if n < p.Min || p.Max > 0 && n > p.Max {
@@ -230,6 +246,17 @@ func (p Param) parse(v string) (float64, error) {
 		return 0, fmt.Errorf("%s is out of range: %s to %s", v, p.format(p.Min, ""), hi)
 	}
 	return n, nil
+}
+
+// size reads a number of bytes with its unit.
+func size(v string) (float64, error) {
+	for _, s := range sizes {
+		if digits, ok := strings.CutSuffix(v, s.suffix); ok {
+			n, err := number(digits)
+			return n * s.bytes, err
+		}
+	}
+	return 0, strconv.ErrSyntax
 }
 
 // number reads digits with an optional fraction: no sign, no exponent, no infinity.
@@ -250,13 +277,23 @@ func (p Param) format(n float64, choice string) string {
 		return strconv.FormatFloat(n, 'f', -1, 64) + "/s"
 	case Span:
 		return time.Duration(n).String()
+	case Count:
+		return strconv.FormatFloat(n, 'f', -1, 64)
+	case Percent:
+		return strconv.FormatFloat(n, 'f', -1, 64) + "%"
+	case Speed:
+		return formatSize(n) + "/s"
 	case Size:
-		for _, s := range []int{3, 2, 1, 0} {
-			if f := n / sizes[s].bytes; f >= 1 && f == math.Trunc(f) {
-				return strconv.FormatFloat(f, 'f', -1, 64) + sizes[s].suffix
-			}
-		}
-		return strconv.FormatFloat(n, 'f', -1, 64) + "B"
+		return formatSize(n)
 	}
 	return choice
+}
+
+func formatSize(n float64) string {
+	for _, s := range []int{3, 2, 1, 0} {
+		if f := n / sizes[s].bytes; f >= 1 && f == math.Trunc(f) {
+			return strconv.FormatFloat(f, 'f', -1, 64) + sizes[s].suffix
+		}
+	}
+	return strconv.FormatFloat(n, 'f', -1, 64) + "B"
 }
