@@ -59,7 +59,7 @@ func logLevelFlag() cli.Flag {
 // guestFlags are those of every command that starts guests of its own.
 func guestFlags() []cli.Flag {
 	return []cli.Flag{
-		&cli.StringFlag{Name: "workload", Category: aboutGuest, Value: demoWorkload, Usage: "`NAME[:k=v,...]` what the guest does meanwhile: idle, clock, dirty"},
+		&cli.StringFlag{Name: "workload", Category: aboutGuest, Value: demoWorkload, Usage: "`NAME[:k=v,...]` what the guest does meanwhile: idle, clock, dirty, livermore, dhrystone, linpack (docs/workloads.md)"},
 		&cli.StringFlag{Name: "memory", Category: aboutGuest, Value: "256MiB", Usage: "`SIZE` guest RAM"},
 		&cli.IntFlag{Name: "vcpus", Category: aboutGuest, Value: 1, Usage: "`N` guest processors"},
 		&cli.StringFlag{Name: "machine", Category: aboutGuest, Value: "pc-q35-7.2", Usage: "`TYPE` versioned machine type, the same on both sides"},

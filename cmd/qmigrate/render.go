@@ -364,6 +364,9 @@ func printChecks(w io.Writer, r *record.Migration) {
 			}
 			parts = append(parts, fmt.Sprintf("%.0f events/s before, %.0f during (%.1f %% %s)", *g.EventsBefore, *g.EventsDuring, math.Abs(*g.SlowdownPercent), change))
 		}
+		if g.Score != nil {
+			parts = append(parts, fmt.Sprintf("%.4g %s over the whole run, checked", g.Score.Value, g.Score.Unit))
+		}
 		if g.ClockSlip != nil && g.ClockSlipError != nil {
 			parts = append(parts, fmt.Sprintf("its clock lost %s +/- %s", units.FormatDuration(*g.ClockSlip), units.FormatDuration(*g.ClockSlipError)))
 		}

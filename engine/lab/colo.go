@@ -74,7 +74,7 @@ func (l *Lab) COLO(ctx context.Context, p engine.COLOPlan, t COLOTrial, o engine
 		return rec, coloErr
 	}
 	during, err := l.progress(after, l.agent)
-	if err != nil {
+	if failed := (workloadError{}); err != nil && !errors.As(err, &failed) {
 		rec.Warn("the guest does not answer on the side that is left: %v", err)
 		l.seen = watch.close()
 		return rec, coloErr
@@ -84,9 +84,9 @@ func (l *Lab) COLO(ctx context.Context, p engine.COLOPlan, t COLOTrial, o engine
 	}
 	time.Sleep(settleTime) // for gaps to close and replies to come
 	l.seen = watch.close()
-	l.check(after, rec)
-	rec.Downtime.GuestClock, rec.Downtime.GuestClockError = nil, nil // its loop ran through every checkpoint: no one gap is the failover's
 	l.rates(rec, before, during)
+	coloErr = errors.Join(coloErr, l.check(after, rec))
+	rec.Downtime.GuestClock, rec.Downtime.GuestClockError = nil, nil // its loop ran through every checkpoint: no one gap is the failover's
 	l.coloFigures(rec)
 	return rec, coloErr
 }

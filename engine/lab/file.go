@@ -2,6 +2,7 @@ package lab
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"time"
 
@@ -41,7 +42,7 @@ func (l *Lab) Save(ctx context.Context, p engine.Plan, f engine.File, o engine.O
 	l.seen = watch.close()
 	after, cancel := context.WithTimeout(context.WithoutCancel(ctx), readyLimit)
 	defer cancel()
-	l.check(after, rec)
+	saveErr = errors.Join(saveErr, l.check(after, rec))
 	l.stalls(rec)
 	rec.Downtime = record.Downtime{} // a save has none: what the guest's clock saw is a stall
 	return rec, saveErr
@@ -81,7 +82,7 @@ func (l *Lab) Restore(ctx context.Context, p engine.Plan, f engine.File, o engin
 	l.agent = arriving
 	after, cancel := context.WithTimeout(context.WithoutCancel(ctx), readyLimit)
 	defer cancel()
-	l.check(after, rec)
+	restoreErr = errors.Join(restoreErr, l.check(after, rec))
 	rec.Downtime = record.Downtime{}
 	return rec, restoreErr
 }

@@ -116,7 +116,7 @@ func (l *Lab) Migrate(ctx context.Context, p engine.Plan, o engine.Options) (*re
 		return rec, migrateErr
 	}
 	during, err := l.progress(after, l.agent)
-	if err != nil {
+	if failed := (workloadError{}); err != nil && !errors.As(err, &failed) {
 		rec.Warn("the guest does not answer after the migration: %v", err)
 		l.seen = watch.close()
 		return rec, migrateErr
@@ -126,7 +126,7 @@ func (l *Lab) Migrate(ctx context.Context, p engine.Plan, o engine.Options) (*re
 	l.seen = watch.close()
 	l.rates(rec, before, during)
 	l.events(after, rec, before, ended)
-	l.check(after, rec)
+	migrateErr = errors.Join(migrateErr, l.check(after, rec))
 	l.checkDisks(after, rec)
 	l.linkFigures(rec)
 	return rec, migrateErr
@@ -140,6 +140,13 @@ type progress struct {
 	unit            string        // what an event is
 }
 
+// workloadError is a workload that ended by its own error: its check of its own result, for one.
+type workloadError struct{ name, text string }
+
+func (e workloadError) Error() string {
+	return fmt.Sprintf("the guest's workload %s failed: %s", e.name, e.text)
+}
+
 func (l *Lab) progress(ctx context.Context, a *guest.Agent) (progress, error) {
 	p := progress{asked: time.Now()}
 	var s wire.Status
@@ -147,7 +154,7 @@ func (l *Lab) progress(ctx context.Context, a *guest.Agent) (progress, error) {
 		return progress{}, fmt.Errorf("ask the guest for its workload: %w", err)
 	}
 	if s.State == wire.Failed {
-		return progress{}, fmt.Errorf("the guest's workload failed: %s", s.Error)
+		return progress{}, workloadError{s.Name, s.Error}
 	}
 	p.answered, p.events, p.clock, p.unit = time.Now(), s.Events, s.Started+s.Elapsed, s.Unit
 	return p, nil
@@ -231,8 +238,8 @@ func (w *watchers) close() (s seen) {
 	return s
 }
 
-// check stops the workload and has every page of the guest's checked memory verified.
-func (l *Lab) check(ctx context.Context, rec *record.Migration) {
+// check stops the workload and has every page of the guest's checked memory verified. A workload that failed is the error.
+func (l *Lab) check(ctx context.Context, rec *record.Migration) (failed error) {
 	var report wire.ClockReport
 	if err := l.agent.Call(ctx, wire.DoClockStop, nil, &report); err != nil {
 		rec.Warn("the guest's clock loop does not answer: %v", err)
@@ -243,12 +250,18 @@ func (l *Lab) check(ctx context.Context, rec *record.Migration) {
 	if err := l.agent.Call(ctx, wire.DoWorkloadStop, wire.Bins{Max: -1}, &status); err != nil {
 		rec.Warn("the guest's workload does not answer: %v", err)
 	} else if status.State == wire.Failed {
-		rec.Warn("the guest's workload failed: %s", status.Error)
+		failed = workloadError{status.Name, status.Error}
+		rec.Warn("%v", failed)
+	} else if s := status.Score; s != nil {
+		if rec.Guest == nil {
+			rec.Guest = &record.Guest{}
+		}
+		rec.Guest.Score = &record.Score{Value: s.Value, Unit: s.Unit}
 	}
 	var v wire.Verified
 	if err := l.agent.Call(ctx, wire.DoVerify, nil, &v); err != nil {
 		rec.Warn("the guest's memory was not checked: %v", err)
-		return
+		return failed
 	}
 	rec.MemoryCheck = &record.MemoryCheck{PagesChecked: v.Checked, PagesWrong: v.Wrong}
 	if !v.OK() {
@@ -261,6 +274,7 @@ func (l *Lab) check(ctx context.Context, rec *record.Migration) {
 	if err := l.agent.Call(ctx, wire.DoHello, nil, &hello); err == nil && hello.BootID != l.hello.BootID {
 		rec.Warn("the guest has rebooted: its boot id is another one")
 	}
+	return failed
 }
 
 // rates are the workload's events per second before and during the migration, by our clock.

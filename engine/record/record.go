@@ -240,6 +240,13 @@ type Guest struct {
 	BlackoutError   *time.Duration `json:"blackout_error_ns,omitempty"`   // two of the agent's bins, or the usual silence
 	Brownout        *time.Duration `json:"brownout_ns,omitempty"`         // bins of the workload's events below 95 % of the before-median, the blackout not among them
 	Blackout        *time.Duration `json:"blackout_ns,omitempty"`         // bins without any event
+	Score           *Score         `json:"score,omitempty"`
+}
+
+// Score is a workload's result as its kind is usually given, over its whole run: before, during and after the migration.
+type Score struct {
+	Value float64 `json:"value"`
+	Unit  string  `json:"unit"` // MFLOPS, Dhrystones/s
 }
 
 // Series is one row of the timeline: what one observer counted in bins of equal length, on the record's clock.

@@ -16,6 +16,7 @@ import (
 //
 // The original runs once and prints each variable beside its final value. Here the same comparison is made after every chunk of runs.
 type dhrystone struct {
+	spoiled
 	clock clock
 
 	mu    sync.Mutex
@@ -39,6 +40,9 @@ func (d *dhrystone) run(ctx context.Context, m *meter) error {
 		begin := d.clock.now()
 		d.v.loop(dhryChunk)
 		end := d.clock.now()
+		if d.spoilt() {
+			d.v.arr2[8][7]++
+		}
 		if err := d.v.check(); err != nil {
 			return err
 		}

@@ -22,6 +22,7 @@ import (
 //
 // which is of order 1 when the arithmetic was right.
 type linpack struct {
+	spoiled
 	clock clock
 	n     int
 	a     []float64 // by columns: a[j*n+i] is row i, column j
@@ -67,6 +68,9 @@ func (l *linpack) run(ctx context.Context, m *meter) error {
 		}
 		if singular >= 0 {
 			return fmt.Errorf("the result is wrong: no pivot in column %d of a matrix that has one", singular)
+		}
+		if l.spoilt() {
+			l.a[0] *= 1 + 0x1p-20
 		}
 		l.solve()
 		end := l.clock.now()

@@ -21,6 +21,7 @@ import (
 //
 // The means of the 24 rates are the benchmark's results; the geometric one is what the original calls the least biased.
 type livermore struct {
+	spoiled
 	clock clock
 	span  int // index into spans: long, medium, short
 	d, at *lfk
@@ -33,9 +34,9 @@ type livermore struct {
 	worst  float64
 }
 
-// checksumTolerance is relative. Rounding moves the worst of the 72 checksums, kernel 12's sum of differences of nearly equal numbers, by 1e-11 at most
-// (TestLivermoreReference says by how much each); a value lost in any of the summed arrays moves its checksum by more than 1e-9.
-const checksumTolerance = 1e-10
+// checksumTolerance is relative. Rounding moves none of the 72 checksums by more than 1.3e-15 (TestLivermoreReference, amd64). One wrong number among a
+// thousand is found if it is off by a part in a million or so.
+const checksumTolerance = 1e-12
 
 func newLivermore(c clock, w wire.Workload) (*livermore, error) {
 	l := &livermore{clock: c}
@@ -53,6 +54,10 @@ func (l *livermore) run(ctx context.Context, m *meter) error {
 		for k := range l.tests {
 			if ctx.Err() != nil {
 				return nil
+			}
+			if l.spoilt() {
+				l.d.y[3] *= 1 + 0x1p-10 // which kernel 1 reads
+				l.at.y[3] = l.d.y[3]
 			}
 			flops, spent := l.pass(k)
 			sum, want := l.tests[k].sum(l.d), livermoreSums[l.span][k]

@@ -79,6 +79,8 @@ func (a *agent) do(req wire.Request) (any, error) {
 		return ask(req, a.setRate)
 	case wire.DoWorkloadMark:
 		return a.mark()
+	case wire.DoWorkloadSpoil:
+		return a.spoil()
 	case wire.DoClockReset:
 		return ask(req, func(r wire.ClockReset) (struct{}, error) {
 			if r.Interval < 0 || r.Interval > time.Minute {
@@ -119,9 +121,9 @@ func (a *agent) do(req wire.Request) (any, error) {
 	case wire.DoPoweroff:
 		return struct{}{}, nil
 	}
-	return nil, fmt.Errorf("cannot do %.40q: I can %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, disk.start, .status, .stop, .read, .corrupt", req.Do,
+	return nil, fmt.Errorf("cannot do %.40q: I can %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, disk.start, .status, .stop, .read, .corrupt", req.Do,
 		wire.DoHello, wire.DoFill, wire.DoVerify, wire.DoWorkloadStart, wire.DoWorkloadStatus, wire.DoWorkloadStop,
-		wire.DoWorkloadRate, wire.DoWorkloadMark, wire.DoClockReset, wire.DoClockReport, wire.DoClockStop, wire.DoBeat, wire.DoPoweroff, wire.DoCorrupt)
+		wire.DoWorkloadRate, wire.DoWorkloadMark, wire.DoWorkloadSpoil, wire.DoClockReset, wire.DoClockReport, wire.DoClockStop, wire.DoBeat, wire.DoPoweroff, wire.DoCorrupt)
 }
 
 // ask reads a request's arguments, refusing those that do not exist, and calls f with them.

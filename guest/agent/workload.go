@@ -8,6 +8,7 @@ import (
 	"runtime/debug"
 	"strconv"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"qmigrate/guest/wire"
@@ -25,6 +26,12 @@ type workload interface {
 type scored interface {
 	score() *wire.Score // so far; nil: none yet
 }
+
+// spoiled is a workload whose own check can be made to fail, for tests: before its next check it alters one value.
+type spoiled struct{ due atomic.Bool }
+
+func (s *spoiled) spoil()       { s.due.Store(true) }
+func (s *spoiled) spoilt() bool { return s.due.CompareAndSwap(true, false) }
 
 // newWorkload makes the workload of a valid description; what it prepares here is not part of its measured time.
 func (a *agent) newWorkload(w wire.Workload) (workload, error) {
@@ -198,6 +205,20 @@ func (a *agent) setRate(r wire.NewRate) (wire.Status, error) {
 		return wire.Status{}, err
 	}
 	return j.status(a.clock, wire.Bins{Max: -1}), nil
+}
+
+// spoil spoils the workload that runs.
+func (a *agent) spoil() (struct{}, error) {
+	j, err := a.currentJob()
+	if err != nil {
+		return struct{}{}, err
+	}
+	s, ok := j.load.(interface{ spoil() })
+	if !ok {
+		return struct{}{}, fmt.Errorf("%s does not check itself", j.w.Name)
+	}
+	s.spoil()
+	return struct{}{}, nil
 }
 
 // mark ends an interval of the page dirtier's claim and begins the next.

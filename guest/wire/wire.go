@@ -43,6 +43,7 @@ const (
 	DoWorkloadStop   = "workload.stop"   // Bins -> Status
 	DoWorkloadRate   = "workload.rate"   // NewRate -> Status; of a workload that has a rate
 	DoWorkloadMark   = "workload.mark"   // -> Marked; of the page dirtier
+	DoWorkloadSpoil  = "workload.spoil"  // for tests: the workload's own check must then fail
 	DoClockReset     = "clock.reset"     // ClockReset; starts the clock loop, or starts it afresh
 	DoClockReport    = "clock.report"    // -> ClockReport; the loop goes on
 	DoClockStop      = "clock.stop"      // -> ClockReport

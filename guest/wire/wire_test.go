@@ -112,9 +112,14 @@ func TestBeatIsANote(t *testing.T) {
 func TestParseWorkload(t *testing.T) {
 	for _, c := range []struct{ in, want string }{
 		{"idle", "idle:duration=0s"},
-		{"dirty", "dirty:rate=2000/s,working-set=16MiB,pattern=uniform,content=random,change=64B,duration=0s"},
-		{"dirty:rate=2000,working-set=16MiB,pattern=uniform,content=random", "dirty:rate=2000/s,working-set=16MiB,pattern=uniform,content=random,change=64B,duration=0s"},
-		{"dirty:rate=0/s,working-set=0.5GiB,pattern=hot-cold,content=zero,change=4032B,duration=1m", "dirty:rate=0/s,working-set=512MiB,pattern=hot-cold,content=zero,change=4032B,duration=1m0s"},
+		{"dirty", "dirty:rate=2000/s,working-set=16MiB,pattern=uniform,content=random,change=64B,vcpus=1,period=0s,duty=100%,drift=0B/s,duration=0s"},
+		{"dirty:rate=2000,working-set=16MiB,pattern=uniform,content=random", "dirty:rate=2000/s,working-set=16MiB,pattern=uniform,content=random,change=64B,vcpus=1,period=0s,duty=100%,drift=0B/s,duration=0s"},
+		{"dirty:rate=0/s,working-set=0.5GiB,pattern=hot-cold,content=zero,change=4032B,duration=1m", "dirty:rate=0/s,working-set=512MiB,pattern=hot-cold,content=zero,change=4032B,vcpus=1,period=0s,duty=100%,drift=0B/s,duration=1m0s"},
+		{"dirty:vcpus=2,period=1s,duty=50,drift=1MiB/s", "dirty:rate=2000/s,working-set=16MiB,pattern=uniform,content=random,change=64B,vcpus=2,period=1s,duty=50%,drift=1MiB/s,duration=0s"},
+		{"dirty:duty=12.5%,drift=1536B/s", "dirty:rate=2000/s,working-set=16MiB,pattern=uniform,content=random,change=64B,vcpus=1,period=0s,duty=12.5%,drift=1536B/s,duration=0s"},
+		{"livermore", "livermore:span=long,duration=0s"},
+		{"dhrystone:duration=5s", "dhrystone:duration=5s"},
+		{"linpack:n=1000", "linpack:n=1000,duration=0s"},
 		{"clock:interval=500us", "clock:interval=500µs,duration=0s"},
 	} {
 		w, err := ParseWorkload(c.in)
@@ -137,11 +142,12 @@ func TestParseWorkload(t *testing.T) {
 
 // A wrong workload gets one line that lists what exists.
 func TestParseWorkloadRefuses(t *testing.T) {
-	const params = "it has rate, working-set, pattern, content, change, duration"
+	const params = "it has rate, working-set, pattern, content, change, vcpus, period, duty, drift, duration"
+	const all = "there are idle, clock, dirty, livermore, dhrystone, linpack"
 	for in, want := range map[string]string{
-		"":                                   `parse workload "": no workload "": there are idle, clock, dirty`,
-		"durty":                              `parse workload "durty": no workload "durty": there are idle, clock, dirty`,
-		"durty:x":                            `parse workload "durty:x": no workload "durty": there are idle, clock, dirty`,
+		"":                                   `parse workload "": no workload "": ` + all,
+		"durty":                              `parse workload "durty": no workload "durty": ` + all,
+		"durty:x":                            `parse workload "durty:x": no workload "durty": ` + all,
 		"dirty:":                             `parse workload "dirty:": "" is not NAME=VALUE`,
 		"dirty:rate":                         `parse workload "dirty:rate": "rate" is not NAME=VALUE`,
 		"dirty:speed=1":                      `parse workload "dirty:speed=1": dirty has no parameter "speed": ` + params,
@@ -152,6 +158,15 @@ func TestParseWorkloadRefuses(t *testing.T) {
 		"dirty:working-set=16MB":             `parse workload "dirty:working-set=16MB": working-set: "16MB" is no size with its unit (B, KiB, MiB, GiB, TiB), such as 16MiB`,
 		"dirty:working-set=1B":               `parse workload "dirty:working-set=1B": working-set: 1B is out of range: 4KiB to any`,
 		"dirty:change=4KiB":                  `parse workload "dirty:change=4KiB": change: 4KiB is out of range: 64B to 4032B`,
+		"dirty:vcpus=0":                      `parse workload "dirty:vcpus=0": vcpus: 0 is out of range: 1 to 64`,
+		"dirty:vcpus=1.5":                    `parse workload "dirty:vcpus=1.5": vcpus: "1.5" is no whole number, such as 2`,
+		"dirty:duty=101%":                    `parse workload "dirty:duty=101%": duty: 101% is out of range: 1% to 100%`,
+		"dirty:duty=half":                    `parse workload "dirty:duty=half": duty: "half" is no percentage, such as 50%`,
+		"dirty:period=1":                     `parse workload "dirty:period=1": period: "1" is no time with its unit (ns, us, ms, s, m, h), such as 300ms`,
+		"dirty:drift=1MiB":                   `parse workload "dirty:drift=1MiB": drift: "1MiB" is no speed with its unit (B/s, KiB/s, MiB/s, GiB/s, TiB/s), such as 1MiB/s`,
+		"livermore:n=10":                     `parse workload "livermore:n=10": livermore has no parameter "n": it has span, duration`,
+		"linpack:n=200":                      `parse workload "linpack:n=200": n: "200" is none of 100, 1000`,
+		"dhrystone:runs=10":                  `parse workload "dhrystone:runs=10": dhrystone has no parameter "runs": it has duration`,
 		"dirty:pattern=hot":                  `parse workload "dirty:pattern=hot": pattern: "hot" is none of sequential, uniform, hot-cold`,
 		"idle:duration=0":                    `parse workload "idle:duration=0": duration: "0" is no time with its unit (ns, us, ms, s, m, h), such as 300ms`,
 		"idle:duration=-1s":                  `parse workload "idle:duration=-1s": duration: "-1s" is no time with its unit (ns, us, ms, s, m, h), such as 300ms`,
