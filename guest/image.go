@@ -10,12 +10,14 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"time"
 
 	"github.com/u-root/u-root/pkg/cpio"
 
 	"qmigrate/guest/debian"
+	"qmigrate/guest/wire"
 )
 
 //go:embed all:agentbin
@@ -37,6 +39,7 @@ type ImageSpec struct {
 	CacheDir string    // default CacheDir()
 	Agent    []byte    // PID 1, a static executable; default the embedded guest agent
 	Log      io.Writer // one line a step; nil is silent
+	Guest    string    // one of wire.Guests(); default tiny
 }
 
 // BuildImage makes the image, or finds it in the cache: its name is the hash of what it is made from, and its files are written whole or not at all.
@@ -49,6 +52,9 @@ func BuildImage(ctx context.Context, s ImageSpec) (Image, error) {
 }
 
 func (s ImageSpec) build(ctx context.Context) (Image, error) {
+	if s.Guest != "" && !slices.Contains(wire.Guests(), s.Guest) {
+		return Image{}, fmt.Errorf("no guest %q: there are %s", s.Guest, strings.Join(wire.Guests(), ", "))
+	}
 	if s.Agent == nil {
 		var err error
 		if s.Agent, err = agentFiles.ReadFile("agentbin/agent"); err != nil {
@@ -80,7 +86,11 @@ func (s ImageSpec) build(ctx context.Context) (Image, error) {
 	}
 	var modules []module
 	if s.Modules != "" {
-		if modules, err = moduleOrder(s.Modules, []string{"virtio_pci", "virtio_net", "virtio_console", "virtio_blk"}); err != nil {
+		wanted := []string{"virtio_pci", "virtio_net", "virtio_console", "virtio_blk"}
+		if s.Guest == wire.DebianGuest {
+			wanted = append(wanted, "squashfs", "overlay")
+		}
+		if modules, err = moduleOrder(s.Modules, wanted); err != nil {
 			return Image{}, err
 		}
 	}
@@ -106,7 +116,32 @@ func (s ImageSpec) build(ctx context.Context) (Image, error) {
 	if err != nil {
 		return Image{}, err
 	}
+	if s.Guest == wire.DebianGuest {
+		folder, err := debian.Store{Dir: s.CacheDir, Log: s.Log}.Ensure(ctx, debian.Guest)
+		if err != nil {
+			return Image{}, err
+		}
+		img.Root, img.Append = filepath.Join(folder, debian.Squashfs), strings.Join(wire.Boot{Root: rootSerial}.Words(), " ")
+	}
 	return img, cached(img.Initrd, func(w io.Writer) error { return writeInitramfs(w, s.Agent, modules) })
+}
+
+// rootSerial is the serial of the guest's root disk, by which the agent finds it, and its block node's name.
+const rootSerial = "root"
+
+// rootAddress is that disk's place on the bus.
+const rootAddress = 0x4
+
+// rootArgs are the arguments for the root disk. Both QEMUs have it open at once, and neither may write.
+func (i Image) rootArgs() []string {
+	if i.Root == "" {
+		return nil
+	}
+	return []string{
+		"-blockdev", "node-name=" + rootSerial + "-file,driver=file,read-only=on,filename=" + comma(i.Root),
+		"-blockdev", "node-name=" + rootSerial + ",driver=raw,read-only=on,file=" + rootSerial + "-file",
+		"-device", fmt.Sprintf("virtio-blk-pci,id=%[1]s-dev,drive=%[1]s,serial=%[1]s,addr=%#[2]x", rootSerial, rootAddress),
+	}
 }
 
 // debianKernel is the kernel and the folder of modules of Debian's package.

@@ -31,6 +31,7 @@ type Spec struct {
 type Image struct {
 	Kernel string // ELF vmlinux with a PVH entry, or bzImage
 	Initrd string // initramfs (newc)
+	Root   string // squashfs that becomes the guest's root, read-only; empty: the initramfs is all
 	Append string // words of the kernel command line, added to KernelCommandLine; of two that disagree Linux takes the later
 }
 
@@ -135,7 +136,7 @@ func (s Spec) Args() []string {
 			"-netdev", "tap,id=net,ifname="+comma(s.NIC.TAP)+",script=no,downscript=no,vhost=off",
 			"-device", s.NIC.Model+",id=nic,netdev=net,mac="+s.NIC.MAC+",addr=0x3,romfile=")
 	}
-	a = append(a, s.diskArgs()...)
+	a = append(append(a, s.Image.rootArgs()...), s.diskArgs()...)
 	if s.Image.Kernel != "" {
 		a = append(a, "-kernel", s.Image.Kernel, "-append", strings.TrimSpace(KernelCommandLine+" "+s.Image.Append))
 	}

@@ -18,7 +18,7 @@ func (c *commands) doctor() *cli.Command {
 		Name:  "doctor",
 		Usage: "what this machine lacks, with the command that would mend it",
 		Flags: []cli.Flag{
-			&cli.BoolFlag{Name: "mend", Usage: "get what is missing: QEMU 7.2 and 10.0, the guest's kernel, and what storage on a network needs, into the cache folder; nothing else changes"},
+			&cli.BoolFlag{Name: "mend", Usage: "get what is missing: QEMU 7.2 and 10.0, the guest's kernel, what storage on a network needs, and the Debian guest, into the cache folder; nothing else changes"},
 		},
 		Action: c.runDoctor,
 	}
@@ -108,7 +108,7 @@ func findings(ctx context.Context) []finding {
 		f.text = "not in the cache: without it give --kernel and --modules"
 	}
 	all = append(append(all, f), storageFindings(ctx, mend)...)
-	all = append(all, agentFinding(), kvmFinding())
+	all = append(all, guestFinding(mend), agentFinding(), kvmFinding())
 	return all
 }
 

@@ -59,7 +59,8 @@ func logLevelFlag() cli.Flag {
 // guestFlags are those of every command that starts guests of its own.
 func guestFlags() []cli.Flag {
 	return []cli.Flag{
-		&cli.StringFlag{Name: "workload", Category: aboutGuest, Value: demoWorkload, Usage: "`NAME[:k=v,...]` what the guest does meanwhile: idle, clock, dirty, livermore, dhrystone, linpack (docs/workloads.md)"},
+		&cli.StringFlag{Name: "workload", Category: aboutGuest, Value: demoWorkload, Usage: "`NAME[:k=v,...]` what the guest does meanwhile: " + strings.Join(workloadNames(), ", ") + " (docs/workloads.md)"},
+		&cli.StringFlag{Name: "guest", Category: aboutGuest, Value: wire.TinyGuest, Usage: "`NAME` what boots: tiny (our agent alone), or debian (with sysbench, iperf3, stress-ng, redis and sshd, and 512MiB unless --memory says otherwise)"},
 		&cli.StringFlag{Name: "memory", Category: aboutGuest, Value: "256MiB", Usage: "`SIZE` guest RAM"},
 		&cli.IntFlag{Name: "vcpus", Category: aboutGuest, Value: 1, Usage: "`N` guest processors"},
 		&cli.StringFlag{Name: "machine", Category: aboutGuest, Value: "pc-q35-7.2", Usage: "`TYPE` versioned machine type, the same on both sides"},
@@ -159,7 +160,7 @@ func (c *commands) labSpec(x *cli.Context) (lab.Spec, error) {
 	s := lab.Spec{
 		SourceQEMU: first(x.String("source-qemu"), x.String("qemu")), DestinationQEMU: first(x.String("destination-qemu"), x.String("qemu")),
 		Accelerator: x.String("accelerator"), Transport: x.String("transport"), AllowUnsafe: x.Bool("allow-unsafe"),
-		Image: guest.ImageSpec{Kernel: x.String("kernel"), Modules: x.String("modules")},
+		Image: guest.ImageSpec{Kernel: x.String("kernel"), Modules: x.String("modules"), Guest: x.String("guest")},
 		Guest: guest.Spec{Machine: x.String("machine"), VCPUs: x.Int("vcpus"), NIC: guest.NIC{Model: x.String("nic")}},
 	}
 	if hosts := x.String("hosts"); hosts != "netns" {
@@ -174,8 +175,14 @@ func (c *commands) labSpec(x *cli.Context) (lab.Spec, error) {
 		return s, usagef("--vcpus %d: at least 1", s.Guest.VCPUs)
 	}
 	var err error
+	if !slices.Contains(wire.Guests(), s.Image.Guest) {
+		return s, usagef("--guest %s: have %s", s.Image.Guest, strings.Join(wire.Guests(), ", "))
+	}
 	if s.Guest.Memory, err = units.Size(x.String("memory")); err != nil {
 		return s, usagef("--memory: %w", err)
+	}
+	if !x.IsSet("memory") {
+		s.Guest.Memory = lab.DefaultMemory(s.Image.Guest)
 	}
 	if s.Guest.Memory < minMemory || s.Guest.Memory%4096 != 0 {
 		return s, usagef("--memory %s: the lab's guest needs at least %s, in whole pages of 4 KiB", x.String("memory"), units.FormatSize(minMemory))
@@ -184,6 +191,9 @@ func (c *commands) labSpec(x *cli.Context) (lab.Spec, error) {
 		return s, usagef("--link-rate: %w", err)
 	}
 	if s.Workload, err = wire.ParseWorkload(x.String("workload")); err != nil {
+		return s, usagef("--workload: %w", err)
+	}
+	if err := s.Workload.CheckGuest(s.Image.Guest); err != nil {
 		return s, usagef("--workload: %w", err)
 	}
 	if s.Storage, err = storage.Parse(x.String("storage")); err != nil {

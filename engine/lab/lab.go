@@ -47,7 +47,6 @@ type Spec struct {
 const (
 	sourceHost, destinationHost = "a", "b"
 	beatPort                    = 7777
-	defaultMemory               = 256 << 20
 	readyLimit                  = 60 * time.Second // for a guest to boot under TCG on a busy machine
 	reachLimit                  = time.Second
 	settleTime                  = 500 * time.Millisecond
@@ -95,6 +94,9 @@ func Up(ctx context.Context, s Spec) (_ *Lab, err error) {
 	if err != nil {
 		return nil, err
 	}
+	if err := s.Workload.CheckGuest(cmp.Or(s.Image.Guest, wire.TinyGuest)); err != nil {
+		return nil, err
+	}
 	image, err := guest.BuildImage(ctx, l.spec.Image)
 	if err != nil {
 		return nil, err
@@ -130,7 +132,7 @@ func Up(ctx context.Context, s Spec) (_ *Lab, err error) {
 	}
 	g.Accelerator = l.accelerator.Name
 	if g.Memory == 0 {
-		g.Memory = defaultMemory
+		g.Memory = DefaultMemory(s.Image.Guest)
 	}
 	if !s.AllowUnsafe {
 		g.Memory = guest.SafeMemory(source.Version, g.Accelerator, g.Memory)

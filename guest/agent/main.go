@@ -21,18 +21,19 @@ import (
 
 // agent is all there is in the guest. Its parts have locks of their own.
 type agent struct {
-	clock   clock
-	started time.Duration
-	port    *port
-	beats   *beats
-	loop    clockLoop
-	mem     memory
-	disks   disks
-	notes   chan []byte // lines that wait for a host
-	lost    atomic.Uint64
-	workers sync.WaitGroup
-	off     func()                  // powers the guest off
-	broken  func(what, text string) // the agent's own end
+	clock    clock
+	started  time.Duration
+	port     *port
+	beats    *beats
+	loop     clockLoop
+	mem      memory
+	disks    disks
+	children children
+	notes    chan []byte // lines that wait for a host
+	lost     atomic.Uint64
+	workers  sync.WaitGroup
+	off      func()                  // powers the guest off
+	broken   func(what, text string) // the agent's own end
 
 	findDisk func(serial string) (device string, bytes int64, err error) // nil: the guest's own disks
 
@@ -72,6 +73,9 @@ func (a *agent) run() {
 	a.problem(err)
 	a.boot = boot
 	a.problem(loadModules("/modules.list"))
+	if boot.Root != "" {
+		a.problem(a.enterRoot(boot.Root))
+	}
 	a.problem(configure(a.clock, boot.IP, boot.Gateway))
 
 	a.beats, err = newBeats(a.clock, boot.Beat, boot.BeatInterval)
@@ -81,7 +85,7 @@ func (a *agent) run() {
 	a.spawn("reaper", func() {
 		c := make(chan os.Signal, 1)
 		signal.Notify(c, unix.SIGCHLD)
-		for reap(); ; reap() {
+		for a.children.reap(); ; a.children.reap() {
 			<-c
 		}
 	})

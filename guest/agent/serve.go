@@ -118,10 +118,12 @@ func (a *agent) do(req wire.Request) (any, error) {
 		return ask(req, a.readDisk)
 	case wire.DoDiskCorrupt:
 		return ask(req, a.corruptDisk)
+	case wire.DoPutFile:
+		return ask(req, putFile)
 	case wire.DoPoweroff:
 		return struct{}{}, nil
 	}
-	return nil, fmt.Errorf("cannot do %.40q: I can %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, disk.start, .status, .stop, .read, .corrupt", req.Do,
+	return nil, fmt.Errorf("cannot do %.40q: I can %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, disk.start, .status, .stop, .read, .corrupt, file.put", req.Do,
 		wire.DoHello, wire.DoFill, wire.DoVerify, wire.DoWorkloadStart, wire.DoWorkloadStatus, wire.DoWorkloadStop,
 		wire.DoWorkloadRate, wire.DoWorkloadMark, wire.DoWorkloadSpoil, wire.DoClockReset, wire.DoClockReport, wire.DoClockStop, wire.DoBeat, wire.DoPoweroff, wire.DoCorrupt)
 }

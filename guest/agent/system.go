@@ -168,16 +168,6 @@ func addDefaultRoute(fd int, gateway netip.Addr) error {
 	return nil
 }
 
-// reap takes the exit status of every process that was left to PID 1, so that none stays a zombie.
-func reap() {
-	for {
-		pid, err := unix.Wait4(-1, nil, unix.WNOHANG, nil)
-		if pid <= 0 && !errors.Is(err, unix.EINTR) {
-			return
-		}
-	}
-}
-
 // buildID is the content part of a Go binary's build id: of the ELF note of type 4 and name "Go" near the start of the file.
 func buildID(file string) string {
 	f, err := os.Open(file)

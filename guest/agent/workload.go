@@ -50,6 +50,9 @@ func (a *agent) newWorkload(w wire.Workload) (workload, error) {
 		n, err := strconv.Atoi(w.Choice("n"))
 		return newLinpack(a.clock, n), err
 	}
+	if load, ok, err := a.newTool(w); ok {
+		return load, err
+	}
 	return nil, fmt.Errorf("workload %q is known but not built in", w.Name)
 }
 
@@ -106,6 +109,9 @@ type meter struct {
 	total uint64
 	last  int64 // the newest bin that is in use
 	bins  [1 << 16]uint32
+
+	lags  bool          // what it counts comes in reports: nothing is known after the last one's end
+	known time.Duration // that end
 }
 
 // binWidth is a bin's width on the guest's clock.
@@ -120,6 +126,32 @@ func (m *meter) add(at time.Duration, n int) {
 	m.total += uint64(n)
 }
 
+// lag says that all counts will come by spread.
+func (m *meter) lag() {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.lags = true
+}
+
+// spread counts events evenly between two times, the second of which is later than that of every count before, and returns the rest of less than one event.
+func (m *meter) spread(from, to time.Duration, n float64) (rest float64) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	first, end := int64((max(from, m.start)-m.start)/binWidth), int64((to-m.start)/binWidth)
+	first = max(first, end+1-int64(len(m.bins)))
+	m.advance(end)
+	each := n / float64(end-first+1)
+	for b := first; b <= end; b++ {
+		rest += each
+		whole := uint64(rest)
+		rest -= float64(whole)
+		m.bins[b%int64(len(m.bins))] += uint32(whole)
+		m.total += whole
+	}
+	m.known = to
+	return rest
+}
+
 func (m *meter) advance(bin int64) {
 	m.last = max(m.last, bin-int64(len(m.bins))) // what is older is overwritten anyway
 	for m.last < bin {
@@ -132,6 +164,9 @@ func (m *meter) advance(bin int64) {
 func (m *meter) read(s *wire.Status, ask wire.Bins, now time.Duration, ended bool) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
+	if m.lags {
+		now = min(now, max(m.known, m.start))
+	}
 	m.advance(int64((now - m.start) / binWidth))
 	end := m.last
 	if ended {

@@ -109,9 +109,9 @@ func (s Store) path(what What) string {
 		return s.block(what)
 	}
 	if what == Kernel || isExtra(what) {
-		return filepath.Join(s.Dir, string(what))
+		return filepath.Join(s.Dir, what.folder())
 	}
-	return filepath.Join(s.Dir, string(what), Program)
+	return filepath.Join(s.Dir, what.folder(), Program)
 }
 
 // Ensure gets what, unless it is there; see the function of that name.
@@ -169,6 +169,8 @@ func (s Store) ensure(ctx context.Context, what What) (string, error) {
 	switch {
 	case emulatorOf(what) != "":
 		err = s.ensureBlock(ctx, what, tmp)
+	case what == Guest:
+		err = s.ensureGuest(ctx, tmp, root)
 	case isExtra(what):
 		err = s.ensureBundle(ctx, what, tmp, root)
 	default:
@@ -181,7 +183,7 @@ func (s Store) ensure(ctx context.Context, what What) (string, error) {
 		fmt.Fprintf(s.Log, "%s: ready: %s\n", what, s.path(what))
 		return s.path(what), nil
 	}
-	final := filepath.Join(s.Dir, string(what))
+	final := filepath.Join(s.Dir, what.folder())
 	if what == QEMU72 || what == QEMU100 {
 		if err := writeWrapper(root, final); err != nil { // it was tried where it is; now for where it goes
 			return "", err

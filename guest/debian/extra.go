@@ -228,7 +228,7 @@ func (s Store) extra(ctx context.Context, what What) (string, error) {
 	return s.ensure(ctx, what)
 }
 
-// Extras are the things that only some tests and `--storage iscsi|nfs` need; they come after All.
-func Extras() []What { return []What{Block72, Block100, Target, Ganesha} }
+// Extras are the things that only some tests, `--storage iscsi|nfs` and `--guest debian` need; they come after All.
+func Extras() []What { return []What{Block72, Block100, Target, Ganesha, Guest} }
 
 func isExtra(what What) bool { return slices.Contains(Extras(), what) }

@@ -22,6 +22,7 @@ type Boot struct {
 	Beat         netip.AddrPort // qmigrate.beat=10.77.0.1:7777: where beats go by UDP
 	BeatInterval time.Duration  // qmigrate.beat_interval=5ms; 0: 5 ms; negative, written "off": no beats
 	Echo         uint16         // qmigrate.echo=7: the TCP echo server's port; 0: 7
+	Root         string         // qmigrate.root=root: serial of the disk that becomes the root, read-only below a file system in RAM; empty: the initramfs stays
 }
 
 // Words returns the words for the kernel's command line, without those that have their default.
@@ -44,6 +45,9 @@ func (b Boot) Words() []string {
 	}
 	if b.Echo != 0 {
 		w = append(w, "qmigrate.echo="+strconv.Itoa(int(b.Echo)))
+	}
+	if b.Root != "" {
+		w = append(w, "qmigrate.root="+b.Root)
 	}
 	return w
 }
@@ -91,8 +95,10 @@ func ParseBoot(cmdline string) (Boot, error) {
 			} else if err == nil {
 				b.Echo = uint16(n)
 			}
+		case "qmigrate.root":
+			b.Root = value
 		default:
-			err = errors.New("no such word: there are qmigrate.ip, .gw, .beat, .beat_interval, .echo")
+			err = errors.New("no such word: there are qmigrate.ip, .gw, .beat, .beat_interval, .echo, .root")
 		}
 		if err != nil {
 			errs = append(errs, fmt.Errorf("read %s: %w", word, err))

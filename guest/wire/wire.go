@@ -54,6 +54,7 @@ const (
 	DoDiskStop       = "disk.stop"       // DiskName -> DiskStatus, when the last acknowledgement has been given to the port
 	DoDiskRead       = "disk.read"       // DiskRead -> DiskBlocks
 	DoDiskCorrupt    = "disk.corrupt"    // DiskCorrupt; for tests
+	DoPutFile        = "file.put"        // PutFile
 )
 
 // What a note may tell.
@@ -64,6 +65,7 @@ const (
 	EventPanic = "panic" // Panic: the agent itself is broken and powers the guest off
 
 	EventDiskAck = "disk.ack" // DiskAcks
+	EventCounted = "counted"  // Counted
 )
 
 // Request asks the agent for something. ID comes back in the reply.

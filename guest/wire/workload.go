@@ -40,6 +40,10 @@ type WorkloadType struct {
 	Event  string // what it counts, singular
 	Text   string // one line
 	Params []Param
+
+	Guest   string        // the guest that it needs; empty: any
+	Report  time.Duration // it counts in reports about so far apart: rates over less are none; 0: at once
+	Outside bool          // a part of it is on the observer and lives as long as the program that made the lab
 }
 
 // The contents of a page.
@@ -59,7 +63,7 @@ const (
 // WorkloadTypes lists the workloads that exist, in the order in which they are listed to people.
 func WorkloadTypes() []WorkloadType {
 	duration := Param{Name: "duration", Unit: Span, Default: "0s", Text: "ends by itself after this time on the guest's clock; 0s: runs until stopped"}
-	return []WorkloadType{
+	return append([]WorkloadType{
 		{Name: "idle", Event: "none", Text: "does nothing", Params: []Param{duration}},
 		{Name: "clock", Event: "turn", Text: "reads the clock, sleeps, counts", Params: []Param{
 			{Name: "interval", Unit: Span, Default: "1ms", Min: 1e4, Max: 1e10, Text: "sleep between two turns"}, duration}},
@@ -79,7 +83,7 @@ func WorkloadTypes() []WorkloadType {
 		{Name: "dhrystone", Event: "Dhrystone", Text: "Weicker's Dhrystone 2.1, its final values compared; Dhrystones/s", Params: []Param{duration}},
 		{Name: "linpack", Event: "floating-point operation", Text: "a dense system solved by LU with partial pivoting, its residual checked; MFLOPS", Params: []Param{
 			{Name: "n", Unit: Choice, Default: "100", Choices: []string{"100", "1000"}, Text: "order of the matrix"}, duration}},
-	}
+	}, toolTypes(duration)...)
 }
 
 // ParseWorkload reads NAME or NAME:k=v,... and refuses what does not exist or cannot be, listing what does.
