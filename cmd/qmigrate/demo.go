@@ -100,6 +100,9 @@ func (c *commands) runDemo(x *cli.Context) error {
 	if err == nil {
 		err = wrongDisks(rec)
 	}
+	if err == nil {
+		err = wrongTools(rec)
+	}
 	return err
 }
 

@@ -61,6 +61,9 @@ func (c *commands) labUp(x *cli.Context) error {
 	if err != nil {
 		return err
 	}
+	if s.Workload.Type().Outside {
+		return usagef("--workload %s: a part of it would end with this command: it is for `qmigrate demo`", s.Workload.Name)
+	}
 	if os.Geteuid() != 0 {
 		return errors.New("lab up needs root, for its network is to outlive this command: run it with sudo; `qmigrate demo` needs none")
 	}

@@ -324,6 +324,9 @@ func printChecks(w io.Writer, r *record.Migration) {
 		line("tunnel", fmt.Sprintf("%s, %s carried", t.Kind, units.FormatSize(t.Bytes)), fmt.Sprintf("%s of this program's CPU while it stood", units.FormatDuration(t.CPU)))
 	}
 	line("disk", diskParts(r.DiskCheck)...)
+	for _, t := range toolParts(r.Tools) {
+		line(t.name, t.parts...)
+	}
 	if n := r.Network; n != nil {
 		parts := []string{fmt.Sprintf("%s sent, %s lost", plural(int64(n.PingsSent), "ping", "pings"), count(int64(n.PingsLost)))}
 		if n.TCPSurvived != nil {

@@ -7,7 +7,6 @@ import (
 
 	"qmigrate/engine"
 	"qmigrate/engine/storage"
-	"qmigrate/guest/wire"
 )
 
 // CheckAgain refuses a lab whose guest can be migrated only once: what Again could not make as it was.
@@ -43,8 +42,8 @@ func (l *Lab) Again(ctx context.Context) error {
 		return err
 	}
 	l.seen = seen{}
-	if err := l.agent.Call(ctx, wire.DoWorkloadStart, l.spec.Workload, &l.workload); err != nil {
-		return fmt.Errorf("start workload again: %w", err)
+	if err := l.startWorkload(ctx); err != nil {
+		return fmt.Errorf("again: %w", err)
 	}
 	return nil
 }

@@ -70,6 +70,7 @@ type Lab struct {
 	warnings    []string
 	seen        seen // what the observers saw of the last migration
 	tallies     []*Tally
+	tools       *tools // of the workload
 }
 
 // Up makes the lab: network, both QEMUs, the guest booted on host a with its memory filled and its workload running, the
@@ -225,8 +226,8 @@ func (l *Lab) prepare(ctx context.Context) error {
 	if err := l.agent.Call(ctx, wire.DoFill, wire.Fill{Bytes: l.spec.Fill}, &filled); err != nil {
 		return fmt.Errorf("fill guest memory: %w", err)
 	}
-	if err := l.agent.Call(ctx, wire.DoWorkloadStart, l.spec.Workload, &l.workload); err != nil {
-		return fmt.Errorf("start workload: %w", err)
+	if err := l.startWorkload(ctx); err != nil {
+		return err
 	}
 	l.say("workload: %s, and %d pages under check", l.spec.Workload.Name, filled.Pages)
 	return l.startWriters(ctx)
@@ -295,6 +296,7 @@ func (l *Lab) Close() error {
 	if l.agent != nil {
 		l.agent.Close()
 	}
+	errs = append(errs, l.tools.close())
 	for _, vm := range []*guest.VM{l.destination, l.source} {
 		if vm != nil {
 			errs = append(errs, vm.Close())
@@ -312,12 +314,12 @@ func (l *Lab) Close() error {
 	if l.dir != "" {
 		errs = append(errs, release(l.dir))
 	}
-	l.agent, l.destination, l.source, l.disks, l.network, l.dir = nil, nil, nil, nil, nil, ""
+	l.agent, l.destination, l.source, l.disks, l.tools, l.network, l.dir = nil, nil, nil, nil, nil, nil, ""
 	return errors.Join(errs...)
 }
 
 // Leave lets the lab stand when this program ends: Load finds it again.
 func (l *Lab) Leave() error {
 	l.agent.Close()
-	return l.keep()
+	return errors.Join(l.tools.close(), l.keep())
 }

@@ -50,7 +50,7 @@ func (l *Lab) Migrate(ctx context.Context, p engine.Plan, o engine.Options) (*re
 		return nil, err
 	}
 	select {
-	case <-time.After(cmp.Or(l.spec.Observe, warmUp)):
+	case <-time.After(l.tools.watch(cmp.Or(l.spec.Observe, warmUp))):
 	case <-ctx.Done():
 		return nil, context.Cause(ctx)
 	}
@@ -62,6 +62,7 @@ func (l *Lab) Migrate(ctx context.Context, p engine.Plan, o engine.Options) (*re
 		return nil, err
 	}
 	l.ledger.follow(arriving)
+	l.tools.follow(arriving)
 	undo, err := l.route(ctx, &p, &o)
 	if err != nil {
 		arriving.Close()
@@ -121,11 +122,13 @@ func (l *Lab) Migrate(ctx context.Context, p engine.Plan, o engine.Options) (*re
 		l.seen = watch.close()
 		return rec, migrateErr
 	}
-	time.Sleep(cmp.Or(l.spec.Observe, settleTime)) // for gaps to close, replies to come and QEMU's announcements: at 0, 50, 200 and 450 ms by default
+	time.Sleep(l.tools.watch(cmp.Or(l.spec.Observe, settleTime))) // for gaps to close, replies to come and QEMU's announcements: at 0, 50, 200 and 450 ms by default
 	ended := time.Now()
 	l.seen = watch.close()
+	l.tools.settle(after)
 	l.rates(rec, before, during)
 	l.events(after, rec, before, ended)
+	l.tools.rates(rec, began, ended)
 	migrateErr = errors.Join(migrateErr, l.check(after, rec))
 	l.checkDisks(after, rec)
 	l.linkFigures(rec)
@@ -246,6 +249,7 @@ func (l *Lab) check(ctx context.Context, rec *record.Migration) (failed error) {
 	} else if rec.Outcome == record.Completed {
 		rec.Downtime.GuestClock, rec.Downtime.GuestClockError = record.Of(report.Longest), record.Of(report.P99)
 	}
+	toolsEnd := l.tools.finish(ctx, rec)
 	var status wire.Status
 	if err := l.agent.Call(ctx, wire.DoWorkloadStop, wire.Bins{Max: -1}, &status); err != nil {
 		rec.Warn("the guest's workload does not answer: %v", err)
@@ -258,6 +262,7 @@ func (l *Lab) check(ctx context.Context, rec *record.Migration) (failed error) {
 		}
 		rec.Guest.Score = &record.Score{Value: s.Value, Unit: s.Unit}
 	}
+	toolsEnd(status)
 	var v wire.Verified
 	if err := l.agent.Call(ctx, wire.DoVerify, nil, &v); err != nil {
 		rec.Warn("the guest's memory was not checked: %v", err)

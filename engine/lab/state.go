@@ -29,6 +29,7 @@ type state struct {
 	Source      *vmState     `json:"source,omitempty"`
 	Destination *vmState     `json:"destination,omitempty"`
 	Server      *serverState `json:"server,omitempty"` // of the guest's storage
+	Tool        *serverState `json:"tool,omitempty"`   // the other end of the guest's workload
 }
 
 type vmState struct {
@@ -178,6 +179,9 @@ func (l *Lab) state() state {
 	s.Source, s.Destination = note(l.source), note(l.destination)
 	if l.disks != nil {
 		s.Server = l.disks.server.state(l.network.Observer())
+	}
+	if l.tools != nil && l.tools.iperf != nil {
+		s.Tool = (&server{proc: l.tools.iperf.proc}).state(l.network.Observer())
 	}
 	return s
 }
@@ -393,6 +397,10 @@ func Down(ctx context.Context, owner string) (removed []string, err error) {
 	if s, err := read(dir); err == nil && s.Server != nil {
 		removed = append(removed, fmt.Sprintf("storage server %d", s.Server.PID))
 		errs = append(errs, s.Server.end(ctx))
+	}
+	if s, err := read(dir); err == nil && s.Tool != nil {
+		removed = append(removed, fmt.Sprintf("iperf3 %d", s.Tool.PID))
+		errs = append(errs, s.Tool.end(ctx))
 	}
 	names, err := hostnet.Remove(ctx, owner)
 	removed, errs = append(removed, names...), append(errs, err)

@@ -120,6 +120,7 @@ type Migration struct {
 	CPU         []CPUUse     `json:"cpu,omitempty"`      // what QEMU's threads took of the hosts' processors
 	Network     *Network     `json:"network,omitempty"`
 	MemoryCheck *MemoryCheck `json:"memory_check,omitempty"`
+	Tools       *Tools       `json:"tools,omitempty"`
 	Boot        *Boot        `json:"boot,omitempty"`
 	Tunnel      *Tunnel      `json:"tunnel,omitempty"`
 	DiskCheck   *DiskCheck   `json:"disk_check,omitempty"`
