@@ -6,7 +6,7 @@ import (
 	"strings"
 )
 
-// Disk is one of a guest's disks: a virtio-blk device on a block node of a name that stays, by which block commands take it. The
+// Disk is one of a guest's disks: a device on a block node of a name that stays, by which block commands take it. The
 // node of the protocol below it is Node + "-file". What the guest sees, its serial and its place on the bus, is the same on both sides.
 type Disk struct {
 	Node   string // node name of the format's node, at most 26 bytes, and the device's serial; unique within the guest
@@ -20,15 +20,24 @@ type Disk struct {
 	Cache  string // writeback (default), or none (past the host's page cache) where the host's file system can
 }
 
-// The disks' places on the bus.
-const firstDiskAddress = 0x10
+// The places of the disks, or of their controllers, on the bus.
+const (
+	firstDiskAddress = 0x10
+	ahciPorts        = 6
+)
 
 // MaxDisks is how many a guest may have.
 const MaxDisks = 8
 
 // diskArgs are the arguments for all disks.
 func (s Spec) diskArgs() (a []string) {
+	if s.DiskBus == VirtioSCSI && len(s.Disks) > 0 {
+		a = append(a, "-device", fmt.Sprintf("virtio-scsi-pci,id=scsi,addr=%#x", firstDiskAddress))
+	}
 	for i, d := range s.Disks {
+		if n := i / ahciPorts; s.DiskBus == AHCI && i%ahciPorts == 0 {
+			a = append(a, "-device", fmt.Sprintf("ich9-ahci,id=ahci%d,addr=%#x", n, firstDiskAddress+n))
+		}
 		file := []string{"node-name=" + comma(d.Node) + "-file"}
 		add := func(key, value string) {
 			if value != "" {
@@ -67,7 +76,21 @@ func (s Spec) diskArgs() (a []string) {
 		a = append(a,
 			"-blockdev", strings.Join(file, ",")+cache,
 			"-blockdev", fmt.Sprintf("node-name=%[1]s,driver=%[2]s,file=%[1]s-file%[3]s", comma(d.Node), format, cache),
-			"-device", fmt.Sprintf("virtio-blk-pci,id=%[1]s-dev,drive=%[1]s,serial=%[1]s,addr=%#[2]x", comma(d.Node), firstDiskAddress+i))
+			"-device", s.diskDevice(i, comma(d.Node)))
 	}
 	return a
+}
+
+// diskDevice is what the guest sees of its i-th disk.
+func (s Spec) diskDevice(i int, node string) string {
+	device := ""
+	switch s.DiskBus {
+	case VirtioSCSI:
+		device = fmt.Sprintf("scsi-hd,bus=scsi.0,scsi-id=%d", i)
+	case AHCI:
+		device = fmt.Sprintf("ide-hd,bus=ahci%d.%d", i/ahciPorts, i%ahciPorts)
+	default:
+		return fmt.Sprintf("virtio-blk-pci,id=%[1]s-dev,drive=%[1]s,serial=%[1]s,addr=%#[2]x", node, firstDiskAddress+i)
+	}
+	return fmt.Sprintf("%[2]s,id=%[1]s-dev,drive=%[1]s,serial=%[1]s", node, device)
 }

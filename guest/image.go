@@ -36,6 +36,8 @@ const imageAge = 30 * 24 * time.Hour
 type ImageSpec struct {
 	Kernel   string    // a kernel of the user's; default Debian's, fetched if it is not in the cache
 	Modules  string    // with Kernel: folder of its modules (/lib/modules/VERSION); empty: everything needed is built in
+	NIC      string    // one of NICs whose module is loaded; default virtio-net
+	DiskBus  string    // one of DiskBuses, likewise; default virtio-blk
 	CacheDir string    // default CacheDir()
 	Agent    []byte    // PID 1, a static executable; default the embedded guest agent
 	Log      io.Writer // one line a step; nil is silent
@@ -71,8 +73,11 @@ func (s ImageSpec) build(ctx context.Context) (Image, error) {
 		if s.Modules != "" {
 			return Image{}, fmt.Errorf("modules %s without a kernel: give --kernel too", s.Modules)
 		}
-		var err error
-		if s.Kernel, s.Modules, err = debianKernel(ctx, s.CacheDir, s.Log); err != nil {
+		what, err := s.debianKernel()
+		if err != nil {
+			return Image{}, err
+		}
+		if s.Kernel, s.Modules, err = debianKernel(ctx, what, s.CacheDir, s.Log); err != nil {
 			return Image{}, err
 		}
 	}
@@ -86,9 +91,13 @@ func (s ImageSpec) build(ctx context.Context) (Image, error) {
 	}
 	var modules []module
 	if s.Modules != "" {
-		wanted := []string{"virtio_pci", "virtio_net", "virtio_console", "virtio_blk"}
+		nic, bus, err := s.hardware()
+		if err != nil {
+			return Image{}, err
+		}
+		wanted := slices.Concat([]string{"virtio_pci"}, nic.modules, []string{"virtio_console"}, bus.modules)
 		if s.Guest == wire.DebianGuest {
-			wanted = append(wanted, "squashfs", "overlay")
+			wanted = append(wanted, "virtio_blk", "squashfs", "overlay") // for its root, whatever the bus of its disks
 		}
 		if modules, err = moduleOrder(s.Modules, wanted); err != nil {
 			return Image{}, err
@@ -144,9 +153,9 @@ func (i Image) rootArgs() []string {
 	}
 }
 
-// debianKernel is the kernel and the folder of modules of Debian's package.
-func debianKernel(ctx context.Context, cache string, log io.Writer) (kernel, modules string, err error) {
-	dir, err := debian.Store{Dir: cache, Log: log}.Ensure(ctx, debian.Kernel)
+// debianKernel is the kernel and the folder of modules of a package of Debian's.
+func debianKernel(ctx context.Context, what debian.What, cache string, log io.Writer) (kernel, modules string, err error) {
+	dir, err := debian.Store{Dir: cache, Log: log}.Ensure(ctx, what)
 	if err != nil {
 		return "", "", err
 	}

@@ -20,6 +20,7 @@ type Spec struct {
 	Image       Image    // what is booted
 	NIC         NIC      // none if NIC.TAP is empty
 	Disks       []Disk   // the same nodes, in the same order, on both sides; at most MaxDisks
+	DiskBus     string   // how the guest has them: one of DiskBuses; default virtio-blk
 	Dir         string   // private folder on the host: Start makes it 0700, Close removes it
 	Incoming    bool     // wait for migrate-incoming (-incoming defer)
 	Paused      bool     // do not run before `cont` (-S)
@@ -37,7 +38,7 @@ type Image struct {
 
 // NIC is the guest's network card.
 type NIC struct {
-	Model string // default virtio-net-pci ("virtio-net" is the same); else a name of -device, such as e1000
+	Model string // one of NICs; default virtio-net. Another name is handed to -device as it stands
 	TAP   string // the TAP interface on the host; empty means no card
 	MAC   string // default 52:54:00:71:6d:01, the same on both sides
 }
@@ -64,9 +65,10 @@ func (s Spec) withDefaults() Spec {
 	def(&s.Accelerator, "tcg")
 	def(&s.CPU, "qemu64,+rdrand")
 	def(&s.NIC.MAC, "52:54:00:71:6d:01")
-	if s.NIC.Model == "" || s.NIC.Model == "virtio-net" {
-		s.NIC.Model = "virtio-net-pci"
+	if nic, err := pick("", s.NIC.Model, nics()); err == nil {
+		s.NIC.Model = nic.device
 	}
+	def(&s.DiskBus, VirtioBlk)
 	if s.Memory == 0 {
 		s.Memory = 256 << 20
 	}

@@ -6,6 +6,7 @@ import (
 	"os"
 	"path/filepath"
 	"strconv"
+	"strings"
 	"sync"
 	"time"
 
@@ -42,15 +43,15 @@ const (
 
 var errNoDisk = errors.New("no writer was started on that disk: disk.start comes first")
 
-// findDisk is the device file and the size in bytes of the virtio disk with that serial.
+// findDisk is the device file and the size in bytes of the disk with that serial.
 func findDisk(sys, dev, serial string) (string, int64, error) {
-	names, err := filepath.Glob(filepath.Join(sys, "*", "serial"))
+	disks, err := filepath.Glob(filepath.Join(sys, "*"))
 	if err != nil {
 		return "", 0, err
 	}
 	var have []string
-	for _, name := range names {
-		found := word(name)
+	for _, disk := range disks {
+		found := serialOf(disk)
 		if found == "" {
 			continue
 		}
@@ -58,14 +59,30 @@ func findDisk(sys, dev, serial string) (string, int64, error) {
 			have = append(have, found)
 			continue
 		}
-		sectors, err := strconv.ParseInt(word(filepath.Join(filepath.Dir(name), "size")), 10, 64) // of 512 bytes, whatever the disk's are
+		sectors, err := strconv.ParseInt(word(filepath.Join(disk, "size")), 10, 64) // of 512 bytes, whatever the disk's are
 		if err != nil {
 			return "", 0, fmt.Errorf("read size of disk %s: %w", serial, err)
 		}
-		return filepath.Join(dev, filepath.Base(filepath.Dir(name))), sectors * 512, nil
+		return filepath.Join(dev, filepath.Base(disk)), sectors * 512, nil
 	}
-	return "", 0, fmt.Errorf("no disk with serial %q: have %q; is virtio_blk loaded?", serial, have)
+	return "", 0, fmt.Errorf("no disk with serial %q: have %q; is the module of its bus loaded?", serial, have)
 }
+
+// serialOf is a disk's serial: virtio-blk has a file for it, a SCSI or ATA disk page 0x80 of its vital product data, four bytes of
+// header (the last is the length) and text padded with blanks. Source: SPC-5, 7.7.18.
+func serialOf(disk string) string {
+	if s := word(filepath.Join(disk, "serial")); s != "" {
+		return s
+	}
+	page, _ := os.ReadFile(filepath.Join(disk, "device", "vpd_pg80")) // what is no disk has none
+	if len(page) < 4 || page[1] != 0x80 {
+		return ""
+	}
+	return strings.TrimSpace(string(page[4:min(len(page), 4+int(page[3]))]))
+}
+
+// diskLimit is how long a disk may take to appear behind its driver: SCSI and ATA disks are looked for beside everything else.
+const diskLimit = 10 * time.Second
 
 // aligned is a block's worth of memory as O_DIRECT wants it. It is a mapping, which Go's collector does not move or free.
 func aligned(blocks int) ([]byte, error) {
@@ -88,7 +105,12 @@ func (a *agent) openDisk(serial string) (string, int64, error) {
 	if a.findDisk != nil {
 		return a.findDisk(serial)
 	}
-	return findDisk("/sys/block", "/dev", serial)
+	for start := a.clock.now(); ; a.clock.sleep(5 * time.Millisecond) {
+		path, size, err := findDisk("/sys/block", "/dev", serial)
+		if err == nil || a.clock.now()-start > diskLimit {
+			return path, size, err
+		}
+	}
 }
 
 func (a *agent) startDisk(s wire.DiskStart) (wire.DiskStatus, error) {

@@ -26,7 +26,7 @@ type What string
 const (
 	QEMU72  What = "qemu-7.2"  // Debian 12's own
 	QEMU100 What = "qemu-10.0" // Debian 12's backports, Debian 13's own
-	Kernel  What = "kernel"    // Debian 12's kernel for virtual machines, with its modules
+	Kernel  What = "kernel"    // Debian 12's kernel for virtual machines, with its modules; see Generic
 )
 
 // All are the things that the demo and the tests need.
@@ -53,10 +53,10 @@ type Error struct {
 func (e *Error) Error() string {
 	mend := "--qemu PATH"
 	switch {
+	case kernelPackage(e.What) != "":
+		mend = "--kernel PATH --modules DIR"
 	case isExtra(e.What):
 		return fmt.Sprintf("get %s: %v", e.What, e.Err)
-	case e.What == Kernel:
-		mend = "--kernel PATH --modules DIR"
 	}
 	return fmt.Sprintf("get %s: %v; or give your own: %s", e.What, e.Err, mend)
 }
@@ -171,7 +171,7 @@ func (s Store) ensure(ctx context.Context, what What) (string, error) {
 		err = s.ensureBlock(ctx, what, tmp)
 	case what == Guest:
 		err = s.ensureGuest(ctx, tmp, root)
-	case isExtra(what):
+	case isExtra(what) && kernelPackage(what) == "":
 		err = s.ensureBundle(ctx, what, tmp, root)
 	default:
 		err = s.fetch(ctx, what, tmp, root)

@@ -13,12 +13,14 @@ import (
 	"time"
 )
 
-// The things that storage on a network needs.
+// The things that storage on a network, and other hardware in the guest, need.
 const (
 	Block72  What = "block-7.2"   // QEMU's own iSCSI and NFS clients, which Debian packs apart from it; they lie with QEMU, which loads no other build's
 	Block100 What = "block-10.0"  //
 	Target   What = "tgt"         // an iSCSI target in user space
 	Ganesha  What = "nfs-ganesha" // an NFS server in user space, with the port mapper
+
+	Generic What = "kernel-generic" // Debian 12's kernel for all machines: with e1000 and AHCI, which the one for virtual machines has not
 )
 
 // blockPackage has QEMU's iSCSI and NFS clients.
@@ -228,7 +230,7 @@ func (s Store) extra(ctx context.Context, what What) (string, error) {
 	return s.ensure(ctx, what)
 }
 
-// Extras are the things that only some tests, `--storage iscsi|nfs` and `--guest debian` need; they come after All.
-func Extras() []What { return []What{Block72, Block100, Target, Ganesha, Guest} }
+// Extras are the things that only some tests, `--storage iscsi|nfs`, `--guest debian` and `--nic e1000` need; they come after All.
+func Extras() []What { return []What{Block72, Block100, Target, Ganesha, Guest, Generic} }
 
 func isExtra(what What) bool { return slices.Contains(Extras(), what) }

@@ -12,11 +12,19 @@ import (
 	"strings"
 )
 
-// emulator and kernelPackage are the names of Debian's packages.
-const (
-	emulator      = "qemu-system-x86"
-	kernelPackage = "linux-image-cloud-amd64"
-)
+// emulator is the name of Debian's package.
+const emulator = "qemu-system-x86"
+
+// kernelPackage is the name of Debian's metapackage of a kernel; "" if what is something else.
+func kernelPackage(what What) string {
+	switch what {
+	case Kernel:
+		return "linux-image-cloud-amd64"
+	case Generic:
+		return "linux-image-amd64"
+	}
+	return ""
+}
 
 // recipe says where a thing comes from.
 type recipe struct {
@@ -144,13 +152,13 @@ func (s Store) lists(ctx context.Context, what, as What, tmp string, ownStatus b
 
 // fetch downloads the packages of what into tmp and unpacks them into root.
 func (s Store) fetch(ctx context.Context, what What, tmp, root string) error {
-	a, sys, err := s.lists(ctx, what, what, tmp, what == Kernel)
+	a, sys, err := s.lists(ctx, what, what, tmp, kernelPackage(what) != "")
 	if err != nil {
 		return err
 	}
 	r := recipeFor(what, sys.codename)
-	if what == Kernel {
-		return a.kernel(ctx, root)
+	if name := kernelPackage(what); name != "" {
+		return a.kernel(ctx, name, root)
 	}
 	version, err := a.version(ctx, r.series)
 	if err != nil {
@@ -219,15 +227,15 @@ func (a apt) emulator(ctx context.Context, r recipe, version, root string, skip 
 }
 
 // kernel gets the kernel that the metapackage names.
-func (a apt) kernel(ctx context.Context, root string) error {
-	out, err := a.run(ctx, "apt-cache", "depends", kernelPackage)
+func (a apt) kernel(ctx context.Context, meta, root string) error {
+	out, err := a.run(ctx, "apt-cache", "depends", meta)
 	if err != nil {
 		return err
 	}
 	_, rest, ok := strings.Cut(out, "Depends: ")
 	name, _, _ := strings.Cut(rest, "\n")
 	if name = strings.TrimSpace(name); !ok || !strings.HasPrefix(name, "linux-image-") {
-		return fmt.Errorf("apt-cache depends %s: no kernel in %q", kernelPackage, out)
+		return fmt.Errorf("apt-cache depends %s: no kernel in %q", meta, out)
 	}
 	a.say("fetching %s", name)
 	if _, err := a.run(ctx, "apt-get", "download", "-q", name); err != nil {
