@@ -89,6 +89,14 @@ func CheckDiskBus(name string) error {
 	return err
 }
 
+// NICName is a network card's name as users write it; "" is the default.
+func NICName(model string) string {
+	if nic, err := pick("network card", model, nics()); err == nil {
+		return nic.name
+	}
+	return model
+}
+
 // debianKernel is the Debian kernel that an image with this hardware is made from.
 func (s ImageSpec) debianKernel() (debian.What, error) {
 	nic, bus, err := s.hardware()

@@ -53,7 +53,7 @@ func (c *commands) runDemo(x *cli.Context) error {
 	}
 	defer folder.Close()
 	if os.Geteuid() != 0 { // in there no package can be fetched
-		if _, err := guest.BuildImage(x.Context, s.Image); err != nil {
+		if _, err := guest.BuildImage(x.Context, s.ForHardware()); err != nil {
 			return err
 		}
 	}

@@ -70,7 +70,9 @@ func guestFlags() []cli.Flag {
 		&cli.StringFlag{Name: "destination-qemu", Category: aboutGuest, Usage: "`QEMU` of the destination alone"},
 		&cli.StringFlag{Name: "kernel", Category: aboutGuest, Usage: "`FILE` guest kernel; Debian's if not given"},
 		&cli.StringFlag{Name: "modules", Category: aboutGuest, Usage: "`DIR` that kernel's modules, as in /lib/modules/VERSION"},
-		&cli.StringFlag{Name: "nic", Category: aboutGuest, Value: "virtio-net", Usage: "`MODEL` guest network card: virtio-net, or a name of QEMU's -device"},
+		&cli.StringFlag{Name: "cpu-cap", Category: aboutGuest, Usage: "`PERCENT` of one processor that the vCPUs may take together, on each host, as in 50%; QEMU's other threads are free"},
+		&cli.StringFlag{Name: "nic", Category: aboutGuest, Value: guest.VirtioNet, Usage: "`MODEL` guest network card: " + strings.Join(guest.NICs(), ", ")},
+		&cli.StringFlag{Name: "disk-bus", Category: aboutGuest, Value: guest.VirtioBlk, Usage: "`BUS` by which the guest has the disks of --storage: " + strings.Join(guest.DiskBuses(), ", ")},
 		storageFlag(),
 		&cli.StringFlag{Name: "link-rate", Category: aboutGuest, Value: "0B/s", Usage: "`RATE` what each host may send to the link, as in 1Gbit/s; 0B/s is unshaped"},
 		&cli.StringFlag{Name: "transport", Category: aboutGuest, Value: lab.TCP, Usage: "`KIND` of the stream between the hosts: tcp, unix (not over the link), fd (a TCP connection handed over), exec (pipes)"},
@@ -161,7 +163,7 @@ func (c *commands) labSpec(x *cli.Context) (lab.Spec, error) {
 		SourceQEMU: first(x.String("source-qemu"), x.String("qemu")), DestinationQEMU: first(x.String("destination-qemu"), x.String("qemu")),
 		Accelerator: x.String("accelerator"), Transport: x.String("transport"), AllowUnsafe: x.Bool("allow-unsafe"),
 		Image: guest.ImageSpec{Kernel: x.String("kernel"), Modules: x.String("modules"), Guest: x.String("guest")},
-		Guest: guest.Spec{Machine: x.String("machine"), VCPUs: x.Int("vcpus"), NIC: guest.NIC{Model: x.String("nic")}},
+		Guest: guest.Spec{Machine: x.String("machine"), VCPUs: x.Int("vcpus"), NIC: guest.NIC{Model: x.String("nic")}, DiskBus: x.String("disk-bus")},
 	}
 	if hosts := x.String("hosts"); hosts != "netns" {
 		return s, usagef("--hosts %s: have netns", hosts)
@@ -171,8 +173,8 @@ func (c *commands) labSpec(x *cli.Context) (lab.Spec, error) {
 	default:
 		return s, usagef("--accelerator %s: have auto, kvm, tcg", s.Accelerator)
 	}
-	if s.Guest.VCPUs < 1 {
-		return s, usagef("--vcpus %d: at least 1", s.Guest.VCPUs)
+	if s.Guest.VCPUs < 1 || s.Guest.VCPUs > maxVCPUs {
+		return s, usagef("--vcpus %d: 1 to %d", s.Guest.VCPUs, maxVCPUs)
 	}
 	var err error
 	if !slices.Contains(wire.Guests(), s.Image.Guest) {
@@ -199,6 +201,12 @@ func (c *commands) labSpec(x *cli.Context) (lab.Spec, error) {
 	if s.Storage, err = storage.Parse(x.String("storage")); err != nil {
 		return s, usagef("--storage: %w", err)
 	}
+	if s.CPUCap, err = cpuCap(x.String("cpu-cap")); err != nil {
+		return s, err
+	}
+	if err := s.CheckHardware(); err != nil {
+		return s, usageError{err}
+	}
 	if s.Logger, err = c.logger(x); err != nil {
 		return s, err
 	}
@@ -206,6 +214,21 @@ func (c *commands) labSpec(x *cli.Context) (lab.Spec, error) {
 		s.Log = folding{c.stderr}
 	}
 	return s, nil
+}
+
+// maxVCPUs is what a PC without an IOMMU numbers: the IDs of its interrupt controllers have 8 bits.
+const maxVCPUs = 255
+
+// cpuCap reads --cpu-cap.
+func cpuCap(text string) (percent int, err error) {
+	if text == "" {
+		return 0, nil
+	}
+	digits, ok := strings.CutSuffix(text, "%")
+	if percent, err = strconv.Atoi(digits); err != nil || !ok || percent < 1 {
+		return 0, usagef("--cpu-cap %q: whole percent of one processor with their sign, such as 50%% or 150%%", text)
+	}
+	return percent, nil
 }
 
 // minMemory is what Debian's cloud kernel boots in with room for more than 10,000 checked pages.

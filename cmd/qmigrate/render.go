@@ -147,6 +147,7 @@ func printRecord(w io.Writer, r *record.Migration) {
 		fmt.Fprintf(w, "QEMU %s -> %s, %s, %s, %s, %s\n", shortVersion(r.QEMU.SourceVersion), shortVersion(r.QEMU.DestinationVersion), r.QEMU.Machine,
 			r.QEMU.Accelerator, units.FormatSize(r.QEMU.MemoryBytes), plural(int64(r.QEMU.VCPUs), "vCPU", "vCPUs"))
 	}
+	printHardware(w, r)
 	if r.Workload != "" {
 		fmt.Fprintf(w, "%s\n", fold("workload "+r.Workload, 2, page(w)))
 	}

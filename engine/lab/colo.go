@@ -139,9 +139,7 @@ func (l *Lab) inStep(ctx context.Context, p engine.COLOPlan, t COLOTrial, o engi
 	rec, coloErr := engine.COLO(ctx, Endpoint(l.source), Endpoint(l.destination), p, o)
 	stop()
 	kill.Wait()
-	rec.Workload = l.spec.Workload.String()
-	rec.QEMU.AcceleratorReason = l.accelerator.Reason
-	rec.Hosts.Kernel, rec.Hosts.CPU = Machine()
+	l.label(rec)
 	for _, w := range l.warnings {
 		rec.Warn("%s", w)
 	}

@@ -1,6 +1,7 @@
 package lab
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -8,6 +9,7 @@ import (
 
 	"qmigrate/engine"
 	"qmigrate/engine/record"
+	"qmigrate/guest"
 	"qmigrate/guest/wire"
 )
 
@@ -91,5 +93,9 @@ func (l *Lab) Restore(ctx context.Context, p engine.Plan, f engine.File, o engin
 func (l *Lab) label(rec *record.Migration) {
 	rec.Workload = l.spec.Workload.String()
 	rec.QEMU.AcceleratorReason = l.accelerator.Reason
+	rec.QEMU.NIC = guest.NICName(l.spec.Guest.NIC.Model)
+	if l.spec.Storage.Disks > 0 {
+		rec.QEMU.DiskBus = cmp.Or(l.spec.Guest.DiskBus, guest.VirtioBlk)
+	}
 	rec.Hosts.Kernel, rec.Hosts.CPU = Machine()
 }

@@ -27,7 +27,8 @@ import (
 // Spec is a lab as data.
 type Spec struct {
 	Owner           string     // mark in the names of everything that is made; default lab
-	Guest           guest.Spec // memory, vCPUs, machine, NIC model; the lab fills in the rest
+	Guest           guest.Spec // memory, vCPUs, machine, NIC model, disk bus; the lab fills in the rest
+	CPUCap          int        // percent of one processor that the guest's vCPUs may take together, on each host; 0: no limit
 	SourceQEMU      string     // "10.0", a path, or "" for the newest
 	DestinationQEMU string     // likewise
 	Image           guest.ImageSpec
@@ -47,6 +48,7 @@ type Spec struct {
 const (
 	sourceHost, destinationHost = "a", "b"
 	beatPort                    = 7777
+	defaultMachine              = "pc-q35-7.2"     // every QEMU that the lab takes has it
 	readyLimit                  = 60 * time.Second // for a guest to boot under TCG on a busy machine
 	reachLimit                  = time.Second
 	settleTime                  = 500 * time.Millisecond
@@ -71,6 +73,7 @@ type Lab struct {
 	seen        seen // what the observers saw of the last migration
 	tallies     []*Tally
 	tools       *tools // of the workload
+	limits      limits
 }
 
 // Up makes the lab: network, both QEMUs, the guest booted on host a with its memory filled and its workload running, the
@@ -85,6 +88,10 @@ func Up(ctx context.Context, s Spec) (_ *Lab, err error) {
 	if err := s.Workload.Validate(); err != nil {
 		return nil, err
 	}
+	if err := s.CheckHardware(); err != nil {
+		return nil, err
+	}
+	s.Image = s.ForHardware()
 	l := &Lab{spec: s}
 	defer func() {
 		if err != nil {
@@ -217,7 +224,14 @@ func (l *Lab) startDestination(ctx context.Context, host, qemu string) (*guest.V
 	if l.disks != nil {
 		s.Disks = l.disks.destination
 	}
-	return guest.Start(ctx, l.network.Host(host), s)
+	vm, err := guest.Start(ctx, l.network.Host(host), s)
+	if err != nil {
+		return nil, err
+	}
+	if err := l.limit(ctx, vm); err != nil {
+		return nil, errors.Join(err, vm.Close())
+	}
+	return vm, nil
 }
 
 // prepare fills the guest's memory and starts its workload.
@@ -225,6 +239,12 @@ func (l *Lab) prepare(ctx context.Context) error {
 	var filled wire.Filled
 	if err := l.agent.Call(ctx, wire.DoFill, wire.Fill{Bytes: l.spec.Fill}, &filled); err != nil {
 		return fmt.Errorf("fill guest memory: %w", err)
+	}
+	if err := l.limit(ctx, l.source); err != nil { // not before: it would boot for minutes
+		return err
+	}
+	if l.spec.CPUCap != 0 {
+		l.say("CPU cap: %d %% of one processor for the vCPUs, on each host (cgroup %s)", l.spec.CPUCap, l.cap(l.hostOf(l.source)).Kind())
 	}
 	if err := l.startWorkload(ctx); err != nil {
 		return err
@@ -304,6 +324,9 @@ func (l *Lab) Close() error {
 	}
 	if l.ledger != nil {
 		l.ledger.all.Wait()
+	}
+	for _, host := range []string{destinationHost, sourceHost} {
+		errs = append(errs, l.lift(host))
 	}
 	if l.disks != nil {
 		errs = append(errs, l.disks.server.close())

@@ -85,14 +85,18 @@ func (l *Lab) Migrate(ctx context.Context, p engine.Plan, o engine.Options) (*re
 		return nil, errors.Join(err, remove())
 	}
 
+	use, err := l.capped()
+	if err != nil {
+		arriving.Close()
+		return nil, errors.Join(err, remove())
+	}
 	rec, migrateErr := engine.Migrate(ctx, Endpoint(l.source), Endpoint(l.destination), p, o)
 	through.Note(rec)
+	use.note(rec)
 	if err := remove(); err != nil {
 		rec.Warn("the TLS credentials could not be removed: %v", err)
 	}
-	rec.Workload = l.spec.Workload.String()
-	rec.QEMU.AcceleratorReason = l.accelerator.Reason
-	rec.Hosts.Kernel, rec.Hosts.CPU = Machine()
+	l.label(rec)
 	for _, w := range l.warnings {
 		rec.Warn("%s", w)
 	}

@@ -118,6 +118,7 @@ type Migration struct {
 	Timeline    []Series     `json:"timeline,omitempty"` // what observers counted, bin by bin
 	Marks       []Mark       `json:"marks,omitempty"`    // instants to draw on the timeline, in the order of time
 	CPU         []CPUUse     `json:"cpu,omitempty"`      // what QEMU's threads took of the hosts' processors
+	CPUCap      *CPUCap      `json:"cpu_cap,omitempty"`  // the limit on the guest's vCPUs, if they had one
 	Network     *Network     `json:"network,omitempty"`
 	MemoryCheck *MemoryCheck `json:"memory_check,omitempty"`
 	Tools       *Tools       `json:"tools,omitempty"`
@@ -155,6 +156,8 @@ type QEMU struct {
 	Machine            string `json:"machine,omitempty"`
 	MemoryBytes        int64  `json:"memory_bytes,omitempty"`
 	VCPUs              int    `json:"vcpus,omitempty"`
+	NIC                string `json:"nic,omitempty"`      // model of the guest's network card, where the lab gave it one: virtio-net, e1000, ...
+	DiskBus            string `json:"disk_bus,omitempty"` // how the guest has its disks, where the lab gave it some: virtio-blk, virtio-scsi, ahci
 }
 
 // Hosts names the places; Kernel and CPU are the source host's.
@@ -279,6 +282,24 @@ type CPUUse struct {
 	Used    time.Duration `json:"used_ns"`         // by /proc/PID/task/TID/schedstat: ns on a processor
 	Percent float64       `json:"percent"`         // 100 * used / span: of one processor
 	Stage   StageName     `json:"stage,omitempty"` // "": before the first command; after: when the last stage was over
+}
+
+// CPUCap is the limit on the processor time of the guest's vCPU threads, on both hosts; QEMU's other threads have none. What it means is
+// docs/hardware.md.
+type CPUCap struct {
+	Percent     int           `json:"percent"`               // of one processor, for all vCPUs of the guest together
+	Period      time.Duration `json:"period_ns"`             // in each of which it holds
+	Cgroup      string        `json:"cgroup"`                // what holds it: v1 (cpu.cfs_quota_us) or v2 (cpu.max)
+	Source      *CapUse       `json:"source,omitempty"`      // from just before the first command until the migration had ended
+	Destination *CapUse       `json:"destination,omitempty"` // likewise
+}
+
+// CapUse is what the kernel counted of one side's limit.
+type CapUse struct {
+	Periods   int64         `json:"periods"`           // in which a vCPU wanted to run: nr_periods of cpu.stat
+	Throttled int64         `json:"throttled_periods"` // those in which the quota was spent and the vCPUs stood still: nr_throttled
+	Stood     time.Duration `json:"throttled_ns"`      // how long, summed over the host's processors: throttled_time, or throttled_usec
+	Used      time.Duration `json:"used_ns"`           // processor time of the vCPU threads, by /proc/PID/task/TID/schedstat
 }
 
 // Boot is how the guest of an experiment's trial came to be there.

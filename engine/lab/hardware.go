@@ -1,0 +1,150 @@
+package lab
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"sync"
+
+	"qmigrate/engine/record"
+	"qmigrate/guest"
+	"qmigrate/hostnet"
+	"qmigrate/qmp"
+)
+
+// CheckHardware refuses a guest that cannot be, in one line that lists what exists. It starts nothing; the machine type is checked when the QEMUs are known.
+func (s Spec) CheckHardware() error {
+	if err := guest.CheckNIC(s.Guest.NIC.Model); err != nil {
+		return err
+	}
+	if err := guest.CheckDiskBus(s.Guest.DiskBus); err != nil {
+		return err
+	}
+	if s.Guest.DiskBus != "" && s.Guest.DiskBus != guest.VirtioBlk && s.Storage.Disks == 0 {
+		return fmt.Errorf("disk bus %s: the guest has no disks: give it storage too", s.Guest.DiskBus)
+	}
+	if s.CPUCap != 0 {
+		return hostnet.CPUCapSpec{Owner: "lab", Host: sourceHost, Percent: s.CPUCap}.Validate()
+	}
+	return nil
+}
+
+// ForHardware is the image that a guest with the spec's hardware boots.
+func (s Spec) ForHardware() guest.ImageSpec {
+	i := s.Image
+	i.NIC = s.Guest.NIC.Model
+	if s.Storage.Disks > 0 {
+		i.DiskBus = s.Guest.DiskBus
+	}
+	return i
+}
+
+// limits are those on the guest's vCPUs, by host.
+type limits struct {
+	mu  sync.Mutex
+	all map[string]*hostnet.CPUCap
+}
+
+// limit puts the spec's limit on a VM's vCPUs, in place of one that a former VM of the host had.
+func (l *Lab) limit(ctx context.Context, vm *guest.VM) error {
+	if l.spec.CPUCap == 0 {
+		return nil
+	}
+	host := l.hostOf(vm)
+	if err := l.lift(host); err != nil {
+		return err
+	}
+	threads, err := vcpus(ctx, vm)
+	if err != nil {
+		return fmt.Errorf("cap the vCPUs on host %s: %w", host, err)
+	}
+	c, err := hostnet.CPUCapSpec{Owner: l.spec.Owner, Host: host, PID: vm.Process().PID(), Threads: threads, Percent: l.spec.CPUCap}.Apply(ctx, vm.Host())
+	if err != nil {
+		return fmt.Errorf("cap the vCPUs on host %s: %w", host, err)
+	}
+	l.limits.mu.Lock()
+	defer l.limits.mu.Unlock()
+	if l.limits.all == nil {
+		l.limits.all = map[string]*hostnet.CPUCap{}
+	}
+	l.limits.all[host] = c
+	return nil
+}
+
+// lift takes the limit off what runs on a host.
+func (l *Lab) lift(host string) error {
+	l.limits.mu.Lock()
+	c := l.limits.all[host]
+	delete(l.limits.all, host)
+	l.limits.mu.Unlock()
+	if c == nil {
+		return nil
+	}
+	return c.Close()
+}
+
+// cap is the limit on what runs on a host; nil if it has none.
+func (l *Lab) cap(host string) *hostnet.CPUCap {
+	l.limits.mu.Lock()
+	defer l.limits.mu.Unlock()
+	return l.limits.all[host]
+}
+
+// vcpus are the threads that run the guest's CPUs: one may run several.
+func vcpus(ctx context.Context, vm *guest.VM) (threads []int, err error) {
+	nc, err := vm.Dial(ctx, guest.Control)
+	if err != nil {
+		return nil, err
+	}
+	c, err := qmp.NewConn(ctx, nc, qmp.Options{})
+	if err != nil {
+		return nil, err
+	}
+	defer c.Close()
+	cpus, err := c.CPUs(ctx)
+	seen := map[int]bool{}
+	for _, cpu := range cpus {
+		if !seen[cpu.Thread] {
+			seen[cpu.Thread] = true
+			threads = append(threads, cpu.Thread)
+		}
+	}
+	return threads, err
+}
+
+// capped is what the limits of both sides had counted before a migration.
+type capped struct {
+	l                   *Lab
+	source, destination *hostnet.CPUCap
+	before              [2]hostnet.CapUsage
+}
+
+func (l *Lab) capped() (c capped, err error) {
+	c = capped{l: l, source: l.cap(l.hostOf(l.source)), destination: l.cap(l.hostOf(l.destination))}
+	for i, side := range []*hostnet.CPUCap{c.source, c.destination} {
+		if side != nil {
+			var sideErr error
+			c.before[i], sideErr = side.Usage()
+			err = errors.Join(err, sideErr)
+		}
+	}
+	return c, err
+}
+
+// note puts into the record what the limits were and did since.
+func (c capped) note(rec *record.Migration) {
+	if c.source == nil || c.destination == nil {
+		return
+	}
+	s := c.source.Spec()
+	rec.CPUCap = &record.CPUCap{Percent: s.Percent, Period: s.Period, Cgroup: c.source.Kind()}
+	use := func(side *hostnet.CPUCap, before hostnet.CapUsage) *record.CapUse {
+		u, err := side.Usage()
+		if err != nil {
+			rec.Warn("the use of a CPU cap is not known: %v", err)
+			return nil
+		}
+		return &record.CapUse{Periods: u.Periods - before.Periods, Throttled: u.Throttled - before.Throttled, Stood: u.Stood - before.Stood, Used: u.Used - before.Used}
+	}
+	rec.CPUCap.Source, rec.CPUCap.Destination = use(c.source, c.before[0]), use(c.destination, c.before[1])
+}
