@@ -105,6 +105,11 @@ func Up(ctx context.Context, s Spec) (_ *Lab, err error) {
 	if err := s.Workload.CheckGuest(cmp.Or(s.Image.Guest, wire.TinyGuest)); err != nil {
 		return nil, err
 	}
+	if m := s.Guest.Machine; m != "" && m != defaultMachine {
+		if err := guest.CheckMachine(ctx, m, source.Path, destination.Path); err != nil {
+			return nil, err
+		}
+	}
 	image, err := guest.BuildImage(ctx, l.spec.Image)
 	if err != nil {
 		return nil, err
