@@ -1,6 +1,7 @@
 package guest_test
 
 import (
+	"fmt"
 	"slices"
 	"strings"
 	"testing"
@@ -21,6 +22,9 @@ func TestArgs(t *testing.T) {
 			{Node: "disk1", Format: "qcow2", Path: "/i/c.qcow2", Cache: "none"},
 			{Node: "disk2", Driver: "iscsi", Server: "10.77.0.1:3260", Path: "iqn.2026-11.test:disk2", LUN: 1, User: "qmigrate", Secret: "/run/q/chap"},
 			{Node: "disk3", Driver: "nfs", Server: "10.77.0.1", Path: "/export/disk3.raw"}}},
+		"virtio-scsi": {Dir: "/run/q", DiskBus: guest.VirtioSCSI, Disks: []guest.Disk{{Node: "disk0", Path: "/i/a.raw"}, {Node: "disk1", Path: "/i/b.raw"}}},
+		"ahci":        {Dir: "/run/q", DiskBus: guest.AHCI, Disks: disks(guest.MaxDisks)},
+		"vmxnet3":     {Dir: "/run/q", DiskBus: guest.VirtioSCSI, NIC: guest.NIC{Model: "vmxnet3", TAP: "t"}},
 	} {
 		t.Run(name, func(t *testing.T) {
 			args := s.Args()
@@ -30,6 +34,13 @@ func TestArgs(t *testing.T) {
 			golden(t, "testdata/args/"+name+".txt", strings.Join(args, "\n")+"\n")
 		})
 	}
+}
+
+func disks(n int) (all []guest.Disk) {
+	for i := range n {
+		all = append(all, guest.Disk{Node: fmt.Sprintf("disk%d", i), Path: fmt.Sprintf("/i/%d.raw", i)})
+	}
+	return all
 }
 
 // What the guest sees is the same on both sides: nothing but places on the host and the way it starts may differ.

@@ -136,3 +136,44 @@ func TestDiskRefusals(t *testing.T) {
 		}
 	}
 }
+
+// A disk is found by its serial on each bus: virtio-blk has a file with it, SCSI and ATA disks a page of their vital product data.
+func TestFindDisk(t *testing.T) {
+	sys := t.TempDir()
+	file := func(name string, content []byte) {
+		t.Helper()
+		path := filepath.Join(sys, name)
+		if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.WriteFile(path, content, 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	page := func(text string) []byte { return append([]byte{0, 0x80, 0, byte(len(text))}, text...) }
+	file("vda/serial", []byte("disk0\n"))
+	file("vda/size", []byte("2048\n"))
+	file("sda/device/vpd_pg80", page("disk1"))
+	file("sda/size", []byte("4096\n"))
+	file("sdb/device/vpd_pg80", page("               disk2"))
+	file("sdb/size", []byte("6144\n"))
+	file("sdc/device/vpd_pg80", append([]byte{0, 0x80, 0, 200}, "cut"...)) // shorter than it says
+	file("sdd/device/vpd_pg80", []byte{0, 0x83, 0, 1, 'x'})                // another page
+	file("sde/device/vpd_pg80", []byte{0, 0x80})
+	file("loop0/size", []byte("0\n"))
+	for serial, want := range map[string]struct {
+		device string
+		size   int64
+	}{"disk0": {"/dev/vda", 1 << 20}, "disk1": {"/dev/sda", 2 << 20}, "disk2": {"/dev/sdb", 3 << 20}} {
+		device, size, err := findDisk(sys, "/dev", serial)
+		if err != nil || device != want.device || size != want.size {
+			t.Errorf("%s: %s, %d bytes, %v, want %+v", serial, device, size, err, want)
+		}
+	}
+	if _, _, err := findDisk(sys, "/dev", "disk9"); err == nil || !strings.Contains(err.Error(), `have ["disk1" "disk2" "cut" "disk0"]`) {
+		t.Error(err)
+	}
+	if _, _, err := findDisk(sys, "/dev", "cut"); err == nil || !strings.Contains(err.Error(), "read size of disk cut") {
+		t.Error(err)
+	}
+}

@@ -1,0 +1,187 @@
+package guest_test
+
+import (
+	"context"
+	"os"
+	"path"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"qmigrate/guest"
+	"qmigrate/guest/debian"
+	"qmigrate/guest/guesttest"
+	"qmigrate/hostnet"
+	"qmigrate/qmp"
+)
+
+func TestCheckHardware(t *testing.T) {
+	for _, name := range append(guest.NICs(), "", "virtio-net-pci") {
+		if err := guest.CheckNIC(name); err != nil {
+			t.Error(err)
+		}
+	}
+	for _, name := range append(guest.DiskBuses(), "") {
+		if err := guest.CheckDiskBus(name); err != nil {
+			t.Error(err)
+		}
+	}
+	for _, c := range []struct {
+		err  error
+		want string
+	}{
+		{guest.CheckNIC("ne2000"), `network card "ne2000": have virtio-net, e1000, e1000e, vmxnet3`},
+		{guest.CheckDiskBus("floppy"), `disk bus "floppy": have virtio-blk, virtio-scsi, ahci`},
+		{guest.CheckDiskBus("nvme"), `disk bus nvme: QEMU cannot migrate it ("State blocked by non-migratable device"): have virtio-blk, virtio-scsi, ahci`},
+	} {
+		if c.err == nil || c.err.Error() != c.want {
+			t.Errorf("%v, want %s", c.err, c.want)
+		}
+	}
+	for in, want := range map[string]string{"": "virtio-net", "virtio-net-pci": "virtio-net", "e1000": "e1000", "other": "other"} {
+		if got := guest.NICName(in); got != want {
+			t.Errorf("NICName(%q) = %q, want %q", in, got, want)
+		}
+	}
+}
+
+// What is said of each disk bus holds for each QEMU: those that there are can be migrated, NVMe cannot.
+func TestDiskBusBlockers(t *testing.T) {
+	guesttest.EachQEMU(t, func(t *testing.T, bin string) {
+		disk := filepath.Join(guesttest.Dir(t), "disk")
+		if err := os.WriteFile(disk, make([]byte, 1<<20), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		for _, bus := range append(guest.DiskBuses(), "nvme") {
+			s := guest.Spec{Name: "bus", QEMU: bin, Dir: path.Join(guesttest.Dir(t), "vm"), Memory: 16 << 20, Paused: true}
+			blocked := ""
+			if bus == "nvme" {
+				s.Extra = []string{"-blockdev", "driver=file,node-name=d,filename=" + disk, "-device", "nvme,drive=d,serial=d"}
+				blocked = "non-migratable device"
+			} else {
+				s.DiskBus, s.Disks = bus, []guest.Disk{{Node: "disk0", Path: disk}}
+			}
+			reasons := blockers(t, s)
+			if got := strings.Join(reasons, "; "); (blocked == "") != (got == "") || !strings.Contains(got, blocked) {
+				t.Errorf("%s is blocked by %q, want %q", bus, got, blocked)
+			}
+		}
+	})
+}
+
+// blockers are QEMU's reasons why it would not migrate.
+func blockers(t *testing.T, s guest.Spec) []string {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	defer cancel()
+	vm, err := guest.Start(ctx, hostnet.Local(), s)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer vm.Close()
+	nc, err := vm.Dial(ctx, guest.Control)
+	if err != nil {
+		t.Fatal(err)
+	}
+	c, err := qmp.NewConn(ctx, nc, qmp.Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	reasons, err := c.Blockers(ctx)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return reasons
+}
+
+// The image holds the modules of the hardware asked for and no others: the usual guest's boot pays for nothing else.
+func TestImageHardware(t *testing.T) {
+	guesttest.Image(t)
+	usual := []string{"virtio", "virtio_ring", "virtio_pci_legacy_dev", "virtio_pci_modern_dev", "virtio_pci", "failover", "net_failover", "virtio_net", "virtio_console", "virtio_blk"}
+	for _, c := range []struct {
+		spec          guest.ImageSpec
+		kernel        debian.What
+		with, without []string
+	}{
+		{guest.ImageSpec{}, debian.Kernel, usual, []string{"e1000", "sd_mod", "virtio_scsi", "libata"}},
+		{guest.ImageSpec{NIC: "virtio-net", DiskBus: "virtio-blk"}, debian.Kernel, usual, []string{"e1000", "sd_mod"}},
+		{guest.ImageSpec{NIC: "vmxnet3", DiskBus: "virtio-scsi"}, debian.Kernel, []string{"vmxnet3", "virtio_scsi", "sd_mod", "scsi_mod", "virtio_console"}, []string{"virtio_net", "virtio_blk"}},
+		{guest.ImageSpec{NIC: "e1000"}, debian.Generic, []string{"e1000", "virtio_pci", "virtio_console", "virtio_blk"}, []string{"virtio_net", "sd_mod"}},
+		{guest.ImageSpec{NIC: "e1000e", DiskBus: "ahci"}, debian.Generic, []string{"e1000e", "libata", "libahci", "ahci", "sd_mod"}, []string{"virtio_blk", "virtio_scsi"}},
+	} {
+		if _, err := debian.Find(c.kernel); err != nil {
+			guesttest.Unable(t, err, ": `make deps` gets it")
+		}
+		image, err := guest.BuildImage(t.Context(), c.spec)
+		if err != nil {
+			t.Fatal(err)
+		}
+		_, content := readBack(t, image.Initrd)
+		var have []string
+		for _, l := range strings.Fields(content["modules.list"]) {
+			_, name, _ := strings.Cut(strings.TrimSuffix(path.Base(l), ".ko"), "-")
+			have = append(have, name)
+		}
+		for _, name := range c.with {
+			if !slices.Contains(have, name) {
+				t.Errorf("%+v: no %s in %q", c.spec, name, have)
+			}
+		}
+		for _, name := range c.without {
+			if slices.Contains(have, name) {
+				t.Errorf("%+v: %s in %q", c.spec, name, have)
+			}
+		}
+		if c.kernel == debian.Kernel && c.spec.NIC != "vmxnet3" && len(have) != len(usual) {
+			t.Errorf("%+v: the usual guest loads %q", c.spec, have)
+		}
+	}
+	// A kernel of the user's without the module.
+	kernel, modules := debianKernel(t)
+	_, err := guest.BuildImage(t.Context(), guest.ImageSpec{Kernel: kernel, Modules: modules, NIC: "e1000", CacheDir: guesttest.Dir(t)})
+	if err == nil || !strings.Contains(err.Error(), "module e1000, needed by the guest, is neither in") {
+		t.Errorf("e1000 without its module: %v", err)
+	}
+}
+
+func TestCheckMachine(t *testing.T) {
+	dir := guesttest.Dir(t)
+	fake := func(name, help string) string {
+		bin := filepath.Join(dir, name)
+		if err := os.WriteFile(bin, []byte("#!/bin/sh\ncat <<'END'\nSupported machines are:\n"+help+"END\n"), 0o755); err != nil {
+			t.Fatal(err)
+		}
+		return bin
+	}
+	old := fake("old", "microvm              microvm (i386)\npc                   Standard PC (i440FX + PIIX, 1996) (alias of pc-i440fx-7.2)\npc-i440fx-7.2        Standard PC\nq35    Standard PC\npc-q35-7.2           Standard PC\npc-q35-7.1 Standard PC\npc-q35-2.4 Standard PC\npc-q35-10.9.x odd\nnone                 empty machine\n")
+	young := fake("young", "pc-q35-10.0          Standard PC\npc-q35-7.2           Standard PC\npc-q35-7.1 Standard PC\npc-i440fx-7.2        Standard PC\nq35    Standard PC\n")
+	for _, m := range []string{"pc-q35-7.2", "pc-q35-7.1,vmport=off", "pc-i440fx-7.2"} {
+		if err := guest.CheckMachine(t.Context(), m, old, young); err != nil {
+			t.Error(err)
+		}
+	}
+	for _, m := range []string{"q35", "pc", "pc-q35-10.0", "pc-q35-2.4", "microvm", ""} {
+		err := guest.CheckMachine(t.Context(), m, old, young)
+		if want := `machine "` + m + `": the QEMUs have pc-i440fx-7.2, pc-q35-7.1, 7.2`; err == nil || err.Error() != want {
+			t.Errorf("%v, want %s", err, want)
+		}
+	}
+	if err := guest.CheckMachine(t.Context(), "pc-q35-10.0", young); err != nil {
+		t.Error(err)
+	}
+	if _, err := guest.Machines(t.Context(), fake("none", "none empty machine\n")); err == nil {
+		t.Error("a QEMU without a PC")
+	}
+	if _, err := guest.Machines(t.Context(), filepath.Join(dir, "missing")); err == nil {
+		t.Error("no QEMU at all")
+	}
+	guesttest.EachQEMU(t, func(t *testing.T, bin string) {
+		all, err := guest.Machines(t.Context(), bin)
+		if err != nil || !slices.Contains(all, "pc-q35-7.2") || !slices.Contains(all, "pc-i440fx-7.2") || slices.Contains(all, "q35") {
+			t.Errorf("%q, %v", all, err)
+		}
+	})
+}
