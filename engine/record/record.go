@@ -127,6 +127,7 @@ type Migration struct {
 	DiskCheck   *DiskCheck   `json:"disk_check,omitempty"`
 	Mirrors     []Mirror     `json:"mirrors,omitempty"`
 	Sampling    *Sampling    `json:"sampling,omitempty"`
+	Prediction  *Prediction  `json:"prediction,omitempty"` // made before the migration
 
 	// Origin is the instant of the first command on this process's monotonic clock; every start_ns counts from it. Not kept in files.
 	Origin time.Time `json:"-"`
@@ -352,6 +353,14 @@ type Sampling struct {
 	LongestUnanswered time.Duration  `json:"longest_unanswered_ns"`     // the slowest reply: QEMU does not answer during the switch-over
 	Observer          *time.Duration `json:"observer_cpu_ns,omitempty"` // what reading both QEMUs' processor time cost this process, from the beginning of the observation to its end
 	QEMUCPU           *time.Duration `json:"qemu_cpu_ns,omitempty"`     // the source's main thread, over all ticks; from that thread's clock around some of them: docs/measurements.md
+}
+
+// Prediction is what a model said before the migration.
+type Prediction struct {
+	Model       string         `json:"model"`
+	Total       *time.Duration `json:"total_ns,omitempty"`
+	Downtime    *time.Duration `json:"downtime_ns,omitempty"`
+	Transferred *int64         `json:"transferred_bytes,omitempty"`
 }
 
 // Sample is one line of the time series: one reply of query-migrate, or one edge.
