@@ -1,0 +1,225 @@
+"use strict";
+(() => {
+  const figures = JSON.parse(document.getElementById("data").textContent);
+  const root = document.documentElement;
+  const css = name => getComputedStyle(root).getPropertyValue(name).trim();
+  const font = "12px system-ui, \"DejaVu Sans\", sans-serif";
+  const joined = shape => shape === "lines" || shape === "steps";
+  const titled = a => a.unit ? `${a.label} (${a.unit})` : a.label;
+  const number = v => v == null ? "-" : Number(v.toPrecision(4)).toString();
+  const charts = []; // of all figures, for redrawing
+
+  // The markers, one a style: they tell curves apart where colours do not.
+  const markers = [
+    (c, x, y, r) => { c.arc(x, y, r, 0, 7); c.fill(); },
+    (c, x, y, r) => { c.rect(x - r * .9, y - r * .9, r * 1.8, r * 1.8); c.fill(); },
+    (c, x, y, r) => { c.moveTo(x, y - r * 1.1); c.lineTo(x + r, y + r * .8); c.lineTo(x - r, y + r * .8); c.closePath(); c.fill(); },
+    (c, x, y, r) => { c.moveTo(x, y - r * 1.2); c.lineTo(x + r * 1.2, y); c.lineTo(x, y + r * 1.2); c.lineTo(x - r * 1.2, y); c.closePath(); c.fill(); },
+    (c, x, y, r) => { c.moveTo(x - r, y - r); c.lineTo(x + r, y + r); c.moveTo(x + r, y - r); c.lineTo(x - r, y + r); c.stroke(); },
+    (c, x, y, r) => { c.arc(x, y, r, 0, 7); c.stroke(); },
+    (c, x, y, r) => { c.rect(x - r * .9, y - r * .9, r * 1.8, r * 1.8); c.stroke(); },
+    (c, x, y, r) => { c.moveTo(x - r * 1.2, y); c.lineTo(x + r * 1.2, y); c.moveTo(x, y - r * 1.2); c.lineTo(x, y + r * 1.2); c.stroke(); },
+  ];
+
+  // hatched is a style's colour with its hatching, for areas.
+  const hatched = (u, style) => {
+    const size = 8 * devicePixelRatio, tile = document.createElement("canvas");
+    tile.width = tile.height = size;
+    const c = tile.getContext("2d");
+    c.fillStyle = css("--c" + style);
+    c.fillRect(0, 0, size, size);
+    c.strokeStyle = css("--ground");
+    c.lineWidth = 1.5 * devicePixelRatio;
+    c.beginPath();
+    for (const k of figures.hatches[style]) {
+      if (k === "-") { c.moveTo(0, size / 2); c.lineTo(size, size / 2); }
+      if (k === "|") { c.moveTo(size / 2, 0); c.lineTo(size / 2, size); }
+      if (k === "/") for (const d of [-size, 0, size]) { c.moveTo(d, size); c.lineTo(d + size, 0); }
+      if (k === "\\") for (const d of [-size, 0, size]) { c.moveTo(d, 0); c.lineTo(d + size, size); }
+    }
+    c.stroke();
+    return u.ctx.createPattern(tile, "repeat");
+  };
+
+  // overlay draws what uPlot has no series for: single trials, intervals, markers, instants and lines of agreement.
+  const overlay = (f, panel, first) => u => {
+    const c = u.ctx, px = devicePixelRatio, {left, top, width, height} = u.bbox;
+    const X = v => u.valToPos(v, "x", true), Y = v => u.valToPos(v, "y", true);
+    c.save();
+    c.font = `${12 * px}px system-ui, "DejaVu Sans", sans-serif`;
+    c.beginPath();
+    c.rect(left, top, width, height);
+    c.clip();
+    c.strokeStyle = c.fillStyle = css("--text");
+    c.lineWidth = px;
+    const ends = [];
+    for (const m of f.marks || []) {
+      const x = X(m.x);
+      c.setLineDash([5 * px, 4 * px]);
+      c.beginPath(); c.moveTo(x, top); c.lineTo(x, top + height); c.stroke();
+      if (!first) continue;
+      const w = c.measureText(m.label).width;
+      const at = x + w + 4 * px > left + width ? x - w - 4 * px : x + 4 * px;
+      let row = 0;
+      while (row < ends.length && ends[row] > at) row++;
+      ends[row] = at + w + 4 * px;
+      c.fillText(m.label, at, top + (13 + 15 * row) * px);
+    }
+    for (const l of panel.lines || []) {
+      if (f.x.log || panel.y.log) continue;
+      c.setLineDash([2 * px, 4 * px]);
+      c.strokeStyle = c.fillStyle = css("--faint");
+      c.beginPath(); c.moveTo(X(f.x.min), Y(l.y + l.slope * f.x.min)); c.lineTo(X(f.x.max), Y(l.y + l.slope * f.x.max)); c.stroke();
+      c.textAlign = "right";
+      c.fillText("dotted: " + l.label, left + width - 4 * px, top + height - 6 * px);
+      c.textAlign = "left";
+    }
+    c.setLineDash([]);
+    if (!panel.stacked) {
+      panel.curves.forEach((curve, i) => {
+        if (!u.series[i + 1].show) return;
+        c.strokeStyle = c.fillStyle = css("--c" + curve.style);
+        c.globalAlpha = .45;
+        c.beginPath();
+        for (const [x, y] of curve.t || []) { c.moveTo(X(x), Y(y)); c.arc(X(x), Y(y), 2 * px, 0, 7); }
+        c.fill();
+        c.globalAlpha = 1;
+      });
+      panel.curves.forEach((curve, i) => {
+        if (!u.series[i + 1].show) return;
+        c.strokeStyle = c.fillStyle = css("--c" + curve.style);
+        c.lineWidth = 1.8 * px;
+        for (const [x, y, low, high] of curve.p || []) {
+          if (low != null && high != null) {
+            const a = X(x), lo = Y(Math.max(low, panel.y.min)), hi = Y(high), cap = 4 * px;
+            c.beginPath();
+            c.moveTo(a, lo); c.lineTo(a, hi); c.moveTo(a - cap, lo); c.lineTo(a + cap, lo); c.moveTo(a - cap, hi); c.lineTo(a + cap, hi);
+            c.stroke();
+          }
+          if (curve.marked && y != null) { c.beginPath(); markers[curve.style](c, X(x), Y(y), 5 * px); }
+        }
+      });
+    }
+    c.restore();
+  };
+
+  // aligned puts all curves over one x, as uPlot wants it: undefined where a curve has no point, null where it has a gap.
+  const aligned = panel => {
+    const xs = [...new Set(panel.curves.flatMap(c => (c.p || []).map(p => p[0])))].sort((a, b) => a - b);
+    const at = new Map(xs.map((x, i) => [x, i]));
+    const columns = panel.curves.map(c => {
+      const column = new Array(xs.length);
+      for (const p of c.p || []) column[at.get(p[0])] = p[1];
+      return column;
+    });
+    if (panel.stacked) {
+      for (let i = 1; i < columns.length; i++) columns[i] = columns[i].map((v, k) => (v || 0) + (columns[i - 1][k] || 0));
+    }
+    return [xs, ...columns];
+  };
+
+  const grid = () => ({stroke: () => css("--rule"), width: 1});
+  const draw = (element, f) => {
+    const holder = element.querySelector(".plot"), read = element.querySelector(".read");
+    const width = Math.max(holder.clientWidth, 240);
+    const us = f.panels.map((panel, n) => {
+      const last = n === f.panels.length - 1, names = f.x.names;
+      const longest = names ? Math.max(...names.map(s => s.length)) : 0;
+      const tilted = names && longest * names.length * 7.5 > width - 90;
+      const data = aligned(panel), order = panel.curves.map((_, i) => i);
+      const series = [{}, ...panel.curves.map(curve => ({
+        label: curve.name,
+        stroke: () => css(panel.stacked ? "--text" : "--c" + curve.style),
+        fill: panel.stacked ? u => hatched(u, curve.style) : undefined,
+        width: panel.stacked ? 1 : joined(curve.shape) ? 2 : 0,
+        dash: panel.stacked ? undefined : figures.dashes[curve.style],
+        points: {show: false},
+        paths: panel.stacked ? uPlot.paths.bars({size: [.7, 90]}) : curve.shape === "steps" ? uPlot.paths.stepped({align: 1}) : curve.shape === "lines" ? uPlot.paths.linear() : () => null,
+      }))];
+      if (panel.stacked) { // the whole first: each next one covers its lower part
+        order.reverse();
+        series.splice(1, series.length - 1, ...order.map(i => series[i + 1]));
+        data.splice(1, data.length - 1, ...order.map(i => data[i + 1]));
+      }
+      const u = new uPlot({
+        width, height: (f.panels.length > 1 ? 200 : 300) + (last ? 24 : 0) + (last && tilted ? Math.min(longest * 5, 150) : 0),
+        legend: {show: false},
+        cursor: {drag: {x: false, y: false}, sync: {key: f.key, setSeries: false}, points: {show: false}},
+        padding: [10, 14, 4, 0],
+        scales: {
+          x: {time: false, distr: f.x.log ? 3 : 1, range: [f.x.min, f.x.max]},
+          y: {distr: panel.y.log ? 3 : 1, range: [panel.y.min, panel.y.max]},
+        },
+        axes: [{
+          stroke: () => css("--text"), font, labelFont: font, label: last ? titled(f.x) : undefined, labelSize: 20, grid: names ? {show: false} : grid(), ticks: grid(),
+          size: tilted ? Math.min(longest * 5, 150) + 20 : 34, rotate: tilted ? -40 : 0,
+          ...(names ? {splits: () => names.map((_, i) => i), values: () => names} : {values: (_, splits) => splits.map(v => v == null ? "" : number(v))}),
+        }, {
+          stroke: () => css("--text"), font, labelFont: font, label: titled(panel.y), labelSize: 20, size: 58, grid: grid(), ticks: grid(),
+          values: (_, splits) => splits.map(v => v == null ? "" : number(v)),
+        }],
+        series,
+        hooks: {
+          draw: [overlay(f, panel, n === 0)],
+          setCursor: [u => {
+            const i = u.cursor.idx;
+            if (i == null) { read.textContent = "\u00a0"; return; }
+            const x = data[0][i];
+            const parts = [];
+            f.panels.forEach(p => p.curves.forEach(c => {
+              const at = (c.p || []).find(q => q[0] === x);
+              if (at && at[1] != null) parts.push(`${c.name}: ${number(at[1])}${p.y.unit ? " " + p.y.unit : ""}${at[2] != null && at[3] != null ? ` [${number(at[2])}, ${number(at[3])}]` : ""}${at[4] ? `, n = ${at[4]}` : ""}`);
+            }));
+            read.textContent = `${names ? names[Math.round(x)] : titled(f.x) + " " + number(x)}; ${parts.join("; ")}`;
+          }],
+        },
+      }, data, holder);
+      u.order = order;
+      return u;
+    });
+    holder.addEventListener("keydown", e => {
+      const u = us[0], xs = u.data[0];
+      let i = u.cursor.idx ?? -1;
+      if (e.key === "ArrowRight") i++; else if (e.key === "ArrowLeft") i--; else if (e.key === "Home") i = 0; else if (e.key === "End") i = xs.length - 1; else return;
+      e.preventDefault();
+      i = Math.min(Math.max(i, 0), xs.length - 1);
+      us.forEach(v => v.setCursor({left: v.valToPos(xs[i], "x"), top: v.over.clientHeight / 2}));
+    });
+    for (const button of element.querySelectorAll(".legend button")) {
+      button.addEventListener("click", () => {
+        const show = button.getAttribute("aria-pressed") !== "true";
+        button.setAttribute("aria-pressed", show);
+        us.forEach((u, n) => u.order.forEach((i, k) => {
+          if (f.panels[n].curves[i].name === button.dataset.curve) u.setSeries(k + 1, {show});
+        }));
+      });
+    }
+    charts.push({holder, us, width});
+  };
+
+  // What is seen first is drawn first; the rest follows in slices, so that the page answers meanwhile.
+  const waiting = [...document.querySelectorAll("figure[data-figure]")];
+  let done = 0;
+  const drawOne = element => { draw(element, figures.figures[element.dataset.figure]); done++; };
+  const finish = () => {
+    const until = performance.now() + 30;
+    while (waiting.length && performance.now() < until) drawOne(waiting.shift());
+    if (waiting.length) setTimeout(finish, 0); else { root.dataset.drawn = done; observe(); }
+  };
+  const all = () => { while (waiting.length) drawOne(waiting.shift()); };
+  const redraw = () => charts.forEach(c => c.us.forEach(u => u.redraw(true, true)));
+  const observe = () => {
+    const o = new ResizeObserver(() => charts.forEach(c => {
+      const width = Math.max(c.holder.clientWidth, 240);
+      if (width !== c.width) {
+        c.width = width;
+        c.us.forEach(u => u.setSize({width, height: u.height}));
+      }
+    }));
+    o.observe(document.body);
+  };
+  matchMedia("(prefers-color-scheme: dark)").addEventListener("change", redraw);
+  addEventListener("beforeprint", () => { root.classList.add("printing"); all(); redraw(); });
+  addEventListener("afterprint", () => { root.classList.remove("printing"); redraw(); });
+  requestAnimationFrame(() => setTimeout(() => { root.dataset.interactive = performance.now().toFixed(0); finish(); }, 0));
+})();

@@ -1,0 +1,248 @@
+package report
+
+import (
+	"encoding/csv"
+	"io"
+	"math"
+	"strconv"
+	"strings"
+)
+
+// Figure is one figure as data: everything that its drawings and its file of numbers show.
+type Figure struct {
+	Key     string // names its files and its place in the page
+	Title   string
+	Caption Caption
+	X       Axis
+	Panels  []Panel // one above the other, over the same x
+	Marks   []Mark  // instants, through all panels
+}
+
+// Caption is what a reader has to know to use a figure.
+type Caption struct {
+	Measured    string   // what is drawn
+	Definitions []string // of each number, with the record's key
+	N           string   // how many trials
+	Command     string   // that made it
+	Notes       []string
+}
+
+// Axis is a scale. Its numbers are in its unit.
+type Axis struct {
+	Label    string
+	Unit     string
+	Log      bool
+	Min, Max float64
+	Names    []string // categories: the i-th is at i, and the axis has no other places
+}
+
+// Panel is curves over one y axis.
+type Panel struct {
+	Y       Axis
+	Stacked bool // bars, each on the one before
+	Curves  []Curve
+	Lines   []Line
+}
+
+// Shape is how a curve's points are joined.
+type Shape string
+
+// The shapes.
+const (
+	Apart Shape = "apart" // points alone
+	Lines Shape = "lines"
+	Steps Shape = "steps" // the value holds until the next point
+	Bars  Shape = "bars"
+)
+
+// Curve is one series. Style numbers its colour, its dashes, its marker and its hatching, so that colour is never the only mark; the same name has the same style in all
+// panels of a figure.
+type Curve struct {
+	Name   string
+	Style  int
+	Shape  Shape
+	Marked bool    // points have markers
+	Points []Point // in the order of x
+	Trials []Point // each trial's own value, behind the points
+}
+
+// Point is a value; a NaN y is a gap, a NaN Low or High no interval.
+type Point struct {
+	X, Y      float64
+	Low, High float64
+	N         int
+	Label     string // x in words, where it is a level; the id of a single trial
+}
+
+// Mark is an instant.
+type Mark struct {
+	X     float64
+	Label string
+}
+
+// Line is y = Slope x + Y: what would be the case if something held.
+type Line struct {
+	Y, Slope float64
+	Label    string
+}
+
+// styles is how many curves can be told from each other.
+const styles = 8
+
+// names are the curves of all panels, each once, in their order.
+func (f *Figure) names() []Curve {
+	var all []Curve
+	seen := map[string]bool{}
+	for _, p := range f.Panels {
+		for _, c := range p.Curves {
+			if !seen[c.Name] {
+				seen[c.Name] = true
+				all = append(all, c)
+			}
+		}
+	}
+	return all
+}
+
+// drawn tells whether there is anything to draw.
+func (f *Figure) drawn() bool {
+	for _, p := range f.Panels {
+		for _, c := range p.Curves {
+			if len(c.Points) > 0 || len(c.Trials) > 0 {
+				return true
+			}
+		}
+	}
+	return false
+}
+
+// frame gives the axes their limits: what is drawn, zero on linear axes of y, and a margin.
+func (f *Figure) frame() {
+	var xs []float64
+	for i := range f.Panels {
+		p := &f.Panels[i]
+		var ys []float64
+		tops := map[float64]float64{}
+		for _, c := range p.Curves {
+			for _, q := range append(c.Points[:len(c.Points):len(c.Points)], c.Trials...) {
+				xs = append(xs, q.X)
+				if p.Stacked {
+					tops[q.X] += max(q.Y, 0)
+					ys = append(ys, tops[q.X])
+					continue
+				}
+				ys = append(ys, q.Y, q.Low, q.High)
+			}
+		}
+		p.Y.limits(ys, true)
+	}
+	for _, m := range f.Marks {
+		xs = append(xs, m.X)
+	}
+	if f.X.Names != nil {
+		f.X.Log, f.X.Min, f.X.Max = false, -0.6, float64(len(f.X.Names))-0.4
+		return
+	}
+	f.X.limits(xs, false)
+}
+
+// limits sets Min and Max around the values. A logarithmic axis has whole decades where that costs little, and becomes linear where a value is not above 0.
+func (a *Axis) limits(values []float64, zero bool) {
+	low, high := math.Inf(1), math.Inf(-1)
+	for _, v := range values {
+		if !math.IsNaN(v) && !math.IsInf(v, 0) {
+			low, high = min(low, v), max(high, v)
+		}
+	}
+	if low > high {
+		low, high = 0, 1
+	}
+	if a.Log = a.Log && low > 0; a.Log {
+		a.Min, a.Max = low/1.3, high*1.3
+		if a.Max/a.Min < 10 { // a decade at least, or there would be no labels
+			middle := math.Sqrt(a.Min * a.Max)
+			a.Min, a.Max = middle/4, middle*4
+		}
+		return
+	}
+	if zero {
+		low, high = min(low, 0), max(high, 0)
+	}
+	margin := 0.06 * (high - low)
+	if margin == 0 {
+		margin = max(math.Abs(high)*0.1, 0.5)
+	}
+	a.Min, a.Max = low-margin, high+margin
+	if zero && low == 0 {
+		a.Min = 0
+	}
+}
+
+// WriteCSV writes every number of the figure: one row a point.
+func (f *Figure) WriteCSV(w io.Writer) error {
+	c := csv.NewWriter(w)
+	number := func(v float64) string {
+		if math.IsNaN(v) || math.IsInf(v, 0) {
+			return ""
+		}
+		return strconv.FormatFloat(v, 'g', 10, 64)
+	}
+	_ = c.Write([]string{"panel", "curve", "what", "x", "x_unit", "x_label", "y", "y_unit", "low", "high", "n"}) // Flush and Error tell
+	for _, p := range f.Panels {
+		for _, curve := range p.Curves {
+			for i, points := range [][]Point{curve.Points, curve.Trials} {
+				for _, q := range points {
+					what, n := "point", strconv.Itoa(q.N)
+					if i == 1 {
+						what = "trial"
+					}
+					x := number(q.X)
+					label := q.Label
+					if f.X.Names != nil {
+						x = f.X.Names[int(math.Round(q.X))]
+					}
+					if q.N == 0 {
+						n = ""
+					}
+					_ = c.Write([]string{plain(p.Y.Label), plain(curve.Name), what, plain(x), f.X.Unit, plain(label), number(q.Y), p.Y.Unit, number(q.Low), number(q.High), n})
+				}
+			}
+		}
+	}
+	c.Flush()
+	return c.Error()
+}
+
+// plain keeps a text that came from a record from being a formula where a spreadsheet opens the file.
+func plain(text string) string {
+	if text != "" && strings.ContainsRune("=+-@\t\r", rune(text[0])) {
+		if _, err := strconv.ParseFloat(text, 64); err != nil {
+			return "'" + text
+		}
+	}
+	return text
+}
+
+// scale is the unit in which values of a kind are shown, and what one of it is.
+func scale(k kind, largest float64) (unit string, one float64) {
+	type step struct {
+		unit string
+		one  float64
+	}
+	var steps []step
+	switch k {
+	case timeKind:
+		steps = []step{{"s", 1}, {"ms", 1e-3}, {"us", 1e-6}}
+	case sizeKind, rateKind:
+		suffix := strings.TrimPrefix(string(k), "bytes")
+		steps = []step{{"GiB" + suffix, 1 << 30}, {"MiB" + suffix, 1 << 20}, {"KiB" + suffix, 1 << 10}, {"B" + suffix, 1}}
+	default:
+		return string(k), 1
+	}
+	for _, s := range steps {
+		if math.Abs(largest) >= s.one*0.9999 {
+			return s.unit, s.one
+		}
+	}
+	return steps[len(steps)-1].unit, steps[len(steps)-1].one
+}

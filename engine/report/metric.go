@@ -1,0 +1,164 @@
+package report
+
+import (
+	"slices"
+	"time"
+
+	"qmigrate/engine/record"
+)
+
+// metric is one number of a record.
+type metric struct {
+	key, name  string
+	kind       kind
+	definition string // what it is, and the record's key
+	of         func(*record.Migration) (float64, bool)
+}
+
+func seconds(d *time.Duration) (float64, bool) {
+	if d == nil {
+		return 0, false
+	}
+	return d.Seconds(), true
+}
+
+func integer(n *int64) (float64, bool) {
+	if n == nil {
+		return 0, false
+	}
+	return float64(*n), true
+}
+
+func float(n *float64) (float64, bool) {
+	if n == nil {
+		return 0, false
+	}
+	return *n, true
+}
+
+func totalTime() metric {
+	return metric{"time", "total time", timeKind, "total time: first command to RESUME on the destination, in post-copy modes to the end of what follows the guest (total.wall_ns)",
+		func(m *record.Migration) (float64, bool) { return m.Total.Wall.Seconds(), m.Total.Wall > 0 }}
+}
+
+func downtime() metric {
+	return metric{"downtime", "downtime", timeKind, "downtime: STOP on the source to RESUME on the destination, by QEMU's stamps (downtime.wire_ns)",
+		func(m *record.Migration) (float64, bool) { return seconds(m.Downtime.Wire) }}
+}
+
+func sentBytes() metric {
+	return metric{"bytes", "bytes sent", sizeKind, "bytes sent: the source's own count on the wire (total.transferred_bytes)",
+		func(m *record.Migration) (float64, bool) { return integer(m.Total.Transferred) }}
+}
+
+func passes() metric {
+	return metric{"passes", "passes", none, "passes: turns over the dirty pages while the guest ran; the last pass, with the guest stopped, and post-copy are not counted (passes)",
+		func(m *record.Migration) (float64, bool) {
+			n := 0
+			for _, p := range m.Passes {
+				if !p.Stopped && !p.PostCopy {
+					n++
+				}
+			}
+			return float64(n), n > 0
+		}}
+}
+
+func slowdown() metric {
+	return metric{"slowdown", "slowdown of the guest", percent, "slowdown: 100 x (1 - the workload's events during / before), the blackout included (guest.slowdown_percent)",
+		func(m *record.Migration) (float64, bool) {
+			if m.Guest == nil {
+				return 0, false
+			}
+			return float(m.Guest.SlowdownPercent)
+		}}
+}
+
+// hostCPU is what the whole source QEMU took of its host before the migration.
+func hostCPU() metric {
+	return metric{"cpu", "processor of the source's QEMU", percent, "processor: time of all threads of the source's QEMU before `migrate`, in percent of one processor (cpu, thread process)",
+		func(m *record.Migration) (float64, bool) {
+			for _, u := range m.CPU {
+				if u.Side == record.Source && u.Thread == processThread && u.Stage == "" {
+					return u.Percent, true
+				}
+			}
+			return 0, false
+		}}
+}
+
+// processThread is the record's name for all of a QEMU's threads together.
+const processThread = "process"
+
+// claimedRate is the writes that the load generator was asked for, seenRate the pages that QEMU found dirty.
+func ownRate() metric {
+	return metric{"own", "the generator's own count", perSecond, "own count: the workload's events in the second before the first command, by the guest (guest.events_before_per_s)",
+		func(m *record.Migration) (float64, bool) {
+			if m.Guest == nil {
+				return 0, false
+			}
+			return float(m.Guest.EventsBefore)
+		}}
+}
+
+// seenRate is an estimate from QEMU's bitmap alone, and needs no word of the guest's.
+func seenRate() metric {
+	return metric{"seen", "seen by QEMU", perSecond, "seen: dirty pages waiting when a pass began / duration of the pass before, the largest of the record (passes). A page written twice " +
+		"in that time counts once, so that it lies below the writes the more, the longer the pass and the smaller the working set",
+		func(m *record.Migration) (float64, bool) {
+			best, ok := 0.0, false
+			for i := 1; i < len(m.Passes); i++ {
+				if p, before := m.Passes[i], m.Passes[i-1]; p.DirtyPages != nil && before.Duration > 0 && !p.PostCopy && !before.Stopped && !p.Stopped {
+					best, ok = max(best, float64(*p.DirtyPages)/before.Duration.Seconds()), true
+				}
+			}
+			return best, ok
+		}}
+}
+
+// seenPages is what the first synchronisation after the whole copy found.
+func seenPages() metric {
+	return metric{"dirty", "dirty pages after the first pass", none, "dirty pages: waiting when pass 2 began (passes[1].dirty_pages)",
+		func(m *record.Migration) (float64, bool) {
+			if len(m.Passes) < 2 || m.Passes[1].PostCopy {
+				return 0, false
+			}
+			return integer(m.Passes[1].DirtyPages)
+		}}
+}
+
+// observer is one of the places from which the downtime is seen.
+type observer struct {
+	name, definition string
+	of               func(*record.Downtime) *time.Duration
+}
+
+func observers() []observer {
+	return []observer{
+		{"qemu", "query-migrate's own", func(d *record.Downtime) *time.Duration { return d.QEMU }},
+		{"wire", "STOP to RESUME by QEMU's stamps", func(d *record.Downtime) *time.Duration { return d.Wire }},
+		{"status", "query-status polled on both sides", func(d *record.Downtime) *time.Duration { return d.Status }},
+		{"ping", "longest gap between echo replies", func(d *record.Downtime) *time.Duration { return d.Ping }},
+		{"heartbeat", "longest gap between the guest's beats at the observer", func(d *record.Downtime) *time.Duration { return d.Heartbeat }},
+		{"guest clock", "longest gap on the guest's own clock, which stands still", func(d *record.Downtime) *time.Duration { return d.GuestClock }},
+		{"tcp", "longest gap in an established connection", func(d *record.Downtime) *time.Duration { return d.TCP }},
+	}
+}
+
+// values are the metric's values of the completed trials, and those trials.
+func (m metric) values(trials []*trial) (values []float64, of []*trial) {
+	for _, t := range trials {
+		if !t.completed() {
+			continue
+		}
+		if v, ok := m.of(t.Migration); ok {
+			values, of = append(values, v), append(of, t)
+		}
+	}
+	return values, of
+}
+
+// measured tells whether any trial has it.
+func (m metric) measured(trials []*trial) bool {
+	return slices.ContainsFunc(trials, func(t *trial) bool { _, ok := m.of(t.Migration); return ok && t.completed() })
+}

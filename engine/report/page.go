@@ -1,0 +1,239 @@
+package report
+
+import (
+	"bytes"
+	"crypto/sha256"
+	"embed"
+	"encoding/base64"
+	"encoding/json"
+	"fmt"
+	"html/template"
+	"math"
+	"strconv"
+	"strings"
+)
+
+// The page's parts. uPlot is the file of the npm package's dist folder, unchanged; its licence lies beside it.
+//
+//go:embed assets
+var assets embed.FS
+
+const uPlotVersion = "1.6.32"
+
+// The page's data, in short keys.
+type (
+	pageData struct {
+		Hatches [styles]string    `json:"hatches"`
+		Dashes  [styles][]float64 `json:"dashes"`
+		Figures []pageFigure      `json:"figures"`
+	}
+	pageFigure struct {
+		Key    string      `json:"key"`
+		X      pageAxis    `json:"x"`
+		Panels []pagePanel `json:"panels"`
+		Marks  []pageMark  `json:"marks,omitempty"`
+	}
+	pageAxis struct {
+		Label string   `json:"label"`
+		Unit  string   `json:"unit,omitempty"`
+		Log   bool     `json:"log,omitempty"`
+		Min   float64  `json:"min"`
+		Max   float64  `json:"max"`
+		Names []string `json:"names,omitempty"`
+	}
+	pagePanel struct {
+		Y       pageAxis    `json:"y"`
+		Stacked bool        `json:"stacked,omitempty"`
+		Curves  []pageCurve `json:"curves"`
+		Lines   []pageLine  `json:"lines,omitempty"`
+	}
+	pageCurve struct {
+		Name   string        `json:"name"`
+		Style  int           `json:"style"`
+		Shape  Shape         `json:"shape"`
+		Marked bool          `json:"marked,omitempty"`
+		Points []coordinates `json:"p,omitempty"` // x, y, low, high, n
+		Trials []coordinates `json:"t,omitempty"` // x, y
+	}
+	pageMark struct {
+		X     float64 `json:"x"`
+		Label string  `json:"label"`
+	}
+	pageLine struct {
+		Y     float64 `json:"y"`
+		Slope float64 `json:"slope"`
+		Label string  `json:"label"`
+	}
+)
+
+// coordinates are numbers of one point; what is not one is null, and nulls at the end are left out.
+type coordinates []float64
+
+func (c coordinates) MarshalJSON() ([]byte, error) {
+	b := []byte{'['}
+	end := len(c)
+	for end > 2 && (math.IsNaN(c[end-1]) || math.IsInf(c[end-1], 0)) {
+		end--
+	}
+	for i, v := range c[:end] {
+		if i > 0 {
+			b = append(b, ',')
+		}
+		if math.IsNaN(v) || math.IsInf(v, 0) {
+			b = append(b, "null"...)
+		} else {
+			b = strconv.AppendFloat(b, v, 'g', 7, 64)
+		}
+	}
+	return append(b, ']'), nil
+}
+
+func pageAxisOf(a Axis) pageAxis { return pageAxis{a.Label, a.Unit, a.Log, a.Min, a.Max, a.Names} }
+
+func pageFigureOf(f *Figure) pageFigure {
+	out := pageFigure{Key: f.Key, X: pageAxisOf(f.X)}
+	for _, m := range f.Marks {
+		out.Marks = append(out.Marks, pageMark(m))
+	}
+	for _, p := range f.Panels {
+		panel := pagePanel{Y: pageAxisOf(p.Y), Stacked: p.Stacked}
+		for _, l := range p.Lines {
+			panel.Lines = append(panel.Lines, pageLine(l))
+		}
+		for _, c := range p.Curves {
+			curve := pageCurve{Name: c.Name, Style: c.Style, Shape: c.Shape, Marked: c.Marked}
+			for _, q := range c.Points {
+				n := float64(q.N)
+				if q.N == 0 {
+					n = math.NaN()
+				}
+				curve.Points = append(curve.Points, coordinates{q.X, q.Y, q.Low, q.High, n})
+			}
+			for _, q := range c.Trials {
+				curve.Trials = append(curve.Trials, coordinates{q.X, q.Y})
+			}
+			panel.Curves = append(panel.Curves, curve)
+		}
+		out.Panels = append(out.Panels, panel)
+	}
+	return out
+}
+
+// Side is the class of a column's cells, for the page's template.
+func (t Table) Side(column int) string {
+	if column < len(t.Align) && t.Align[column] == 'r' {
+		return "r"
+	}
+	return "l"
+}
+
+// text is the caption in one line.
+func (c Caption) text() string {
+	parts := []string{c.Measured, c.N + "."}
+	parts = append(parts, strings.Join(c.Definitions, "; ")+".")
+	parts = append(parts, c.Notes...)
+	return strings.Join(append(parts, "Made by: "+c.Command), " ")
+}
+
+// pageLegend is a curve's entry in a figure's legend.
+type pageLegend struct {
+	Name, Dashes, Marker, MarkerClass, Hatch string
+	Style                                    int
+	Joined, Marked                           bool
+}
+
+func legendOf(c Curve) pageLegend {
+	l := pageLegend{Name: c.Name, Style: c.Style % styles, Joined: c.Shape != Apart, Marked: c.Marked, MarkerClass: "solid"}
+	var dash []string
+	for _, d := range dashes(c.Style) {
+		dash = append(dash, strconv.FormatFloat(d, 'g', -1, 64))
+	}
+	l.Dashes = strings.Join(dash, " ")
+	l.Marker = [styles]string{
+		"M21.5 7a4.5 4.5 0 1 1-9 0a4.5 4.5 0 1 1 9 0", "M13 3H21V11H13Z", "M17 2L22 11H12Z", "M17 1L23 7L17 13L11 7Z",
+		"M13 3L21 11M21 3L13 11", "M21.5 7a4.5 4.5 0 1 1-9 0a4.5 4.5 0 1 1 9 0", "M13 3H21V11H13Z", "M11 7H23M17 1V13",
+	}[l.Style]
+	if l.Style >= 4 {
+		l.MarkerClass = "open"
+	}
+	for _, k := range hatch(c.Style) {
+		l.Hatch += map[rune]string{'/': "M1 13L13 1M11 13L23 1M21 13L33 1", '\\': "M1 1L13 13M11 1L23 13M21 1L33 13", '-': "M1 5H33M1 9H33", '|': "M6 1V13M12 1V13M18 1V13M24 1V13M30 1V13"}[k]
+	}
+	return l
+}
+
+// palette is the page's colours as style sheet: the dark ones where the reader prefers them and does not print.
+func palette() string {
+	one := func(ground, text, faint, rule, link string, c [styles]string) string {
+		var b strings.Builder
+		fmt.Fprintf(&b, "--ground:%s;--text:%s;--faint:%s;--rule:%s;--link:%s;", ground, text, faint, rule, link)
+		for i, hex := range c {
+			fmt.Fprintf(&b, "--c%d:%s;", i, hex)
+		}
+		return b.String()
+	}
+	day := one(lightGround, lightText, lightFaint, "#d9d9d9", light()[0], light())
+	night := one(darkGround, darkText, darkFaint, "#3a3f45", dark()[0], dark())
+	var b strings.Builder
+	fmt.Fprintf(&b, ":root{%s}\n@media screen and (prefers-color-scheme:dark){:root:not(.printing){%s}}\n", day, night)
+	for i := range styles {
+		fmt.Fprintf(&b, ".c%d{color:var(--c%d)}\n", i, i)
+	}
+	return b.String()
+}
+
+// HTML is the page, whole in itself: it asks no network for anything, and its policy forbids it.
+func (r *Report) HTML() ([]byte, error) {
+	read := func(name string) string {
+		b, err := assets.ReadFile("assets/" + name)
+		if err != nil {
+			panic(err) // they are in the program
+		}
+		return string(b)
+	}
+	type figure struct {
+		*Figure
+		Index, Number int
+		Legend        []pageLegend
+		Data          Table
+		Stacked       bool
+	}
+	data := pageData{}
+	for i := range styles {
+		data.Hatches[i], data.Dashes[i] = hatch(i), dashes(i)
+	}
+	var figures []figure
+	for i, f := range r.Figures {
+		data.Figures = append(data.Figures, pageFigureOf(f))
+		x := figure{Figure: f, Index: i, Number: i + 1, Data: f.data(), Stacked: f.Panels[0].Stacked}
+		for _, c := range f.names() {
+			x.Legend = append(x.Legend, legendOf(c))
+		}
+		figures = append(figures, x)
+	}
+	b, err := json.Marshal(data) // which escapes <, > and &
+	if err != nil {
+		return nil, fmt.Errorf("encode figures: %w", err)
+	}
+	uplot, script := read("uPlot.iife.min.js"), read("page.js")
+	page, err := template.New("page").Parse(read("page.html"))
+	if err != nil {
+		return nil, err
+	}
+	var out bytes.Buffer
+	err = page.Execute(&out, map[string]any{
+		"Report": r, "Tables": r.Tables, "Figures": figures, "Data": template.JS(b), "UPlotVersion": uPlotVersion,
+		"Style": template.CSS(read("uPlot.min.css") + palette() + read("page.css")), "UPlot": template.JS(uplot), "Script": template.JS(script),
+		"Policy": "default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src " + hashOf(uplot) + " " + hashOf(script),
+	})
+	if err != nil {
+		return nil, fmt.Errorf("write page: %w", err)
+	}
+	return out.Bytes(), nil
+}
+
+// hashOf is how a policy names a script that may run: no other one can, whatever a record holds.
+func hashOf(script string) string {
+	sum := sha256.Sum256([]byte(script))
+	return "'sha256-" + base64.StdEncoding.EncodeToString(sum[:]) + "'"
+}

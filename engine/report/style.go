@@ -1,0 +1,69 @@
+package report
+
+import (
+	"image/color"
+	"strconv"
+
+	"gonum.org/v1/plot/vg"
+	"gonum.org/v1/plot/vg/draw"
+)
+
+// The colours of the eight styles on white and on the dark page: each has a contrast of at least 3:1 there (WCAG 2.2, 1.4.11), which a test computes, and styles differ in dashes,
+// marker and hatching too.
+func light() [styles]string {
+	return [styles]string{"#0059a3", "#b34700", "#00735c", "#8a3399", "#6b5900", "#b0005a", "#3d3d3d", "#7a4a2b"}
+}
+
+func dark() [styles]string {
+	return [styles]string{"#6cb4ff", "#ff9d5c", "#3fd0a4", "#e09bea", "#e0c64c", "#ff8fbf", "#c8c8c8", "#d6a07c"}
+}
+
+// The page's grounds and texts.
+const (
+	lightGround, lightText, lightFaint = "#ffffff", "#1a1a1a", "#595959"
+	darkGround, darkText, darkFaint    = "#14171a", "#ececec", "#a6adb4"
+)
+
+// dashes are in points; nil is a whole line.
+func dashes(style int) []float64 {
+	return [styles][]float64{nil, {7, 3}, {2, 2}, {7, 2, 2, 2}, {12, 3}, {4, 4}, {10, 2, 2, 2, 2, 2}, {1, 3}}[style%styles]
+}
+
+// hatch is which lines cross a style's area.
+func hatch(style int) string {
+	return [styles]string{"", "/", "-", "\\", "|", "/\\", "-|", ""}[style%styles]
+}
+
+// markers name a style's marker; the page draws the same ones.
+func markers() [styles]string {
+	return [styles]string{"circle", "square", "triangle", "diamond", "cross", "ring", "box", "plus"}
+}
+
+func colour(style int) color.Color { return rgb(light()[style%styles], 0xff) }
+func faint(style int) color.Color  { return rgb(light()[style%styles], 0x70) }
+
+func rgb(hex string, alpha uint8) color.NRGBA {
+	n, _ := strconv.ParseUint(hex[1:], 16, 32) // they are constants here
+	return color.NRGBA{uint8(n >> 16), uint8(n >> 8), uint8(n), alpha}
+}
+
+func lineStyle(style int) draw.LineStyle {
+	l := draw.LineStyle{Color: colour(style), Width: 1.3}
+	for _, d := range dashes(style) {
+		l.Dashes = append(l.Dashes, vg.Length(d))
+	}
+	return l
+}
+
+func glyph(style int) draw.GlyphStyle {
+	shape := [styles]draw.GlyphDrawer{draw.CircleGlyph{}, draw.SquareGlyph{}, draw.PyramidGlyph{}, diamond{}, draw.CrossGlyph{}, draw.RingGlyph{}, draw.BoxGlyph{}, draw.PlusGlyph{}}[style%styles]
+	return draw.GlyphStyle{Color: colour(style), Radius: 3.4, Shape: shape}
+}
+
+// diamond is a square on its corner.
+type diamond struct{}
+
+func (diamond) DrawGlyph(c *draw.Canvas, s draw.GlyphStyle, p vg.Point) {
+	r := s.Radius * 1.2
+	c.FillPolygon(s.Color, []vg.Point{{X: p.X, Y: p.Y - r}, {X: p.X + r, Y: p.Y}, {X: p.X, Y: p.Y + r}, {X: p.X - r, Y: p.Y}})
+}

@@ -1,0 +1,334 @@
+package report
+
+import (
+	"bytes"
+	"fmt"
+	"html"
+	"image/color"
+	"math"
+	"strconv"
+	"strings"
+
+	"gonum.org/v1/plot"
+	"gonum.org/v1/plot/font"
+	"gonum.org/v1/plot/plotter"
+	"gonum.org/v1/plot/text"
+	"gonum.org/v1/plot/vg"
+	"gonum.org/v1/plot/vg/draw"
+	"gonum.org/v1/plot/vg/vgsvg"
+)
+
+// The drawing's measures, in points.
+const (
+	svgWidth    = 480
+	panelHeight = 190
+	legendLine  = 14
+	fontSize    = 9
+)
+
+// SVG draws the figure.
+func (f *Figure) SVG() ([]byte, error) {
+	curves := f.names()
+	rows := (len(curves) + legendColumns - 1) / legendColumns
+	height := vg.Length(len(f.Panels)*panelHeight + rows*legendLine + 24 + f.tickDepth())
+	canvas := vgsvg.New(svgWidth, height)
+	dc := draw.New(canvas)
+	dc.FillText(style(11, draw.XLeft, draw.YTop), vg.Point{X: 8, Y: height - 6}, f.Title)
+	f.legend(dc, curves, height-24)
+	plots := make([][]*plot.Plot, len(f.Panels))
+	for i := range f.Panels {
+		plots[i] = []*plot.Plot{f.plot(i)}
+	}
+	area := draw.Crop(dc, 6, -14, 4, -vg.Length(rows*legendLine)-26)
+	for i, row := range plot.Align(plots, draw.Tiles{Rows: len(plots), Cols: 1, PadY: 8}, area) {
+		plots[i][0].Draw(row[0])
+	}
+	var b bytes.Buffer
+	if _, err := canvas.WriteTo(&b); err != nil {
+		return nil, fmt.Errorf("draw %s: %w", f.Key, err)
+	}
+	out := b.String()
+	if at := strings.Index(out, "<svg"); at >= 0 { // what a screen reader says in the drawing's place
+		if end := strings.IndexByte(out[at:], '>'); end >= 0 {
+			end += at + 1
+			out = out[:end] + fmt.Sprintf("\n<title>%s</title>\n<desc>%s</desc>", html.EscapeString(f.Title), html.EscapeString(f.Caption.text())) + out[end:]
+		}
+	}
+	return []byte(out), nil
+}
+
+const legendColumns = 2
+
+// style is the text of labels.
+func style(size vg.Length, x text.XAlignment, y text.YAlignment) text.Style {
+	return text.Style{Color: color.Black, Font: font.From(font.Font{Typeface: "Liberation", Variant: "Sans"}, size), XAlign: x, YAlign: y, Handler: plot.DefaultTextHandler}
+}
+
+// tilted tells whether the names of categories are too long to stand side by side.
+func (f *Figure) tilted() bool {
+	longest := 0
+	for _, name := range f.X.Names {
+		longest = max(longest, len(name))
+	}
+	return float64(longest*len(f.X.Names))*fontSize*0.55 > svgWidth-80
+}
+
+// tickDepth is the room for tilted names.
+func (f *Figure) tickDepth() int {
+	if !f.tilted() {
+		return 0
+	}
+	longest := 0
+	for _, name := range f.X.Names {
+		longest = max(longest, len(name))
+	}
+	return min(longest*3, 150)
+}
+
+// legend draws what each style means; panels do not repeat it.
+func (f *Figure) legend(dc draw.Canvas, curves []Curve, top vg.Length) {
+	stacked := len(f.Panels) > 0 && f.Panels[0].Stacked
+	for i, c := range curves {
+		x := vg.Length(8 + (i%legendColumns)*svgWidth/legendColumns)
+		y := top - vg.Length((i/legendColumns)*legendLine) - 6
+		if stacked {
+			box := []vg.Point{{X: x, Y: y - 4}, {X: x + 22, Y: y - 4}, {X: x + 22, Y: y + 4}, {X: x, Y: y + 4}}
+			fill(&dc, box, c.Style)
+		} else {
+			if c.Shape != Apart {
+				dc.StrokeLine2(lineStyle(c.Style), x, y, x+22, y)
+			}
+			if c.Marked {
+				dc.DrawGlyph(glyph(c.Style), vg.Point{X: x + 11, Y: y})
+			}
+		}
+		dc.FillText(style(fontSize, draw.XLeft, draw.YCenter), vg.Point{X: x + 28, Y: y}, c.Name)
+	}
+}
+
+// plot makes one panel.
+func (f *Figure) plot(i int) *plot.Plot {
+	p, panel := plot.New(), &f.Panels[i]
+	p.BackgroundColor = nil
+	last := i == len(f.Panels)-1
+	for _, a := range []*plot.Axis{&p.X, &p.Y} {
+		a.Label.TextStyle.Font = font.From(font.Font{Typeface: "Liberation", Variant: "Sans"}, fontSize)
+		a.Tick.Label.Font = a.Label.TextStyle.Font
+	}
+	p.Y.Label.Text = unitText(panel.Y.Label, panel.Y.Unit)
+	if last {
+		p.X.Label.Text = unitText(f.X.Label, f.X.Unit)
+	}
+	setAxis(&p.Y, panel.Y)
+	setAxis(&p.X, f.X)
+	switch {
+	case f.X.Names != nil:
+		p.X.Tick.Marker = categories(f.X.Names)
+		if f.tilted() {
+			p.X.Tick.Label.Rotation, p.X.Tick.Label.XAlign, p.X.Tick.Label.YAlign = math.Pi/5, draw.XRight, draw.YCenter
+		}
+	case f.X.Log:
+		p.X.Tick.Marker = decades{}
+	}
+	if panel.Y.Log {
+		p.Y.Tick.Marker = decades{}
+	}
+	grid := plotter.NewGrid()
+	grid.Vertical.Color, grid.Horizontal.Color = gridColour(), gridColour()
+	if f.X.Names != nil {
+		grid.Vertical.Width = 0
+	}
+	p.Add(grid, drawing{f, panel})
+	return p
+}
+
+func gridColour() color.Color { return color.Gray{Y: 0xdd} }
+
+func setAxis(a *plot.Axis, of Axis) {
+	a.Min, a.Max = of.Min, of.Max
+	a.Padding = 3
+	if of.Log {
+		a.Scale = plot.LogScale{}
+	}
+}
+
+// categories are ticks with names.
+type categories []string
+
+func (c categories) Ticks(_, _ float64) []plot.Tick {
+	ticks := make([]plot.Tick, len(c))
+	for i, name := range c {
+		ticks[i] = plot.Tick{Value: float64(i), Label: name}
+	}
+	return ticks
+}
+
+// decades are the ticks of a logarithmic axis: labelled at 1, 2 and 5 where there are few decades, at 1 alone where there are many.
+type decades struct{}
+
+func (decades) Ticks(low, high float64) []plot.Tick {
+	var ticks []plot.Tick
+	many := high/low > 1e3
+	for e := math.Floor(math.Log10(low)); e <= math.Ceil(math.Log10(high)); e++ {
+		for d := 1.0; d < 10; d++ {
+			v := d * math.Pow(10, e)
+			if v < low || v > high {
+				continue
+			}
+			t := plot.Tick{Value: v}
+			if d == 1 || !many && (d == 2 || d == 5) {
+				t.Label = strconv.FormatFloat(v, 'g', 3, 64)
+			}
+			ticks = append(ticks, t)
+		}
+	}
+	return ticks
+}
+
+// drawing draws a panel's curves.
+type drawing struct {
+	f     *Figure
+	panel *Panel
+}
+
+func (d drawing) Plot(c draw.Canvas, p *plot.Plot) {
+	x, y := p.Transforms(&c)
+	at := func(q Point) vg.Point { return vg.Point{X: x(q.X), Y: y(q.Y)} }
+	for _, m := range d.f.Marks {
+		c.StrokeLine2(draw.LineStyle{Color: color.Black, Width: 0.8, Dashes: []vg.Length{4, 3}}, x(m.X), c.Min.Y, x(m.X), c.Max.Y)
+	}
+	if d.panel == &d.f.Panels[0] {
+		d.labels(c, x)
+	}
+	for _, l := range d.panel.Lines {
+		if d.f.X.Log || d.panel.Y.Log {
+			continue
+		}
+		line := []vg.Point{{X: x(p.X.Min), Y: y(l.Y + l.Slope*p.X.Min)}, {X: x(p.X.Max), Y: y(l.Y + l.Slope*p.X.Max)}}
+		c.StrokeLines(draw.LineStyle{Color: color.Gray{Y: 0x66}, Width: 0.8, Dashes: []vg.Length{1, 3}}, c.ClipLinesXY(line)...)
+		c.FillText(style(8, draw.XRight, draw.YBottom), vg.Point{X: c.Max.X - 4, Y: c.Min.Y + 4}, "dotted: "+l.Label)
+	}
+	if d.panel.Stacked {
+		d.stack(c, x, y)
+		return
+	}
+	for _, curve := range d.panel.Curves {
+		dot := draw.GlyphStyle{Color: faint(curve.Style), Radius: 1.6, Shape: draw.CircleGlyph{}}
+		for _, q := range curve.Trials {
+			c.DrawGlyph(dot, at(q))
+		}
+	}
+	for _, curve := range d.panel.Curves {
+		if curve.Shape == Lines || curve.Shape == Steps {
+			c.StrokeLines(lineStyle(curve.Style), c.ClipLinesXY(paths(curve, at)...)...)
+		}
+		bar := draw.LineStyle{Color: colour(curve.Style), Width: 1}
+		for _, q := range curve.Points {
+			if !math.IsNaN(q.Low) && !math.IsNaN(q.High) {
+				px, low, high := x(q.X), y(max(q.Low, p.Y.Min)), y(q.High)
+				c.StrokeLine2(bar, px, low, px, high)
+				c.StrokeLine2(bar, px-3, low, px+3, low)
+				c.StrokeLine2(bar, px-3, high, px+3, high)
+			}
+			if curve.Marked && !math.IsNaN(q.Y) {
+				c.DrawGlyph(glyph(curve.Style), at(q))
+			}
+		}
+	}
+}
+
+// labels names the marks, each as high as it takes not to stand on the one before.
+func (d drawing) labels(c draw.Canvas, x func(float64) vg.Length) {
+	sty := style(8, draw.XLeft, draw.YTop)
+	var ends []vg.Length
+	for _, m := range d.f.Marks {
+		width := sty.Width(m.Label)
+		left := x(m.X) + 2
+		if left+width > c.Max.X {
+			left = x(m.X) - width - 2
+		}
+		row := 0
+		for row < len(ends) && ends[row] > left {
+			row++
+		}
+		if row == len(ends) {
+			ends = append(ends, 0)
+		}
+		ends[row] = left + width + 2
+		c.FillText(sty, vg.Point{X: left, Y: c.Max.Y - vg.Length(row*10)}, m.Label)
+	}
+}
+
+// paths are the lines of a curve between its gaps.
+func paths(c Curve, at func(Point) vg.Point) [][]vg.Point {
+	var all [][]vg.Point
+	var line []vg.Point
+	for i, q := range c.Points {
+		if math.IsNaN(q.Y) {
+			if len(line) > 0 && c.Shape == Steps {
+				line = append(line, vg.Point{X: at(Point{X: q.X}).X, Y: line[len(line)-1].Y})
+			}
+			all, line = append(all, line), nil
+			continue
+		}
+		p := at(q)
+		if i > 0 && len(line) > 0 && c.Shape == Steps {
+			line = append(line, vg.Point{X: p.X, Y: line[len(line)-1].Y})
+		}
+		line = append(line, p)
+	}
+	all = append(all, line)
+	out := all[:0]
+	for _, l := range all {
+		if len(l) > 1 {
+			out = append(out, l)
+		}
+	}
+	return out
+}
+
+// stack draws bars, each on the one before.
+func (d drawing) stack(c draw.Canvas, x, y func(float64) vg.Length) {
+	below := map[float64]float64{}
+	for _, curve := range d.panel.Curves {
+		for _, q := range curve.Points {
+			if q.Y <= 0 {
+				continue
+			}
+			low, high := y(below[q.X]), y(below[q.X]+q.Y)
+			below[q.X] += q.Y
+			left, right := x(q.X-0.35), x(q.X+0.35)
+			fill(&c, []vg.Point{{X: left, Y: low}, {X: right, Y: low}, {X: right, Y: high}, {X: left, Y: high}}, curve.Style)
+		}
+	}
+}
+
+// fill fills a rectangle, given from its lower left corner, with a style's colour and hatching.
+func fill(c *draw.Canvas, box []vg.Point, style int) {
+	c.FillPolygon(colour(style), box)
+	inside := draw.Canvas{Canvas: c.Canvas, Rectangle: vg.Rectangle{Min: box[0], Max: box[2]}}
+	line := draw.LineStyle{Color: color.White, Width: 0.9}
+	const gap = 5
+	width, height := box[2].X-box[0].X, box[2].Y-box[0].Y
+	for _, k := range hatch(style) {
+		switch k {
+		case '-':
+			for y := box[0].Y + gap/2; y < box[2].Y; y += gap {
+				c.StrokeLine2(line, box[0].X, y, box[2].X, y)
+			}
+		case '|':
+			for x := box[0].X + gap/2; x < box[2].X; x += gap {
+				c.StrokeLine2(line, x, box[0].Y, x, box[2].Y)
+			}
+		case '/', '\\':
+			for s := -height; s < width; s += gap {
+				a, b := vg.Point{X: box[0].X + s, Y: box[0].Y}, vg.Point{X: box[0].X + s + height, Y: box[2].Y}
+				if k == '\\' {
+					a.Y, b.Y = b.Y, a.Y
+				}
+				c.StrokeLines(line, inside.ClipLinesXY([]vg.Point{a, b})...)
+			}
+		}
+	}
+	c.StrokeLines(draw.LineStyle{Color: color.Black, Width: 0.5}, append(box, box[0]))
+}
