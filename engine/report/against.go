@@ -49,6 +49,7 @@ func against(key, title string, trials []*trial, f factor, by []factor, metrics 
 		}
 		fig.Panels = append(fig.Panels, p)
 		fig.Caption.Definitions = append(fig.Caption.Definitions, m.definition)
+		fig.shows = append(fig.shows, shown(m, f, trials))
 	}
 	names := make([]string, len(fig.Panels))
 	for i, p := range fig.Panels {
@@ -57,6 +58,11 @@ func against(key, title string, trials []*trial, f factor, by []factor, metrics 
 	fig.Caption.Measured = fmt.Sprintf("%s against %s. %s", sentence(join(names)), f.name, medianWords)
 	fig.Caption.N = n.String()
 	return fig
+}
+
+// shown names a panel by what it shows.
+func shown(m metric, f factor, trials []*trial) string {
+	return fmt.Sprintf("%s against %s: %d from %s", m.key, f.name, len(trials), trials[0].ID)
 }
 
 const medianWords = "Large marks: median of the completed trials of a cell; bars: its interval (order statistics, at least 95 %, needs n >= 6); small dots: each trial."

@@ -16,6 +16,8 @@ type Figure struct {
 	X       Axis
 	Panels  []Panel // one above the other, over the same x
 	Marks   []Mark  // instants, through all panels
+
+	shows []string // which metrics of which trials against which factor: nothing is drawn twice
 }
 
 // Caption is what a reader has to know to use a figure.

@@ -48,7 +48,11 @@ func (s *set) examples(ids []string) ([]*trial, error) {
 		most := -1.0
 		for _, cell := range groupBy(g.trials, s.factors) {
 			values, _ := count.values(cell.trials)
-			if v := estimateOf(values).Value; v > most {
+			v := 0.0
+			if len(values) > 0 {
+				v = estimateOf(values).Value
+			}
+			if v > most {
 				if t := typical(cell.trials); t != nil {
 					best, most = t, v
 				}

@@ -119,10 +119,13 @@ func pageFigureOf(f *Figure) pageFigure {
 	return out
 }
 
-// Side is the class of a column's cells, for the page's template.
+// Side is the class of a column's cells, for the page's template: right, left, or a text that may be wrapped.
 func (t Table) Side(column int) string {
-	if column < len(t.Align) && t.Align[column] == 'r' {
+	switch {
+	case column < len(t.Align) && t.Align[column] == 'r':
 		return "r"
+	case column == len(t.Head)-1:
+		return "w"
 	}
 	return "l"
 }

@@ -7,9 +7,12 @@ import (
 	"slices"
 )
 
+// proofShown is what proof shows, among the other figures.
+const proofShown = "the load generator's claim"
+
 // proof sets what the load generator was asked for against what it counted itself and what QEMU found dirty; f is the rate that was asked for.
 func proof(s *set, f factor) []*Figure {
-	fig := &Figure{Key: "load-generator", Title: "The load generator: claimed against seen", X: Axis{Label: "claimed: " + f.name}}
+	fig := &Figure{Key: "load-generator", Title: "The load generator: claimed against seen", X: Axis{Label: "claimed: " + f.name}, shows: []string{proofShown}}
 	place := axisOf(&fig.X, f, s.trials)
 	p := Panel{Y: Axis{Label: "page writes, dirty pages", Unit: "/s"}, Lines: []Line{{Slope: 1, Label: "seen = claimed"}}}
 	n := counter{}

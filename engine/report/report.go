@@ -85,7 +85,7 @@ const factorFigures = 30
 func general(s *set, have []*Figure, ids []string) ([]*Figure, error) {
 	var all []*Figure
 	add := func(f *Figure) {
-		if f.drawn() && !slices.ContainsFunc(have, func(h *Figure) bool { return h.Key == f.Key }) {
+		if f != nil && f.drawn() {
 			all = append(all, f)
 		}
 	}
@@ -102,7 +102,7 @@ func general(s *set, have []*Figure, ids []string) ([]*Figure, error) {
 						continue
 					}
 					name := join(slices.DeleteFunc([]string{g.name, part.name}, func(s string) bool { return s == "" }))
-					add(againstFactor(name, part, f, metrics))
+					add(againstFactor(name, part, f, metrics, have))
 				}
 			}
 			continue
@@ -112,14 +112,14 @@ func general(s *set, have []*Figure, ids []string) ([]*Figure, error) {
 				left++
 				continue
 			}
-			add(againstFactor(part.name, part, f, metrics))
+			add(againstFactor(part.name, part, f, metrics, have))
 		}
 	}
 	if left > 0 && len(all) > 0 {
 		last := all[len(all)-1]
 		last.Caption.Notes = append(last.Caption.Notes, fmt.Sprintf("%s more against factors would follow; the table of results has every cell.", plural(left, "figure")))
 	}
-	for _, f := range rates(s) {
+	for _, f := range rates(s, have) {
 		add(f)
 	}
 	examples, err := s.examples(ids)
@@ -148,36 +148,49 @@ func general(s *set, have []*Figure, ids []string) ([]*Figure, error) {
 	return all, nil
 }
 
-func againstFactor(name string, part split, f factor, metrics []metric) *Figure {
-	title := "Time, downtime and bytes against " + f.name
-	if name != "" {
-		title += " (" + name + ")"
+// againstFactor shows those of the metrics that no figure has yet; nil if there are none left.
+func againstFactor(name string, part split, f factor, metrics []metric, have []*Figure) *Figure {
+	var fresh []metric
+	var names []string
+	for _, m := range metrics {
+		if !slices.ContainsFunc(have, func(h *Figure) bool { return slices.Contains(h.shows, shown(m, f, part.trials)) }) {
+			fresh = append(fresh, m)
+			names = append(names, m.name)
+		}
 	}
-	return against(slug(name+" against "+f.name), title, part.trials, f, part.by, metrics)
+	if len(fresh) == 0 {
+		return nil
+	}
+	key, title := "by "+f.name, sentence(join(names))+" against "+f.name
+	if name != "" {
+		key, title = key+" "+name, title+" ("+name+")"
+	}
+	if len(fresh) < 3 {
+		for _, m := range fresh {
+			key += " " + m.key
+		}
+	}
+	return against(slug(key), title, part.trials, f, part.by, fresh)
 }
 
 // rates are the figures against the rate at which memory is dirtied: passes, and whether the load generator did what it claims.
-func rates(s *set) []*Figure {
+func rates(s *set, have []*Figure) []*Figure {
 	var out []*Figure
 	trials := slices.DeleteFunc(slices.Clone(s.trials), func(t *trial) bool { return t.Mode != record.PreCopyMode && t.Mode != record.HybridMode })
-	if f, ok := find(s.factors, paramFactor("rate")); ok && f.numeric {
-		for _, part := range splitFor(f, trials, without(s.factors, f.name), curveLimit) {
-			out = append(out, passesAgainst(part, f))
+	f, ok := firstOf(s, dirtyRate())
+	if !ok {
+		if fig := scatter(trials, s.factors, seenRate(), []metric{passes()}, "passes-by-dirty-rate", "Passes against the dirty rate that QEMU saw"); fig.drawn() {
+			out = append(out, fig)
 		}
-		return append(out, proof(s, f)...)
+		return out
 	}
-	if fig := scatter(trials, s.factors, seenRate(), []metric{passes()}, "passes-by-dirty-rate", "Passes against the dirty rate that QEMU saw"); fig.drawn() {
-		out = append(out, fig)
+	for _, part := range splitFor(f, trials, without(s.factors, f.name), curveLimit) {
+		out = append(out, againstFactor(part.name, part, f, []metric{passes()}, have))
+	}
+	if !slices.ContainsFunc(have, func(h *Figure) bool { return slices.Contains(h.shows, proofShown) }) {
+		out = append(out, proof(s, f)...)
 	}
 	return out
-}
-
-func passesAgainst(part split, f factor) *Figure {
-	title, key := "Passes against "+f.name, "passes against "+f.name
-	if part.name != "" {
-		title, key = title+" ("+part.name+")", key+" "+part.name
-	}
-	return against(slug(key), title, part.trials, f, part.by, []metric{passes()})
 }
 
 // Write writes report.html into dir, and the files of figures and tables into dir/figures. What an earlier report left there and this one does not have is removed.

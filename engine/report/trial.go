@@ -137,7 +137,7 @@ func nameOf(factors []factor, levels []level) string {
 		switch text := l.String(); {
 		case text == "":
 			parts = append(parts, "no "+factors[i].name)
-		case l.kind == none && l.isNumber() || l.isSwitch() || factors[i].ambiguous:
+		case l.isNumber() && (l.kind == none || l.kind == perSecond || l.kind == percent) || l.isSwitch() || factors[i].ambiguous:
 			parts = append(parts, factors[i].name+" "+text)
 		default:
 			parts = append(parts, text)

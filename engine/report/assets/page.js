@@ -52,6 +52,8 @@
     c.clip();
     c.strokeStyle = c.fillStyle = css("--text");
     c.lineWidth = px;
+    c.textAlign = "left";
+    c.textBaseline = "alphabetic";
     const ends = [];
     for (const m of f.marks || []) {
       const x = X(m.x);
@@ -63,6 +65,9 @@
       let row = 0;
       while (row < ends.length && ends[row] > at) row++;
       ends[row] = at + w + 4 * px;
+      c.fillStyle = css("--ground");
+      c.fillRect(at - px, top + (2 + 15 * row) * px, w + 2 * px, 14 * px);
+      c.fillStyle = css("--text");
       c.fillText(m.label, at, top + (13 + 15 * row) * px);
     }
     for (const l of panel.lines || []) {
@@ -89,6 +94,7 @@
         if (!u.series[i + 1].show) return;
         c.strokeStyle = c.fillStyle = css("--c" + curve.style);
         c.lineWidth = 1.8 * px;
+        const size = (curve.p || []).length > 100 ? 3 : 5;
         for (const [x, y, low, high] of curve.p || []) {
           if (low != null && high != null) {
             const a = X(x), lo = Y(Math.max(low, panel.y.min)), hi = Y(high), cap = 4 * px;
@@ -96,7 +102,7 @@
             c.moveTo(a, lo); c.lineTo(a, hi); c.moveTo(a - cap, lo); c.lineTo(a + cap, lo); c.moveTo(a - cap, hi); c.lineTo(a + cap, hi);
             c.stroke();
           }
-          if (curve.marked && y != null) { c.beginPath(); markers[curve.style](c, X(x), Y(y), 5 * px); }
+          if (curve.marked && y != null) { c.beginPath(); markers[curve.style](c, X(x), Y(y), size * px); }
         }
       });
     }
@@ -145,7 +151,7 @@
         width, height: (f.panels.length > 1 ? 200 : 300) + (last ? 24 : 0) + (last && tilted ? Math.min(longest * 5, 150) : 0),
         legend: {show: false},
         cursor: {drag: {x: false, y: false}, sync: {key: f.key, setSeries: false}, points: {show: false}},
-        padding: [10, 14, 4, 0],
+        padding: [10, tilted ? Math.min(longest * 5, width / 3) : 14, 4, 0],
         scales: {
           x: {time: false, distr: f.x.log ? 3 : 1, range: [f.x.min, f.x.max]},
           y: {distr: panel.y.log ? 3 : 1, range: [panel.y.min, panel.y.max]},
