@@ -49,7 +49,7 @@ func against(key, title string, trials []*trial, f factor, by []factor, metrics 
 		}
 		fig.Panels = append(fig.Panels, p)
 		fig.Caption.Definitions = append(fig.Caption.Definitions, m.definition)
-		fig.shows = append(fig.shows, shown(m, f, trials))
+		fig.shows = append(fig.shows, shown(m, f))
 	}
 	names := make([]string, len(fig.Panels))
 	for i, p := range fig.Panels {
@@ -61,9 +61,7 @@ func against(key, title string, trials []*trial, f factor, by []factor, metrics 
 }
 
 // shown names a panel by what it shows.
-func shown(m metric, f factor, trials []*trial) string {
-	return fmt.Sprintf("%s against %s: %d from %s", m.key, f.name, len(trials), trials[0].ID)
-}
+func shown(m metric, f factor) string { return m.key + " against " + f.name }
 
 const medianWords = "Large marks: median of the completed trials of a cell; bars: its interval (order statistics, at least 95 %, needs n >= 6); small dots: each trial."
 

@@ -137,19 +137,20 @@ const (
 	workloadFactor  = "workload"
 	bandwidthFactor = "max-bandwidth"
 	folderFactor    = "folder"
+	sweepFactor     = "sweep" // one of the experiment's designs: what it varies, others do not
 )
 
 // paramFactor is the name of a parameter of the workload, as a factor.
-func paramFactor(param string) string { return workloadFactor + " " + param }
+func paramFactor(param string) string { return workloadFactor + "-" + param }
 
 // factorsOf finds what varies: the experiment's own factors where there are any, and otherwise what varies in the plans. Each trial gets its levels.
 func factorsOf(trials []*trial) []factor {
-	order := []string{modeFactor} // first ones first: this is also the order in which results are listed
+	order := []string{sweepFactor, modeFactor} // first ones first: this is also the order in which results are listed
 	columns := map[string][]level{}
 	add := func(i int, name string, v any) {
 		if columns[name] == nil {
 			columns[name] = slices.Repeat([]level{{number: math.NaN()}}, len(trials))
-			if name != modeFactor {
+			if name != modeFactor && name != sweepFactor {
 				order = append(order, name)
 			}
 		}
@@ -185,13 +186,36 @@ func factorsOf(trials []*trial) []factor {
 			}
 		}
 	}
-	idle(trials, columns)
+	for i := range trials {
+		trials[i].levels = map[string]level{}
+	}
+	sweeps := map[string][]int{}
+	for i := range trials {
+		key := ""
+		if columns[sweepFactor] != nil {
+			key = columns[sweepFactor][i].text
+		}
+		sweeps[key] = append(sweeps[key], i)
+	}
+	for _, of := range sweeps {
+		idle(of, columns)
+	}
+	for name, column := range columns {
+		for i, l := range column {
+			trials[i].levels[name] = l
+		}
+	}
+	return varying(trials, order)
+}
+
+// varying are those of the names that have more than one level among the trials.
+func varying(trials []*trial, order []string) []factor {
 	var all []factor
 	for _, name := range order {
 		f := factor{name: name, numeric: true}
 		seen := map[string]bool{}
-		for _, l := range columns[name] {
-			if !seen[l.text] {
+		for _, t := range trials {
+			if l := t.levels[name]; !seen[l.text] {
 				seen[l.text] = true
 				f.levels = append(f.levels, l)
 			}
@@ -216,12 +240,6 @@ func factorsOf(trials []*trial) []factor {
 			}) {
 				all[i].ambiguous = true
 			}
-		}
-	}
-	for i, t := range trials {
-		t.levels = map[string]level{modeFactor: columns[modeFactor][i]} // also where there is one mode alone
-		for _, f := range all {
-			t.levels[f.name] = columns[f.name][i]
 		}
 	}
 	return all
@@ -274,16 +292,16 @@ func workload(text string) (name string, params [][2]string) {
 	return name, params
 }
 
-// idle makes a guest that does nothing one that dirties 0 pages a second where all others run one and the same workload at a rate: it belongs on that axis.
+// idle makes, in one sweep, a guest that does nothing one that dirties 0 pages a second where all others run one and the same workload at a rate: it belongs on that axis.
 // The workload's other parameters are then those of the others, if these agree.
-func idle(trials []*trial, columns map[string][]level) {
+func idle(of []int, columns map[string][]level) {
 	names, rates := columns[workloadFactor], columns[paramFactor("rate")]
 	if names == nil || rates == nil {
 		return
 	}
 	other := ""
-	for i, l := range names {
-		switch {
+	for _, i := range of {
+		switch l := names[i]; {
 		case l.text == "idle" || l.text == "":
 		case other != "" && other != l.text || rates[i].text == "":
 			return
@@ -296,13 +314,13 @@ func idle(trials []*trial, columns map[string][]level) {
 			continue
 		}
 		common, agree := level{}, true
-		for i := range trials {
+		for _, i := range of {
 			if names[i].text == other {
 				agree = agree && (common.text == "" || common.text == column[i].text)
 				common = column[i]
 			}
 		}
-		for i := range trials {
+		for _, i := range of {
 			switch {
 			case names[i].text != "idle":
 			case name == paramFactor("rate"):
@@ -312,8 +330,8 @@ func idle(trials []*trial, columns map[string][]level) {
 			}
 		}
 	}
-	for i := range names {
-		if names[i].text == "idle" {
+	for _, i := range of {
+		if names[i].text == "idle" && other != "" {
 			names[i].text = other
 		}
 	}

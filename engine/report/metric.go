@@ -1,7 +1,9 @@
 package report
 
 import (
+	"encoding/json"
 	"slices"
+	"strings"
 	"time"
 
 	"qmigrate/engine/record"
@@ -161,4 +163,43 @@ func (m metric) values(trials []*trial) (values []float64, of []*trial) {
 // measured tells whether any trial has it.
 func (m metric) measured(trials []*trial) bool {
 	return slices.ContainsFunc(trials, func(t *trial) bool { _, ok := m.of(t.Migration); return ok && t.completed() })
+}
+
+// metricOf is the metric of a record's key: total.wall_ns.
+func metricOf(key string) metric {
+	known := map[string]metric{
+		"total.wall_ns": totalTime(), "downtime.wire_ns": downtime(), "total.transferred_bytes": sentBytes(), "passes": passes(), "guest.slowdown_percent": slowdown(),
+		"guest.events_before_per_s": ownRate(),
+	}
+	if m, ok := known[key]; ok {
+		return m
+	}
+	m := metric{key: key, name: key, definition: key + ": as docs/measurements.md defines it"}
+	one := 1.0
+	switch {
+	case strings.HasSuffix(key, "_ns"):
+		m.kind, one = timeKind, 1e9
+	case strings.HasSuffix(key, "_bytes_per_s"):
+		m.kind = rateKind
+	case strings.HasSuffix(key, "_bytes"):
+		m.kind = sizeKind
+	case strings.HasSuffix(key, "_per_s"):
+		m.kind = perSecond
+	case strings.HasSuffix(key, "_percent"):
+		m.kind = percent
+	}
+	m.of = func(r *record.Migration) (float64, bool) {
+		b, err := json.Marshal(r)
+		var v any
+		if err != nil || json.Unmarshal(b, &v) != nil {
+			return 0, false
+		}
+		for _, name := range strings.Split(key, ".") {
+			fields, _ := v.(map[string]any)
+			v = fields[name]
+		}
+		n, ok := v.(float64)
+		return n / one, ok
+	}
+	return m
 }

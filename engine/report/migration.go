@@ -424,8 +424,8 @@ func downtimes(s *set) *Figure {
 }
 
 // distribution is the empirical distribution of metrics: the share of trials with at most that value.
-func distribution(s *set, m metric) *Figure {
-	groups, by := coarse(completed(s.trials), s.factors, curveLimit)
+func distribution(s *set, m metric, factors []factor) *Figure {
+	groups, by := coarse(completed(s.trials), factors, curveLimit)
 	all, _ := m.values(s.trials)
 	fig := &Figure{Key: "ecdf-" + m.key, Title: "Distribution of the " + m.name}
 	if len(all) == 0 {

@@ -7,12 +7,9 @@ import (
 	"slices"
 )
 
-// proofShown is what proof shows, among the other figures.
-const proofShown = "the load generator's claim"
-
 // proof sets what the load generator was asked for against what it counted itself and what QEMU found dirty; f is the rate that was asked for.
-func proof(s *set, f factor) []*Figure {
-	fig := &Figure{Key: "load-generator", Title: "The load generator: claimed against seen", X: Axis{Label: "claimed: " + f.name}, shows: []string{proofShown}}
+func proof(s *set, f factor) *Figure {
+	fig := &Figure{Key: "load-generator", Title: "The load generator: claimed against seen", X: Axis{Label: "claimed: " + f.name}}
 	place := axisOf(&fig.X, f, s.trials)
 	p := Panel{Y: Axis{Label: "page writes, dirty pages", Unit: "/s"}, Lines: []Line{{Slope: 1, Label: "seen = claimed"}}}
 	n := counter{}
@@ -41,10 +38,10 @@ func proof(s *set, f factor) []*Figure {
 	fig.Caption.Measured = "The rate that was asked of the load generator, against its own count and against what QEMU's dirty bitmap shows. " + medianWords
 	fig.Caption.N = n.String()
 	if !fig.drawn() {
-		return nil
+		return fig
 	}
 	fig.Caption.Notes = pooled([]factor{f}, s.factors)
-	return []*Figure{fig}
+	return fig
 }
 
 // scatter is metrics against a measured number, one dot a trial.

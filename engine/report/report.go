@@ -23,6 +23,8 @@ type Report struct {
 	Title    string
 	Summary  string
 	Command  string
+	Made     string   // the command that made the records, where an experiment says it
+	Without  []string // what the experiment says that it does without
 	Warnings []Warning
 	Tables   []Table // results first
 	Figures  []*Figure
@@ -43,23 +45,58 @@ func Build(dirs []string, o Options) (*Report, error) {
 		r.Title = "Experiment " + name
 	}
 	first, last := s.trials[0].StartedAt, s.trials[len(s.trials)-1].StartedAt
-	r.Summary = fmt.Sprintf("%s, %s to %s (UTC): %s; %s.", plural(len(s.trials), "migration"), first.UTC().Format(time.DateTime), last.UTC().Format(time.DateTime),
-		outcomes(s.trials), plural(len(groupBy(s.trials, s.factors)), "cell"))
 	if s.doubled > 0 {
 		r.Warnings = append([]Warning{{Text: "records that stand in more than one of the folders: each counts once", Count: s.doubled}}, r.Warnings...)
 	}
-	r.Tables = append(r.Tables, results(s))
+	parts := s.sweeps()
+	cells := 0
+	for _, p := range parts {
+		cells += len(groupBy(p.trials, p.factors))
+		r.Tables = append(r.Tables, results(p))
+	}
+	r.Summary = fmt.Sprintf("%s, %s to %s (UTC): %s; %s.", plural(len(s.trials), "migration"), first.UTC().Format(time.DateTime), last.UTC().Format(time.DateTime),
+		outcomes(s.trials), plural(cells, "cell"))
 	if f := failures(s); len(f.Rows) > 0 {
 		r.Tables = append(r.Tables, f)
 	}
-	studies, figures := studied(s)
-	r.Tables = append(r.Tables, studies...)
+	for _, dir := range dirs {
+		e, err := experimentOf(dir)
+		if err != nil {
+			return nil, err
+		}
+		if e == nil {
+			continue
+		}
+		if len(dirs) == 1 && e.Title != "" {
+			r.Title = e.Title
+		}
+		if r.Made == "" {
+			r.Made = e.Command
+		}
+		for _, text := range e.Without {
+			if !slices.Contains(r.Without, text) {
+				r.Without = append(r.Without, text)
+			}
+		}
+		if len(r.Figures) == 0 && len(e.Figures) > 0 { // several folders of one experiment name the same ones
+			figures, table, err := e.asked(s, parts, o.Trials)
+			if err != nil {
+				return nil, err
+			}
+			r.Figures, r.Tables = figures, append(r.Tables, table)
+		}
+	}
+	if len(experiments) == 1 {
+		if t, ok := beside(s.trials[0].Experiment, parts); ok {
+			r.Tables = append(r.Tables, t)
+		}
+	}
 	r.Tables = append(r.Tables, environment(s))
-	rest, err := general(s, figures, o.Trials)
+	rest, err := general(s, parts, r.Figures, o.Trials)
 	if err != nil {
 		return nil, err
 	}
-	r.Figures = append(figures, rest...)
+	r.Figures = append(r.Figures, rest...)
 	keys := map[string]int{}
 	for _, f := range r.Figures {
 		if keys[f.Key]++; keys[f.Key] > 1 {
@@ -81,46 +118,27 @@ func plural(n int, one string) string {
 // factorFigures is how many figures against factors there are at most; a page with more is not read.
 const factorFigures = 30
 
-// general makes the figures that every set of records has, but for those against factors that are there already.
-func general(s *set, have []*Figure, ids []string) ([]*Figure, error) {
-	var all []*Figure
-	add := func(f *Figure) {
-		if f != nil && f.drawn() {
-			all = append(all, f)
+// general makes the figures that every set of records has, but for those that are there already.
+func general(s *set, parts []*set, have []*Figure, ids []string) ([]*Figure, error) {
+	var out []*Figure
+	add := func(f *Figure, shows string) {
+		if f != nil && f.drawn() && !has(have, shows) {
+			out = append(out, f)
 		}
 	}
-	metrics := []metric{totalTime(), downtime(), sentBytes()}
 	left := 0
-	for _, f := range s.factors {
-		others := without(s.factors, f.name)
-		trials := s.trials
-		if f.numeric { // modes are too different for one scale; they are set beside each other by the factor mode
-			for _, g := range groupBy(trials, []factor{{name: modeFactor}}) {
-				for _, part := range splitFor(f, g.trials, others, curveLimit) {
-					if len(all) >= factorFigures {
-						left++
-						continue
-					}
-					name := join(slices.DeleteFunc([]string{g.name, part.name}, func(s string) bool { return s == "" }))
-					add(againstFactor(name, part, f, metrics, have))
-				}
-			}
-			continue
-		}
-		for _, part := range splitFor(f, trials, others, curveLimit) {
-			if len(all) >= factorFigures {
+	for _, p := range parts {
+		for _, f := range p.against(have) {
+			if len(out) >= factorFigures {
 				left++
 				continue
 			}
-			add(againstFactor(part.name, part, f, metrics, have))
+			add(f, "")
 		}
 	}
-	if left > 0 && len(all) > 0 {
-		last := all[len(all)-1]
+	if left > 0 {
+		last := out[len(out)-1]
 		last.Caption.Notes = append(last.Caption.Notes, fmt.Sprintf("%s more against factors would follow; the table of results has every cell.", plural(left, "figure")))
-	}
-	for _, f := range rates(s, have) {
-		add(f)
 	}
 	examples, err := s.examples(ids)
 	if err != nil {
@@ -131,29 +149,92 @@ func general(s *set, have []*Figure, ids []string) ([]*Figure, error) {
 		if err != nil {
 			return nil, err
 		}
-		add(f)
+		add(f, "passes of "+t.ID)
 	}
-	add(stages(s))
-	add(downtimes(s))
+	add(stages(s), "")
+	add(downtimes(s), "")
 	for _, t := range examples {
-		add(timeline(t))
+		add(timeline(t), "timeline of "+t.ID)
 	}
-	add(processors(s))
-	add(predicted(s))
-	for _, m := range metrics {
+	add(processors(s), "")
+	add(predicted(s), "")
+	for _, m := range []metric{totalTime(), downtime(), sentBytes()} {
 		if len(completed(s.trials)) > 1 {
-			add(distribution(s, m))
+			add(distribution(s, m, s.factors), "ecdf "+m.key)
 		}
 	}
-	return all, nil
+	return out, nil
+}
+
+// has tells whether a figure shows that, of all trials or of a sweep's.
+func has(figures []*Figure, shows string) bool {
+	return shows != "" && slices.ContainsFunc(figures, func(f *Figure) bool {
+		return slices.ContainsFunc(f.shows, func(s string) bool { _, what, _ := strings.Cut(s, ": "); return what == shows })
+	})
+}
+
+// against makes the figures against each factor of a sweep that no figure has yet.
+func (s *set) against(have []*Figure) []*Figure {
+	var out []*Figure
+	metrics := []metric{totalTime(), downtime(), sentBytes()}
+	add := func(name string, part split, f factor, metrics []metric) {
+		if fig := s.againstFactor(name, part, f, metrics, have); fig != nil && fig.drawn() {
+			out = append(out, fig)
+		}
+	}
+	for _, f := range s.factors {
+		others := without(s.factors, f.name)
+		if !f.numeric {
+			for _, part := range splitFor(f, s.trials, others, curveLimit) {
+				add(part.name, part, f, metrics)
+			}
+			continue
+		}
+		for _, g := range groupBy(s.trials, []factor{{name: modeFactor}}) { // modes are too different for one scale; the factor mode sets them beside each other
+			for _, part := range splitFor(f, g.trials, others, curveLimit) {
+				add(join(slices.DeleteFunc([]string{g.name, part.name}, func(s string) bool { return s == "" })), part, f, metrics)
+			}
+		}
+	}
+	moving := slices.DeleteFunc(slices.Clone(s.trials), func(t *trial) bool { return t.Mode != record.PreCopyMode && t.Mode != record.HybridMode })
+	f, ok := find(s.factors, paramFactor("rate"))
+	if !ok || !f.numeric {
+		if fig := scatter(moving, s.factors, seenRate(), []metric{passes()}, s.key("passes-by-dirty-rate"), s.title("Passes against the dirty rate that QEMU saw")); fig.drawn() {
+			out = append(out, fig)
+		}
+		return out
+	}
+	for _, part := range splitFor(f, moving, without(s.factors, f.name), curveLimit) {
+		add(part.name, part, f, []metric{passes()})
+	}
+	if fig := proof(s, f); fig.drawn() {
+		fig.Key, fig.Title = s.key(fig.Key), s.title(fig.Title)
+		out = append(out, fig)
+	}
+	return out
+}
+
+// key and title tell the figures of one sweep from those of another.
+func (s *set) key(key string) string {
+	if s.name == "" {
+		return key
+	}
+	return slug(s.name + " " + key)
+}
+
+func (s *set) title(title string) string {
+	if s.name == "" {
+		return title
+	}
+	return title + ", sweep " + s.name
 }
 
 // againstFactor shows those of the metrics that no figure has yet; nil if there are none left.
-func againstFactor(name string, part split, f factor, metrics []metric, have []*Figure) *Figure {
+func (s *set) againstFactor(name string, part split, f factor, metrics []metric, have []*Figure) *Figure {
 	var fresh []metric
 	var names []string
 	for _, m := range metrics {
-		if !slices.ContainsFunc(have, func(h *Figure) bool { return slices.Contains(h.shows, shown(m, f, part.trials)) }) {
+		if !slices.ContainsFunc(have, func(h *Figure) bool { return slices.Contains(h.shows, s.name+": "+shown(m, f)) }) {
 			fresh = append(fresh, m)
 			names = append(names, m.name)
 		}
@@ -170,27 +251,7 @@ func againstFactor(name string, part split, f factor, metrics []metric, have []*
 			key += " " + m.key
 		}
 	}
-	return against(slug(key), title, part.trials, f, part.by, fresh)
-}
-
-// rates are the figures against the rate at which memory is dirtied: passes, and whether the load generator did what it claims.
-func rates(s *set, have []*Figure) []*Figure {
-	var out []*Figure
-	trials := slices.DeleteFunc(slices.Clone(s.trials), func(t *trial) bool { return t.Mode != record.PreCopyMode && t.Mode != record.HybridMode })
-	f, ok := firstOf(s, dirtyRate())
-	if !ok {
-		if fig := scatter(trials, s.factors, seenRate(), []metric{passes()}, "passes-by-dirty-rate", "Passes against the dirty rate that QEMU saw"); fig.drawn() {
-			out = append(out, fig)
-		}
-		return out
-	}
-	for _, part := range splitFor(f, trials, without(s.factors, f.name), curveLimit) {
-		out = append(out, againstFactor(part.name, part, f, []metric{passes()}, have))
-	}
-	if !slices.ContainsFunc(have, func(h *Figure) bool { return slices.Contains(h.shows, proofShown) }) {
-		out = append(out, proof(s, f)...)
-	}
-	return out
+	return against(slug(s.key(key)), s.title(title), part.trials, f, part.by, fresh)
 }
 
 // Write writes report.html into dir, and the files of figures and tables into dir/figures. What an earlier report left there and this one does not have is removed.

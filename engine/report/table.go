@@ -51,7 +51,7 @@ func format(k kind, v float64) string {
 
 // results is one row a cell: medians with their intervals and n.
 func results(s *set) Table {
-	t := Table{Key: "results", Title: "Results by cell",
+	t := Table{Key: s.key("results"), Title: s.title("Results by cell"),
 		Text: "Median of the completed trials [interval]. n: completed trials of all. " + intervalWords + " Definitions: under the figures and in docs/measurements.md."}
 	cells := groupBy(s.trials, s.factors)
 	for _, f := range s.factors {

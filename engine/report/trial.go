@@ -27,11 +27,29 @@ type trial struct {
 
 func (t *trial) completed() bool { return t.Outcome == record.Completed }
 
-// set is the trials that a report is about, in their order, and what varies between them.
+// set is trials, in their order, and what varies between them.
 type set struct {
+	name    string // of the sweep, where there are several
 	trials  []*trial
 	factors []factor
 	doubled int // records that stood in more than one folder, and count once
+}
+
+// sweeps are the parts of the set that are designs of their own: a factor that one of them varies is none of another's. Without any the set itself is the one part.
+func (s *set) sweeps() []*set {
+	f, ok := find(s.factors, sweepFactor)
+	if !ok {
+		return []*set{s}
+	}
+	names := make([]string, len(s.factors))
+	for i, f := range s.factors {
+		names[i] = f.name
+	}
+	var parts []*set
+	for _, g := range groupBy(s.trials, []factor{f}) {
+		parts = append(parts, &set{name: g.levels[0].text, trials: g.trials, factors: varying(g.trials, names)})
+	}
+	return parts
 }
 
 // load reads the records of all folders.
