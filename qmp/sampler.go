@@ -36,12 +36,7 @@ func NewSampler(ctx context.Context, nc net.Conn) (*Sampler, error) {
 		return nil, err
 	}
 	stop := context.AfterFunc(ctx, func() { nc.Close() })
-	_, err := nc.Write([]byte(`{"execute":"qmp_capabilities"}` + "\n"))
-	if err == nil {
-		_, err = s.reply("qmp_capabilities")
-	} else {
-		err = &OpError{"qmp_capabilities", disconnected(err)}
-	}
+	err := s.negotiate()
 	if !stop() {
 		err = &OpError{"qmp_capabilities", ctx.Err()}
 	}
@@ -50,6 +45,35 @@ func NewSampler(ctx context.Context, nc net.Conn) (*Sampler, error) {
 		return nil, fmt.Errorf("negotiate with monitor: %w", err)
 	}
 	return s, nil
+}
+
+// negotiate ends with the answer to this very question: a former client's last one may be answered first, and in lock step every answer
+// after it would be taken for the next one's.
+func (s *Sampler) negotiate() error {
+	const name, id = "qmp_capabilities", "sampler"
+	if _, err := s.nc.Write([]byte(`{"execute":"` + name + `","id":"` + id + `"}` + "\n")); err != nil {
+		return s.fail(name, err)
+	}
+	for {
+		line, err := s.frames.next(0)
+		if err != nil {
+			return s.fail(name, err)
+		}
+		var r struct {
+			ID    any           `json:"id"`
+			Error *CommandError `json:"error"`
+		}
+		switch err := json.Unmarshal(line, &r); {
+		case err != nil:
+			return s.fail(name, &notMessage{bytes.Clone(line[:min(len(line), 4*quoted)])})
+		case r.ID != id:
+		case r.Error != nil:
+			r.Error.Command = name
+			return r.Error
+		default:
+			return nil
+		}
+	}
 }
 
 // QueryMigrate asks once and overwrites m with the answer. Events in between are skipped. After an error m is zero:

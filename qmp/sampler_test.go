@@ -23,6 +23,46 @@ const (
 		`"skipped": 0, "normal-bytes": 8192, "normal": 2}, "cpu-throttle-percentage": 20}}` + "\r\n"
 )
 
+// samplerReady is the reply to a Sampler's qmp_capabilities.
+const samplerReady = `{"return": {}, "id": "sampler"}` + "\r\n"
+
+// TestFormerClient: what was asked by a client that has gone is answered to the next one, before the greeting or after it.
+func TestFormerClient(t *testing.T) {
+	stale := `{"return": {"status": "cancelled"}, "id": 38}` + "\r\n" + `{"error": {"class": "GenericError", "desc": "no"}, "id": 39}` + "\r\n" + `{"return": {"status": "cancelled"}}` + "\r\n"
+	for name, script := range map[string][2]string{"before the greeting": {stale + greetingLine, ""}, "after it": {greetingLine, stale}} {
+		t.Run(name, func(t *testing.T) {
+			play := func(ready, answer string) net.Conn {
+				return fake(t, func(nc net.Conn) {
+					in := bufio.NewReader(nc)
+					io.WriteString(nc, script[0])
+					in.ReadString('\n')
+					io.WriteString(nc, script[1]+ready)
+					in.ReadString('\n')
+					io.WriteString(nc, answer)
+					io.Copy(io.Discard, in)
+				})
+			}
+			s, err := qmp.NewSampler(limit(t), play(samplerReady, activeReply))
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer s.Close()
+			var m qmp.MigrationInfo
+			if err := s.QueryMigrate(&m); err != nil || m.Status != "active" {
+				t.Errorf("%+v, %v", m, err)
+			}
+			c, err := qmp.NewConn(limit(t), play(readyLine, `{"return": {"status": "running", "running": true}, "id": 2}`+"\r\n"), qmp.Options{})
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer c.Close()
+			if st, err := c.QueryStatus(limit(t)); err != nil || !st.Running {
+				t.Errorf("%+v, %v", st, err)
+			}
+		})
+	}
+}
+
 // sampling is a Sampler whose monitor answers what reply gives for the n-th question.
 func sampling(t testing.TB, reply func(n int) string) *qmp.Sampler {
 	t.Helper()
@@ -30,7 +70,7 @@ func sampling(t testing.TB, reply func(n int) string) *qmp.Sampler {
 		in := bufio.NewReader(nc)
 		io.WriteString(nc, greetingLine)
 		in.ReadString('\n')
-		io.WriteString(nc, `{"return": {}}`+"\r\n")
+		io.WriteString(nc, samplerReady)
 		for n := 0; ; n++ {
 			line, err := in.ReadString('\n')
 			if err != nil {
@@ -90,7 +130,7 @@ func TestSamplerAllocations(t *testing.T) {
 			nc := fake(t, func(nc net.Conn) {
 				io.WriteString(nc, greetingLine)
 				nc.Read(buf)
-				io.WriteString(nc, `{"return": {}}`+"\r\n")
+				io.WriteString(nc, samplerReady)
 				for {
 					if _, err := nc.Read(buf); err != nil {
 						return
@@ -188,7 +228,7 @@ func TestSamplerDeadline(t *testing.T) {
 func TestSamplerDeath(t *testing.T) {
 	for n := range len(activeReply) {
 		nc := fake(t, func(nc net.Conn) {
-			io.WriteString(nc, greetingLine+`{"return": {}}`+"\r\n"+activeReply[:n])
+			io.WriteString(nc, greetingLine+samplerReady+activeReply[:n])
 			nc.(*net.UnixConn).CloseWrite()
 			io.Copy(io.Discard, nc)
 		})
