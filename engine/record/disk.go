@@ -28,7 +28,7 @@ type Mirror struct {
 	Node        string         `json:"node"`
 	CopyMode    string         `json:"copy_mode"`                   // background or write-blocking
 	Bytes       int64          `json:"disk_bytes"`                  // the disk's size
-	Transferred *int64         `json:"transferred_bytes,omitempty"` // the job's own count when it was last asked: the disk and what was written again
+	Transferred *int64         `json:"transferred_bytes,omitempty"` // the job's own count at its end: the disk and what was written again
 	Ready       *time.Duration `json:"ready_ns,omitempty"`          // blockdev-mirror .. BLOCK_JOB_READY: both sides were the same once
 	Finish      *time.Duration `json:"finish_ns,omitempty"`         // block-job-cancel .. BLOCK_JOB_COMPLETED, while the guest stands still: part of the downtime
 }
