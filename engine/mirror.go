@@ -10,6 +10,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"sync"
 	"time"
 
 	"qmigrate/engine/record"
@@ -40,6 +41,7 @@ const (
 	nbdPort     = 10809            // IANA's for NBD: the first that is tried
 	nbdPorts    = 200              // how many are
 	finishLimit = 20 * time.Second // the end of all mirrors, while the guest stands still
+	openLimit   = 3 * time.Second  // the source's connection to one export: its main loop stands still meanwhile
 )
 
 // mirrorJob is one disk under way.
@@ -216,12 +218,60 @@ func remote(filename string) bool {
 }
 
 // startMirrors exports the destination's disks, starts the source's mirrors to them and waits until each pair of disks has been the same once.
+// A destination that hangs is given up: it would hold the source's main loop as soon as the guest resets its disk.
 func (m *migration) startMirrors(ctx context.Context) error {
 	if m.plan.Timeout > 0 {
 		var cancel context.CancelFunc
 		ctx, cancel = context.WithTimeoutCause(ctx, m.plan.Timeout, errNotInStep)
 		defer cancel()
 	}
+	ctx, stop := m.watchDestination(ctx)
+	defer stop()
+	err := m.copyDisks(ctx)
+	if err != nil && ctx.Err() != nil {
+		return m.cause(ctx) // what stopped us, not which command it cut short
+	}
+	return err
+}
+
+// watchDestination ends the context when the destination does not answer for the stall limit. It is idle while disks are copied to it.
+func (m *migration) watchDestination(ctx context.Context) (_ context.Context, stop func()) {
+	ctx, cancel := context.WithCancelCause(ctx)
+	control := m.dst.control
+	var watch sync.WaitGroup
+	watch.Go(func() {
+		tick := time.NewTicker(watchInterval)
+		defer tick.Stop()
+		for {
+			limited, done := context.WithTimeout(ctx, m.plan.StallLimit)
+			_, err := control.QueryStatus(limited)
+			late := limited.Err() != nil
+			done()
+			switch {
+			case ctx.Err() != nil:
+				return
+			case late:
+				cancel(fmt.Errorf("the destination has not answered for %s while the disks were copied to it", m.plan.StallLimit))
+				return
+			case control.Err() != nil: // which the events tell
+				return
+			case err != nil:
+				m.log.Info("ask destination", "err", err)
+			}
+			select {
+			case <-tick.C:
+			case <-ctx.Done():
+				return
+			}
+		}
+	})
+	return ctx, func() {
+		cancel(nil)
+		watch.Wait()
+	}
+}
+
+func (m *migration) copyDisks(ctx context.Context) error {
 	server, err := m.serveDisks(ctx)
 	if err != nil {
 		return err
@@ -234,6 +284,9 @@ func (m *migration) startMirrors(ctx context.Context) error {
 	}
 	for _, j := range m.mirrors {
 		node := map[string]any{"driver": "nbd", "node-name": j.name, "server": server, "export": j.name, "discard": "unmap"}
+		if !m.src.facts.before(7, 0) { // else a server that takes the connection and says nothing holds QEMU for ever; it also tries again until then
+			node["open-timeout"] = int(openLimit / time.Second)
+		}
 		_, client := m.plan.TLS.NBD()
 		maps.Copy(node, client)
 		m.mirrored = true
@@ -408,18 +461,32 @@ func (m *migration) noteMirrors() {
 }
 
 // dropMirrors ends what mirrors of ours the source still has, and removes their nodes; the guest goes on with its own disk. A mirror that waits
-// for a destination that hangs is cut off by `yank`, which QEMU takes out of band. It goes by what QEMU says, not by what we know, so
-// that it also cleans up after a run that was killed.
+// for a destination that hangs is cut off by `yank`, which QEMU takes out of band, even where the wait holds its main loop. It goes by what
+// QEMU says, not by what we know, so that it also cleans up after a run that was killed.
 func (m *migration) dropMirrors(ctx context.Context) error {
 	limited, cancel := context.WithTimeout(ctx, 3*answerLimit)
 	defer cancel()
 	c := m.src.control
 	cut := time.Now().Add(answerLimit)
+	yank := func(name string) {
+		instances := map[string]any{"instances": []map[string]string{{"type": "block-node", "node-name": name}}}
+		_ = c.ExecuteOOB(limited, "yank", instances, nil) // it may just have ended
+	}
 	for {
 		var jobs []struct {
 			Device string `json:"device"`
 		}
-		if err := c.Execute(limited, "query-block-jobs", nil, &jobs); err != nil {
+		asked, done := context.WithTimeout(limited, answerLimit)
+		err := c.Execute(asked, "query-block-jobs", nil, &jobs)
+		late := asked.Err() != nil && limited.Err() == nil
+		done()
+		switch {
+		case late:
+			for _, j := range m.mirrors {
+				yank(j.name)
+			}
+			continue
+		case err != nil:
 			return fmt.Errorf("end mirrors: %w", err)
 		}
 		left := 0
@@ -430,8 +497,7 @@ func (m *migration) dropMirrors(ctx context.Context) error {
 			left++
 			_ = c.Execute(limited, "block-job-cancel", map[string]any{"device": j.Device, "force": true}, nil) // it may just have ended, or be at it
 			if time.Now().After(cut) {
-				yank := map[string]any{"instances": []map[string]string{{"type": "block-node", "node-name": j.Device}}}
-				_ = c.ExecuteOOB(limited, "yank", yank, nil) // likewise
+				yank(j.Device)
 			}
 		}
 		if left == 0 {

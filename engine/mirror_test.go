@@ -9,6 +9,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -254,6 +255,66 @@ func TestMirrorRandom(t *testing.T) {
 				t.Parallel()
 				mirrorTrial(t, qemu, never, after, what)
 			})
+		}
+	})
+}
+
+// TestMirrorHangs stops the destination with SIGSTOP when the source is about to connect to it and when it is about to begin the mirror. Nobody
+// cancels: it is found out, and ended where its process is known; the guest goes on at the source, and nothing of ours is left there.
+func TestMirrorHangs(t *testing.T) {
+	turns(t, func(t *testing.T, qemu string, mine func(int) bool) {
+		n := 0
+		for _, command := range []string{"blockdev-add", "blockdev-mirror"} {
+			for _, known := range []bool{true, false} {
+				for _, listen := range []string{"tcp", "unix"} {
+					n++
+					if !mine(n) && command == "blockdev-add" {
+						continue
+					}
+					if listen == "unix" && !known && command == "blockdev-mirror" {
+						continue // a shutdown wakes nobody who waits for room in a full unix socket: only the destination's end does
+					}
+					t.Run(fmt.Sprint(command, "_", listen, "_", known), func(t *testing.T) {
+						t.Parallel()
+						x := newTrial(t, qemu, known, mirrored(t, nil))
+						x.plan = engine.Plan{StallLimit: time.Second, Mirror: engine.Mirror{Nodes: []string{"disk0"}}}
+						if listen == "unix" {
+							x.plan.Listen = "unix:" + filepath.Join(guesttest.Dir(t), "m")
+						}
+						stopped := false
+						x.run(t, sent(record.Source, command), 0, func() {
+							stopped = true
+							if err := x.dst.Process().Signal(syscall.SIGSTOP); err != nil {
+								t.Error(err)
+							}
+						})
+						if !stopped {
+							t.Fatalf("the edge never came: %v", x.err)
+						}
+						x.a, x.b = state(t, x.src), "stopped"
+						if known {
+							x.b = state(t, x.dst)
+						}
+						x.truth(t)
+						x.say(t, command)
+						var failure *engine.StageError
+						if !errors.As(x.err, &failure) || failure.Stage != record.Storage || failure.Guest != record.Source || x.a != "running" || known && x.b != "dead" {
+							t.Errorf("source %s, destination %s: %v", x.a, x.b, x.err)
+						}
+						if command == "blockdev-mirror" && !strings.Contains(x.err.Error(), "the destination has not answered for 1s") {
+							t.Errorf("does not say that the destination hangs: %v", x.err)
+						}
+						if l := left(t, x.src); len(l) > 0 {
+							t.Errorf("the source still has %q: warnings %q", l, x.rec.Warnings)
+						}
+						if t.Failed() {
+							x.trigger.mu.Lock()
+							t.Logf("error: %v\n%s", x.err, strings.Join(x.trigger.seen, "\n"))
+							x.trigger.mu.Unlock()
+						}
+					})
+				}
+			}
 		}
 	})
 }

@@ -195,25 +195,37 @@ func Abilities(src, dst *Facts, srcTrial, dstTrial *Trial) []Ability {
 		j.command(a, "blockdev-add", "blockdev-mirror")
 		j.command(b, "nbd-server-start", "block-export-add")
 	})
-	add("colo", seenOfCOLO(src, dst), func(j *judge) {
+	add("colo", seenOfCOLO(dst), func(j *judge) {
 		j.capability("x-colo", a, b)
 		j.command(a, "x-colo-lost-heartbeat")
 		j.command(b, "x-colo-lost-heartbeat", "nbd-server-start")
+		switch {
+		case strings.HasPrefix(src.Machine, "pc-q35"):
+			j.no("%s has a q35 machine, on which the secondary aborts at the first checkpoint: machine pc can", a.name)
+		case src.Major == 10 && src.Minor == 0:
+			j.no("%s cannot be the primary: 10.0.2 completes its migration instead of entering COLO; it can be the secondary of a 7.2", a.name)
+		case !src.before(10, 1):
+			j.nothing, j.untested = true, "10.0.2 cannot be the primary; whether this one can, `demo --mode colo` tries before anything else"
+		}
 		j.trial("x-colo", a, b)
 	})
 	add("background-snapshot", "the source's host has userfaultfd with write protection", func(j *judge) {
 		j.capability("background-snapshot", a)
 		j.trial("background-snapshot", a)
 	})
-	file := func(j *judge) {
+	mappable := func(j *judge) {
 		for _, e := range []end{a, b} {
 			if e.facts.Schema != nil && !slices.Contains(e.facts.Schema.Enum("migrate", transport), "file") {
-				j.no("%s has no file: transport: 8.2 and later have it; before, exec: with cat", e.name)
+				j.no("%s has no file: transport: 8.2 and later have it", e.name)
 			}
 		}
 	}
-	add("file", "to a file by file:PATH, and from it", file)
-	add("mapped-ram", "each page at its own place in the file", func(j *judge) { file(j); j.capability("mapped-ram", a, b); j.trial("mapped-ram", a, b) })
+	by, direct := "file:PATH", new(judge)
+	if mappable(direct); direct.can == No {
+		by = "exec: with cat, for " + direct.why
+	}
+	add("file", "to a file, and from it, by "+by, func(j *judge) { j.command(a, "migrate", "stop"); j.command(b, "migrate-incoming") })
+	add("mapped-ram", "each page at its own place in the file", func(j *judge) { mappable(j); j.capability("mapped-ram", a, b); j.trial("mapped-ram", a, b) })
 	add("transport tcp, unix, fd, exec", "", func(j *judge) { j.command(a, "migrate"); j.command(b, "migrate-incoming") })
 	add("transport rdma", "", func(j *judge) { j.trial("rdma", a, b) })
 	add("migrate by channels", "the channels form of migrate and migrate-incoming", func(j *judge) {
@@ -247,15 +259,11 @@ func compressions(all ...*Facts) (names []string) {
 }
 
 // seenOfCOLO is what was seen of COLO, which introspection does not tell.
-func seenOfCOLO(src, dst *Facts) string {
-	var text []string
-	if strings.HasPrefix(src.Machine, "pc-q35") {
-		text = append(text, "with machine pc: on q35 the secondary aborted at the first checkpoint (seen on 7.2)")
+func seenOfCOLO(dst *Facts) string {
+	if !dst.before(10, 0) {
+		return "either side may die; after a failover the guest is on a QEMU that was not seen to be a primary (10.0.2 cannot)"
 	}
-	if src.Accelerator == "tcg" && (!src.before(10, 0) || !dst.before(10, 0)) {
-		text = append(text, "10.0 was not seen to checkpoint under TCG")
-	}
-	return strings.Join(text, "; ")
+	return "either side may die, and be replaced (seen on 7.2)"
 }
 
 // rulesOf are the capabilities that a way to migrate needs together, by which Rules judges it.
