@@ -28,10 +28,9 @@ func (l *Lab) marks(rec *record.Migration) {
 	} else {
 		resume = rec.Origin.Add(rec.Total.Wall)
 	}
-	s, mac := &l.seen, l.spec.Guest.NIC.MAC
-	if l.destination != nil {
-		mac = l.destination.Spec().NIC.MAC
-	}
+	s := &l.seen
+	from, to := l.hostOf(l.source), l.hostOf(l.destination)
+	mac, tap := l.destination.Spec().NIC.MAC, l.destination.Spec().NIC.TAP // the same name on both hosts
 	for _, f := range s.first {
 		add("first_frame", f.At, record.Of(stamp), fmt.Sprintf("the kernel of the destination's host: %s out of the guest's TAP", etherName(f.Type)))
 	}
@@ -44,11 +43,11 @@ func (l *Lab) marks(rec *record.Migration) {
 	for _, c := range s.changes {
 		moved := c.Kind == hostnet.FDB && c.Action == hostnet.Add && !c.Local && c.MAC.String() == mac && c.At.After(rec.Origin)
 		switch {
-		case moved && c.Host == "link" && strings.HasSuffix(c.Port, "-"+destinationHost):
+		case moved && c.Host == "link" && strings.HasSuffix(c.Port, "-"+to):
 			add("fdb_moved", c.At, nil, "netlink, when it was read: the link's bridge")
-		case moved && c.Host == destinationHost && c.Port == l.network.Spec().Hosts[1].TAPs[0].Name:
+		case moved && c.Host == to && c.Port == tap:
 			add("fdb_moved_destination", c.At, nil, "netlink, when it was read: the destination's bridge")
-		case moved && c.Host == sourceHost && c.Port != l.network.Spec().Hosts[0].TAPs[0].Name:
+		case moved && c.Host == from && c.Port != tap:
 			add("fdb_moved_source", c.At, nil, "netlink, when it was read: the source's bridge")
 		}
 	}

@@ -31,6 +31,8 @@ type seen struct {
 	announced  []hostnet.Frame // by the guest, or for it, on the link
 	first      []hostnet.Frame // of the guest out of the destination's TAP: one, or none
 	cpu        *cpuSampler
+	load       load
+	ended      time.Time // when they were about to be ended
 }
 
 // Migrate moves the lab's guest to the other host while it is observed, checks its memory there, and returns the whole record. A
@@ -104,6 +106,9 @@ func (l *Lab) Migrate(ctx context.Context, p engine.Plan, o engine.Options) (*re
 	defer func() { // whatever became of the guest
 		l.seen.cpu.fill(rec)
 		l.marks(rec)
+		if l.seen.load != nil {
+			l.seen.load.fill(rec, began, l.seen.ended)
+		}
 		l.addTallies(rec, began)
 	}()
 
@@ -127,12 +132,11 @@ func (l *Lab) Migrate(ctx context.Context, p engine.Plan, o engine.Options) (*re
 		return rec, migrateErr
 	}
 	time.Sleep(l.tools.watch(cmp.Or(l.spec.Observe, settleTime))) // for gaps to close, replies to come and QEMU's announcements: at 0, 50, 200 and 450 ms by default
-	ended := time.Now()
 	l.seen = watch.close()
 	l.tools.settle(after)
 	l.rates(rec, before, during)
-	l.events(after, rec, before, ended)
-	l.tools.rates(rec, began, ended)
+	l.events(after, rec, before, l.seen.ended)
+	l.tools.rates(rec, began, l.seen.ended)
 	migrateErr = errors.Join(migrateErr, l.check(after, rec))
 	l.checkDisks(after, rec)
 	l.linkFigures(rec)
@@ -176,6 +180,7 @@ type watchers struct {
 	announce *hostnet.FrameWatch
 	first    *hostnet.FrameWatch
 	cpu      *cpuSampler
+	load     load // the observer's part of the workload; nil: it has none
 	closed   bool
 }
 
@@ -207,6 +212,9 @@ func (l *Lab) watch(ctx context.Context) (_ *watchers, err error) {
 	if w.echoer, err = startEchoer(ctx, observer, netip.AddrPortFrom(address, wire.DefaultEchoPort)); err != nil {
 		return nil, err
 	}
+	if w.load, err = l.startLoad(ctx); err != nil {
+		return nil, err
+	}
 	w.cpu = startCPUSampler(l.source, l.destination)
 	return w, nil
 }
@@ -216,10 +224,14 @@ func (w *watchers) close() (s seen) {
 	if w.closed {
 		return s
 	}
-	w.closed = true
+	w.closed, s.ended = true, time.Now()
 	if w.cpu != nil {
 		w.cpu.close()
 		s.cpu = w.cpu
+	}
+	if w.load != nil {
+		w.load.close()
+		s.load = w.load
 	}
 	if w.echoer != nil {
 		s.echoes, s.survived, s.resent = w.echoer.close()

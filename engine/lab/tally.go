@@ -90,7 +90,7 @@ func binned(spans []span, from time.Time, bin time.Duration) []*float64 {
 	values := make([]*float64, n)
 	for i := range values {
 		if covered[i] >= bin { // more where two observers counted at once
-			values[i] = record.Of(sums[i] / bin.Seconds())
+			values[i] = record.Of(math.Round(sums[i]/bin.Seconds()*1000) / 1000) // nothing here is known better
 		}
 	}
 	return values

@@ -119,6 +119,8 @@ type Migration struct {
 	Marks       []Mark       `json:"marks,omitempty"`    // instants to draw on the timeline, in the order of time
 	CPU         []CPUUse     `json:"cpu,omitempty"`      // what QEMU's threads took of the hosts' processors
 	CPUCap      *CPUCap      `json:"cpu_cap,omitempty"`  // the limit on the guest's vCPUs, if they had one
+	Web         *Web         `json:"web,omitempty"`
+	Stream      *Stream      `json:"tcp_stream,omitempty"`
 	Network     *Network     `json:"network,omitempty"`
 	MemoryCheck *MemoryCheck `json:"memory_check,omitempty"`
 	Tools       *Tools       `json:"tools,omitempty"`

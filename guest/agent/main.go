@@ -35,6 +35,7 @@ type agent struct {
 	off      func()                  // powers the guest off
 	broken   func(what, text string) // the agent's own end
 
+	listen   func(network, address string) (net.Listener, error)
 	findDisk func(serial string) (device string, bytes int64, err error) // nil: the guest's own disks
 
 	work sync.Mutex // held while memory is filled or a workload is made ready: one at a time
@@ -49,7 +50,7 @@ type agent struct {
 func newAgent(c clock) *agent {
 	a := &agent{clock: c, started: c.now(), notes: make(chan []byte, 64)}
 	a.loop.clock = c
-	a.off, a.broken = powerOff, a.die
+	a.off, a.broken, a.listen = powerOff, a.die, net.Listen
 	return a
 }
 

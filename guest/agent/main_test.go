@@ -26,6 +26,7 @@ func (c *fakeClock) advance(d time.Duration) { c.t += d }
 func testAgent(t *testing.T, c clock) *agent {
 	t.Helper()
 	a := newAgent(c)
+	a.listen = func(network, _ string) (net.Listener, error) { return net.Listen(network, "127.0.0.1:0") }
 	a.off = func() { t.Error("powered off") }
 	a.broken = func(what, text string) { t.Errorf("%s: %s", what, text) }
 	b, err := newBeats(c, wire.Boot{}.Beat, 0)

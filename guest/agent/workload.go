@@ -49,6 +49,12 @@ func (a *agent) newWorkload(w wire.Workload) (workload, error) {
 	case "linpack":
 		n, err := strconv.Atoi(w.Choice("n"))
 		return newLinpack(a.clock, n), err
+	case "web":
+		s, err := a.newTraffic(wire.WebPort)
+		return &web{traffic: s, size: int(w.Number("size"))}, err
+	case "tcp":
+		s, err := a.newTraffic(wire.StreamPort)
+		return &stream{traffic: s, rate: w.Number("rate")}, err
 	}
 	if load, ok, err := a.newTool(w); ok {
 		return load, err

@@ -1,6 +1,7 @@
 package wire
 
 import (
+	"bytes"
 	"encoding/json"
 	"net/netip"
 	"reflect"
@@ -121,6 +122,9 @@ func TestParseWorkload(t *testing.T) {
 		{"dhrystone:duration=5s", "dhrystone:duration=5s"},
 		{"linpack:n=1000", "linpack:n=1000,duration=0s"},
 		{"clock:interval=500us", "clock:interval=500µs,duration=0s"},
+		{"web:connections=16,size=0.5KiB", "web:rate=200/s,connections=16,size=512B,duration=0s"},
+		{"tcp:rate=1.5MiB/s", "tcp:rate=1536KiB/s,duration=0s"},
+		{"tcp:rate=0B/s", "tcp:rate=0B/s,duration=0s"},
 	} {
 		w, err := ParseWorkload(c.in)
 		if err != nil {
@@ -143,7 +147,7 @@ func TestParseWorkload(t *testing.T) {
 // A wrong workload gets one line that lists what exists.
 func TestParseWorkloadRefuses(t *testing.T) {
 	const params = "it has rate, working-set, pattern, content, change, vcpus, period, duty, drift, duration"
-	const all = "there are idle, clock, dirty, livermore, dhrystone, linpack"
+	const all = "there are idle, clock, dirty, livermore, dhrystone, linpack, web, tcp"
 	for in, want := range map[string]string{
 		"":                                   `parse workload "": no workload "": ` + all,
 		"durty":                              `parse workload "durty": no workload "durty": ` + all,
@@ -170,6 +174,10 @@ func TestParseWorkloadRefuses(t *testing.T) {
 		"dirty:pattern=hot":                  `parse workload "dirty:pattern=hot": pattern: "hot" is none of sequential, uniform, hot-cold`,
 		"idle:duration=0":                    `parse workload "idle:duration=0": duration: "0" is no time with its unit (ns, us, ms, s, m, h), such as 300ms`,
 		"idle:duration=-1s":                  `parse workload "idle:duration=-1s": duration: "-1s" is no time with its unit (ns, us, ms, s, m, h), such as 300ms`,
+		"web:connections=1.5":                `parse workload "web:connections=1.5": connections: "1.5" is no whole number, such as 2`,
+		"web:connections=0":                  `parse workload "web:connections=0": connections: 0 is out of range: 1 to 1000`,
+		"tcp:rate=1MiB":                      `parse workload "tcp:rate=1MiB": rate: "1MiB" is no speed with its unit (B/s, KiB/s, MiB/s, GiB/s, TiB/s), such as 1MiB/s`,
+		"tcp:rate=1000/s":                    `parse workload "tcp:rate=1000/s": rate: "1000/s" is no speed with its unit (B/s, KiB/s, MiB/s, GiB/s, TiB/s), such as 1MiB/s`,
 		"clock:interval=1ns":                 `parse workload "clock:interval=1ns": interval: 1ns is out of range: 10µs to 10s`,
 		"dirty:rate=99999999999999999999999": `parse workload "dirty:rate=99999999999999999999999": rate: "99999999999999999999999" is no rate, such as 2000/s`,
 	} {
@@ -183,8 +191,29 @@ func TestParseWorkloadRefuses(t *testing.T) {
 	}
 }
 
+// TestPattern: the stream is the same however it is cut, and no response is another's.
+func TestPattern(t *testing.T) {
+	whole := Pattern(make([]byte, 0, 800), 0, 0)
+	for _, cut := range []int{8, 80, 392} {
+		parts := append(Pattern(make([]byte, 0, cut), 0, 0), Pattern(make([]byte, 0, 800-cut), 0, uint64(cut/8))...)
+		if !bytes.Equal(parts, whole) {
+			t.Errorf("cut at %d it is another", cut)
+		}
+	}
+	seen := map[string]uint64{}
+	for n := range uint64(1000) {
+		for _, size := range []int{8, 9, 15} {
+			b := Pattern(make([]byte, 0, size), n, 0)
+			if other, found := seen[string(b)]; found || len(b) != size {
+				t.Fatalf("response %d of %d bytes has %d, and is that of %d", n, size, len(b), other)
+			}
+			seen[string(b)] = n
+		}
+	}
+}
+
 func FuzzWorkload(f *testing.F) {
-	for _, s := range []string{"idle", "dirty:rate=0.1,working-set=1.5MiB", "clock:interval=1ms", "dirty:pattern=sequential,content=zero", "dirty:working-set=.B"} {
+	for _, s := range []string{"idle", "dirty:rate=0.1,working-set=1.5MiB", "clock:interval=1ms", "dirty:pattern=sequential,content=zero", "dirty:working-set=.B", "web:rate=1000/s,connections=2", "tcp:rate=1KiB/s"} {
 		f.Add(s)
 	}
 	f.Fuzz(func(t *testing.T, s string) {

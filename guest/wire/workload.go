@@ -83,7 +83,7 @@ func WorkloadTypes() []WorkloadType {
 		{Name: "dhrystone", Event: "Dhrystone", Text: "Weicker's Dhrystone 2.1, its final values compared; Dhrystones/s", Params: []Param{duration}},
 		{Name: "linpack", Event: "floating-point operation", Text: "a dense system solved by LU with partial pivoting, its residual checked; MFLOPS", Params: []Param{
 			{Name: "n", Unit: Choice, Default: "100", Choices: []string{"100", "1000"}, Text: "order of the matrix"}, duration}},
-	}, toolTypes(duration)...)
+	}, append(trafficTypes(duration), toolTypes(duration)...)...)
 }
 
 // ParseWorkload reads NAME or NAME:k=v,... and refuses what does not exist or cannot be, listing what does.
