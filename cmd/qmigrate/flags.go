@@ -61,6 +61,7 @@ func guestFlags() []cli.Flag {
 	return []cli.Flag{
 		&cli.StringFlag{Name: "workload", Category: aboutGuest, Value: demoWorkload, Usage: "`NAME[:k=v,...]` what the guest does meanwhile: " + strings.Join(workloadNames(), ", ") + " (docs/workloads.md)"},
 		&cli.StringFlag{Name: "guest", Category: aboutGuest, Value: wire.TinyGuest, Usage: "`NAME` what boots: tiny (our agent alone), or debian (with sysbench, iperf3, stress-ng, redis and sshd, and 512MiB unless --memory says otherwise)"},
+		&cli.StringFlag{Name: "observe", Category: aboutGuest, Value: "2s", Usage: "`TIME` how long the guest is watched before the migration and after it"},
 		&cli.StringFlag{Name: "memory", Category: aboutGuest, Value: "256MiB", Usage: "`SIZE` guest RAM"},
 		&cli.IntFlag{Name: "vcpus", Category: aboutGuest, Value: 1, Usage: "`N` guest processors"},
 		&cli.StringFlag{Name: "machine", Category: aboutGuest, Value: "pc-q35-7.2", Usage: "`TYPE` versioned machine type, the same on both sides"},
@@ -189,6 +190,12 @@ func (c *commands) labSpec(x *cli.Context) (lab.Spec, error) {
 	if s.Guest.Memory < minMemory || s.Guest.Memory%4096 != 0 {
 		return s, usagef("--memory %s: the lab's guest needs at least %s, in whole pages of 4 KiB", x.String("memory"), units.FormatSize(minMemory))
 	}
+	if s.Observe, err = units.Duration(x.String("observe")); err != nil {
+		return s, usagef("--observe: %w", err)
+	}
+	if s.Observe < minObserve {
+		return s, usagef("--observe %s: at least %s, for there is nothing to compare with else", x.String("observe"), minObserve)
+	}
 	if s.LinkRate, err = units.Rate(x.String("link-rate")); err != nil {
 		return s, usagef("--link-rate: %w", err)
 	}
@@ -230,6 +237,9 @@ func cpuCap(text string) (percent int, err error) {
 	}
 	return percent, nil
 }
+
+// minObserve has room for QEMU's announcements, and some bins to take a median of.
+const minObserve = 500 * time.Millisecond
 
 // minMemory is what Debian's cloud kernel boots in with room for more than 10,000 checked pages.
 const minMemory = 128 << 20

@@ -167,6 +167,8 @@ func printRecord(w io.Writer, r *record.Migration) {
 	printMirrors(w, r.Mirrors)
 	printDecisions(w, r)
 	printChecks(w, r)
+	printPhases(w, r)
+	printTimeline(w, r)
 
 	if len(r.Warnings) > 0 {
 		fmt.Fprintf(w, "\nwarnings\n")
@@ -359,6 +361,20 @@ func printChecks(w io.Writer, r *record.Migration) {
 			}
 		}
 	}
+	if x := r.Web; x != nil {
+		parts := []string{fmt.Sprintf("%s reset, %s made anew, %s wrong", plural(int64(x.Resets), "connection", "connections"), count(int64(x.Reconnects)), plural(int64(x.Wrong), "response", "responses"))}
+		if x.Unanswered > 0 {
+			parts = append(parts, plural(int64(x.Unanswered), "request", "requests")+" without an answer when the observation ended")
+		}
+		line("web", parts...)
+	}
+	if x := r.Stream; x != nil {
+		text := fmt.Sprintf("%s from the guest, %s to it; the connection is ", units.FormatSize(x.Received), units.FormatSize(x.Acked)) + map[bool]string{true: "alive", false: "LOST (" + x.Broken + ")"}[x.Survived]
+		if x.Retransmits != nil {
+			text += fmt.Sprintf(", %s sent again", plural(*x.Retransmits, "segment", "segments"))
+		}
+		line("tcp", text)
+	}
 	if g := r.Guest; g != nil {
 		var parts []string
 		if g.EventsBefore != nil && g.EventsDuring != nil && g.SlowdownPercent != nil {
@@ -366,7 +382,7 @@ func printChecks(w io.Writer, r *record.Migration) {
 			if *g.SlowdownPercent < 0 {
 				change = "faster"
 			}
-			parts = append(parts, fmt.Sprintf("%.0f events/s before, %.0f during (%.1f %% %s)", *g.EventsBefore, *g.EventsDuring, math.Abs(*g.SlowdownPercent), change))
+			parts = append(parts, fmt.Sprintf("%.1f %% %s during the migration than before", math.Abs(*g.SlowdownPercent), change))
 		}
 		if g.Score != nil {
 			parts = append(parts, fmt.Sprintf("%.4g %s over the whole run, checked", g.Score.Value, g.Score.Unit))
@@ -379,6 +395,9 @@ func printChecks(w io.Writer, r *record.Migration) {
 	if s := r.Sampling; s != nil {
 		text := fmt.Sprintf("%s, every %s (p99 %s), slowest reply %s", plural(int64(s.Samples), "sample", "samples"),
 			units.FormatDuration(s.PeriodP50), units.FormatDuration(s.PeriodP99), units.FormatDuration(s.LongestUnanswered))
+		if s.Observer != nil {
+			text += fmt.Sprintf(", %s of ours to read its threads' CPU", units.FormatDuration(*s.Observer))
+		}
 		if s.QEMUCPU != nil {
 			text += fmt.Sprintf(", %s of QEMU's CPU", units.FormatDuration(*s.QEMUCPU))
 		}
