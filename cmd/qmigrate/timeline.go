@@ -11,6 +11,7 @@ import (
 
 	"qmigrate/engine/record"
 	"qmigrate/engine/record/units"
+	"qmigrate/guest/wire"
 )
 
 // printPhases prints what the guest did, and what that took of the hosts, before, during and after the migration.
@@ -82,27 +83,24 @@ func printPhases(w io.Writer, r *record.Migration) {
 		t.print(w)
 	}
 	if g := r.Guest; g != nil && g.Blackout != nil {
-		text := fmt.Sprintf("blackout  %s without an event", between(*g.Blackout, g.BlackoutError))
+		text := fmt.Sprintf("%s without an event", between(*g.Blackout, g.BlackoutError))
 		if g.Brownout != nil {
 			text += fmt.Sprintf("; brownout %s below 95 %% of the rate before", between(*g.Brownout, g.BrownoutError))
 		}
-		fmt.Fprintf(w, "\n%s\n", fold(text, 10, page(w)))
+		fmt.Fprintf(w, "\n%-10s%s\n", "blackout", fold(text, 10, page(w)))
 	}
 	if text := threadsText(r); text != "" {
-		fmt.Fprintf(w, "%s\n", fold(text, 10, page(w)))
+		fmt.Fprintf(w, "%-10s%s\n", "threads", fold(text, 10, page(w)))
 	}
 }
 
-// eventName is what the workload counts, where the record says so, or events.
+// eventName is what the workload counts, or events.
 func eventName(r *record.Migration) string {
-	if s := series(r, "guest_events"); s != nil {
-		if _, rest, ok := strings.Cut(s.Source, "("); ok {
-			if name, _, ok := strings.Cut(rest, ")"); ok {
-				return name
-			}
-		}
+	w, err := wire.ParseWorkload(r.Workload)
+	if err != nil {
+		return "events" // of a workload that this program does not know
 	}
-	return "events"
+	return w.Type().Event
 }
 
 func number(v float64) string {
@@ -137,10 +135,7 @@ func threadsText(r *record.Migration) string {
 			parts = append(parts, of.text+" "+strings.Join(threads, ", "))
 		}
 	}
-	if len(parts) == 0 {
-		return ""
-	}
-	return "threads   " + strings.Join(parts, "; ")
+	return strings.Join(parts, "; ")
 }
 
 func series(r *record.Migration, name string) *record.Series {
@@ -215,7 +210,7 @@ func printTimeline(w io.Writer, r *record.Migration) {
 		if len(all) == 0 {
 			continue
 		}
-		top := rowTop(all)
+		top := rowTop(all, s.Unit)
 		line := make([]rune, n)
 		for i, v := range values {
 			switch {
@@ -247,7 +242,7 @@ func printTimeline(w io.Writer, r *record.Migration) {
 	if text := strings.TrimRight(string(letters), " "); text != "" {
 		fmt.Fprintf(w, "%-*s  %s\n", name, "", text)
 	}
-	legend = append(legend, fmt.Sprintf("a column is %s", step))
+	legend = append(legend, "a column is "+units.FormatDuration(step))
 	fmt.Fprintf(w, "%-*s  %s\n", name, "", fold(strings.Join(legend, ", "), name+2, min(page(w), sparkWidth)-name-2))
 }
 
@@ -262,14 +257,17 @@ func nextStep(step time.Duration) time.Duration {
 	}
 }
 
-// rowTop is the top of a row's scale: its greatest value, or twice its median where a burst would flatten the rest; what is above is drawn full.
-func rowTop(values []float64) float64 {
+// rowTop is the top of a row's scale: its greatest value, or 1.5 times its median where a burst would flatten the rest; what is above is drawn full. Of
+// percent it is 100 at least, so that two such rows can be compared.
+func rowTop(values []float64, unit string) float64 {
 	sorted := slices.Sorted(slices.Values(values))
 	top, median := sorted[len(sorted)-1], sorted[len(sorted)/2]
-	if median > 0 && top > 2*median {
-		top = 2 * median
-	}
-	if top <= 0 {
+	switch {
+	case unit == "percent":
+		return max(top, 100)
+	case median > 0:
+		return min(top, 1.5*median)
+	case top <= 0:
 		return 1
 	}
 	return top
@@ -279,11 +277,14 @@ func rowTop(values []float64) float64 {
 func rowScale(v float64, unit string) string {
 	switch unit {
 	case "percent":
-		return fmt.Sprintf("%.0f %%", v)
+		return fmt.Sprintf("%.4g %%", v)
 	case "bytes/s":
 		return units.FormatRate(v)
 	case "events/s":
 		unit = "/s"
+	}
+	if v >= 1e7 {
+		return fmt.Sprintf("%.3g", v) + strings.TrimPrefix(unit, "segments")
 	}
 	return number(v) + strings.TrimPrefix(unit, "segments")
 }

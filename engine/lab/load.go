@@ -15,8 +15,9 @@ import (
 type load interface {
 	// close ends it.
 	close()
-	// fill writes what it saw into the record, from an instant to another.
-	fill(rec *record.Migration, began, ended time.Time)
+	// fill writes what it saw into the record, from an instant to another. The error is an answer that is not what it had to be: the
+	// workload has failed its check.
+	fill(rec *record.Migration, began, ended time.Time) error
 }
 
 // startLoad starts the observer's part of the lab's workload; nil if it has none.

@@ -91,7 +91,9 @@ func TestWebClient(t *testing.T) {
 			wait(t, "30 requests", func() bool { return served.Load() >= 30 })
 			client.close()
 			rec := &record.Migration{Origin: client.due(10).Add(-time.Microsecond), Total: record.Total{Wall: 10 * time.Millisecond}}
-			client.fill(rec, began, client.until.Add(time.Microsecond))
+			if err := client.fill(rec, began, client.until.Add(time.Microsecond)); (err != nil) != (c.wrong > 0) {
+				t.Errorf("the workload's check: %v", err)
+			}
 			web := rec.Web
 			if web.Resets != c.resets || web.Wrong != c.wrong || web.Reconnects != c.reconnects || web.Unanswered != 0 || len(web.Phases) != 3 || len(rec.Warnings) != c.errors {
 				t.Fatalf("%+v, warnings %q", web, rec.Warnings)
@@ -221,7 +223,7 @@ func TestStreamer(t *testing.T) {
 	}{
 		{"at a rate", "256KiB/s", nil, ""},
 		{"as fast as it goes", "0B/s", nil, ""},
-		{"a wrong byte", "256KiB/s", func(position uint64, b []byte) bool { b[77] ^= map[bool]byte{true: 1}[position == 640]; return true }, "not what was sent"},
+		{"a wrong byte", "256KiB/s", func(position uint64, b []byte) bool { b[77] ^= map[bool]byte{true: 1}[position == 640]; return true }, errStream.Error()},
 		{"hangs up", "256KiB/s", func(position uint64, b []byte) bool { return position < 640 }, ": "},
 	} {
 		t.Run(c.name, func(t *testing.T) {
@@ -238,7 +240,9 @@ func TestStreamer(t *testing.T) {
 			time.Sleep(3 * streamBin) // for bins to be whole
 			s.close()
 			rec := &record.Migration{Origin: began}
-			s.fill(rec, began, time.Now())
+			if err := s.fill(rec, began, time.Now()); (err != nil) != (c.broken == errStream.Error()) {
+				t.Errorf("the workload's check: %v", err)
+			}
 			x := rec.Stream
 			if x.Survived != (c.broken == "") || !strings.Contains(x.Broken, c.broken) || x.Received == 0 || x.Retransmits == nil {
 				t.Errorf("%+v", x)

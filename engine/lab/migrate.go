@@ -37,7 +37,7 @@ type seen struct {
 
 // Migrate moves the lab's guest to the other host while it is observed, checks its memory there, and returns the whole record. A
 // failed migration returns its record too, with what the observers saw and the memory check on the side that holds the guest.
-func (l *Lab) Migrate(ctx context.Context, p engine.Plan, o engine.Options) (*record.Migration, error) {
+func (l *Lab) Migrate(ctx context.Context, p engine.Plan, o engine.Options) (_ *record.Migration, failed error) {
 	watch, err := l.watch(ctx)
 	if err != nil {
 		return nil, err
@@ -107,7 +107,7 @@ func (l *Lab) Migrate(ctx context.Context, p engine.Plan, o engine.Options) (*re
 		l.seen.cpu.fill(rec)
 		l.marks(rec)
 		if l.seen.load != nil {
-			l.seen.load.fill(rec, began, l.seen.ended)
+			failed = errors.Join(failed, l.seen.load.fill(rec, began, l.seen.ended))
 		}
 		l.addTallies(rec, began)
 	}()

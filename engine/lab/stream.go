@@ -145,7 +145,7 @@ func (s *streamer) close() {
 	s.conn.Close()
 }
 
-func (s *streamer) fill(rec *record.Migration, began, ended time.Time) {
+func (s *streamer) fill(rec *record.Migration, began, ended time.Time) error {
 	last := s.looks[len(s.looks)-1]
 	x := &record.Stream{Received: last.received, Survived: s.err == nil, Phases: []record.StreamPhase{}}
 	rec.Stream = x
@@ -190,4 +190,8 @@ func (s *streamer) fill(rec *record.Migration, began, ended time.Time) {
 		}
 		x.Phases = append(x.Phases, y)
 	}
+	if errors.Is(s.err, errStream) {
+		return workloadError{"tcp", s.err.Error()}
+	}
+	return nil
 }

@@ -233,7 +233,7 @@ func (c *webClient) close() {
 	<-done
 }
 
-func (c *webClient) fill(rec *record.Migration, began, ended time.Time) {
+func (c *webClient) fill(rec *record.Migration, began, ended time.Time) error {
 	web := &record.Web{Asked: c.rate, Connections: c.number, Body: int64(c.size), Phases: []record.WebPhase{}}
 	rec.Web = web
 	for _, conn := range c.conns {
@@ -276,4 +276,8 @@ func (c *webClient) fill(rec *record.Migration, began, ended time.Time) {
 		}
 		web.Phases = append(web.Phases, x)
 	}
+	if web.Wrong > 0 {
+		return workloadError{"web", fmt.Sprintf("%d responses were not what was asked for", web.Wrong)}
+	}
+	return nil
 }
