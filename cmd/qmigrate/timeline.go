@@ -187,12 +187,9 @@ func printTimeline(w io.Writer, r *record.Migration) {
 	if utf8Locale() {
 		steps = []rune(sparkBlocks)
 	}
-	const scale = 16 // columns for what the top of a row is
+	const scale = 17 // columns for what the top of a row is
 	columns := max(min(page(w), sparkWidth)-name-2-scale, 10)
-	step := 100 * time.Millisecond
-	for step*time.Duration(columns) < last-first {
-		step = nextStep(step)
-	}
+	step := columnStep(last-first, columns)
 	n := int((last - first + step - 1) / step)
 	if n <= 0 {
 		return
@@ -242,19 +239,22 @@ func printTimeline(w io.Writer, r *record.Migration) {
 	if text := strings.TrimRight(string(letters), " "); text != "" {
 		fmt.Fprintf(w, "%-*s  %s\n", name, "", text)
 	}
-	legend = append(legend, "a column is "+units.FormatDuration(step))
-	fmt.Fprintf(w, "%-*s  %s\n", name, "", fold(strings.Join(legend, ", "), name+2, min(page(w), sparkWidth)-name-2))
+	legend = append(legend, "a column "+units.FormatDuration(step))
+	fmt.Fprintf(w, "%-*s  %s\n", name, "", fold(strings.Join(legend, ", "), name+2, min(page(w), sparkWidth)))
 }
 
-// nextStep is the next of 100 ms, 200 ms, 500 ms, 1 s, 2 s, ...
-func nextStep(step time.Duration) time.Duration {
-	for unit := 100 * time.Millisecond; ; unit *= 10 {
-		for _, n := range []time.Duration{1, 2, 5} {
-			if unit*n > step {
-				return unit * n
-			}
-		}
+// columnStep is how much time a column has, so that all of it fits: at least the bins' 100 ms, and with two digits or so.
+func columnStep(all time.Duration, columns int) time.Duration {
+	step := max(all/time.Duration(columns), 100*time.Millisecond)
+	grain := 10 * time.Millisecond
+	for step >= 100*grain {
+		grain *= 10
 	}
+	step = (step + grain - 1) / grain * grain
+	for step*time.Duration(columns) < all { // what the division lost
+		step += grain
+	}
+	return step
 }
 
 // rowTop is the top of a row's scale: its greatest value, or 1.5 times its median where a burst would flatten the rest; what is above is drawn full. Of
@@ -277,7 +277,7 @@ func rowTop(values []float64, unit string) float64 {
 func rowScale(v float64, unit string) string {
 	switch unit {
 	case "percent":
-		return fmt.Sprintf("%.4g %%", v)
+		return fmt.Sprintf("%.3g %%", v)
 	case "bytes/s":
 		return units.FormatRate(v)
 	case "events/s":

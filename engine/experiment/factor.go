@@ -159,6 +159,7 @@ func factors() []factor {
 			c.Lab.Fill, err = units.Size(text)
 			return err
 		}},
+		{"observe", "2s", "how long the guest is watched before the migration and after it; 1 s and half a second if not given", duration(func(c *Cell) *time.Duration { return &c.Lab.Observe })},
 		{"allow-unsafe", "false", "take the RAM size as given, even where this QEMU is known to lose pages", func(c *Cell, text string) (err error) {
 			if c.Lab.AllowUnsafe, err = strconv.ParseBool(text); err != nil {
 				err = errors.New("true or false")
