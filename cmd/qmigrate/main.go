@@ -143,7 +143,7 @@ func newApp(stdin io.Reader, stdout, stderr io.Writer) *cli.App {
 		HideVersion:          true,
 		EnableBashCompletion: true,
 		Commands: []*cli.Command{
-			c.demo(), c.run(), c.report(), c.migrate(), c.save(), c.restore(), c.caps(), c.lab(), c.doctor(), c.version(), c.completion(),
+			c.demo(), c.run(), c.report(), c.compare(), c.export(), c.migrate(), c.save(), c.restore(), c.caps(), c.lab(), c.doctor(), c.version(), c.completion(),
 		},
 		ExitErrHandler: func(*cli.Context, error) {}, // run prints and decides
 		OnUsageError:   onUsageError,

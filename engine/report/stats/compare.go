@@ -284,3 +284,26 @@ func Family(all []*Comparison) {
 		all[i].Holm = h
 	}
 }
+
+// FamilyNeed tells whether the groups are too small for any difference in the family to be called at level alpha, however far apart they lie: then it is the
+// least n in each group that would do, else 0. The smallest p that groups of n1 and n2 different values can have is 2 / C(n1+n2, n1).
+func FamilyNeed(all []*Comparison, alpha float64) int {
+	if len(all) == 0 {
+		return 0
+	}
+	level := 1 - alpha/float64(len(all)) // Holm's for the smallest p
+	for _, c := range all {
+		least := 2 * math.Exp(-lnChoose(c.A.N+c.B.N, c.A.N))
+		if least <= 1-level+1e-12 {
+			return 0
+		}
+	}
+	return shiftNeed(level)
+}
+
+func lnChoose(n, k int) float64 {
+	a, _ := math.Lgamma(float64(n + 1))
+	b, _ := math.Lgamma(float64(k + 1))
+	c, _ := math.Lgamma(float64(n - k + 1))
+	return a - b - c
+}

@@ -1,7 +1,7 @@
-// Package table lays records out flat: one row a migration, or one a pass, a stage, a sample, a bin of the timeline, for pandas, R, DuckDB and the
+// Package flat lays records out flat: one row a migration, or one a pass, a stage, a sample, a bin of the timeline, for pandas, R, DuckDB and the
 // program's own statistics. A column's name is the record's keys joined by "_", so that it ends in its unit as they do; a cell that was not measured is
 // empty, never zero.
-package table
+package flat
 
 import (
 	"encoding/json"

@@ -1,4 +1,4 @@
-package table
+package flat
 
 import (
 	"fmt"
@@ -11,6 +11,21 @@ import (
 
 	"qmigrate/engine/record"
 )
+
+// IsNumber tells whether a migration's row has a column of numbers, or of yes and no, of that name.
+func IsNumber(name string) bool {
+	c, ok := columnOf(name)
+	return ok && (c.Type == Int || c.Type == Float || c.Type == Bool)
+}
+
+func columnOf(name string) (Column, bool) {
+	all := migrationColumns()
+	i := slices.IndexFunc(all, func(c Column) bool { return c.Name == name })
+	if i < 0 {
+		return Column{}, false
+	}
+	return all[i], true
+}
 
 // Frame is a few columns of many records: all that statistics need of them. A hundred thousand records take some 50 MB.
 type Frame struct {
@@ -56,28 +71,27 @@ type frameRow struct {
 	started int64
 }
 
-// Load reads the folders' records and keeps those columns, which Columns lists, beside the factors, the plan and what tells trials apart.
-func Load(folders []string, names ...string) (*Frame, error) {
+// Load reads the folders' records and keeps some columns of a migration's row, as numbers and as texts, beside the factors, the plan and what tells
+// trials apart.
+func Load(folders []string, numbers, asText []string) (*Frame, error) {
 	f := &Frame{numbers: map[string][]float64{}, texts: map[string]*texts{}}
 	words := []string{"folder", "name", "mode", "outcome", "workload"}
 	var cols, textCols []Column
 	var tops []int
-	all := migrationColumns()
-	for _, name := range names {
-		if slices.Contains(words, name) || f.numbers[name] != nil {
-			continue
+	for _, name := range numbers {
+		c, ok := columnOf(name)
+		if !ok || c.Type == Text || c.Type == Time {
+			return nil, fmt.Errorf("there is no column of numbers %q: `qmigrate export --columns` lists the columns", name)
 		}
-		i := slices.IndexFunc(all, func(c Column) bool { return c.Name == name })
-		switch {
-		case i < 0:
-			return nil, fmt.Errorf("there is no column %q: `qmigrate export --columns` lists them", name)
-		case all[i].Type == Text:
-			textCols, words = append(textCols, all[i]), append(words, name)
-		default:
-			cols = append(cols, all[i])
+		if f.numbers[name] == nil {
+			cols, tops = append(cols, c), append(tops, c.top)
 			f.numbers[name] = []float64{}
 		}
-		tops = append(tops, all[i].top)
+	}
+	for _, name := range asText {
+		if c, ok := columnOf(name); ok && !slices.Contains(words, name) {
+			textCols, words, tops = append(textCols, c), append(words, name), append(tops, c.top)
+		}
 	}
 	for _, w := range words {
 		f.texts[w] = newTexts()
@@ -92,8 +106,7 @@ func Load(folders []string, names ...string) (*Frame, error) {
 			r.numbers[i] = cols[i].number(v)
 		}
 		for i := range textCols {
-			text, _ := textCols[i].value(v).(string)
-			r.words = append(r.words, text)
+			r.words = append(r.words, cellText(textCols[i].value(v)))
 		}
 		if m.Order != nil {
 			r.order = float64(*m.Order)
@@ -138,10 +151,13 @@ func (f *Frame) Warnings() []string { return f.warn }
 // Factors are the names of all factors, in alphabetical order.
 func (f *Frame) Factors() []string { return f.factors }
 
+// Plan are the names of the plans' values, in alphabetical order.
+func (f *Frame) Plan() []string { return f.plan }
+
 // Number is a row's cell; NaN where it is absent.
 func (f *Frame) Number(name string, row int) float64 { return f.numbers[name][row] }
 
-// Text is a row's cell; "" where it is absent. The name is that of a factor ("factor:NAME") or of a column.
+// Text is a row's cell; "" where it is absent. The name is that of a factor ("factor:NAME"), of a value of the plan ("plan:NAME") or of a column.
 func (f *Frame) Text(name string, row int) string {
 	if t := f.texts[name]; t != nil && row < len(t.codes) {
 		return t.words[t.codes[row]]

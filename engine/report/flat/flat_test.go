@@ -1,4 +1,4 @@
-package table
+package flat
 
 import (
 	"bytes"
@@ -174,7 +174,7 @@ func isASCII(b []byte) bool { return !slices.ContainsFunc(b, func(c byte) bool {
 // TestLoad: a frame has the numbers of the records, NaN where they have none.
 func TestLoad(t *testing.T) {
 	dir := folder(t, 4, 300)
-	f, err := Load([]string{dir}, "downtime_wire_ns", "passes", "stage_pre_copy_ns", "stage_recovery_ns", "qemu_source_version", "network_tcp_survived")
+	f, err := Load([]string{dir}, []string{"downtime_wire_ns", "passes", "stage_pre_copy_ns", "stage_recovery_ns", "network_tcp_survived"}, []string{"qemu_source_version", "qemu_vcpus", "nothing"})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -197,7 +197,7 @@ func TestLoad(t *testing.T) {
 			t.Fatalf("row %d: wire %v, want %v", i, got, wire)
 		}
 		if f.Number("passes", i) != float64(len(m.Passes)) || f.Number("stage_pre_copy_ns", i) != float64(m.Stage(record.PreCopy).Duration) || !math.IsNaN(f.Number("stage_recovery_ns", i)) ||
-			f.Text("factor:dirty-rate", i) != m.Factors["dirty-rate"] || f.Text("outcome", i) != string(m.Outcome) || f.Text("qemu_source_version", i) != m.QEMU.SourceVersion ||
+			f.Text("factor:dirty-rate", i) != m.Factors["dirty-rate"] || f.Text("outcome", i) != string(m.Outcome) || f.Text("qemu_source_version", i) != m.QEMU.SourceVersion || f.Text("qemu_vcpus", i) != "1" ||
 			f.Order(i) != float64(*m.Order) || !f.Started(i).Equal(m.StartedAt) || f.Number("network_tcp_survived", i) != 1 {
 			t.Fatalf("row %d is not its record", i)
 		}
@@ -211,7 +211,7 @@ func TestLoad(t *testing.T) {
 			t.Errorf("%s is found as %q, want %q", name, got, want)
 		}
 	}
-	if _, err := Load([]string{dir}, "downtime_wires_ns"); err == nil || !strings.Contains(err.Error(), "no column") {
+	if _, err := Load([]string{dir}, []string{"downtime_wires_ns"}, nil); err == nil || !strings.Contains(err.Error(), "no column") {
 		t.Error(err)
 	}
 }
@@ -220,7 +220,7 @@ func TestLoad(t *testing.T) {
 func TestLoadMemory(t *testing.T) {
 	const n = 20_000
 	dir := folder(t, 5, n)
-	f, err := Load([]string{dir}, "downtime_wire_ns", "total_wall_ns", "passes")
+	f, err := Load([]string{dir}, []string{"downtime_wire_ns", "total_wall_ns", "passes"}, nil)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -397,7 +397,7 @@ func BenchmarkLoad(b *testing.B) {
 	}
 	b.SetBytes(info.Size())
 	for b.Loop() {
-		if _, err := Load([]string{dir}, "downtime_wire_ns", "total_wall_ns", "total_transferred_bytes"); err != nil {
+		if _, err := Load([]string{dir}, []string{"downtime_wire_ns", "total_wall_ns", "total_transferred_bytes"}, nil); err != nil {
 			b.Fatal(err)
 		}
 	}
