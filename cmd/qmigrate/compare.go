@@ -166,8 +166,8 @@ func printComparison(w io.Writer, a *compare.Answer) {
 		t.print(w)
 	}
 	if len(a.Groups) > 1 {
-		fmt.Fprintln(w, "\n"+fold(fmt.Sprintf("p: Mann-Whitney, after Holm over %s; * below %s: a difference. Change: Hodges-Lehmann shift, in percent of %s's median.",
-			plural(int64(a.Family), "comparison", "comparisons"), strconv.FormatFloat(math.Round((1-a.Level)*1e6)/1e6, 'g', -1, 64), a.Groups[0].Name), 2, page(w)))
+		fmt.Fprintln(w, "\n"+fold(fmt.Sprintf("p: Mann-Whitney, after Holm over %s, of which %d differ (*: p below %s). Change: Hodges-Lehmann shift, in percent of %s's median.",
+			plural(int64(a.Family), "comparison", "comparisons"), called(a), strconv.FormatFloat(math.Round((1-a.Level)*1e6)/1e6, 'g', -1, 64), a.Groups[0].Name), 2, page(w)))
 	}
 	for _, d := range a.Drifts {
 		way := "rises"
@@ -188,6 +188,18 @@ func printComparison(w io.Writer, a *compare.Answer) {
 	for _, text := range a.Warnings {
 		fmt.Fprintln(w, fold("warning: "+text, 2, page(w)))
 	}
+}
+
+// called is how many of the comparisons are a difference.
+func called(a *compare.Answer) (n int) {
+	for _, cell := range a.Cells {
+		for _, r := range cell.Rows {
+			if r.Against != nil && r.Against.Holm < 1-a.Level {
+				n++
+			}
+		}
+	}
+	return n
 }
 
 // changeCells are the change with its interval, and p.
@@ -243,7 +255,7 @@ func valueText(unit string, v float64) string {
 	case "bytes/s":
 		return units.FormatRate(v)
 	case "percent", "%":
-		return strconv.FormatFloat(v, 'f', 1, 64) + " %"
+		return strconv.FormatFloat(math.Round(v*10)/10+0, 'f', 1, 64) + " %" // + 0: no -0.0
 	}
 	text := strconv.FormatFloat(v, 'g', 4, 64)
 	if v == math.Trunc(v) && math.Abs(v) < 1e15 {

@@ -24,7 +24,7 @@ type Reader struct {
 }
 
 // NewReader reads from what holds one record a line, as records.jsonl does.
-func NewReader(r io.Reader) *Reader { return &Reader{r: bufio.NewReaderSize(r, 256<<10)} }
+func NewReader(r io.Reader) *Reader { return &Reader{r: bufio.NewReaderSize(r, 64<<10)} }
 
 // Line returns the next whole line with its newline, or io.EOF. The slice is good until the next call.
 func (r *Reader) Line() ([]byte, error) {

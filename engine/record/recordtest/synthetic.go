@@ -125,6 +125,18 @@ func synthetic(random *rand.Rand, i int) *record.Migration {
 	}
 	m.MemoryCheck = &record.MemoryCheck{PagesChecked: 27954}
 	m.Sampling = &record.Sampling{Samples: int(edge.Seconds() * 100), PeriodP50: 1e7, PeriodP99: 13e6, LongestUnanswered: 25e6, QEMUCPU: d(31e6)}
+	for _, name := range []string{"guest_events", "cpu_source"} {
+		series := record.Series{Name: name, Unit: "1/s", Source: "synthetic", Start: -2e9, Bin: 5e8}
+		for range 20 {
+			series.Values = append(series.Values, record.Of(before*noise(0.02)))
+		}
+		m.Timeline = append(m.Timeline, series)
+	}
+	for _, side := range []record.Holder{record.Source, record.Destination} {
+		for _, thread := range []string{"process", "vcpu0", "migration"} {
+			m.CPU = append(m.CPU, record.CPUUse{Side: side, Thread: thread, From: 2e7, Span: edge, Used: edge / 3, Percent: 33.3, Stage: record.PreCopy})
+		}
+	}
 	if random.IntN(50) == 0 {
 		m.Outcome, m.GuestOn = record.Failed, record.Source
 		m.Error = &record.Error{Stage: record.PreCopy, Message: "the link is down"}
@@ -142,7 +154,7 @@ func WriteFolder(dir string, records iter.Seq[*record.Migration]) (err error) {
 	if err != nil {
 		return err
 	}
-	w := bufio.NewWriterSize(file, 1<<20)
+	w := bufio.NewWriterSize(file, 64<<10)
 	defer func() {
 		if flushErr := w.Flush(); err == nil {
 			err = flushErr
@@ -157,7 +169,6 @@ func WriteFolder(dir string, records iter.Seq[*record.Migration]) (err error) {
 // Write writes records as lines.
 func Write(w io.Writer, records iter.Seq[*record.Migration]) error {
 	enc := json.NewEncoder(w)
-	enc.SetEscapeHTML(true) // as Folder writes them
 	for m := range records {
 		if err := enc.Encode(m); err != nil {
 			return err

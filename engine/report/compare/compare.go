@@ -172,7 +172,7 @@ func Ask(q Question) (*Answer, error) {
 		}
 	}
 	cells := cellsOf(f, sets, keys)
-	if err := a.fill(f, measures, sets, cells); err != nil {
+	if err := a.fill(f, measures, sets, cells, keys); err != nil {
 		return nil, err
 	}
 	a.drifts(f, measures, sets, by != "", func(row int) string { return cellKey(f, keys, row) })
@@ -230,7 +230,7 @@ func (q *Question) where(f *flat.Frame) ([]int, error) {
 }
 
 func unknown(f *flat.Frame, name string) error {
-	return fmt.Errorf("no record has a factor or column %q: have %s", name, list(f.Names(), 30))
+	return fmt.Errorf("no record has a factor, a column or a value of the plan %q: have %s", name, list(f.Names(), 30))
 }
 
 func list(all []string, most int) string {
@@ -296,7 +296,7 @@ func (q *Question) keys(f *flat.Frame, sets []set, by string) (keys, differ []st
 	if len(all) == 0 {
 		all = append(all, "mode", "workload")
 		for _, k := range f.Plan() {
-			if k != "listen" && k != "mode" { // an address is no condition
+			if !slices.Contains([]string{"listen", "connect", "policy_limits", "mode"}, k) { // addresses, and what follows from the rest, are no conditions
 				all = append(all, "plan:"+k)
 			}
 		}
@@ -358,7 +358,9 @@ func cellsOf(f *flat.Frame, sets []set, keys []string) []*cell {
 				var parts []string
 				for _, k := range keys {
 					c.values = append(c.values, f.Text(k, r))
-					parts = append(parts, plain(k)+" "+f.Text(k, r))
+					if v := f.Text(k, r); v != "" {
+						parts = append(parts, plain(k)+" "+v)
+					}
 				}
 				c.name = strings.Join(parts, ", ")
 				by[key], all = c, append(all, c)
@@ -388,7 +390,7 @@ func values(f *flat.Frame, column string, rows []int) (out []float64) {
 }
 
 // fill compares cell by cell.
-func (a *Answer) fill(f *flat.Frame, measures []Measure, sets []set, cells []*cell) error {
+func (a *Answer) fill(f *flat.Frame, measures []Measure, sets []set, cells []*cell, keys []string) error {
 	var family []*stats.Comparison
 	alone := map[string][]string{} // cells that one group has alone
 	common, compared := false, false
@@ -432,13 +434,16 @@ func (a *Answer) fill(f *flat.Frame, measures []Measure, sets []set, cells []*ce
 		a.Cells = append(a.Cells, out)
 	}
 	for _, who := range slices.Sorted(maps.Keys(alone)) {
-		a.Warnings = append(a.Warnings, fmt.Sprintf("%d cells are in %s alone, and not compared: %s", len(alone[who]), who, list(alone[who], 3)))
+		a.Warnings = append(a.Warnings, fmt.Sprintf("in %s alone, and not compared: %s", who, list(alone[who], 3)))
 	}
 	if len(sets) == 1 {
 		return nil
 	}
 	if !common {
-		return fmt.Errorf("%s have no cell in common: %s; --pool mixes what differs within a group", groupNames(a.Groups), aloneText(alone))
+		for i := range keys {
+			keys[i] = plain(keys[i])
+		}
+		return fmt.Errorf("%s have no migration in common that agrees in %s: --where picks out what is alike, --pool mixes all", groupNames(a.Groups), list(keys, 8))
 	}
 	if !compared {
 		return fmt.Errorf("%s have no measure in common: %s", groupNames(a.Groups), measuresText(f, measures, sets))
@@ -457,14 +462,6 @@ func groupNames(all []Group) string {
 		names = append(names, g.Name)
 	}
 	return list(names, 6)
-}
-
-func aloneText(alone map[string][]string) string {
-	var parts []string
-	for _, who := range slices.Sorted(maps.Keys(alone)) {
-		parts = append(parts, who+" has "+list(alone[who], 2))
-	}
-	return strings.Join(parts, "; ")
 }
 
 // measuresText says which of the measures each set has.

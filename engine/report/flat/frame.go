@@ -14,12 +14,11 @@ import (
 
 // IsNumber tells whether a migration's row has a column of numbers, or of yes and no, of that name.
 func IsNumber(name string) bool {
-	c, ok := columnOf(name)
+	c, ok := columnOf(migrationColumns(), name)
 	return ok && (c.Type == Int || c.Type == Float || c.Type == Bool)
 }
 
-func columnOf(name string) (Column, bool) {
-	all := migrationColumns()
+func columnOf(all []Column, name string) (Column, bool) {
 	i := slices.IndexFunc(all, func(c Column) bool { return c.Name == name })
 	if i < 0 {
 		return Column{}, false
@@ -78,8 +77,9 @@ func Load(folders []string, numbers, asText []string) (*Frame, error) {
 	words := []string{"folder", "name", "mode", "outcome", "workload"}
 	var cols, textCols []Column
 	var tops []int
+	all := migrationColumns()
 	for _, name := range numbers {
-		c, ok := columnOf(name)
+		c, ok := columnOf(all, name)
 		if !ok || c.Type == Text || c.Type == Time {
 			return nil, fmt.Errorf("there is no column of numbers %q: `qmigrate export --columns` lists the columns", name)
 		}
@@ -89,7 +89,7 @@ func Load(folders []string, numbers, asText []string) (*Frame, error) {
 		}
 	}
 	for _, name := range asText {
-		if c, ok := columnOf(name); ok && !slices.Contains(words, name) {
+		if c, ok := columnOf(all, name); ok && !slices.Contains(words, name) {
 			textCols, words, tops = append(textCols, c), append(words, name), append(tops, c.top)
 		}
 	}
@@ -194,7 +194,7 @@ func (f *Frame) Find(name string) string {
 func (f *Frame) Names() []string {
 	out := slices.Clone(f.factors)
 	for _, k := range slices.Sorted(maps.Keys(f.texts)) {
-		if !strings.Contains(k, ":") {
+		if !strings.Contains(k, ":") && !slices.Contains(out, k) {
 			out = append(out, k)
 		}
 	}

@@ -116,9 +116,13 @@ func readFolder[T any](folder string, give func(*batch[T]) bool) bool {
 		return fail(fmt.Errorf("read records: %w", err))
 	}
 	defer file.Close()
+	room := int64(batchBytes + 64<<10)
+	if info, err := file.Stat(); err == nil && info.Size() > 0 {
+		room = min(room, info.Size())
+	}
 	r := record.NewReader(file)
 	fresh := func() *batch[T] {
-		return &batch[T]{folder: folder, first: r.Number() + 1, text: make([]byte, 0, batchBytes+64<<10), done: make(chan struct{})}
+		return &batch[T]{folder: folder, first: r.Number() + 1, text: make([]byte, 0, room), done: make(chan struct{})}
 	}
 	for b := fresh(); ; {
 		line, err := r.Line()
