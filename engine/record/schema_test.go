@@ -74,6 +74,33 @@ func readSource(t *testing.T) source {
 	return s
 }
 
+// plain is what keys mean that need no comment where they stand, since they mean the same wherever they do; Type.Field before the key.
+func plain(field, key string) string {
+	texts := map[string]string{
+		"schema": "version of the record's shape: " + Schema, "id": "unique, and sorts by time; names samples/ID.jsonl",
+		"workload": "what ran in the guest, with all parameters", "message": "what went wrong, in words", "error": "why it failed; absent: it did not", "path": "of the file, as it was given",
+		"start_ns": "when it began, from the first command", "duration_ns": "how long it took", "at_ns": "when, from the first command", "from_ns": "when the span began, from the first command",
+		"span_ns": "the span's length", "bin_ns": "a bin's length",
+		"Total.Transferred": "sent in all, by query-migrate's `transferred`", "Total.Normal": "pages sent with their content, by query-migrate's `normal`",
+		"Total.Postcopy": "what followed the guest, by query-migrate's `postcopy-bytes`", "Total.Multifd": "through multifd's channels, by query-migrate's `multifd-bytes`",
+		"Sample.Transferred": "query-migrate's `transferred`", "Sample.Remaining": "query-migrate's `remaining`", "Sample.DirtyPagesRate": "query-migrate's `dirty-pages-rate`: QEMU measures it at a synchronisation",
+		"Sample.Throughput": "query-migrate's `mbps`, in bytes", "Sample.Throttle": "query-migrate's `cpu-throttle-percentage`", "Sample.ExpectedDowntime": "query-migrate's `expected-downtime`",
+		"Sample.SyncCount": "query-migrate's `dirty-sync-count`", "Sample.Status": "query-migrate's `status`",
+		"Hosts.Source": "name of the source host: local, netns:NAME, ...", "Hosts.Destination": "likewise", "Hosts.Kernel": "release of the source host's kernel, by uname", "Hosts.CPU": "the source host's processors, by /proc/cpuinfo",
+		"source_version": "the source's query-version", "destination_version": "the destination's query-version", "machine": "versioned machine type of the source", "memory_bytes": "guest RAM, by query-memory-size-summary",
+		"vcpus": "guest processors, by query-cpus-fast", "pings_sent": "ICMP echo requests of the observer", "pings_lost": "of them without a reply within 1 s of the last one",
+		"tcp_survived": "every number came back, in order, over the one connection", "pages_checked": "pages whose index, counter and content the guest's agent compared", "pages_wrong": "of them those that were not as they should be",
+		"disks": "how many were written to", "node": "QEMU's name of the block node", "samples": "replies of query-migrate", "period_p50_ns": "time between two questions, median", "period_p99_ns": "likewise, 99th percentile",
+		"checkpoint_p99_ns": "likewise, 99th percentile", "Series.Name": "what was counted", "model": "name of the model", "value": "in the unit beside it", "Program.Name": "of the program",
+		"retransmits": "TCP segments sent again", "Prediction.Total": "total time", "Prediction.Downtime": "wire downtime", "Prediction.Transferred": "bytes in all",
+		"RedisWriter.Version": "of the server, as it says", "connections": "that were opened", "writes_acknowledged": "that the server said are done",
+	}
+	if text := texts[field]; text != "" {
+		return text
+	}
+	return texts[key]
+}
+
 func oneLine(text string) string { return strings.Join(strings.Fields(text), " ") }
 
 // unit is that at the end of a key, and what is said of times.
@@ -116,7 +143,10 @@ func (s source) properties(t *testing.T, path string, typ reflect.Type) (out []p
 		}
 		p.kind = s.kind(ft)
 		if p.text == "" {
-			p.text = s.types[base(ft).Name()]
+			p.text = plain(typ.Name()+"."+f.Name, key)
+		}
+		if of := base(ft); p.text == "" { // an own type says it
+			p.text = s.types[of.Name()]
 		}
 		if p.text == "" {
 			t.Errorf("%s.%s has no comment: say what it is and where it comes from", typ.Name(), f.Name)
