@@ -70,7 +70,7 @@ func synthetic(random *rand.Rand, i int) *record.Migration {
 	stop := last.Duration.Seconds() + 0.004*noise(0.3)
 	wall := at + 0.001*noise(0.5)
 	m := &record.Migration{
-		Schema: record.Schema, ID: fmt.Sprintf("%s-%06x", epoch().Add(time.Duration(i)*8*time.Second).Format("20060102T150405.000Z"), i&0xffffff),
+		Schema: record.Schema, ID: fmt.Sprintf("%s-%06x", epoch().Add(time.Duration(i)*8*time.Second).Format("20060102T150405.000Z"), random.IntN(1<<24)),
 		StartedAt: epoch().Add(time.Duration(i) * 8 * time.Second), Name: fmt.Sprintf("%s,%s,300ms", mode, bandwidths()[b]), Mode: mode,
 		Outcome: record.Completed, GuestOn: record.Destination,
 		Workload:   fmt.Sprintf("dirty:rate=%s,working-set=64MiB,pattern=uniform,content=random,change=64B,duration=0s", rates()[r]),

@@ -23,7 +23,7 @@ func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 // trial is a small record.
 func trial(i int, wall time.Duration, factors map[string]any, plan map[string]any) *record.Migration {
 	return &record.Migration{
-		Schema: record.Schema, ID: fmt.Sprint(i), StartedAt: time.Date(2026, 11, 1, 0, 0, i, 0, time.UTC), Name: "x", Mode: record.PreCopyMode, Outcome: record.Completed,
+		Schema: record.Schema, StartedAt: time.Date(2026, 11, 1, 0, 0, i, 0, time.UTC), Name: "x", Mode: record.PreCopyMode, Outcome: record.Completed,
 		Factors: factors, Plan: plan, Total: record.Total{Wall: wall},
 	}
 }
@@ -226,6 +226,12 @@ func TestRefusals(t *testing.T) {
 		if err == nil || got != nil || !strings.Contains(err.Error(), want) || strings.Contains(err.Error(), "\n") {
 			t.Errorf("%q: %v", want, err)
 		}
+	}
+	twice := trial(1, 5, nil, nil)
+	twice.ID = "the same"
+	double, err := Ask(Question{Folders: []string{write(t, filepath.Join(dir, "double"), of(twice, twice, trial(2, 6, nil, nil)))}})
+	if err != nil || double.Groups[0].Completed != 2 || len(double.Warnings) != 1 || !strings.Contains(double.Warnings[0], "1 records stand more than once") {
+		t.Errorf("a record that stands twice: %+v, %v", double, err)
 	}
 	mixed, err := Ask(Question{Folders: []string{a, b}, Pool: true})
 	if err != nil || len(mixed.Cells) != 1 || mixed.Cells[0].Rows[0].Median.N != 2 {

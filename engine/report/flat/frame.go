@@ -68,10 +68,11 @@ type frameRow struct {
 	plan    map[string]any
 	order   float64
 	started int64
+	id      string
 }
 
 // Load reads the folders' records and keeps some columns of a migration's row, as numbers and as texts, beside the factors, the plan and what tells
-// trials apart.
+// trials apart. A record that stands twice, by its id, counts once.
 func Load(folders []string, numbers, asText []string) (*Frame, error) {
 	f := &Frame{numbers: map[string][]float64{}, texts: map[string]*texts{}}
 	words := []string{"folder", "name", "mode", "outcome", "workload"}
@@ -100,7 +101,7 @@ func Load(folders []string, numbers, asText []string) (*Frame, error) {
 		v := reflect.ValueOf(m).Elem()
 		r := frameRow{
 			numbers: make([]float64, len(cols)), words: []string{folder, m.Name, string(m.Mode), string(m.Outcome), m.Workload}, factors: m.Factors, plan: m.Plan,
-			order: math.NaN(), started: m.StartedAt.UnixNano(),
+			order: math.NaN(), started: m.StartedAt.UnixNano(), id: m.ID,
 		}
 		for i := range cols {
 			r.numbers[i] = cols[i].number(v)
@@ -113,11 +114,16 @@ func Load(folders []string, numbers, asText []string) (*Frame, error) {
 		}
 		return r
 	}
-	factors, plan := map[string]bool{}, map[string]bool{}
+	factors, plan, ids, twice := map[string]bool{}, map[string]bool{}, map[string]bool{}, 0
 	for r, err := range scan(folders, func(text string) { f.warn = append(f.warn, text) }, newPart(tops).decode, take) {
 		if err != nil {
 			return nil, err
 		}
+		if r.id != "" && ids[r.id] {
+			twice++
+			continue
+		}
+		ids[r.id] = true
 		for i, v := range r.numbers {
 			f.numbers[cols[i].Name] = append(f.numbers[cols[i].Name], v)
 		}
@@ -128,6 +134,9 @@ func Load(folders []string, numbers, asText []string) (*Frame, error) {
 		f.values("plan:", plan, r.plan)
 		f.order, f.started = append(f.order, r.order), append(f.started, r.started)
 		f.Rows++
+	}
+	if twice > 0 {
+		f.warn = append(f.warn, fmt.Sprintf("%d records stand more than once, and count once: where they were read first", twice))
 	}
 	f.factors, f.plan = slices.Sorted(maps.Keys(factors)), slices.Sorted(maps.Keys(plan))
 	return f, nil

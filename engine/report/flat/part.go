@@ -24,7 +24,7 @@ func newPart(fields []int) *part {
 	t := reflect.TypeFor[record.Migration]()
 	for i := range t.NumField() {
 		f := t.Field(i)
-		always := slices.Contains([]string{"Schema", "StartedAt", "Name", "Mode", "Outcome", "Workload", "Order", "Factors", "Plan"}, f.Name)
+		always := slices.Contains([]string{"Schema", "ID", "StartedAt", "Name", "Mode", "Outcome", "Workload", "Order", "Factors", "Plan"}, f.Name)
 		if key, _, _ := strings.Cut(f.Tag.Get("json"), ","); key != "-" && (always || slices.Contains(fields, i)) {
 			p.fields[key] = i
 		}
