@@ -34,8 +34,9 @@ type level struct {
 	number float64 // NaN: not a number
 }
 
-func (l level) isNumber() bool { return !math.IsNaN(l.number) && l.text != "" }
-func (l level) isSwitch() bool { return l.text == "on" || l.text == "off" }
+func (l level) isNumber() bool     { return !math.IsNaN(l.number) && l.text != "" }
+func (l level) equal(m level) bool { return l.text == m.text }
+func (l level) isSwitch() bool     { return l.text == "on" || l.text == "off" }
 
 // String prints a size, rate or time in the unit that fits, so that 1024MiB and 1GiB are the same, and anything else as it was written.
 func (l level) String() string {
@@ -310,7 +311,7 @@ func idle(of []int, columns map[string][]level) {
 		}
 	}
 	for name, column := range columns {
-		if !strings.HasPrefix(name, workloadFactor+" ") {
+		if !strings.HasPrefix(name, paramFactor("")) {
 			continue
 		}
 		common, agree := level{}, true

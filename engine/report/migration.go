@@ -433,7 +433,7 @@ func distribution(s *set, m metric, factors []factor) *Figure {
 	}
 	unit, one := scale(m.kind, slices.Max(all))
 	fig.X = Axis{Label: m.name, Unit: unit, Log: wide(all, 50)}
-	p := Panel{Y: Axis{Label: "share of the trials with at most that"}}
+	p := Panel{Y: Axis{Label: "share of trials"}}
 	n := counter{}
 	for i, g := range groups {
 		values, _ := m.values(g.trials)

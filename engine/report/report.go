@@ -36,6 +36,20 @@ func Build(dirs []string, o Options) (*Report, error) {
 	if err != nil {
 		return nil, err
 	}
+	var experiments []*experiment
+	for _, dir := range dirs {
+		e, err := experimentOf(dir)
+		if err != nil {
+			return nil, err
+		}
+		if e != nil {
+			experiments = append(experiments, e)
+		}
+	}
+	return build(s, experiments, o)
+}
+
+func build(s *set, described []*experiment, o Options) (*Report, error) {
 	r := &Report{Title: "Live migrations", Command: o.Command, Warnings: warnings(s)}
 	experiments := map[string]bool{}
 	for _, t := range s.trials {
@@ -59,15 +73,8 @@ func Build(dirs []string, o Options) (*Report, error) {
 	if f := failures(s); len(f.Rows) > 0 {
 		r.Tables = append(r.Tables, f)
 	}
-	for _, dir := range dirs {
-		e, err := experimentOf(dir)
-		if err != nil {
-			return nil, err
-		}
-		if e == nil {
-			continue
-		}
-		if len(dirs) == 1 && e.Title != "" {
+	for _, e := range described {
+		if len(described) == 1 && len(experiments) == 1 && e.Title != "" {
 			r.Title = e.Title
 		}
 		if r.Made == "" {

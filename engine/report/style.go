@@ -31,12 +31,7 @@ func dashes(style int) []float64 {
 
 // hatch is which lines cross a style's area.
 func hatch(style int) string {
-	return [styles]string{"", "/", "-", "\\", "|", "/\\", "-|", ""}[style%styles]
-}
-
-// markers name a style's marker; the page draws the same ones.
-func markers() [styles]string {
-	return [styles]string{"circle", "square", "triangle", "diamond", "cross", "ring", "box", "plus"}
+	return [styles]string{"", "/", "-", "\\", "|", "/\\", "-|", "/-"}[style%styles]
 }
 
 func colour(style int) color.Color { return rgb(light()[style%styles], 0xff) }
@@ -56,7 +51,7 @@ func lineStyle(style int) draw.LineStyle {
 }
 
 func glyph(style int) draw.GlyphStyle {
-	shape := [styles]draw.GlyphDrawer{draw.CircleGlyph{}, draw.SquareGlyph{}, draw.PyramidGlyph{}, diamond{}, draw.CrossGlyph{}, draw.RingGlyph{}, draw.BoxGlyph{}, draw.PlusGlyph{}}[style%styles]
+	shape := [styles]draw.GlyphDrawer{draw.CircleGlyph{}, draw.BoxGlyph{}, draw.PyramidGlyph{}, diamond{}, draw.CrossGlyph{}, draw.RingGlyph{}, draw.SquareGlyph{}, draw.PlusGlyph{}}[style%styles]
 	return draw.GlyphStyle{Color: colour(style), Radius: 3.4, Shape: shape}
 }
 

@@ -29,17 +29,27 @@ const (
 // SVG draws the figure.
 func (f *Figure) SVG() ([]byte, error) {
 	curves := f.names()
-	rows := (len(curves) + legendColumns - 1) / legendColumns
+	columns := 2
+	for _, c := range curves {
+		if style(fontSize, draw.XLeft, draw.YCenter).Width(c.Name) > svgWidth/2-40 {
+			columns = 1
+		}
+	}
+	rows := (len(curves) + columns - 1) / columns
 	height := vg.Length(len(f.Panels)*panelHeight + rows*legendLine + 24 + f.tickDepth())
 	canvas := vgsvg.New(svgWidth, height)
 	dc := draw.New(canvas)
 	dc.FillText(style(11, draw.XLeft, draw.YTop), vg.Point{X: 8, Y: height - 6}, f.Title)
-	f.legend(dc, curves, height-24)
+	f.legend(dc, curves, columns, height-24)
 	plots := make([][]*plot.Plot, len(f.Panels))
 	for i := range f.Panels {
 		plots[i] = []*plot.Plot{f.plot(i)}
 	}
-	area := draw.Crop(dc, 6, -14, 4, -vg.Length(rows*legendLine)-26)
+	left := vg.Length(6)
+	if f.tilted() { // the first name begins left of its tick
+		left += 40
+	}
+	area := draw.Crop(dc, left, -14, 4, -vg.Length(rows*legendLine)-26)
 	for i, row := range plot.Align(plots, draw.Tiles{Rows: len(plots), Cols: 1, PadY: 8}, area) {
 		plots[i][0].Draw(row[0])
 	}
@@ -56,8 +66,6 @@ func (f *Figure) SVG() ([]byte, error) {
 	}
 	return []byte(out), nil
 }
-
-const legendColumns = 2
 
 // style is the text of labels.
 func style(size vg.Length, x text.XAlignment, y text.YAlignment) text.Style {
@@ -86,11 +94,11 @@ func (f *Figure) tickDepth() int {
 }
 
 // legend draws what each style means; panels do not repeat it.
-func (f *Figure) legend(dc draw.Canvas, curves []Curve, top vg.Length) {
+func (f *Figure) legend(dc draw.Canvas, curves []Curve, columns int, top vg.Length) {
 	stacked := len(f.Panels) > 0 && f.Panels[0].Stacked
 	for i, c := range curves {
-		x := vg.Length(8 + (i%legendColumns)*svgWidth/legendColumns)
-		y := top - vg.Length((i/legendColumns)*legendLine) - 6
+		x := vg.Length(8 + (i%columns)*svgWidth/columns)
+		y := top - vg.Length((i/columns)*legendLine) - 6
 		if stacked {
 			box := []vg.Point{{X: x, Y: y - 4}, {X: x + 22, Y: y - 4}, {X: x + 22, Y: y + 4}, {X: x, Y: y + 4}}
 			fill(&dc, box, c.Style)
@@ -125,7 +133,7 @@ func (f *Figure) plot(i int) *plot.Plot {
 	case f.X.Names != nil:
 		p.X.Tick.Marker = categories(f.X.Names)
 		if f.tilted() {
-			p.X.Tick.Label.Rotation, p.X.Tick.Label.XAlign, p.X.Tick.Label.YAlign = math.Pi/5, draw.XRight, draw.YCenter
+			p.X.Tick.Label.Rotation, p.X.Tick.Label.XAlign, p.X.Tick.Label.YAlign = math.Pi/5, draw.XRight, draw.YTop
 		}
 	case f.X.Log:
 		p.X.Tick.Marker = decades{}

@@ -177,5 +177,21 @@ func coarse(trials []*trial, factors []factor, limit int) ([]group, []factor) {
 			by, groups = append(by, f), finer
 		}
 	}
+	for i := range groups { // a value that follows from the ones before it need not be said
+		var factors []factor
+		var levels []level
+		for j, f := range by {
+			others := false
+			for k := range groups {
+				others = others || slices.EqualFunc(groups[k].levels[:j], groups[i].levels[:j], level.equal) && !groups[k].levels[j].equal(groups[i].levels[j])
+			}
+			if others {
+				factors, levels = append(factors, f), append(levels, groups[i].levels[j])
+			}
+		}
+		if len(levels) > 0 {
+			groups[i].name = nameOf(factors, levels)
+		}
+	}
 	return groups, by
 }
