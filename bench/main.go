@@ -57,13 +57,18 @@ func run(ctx context.Context, args []string, out io.Writer) (err error) {
 		{"network", (*bench).network},
 		{"secure", (*bench).secure},
 		{"agent", (*bench).agent},
+		{"report", (*bench).report},
+	}
+	var names []string
+	for _, s := range sections {
+		names = append(names, s.name)
 	}
 	flags := flag.NewFlagSet("bench", flag.ContinueOnError)
 	b := &bench{out: out}
 	flags.BoolVar(&b.quick, "quick", false, "few repetitions: below a minute")
 	flags.StringVar(&b.qmigrate, "qmigrate", "bin/qmigrate", "the program, as `make build` leaves it")
 	to := flags.String("out", "bench", "folder of the JSON files")
-	only := flags.String("only", "", "comma-separated sections: roundtrip, engine, process, ready, network, secure, agent")
+	only := flags.String("only", "", "comma-separated sections: "+strings.Join(names, ", "))
 	if err := flags.Parse(args); err != nil {
 		if errors.Is(err, flag.ErrHelp) {
 			return nil

@@ -86,6 +86,18 @@ func (t *trial) edges() []Mark {
 	return marks
 }
 
+// instants are what the record marks on its timeline, and the migration's edges where it marks none.
+func (t *trial) instants() []Mark {
+	if len(t.Marks) == 0 {
+		return t.edges()
+	}
+	var marks []Mark
+	for _, m := range t.Marks {
+		marks = append(marks, Mark{X: m.At.Seconds(), Label: m.Name})
+	}
+	return marks
+}
+
 const edgeWords = "Dashed verticals: `migrate` sent, STOP on the source, RESUME on the destination"
 
 // which says which trial a figure shows.
@@ -222,7 +234,7 @@ func limitWords(has bool, ms float64) string {
 func timeline(t *trial) *Figure {
 	fig := &Figure{
 		Key: "timeline-" + slug(string(t.Mode)+"-"+t.ID), Title: fmt.Sprintf("The guest across one migration (%s)", t.Name),
-		X: Axis{Label: "time since the first command", Unit: "s"}, Marks: t.edges(),
+		X: Axis{Label: "time since the first command", Unit: "s"}, Marks: t.instants(),
 	}
 	byUnit := map[string][]Curve{}
 	var order []string
@@ -269,7 +281,10 @@ func timeline(t *trial) *Figure {
 		}
 		fig.Panels = append(fig.Panels, p)
 	}
-	fig.Caption.Measured = "What was counted across one migration: " + t.which() + ". " + edgeWords + "; a gap was not observed."
+	fig.Caption.Measured = "What was counted across one migration: " + t.which() + ". " + edgeWords + ", and what else the record marks; a gap was not observed."
+	for _, m := range t.Marks {
+		fig.Caption.Definitions = append(fig.Caption.Definitions, fmt.Sprintf("%s at %s, seen by %s", m.Name, units.FormatDuration(m.At), m.Source))
+	}
 	fig.Caption.N = "n = 1: a single migration"
 	return fig
 }
@@ -472,7 +487,7 @@ func processors(s *set) *Figure {
 	}
 	values := map[key]map[string][]float64{}
 	var keys []key
-	stageOrder := []string{"before", "", string(record.PreCopy), string(record.StopAndCopy), string(record.Commitment), string(record.Activation), string(record.PostCopy), "after"}
+	stageOrder := []string{"before", "", string(record.PreCopy), string(record.StopAndCopy), string(record.Commitment), string(record.Activation), string(record.PostCopy), string(record.After)}
 	var names []string
 	for _, t := range completed(s.trials) {
 		for _, u := range t.CPU {

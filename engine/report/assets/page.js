@@ -210,7 +210,7 @@
   const finish = () => {
     const until = performance.now() + 30;
     while (waiting.length && performance.now() < until) drawOne(waiting.shift());
-    if (waiting.length) setTimeout(finish, 0); else { root.dataset.drawn = done; observe(); }
+    if (waiting.length) setTimeout(finish, 0); else { root.dataset.drawnMs = performance.now().toFixed(0); root.dataset.drawn = done; observe(); }
   };
   const all = () => { while (waiting.length) drawOne(waiting.shift()); };
   const redraw = () => charts.forEach(c => c.us.forEach(u => u.redraw(true, true)));
@@ -227,5 +227,5 @@
   matchMedia("(prefers-color-scheme: dark)").addEventListener("change", redraw);
   addEventListener("beforeprint", () => { root.classList.add("printing"); all(); redraw(); });
   addEventListener("afterprint", () => { root.classList.remove("printing"); redraw(); });
-  requestAnimationFrame(() => setTimeout(() => { root.dataset.interactive = performance.now().toFixed(0); finish(); }, 0));
+  requestAnimationFrame(() => setTimeout(() => { root.dataset.interactiveMs = performance.now().toFixed(0); finish(); }, 0));
 })();
