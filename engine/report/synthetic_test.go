@@ -1,25 +1,39 @@
 package report
 
 import (
+	"bytes"
+	"encoding/json"
 	"fmt"
 	"math/rand/v2"
+	"os"
 	"path/filepath"
+	"slices"
 	"testing"
 	"time"
 
 	"qmigrate/engine/record"
+	"qmigrate/engine/record/recordtest"
 )
 
 // synthetic writes n records of an experiment kvm-precopy with a known seed: modes, bandwidths and dirty rates crossed, a few that failed, warnings, samples, timelines and predictions.
 func synthetic(t testing.TB, n int) string {
 	t.Helper()
 	dir := filepath.Join(t.TempDir(), "records")
-	folder, err := record.OpenFolder(dir)
-	if err != nil {
+	all := invented(n)
+	if err := recordtest.WriteFolder(dir, slices.Values(all)); err != nil {
 		t.Fatal(err)
 	}
-	for _, m := range invented(n) {
-		if err := folder.Append(m); err != nil {
+	if err := os.Mkdir(filepath.Join(dir, "samples"), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	for _, m := range all {
+		var b bytes.Buffer
+		for i := range m.Samples {
+			if err := json.NewEncoder(&b).Encode(&m.Samples[i]); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if err := os.WriteFile(filepath.Join(dir, "samples", m.ID+".jsonl"), b.Bytes(), 0o644); err != nil {
 			t.Fatal(err)
 		}
 	}
