@@ -63,7 +63,7 @@ func against(key, title string, trials []*trial, f factor, by []factor, metrics 
 // shown names a panel by what it shows.
 func shown(m metric, f factor) string { return m.key + " against " + f.name }
 
-const medianWords = "Large marks: median of the completed trials of a cell; bars: its interval (order statistics, at least 95 %, needs n >= 6); small dots: each trial."
+const medianWords = "Large marks: median of the completed trials of a cell; bars: its interval (order statistics, at least 95 %, needs n >= 6); small dots left of them: each trial."
 
 // pointOf is the estimate at x.
 func pointOf(e stats.Estimate, x float64, label string) Point {
@@ -146,15 +146,34 @@ type split struct {
 	name   string // what all of its trials have in common, empty where nothing was split off
 	trials []*trial
 	by     []factor
+	with   []string // factors that go with the one of the axis: each of its values has one of theirs
+}
+
+// notes say which other factors change along the axis.
+func (p split) notes(f factor) []string {
+	if len(p.with) == 0 {
+		return nil
+	}
+	return []string{sentence(join(p.with)) + map[bool]string{true: " changes with ", false: " change with "}[len(p.with) == 1] + f.name + "."}
 }
 
 // splitFor splits the trials until each part has few enough curves, by the first factors first, so that no median is taken over trials that differ in a factor. Curves
 // that have one level of f alone are left out where another has more: they belong to another comparison.
 func splitFor(f factor, trials []*trial, others []factor, limit int) []split {
 	var out []split
-	var walk func(name []string, trials []*trial, rest []factor)
-	walk = func(name []string, trials []*trial, rest []factor) {
-		rest = slices.DeleteFunc(slices.Clone(rest), func(o factor) bool { return len(groupBy(trials, []factor{o})) < 2 })
+	var walk func(name, with []string, trials []*trial, rest []factor)
+	walk = func(name, with []string, trials []*trial, rest []factor) {
+		with = slices.Clone(with)
+		rest = slices.DeleteFunc(slices.Clone(rest), func(o factor) bool {
+			if len(groupBy(trials, []factor{o})) < 2 {
+				return true
+			}
+			if o.name != modeFactor && follows(o, f, trials) {
+				with = append(with, o.name)
+				return true
+			}
+			return false
+		})
 		groups := groupBy(trials, rest)
 		kept := slices.DeleteFunc(groups, func(g group) bool { return len(groupBy(g.trials, []factor{f})) < 2 })
 		if len(kept) == 0 {
@@ -166,15 +185,25 @@ func splitFor(f factor, trials []*trial, others []factor, limit int) []split {
 		}
 		if len(kept) <= limit || len(rest) == 0 {
 			rest = slices.DeleteFunc(slices.Clone(rest), func(o factor) bool { return len(groupBy(used, []factor{o})) < 2 })
-			out = append(out, split{strings.Join(name, ", "), used, rest})
+			out = append(out, split{strings.Join(name, ", "), used, rest, with})
 			return
 		}
 		for _, g := range groupBy(used, rest[:1]) {
-			walk(append(slices.Clone(name), g.name), g.trials, rest[1:])
+			walk(append(slices.Clone(name), g.name), with, g.trials, rest[1:])
 		}
 	}
-	walk(nil, trials, others)
+	walk(nil, nil, trials, others)
 	return out
+}
+
+// follows tells whether each value of f has one value of o.
+func follows(o, f factor, trials []*trial) bool {
+	for _, g := range groupBy(trials, []factor{f}) {
+		if len(groupBy(g.trials, []factor{o})) > 1 {
+			return false
+		}
+	}
+	return true
 }
 
 // curveLimit is how many curves a figure has at most: more cannot be told apart.

@@ -121,7 +121,9 @@ func (n named) figures(s *set, ids []string) ([]*Figure, string, error) {
 			if p.name != "" {
 				title, key = title+" ("+p.name+")", key+" "+p.name
 			}
-			out = append(out, against(slug(key), title, p.trials, f, p.by, []metric{m}))
+			fig := against(slug(key), title, p.trials, f, p.by, []metric{m})
+			fig.Caption.Notes = append(fig.Caption.Notes, p.notes(f)...)
+			out = append(out, fig)
 		}
 		return out, "no two cells differ in " + n.Against + " alone", nil
 	case "ecdf":

@@ -86,16 +86,16 @@ func (t *trial) edges() []Mark {
 	return marks
 }
 
-// instants are what the record marks on its timeline, and the migration's edges where it marks none.
-func (t *trial) instants() []Mark {
-	if len(t.Marks) == 0 {
-		return t.edges()
-	}
-	var marks []Mark
+// seen are the instants that the record marks, beside the edges, each name once, at its first time.
+func (t *trial) seen() []string {
+	var out, names []string
 	for _, m := range t.Marks {
-		marks = append(marks, Mark{X: m.At.Seconds(), Label: m.Name})
+		if !slices.Contains(names, m.Name) {
+			names = append(names, m.Name)
+			out = append(out, m.Name+" at "+units.FormatDuration(m.At))
+		}
 	}
-	return marks
+	return out
 }
 
 const edgeWords = "Dashed verticals: `migrate` sent, STOP on the source, RESUME on the destination"
@@ -234,7 +234,7 @@ func limitWords(has bool, ms float64) string {
 func timeline(t *trial) *Figure {
 	fig := &Figure{
 		Key: "timeline-" + slug(string(t.Mode)+"-"+t.ID), Title: fmt.Sprintf("The guest across one migration (%s)", t.Name),
-		X: Axis{Label: "time since the first command", Unit: "s"}, Marks: t.instants(),
+		X: Axis{Label: "time since the first command", Unit: "s"}, Marks: t.edges(),
 	}
 	byUnit := map[string][]Curve{}
 	var order []string
@@ -281,9 +281,9 @@ func timeline(t *trial) *Figure {
 		}
 		fig.Panels = append(fig.Panels, p)
 	}
-	fig.Caption.Measured = "What was counted across one migration: " + t.which() + ". " + edgeWords + ", and what else the record marks; a gap was not observed."
-	for _, m := range t.Marks {
-		fig.Caption.Definitions = append(fig.Caption.Definitions, fmt.Sprintf("%s at %s, seen by %s", m.Name, units.FormatDuration(m.At), m.Source))
+	fig.Caption.Measured = "What was counted across one migration: " + t.which() + ". " + edgeWords + "; a gap was not observed."
+	if len(t.Marks) > 0 {
+		fig.Caption.Notes = append(fig.Caption.Notes, "What else was seen is in the record's marks: "+join(t.seen())+".")
 	}
 	fig.Caption.N = "n = 1: a single migration"
 	return fig

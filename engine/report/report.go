@@ -189,7 +189,10 @@ func (s *set) against(have []*Figure) []*Figure {
 			out = append(out, fig)
 		}
 	}
-	for _, f := range s.factors {
+	for i, f := range s.factors {
+		if slices.ContainsFunc(s.factors[:i], func(g factor) bool { return follows(f, g, s.trials) && follows(g, f, s.trials) }) {
+			continue // the same trials would stand in the same places under another name
+		}
 		others := without(s.factors, f.name)
 		if !f.numeric {
 			for _, part := range splitFor(f, s.trials, others, curveLimit) {
@@ -258,7 +261,9 @@ func (s *set) againstFactor(name string, part split, f factor, metrics []metric,
 			key += " " + m.key
 		}
 	}
-	return against(slug(s.key(key)), s.title(title), part.trials, f, part.by, fresh)
+	fig := against(slug(s.key(key)), s.title(title), part.trials, f, part.by, fresh)
+	fig.Caption.Notes = append(fig.Caption.Notes, part.notes(f)...)
+	return fig
 }
 
 // Write writes report.html into dir, and the files of figures and tables into dir/figures. What an earlier report left there and this one does not have is removed.

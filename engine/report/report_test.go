@@ -179,6 +179,25 @@ func TestSplit(t *testing.T) {
 	}
 }
 
+// TestCases: factors that change together are one axis, and what goes with it is said.
+func TestCases(t *testing.T) {
+	all := invented(96)
+	for i, m := range all {
+		k := i / 3 % 4
+		m.Factors = map[string]any{"mode": string(m.Mode), "case": []string{"tiny", "small", "large", "huge"}[k], "memory": fmt.Sprintf("%dMiB", 256<<k), "vcpus": float64(max(k, 1)), "workload": m.Factors["workload"]}
+	}
+	r := built(t, all)
+	f := r.figure(t, "by-case-stop-and-copy")
+	if got := f.Caption.Notes; !slices.Equal(got, []string{"Memory and vcpus change with case."}) || len(f.Panels[0].Curves) != 4 || len(f.Panels[0].Curves[0].Points) != 4 {
+		t.Errorf("%q, %d curves", got, len(f.Panels[0].Curves))
+	}
+	for _, f := range r.Figures {
+		if strings.HasPrefix(f.Key, "by-memory") {
+			t.Errorf("%q shows what stands against case already", f.Title)
+		}
+	}
+}
+
 func TestLevels(t *testing.T) {
 	for _, c := range []struct {
 		value any
@@ -299,7 +318,7 @@ func TestSweeps(t *testing.T) {
 
 func TestWarnings(t *testing.T) {
 	s := &set{}
-	for i, texts := range [][]string{{"a 5ms gap at 1.5s of 3", "b"}, {"a 7ms gap at 2s of 3"}, {"b"}, {"b"}} {
+	for i, texts := range [][]string{{"a 5ms gap at 1.5s of 3", "b"}, {"a 7ms gap at -2s of 3"}, {"b"}, {"b"}} {
 		s.trials = append(s.trials, &trial{Migration: &record.Migration{ID: fmt.Sprint("id", i), Warnings: texts}})
 	}
 	want := []Warning{{"b", 3, "id0"}, {"a ... gap at ... of 3", 2, "id0"}}

@@ -222,8 +222,10 @@ func (d drawing) Plot(c draw.Canvas, p *plot.Plot) {
 	}
 	for _, curve := range d.panel.Curves {
 		dot := draw.GlyphStyle{Color: faint(curve.Style), Radius: 1.6, Shape: draw.CircleGlyph{}}
-		for _, q := range curve.Trials {
-			c.DrawGlyph(dot, at(q))
+		for _, q := range curve.Trials { // beside the interval, not under it
+			p := at(q)
+			p.X -= 6
+			c.DrawGlyph(dot, p)
 		}
 	}
 	for _, curve := range d.panel.Curves {

@@ -210,7 +210,7 @@ func environment(s *set) Table {
 
 // warnings groups the records' doubts: texts that differ in numbers alone are one.
 func warnings(s *set) []Warning {
-	numbers := regexp.MustCompile(`[0-9]+(\.[0-9]+)?([a-zµ]+[0-9.]*)*`)
+	numbers := regexp.MustCompile(`(\B-)?[0-9]+(\.[0-9]+)?([a-zµ]+[0-9.]*)*`)
 	index := map[string]int{}
 	var all []Warning
 	var fields [][]string
