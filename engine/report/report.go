@@ -73,6 +73,9 @@ func build(s *set, described []*experiment, o Options) (*Report, error) {
 	if f := failures(s); len(f.Rows) > 0 {
 		r.Tables = append(r.Tables, f)
 	}
+	if c := checks(parts); len(c.Rows) > 0 {
+		r.Tables = append(r.Tables, c)
+	}
 	for _, e := range described {
 		if len(described) == 1 && len(experiments) == 1 && e.Title != "" {
 			r.Title = e.Title

@@ -61,7 +61,7 @@ func (r *Report) figure(t testing.TB, key string) *Figure {
 func TestGolden(t *testing.T) {
 	dir := synthetic(t, 96)
 	r := write(t, dir)
-	files := []string{"results.csv", "failed.csv", "environment.csv", "study.csv", "stages.csv", "stages.svg", "downtime-by-observer.csv", "predicted.csv", "ecdf-downtime.svg",
+	files := []string{"results.csv", "checks.csv", "failed.csv", "environment.csv", "study.csv", "stages.csv", "stages.svg", "downtime-by-observer.csv", "predicted.csv", "ecdf-downtime.svg",
 		"by-max-bandwidth-pre-copy.csv", "by-max-bandwidth-pre-copy.svg", "load-generator.csv"}
 	for _, f := range r.Figures {
 		if strings.HasPrefix(f.Key, "passes-pre-copy") {
@@ -313,6 +313,37 @@ func TestSweeps(t *testing.T) {
 		if strings.Contains(f.Title, "otal time") && strings.Contains(f.Title, "against max-bandwidth") && strings.Contains(f.Title, "sweep bandwidth") {
 			t.Errorf("%q is drawn a second time", f.Title)
 		}
+	}
+}
+
+// TestChecks: a drift over the order is found, and so is a trial that stands apart; without either nothing is said.
+func TestChecks(t *testing.T) {
+	row := func(all []*record.Migration) []string {
+		s := setOf(all)
+		for _, r := range checks(s.sweeps()).Rows {
+			if r[0] == "downtime" {
+				return r
+			}
+		}
+		t.Fatal("no row for the downtime")
+		return nil
+	}
+	if r := row(invented(480)); strings.Contains(r[3], "drifts") || r[1] != "475" {
+		t.Errorf("independent trials: %q", r)
+	}
+	all := invented(480)
+	for i, m := range all {
+		if m.Downtime.Wire != nil {
+			*m.Downtime.Wire += *m.Downtime.Wire * time.Duration(i) / 480
+		}
+	}
+	if r := row(all); !strings.HasSuffix(r[3], "drifts") || !strings.HasPrefix(r[2], "0.") {
+		t.Errorf("trials that drift: %q", r)
+	}
+	all = invented(480)
+	*all[100].Downtime.Wire *= 100
+	if r := row(all); !strings.Contains(r[5], all[100].ID) && !strings.Contains(r[5], "more") {
+		t.Errorf("an outlier: %q", r)
 	}
 }
 

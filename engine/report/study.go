@@ -2,6 +2,7 @@ package report
 
 import (
 	"fmt"
+	"math"
 	"slices"
 	"strings"
 
@@ -51,10 +52,10 @@ func studies() []study {
 			{"iperf across the migration: segments sent again", "0", resent(), all},
 		}},
 		{"prediction", "study P, predicting time and downtime on Xen (Akoush and others, MASCOTS 2010)", []number{
-			{"CPU: time, measured / predicted", "5.8 / 5.7 s", totalTime(), all}, {"CPU: downtime", "317.3 / 314.1 ms", downtime(), all},
-			{"WEB: time", "7.5 / 7.4 s", totalTime(), all}, {"WEB: downtime", "449.5 / 420.4 ms", downtime(), all},
-			{"SFS: time", "14.8 / 14.9 s", totalTime(), all}, {"SFS: downtime", "217.6 / 217.7 ms", downtime(), all},
-			{"MR: time", "14.9 / 15.13 s", totalTime(), all}, {"MR: downtime", "348.9 / 348.1 ms", downtime(), all},
+			{"error of the predicted time", "CPU 2.4, WEB 2.0, SFS 1.5, MR 1.4 %", predictionError(totalTime(), func(p *record.Prediction) (float64, bool) { return seconds(p.Total) }), all},
+			{"error of the predicted downtime", "CPU 2.4 (sic), WEB 6.4, SFS 0.1, MR 0.2 %", predictionError(downtime(), func(p *record.Prediction) (float64, bool) { return seconds(p.Downtime) }), all},
+			{"time, measured / predicted", "CPU 5.8 / 5.7, WEB 7.5 / 7.4, SFS 14.8 / 14.9, MR 14.9 / 15.13 s", totalTime(), all},
+			{"downtime, measured / predicted", "CPU 317.3 / 314.1, WEB 449.5 / 420.4, SFS 217.6 / 217.7, MR 348.9 / 348.1 ms", downtime(), all},
 			{"least downtime at 1 Gbit/s", "314 ms", downtime(), all},
 		}},
 	}
@@ -66,6 +67,18 @@ func stageTime(name record.StageName) metric {
 			return s.Duration.Seconds(), true
 		}
 		return 0, false
+	}}
+}
+
+// predictionError is how far the prediction was off, whichever way.
+func predictionError(m metric, predicted func(*record.Prediction) (float64, bool)) metric {
+	return metric{"error", "error of the predicted " + m.name, percent, "error: 100 x |predicted - measured| / measured", func(r *record.Migration) (float64, bool) {
+		if r.Prediction == nil {
+			return 0, false
+		}
+		p, ok := predicted(r.Prediction)
+		v, measured := m.of(r)
+		return 100 * math.Abs(p-v) / v, ok && measured && v > 0
 	}}
 }
 

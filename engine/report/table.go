@@ -107,6 +107,65 @@ func estimateText(e stats.Estimate, k kind, n int) string {
 	return text
 }
 
+// checks tells whether the trials are independent readings: whether they drift over their order, and which stand apart. Values are taken relative to their cell's
+// median, so that the cells, which take turns, can be looked at together.
+func checks(parts []*set) Table {
+	t := Table{Key: "checks", Title: "Drift and outliers", Align: "lrrrrl", Head: []string{"quantity", "n", "tau", "p", "outliers", "which"},
+		Text: "Of the completed trials' values, each divided by its cell's median. tau: Kendall's, against the order of the trials: 1 rises always, -1 falls always; p: that it is chance, after Holm's correction over the rows. " +
+			"Outliers: more than 1.5 interquartile ranges outside of their cell's quartiles (Tukey); they stay in every median."}
+	var p []float64
+	for _, s := range parts {
+		for _, m := range []metric{totalTime(), downtime(), sentBytes(), slowdown()} {
+			type reading struct {
+				trial *trial
+				value float64
+			}
+			var all []reading
+			var apart []string
+			for _, c := range groupBy(s.trials, s.factors) {
+				values, of := m.values(c.trials)
+				middle := estimateOf(values).Value
+				if len(values) < 2 || middle == 0 {
+					continue
+				}
+				for i, v := range values {
+					all = append(all, reading{of[i], v / middle})
+				}
+				for _, i := range stats.Outliers(values) {
+					apart = append(apart, of[i].ID)
+				}
+			}
+			if len(all) < 6 {
+				continue
+			}
+			slices.SortStableFunc(all, func(a, b reading) int { return a.trial.StartedAt.Compare(b.trial.StartedAt) })
+			values := make([]float64, len(all))
+			for i, r := range all {
+				values[i] = r.value
+			}
+			test := stats.Drift(values)
+			p = append(p, test.P)
+			const shown = 3
+			which := strings.Join(apart[:min(len(apart), shown)], ", ")
+			if len(apart) > shown {
+				which += fmt.Sprintf(" and %d more", len(apart)-shown)
+			}
+			t.Rows = append(t.Rows, []string{s.title(m.name), fmt.Sprint(len(all)), strconv.FormatFloat(test.Statistic, 'f', 2, 64), "", fmt.Sprint(len(apart)), which})
+		}
+	}
+	for i, h := range stats.Holm(p) {
+		text := strconv.FormatFloat(h, 'f', 3, 64)
+		if h < 0.001 {
+			text = "< 0.001"
+		}
+		if h < 1-stats.Level {
+			text += ": drifts"
+		}
+		t.Rows[i][3] = text
+	}
+	return t
+}
+
 // failures lists the trials that did not complete.
 func failures(s *set) Table {
 	t := Table{Key: "failed", Title: "Trials that did not complete", Text: "They are in no median.", Align: "lllll", Head: []string{"trial", "outcome", "guest on", "stage", "what was wrong"}}
