@@ -14,6 +14,7 @@ import (
 	"github.com/rogpeppe/go-internal/testscript"
 	"go.uber.org/goleak"
 
+	"qmigrate/engine/experiment"
 	"qmigrate/engine/lab"
 	"qmigrate/guest/guesttest/within"
 	"qmigrate/hostnet"
@@ -48,6 +49,9 @@ func (m checked) Run() (status int) {
 	}
 	if err == nil {
 		err = os.Setenv(pidsFile, pids)
+	}
+	if err == nil { // other experiments of this host are none of the tests'
+		err = os.Setenv(experiment.SlotVariable, filepath.Join(dir, "slot"))
 	}
 	if err != nil {
 		fmt.Fprintln(os.Stderr, err)
@@ -98,7 +102,7 @@ func leftovers(dir, pids string) (left []string) {
 	}
 	for _, f := range files {
 		name := filepath.Join(dir, f.Name())
-		if name == pids || strings.HasPrefix(f.Name(), "go-test-script") && os.Remove(name) == nil {
+		if name == pids || f.Name() == "slot" || strings.HasPrefix(f.Name(), "go-test-script") && os.Remove(name) == nil {
 			continue // testscript's folder is only empty when -run left stories out
 		}
 		left = append(left, name)

@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"os"
 	"slices"
 	"strconv"
@@ -12,6 +13,7 @@ import (
 
 	"qmigrate/engine"
 	"qmigrate/engine/lab"
+	"qmigrate/engine/record"
 	"qmigrate/engine/record/units"
 	"qmigrate/engine/storage"
 	"qmigrate/guest"
@@ -23,7 +25,7 @@ import (
 // sweeps out. QEMUs without a guest are started and asked; nothing else is.
 func (e *Experiment) Check(ctx context.Context, schemas qmp.SchemaCache) error {
 	e.hash = e.meaning()
-	h := &host{schemas: schemas, facts: map[[2]string]*engine.Facts{}, accelerators: map[[3]string]guest.Accelerator{}, binaries: map[string]guest.Binary{}}
+	h := &host{schemas: schemas, facts: map[[2]string]*engine.Facts{}, accelerators: map[[3]string]guest.Accelerator{}, binaries: map[string]guest.Binary{}, trials: map[string]*engine.Trial{}}
 	h.memory = memoryTotal()
 	var errs []error
 	said := map[string]bool{}
@@ -60,6 +62,7 @@ type host struct {
 	binaries     map[string]guest.Binary
 	facts        map[[2]string]*engine.Facts
 	accelerators map[[3]string]guest.Accelerator
+	trials       map[string]*engine.Trial // by binary
 }
 
 // check returns what is wrong with a cell and the line that says so.
@@ -110,6 +113,33 @@ func (h *host) check(ctx context.Context, e *Experiment, c *Cell) (line int, err
 	sides[1].Accelerator = sides[0].Accelerator
 	if err := c.Plan.Check(sides[0], sides[1]); err != nil {
 		return c.blame(err), err
+	}
+	return h.try(ctx, c)
+}
+
+// try finds what introspection cannot tell: a capability that this host does not let QEMU have, such as post-copy without userfaultfd.
+func (h *host) try(ctx context.Context, c *Cell) (line int, err error) {
+	wanted := map[string]string{} // capability: the factor that wants it
+	for name, on := range c.Plan.Capabilities {
+		if on {
+			wanted[name] = "capability"
+		}
+	}
+	if c.Plan.Mode == record.PostCopyMode || c.Plan.Mode == record.HybridMode {
+		wanted["postcopy-ram"] = "mode"
+	}
+	for _, name := range slices.Sorted(maps.Keys(wanted)) {
+		for _, want := range []string{c.Lab.SourceQEMU, c.Lab.DestinationQEMU} {
+			qemu := h.binaries[want].Path
+			if h.trials[qemu] == nil {
+				if h.trials[qemu], err = lab.Throwaway(ctx, qemu, nil, "tcg"); err != nil {
+					return c.line(wanted[name]), err
+				}
+			}
+			if refusal := h.trials[qemu].Refused[name]; refusal != "" && name != "dirty-limit" { // Rules knows that one
+				return c.line(wanted[name]), fmt.Errorf("%s: QEMU refuses %s here: %s", wanted[name], name, refusal)
+			}
+		}
 	}
 	return 0, nil
 }

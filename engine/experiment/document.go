@@ -137,6 +137,8 @@ func (d *document) value(v *unstable.Node, line int) *node {
 	}
 	n := &node{line: line, kind: aScalar}
 	switch v.Kind {
+	case unstable.Integer, unstable.Float:
+		n.text = string(v.Data) // as it stands there: 10.0 is a version, not 10
 	case unstable.Array:
 		n.kind = aList
 		for it := v.Children(); it.Next(); {
@@ -169,7 +171,9 @@ func (d *document) fill(n *node, v any) {
 			d.fill(n.list[i], v[i])
 		}
 	case string, int64, float64, bool:
-		n.value, n.text = v, fmt.Sprint(v)
+		if n.value = v; n.text == "" {
+			n.text = fmt.Sprint(v)
+		}
 	}
 }
 

@@ -20,6 +20,7 @@ import (
 	"qmigrate/engine"
 	"qmigrate/engine/lab"
 	"qmigrate/engine/record/units"
+	"qmigrate/guest/wire"
 )
 
 // How often a guest is booted.
@@ -112,7 +113,7 @@ func Parse(file string, text []byte, scale string) (*Experiment, error) {
 		return nil, err
 	}
 	scales := root.table["scale"]
-	r := &reader{file: file, seen: map[Error]bool{}}
+	r := &reader{file: file, seen: map[int]bool{}}
 	var names []string
 	if scales != nil && r.is(scales, "scale", aTable) {
 		names = scales.keys
@@ -143,14 +144,13 @@ func Parse(file string, text []byte, scale string) (*Experiment, error) {
 type reader struct {
 	file string
 	errs []*Error
-	seen map[Error]bool
+	seen map[int]bool
 }
 
 func (r *reader) wrong(line int, format string, args ...any) {
-	e := Error{r.file, line, fmt.Sprintf(format, args...)}
-	if !r.seen[e] { // each scale is read by itself
-		r.seen[e] = true
-		r.errs = append(r.errs, &e)
+	if !r.seen[line] { // one thing at a time; and each scale reads the whole file
+		r.seen[line] = true
+		r.errs = append(r.errs, &Error{r.file, line, fmt.Sprintf(format, args...)})
 	}
 }
 
@@ -240,14 +240,21 @@ func (r *reader) known(n *node, what string, keys []string) {
 // factor tells whether there is one of that name.
 func (r *reader) factor(key string, n *node) bool {
 	if !isFactor(key) {
-		var names []string
-		for _, f := range factors() {
-			names = append(names, f.name)
-		}
-		r.wrong(n.line, "unknown factor %q: %s", key, near(key, names))
+		r.wrong(n.line, "unknown factor %q: %s", key, nearFactor(key))
 		return false
 	}
 	return true
+}
+
+// nearFactor names the factors that a wrong word may have meant, and those of more, or where they are listed.
+func nearFactor(word string, more ...string) string {
+	for _, f := range factors() {
+		more = append(more, f.name)
+	}
+	if text := near(word, more); strings.HasPrefix(text, "did you") {
+		return text
+	}
+	return "docs/experiments.md lists them"
 }
 
 // near names what a wrong word may have meant.
@@ -394,11 +401,7 @@ func (r *reader) sweep(e *Experiment, s *Sweep, n, common *node) {
 			continue
 		}
 		if !isFactor(key) {
-			var names []string
-			for _, f := range factors() {
-				names = append(names, f.name)
-			}
-			r.wrong(v.line, "unknown key %q: %s", key, near(key, append(slices.Clone(sweepKeys), names...)))
+			r.wrong(v.line, "unknown key %q: %s", key, nearFactor(key, sweepKeys...))
 			continue
 		}
 		values := []*node{v}
@@ -477,7 +480,7 @@ func (r *reader) leaveOut(e *Experiment, s *Sweep, before int) bool {
 	}
 	first := r.errs[before]
 	for _, e := range r.errs[before:] {
-		delete(r.seen, *e) // it is to be found at the next scale too
+		delete(r.seen, e.Line) // it is to be found at the next scale too
 	}
 	r.errs = r.errs[:before]
 	e.LeftOut = append(e.LeftOut, fmt.Sprintf("sweep %s: line %d: %s", s.Name, first.Line, first.Text))
@@ -571,20 +574,20 @@ func (r *reader) cell(e *Experiment, s *Sweep, fixed, row []value, varied []stri
 			r.wrong(c.lines[f.name], "%s %q: %v", f.name, text, err)
 		}
 	}
+	c.shrink(e.Shrink)
 	var words []string
 	if s.Name != "" {
 		words = append(words, s.Name)
 		c.Factors["sweep"] = s.Name
 	}
 	for _, name := range varied {
-		if text, ok := c.texts[name]; ok {
-			words = append(words, name+"="+text)
+		if v, ok := c.Factors[name]; ok {
+			words = append(words, fmt.Sprintf("%s=%v", name, v))
 		}
 	}
 	if c.Name = strings.Join(words, " "); c.Name == "" {
 		c.Name = "only"
 	}
-	c.shrink(e.Shrink)
 	return c
 }
 
@@ -606,13 +609,22 @@ func (c *Cell) shrink(by int64) {
 			c.Factors["workload-working-set"] = c.Lab.Workload.Params["working-set"]
 		}
 		if _, given := c.texts["workload"]; given {
-			c.Factors["workload"] = c.Lab.Workload.String()
+			c.Factors["workload"] = asGiven(c.Lab.Workload)
 		}
 	}
 	if c.Lab.Fill > 0 {
 		c.Lab.Fill = max(c.Lab.Fill/by&^4095, 4096)
 		c.Factors["fill"] = fmt.Sprintf("%dKiB", c.Lab.Fill>>10)
 	}
+}
+
+// asGiven is a workload with the parameters that it was given.
+func asGiven(w wire.Workload) string {
+	var words []string
+	for _, k := range slices.Sorted(maps.Keys(w.Params)) {
+		words = append(words, k+"="+w.Params[k])
+	}
+	return strings.TrimSuffix(w.Name+":"+strings.Join(words, ","), ":")
 }
 
 // line is that of the first of the factors that the cell gives, else of its sweep.
