@@ -19,7 +19,6 @@ import (
 	"qmigrate/engine/experiment"
 	"qmigrate/engine/record"
 	"qmigrate/engine/record/units"
-	"qmigrate/guest"
 	"qmigrate/hostnet"
 	"qmigrate/testdata/experiments"
 )
@@ -122,13 +121,6 @@ func (c *commands) runExperiment(x *cli.Context) error {
 		return err
 	}
 	defer folder.Close()
-	if os.Geteuid() != 0 { // in there no package can be fetched
-		for _, cell := range e.Cells {
-			if _, err := guest.BuildImage(x.Context, cell.Lab.Image); err != nil {
-				return err
-			}
-		}
-	}
 	if status, done, err := hostnet.Reexec(); err != nil {
 		return err
 	} else if done {

@@ -17,6 +17,7 @@ import (
 	"qmigrate/engine/record/units"
 	"qmigrate/engine/storage"
 	"qmigrate/guest"
+	"qmigrate/guest/wire"
 	"qmigrate/hostnet"
 	"qmigrate/qmp"
 )
@@ -25,7 +26,8 @@ import (
 // sweeps out. QEMUs without a guest are started and asked; nothing else is.
 func (e *Experiment) Check(ctx context.Context, schemas qmp.SchemaCache) error {
 	e.hash = e.meaning()
-	h := &host{schemas: schemas, facts: map[[2]string]*engine.Facts{}, accelerators: map[[3]string]guest.Accelerator{}, binaries: map[string]guest.Binary{}, trials: map[string]*engine.Trial{}}
+	h := &host{schemas: schemas, facts: map[[2]string]*engine.Facts{}, accelerators: map[[3]string]guest.Accelerator{}, binaries: map[string]guest.Binary{}, trials: map[string]*engine.Trial{},
+		images: map[[5]string]guest.Image{}, machines: map[string]bool{}}
 	h.memory = memoryTotal()
 	var errs []error
 	said := map[string]bool{}
@@ -63,6 +65,8 @@ type host struct {
 	facts        map[[2]string]*engine.Facts
 	accelerators map[[3]string]guest.Accelerator
 	trials       map[string]*engine.Trial // by binary
+	images       map[[5]string]guest.Image
+	machines     map[string]bool // those that both QEMUs have
 }
 
 // check returns what is wrong with a cell and the line that says so.
@@ -78,11 +82,23 @@ func (h *host) check(ctx context.Context, e *Experiment, c *Cell) (line int, err
 	if c.Lab.Storage.Kind == storage.Mirror && c.Plan.Tunnel != "" {
 		return c.line("tunnel"), errors.New("storage mirror through a tunnel: the disks would travel beside the tunnel, in clear: use tls, which encrypts them too")
 	}
+	if err := c.Lab.CheckHardware(); err != nil {
+		return c.blame(err), err
+	}
+	if err := c.Lab.Workload.CheckGuest(cmp.Or(c.Lab.Image.Guest, wire.TinyGuest)); err != nil {
+		return c.line("workload", "guest"), fmt.Errorf("%w: guest = %q", err, wire.DebianGuest)
+	}
 	if line, err := c.checkMemory(h.memory); err != nil {
 		return line, err
 	}
 	if err := c.Plan.Check(nil, nil); err != nil { // before any QEMU is needed
 		return c.blame(err), err
+	}
+	image := c.Lab.ForHardware()
+	if _, ok := h.images[imageKey(c)]; !ok {
+		if h.images[imageKey(c)], err = guest.BuildImage(ctx, image); err != nil {
+			return c.line("guest", "kernel", "nic", "disk-bus"), err
+		}
 	}
 	var sides [2]*engine.Facts
 	for i, side := range []struct{ want, factor string }{{c.Lab.SourceQEMU, "source-qemu"}, {c.Lab.DestinationQEMU, "destination-qemu"}} {
@@ -107,8 +123,14 @@ func (h *host) check(ctx context.Context, e *Experiment, c *Cell) (line int, err
 		}
 		f := *h.facts[key]
 		f.Name = map[int]string{0: "source", 1: "destination"}[i]
-		f.Accelerator, f.MemoryBytes, f.VCPUs = accelerator.Name, cmp.Or(c.Lab.Guest.Memory, 256<<20), max(c.Lab.Guest.VCPUs, 1)
+		f.Accelerator, f.MemoryBytes, f.VCPUs = accelerator.Name, c.memory(), max(c.Lab.Guest.VCPUs, 1)
 		sides[i] = &f
+	}
+	if machine := c.Lab.Guest.Machine; machine != "" && !h.machines[machine+c.Lab.SourceQEMU+" "+c.Lab.DestinationQEMU] {
+		if err := guest.CheckMachine(ctx, machine, h.binaries[c.Lab.SourceQEMU].Path, h.binaries[c.Lab.DestinationQEMU].Path); err != nil {
+			return c.line("machine"), err
+		}
+		h.machines[machine+c.Lab.SourceQEMU+" "+c.Lab.DestinationQEMU] = true
 	}
 	sides[1].Accelerator = sides[0].Accelerator
 	if err := c.Plan.Check(sides[0], sides[1]); err != nil {
@@ -144,6 +166,12 @@ func (h *host) try(ctx context.Context, c *Cell) (line int, err error) {
 	return 0, nil
 }
 
+// imageKey is what images differ by.
+func imageKey(c *Cell) [5]string {
+	i := c.Lab.ForHardware()
+	return [5]string{i.Kernel, i.Modules, i.NIC, i.DiskBus, i.Guest}
+}
+
 // accelerator is what the guest will run under; KVM counts only if a guest boots.
 func (h *host) accelerator(ctx context.Context, c *Cell, qemu string) (guest.Accelerator, error) {
 	key := [3]string{qemu, c.Lab.Accelerator, c.Lab.Image.Kernel}
@@ -151,18 +179,17 @@ func (h *host) accelerator(ctx context.Context, c *Cell, qemu string) (guest.Acc
 		return a, nil
 	}
 	g := c.Lab.Guest
-	g.QEMU = qemu
-	var err error
-	if c.Lab.Accelerator != "tcg" {
-		if g.Image, err = guest.BuildImage(ctx, c.Lab.Image); err != nil {
-			return guest.Accelerator{}, err
-		}
-	}
+	g.QEMU, g.Image = qemu, h.images[imageKey(c)]
 	a, err := guest.ProbeAccelerator(ctx, hostnet.Local(), g, c.Lab.Accelerator)
 	if err == nil {
 		h.accelerators[key] = a
 	}
 	return a, err
+}
+
+// memory is the guest's RAM, bytes.
+func (c *Cell) memory() int64 {
+	return cmp.Or(c.Lab.Guest.Memory, lab.DefaultMemory(c.Lab.Image.Guest))
 }
 
 // kernelRoom is what of a guest's RAM its kernel and agent may need beside the filled pages, bytes.
@@ -173,7 +200,7 @@ const hostShare = 0.85
 
 // checkMemory fills as much of the guest as its workload writes to, and refuses what does not fit into the guest, or into this host twice.
 func (c *Cell) checkMemory(total int64) (line int, err error) {
-	memory := cmp.Or(c.Lab.Guest.Memory, 256<<20)
+	memory := c.memory()
 	set := int64(c.Lab.Workload.Number("working-set"))
 	if need := max(set, c.Lab.Fill); need > memory-kernelRoom {
 		return c.line("workload-working-set", "fill", "workload", "memory"), fmt.Errorf("%s are to be filled, and a guest of %s has %s for that", units.FormatSize(need), units.FormatSize(memory), units.FormatSize(memory-kernelRoom))

@@ -29,7 +29,7 @@ const (
 
 // guess is the rule: how long a trial of the cell takes, and what it sends.
 func (c *Cell) guess(limit time.Duration) (time.Duration, int64) {
-	memory := cmp.Or(c.Lab.Guest.Memory, 256<<20)
+	memory := c.memory()
 	filled := float64(cmp.Or(c.Lab.Fill, memory/2))
 	rate := float64(streamGuess)
 	if b := cmp.Or(c.Plan.MaxBandwidth, 128<<20); b > 0 {
@@ -116,7 +116,7 @@ func (x *estimator) all(trials []Trial) Estimate {
 		_, sent := t.guess(x.limit)
 		e.Time += x.trial(t.Cell)
 		e.Bytes += sent
-		e.Memory = max(e.Memory, 2*cmp.Or(t.Lab.Guest.Memory, 256<<20))
+		e.Memory = max(e.Memory, 2*t.memory())
 	}
 	return e
 }

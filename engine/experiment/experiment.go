@@ -597,14 +597,14 @@ func (c *Cell) shrink(by int64) {
 		return
 	}
 	c.Factors["shrink"] = by
-	c.Lab.Guest.Memory = max(cmp.Or(c.Lab.Guest.Memory, 256<<20)/by&^(1<<20-1), minMemory)
-	c.Factors["memory"] = fmt.Sprintf("%dMiB", c.Lab.Guest.Memory>>20)
+	c.Lab.Guest.Memory = max(c.memory()/by&^(1<<20-1), minMemory)
+	c.Factors["memory"] = exactly(c.Lab.Guest.Memory)
 	if set := c.Lab.Workload.Number("working-set"); set > 0 {
 		c.Lab.Workload.Params = maps.Clone(c.Lab.Workload.Params)
 		if c.Lab.Workload.Params == nil {
 			c.Lab.Workload.Params = map[string]string{}
 		}
-		c.Lab.Workload.Params["working-set"] = fmt.Sprintf("%dKiB", max(int64(set)/by>>10, 4))
+		c.Lab.Workload.Params["working-set"] = exactly(max(int64(set)/by&^4095, 4096))
 		if _, given := c.texts["workload-working-set"]; given {
 			c.Factors["workload-working-set"] = c.Lab.Workload.Params["working-set"]
 		}
@@ -614,8 +614,21 @@ func (c *Cell) shrink(by int64) {
 	}
 	if c.Lab.Fill > 0 {
 		c.Lab.Fill = max(c.Lab.Fill/by&^4095, 4096)
-		c.Factors["fill"] = fmt.Sprintf("%dKiB", c.Lab.Fill>>10)
+		c.Factors["fill"] = exactly(c.Lab.Fill)
 	}
+}
+
+// exactly is a size in the largest unit that leaves no rest.
+func exactly(bytes int64) string {
+	for _, u := range []struct {
+		name string
+		size int64
+	}{{"GiB", 1 << 30}, {"MiB", 1 << 20}, {"KiB", 1 << 10}} {
+		if bytes%u.size == 0 {
+			return fmt.Sprintf("%d%s", bytes/u.size, u.name)
+		}
+	}
+	return fmt.Sprintf("%dB", bytes)
 }
 
 // asGiven is a workload with the parameters that it was given.

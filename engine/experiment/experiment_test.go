@@ -102,7 +102,7 @@ shrink = 4
 cells = [{ case = "m1.tiny", memory = "512MiB" }, { case = "m1.small", memory = "2GiB", fill = "1GiB" }, { case = "less", memory = "256MiB" }]
 workload = "dirty:working-set=64MiB"
 `, "")
-	if want := []string{"case=m1.tiny memory=128MiB", "case=m1.small memory=512MiB fill=262144KiB", "case=less memory=128MiB"}; !slices.Equal(names(e), want) {
+	if want := []string{"case=m1.tiny memory=128MiB", "case=m1.small memory=512MiB fill=256MiB", "case=less memory=128MiB"}; !slices.Equal(names(e), want) {
 		t.Errorf("names %q", names(e))
 	}
 	var got []string
@@ -179,7 +179,7 @@ func TestWrongLines(t *testing.T) {
 		{1, "repeats = 0\n[[sweep]]\n", "at least 1"},
 		{2, "[[sweep]]\nmax-bandwith = \"1MiB/s\"\n", `unknown key "max-bandwith": did you mean max-bandwidth`},
 		{4, "[[sweep]]\nmemory = [\n  \"256MiB\",\n  256,\n]\n", "no unit"},
-		{3, "[[sweep]]\ncells = [\n  { vcpus = 0 },\n]\n", "at least 1"},
+		{3, "[[sweep]]\ncells = [\n  { vcpus = 0 },\n]\n", "1 to 255"},
 		{3, "[[sweep]]\nmode = [\"pre-copy\",\n\"pre-copy\"]\n", "twice"},
 		{2, "[[sweep]]\nmode = []\n", "no values"},
 		{2, "[[sweep]]\nmode = \"live\"\n", "have pre-copy, stop-and-copy"},

@@ -15,6 +15,7 @@ import (
 	"qmigrate/engine/record"
 	"qmigrate/engine/record/units"
 	"qmigrate/engine/storage"
+	"qmigrate/guest"
 	"qmigrate/guest/wire"
 )
 
@@ -99,15 +100,26 @@ func factors() []factor {
 		}},
 
 		// The guest and its hosts.
-		{"memory", "256MiB", "guest RAM; 256MiB if not given", func(c *Cell, text string) (err error) {
+		{"guest", "debian", "what boots: tiny (our agent alone), or debian (with sysbench, iperf3, stress-ng, redis and sshd); tiny if not given", func(c *Cell, text string) error {
+			c.Lab.Image.Guest = text
+			return oneOf(text, wire.Guests()...)
+		}},
+		{"memory", "256MiB", "guest RAM; 256MiB, and 512MiB of a Debian guest, if not given", func(c *Cell, text string) (err error) {
 			if c.Lab.Guest.Memory, err = units.Size(text); err == nil && (c.Lab.Guest.Memory < minMemory || c.Lab.Guest.Memory%4096 != 0) {
 				err = fmt.Errorf("the lab's guest needs at least %s, in whole pages of 4 KiB", units.FormatSize(minMemory))
 			}
 			return err
 		}},
 		{"vcpus", "2", "guest processors; 1 if not given", func(c *Cell, text string) (err error) {
-			if c.Lab.Guest.VCPUs, err = strconv.Atoi(text); err != nil || c.Lab.Guest.VCPUs < 1 {
-				return errors.New("a whole number, at least 1")
+			if c.Lab.Guest.VCPUs, err = strconv.Atoi(text); err != nil || c.Lab.Guest.VCPUs < 1 || c.Lab.Guest.VCPUs > maxVCPUs {
+				return fmt.Errorf("a whole number, 1 to %d", maxVCPUs)
+			}
+			return nil
+		}},
+		{"cpu-cap", "50%", "percent of one processor that the vCPUs may take together, on each host; no limit if not given", func(c *Cell, text string) (err error) {
+			digits, ok := strings.CutSuffix(text, "%")
+			if c.Lab.CPUCap, err = strconv.Atoi(digits); err != nil || !ok || c.Lab.CPUCap < 1 {
+				return errors.New("whole percent of one processor with their sign, such as 50% or 150%")
 			}
 			return nil
 		}},
@@ -139,9 +151,13 @@ func factors() []factor {
 			c.Lab.Image.Modules = text
 			return nil
 		}},
-		{"nic", "virtio-net", "model of the guest's network card: virtio-net, or a name of QEMU's -device", func(c *Cell, text string) error {
+		{"nic", "virtio-net", "model of the guest's network card: " + strings.Join(guest.NICs(), ", "), func(c *Cell, text string) error {
 			c.Lab.Guest.NIC.Model = text
-			return nil
+			return guest.CheckNIC(text)
+		}},
+		{"disk-bus", "ahci", "by which the guest has the disks of storage: " + strings.Join(guest.DiskBuses(), ", "), func(c *Cell, text string) error {
+			c.Lab.Guest.DiskBus = text
+			return guest.CheckDiskBus(text)
 		}},
 		{"storage", "mirror:size=64MiB", "the guest's disks: none, shared, mirror, iscsi, nfs", func(c *Cell, text string) (err error) {
 			c.Lab.Storage, err = storage.Parse(text)
@@ -238,6 +254,9 @@ func pairs(text string, take func(name, value string) error) error {
 	}
 	return nil
 }
+
+// maxVCPUs is what a PC without an IOMMU numbers: the IDs of its interrupt controllers have 8 bits.
+const maxVCPUs = 255
 
 // minMemory is what Debian's cloud kernel boots in with room for more than 10,000 checked pages.
 const minMemory = 128 << 20
