@@ -201,7 +201,9 @@ func (m *migration) splitPasses(last *qmp.MigrationInfo) {
 		p.DirtyPages = record.Of(*rec.Samples[i].Remaining / pageSize)
 		if last != nil && last.Has.Contains(qmp.FieldTransferred) {
 			p.Transferred = record.Of(last.Transferred - then.Transferred)
-			p.Throughput = record.Of(float64(*p.Transferred) / p.Duration.Seconds())
+			if p.Duration > 0 {
+				p.Throughput = record.Of(float64(*p.Transferred) / p.Duration.Seconds())
+			}
 		}
 	}
 	if m.arrived() {

@@ -337,11 +337,11 @@ func TestEstimate(t *testing.T) {
 	var records []*record.Migration
 	for range 3 {
 		took, _ := slow.guess(e.TrialTimeout)
-		r := notBegun(Trial{Cell: slow}, time.Now(), nil)
+		r := notBegun(Trial{Cell: slow}, time.Now(), errors.New("no lab"))
 		r.Factors, r.Boot = slow.Factors, &record.Boot{Trial: 2 * took}
 		records = append(records, r)
 	}
-	other := notBegun(Trial{Cell: slow}, time.Now(), nil)
+	other := notBegun(Trial{Cell: slow}, time.Now(), errors.New("no lab"))
 	other.Factors, other.Boot = map[string]any{"memory": "1TiB"}, &record.Boot{Trial: time.Hour}
 	x = newEstimator(e, append(records, other))
 	if got, _ := slow.guess(e.TrialTimeout); x.known != 3 || x.trial(slow) != 2*got || (x.trial(fast)-2*rule).Abs() > time.Millisecond {

@@ -2,6 +2,7 @@ package experiment
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -198,7 +199,7 @@ func (r *runner) run(ctx context.Context, trials []Trial) error {
 		if ctx.Err() != nil && rec.Outcome != record.Completed && rec.GuestOn != record.None {
 			return context.Cause(ctx) // it is run again
 		}
-		if err := r.folder.Append(rec); err != nil {
+		if err := r.keep(rec); err != nil {
 			return fmt.Errorf("keep the record of trial %s: %w", t.ID(), err)
 		}
 		r.count(rec)
@@ -214,6 +215,20 @@ func (r *runner) run(ctx context.Context, trials []Trial) error {
 		}
 	}
 	return nil
+}
+
+// keep appends the record. One that holds no number where one should be cannot be written: then it is recorded that the trial failed so, for it would
+// be run again and again.
+func (r *runner) keep(rec *record.Migration) error {
+	err := r.folder.Append(rec)
+	var unsupported *json.UnsupportedValueError
+	if !errors.As(err, &unsupported) {
+		return err
+	}
+	rec.Warn("measured, and not kept: %v", err)
+	rec.Error = &record.Error{Stage: record.Activation, Message: fmt.Sprintf("the record could not be written: %v", err)}
+	rec.Outcome, rec.Passes, rec.Stages, rec.Timeline, rec.CPU, rec.Guest, rec.Samples = record.Failed, []record.Pass{}, []record.Stage{}, nil, nil, nil, nil
+	return r.folder.Append(rec)
 }
 
 func (r *runner) count(rec *record.Migration) {
@@ -256,11 +271,14 @@ func (r *runner) trial(ctx context.Context, t Trial) *record.Migration {
 	defer cancel()
 	boot := record.Boot{Per: r.Boot, Migration: 1}
 	rec, err := r.migrate(ctx, t, begun, &boot)
+	late := errors.Is(context.Cause(ctx), errTrialTimeout)
+	if rec == nil && late {
+		err = fmt.Errorf("%w of %s: %w", errTrialTimeout, r.TrialTimeout, err)
+	} else if late {
+		rec.Warn("%v of %s", errTrialTimeout, r.TrialTimeout)
+	}
 	if rec == nil {
 		rec = notBegun(t, begun, err)
-	}
-	if errors.Is(context.Cause(ctx), errTrialTimeout) {
-		rec.Warn("%v of %s", errTrialTimeout, r.TrialTimeout)
 	}
 	boot.Trial = time.Since(begun)
 	rec.Experiment, rec.Trial, rec.Order, rec.Factors, rec.Boot = r.Name, t.ID(), record.Of(t.Order), t.Factors, &boot
@@ -324,5 +342,5 @@ func notBegun(t Trial, begun time.Time, err error) *record.Migration {
 	}
 	return &record.Migration{Schema: record.Schema, ID: record.NewID(begun), StartedAt: begun.Round(0), Origin: begun, Mode: mode, Name: t.Name, Outcome: record.Failed, GuestOn: record.Unknown,
 		Workload: t.Lab.Workload.String(), Plan: map[string]any{}, Stages: []record.Stage{}, Passes: []record.Pass{},
-		Error: &record.Error{Stage: record.Initialization, Message: fmt.Sprintf("the trial's lab: %v", err)}}
+		Error: &record.Error{Stage: record.Initialization, Message: err.Error()}}
 }
