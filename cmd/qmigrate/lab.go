@@ -10,6 +10,7 @@ import (
 	"github.com/urfave/cli/v2"
 
 	"qmigrate/engine/lab"
+	"qmigrate/guest/wire"
 	"qmigrate/hostnet"
 )
 
@@ -29,11 +30,15 @@ func (c *commands) lab() *cli.Command {
 				Name: "exec", Usage: "run a command on a host of the lab: a, b, or link (the observer)", ArgsUsage: "HOST COMMAND [ARG...]",
 				Flags: []cli.Flag{name}, Action: c.labExec,
 			},
+			{
+				Name: "rate", Usage: "change the rate of the workload in a lab's guest, dirty, while it runs: 5000/s; 0/s is as fast as it can", ArgsUsage: "RATE",
+				Flags: []cli.Flag{name}, Action: c.labRate,
+			},
 			{Name: "down", Usage: "remove a lab: its QEMUs, its network, its folder", ArgsUsage: "[NAME]", Action: c.labDown},
 		},
 		Action: func(x *cli.Context) error {
 			if x.Args().Present() {
-				return usagef("lab %q: have up, status, exec, down", x.Args().First())
+				return usagef("lab %q: have up, status, exec, rate, down", x.Args().First())
 			}
 			return cli.ShowSubcommandHelp(x)
 		},
@@ -147,6 +152,20 @@ func (c *commands) labExec(x *cli.Context) error {
 		return passOn(exit.ExitCode())
 	}
 	return p.Err()
+}
+
+func (c *commands) labRate(x *cli.Context) error {
+	if x.Args().Len() != 1 {
+		return usagef("lab rate takes a rate: as in `qmigrate lab rate 5000/s`")
+	}
+	if err := lab.CheckName(x.String("lab")); err != nil {
+		return usageError{err}
+	}
+	w, err := wire.ParseWorkload("dirty:rate=" + x.Args().First())
+	if err != nil {
+		return usagef("lab rate: %w", errors.Unwrap(err))
+	}
+	return lab.SetRate(x.Context, x.String("lab"), w.Number("rate"))
 }
 
 func (c *commands) labDown(x *cli.Context) error {
