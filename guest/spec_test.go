@@ -17,6 +17,7 @@ func TestArgs(t *testing.T) {
 		"destination": {Name: "a", Dir: "/run/r", Memory: 262152 << 10, Image: image, NIC: guest.NIC{TAP: "qmigtap1"}, Incoming: true, Paused: true},
 		"all": {Name: "b", Machine: "pc", Accelerator: "kvm", Memory: 1 << 30, VCPUs: 4, CPU: "host", Image: image, Dir: "/run/a,b",
 			NIC: guest.NIC{Model: "e1000", TAP: "t", MAC: "52:54:00:00:00:01"}, Extra: []string{"-device", "virtio-rng-pci"}},
+		"debian": {Name: "d", Dir: "/run/q", Image: guest.Image{Kernel: "/c/kernel", Initrd: "/c/initrd", Root: "/c/a,b/root.squashfs", Append: "qmigrate.root=root"}},
 		"disks": {Name: "c", Dir: "/run/q", Disks: []guest.Disk{
 			{Node: "disk0", Path: "/i/a,b.raw"},
 			{Node: "disk1", Format: "qcow2", Path: "/i/c.qcow2", Cache: "none"},

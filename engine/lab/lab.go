@@ -217,6 +217,9 @@ func (l *Lab) start(ctx context.Context, source, destination guest.Binary) error
 		log, _ := l.source.Host().ReadFile(l.source.Spec().Socket("log"))
 		return fmt.Errorf("wait for the guest to be ready: %w; its console ends: %q; QEMU said: %q", err, lastLine(console), lastLine(string(log)))
 	}
+	if len(l.hello.Problems) > 0 && l.spec.Guest.Image.Root != "" {
+		return fmt.Errorf("set the guest up: %s", strings.Join(l.hello.Problems, "; "))
+	}
 	l.say("guest ready after %s: Linux %s at %s", time.Since(begin).Round(10*time.Millisecond), l.hello.Kernel, l.network.GuestAddress(0))
 	return nil
 }

@@ -194,7 +194,9 @@ func (a *agent) hello() wire.Hello {
 		Lines: a.port.garbage.Load(), Beats: a.port.dropped.Load(), Notes: a.lost.Load(),
 	}
 	for _, t := range wire.WorkloadTypes() {
-		h.Workloads = append(h.Workloads, t.Name)
+		if t.Guest == "" || a.boot.Root != "" {
+			h.Workloads = append(h.Workloads, t.Name)
+		}
 	}
 	a.mu.Lock()
 	defer a.mu.Unlock()

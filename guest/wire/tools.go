@@ -150,5 +150,8 @@ func ParseIperf(line string) (r Iperf, ok bool) {
 	if len(f) > 0 && (f[0] == "sender" || f[0] == "receiver") {
 		r.Whole = f[0]
 	}
-	return r, r.To > r.From && r.Bytes >= 0
+	if !(r.To > r.From && r.Bytes >= 0) {
+		return Iperf{}, false
+	}
+	return r, true
 }

@@ -147,11 +147,15 @@ func TestParseWorkload(t *testing.T) {
 // A wrong workload gets one line that lists what exists.
 func TestParseWorkloadRefuses(t *testing.T) {
 	const params = "it has rate, working-set, pattern, content, change, vcpus, period, duty, drift, duration"
-	const all = "there are idle, clock, dirty, livermore, dhrystone, linpack, web, tcp"
+	var all []string
+	for _, t := range WorkloadTypes() {
+		all = append(all, t.Name)
+	}
+	names := strings.Join(all, ", ")
 	for in, want := range map[string]string{
-		"":                                   `parse workload "": no workload "": ` + all,
-		"durty":                              `parse workload "durty": no workload "durty": ` + all,
-		"durty:x":                            `parse workload "durty:x": no workload "durty": ` + all,
+		"":                                   `parse workload "": no workload "": there are ` + names,
+		"durty":                              `parse workload "durty": no workload "durty": there are ` + names,
+		"durty:x":                            `parse workload "durty:x": no workload "durty": there are ` + names,
 		"dirty:":                             `parse workload "dirty:": "" is not NAME=VALUE`,
 		"dirty:rate":                         `parse workload "dirty:rate": "rate" is not NAME=VALUE`,
 		"dirty:speed=1":                      `parse workload "dirty:speed=1": dirty has no parameter "speed": ` + params,

@@ -1,0 +1,372 @@
+package lab
+
+import (
+	"bufio"
+	"context"
+	"fmt"
+	"math"
+	"net"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"qmigrate/engine"
+	"qmigrate/engine/record"
+	"qmigrate/guest"
+	"qmigrate/guest/debian"
+	"qmigrate/guest/guesttest"
+	"qmigrate/guest/wire"
+	"qmigrate/hostnet"
+)
+
+// fakeRedis knows the commands that the writer sends; spoil may change what it holds.
+type fakeRedis struct {
+	listener net.Listener
+	all      sync.WaitGroup
+	answers  int // after so many to RPUSH a connection is cut instead; 0: never
+
+	mu     sync.Mutex
+	lists  map[string][]string
+	pushes int
+}
+
+func serveRedis(t *testing.T, answers int) *fakeRedis {
+	t.Helper()
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	f := &fakeRedis{listener: l, lists: map[string][]string{}, answers: answers}
+	f.all.Go(func() {
+		for {
+			c, err := l.Accept()
+			if err != nil {
+				return
+			}
+			f.all.Go(func() { defer c.Close(); f.serve(c) })
+		}
+	})
+	t.Cleanup(func() { l.Close(); f.all.Wait() })
+	return f
+}
+
+func (f *fakeRedis) serve(c net.Conn) {
+	r := bufio.NewReader(c)
+	line := func() string { s, _ := r.ReadString('\n'); return strings.TrimRight(s, "\r\n") }
+	for {
+		n, err := strconv.Atoi(strings.TrimPrefix(line(), "*"))
+		if err != nil {
+			return
+		}
+		var args []string
+		for range n {
+			line()
+			args = append(args, line())
+		}
+		f.mu.Lock()
+		switch args[0] {
+		case "DEL":
+			delete(f.lists, args[1])
+			fmt.Fprint(c, ":0\r\n")
+		case "RPUSH":
+			f.lists[args[1]] = append(f.lists[args[1]], args[2])
+			if f.pushes++; f.pushes == f.answers {
+				f.mu.Unlock()
+				return
+			}
+			fmt.Fprintf(c, ":%d\r\n", len(f.lists[args[1]]))
+		case "LLEN":
+			fmt.Fprintf(c, ":%d\r\n", len(f.lists[args[1]]))
+		case "LRANGE":
+			from, _ := strconv.Atoi(args[2])
+			to, _ := strconv.Atoi(args[3])
+			part := f.lists[args[1]][from:min(to+1, len(f.lists[args[1]]))]
+			fmt.Fprintf(c, "*%d\r\n", len(part))
+			for _, v := range part {
+				fmt.Fprintf(c, "$%d\r\n%s\r\n", len(v), v)
+			}
+		case "INFO":
+			const info = "# Server\r\nredis_version:9\r\n"
+			fmt.Fprintf(c, "$%d\r\n%s\r\n", len(info), info)
+		default:
+			fmt.Fprintf(c, "-ERR unknown command '%s'\r\n", args[0])
+		}
+		f.mu.Unlock()
+	}
+}
+
+// The writer finds each kind of damage, and none where there is none.
+func TestRedisWriter(t *testing.T) {
+	for name, c := range map[string]struct {
+		answers             int
+		spoil               func(lists map[string][]string)
+		lost, wrong, resets int
+	}{
+		"whole":             {},
+		"an answer is lost": {answers: 50, resets: 1},
+		"a write is lost":   {spoil: func(l map[string][]string) { l[list(2)] = l[list(2)][:len(l[list(2)])-1] }, lost: 1},
+		"one in the middle": {spoil: func(l map[string][]string) { l[list(1)] = slices.Delete(l[list(1)], 3, 4) }, lost: 1, wrong: -1},
+		"all of a list":     {spoil: func(l map[string][]string) { l[list(3)] = nil }, lost: -1},
+		"a changed value":   {spoil: func(l map[string][]string) { l[list(0)][2] = "x" + l[list(0)][2][1:] }, wrong: 1},
+		"a write twice":     {spoil: func(l map[string][]string) { l[list(0)] = append(l[list(0)], l[list(0)][0]) }, wrong: 2},
+	} {
+		t.Run(name, func(t *testing.T) {
+			f := serveRedis(t, c.answers)
+			l := &Lab{}
+			host := toPort{hostnet.Local(), f.listener.Addr().String()}
+			w, err := startRedis(t.Context(), host, netip.MustParseAddr("127.0.0.1"), 0, 64, l.row("redis_writes", "writes/s", "a test", time.Second))
+			if err != nil {
+				t.Fatal(err)
+			}
+			wait(t, "writes to each list", func() bool {
+				w.mu.Lock()
+				defer w.mu.Unlock()
+				return slices.Min(w.acked[:]) > 30
+			})
+			w.stop()
+			w.all.Wait()
+			if c.spoil != nil {
+				f.mu.Lock()
+				c.spoil(f.lists)
+				f.mu.Unlock()
+			}
+			r := w.finish(t.Context())
+			check := func(what string, got int64, want int) {
+				if want < 0 && got < 1 || want >= 0 && got != int64(want) {
+					t.Errorf("%s: %d, want %d (-1: some)", what, got, want)
+				}
+			}
+			check("lost", r.Lost, c.lost)
+			check("wrong", r.Wrong, c.wrong)
+			check("resets", int64(r.Resets), c.resets)
+			if bad := len((&record.Tools{Redis: r}).Failures()) > 0; bad != (c.spoil != nil || c.resets > 0) {
+				t.Errorf("%+v: a failure: %v", r, bad)
+			}
+			if r.Acknowledged < 120 || r.Connections != redisConnections || r.Longest == nil || r.Error != "" && c.spoil == nil {
+				t.Errorf("%+v", r)
+			}
+		})
+	}
+}
+
+// A list that redis refuses to append to, and one that is no redis at all, are failures and no lost writes.
+func TestRedisRefuses(t *testing.T) {
+	for name, answer := range map[string]string{"refused": "-OOM command not allowed\r\n", "nonsense": "hello\r\n", "too long": "$99999999\r\n"} {
+		t.Run(name, func(t *testing.T) {
+			c := &redisConn{r: bufio.NewReader(strings.NewReader(answer))}
+			v, err := c.answer()
+			if err == nil || v != nil {
+				t.Errorf("%v %v", v, err)
+			}
+		})
+	}
+}
+
+// What a session's lines say is taken for what it is.
+func TestSSHLines(t *testing.T) {
+	for name, c := range map[string]struct {
+		lines       []string
+		received    int64
+		lost        int64
+		ended, fine bool
+	}{
+		"all":             {[]string{"0", "1", "2", "end 3"}, 3, 0, true, true},
+		"one is missing":  {[]string{"0", "2", "end 3"}, 2, 1, true, true},
+		"the last ones":   {[]string{"0", "1", "end 5"}, 2, 3, true, true},
+		"one comes twice": {[]string{"0", "1", "1"}, 2, 0, false, false},
+		"half a line":     {[]string{"0", "1", "en"}, 2, 0, false, false},
+	} {
+		t.Run(name, func(t *testing.T) {
+			s := &sshSession{tally: (&Lab{}).Tally("ssh_lines", "lines/s", "a test", time.Second), first: make(chan struct{})}
+			fine := true
+			for _, line := range c.lines {
+				fine = fine && s.take(line, time.Now())
+			}
+			if got := s.next - s.lost; got != c.received || s.lost != c.lost || s.ended != c.ended || fine != c.fine {
+				t.Errorf("%d received, %d lost, ended %v, fine %v (%v)", got, s.lost, s.ended, fine, s.err)
+			}
+		})
+	}
+}
+
+// The server's lines come in any pieces.
+func TestIperfServer(t *testing.T) {
+	l := &Lab{}
+	s := &iperfServer{listening: make(chan struct{}), tally: l.row("iperf3_received", "bytes/s", "a test", time.Second)}
+	for _, piece := range []string{"-----------\nServer list", "ening on 5201 (test #1)\n", "[  5]   0.00-1.00   sec  1 MBytes  8000 Kbits/sec\n[  5]   1.00-2.00  ",
+		" sec  1 MBytes  16000 Kbits/sec\n", "- - - - - -\n[  5]   0.00-2.10   sec  3 MBytes  12000 Kbits/sec                  receiver\n"} {
+		if n, err := s.Write([]byte(piece)); n != len(piece) || err != nil {
+			t.Fatal(n, err)
+		}
+	}
+	select {
+	case <-s.listening:
+	default:
+		t.Error("it does not listen")
+	}
+	if s.whole == nil || math.Abs(s.whole.Bytes-3.15e6) > 1 {
+		t.Errorf("the whole is %+v", s.whole)
+	}
+	if spans := s.tally.take(); len(spans) != 2 || spans[0].n != 1e6 || spans[1].n != 2e6 {
+		t.Errorf("%+v", spans)
+	}
+}
+
+func TestVersion(t *testing.T) {
+	name := filepath.Join(t.TempDir(), "packages")
+	if err := os.WriteFile(name, []byte("redis-tools_5%3a7.0.15-1_amd64\nsysbench_1.0.20+ds-5_amd64\n"), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	for program, want := range map[string]string{"sysbench": "1.0.20+ds-5", "redis-tools": "5:7.0.15-1", "sys": ""} {
+		if got := version(name, program); got != want {
+			t.Errorf("%s %s, want %s", program, got, want)
+		}
+	}
+}
+
+// debianLab is a lab with the Debian guest and a workload.
+func debianLab(t *testing.T, workload string, fill int64) *Lab {
+	t.Helper()
+	guesttest.Image(t)
+	if _, err := debian.Find(debian.Guest); err != nil {
+		guesttest.Unable(t, "the Debian guest is not in the cache: `make deps` makes it")
+	}
+	w, err := wire.ParseWorkload(workload)
+	if err != nil {
+		t.Fatal(err)
+	}
+	l, err := Up(t.Context(), Spec{Owner: fmt.Sprintf("tools-%d", os.Getpid()), Accelerator: "tcg", Fill: fill, Image: guest.ImageSpec{Guest: wire.DebianGuest}, Workload: w})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := l.Close(); err != nil {
+			t.Error(err)
+		}
+	})
+	return l
+}
+
+// moved migrates a lab's guest and checks all that must hold whatever the workload is.
+func moved(t *testing.T, l *Lab, mode record.Mode) *record.Migration {
+	t.Helper()
+	rec, err := l.Migrate(t.Context(), engine.Plan{Mode: mode}, engine.Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if rec.Outcome != record.Completed || rec.GuestOn != record.Destination {
+		t.Errorf("%s, the guest on the %s", rec.Outcome, rec.GuestOn)
+	}
+	if m := rec.MemoryCheck; m == nil || m.PagesChecked < 10_000 || m.PagesWrong != 0 {
+		t.Errorf("memory: %+v", m)
+	}
+	if rec.Tools == nil || len(rec.Tools.Failures()) > 0 {
+		t.Errorf("tools: %+v: %q", rec.Tools, rec.Tools.Failures())
+	}
+	if rec.Downtime.Heartbeat == nil || rec.Downtime.GuestClock == nil || rec.Guest.ClockSlip == nil || rec.Network.TCPSurvived == nil || !*rec.Network.TCPSurvived {
+		t.Errorf("observers: %+v %+v", rec.Downtime, rec.Network)
+	}
+	return rec
+}
+
+// An ssh session with a running command and a redis writer survive, there and back.
+func TestDebianGuest(t *testing.T) {
+	l := debianLab(t, "survive", 48<<20) // 12,288 pages
+	for _, mode := range []record.Mode{record.PreCopyMode, record.StopAndCopyMode} {
+		rec := moved(t, l, mode)
+		if s := rec.Tools.SSH; s == nil || s.Lines < 3 || !strings.Contains(s.Server, "OpenSSH") {
+			t.Errorf("%s: ssh: %+v", mode, s)
+		}
+		if r := rec.Tools.Redis; r == nil || r.Acknowledged < 20 || r.Version == "" {
+			t.Errorf("%s: redis: %+v", mode, r)
+		}
+		if mode == record.PreCopyMode {
+			if err := l.Again(t.Context()); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+}
+
+// Every workload of the Debian guest, in both modes: a minute and a half of guests.
+func TestTools(t *testing.T) {
+	if os.Getenv("QMIGRATE_TOOLS") == "" {
+		t.Skip("a campaign: set QMIGRATE_TOOLS=1")
+	}
+	for _, workload := range []string{"sysbench", "iperf3", "iperf3:direction=receive", "stress-ng", "stress-ng:method=int64", "redis:rate=0", "ssh", "dirty"} {
+		t.Run(workload, func(t *testing.T) {
+			l := debianLab(t, workload, 0)
+			for _, mode := range []record.Mode{record.PreCopyMode, record.StopAndCopyMode} {
+				name := fmt.Sprintf("%s, %s", workload, mode)
+				if l.spec.Workload.Type().Guest == "" {
+					rec, err := l.Migrate(t.Context(), engine.Plan{Mode: mode}, engine.Options{})
+					if err != nil || rec.MemoryCheck == nil || rec.MemoryCheck.PagesWrong != 0 || rec.Guest.EventsBefore == nil {
+						t.Errorf("%s: %v %+v", name, err, rec)
+					}
+					t.Logf("%s: wall %v, stopped %v", name, rec.Total.Wall, rec.Downtime.Wire)
+				} else {
+					rec := moved(t, l, mode)
+					t.Logf("%s: wall %v, stopped %v, %.0f before, %.0f during, %.0f after; %s", name, rec.Total.Wall, *rec.Downtime.Wire, rate(rec.Guest.EventsBefore), rate(rec.Guest.EventsDuring), rate(rec.Guest.EventsAfter), told(rec.Tools))
+					for _, s := range rec.Timeline {
+						t.Log(series(s))
+					}
+				}
+				if mode == record.PreCopyMode {
+					if err := l.Again(t.Context()); err != nil {
+						t.Fatal(err)
+					}
+				}
+			}
+		})
+	}
+}
+
+func rate(r *float64) float64 {
+	if r == nil {
+		return math.NaN()
+	}
+	return *r
+}
+
+func told(r *record.Tools) string {
+	var parts []string
+	if p := r.Program; p != nil {
+		parts = append(parts, fmt.Sprintf("%+v", *p))
+	}
+	if s := r.SSH; s != nil {
+		parts = append(parts, fmt.Sprintf("%+v longest %v", *s, *s.Longest))
+	}
+	if w := r.Redis; w != nil {
+		parts = append(parts, fmt.Sprintf("%+v longest %v", *w, *w.Longest))
+	}
+	return strings.Join(parts, "; ")
+}
+
+func series(s record.Series) string {
+	var b strings.Builder
+	fmt.Fprintf(&b, "%s from %v:", s.Name, s.Start)
+	for _, v := range s.Values {
+		if v == nil {
+			b.WriteString(" -")
+		} else {
+			fmt.Fprintf(&b, " %.0f", *v)
+		}
+	}
+	return b.String()
+}
+
+// toPort is a host from which every address is one on this machine.
+type toPort struct {
+	hostnet.Host
+	address string
+}
+
+func (h toPort) Dial(ctx context.Context, network, _ string) (net.Conn, error) {
+	return h.Host.Dial(ctx, network, h.address)
+}
