@@ -18,7 +18,7 @@ func (c *commands) export() *cli.Command {
 	var names, list []string
 	for _, t := range flat.Tables() {
 		names = append(names, t.Name)
-		list = append(list, fmt.Sprintf("  %-12s%s", t.Name, t.About))
+		list = append(list, "  "+t.Name+": "+t.About)
 	}
 	return &cli.Command{
 		Name:      "export",

@@ -87,7 +87,7 @@ func plain(field, key string) string {
 		"Sample.Throughput": "query-migrate's `mbps`, in bytes", "Sample.Throttle": "query-migrate's `cpu-throttle-percentage`", "Sample.ExpectedDowntime": "query-migrate's `expected-downtime`",
 		"Sample.SyncCount": "query-migrate's `dirty-sync-count`", "Sample.Status": "query-migrate's `status`",
 		"Hosts.Source": "name of the source host: local, netns:NAME, ...", "Hosts.Destination": "likewise", "Hosts.Kernel": "release of the source host's kernel, by uname", "Hosts.CPU": "the source host's processors, by /proc/cpuinfo",
-		"source_version": "the source's query-version", "destination_version": "the destination's query-version", "machine": "versioned machine type of the source", "memory_bytes": "guest RAM, by query-memory-size-summary",
+		"source_version": "version and package, by the source's query-version", "destination_version": "the destination's query-version", "machine": "versioned machine type of the source", "memory_bytes": "guest RAM, by the machine's property `memory`, or query-memory-size-summary",
 		"vcpus": "guest processors, by query-cpus-fast", "pings_sent": "ICMP echo requests of the observer", "pings_lost": "of them without a reply within 1 s of the last one",
 		"tcp_survived": "every number came back, in order, over the one connection", "pages_checked": "pages whose index, counter and content the guest's agent compared", "pages_wrong": "of them those that were not as they should be",
 		"disks": "how many were written to", "node": "QEMU's name of the block node", "samples": "replies of query-migrate", "period_p50_ns": "time between two questions, median", "period_p99_ns": "likewise, 99th percentile",
