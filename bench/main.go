@@ -58,6 +58,7 @@ func run(ctx context.Context, args []string, out io.Writer) (err error) {
 		{"secure", (*bench).secure},
 		{"agent", (*bench).agent},
 		{"report", (*bench).report},
+		{"records", (*bench).records},
 	}
 	var names []string
 	for _, s := range sections {
