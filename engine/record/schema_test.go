@@ -93,7 +93,7 @@ func plain(field, key string) string {
 		"disks": "how many were written to", "node": "QEMU's name of the block node", "samples": "replies of query-migrate", "period_p50_ns": "time between two questions, median", "period_p99_ns": "likewise, 99th percentile",
 		"checkpoint_p99_ns": "likewise, 99th percentile", "Series.Name": "what was counted", "model": "name of the model", "value": "in the unit beside it", "Program.Name": "of the program",
 		"retransmits": "TCP segments sent again", "Prediction.Total": "total time", "Prediction.Downtime": "wire downtime", "Prediction.Transferred": "bytes in all",
-		"body_bytes": "of a request and of its response", "answered_per_s": "requests answered a second", "p99_ns": "likewise, 99th percentile", "p999_ns": "likewise, 99.9th percentile",
+		"body_bytes": "length of a response's body", "answered_per_s": "requests answered a second", "p99_ns": "likewise, 99th percentile", "p999_ns": "likewise, 99.9th percentile",
 		"max_ns": "likewise, the longest", "received_bytes_per_s": "from the guest", "acked_bytes_per_s": "to the guest",
 		"RedisWriter.Version": "of the server, as it says", "connections": "that were opened", "writes_acknowledged": "that the server said are done",
 	}
