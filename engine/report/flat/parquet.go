@@ -14,7 +14,7 @@ const groupRows = 20_000
 
 // parquetWriter writes one optional column for each of the table's, compressed with zstd. A time is a TIMESTAMP in ns, UTC.
 type parquetWriter struct {
-	w       *parquet.Writer
+	w       *parquet.GenericWriter[any]
 	columns []Column
 	row     parquet.Row
 	held    int
@@ -39,7 +39,7 @@ func NewParquet(w io.Writer, columns []Column) (Writer, error) {
 		}
 	}
 	schema := parquet.SchemaOf(reflect.New(reflect.StructOf(fields)).Interface())
-	return &parquetWriter{w: parquet.NewWriter(w, append(options, schema)...), columns: columns}, nil
+	return &parquetWriter{w: parquet.NewGenericWriter[any](w, append(options, schema)...), columns: columns}, nil
 }
 
 func (p *parquetWriter) Write(row []any) error {
