@@ -46,7 +46,11 @@ func (l *Lab) events(ctx context.Context, rec *record.Migration, before [2]progr
 	uncertain := max(placing(clock, before[:]), placing(clock, now))
 	begin, end := rec.Origin, rec.Origin.Add(rec.Total.Wall)
 	began := before[0].answered
-	s := eventSeries(counted, began, begin, ended, timelineBin)
+	grain, widths := agentBin, []time.Duration{timelineBin, time.Second}
+	if report := l.spec.Workload.Type().Report; report > 0 { // a program's: what lies between two of its reports was shared by time
+		grain, widths = report, []time.Duration{report}
+	}
+	s := eventSeries(counted, began, begin, ended, widths[0])
 	s.Source = fmt.Sprintf("the agent's count (%s), in bins of 10 ms of the guest's clock, placed by its heartbeats", before[0].unit)
 	s.EdgeError = &uncertain
 	rec.Timeline = append(rec.Timeline, s)
@@ -63,8 +67,8 @@ func (l *Lab) events(ctx context.Context, rec *record.Migration, before [2]progr
 	if !ok {
 		return
 	}
-	g.Blackout, g.BlackoutError = record.Of(dark.to.Sub(dark.from)), record.Of(max(2*agentBin, usual)+uncertain)
-	for _, width := range []time.Duration{timelineBin, time.Second} {
+	g.Blackout, g.BlackoutError = record.Of(dark.to.Sub(dark.from)), record.Of(max(2*grain, usual)+uncertain)
+	for _, width := range widths {
 		if bins := eventSeries(counted, began, begin, ended, width); brownout(rec, bins, dark) {
 			break
 		}
