@@ -17,7 +17,7 @@ const (
 type Web struct {
 	Asked       float64    `json:"asked_per_s"` // requests that were due a second
 	Connections int        `json:"connections"`
-	Body        int64      `json:"body_bytes"`
+	Body        int64      `json:"body_bytes"` // of each response
 	Resets      int        `json:"resets"`     // connections that broke: reset, or closed before a whole response
 	Reconnects  int        `json:"reconnects"` // connections beyond the first Connections
 	Wrong       int        `json:"wrong"`      // responses with another status or body than the request's
@@ -28,13 +28,13 @@ type Web struct {
 // WebPhase is one part, by the time at which a request was due.
 type WebPhase struct {
 	Phase     PhaseName     `json:"phase"`
-	Requests  int           `json:"requests"` // that were due and were answered or failed
-	Errors    int           `json:"errors"`   // of them, those that failed: broken connections, time-outs, wrong responses
-	Answered  float64       `json:"answered_per_s"`
-	P50       time.Duration `json:"p50_ns"` // of those that were answered
-	P99       time.Duration `json:"p99_ns"`
-	P999      time.Duration `json:"p999_ns"`
-	Max       time.Duration `json:"max_ns"`
+	Requests  int           `json:"requests"`              // that were due and were answered or failed
+	Errors    int           `json:"errors"`                // of them, those that failed: broken connections, time-outs, wrong responses
+	Answered  float64       `json:"answered_per_s"`        // requests that were due in the phase and were answered, by its length
+	P50       time.Duration `json:"p50_ns"`                // latency of half of those that were answered: the arrival of the last byte less when the request was due, by the observer's clock
+	P99       time.Duration `json:"p99_ns"`                // the same of 99 % of them
+	P999      time.Duration `json:"p999_ns"`               // the same of 99.9 % of them
+	Max       time.Duration `json:"max_ns"`                // the greatest latency, exact
 	Histogram string        `json:"latency_hdr,omitempty"` // all of them: an HdrHistogram, V2 compressed, base64; values in ns from 1 us to 60 s, 3 digits
 }
 
@@ -51,7 +51,7 @@ type Stream struct {
 // StreamPhase is one part.
 type StreamPhase struct {
 	Phase       PhaseName `json:"phase"`
-	Received    float64   `json:"received_bytes_per_s"`
-	Acked       float64   `json:"acked_bytes_per_s"`
-	Retransmits *int64    `json:"retransmits,omitempty"`
+	Received    float64   `json:"received_bytes_per_s"`  // from the guest, when the observer's program had read it
+	Acked       float64   `json:"acked_bytes_per_s"`     // to the guest, when its TCP had acknowledged it, TCP_INFO of the observer's end
+	Retransmits *int64    `json:"retransmits,omitempty"` // segments that the observer's end sent again, TCP_INFO each 10 ms
 }
