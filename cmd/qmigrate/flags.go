@@ -61,7 +61,7 @@ func guestFlags() []cli.Flag {
 	return []cli.Flag{
 		&cli.StringFlag{Name: "workload", Category: aboutGuest, Value: demoWorkload, Usage: "`NAME[:k=v,...]` what the guest does meanwhile: " + strings.Join(workloadNames(), ", ") + " (docs/workloads.md)"},
 		&cli.StringFlag{Name: "guest", Category: aboutGuest, Value: wire.TinyGuest, Usage: "`NAME` what boots: tiny (our agent alone), or debian (with sysbench, iperf3, stress-ng, redis and sshd, and 512MiB unless --memory says otherwise)"},
-		&cli.StringFlag{Name: "observe", Category: aboutGuest, Value: "2s", Usage: "`TIME` how long the guest is watched before the migration and after it"},
+		&cli.StringFlag{Name: "observe", Category: aboutGuest, Value: "1s", Usage: "`TIME` how long the guest is watched before the migration and after it"},
 		&cli.StringFlag{Name: "memory", Category: aboutGuest, Value: "256MiB", Usage: "`SIZE` guest RAM"},
 		&cli.IntFlag{Name: "vcpus", Category: aboutGuest, Value: 1, Usage: "`N` guest processors"},
 		&cli.StringFlag{Name: "machine", Category: aboutGuest, Value: "pc-q35-7.2", Usage: "`TYPE` versioned machine type, the same on both sides"},
