@@ -33,6 +33,7 @@ type CPUCapSpec struct {
 	Threads []int         // the limited ones
 	Percent int           // of one processor: 150 is one and a half
 	Period  time.Duration // the limit holds in each; default CPUCapPeriod
+	Weight  int           // of the group where processors are short: that of so many threads at nice 0, 1 to 100; default as many as are limited
 }
 
 // CPUCap is a limit that holds.
@@ -69,6 +70,8 @@ func (s CPUCapSpec) Validate() error {
 		return fmt.Errorf("period %v of a CPU cap: the kernel takes whole microseconds, %v to %v", s.Period, minQuota, maxPeriod)
 	case s.quota() < minQuota:
 		return fmt.Errorf("CPU cap of %d%%: the kernel's least quota is %v, which is %d%% in a period of %v", s.Percent, minQuota, (100*minQuota+s.Period-1)/s.Period, s.Period)
+	case s.Weight < 0 || s.Weight > 100:
+		return fmt.Errorf("weight %d of a CPU cap: 1 to 100", s.Weight)
 	case s.Percent > maxPercent:
 		return fmt.Errorf("CPU cap of %d%%: at most %d%%", s.Percent, maxPercent)
 	}
@@ -81,6 +84,9 @@ const maxPercent = 102400
 func (s CPUCapSpec) withDefaults() CPUCapSpec {
 	if s.Period == 0 {
 		s.Period = CPUCapPeriod
+	}
+	if s.Weight == 0 {
+		s.Weight = min(max(len(s.Threads), 1), 100)
 	}
 	return s
 }
@@ -121,6 +127,9 @@ func (s CPUCapSpec) Apply(ctx context.Context, h Host) (_ *CPUCap, err error) {
 		return nil, reason
 	}
 	if err := c.Set(s.Percent); err != nil {
+		return nil, err
+	}
+	if err := c.weigh(); err != nil {
 		return nil, err
 	}
 	return c, c.enter()
@@ -315,6 +324,24 @@ func (c *CPUCap) makeIn(dir string) error {
 	}
 	if c.outer == "" { // so that nobody can switch the controller off in dir while this one needs it
 		return c.write(path.Join(own, "cgroup.subtree_control"), "+cpu")
+	}
+	return nil
+}
+
+// weigh gives the group its weight: a group has that of one process at nice 0, be its threads many, and be they nicer or not.
+func (c *CPUCap) weigh() error {
+	file, value := "cpu.shares", 1024*c.spec.Weight
+	groups := []string{c.group}
+	if c.tree.kind == "v2" {
+		file, value = "cpu.weight", 100*c.spec.Weight
+		if c.outer != "" {
+			groups = append(groups, c.outer)
+		}
+	}
+	for _, g := range groups {
+		if err := c.write(path.Join(g, file), strconv.Itoa(value)); err != nil {
+			return fmt.Errorf("set weight of %s: %w", g, err)
+		}
 	}
 	return nil
 }

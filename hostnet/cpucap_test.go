@@ -94,7 +94,7 @@ func capsThread(s CPUCapSpec, h Host, threads []int) (c *CPUCap, moved bool, err
 	if err != nil {
 		return nil, false, err
 	}
-	s.Threads = threads[:1]
+	s.Threads, s.Weight = threads[:1], 3
 	if c, err = s.Apply(context.Background(), h); err != nil {
 		return nil, false, err
 	}
@@ -110,6 +110,11 @@ func capsThread(s CPUCapSpec, h Host, threads []int) (c *CPUCap, moved bool, err
 		return c, moved, fmt.Errorf("the other thread is in %s too, %w", free, err)
 	}
 	moved = free != home
+	for file, want := range map[string]string{"cpu.shares": "3072", "cpu.weight": "300"} {
+		if b, err := os.ReadFile(filepath.Join(c.group, file)); err == nil && strings.TrimSpace(string(b)) != want {
+			return c, moved, fmt.Errorf("%s is %q, want %s", file, b, want)
+		}
+	}
 	before, err := c.Usage()
 	if err != nil {
 		return c, moved, err
@@ -223,6 +228,7 @@ func TestCPUCapRefused(t *testing.T) {
 		"least quota":              func(s *CPUCapSpec) { s.Percent = 9 },
 		"CPU cap of -5%":           func(s *CPUCapSpec) { s.Percent = -5 },
 		"at most":                  func(s *CPUCapSpec) { s.Percent = 1 << 20 },
+		"weight 101":               func(s *CPUCapSpec) { s.Weight = 101 },
 		"not an owner's":           func(s *CPUCapSpec) { s.Owner = "../x" },
 		"period 2s of a CPU cap":   func(s *CPUCapSpec) { s.Period = 2 * time.Second },
 		"period 1.5µs of a CPU":    func(s *CPUCapSpec) { s.Period = 1500 * time.Nanosecond },
