@@ -175,7 +175,7 @@ func (c *commands) labSpec(x *cli.Context) (lab.Spec, error) {
 		return s, usagef("--accelerator %s: have auto, kvm, tcg", s.Accelerator)
 	}
 	if s.Guest.VCPUs < 1 || s.Guest.VCPUs > maxVCPUs {
-		return s, usagef("--vcpus %d: 1 to %d", s.Guest.VCPUs, maxVCPUs)
+		return s, usagef("--vcpus %d: at least 1, at most %d", s.Guest.VCPUs, maxVCPUs)
 	}
 	var err error
 	if !slices.Contains(wire.Guests(), s.Image.Guest) {

@@ -295,3 +295,84 @@ func (l *Lab) watchRate(t *testing.T, c *hostnet.CPUCap) (rate, used float64) {
 	after, usedAfter, end := look()
 	return float64(after.events-before.events) / after.answered.Sub(before.answered).Seconds(), 100 * float64(usedAfter-usedBefore) / float64(end.Sub(at))
 }
+
+// TestHardwareRates is study L's tables as far as this host can: what KVM makes of the guest's processor, and each card of its throughput; and how long a
+// guest with each takes to boot. QMIGRATE_HARDWARE=1 runs it. A figure is the best of some windows, for other work can only lower it.
+func TestHardwareRates(t *testing.T) {
+	if !everyHardware() {
+		t.Skip("a campaign of minutes on a quiet machine: QMIGRATE_HARDWARE=1 runs it")
+	}
+	needRoot(t)
+	up := func(accelerator, nic string, image guest.ImageSpec, workload string) (*Lab, error) {
+		w, err := wire.ParseWorkload(workload)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return Up(t.Context(), Spec{Owner: fmt.Sprintf("test-%d", os.Getpid()), SourceQEMU: guesttest.QEMU(t, "10.0"), DestinationQEMU: guesttest.QEMU(t, "10.0"),
+			Accelerator: accelerator, Workload: w, Image: image, Guest: guest.Spec{NIC: guest.NIC{Model: nic}}})
+	}
+	var table strings.Builder
+	for _, accelerator := range []string{"kvm", "tcg"} {
+		l, err := up(accelerator, "", guest.ImageSpec{}, "dhrystone")
+		if refused := new(guest.AcceleratorError); errors.As(err, &refused) {
+			fmt.Fprintf(&table, "%s: not here: %v\n", accelerator, err)
+			continue
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		fmt.Fprintf(&table, "%s: %.4g %s\n", accelerator, l.bestRate(t, time.Second), "Dhrystones/s")
+		if err := l.Close(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for _, nic := range guest.NICs() {
+		boot := time.Duration(math.MaxInt64)
+		for range 3 {
+			l, err := up("tcg", nic, guest.ImageSpec{}, "idle")
+			if err != nil {
+				t.Fatal(err)
+			}
+			boot = min(boot, l.hello.Ready)
+			if err := l.Close(); err != nil {
+				t.Fatal(err)
+			}
+		}
+		fmt.Fprintf(&table, "%s: ready after %.2f s on the guest's clock;", nic, boot.Seconds())
+		for _, direction := range []string{"send", "receive"} {
+			l, err := up("tcg", nic, guest.ImageSpec{Guest: wire.DebianGuest}, "iperf3:direction="+direction)
+			if err != nil {
+				t.Fatal(err)
+			}
+			rate := l.bestRate(t, 3*time.Second)
+			if rate == 0 {
+				t.Errorf("%s: nothing was %s", nic, direction)
+			}
+			fmt.Fprintf(&table, " %s %.3g Gbit/s", direction, 8*rate/1e9)
+			if err := l.Close(); err != nil {
+				t.Fatal(err)
+			}
+		}
+		table.WriteString("\n")
+	}
+	t.Logf("\n%s", &table)
+}
+
+// bestRate is the workload's events per second in the best of four windows.
+func (l *Lab) bestRate(t *testing.T, window time.Duration) (rate float64) {
+	t.Helper()
+	time.Sleep(window) // it has begun
+	for range 4 {
+		before, err := l.progress(t.Context(), l.agent)
+		if err != nil {
+			t.Fatal(err)
+		}
+		time.Sleep(window)
+		after, err := l.progress(t.Context(), l.agent)
+		if err != nil {
+			t.Fatal(err)
+		}
+		rate = max(rate, float64(after.events-before.events)/after.answered.Sub(before.answered).Seconds())
+	}
+	return rate
+}
