@@ -522,6 +522,9 @@ func (c *CPUCap) remove() error {
 		}
 	}
 	if err != nil {
+		if b, readErr := c.host.ReadFile(path.Join(c.group, c.threadsFile())); readErr == nil && len(b) > 0 {
+			err = fmt.Errorf("threads are in it still: %s", strings.Join(strings.Fields(string(b)), " "))
+		}
 		return fmt.Errorf("remove CPU cap %s: %w", c.group, err)
 	}
 	if c.enabled != "" {

@@ -83,7 +83,7 @@ func groupOf(pid, thread int) (string, error) {
 		return os.ReadFile(strings.Replace(name, fmt.Sprintf("/proc/%d/cgroup", pid), fmt.Sprintf("/proc/%d/task/%d/cgroup", pid, thread), 1))
 	}, pid)
 	if err != nil || len(trees) == 0 {
-		return "", fmt.Errorf("%v, %w", trees, err)
+		return "", fmt.Errorf("%v, %v", trees, err)
 	}
 	return trees[0].home, nil
 }
@@ -99,15 +99,15 @@ func capsThread(s CPUCapSpec, h Host, threads []int) (c *CPUCap, moved bool, err
 		return nil, false, err
 	}
 	if q, p, err := c.Quota(); err != nil || p != CPUCapPeriod || q != p*time.Duration(s.Percent)/100 {
-		return c, moved, fmt.Errorf("the kernel has a quota of %v in %v, %w", q, p, err)
+		return c, moved, fmt.Errorf("the kernel has a quota of %v in %v, %v", q, p, err)
 	}
 	in, err := groupOf(s.PID, threads[0])
 	if err != nil || in != c.group || !strings.Contains(in, c.spec.name()) {
-		return c, moved, fmt.Errorf("the thread is in %s, %w, its cap is %s", in, err, c.group)
+		return c, moved, fmt.Errorf("the thread is in %s, %v, its cap is %s", in, err, c.group)
 	}
 	free, err := groupOf(s.PID, threads[1])
 	if err != nil || free == c.group {
-		return c, moved, fmt.Errorf("the other thread is in %s too, %w", free, err)
+		return c, moved, fmt.Errorf("the other thread is in %s too, %v", free, err)
 	}
 	moved = free != home
 	for file, want := range map[string]string{"cpu.shares": "3072", "cpu.weight": "300"} {
@@ -138,7 +138,7 @@ func capsThread(s CPUCapSpec, h Host, threads []int) (c *CPUCap, moved bool, err
 		return c, moved, err
 	}
 	if q, p, err := c.Quota(); err != nil || q != p*time.Duration(2*s.Percent)/100 {
-		return c, moved, fmt.Errorf("after Set the kernel has a quota of %v in %v, %w", q, p, err)
+		return c, moved, fmt.Errorf("after Set the kernel has a quota of %v in %v, %v", q, p, err)
 	}
 	group := c.group
 	if err := errors.Join(c.Close(), c.Close()); err != nil {
@@ -146,7 +146,7 @@ func capsThread(s CPUCapSpec, h Host, threads []int) (c *CPUCap, moved bool, err
 	}
 	for _, id := range threads {
 		if back, err := groupOf(s.PID, id); err != nil || back != home {
-			return c, moved, fmt.Errorf("after Close thread %d is in %s, %w, it came from %s", id, back, err, home)
+			return c, moved, fmt.Errorf("after Close thread %d is in %s, %v, it came from %s", id, back, err, home)
 		}
 	}
 	if _, err := os.Stat(group); !errors.Is(err, fs.ErrNotExist) {
@@ -363,7 +363,7 @@ func unified() error {
 	defer cancel()
 	removed, err := removeCaps(ctx, "gone")
 	if err != nil || len(removed) != 1 {
-		return fmt.Errorf("swept %q, %w", removed, err)
+		return fmt.Errorf("swept %q, %v", removed, err)
 	}
 	fmt.Printf("swept: %s\n", removed[0])
 	return nil
