@@ -69,7 +69,7 @@ type Plan struct {
 	LinkRate       int64             // bytes/s of the link, for the policy; 0: not known
 	Mirror         Mirror            // disks that the hosts do not share
 	SwitchAfter    SwitchAfter       // hybrid: when post-copy begins; zero: after one pass
-	StallLimit     time.Duration     // post-copy in which nothing was sent for so long has lost its link; 0: 5 s
+	StallLimit     time.Duration     // post-copy in which nothing was sent for so long has lost its link, and a destination that is silent so long while disks are copied hangs; 0: 5 s
 	RecoverLimit   time.Duration     // how long a post-copy that lost its link tries to go on; 0: 1 min
 	Tunnel         TunnelKind        // what carries the connections from Connect to Listen, which the caller has seen to; "": nothing does
 	TLS            *TLS              // encryption by QEMU itself; nil: as both QEMUs have been told by somebody else, which is usually none
@@ -136,6 +136,9 @@ type Options struct {
 	Schemas qmp.SchemaCache     // where the introspection of known QEMU binaries is kept; zero: asked each time
 	Stream  Stream              // the descriptors of --listen fd:NAME; nil: a socket pair of this machine
 	Sampled func(record.Sample) // each sample as it comes, from the sampling goroutine; nil: none
+	// Mirrored is told twice a second of stage storage, from a goroutine of its own, how many bytes of how many the mirrors have copied. The
+	// whole grows with what the guest writes again. nil: nobody asks.
+	Mirrored func(copied, all int64)
 }
 
 // StageError is a migration that did not go to its end. Guest says who holds the guest now; Err why; Mend what to do where

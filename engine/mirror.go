@@ -258,6 +258,9 @@ func (m *migration) watchDestination(ctx context.Context) (_ context.Context, st
 			case err != nil:
 				m.log.Info("ask destination", "err", err)
 			}
+			if m.opts.Mirrored != nil {
+				m.tellMirrored(ctx)
+			}
 			select {
 			case <-tick.C:
 			case <-ctx.Done():
@@ -268,6 +271,29 @@ func (m *migration) watchDestination(ctx context.Context) (_ context.Context, st
 	return ctx, func() {
 		cancel(nil)
 		watch.Wait()
+	}
+}
+
+// tellMirrored asks the source how far its mirrors are.
+func (m *migration) tellMirrored(ctx context.Context) {
+	ctx, cancel := context.WithTimeout(ctx, answerLimit)
+	defer cancel()
+	var jobs []struct {
+		Device string `json:"device"`
+		Offset int64  `json:"offset"`
+		Length int64  `json:"len"`
+	}
+	if m.src.control.Execute(ctx, "query-block-jobs", nil, &jobs) != nil {
+		return
+	}
+	var copied, all int64
+	for _, j := range jobs {
+		if strings.HasPrefix(j.Device, mirrorPrefix) {
+			copied, all = copied+j.Offset, all+j.Length
+		}
+	}
+	if all > 0 {
+		m.opts.Mirrored(copied, all)
 	}
 }
 

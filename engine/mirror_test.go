@@ -268,7 +268,7 @@ func TestMirrorHangs(t *testing.T) {
 			for _, known := range []bool{true, false} {
 				for _, listen := range []string{"tcp", "unix"} {
 					n++
-					if !mine(n) && command == "blockdev-add" {
+					if !mine(n) {
 						continue
 					}
 					if listen == "unix" && !known && command == "blockdev-mirror" {
