@@ -136,7 +136,7 @@ func (c *commands) observe(x *cli.Context, log *slog.Logger, p engine.Plan, migr
 	o := engine.Options{Logger: log, Schemas: schemas()}
 	if !x.Bool("quiet") {
 		if line := newLiveLine(c.stderr); line != nil {
-			o.Sampled = line.sample
+			o.Sampled, o.Mirrored = line.sample, line.mirrored
 			defer line.clear()
 		}
 	}

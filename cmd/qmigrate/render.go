@@ -72,6 +72,24 @@ func (l *liveLine) sample(s record.Sample) {
 	fmt.Fprintf(l.w, "\r\x1b[K%s", text[:min(len(text), max(l.columns()-1, 0))])
 }
 
+// mirrored prints how far the disks' copies are, before there are samples.
+func (l *liveLine) mirrored(copied, all int64) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	now := time.Now()
+	if l.begin.IsZero() {
+		l.begin = now
+	}
+	text := mirrorText(copied, all, now.Sub(l.begin))
+	fmt.Fprintf(l.w, "\r\x1b[K%s", text[:min(len(text), max(l.columns()-1, 0))])
+}
+
+// mirrorText is at most liveWidth columns of ASCII.
+func mirrorText(copied, all int64, elapsed time.Duration) string {
+	text := fmt.Sprintf("storage  %s of %s  %7s", units.FormatSize(copied), units.FormatSize(all), fmt.Sprintf("%.1f s", elapsed.Seconds()))
+	return text[:min(len(text), liveWidth)]
+}
+
 // liveWidth is the widest that a live line may be: a terminal of 80 columns less the one for the cursor.
 const liveWidth = 79
 

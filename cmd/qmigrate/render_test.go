@@ -134,6 +134,18 @@ func TestLiveLine(t *testing.T) {
 			t.Errorf("%d columns of 20: %q", len(line), line)
 		}
 	}
+	if b.Reset(); true {
+		l.mirrored(37<<20, 64<<20)
+	}
+	if got := b.String(); got != "\r\x1b[Kstorage  37 MiB of " {
+		t.Errorf("%q", got)
+	}
+	if got := mirrorText(37<<20, 64<<20, 2*time.Second); got != "storage  37 MiB of 64 MiB    2.0 s" {
+		t.Errorf("%q", got)
+	}
+	if got := mirrorText(math.MaxInt64, math.MaxInt64, math.MaxInt64); len(got) > liveWidth {
+		t.Errorf("%d columns: %q", len(got), got)
+	}
 	if newLiveLine(&b) != nil {
 		t.Error("a live line without a terminal")
 	}
