@@ -45,26 +45,11 @@ func (l *Lab) COLO(ctx context.Context, p engine.COLOPlan, t COLOTrial, o engine
 	if err := l.agent.Call(ctx, wire.DoBeat, wire.BeatSet{Interval: record.Of(time.Duration(0))}, &beats); err != nil {
 		return nil, fmt.Errorf("turn the guest's heartbeats off: %w", err)
 	}
-	watch, err := l.watch(ctx)
+	watch, before, err := l.begin(ctx)
 	if err != nil {
 		return nil, err
 	}
 	defer watch.close()
-	if err := l.agent.Call(ctx, wire.DoClockReset, wire.ClockReset{}, nil); err != nil {
-		return nil, fmt.Errorf("start the guest's clock loop: %w", err)
-	}
-	var before [2]progress
-	if before[0], err = l.progress(ctx, l.agent); err != nil {
-		return nil, err
-	}
-	select {
-	case <-time.After(warmUp):
-	case <-ctx.Done():
-		return nil, context.Cause(ctx)
-	}
-	if before[1], err = l.progress(ctx, l.agent); err != nil {
-		return nil, err
-	}
 
 	rec, coloErr := l.inStep(ctx, p, t, o)
 	after, cancel := context.WithTimeout(context.WithoutCancel(ctx), readyLimit)
@@ -128,7 +113,9 @@ func (l *Lab) inStep(ctx context.Context, p engine.COLOPlan, t COLOTrial, o engi
 			}
 			l.say("kill -9 of the %s, after %s in step", map[record.Holder]string{record.Source: "primary", record.Destination: "secondary"}[t.Kill], t.Run)
 			killed = time.Now()
-			killErr = victim.Kill(context.WithoutCancel(ctx))
+			limited, cancel := context.WithTimeout(context.WithoutCancel(ctx), serverLimit)
+			defer cancel()
+			killErr = victim.Kill(limited)
 		})
 	}
 	arriving, err := dialAgent(ctx, l.destination)

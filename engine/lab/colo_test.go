@@ -140,6 +140,9 @@ func TestCOLO(t *testing.T) {
 		if f := rec.COLO; f.Reprotected == nil || *f.Reprotected || !strings.Contains(strings.Join(rec.Warnings, "\n"), "as the primary") {
 			t.Errorf("protected again %v, warnings %q", f.Reprotected, rec.Warnings)
 		}
+		if again, err := l.Migrate(within.Context(t), engine.Plan{}, engine.Options{}); err == nil || again != nil || !strings.Contains(err.Error(), "no second QEMU") {
+			t.Errorf("a migration of what is left: %v", err)
+		}
 	})
 }
 

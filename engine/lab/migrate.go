@@ -38,27 +38,15 @@ type seen struct {
 // Migrate moves the lab's guest to the other host while it is observed, checks its memory there, and returns the whole record. A
 // failed migration returns its record too, with what the observers saw and the memory check on the side that holds the guest.
 func (l *Lab) Migrate(ctx context.Context, p engine.Plan, o engine.Options) (_ *record.Migration, failed error) {
-	watch, err := l.watch(ctx)
+	if l.destination == nil {
+		return nil, errors.New("the lab has no second QEMU to migrate to: what mode colo leaves is one, which runs the guest; make the lab anew")
+	}
+	watch, before, err := l.begin(ctx)
 	if err != nil {
 		return nil, err
 	}
 	defer watch.close()
-	began := time.Now()
-	if err := l.agent.Call(ctx, wire.DoClockReset, wire.ClockReset{}, nil); err != nil {
-		return nil, fmt.Errorf("start the guest's clock loop: %w", err)
-	}
-	var before [2]progress
-	if before[0], err = l.progress(ctx, l.agent); err != nil {
-		return nil, err
-	}
-	select {
-	case <-time.After(l.tools.watch(cmp.Or(l.spec.Observe, warmUp))):
-	case <-ctx.Done():
-		return nil, context.Cause(ctx)
-	}
-	if before[1], err = l.progress(ctx, l.agent); err != nil {
-		return nil, err
-	}
+	began := watch.began
 	arriving, err := dialAgent(ctx, l.destination)
 	if err != nil {
 		return nil, err
@@ -95,7 +83,9 @@ func (l *Lab) Migrate(ctx context.Context, p engine.Plan, o engine.Options) (_ *
 	rec, migrateErr := engine.Migrate(ctx, Endpoint(l.source), Endpoint(l.destination), p, o)
 	through.Note(rec)
 	use.note(rec)
-	if err := remove(); err != nil {
+	if migrateErr != nil && rec.PostCopy != nil && rec.GuestOn != record.Source && p.TLS != nil {
+		rec.Warn("the TLS credentials are kept in %s and %s until the lab is removed: a post-copy that goes on may need them", p.TLS.SourceDir, p.TLS.DestinationDir)
+	} else if err := remove(); err != nil {
 		rec.Warn("the TLS credentials could not be removed: %v", err)
 	}
 	l.label(rec)
@@ -171,8 +161,36 @@ func (l *Lab) progress(ctx context.Context, a *guest.Agent) (progress, error) {
 	return p, nil
 }
 
+// begin starts the observers and the guest's clock loop, and lets the workload run: the "before" of every rate and gap.
+func (l *Lab) begin(ctx context.Context) (_ *watchers, before [2]progress, err error) {
+	watch, err := l.watch(ctx)
+	if err != nil {
+		return nil, before, err
+	}
+	watch.began = time.Now()
+	defer func() {
+		if err != nil {
+			watch.close()
+		}
+	}()
+	if err := l.agent.Call(ctx, wire.DoClockReset, wire.ClockReset{}, nil); err != nil {
+		return nil, before, fmt.Errorf("start the guest's clock loop: %w", err)
+	}
+	if before[0], err = l.progress(ctx, l.agent); err != nil {
+		return nil, before, err
+	}
+	select {
+	case <-time.After(l.tools.watch(cmp.Or(l.spec.Observe, warmUp))):
+	case <-ctx.Done():
+		return nil, before, context.Cause(ctx)
+	}
+	before[1], err = l.progress(ctx, l.agent)
+	return watch, before, err
+}
+
 // watchers are the observers of one migration.
 type watchers struct {
+	began    time.Time // when all of them had begun
 	pinger   *pinger
 	listener *listener
 	echoer   *echoer
