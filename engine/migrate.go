@@ -375,10 +375,14 @@ func (m *migration) whoStopped(ctx, limited context.Context) error {
 	switching := func() bool {
 		return m.src.again() || m.src.handedOver() || m.src.status == "device" || m.src.status == "pre-switchover"
 	}
-	if err := m.until(ctx, func() bool { return m.asked == nil || switching() }); err != nil || !m.held {
+	wait := m.until
+	if m.split { // which nobody can cancel
+		wait = m.handOver
+	}
+	if err := wait(ctx, func() bool { return m.asked == nil || switching() }); err != nil || !m.held {
 		return err
 	}
-	err := m.until(limited, switching)
+	err := wait(limited, switching)
 	m.held = !m.src.again()
 	return err
 }
@@ -411,13 +415,20 @@ func (m *migration) stopAndCopy(ctx context.Context) error {
 		ctx = context.WithoutCancel(ctx)
 	}
 	if m.plan.Capabilities["pause-before-switchover"] {
-		if err := m.until(ctx, func() bool { return m.src.status == "pre-switchover" || m.src.handedOver() }); err != nil {
+		wait := m.until
+		if m.split {
+			wait = m.handOver
+		}
+		if err := wait(ctx, func() bool { return m.src.status == "pre-switchover" || m.src.handedOver() }); err != nil {
 			return err
 		}
 		if err := m.endMirrors(ctx); err != nil {
 			return err
 		}
-		if err := m.src.control.MigrateContinue(ctx, "pre-switchover"); err != nil {
+		limited, cancel := context.WithTimeout(ctx, activateLimit)
+		err := m.src.control.MigrateContinue(limited, "pre-switchover")
+		cancel()
+		if err != nil {
 			return fmt.Errorf("continue past pre-switchover: %w", err)
 		}
 	}
@@ -603,7 +614,9 @@ func (m *migration) finish(ctx context.Context) {
 
 // close ends the pollers and lets the monitors go.
 func (m *migration) close() {
-	m.stopPolling(context.Background())
+	ctx, cancel := context.WithTimeout(context.Background(), answerLimit)
+	defer cancel()
+	m.stopPolling(ctx)
 	if m.stream != nil {
 		m.stream.Close()
 	}

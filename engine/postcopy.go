@@ -83,7 +83,9 @@ func (m *migration) passesEnded() int {
 // startPostCopy goes over to post-copy. Nothing is cancelled from here on.
 func (m *migration) startPostCopy(ctx context.Context) error {
 	m.split = true
-	if err := m.src.control.Execute(context.WithoutCancel(ctx), "migrate-start-postcopy", nil, nil); err != nil {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), activateLimit)
+	defer cancel()
+	if err := m.src.control.Execute(ctx, "migrate-start-postcopy", nil, nil); err != nil {
 		if isRefusal(err) {
 			m.split = false // it was not done
 		}

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"path/filepath"
 	"sync"
+	"time"
 
 	"qmigrate/engine/record"
 	"qmigrate/engine/storage"
@@ -46,6 +47,21 @@ func (l *ledger) follow(a *guest.Agent) {
 			}
 		}
 	})
+}
+
+// close waits for the lines that are followed, which end with their agent or their QEMU.
+func (l *ledger) close() error {
+	done := make(chan struct{})
+	go func() {
+		l.all.Wait()
+		close(done)
+	}()
+	select {
+	case <-done:
+		return nil
+	case <-time.After(serverLimit):
+		return errors.New("a line of the guest's acknowledgements does not end, though its QEMU has")
+	}
 }
 
 func (l *ledger) take(data []byte) {

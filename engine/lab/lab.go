@@ -331,7 +331,7 @@ func (l *Lab) Close() error {
 		}
 	}
 	if l.ledger != nil {
-		l.ledger.all.Wait()
+		errs = append(errs, l.ledger.close())
 	}
 	for _, host := range []string{destinationHost, sourceHost} {
 		errs = append(errs, l.lift(host))

@@ -76,13 +76,13 @@ func needs(what ...debian.What) error {
 }
 
 // modules are the block drivers that the QEMUs of a lab need beside what is in them.
-func (l *Lab) modules(driver string) error {
+func (l *Lab) modules(ctx context.Context, driver string) error {
 	for _, qemu := range []string{l.spec.SourceQEMU, l.spec.DestinationQEMU} {
-		b, err := guest.FindQEMU(context.Background(), qemu)
+		b, err := guest.FindQEMU(ctx, qemu)
 		if err != nil {
 			return err
 		}
-		if err := debian.HasDriver(context.Background(), b.Path, driver); err != nil {
+		if err := debian.HasDriver(ctx, b.Path, driver); err != nil {
 			return &engine.UnsupportedError{Feature: "storage " + string(l.spec.Storage.Kind), Have: err.Error()}
 		}
 	}
@@ -100,7 +100,7 @@ func (l *Lab) startTarget(ctx context.Context, dir string) error {
 	if err := needs(debian.Target); err != nil {
 		return err
 	}
-	if err := l.modules("iscsi"); err != nil {
+	if err := l.modules(ctx, "iscsi"); err != nil {
 		return err
 	}
 	s, home := l.spec.Storage, must(debian.Find(debian.Target))
@@ -203,7 +203,7 @@ func (l *Lab) startNFS(ctx context.Context, dir string) error {
 	if err := needs(debian.Ganesha); err != nil {
 		return err
 	}
-	if err := l.modules("nfs"); err != nil {
+	if err := l.modules(ctx, "nfs"); err != nil {
 		return err
 	}
 	if os.Geteuid() != 0 || hostnet.Inside() {

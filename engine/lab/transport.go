@@ -180,9 +180,9 @@ func (r *relay) close() {
 	r.mu.Unlock()
 	r.a.Close()
 	r.b.Close()
-	for _, name := range []string{r.out, r.in} {
+	for _, name := range []string{r.out, r.in} { // held until all have ended: one of us may only just be about to open it
 		if f, err := os.OpenFile(name, os.O_RDWR|unix.O_NONBLOCK, 0); err == nil {
-			f.Close()
+			defer f.Close()
 		}
 	}
 	r.all.Wait()
