@@ -29,6 +29,8 @@ func (l *Lab) startLoad(ctx context.Context) (load, error) {
 	switch w.Name {
 	case "web":
 		return startWebClient(ctx, l.network.Observer(), to(wire.WebPort), w)
+	case "survive":
+		return startWebClient(ctx, l.network.Observer(), to(wire.WebPort), wire.SurviveWeb())
 	case "tcp":
 		return startStreamer(ctx, l.network.Observer(), to(wire.StreamPort), w)
 	}

@@ -266,8 +266,8 @@ func moved(t *testing.T, l *Lab, mode record.Mode) *record.Migration {
 	if m := rec.MemoryCheck; m == nil || m.PagesChecked < 10_000 || m.PagesWrong != 0 {
 		t.Errorf("memory: %+v", m)
 	}
-	if rec.Tools == nil || len(rec.Tools.Failures()) > 0 {
-		t.Errorf("tools: %+v: %q", rec.Tools, rec.Tools.Failures())
+	if rec.Tools == nil || len(rec.ToolFailures()) > 0 {
+		t.Errorf("tools: %+v: %q", rec.Tools, rec.ToolFailures())
 	}
 	if rec.Downtime.Heartbeat == nil || rec.Downtime.GuestClock == nil || rec.Guest.ClockSlip == nil || rec.Network.TCPSurvived == nil || !*rec.Network.TCPSurvived {
 		t.Errorf("observers: %+v %+v", rec.Downtime, rec.Network)
@@ -275,7 +275,7 @@ func moved(t *testing.T, l *Lab, mode record.Mode) *record.Migration {
 	return rec
 }
 
-// An ssh session with a running command and a redis writer survive, there and back.
+// An ssh session with a running command, HTTP requests and a redis writer survive, there and back.
 func TestDebianGuest(t *testing.T) {
 	l := debianLab(t, "survive", 48<<20) // 12,288 pages
 	for _, mode := range []record.Mode{record.PreCopyMode, record.StopAndCopyMode} {
@@ -285,6 +285,9 @@ func TestDebianGuest(t *testing.T) {
 		}
 		if r := rec.Tools.Redis; r == nil || r.Acknowledged < 20 || r.Version == "" {
 			t.Errorf("%s: redis: %+v", mode, r)
+		}
+		if w := rec.Web; w == nil || len(w.Phases) != 3 || rec.Guest.EventsBefore == nil {
+			t.Errorf("%s: web: %+v, %+v", mode, w, rec.Guest)
 		}
 		if mode == record.PreCopyMode {
 			if err := l.Again(t.Context()); err != nil {

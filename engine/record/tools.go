@@ -69,3 +69,22 @@ func because(text string) string {
 	}
 	return ": " + text
 }
+
+// ToolFailures says what is wrong with what had to survive: the tools, and the HTTP requests that were made beside them.
+func (m *Migration) ToolFailures() []string {
+	if m.Tools == nil {
+		return nil
+	}
+	all := m.Tools.Failures()
+	if w := m.Web; w != nil {
+		failed, answered := 0, 0
+		for _, p := range w.Phases {
+			failed += p.Errors
+			answered += p.Requests - p.Errors
+		}
+		if w.Resets > 0 || w.Wrong > 0 || w.Unanswered > 0 || failed > 0 || answered == 0 {
+			all = append(all, fmt.Sprintf("web: of %d answered requests %d are wrong, %d failed, %d unanswered, %d resets", answered, w.Wrong, failed, w.Unanswered, w.Resets))
+		}
+	}
+	return all
+}

@@ -37,11 +37,11 @@ func (a *agent) newTool(w wire.Workload) (load workload, ok bool, err error) {
 	case "stress-ng":
 		load = &rounds{counter: counter{a: a, name: w.Name}, args: []string{"stress-ng", "--cpu", vcpus, "--cpu-method", w.Choice("method"), "--timeout", "1", "--verify", "--metrics-brief", "--temp-path", "/tmp"}}
 	case "redis":
-		load, err = a.newServers(redisServer())
+		load, err = a.newDaemons(redisDaemon())
 	case "ssh":
-		load, err = a.newServers(sshServer())
+		load, err = a.newDaemons(sshDaemon())
 	case "survive":
-		load, err = a.newServers(redisServer(), sshServer())
+		load, err = a.newSurvive()
 	default:
 		return nil, false, nil
 	}
@@ -282,24 +282,24 @@ func (r *rounds) run(ctx context.Context, m *meter) error {
 	return nil
 }
 
-// server is a program that listens.
-type server struct {
+// daemon is a program that listens.
+type daemon struct {
 	args []string
 	port int
 }
 
-func redisServer() server {
+func redisDaemon() daemon {
 	// In memory alone: what is asked is whether the guest's memory arrives, not whether redis writes to a disk.
-	return server{[]string{"redis-server", "--bind", "0.0.0.0", "--port", strconv.Itoa(wire.RedisPort), "--protected-mode", "no", "--save", "", "--appendonly", "no",
+	return daemon{[]string{"redis-server", "--bind", "0.0.0.0", "--port", strconv.Itoa(wire.RedisPort), "--protected-mode", "no", "--save", "", "--appendonly", "no",
 		"--dir", "/tmp", "--loglevel", "warning"}, wire.RedisPort}
 }
 
-func sshServer() server {
-	return server{[]string{"/usr/sbin/sshd", "-D", "-e"}, wire.SSHPort} // sshd wants to be called by its whole path
+func sshDaemon() daemon {
+	return daemon{[]string{"/usr/sbin/sshd", "-D", "-e"}, wire.SSHPort} // sshd wants to be called by its whole path
 }
 
-// servers are programs that are used from outside.
-type servers struct {
+// daemons are programs that are used from outside.
+type daemons struct {
 	a    *agent
 	cmds []*exec.Cmd
 	said []*tail
@@ -329,12 +329,12 @@ func (t *tail) String() string {
 // listenLimit is how long a server may take to listen, on the guest's clock.
 const listenLimit = 30 * time.Second
 
-// newServers starts programs and waits until each of them listens.
-func (a *agent) newServers(all ...server) (_ *servers, err error) {
-	s := &servers{a: a, done: make(chan int, len(all))}
+// newDaemons starts programs and waits until each of them listens.
+func (a *agent) newDaemons(all ...daemon) (_ *daemons, err error) {
+	d := &daemons{a: a, done: make(chan int, len(all))}
 	defer func() {
 		if err != nil {
-			s.kill()
+			d.kill()
 		}
 	}()
 	for i, one := range all {
@@ -347,10 +347,10 @@ func (a *agent) newServers(all ...server) (_ *servers, err error) {
 		if err := a.children.start(cmd); err != nil {
 			return nil, err
 		}
-		s.cmds, s.said = append(s.cmds, cmd), append(s.said, said)
+		d.cmds, d.said = append(d.cmds, cmd), append(d.said, said)
 		go func() {
 			_ = a.children.wait(cmd) // what it said is told
-			s.done <- i
+			d.done <- i
 		}()
 	}
 	for i, one := range all {
@@ -361,46 +361,79 @@ func (a *agent) newServers(all ...server) (_ *servers, err error) {
 				break
 			}
 			select {
-			case i := <-s.done:
-				s.done <- i
-				return nil, s.ended(i)
+			case i := <-d.done:
+				d.done <- i
+				return nil, d.ended(i)
 			default:
 			}
 			if a.clock.now()-start > listenLimit {
-				return nil, fmt.Errorf("%s does not listen: %w; it said %q", one.args[0], err, s.said[i])
+				return nil, fmt.Errorf("%s does not listen: %w; it said %q", one.args[0], err, d.said[i])
 			}
 		}
 	}
-	return s, nil
+	return d, nil
 }
 
-func (s *servers) ended(i int) error {
-	return fmt.Errorf("%s ended by itself: it said %q", s.cmds[i].Args[0], s.said[i])
+func (d *daemons) ended(i int) error {
+	return fmt.Errorf("%s ended by itself: it said %q", d.cmds[i].Args[0], d.said[i])
 }
 
-func (s *servers) kill() {
-	for _, cmd := range s.cmds {
+func (d *daemons) kill() {
+	for _, cmd := range d.cmds {
 		stop(cmd, unix.SIGKILL)
 	}
 }
 
-func (s *servers) run(ctx context.Context, _ *meter) (err error) {
-	left := len(s.cmds)
+func (d *daemons) run(ctx context.Context, _ *meter) (err error) {
+	left := len(d.cmds)
 	select {
-	case i := <-s.done:
+	case i := <-d.done:
 		left--
-		err = s.ended(i)
+		err = d.ended(i)
 	case <-ctx.Done():
 	}
-	s.kill()
+	d.kill()
 	for ; left > 0; left-- {
 		select {
-		case <-s.done:
+		case <-d.done:
 		case <-time.After(stopLimit / 2):
-			return errors.Join(err, errors.New("a server does not end"))
+			return errors.Join(err, errors.New("a daemon does not end"))
 		}
 	}
 	return err
 }
 
-func (s *servers) result() any { return nil }
+func (d *daemons) result() any { return nil }
+
+// survive is what has to survive a migration, at once: daemons, and the web server that the agent has itself.
+type survive struct {
+	*web
+	daemons *daemons
+}
+
+func (a *agent) newSurvive() (workload, error) {
+	d, err := a.newDaemons(redisDaemon(), sshDaemon())
+	if err != nil {
+		return nil, err
+	}
+	s, err := a.newTraffic(wire.WebPort)
+	if err != nil {
+		d.kill()
+		return nil, err
+	}
+	return &survive{&web{traffic: s, size: int(wire.SurviveWeb().Number("size"))}, d}, nil
+}
+
+// run ends all of it when a part of it ends.
+func (s *survive) run(ctx context.Context, m *meter) error {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	ended := make(chan error, 1)
+	s.daemons.a.spawn("daemons", func() {
+		defer cancel()
+		ended <- s.daemons.run(ctx, m)
+	})
+	err := s.web.run(ctx, m)
+	cancel()
+	return errors.Join(err, <-ended)
+}

@@ -45,9 +45,14 @@ func toolTypes(duration Param) []WorkloadType {
 				"hanoi", "int32", "int64", "jmp", "loop", "matrixprod", "nsqrt", "phi", "pi", "prime", "queens", "rand", "sieve", "sqrt", "trig"}, Text: "stress-ng's --cpu-method"}, duration}},
 		{Name: "redis", Event: "none", Guest: DebianGuest, Outside: true, Text: "redis in the guest, written to by the observer, which reads every acknowledged write back", Params: []Param{rate, value, duration}},
 		{Name: "ssh", Event: "none", Guest: DebianGuest, Outside: true, Text: "an ssh session of the observer with a running command that counts", Params: []Param{interval, duration}},
-		{Name: "survive", Event: "none", Guest: DebianGuest, Outside: true, Text: "ssh, redis and web at once: what has to survive a migration",
+		{Name: "survive", Event: "request", Guest: DebianGuest, Outside: true, Text: "ssh, redis and web at once: what has to survive a migration",
 			Params: []Param{interval, rate, value, duration}},
 	}
+}
+
+// SurviveWeb is the web workload that is a part of survive.
+func SurviveWeb() Workload {
+	return Workload{Name: "web", Params: map[string]string{"rate": "100/s", "connections": "4"}}
 }
 
 // CheckGuest refuses a workload in a guest that has not what it takes.
