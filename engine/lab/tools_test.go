@@ -373,3 +373,28 @@ type toPort struct {
 func (h toPort) Dial(ctx context.Context, network, _ string) (net.Conn, error) {
 	return h.Host.Dial(ctx, network, h.address)
 }
+
+// A program that failed, was not stopped, or reported nothing has not passed; and only what has passed is no failure.
+func TestProgram(t *testing.T) {
+	w := wire.Workload{Name: "sysbench"}
+	good := []byte(`{"reports":3,"events":9.5,"time_ns":3000000000}`)
+	for name, c := range map[string]struct {
+		status wire.Status
+		want   string
+	}{
+		"passed":           {wire.Status{Workload: w, State: wire.Done, Result: good}, ""},
+		"failed":           {wire.Status{Workload: w, State: wire.Failed, Error: "sysbench reported second 3 after 1", Result: good}, "second 3 after 1"},
+		"not stopped":      {wire.Status{Workload: w, State: wire.Running, Result: good}, "not stopped"},
+		"does not answer":  {wire.Status{}, "not stopped"},
+		"without a result": {wire.Status{Workload: w, State: wire.Done}, "has no result"},
+		"without a report": {wire.Status{Workload: w, State: wire.Done, Result: []byte(`{}`)}, "reported nothing"},
+	} {
+		tools := &tools{workload: w, tally: (&Lab{}).Tally("x", "events/s", "a test", time.Second)}
+		rec := &record.Migration{}
+		tools.finish(t.Context(), rec)(c.status)
+		all := rec.ToolFailures()
+		if (len(all) == 0) != (c.want == "") || c.want != "" && !strings.Contains(strings.Join(all, ""), c.want) || len(rec.Warnings) != len(all) {
+			t.Errorf("%s: %q, warnings %q", name, all, rec.Warnings)
+		}
+	}
+}
