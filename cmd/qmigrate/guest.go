@@ -41,8 +41,7 @@ type toolPart struct {
 }
 
 // toolParts says what the guest's tools did and whether they are content.
-func toolParts(r *record.Migration) (all []toolPart) {
-	t := r.Tools
+func toolParts(t *record.Tools) (all []toolPart) {
 	if t == nil {
 		return nil
 	}
@@ -73,16 +72,6 @@ func toolParts(r *record.Migration) (all []toolPart) {
 	if w := t.Redis; w != nil {
 		all = append(all, toolPart{"redis", []string{fmt.Sprintf("%s acknowledged, %s lost, %s wrong, %s", plural(w.Acknowledged, "write", "writes"), count(w.Lost), count(w.Wrong), plural(int64(w.Resets), "reset", "resets")) +
 			longest("slowest", w.Longest), verdict(w.Error)}})
-	}
-	if w := r.Web; w != nil {
-		answered, failed, longest := 0, 0, time.Duration(0)
-		for _, p := range w.Phases {
-			failed += p.Errors
-			answered += p.Requests - p.Errors
-			longest = max(longest, p.Max)
-		}
-		all = append(all, toolPart{"web", []string{fmt.Sprintf("%s answered, %s failed, %s wrong, %s unanswered, %s, slowest %s", plural(int64(answered), "request", "requests"),
-			count(int64(failed)), count(int64(w.Wrong)), count(int64(w.Unanswered)), plural(int64(w.Resets), "reset", "resets"), units.FormatDuration(longest))}})
 	}
 	return all
 }

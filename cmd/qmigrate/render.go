@@ -345,7 +345,7 @@ func printChecks(w io.Writer, r *record.Migration) {
 		line("tunnel", fmt.Sprintf("%s, %s carried", t.Kind, units.FormatSize(t.Bytes)), fmt.Sprintf("%s of this program's CPU while it stood", units.FormatDuration(t.CPU)))
 	}
 	line("disk", diskParts(r.DiskCheck)...)
-	for _, t := range toolParts(r) {
+	for _, t := range toolParts(r.Tools) {
 		line(t.name, t.parts...)
 	}
 	if n := r.Network; n != nil {

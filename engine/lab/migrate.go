@@ -100,6 +100,9 @@ func (l *Lab) Migrate(ctx context.Context, p engine.Plan, o engine.Options) (_ *
 			failed = errors.Join(failed, l.seen.load.fill(rec, began, l.seen.ended))
 		}
 		l.addTallies(rec, began)
+		if failed == nil {
+			failed = l.tools.judge(rec)
+		}
 	}()
 
 	// What follows is after the wall time. Ctrl-C does not stop it, for a result without its check is none; it is short.
@@ -126,7 +129,6 @@ func (l *Lab) Migrate(ctx context.Context, p engine.Plan, o engine.Options) (_ *
 	l.tools.settle(after)
 	l.rates(rec, before, during)
 	l.events(after, rec, before, l.seen.ended)
-	l.tools.rates(rec, began, l.seen.ended)
 	migrateErr = errors.Join(migrateErr, l.check(after, rec))
 	l.checkDisks(after, rec)
 	l.linkFigures(rec)

@@ -196,6 +196,14 @@ func (t *tools) finish(ctx context.Context, rec *record.Migration) (rest func(wi
 	}
 }
 
+// judge is the error of a workload that did not survive: one for all that the record has of it.
+func (t *tools) judge(rec *record.Migration) error {
+	if all := rec.ToolFailures(); len(all) > 0 {
+		return workloadError{t.workload.Name, strings.Join(all, "; ")}
+	}
+	return nil
+}
+
 // program is what became of the program that is the workload.
 func (t *tools) program(ctx context.Context, s wire.Status) *record.Program {
 	p := &record.Program{Name: t.workload.Name, Version: version(t.packages, t.workload.Name)}
@@ -234,45 +242,6 @@ func (t *tools) program(ctx context.Context, s wire.Status) *record.Program {
 
 // underWay is what TCP may hold in its buffers, both ends together, in bytes: tcp_wmem and tcp_rmem of Linux by default.
 const underWay = 10 << 20
-
-// rates are the program's events a second, from its reports: those of the agent's count are of reports too, but cut at the wrong places.
-func (t *tools) rates(rec *record.Migration, began, ended time.Time) {
-	if t == nil || t.tally == nil || rec.Guest == nil {
-		return
-	}
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	begin, end := rec.Origin, rec.Origin.Add(rec.Total.Wall)
-	g := rec.Guest
-	g.EventsBefore, g.EventsDuring, g.EventsAfter = share(t.reports, began, begin), share(t.reports, begin, end), share(t.reports, end, ended)
-	g.SlowdownPercent = nil
-	if g.EventsBefore != nil && g.EventsDuring != nil && *g.EventsBefore > 0 {
-		g.SlowdownPercent = record.Of(100 * (1 - *g.EventsDuring / *g.EventsBefore))
-	}
-}
-
-// share is what reports counted a second between two instants, by their share in them; nil where they leave more than a tenth of it open.
-func share(reports []span, from, to time.Time) *float64 {
-	var sum float64
-	var covered time.Duration
-	for _, s := range reports {
-		a, b := s.from, s.to
-		if a.Before(from) {
-			a = from
-		}
-		if b.After(to) {
-			b = to
-		}
-		if in := b.Sub(a); in > 0 {
-			sum += s.n * float64(in) / float64(s.to.Sub(s.from))
-			covered += in
-		}
-	}
-	if covered <= 0 || covered < to.Sub(from)*9/10 {
-		return nil
-	}
-	return record.Of(sum / covered.Seconds())
-}
 
 // version is that of a Debian package in a list of NAME_VERSION_ARCHITECTURE; empty if it is not there.
 func version(list, name string) string {

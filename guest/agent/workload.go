@@ -170,6 +170,7 @@ func (m *meter) advance(bin int64) {
 func (m *meter) read(s *wire.Status, ask wire.Bins, now time.Duration, ended bool) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
+	s.Started, s.Elapsed, s.Bin = m.start, now-m.start, binWidth
 	if m.lags {
 		now = min(now, max(m.known, m.start))
 	}
@@ -186,7 +187,6 @@ func (m *meter) read(s *wire.Status, ask wire.Bins, now time.Duration, ended boo
 		limit = 0
 	}
 	first := min(max(ask.From, m.last+1-int64(len(m.bins)), 0), end) // older ones are gone, newer ones not there yet
-	s.Started, s.Elapsed, s.Bin = m.start, now-m.start, binWidth
 	s.Events, s.First, s.Next = m.total, first, min(end, first+limit)
 	for b := first; b < s.Next; b++ {
 		s.Bins = append(s.Bins, uint64(m.bins[b%int64(len(m.bins))]))
