@@ -174,19 +174,20 @@ func (r *reporter) run(ctx context.Context, m *meter) error {
 	return wrong
 }
 
-// sysbench reads a line of sysbench's: seconds without a hole.
+// sysbench reads a line of sysbench's. It leaves a second out when it gets no processor for so long; the rate that follows is over the whole time.
 func (r *reporter) sysbench(m *meter, line string, last, now time.Duration) (bool, error) {
 	second, rate, ok := wire.Sysbench(line)
 	if !ok {
 		return false, nil
 	}
-	if second != r.second+1 {
+	if second <= r.second {
 		return false, fmt.Errorf("sysbench reported second %d after %d", second, r.second)
 	}
 	from := max(last, now-time.Second)
-	if r.second++; r.second > 1 {
+	if r.second > 0 {
 		from = last
 	}
+	r.second = second
 	r.count(m, from, now, rate*(now-from).Seconds())
 	return true, nil
 }
