@@ -31,9 +31,9 @@ func (c *commands) report() *cli.Command {
 }
 
 func (c *commands) runReport(x *cli.Context) error {
-	dirs := x.Args().Slice()
-	if len(dirs) == 0 {
-		return usagef("report takes the folders of records, found none: as in `qmigrate report out`")
+	dirs, err := recordFolders(x, "report")
+	if err != nil {
+		return err
 	}
 	out := x.String("out")
 	if out == "" {

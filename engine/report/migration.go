@@ -347,16 +347,16 @@ func stages(s *set) *Figure {
 		Definitions: []string{"stages (stages.duration_ns): contiguous, from the first command to RESUME on the destination; in post-copy modes to the end of what follows the guest; " +
 			"`migrate` opens pre-copy, STOP on the source stop-and-copy"},
 		N:     n.String(),
-		Notes: pooled(by, s.factors),
+		Notes: pooled(s.trials, by, s.factors),
 	}
 	return fig
 }
 
 // pooled says over which factors a figure does not tell the trials apart.
-func pooled(by, all []factor) []string {
+func pooled(trials []*trial, by, all []factor) []string {
 	var names []string
 	for _, f := range all {
-		if !slices.ContainsFunc(by, func(b factor) bool { return b.name == f.name }) {
+		if !slices.ContainsFunc(by, func(b factor) bool { return b.name == f.name }) && len(groupBy(trials, []factor{f})) > 1 {
 			names = append(names, f.name)
 		}
 	}
@@ -434,7 +434,7 @@ func downtimes(s *set) *Figure {
 	fig.Panels = []Panel{p}
 	fig.Caption.Measured = "The same silence of the guest from several places, side by side. " + medianWords
 	fig.Caption.N = n.String()
-	fig.Caption.Notes = append(pooled(by, s.factors), "Each observer's definition and error: docs/measurements.md, Downtime. They differ, and each difference means something.")
+	fig.Caption.Notes = append(pooled(s.trials, by, s.factors), "Each observer's definition and error: docs/measurements.md, Downtime. They differ, and each difference means something.")
 	return fig
 }
 
@@ -473,7 +473,7 @@ func distribution(s *set, m metric, factors []factor) *Figure {
 		Measured:    "Empirical distribution of the " + m.name + ": at each value the share of the completed trials that have at most that. Nothing is dropped.",
 		Definitions: []string{m.definition},
 		N:           n.String(),
-		Notes:       pooled(by, s.factors),
+		Notes:       pooled(s.trials, by, s.factors),
 	}
 	return fig
 }
@@ -533,7 +533,7 @@ func processors(s *set) *Figure {
 		Measured:    "What each thread of QEMU's took of its host, stage by stage. " + medianWords,
 		Definitions: []string{"processor: 100 x time on a processor / span, by schedstat of each thread (cpu.percent); 100 % is one processor; process: the whole QEMU; before: before `migrate`"},
 		N:           n.String(),
-		Notes:       pooled(nil, s.factors),
+		Notes:       pooled(s.trials, nil, s.factors),
 	}
 	return fig
 }

@@ -88,15 +88,13 @@ func (c coordinates) MarshalJSON() ([]byte, error) {
 	return append(b, ']'), nil
 }
 
-func pageAxisOf(a Axis) pageAxis { return pageAxis{a.Label, a.Unit, a.Log, a.Min, a.Max, a.Names} }
-
 func pageFigureOf(f *Figure) pageFigure {
-	out := pageFigure{Key: f.Key, X: pageAxisOf(f.X)}
+	out := pageFigure{Key: f.Key, X: pageAxis(f.X)}
 	for _, m := range f.Marks {
 		out.Marks = append(out.Marks, pageMark(m))
 	}
 	for _, p := range f.Panels {
-		panel := pagePanel{Y: pageAxisOf(p.Y), Stacked: p.Stacked}
+		panel := pagePanel{Y: pageAxis(p.Y), Stacked: p.Stacked}
 		for _, l := range p.Lines {
 			panel.Lines = append(panel.Lines, pageLine(l))
 		}

@@ -40,7 +40,7 @@ func proof(s *set, f factor) *Figure {
 	if !fig.drawn() {
 		return fig
 	}
-	fig.Caption.Notes = pooled([]factor{f}, s.factors)
+	fig.Caption.Notes = pooled(s.trials, []factor{f}, s.factors)
 	return fig
 }
 
@@ -85,6 +85,6 @@ func scatter(trials []*trial, factors []factor, x metric, metrics []metric, key,
 	fig.Caption.Measured = fmt.Sprintf("%s against %s: one mark a completed trial.", sentence(join(names)), x.name)
 	fig.Caption.Definitions = append(fig.Caption.Definitions, x.definition)
 	fig.Caption.N = fmt.Sprintf("n = %d", len(xs))
-	fig.Caption.Notes = pooled(by, factors)
+	fig.Caption.Notes = pooled(trials, by, factors)
 	return fig
 }

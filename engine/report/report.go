@@ -215,6 +215,9 @@ func (s *set) against(have []*Figure) []*Figure {
 		if fig := scatter(moving, s.factors, seenRate(), []metric{passes()}, s.key("passes-by-dirty-rate"), s.title("Passes against the dirty rate that QEMU saw")); fig.drawn() {
 			out = append(out, fig)
 		}
+		if fig := scatter(moving, s.factors, seenPages(), []metric{totalTime(), downtime()}, s.key("by-dirty-pages"), s.title("Time and downtime against dirty pages")); fig.drawn() {
+			out = append(out, fig)
+		}
 		return out
 	}
 	for _, part := range splitFor(f, moving, without(s.factors, f.name), curveLimit) {

@@ -171,23 +171,20 @@ func (c categories) Ticks(_, _ float64) []plot.Tick {
 	return ticks
 }
 
-// decades are the ticks of a logarithmic axis: labelled at 1, 2 and 5 where there are few decades, at 1 alone where there are many.
+// decades are the ticks of a logarithmic axis, as the page has them: the more of it there is, the fewer in a decade.
 type decades struct{}
 
 func (decades) Ticks(low, high float64) []plot.Tick {
+	steps := []float64{1}
+	if high/low <= 200 {
+		steps = []float64{1, 2, 5}
+	}
 	var ticks []plot.Tick
-	many := high/low > 1e3
 	for e := math.Floor(math.Log10(low)); e <= math.Ceil(math.Log10(high)); e++ {
-		for d := 1.0; d < 10; d++ {
-			v := d * math.Pow(10, e)
-			if v < low || v > high {
-				continue
+		for _, d := range steps {
+			if v := d * math.Pow(10, e); v >= low && v <= high {
+				ticks = append(ticks, plot.Tick{Value: v, Label: strconv.FormatFloat(v, 'g', 3, 64)})
 			}
-			t := plot.Tick{Value: v}
-			if d == 1 || !many && (d == 2 || d == 5) {
-				t.Label = strconv.FormatFloat(v, 'g', 3, 64)
-			}
-			ticks = append(ticks, t)
 		}
 	}
 	return ticks

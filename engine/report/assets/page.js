@@ -124,25 +124,21 @@
     return [xs, ...columns];
   };
 
-  // decades are the places of a logarithmic axis, and labelled those at 1, 2 and 5 where there are few decades, at 1 alone where there are many.
+  // The places of a logarithmic axis, each labelled: the more of it there is, the fewer in a decade.
   const decades = (low, high) => {
-    const all = [];
+    const steps = high / low <= 200 ? [1, 2, 5] : [1], all = [];
     for (let e = Math.floor(Math.log10(low)); e <= Math.ceil(Math.log10(high)); e++) {
-      for (let d = 1; d < 10; d++) {
+      for (const d of steps) {
         const v = Number(`${d}e${e}`);
         if (v >= low && v <= high) all.push(v);
       }
     }
     return all;
   };
-  const logarithmic = axis => axis.log ? {
-    splits: () => decades(axis.min, axis.max),
-    filter: (_, splits) => splits,
-    values: (_, splits) => splits.map(v => {
-      const d = Math.round(v / 10 ** Math.floor(Math.log10(v * 1.0000001)));
-      return d === 1 || axis.max / axis.min <= 1000 && (d === 2 || d === 5) ? number(v) : "";
-    }),
-  } : {values: (_, splits) => splits.map(v => v == null ? "" : number(v))};
+  const places = axis => ({
+    ...(axis.log ? {splits: () => decades(axis.min, axis.max), filter: (_, splits) => splits} : {}),
+    values: (_, splits) => splits.map(v => v == null ? "" : number(v)),
+  });
 
   const grid = () => ({stroke: () => css("--rule"), width: 1});
   const draw = (element, f) => {
@@ -179,10 +175,10 @@
         axes: [{
           stroke: () => css("--text"), font, labelFont: font, label: last ? titled(f.x) : undefined, labelSize: 20, grid: names ? {show: false} : grid(), ticks: grid(),
           size: tilted ? Math.min(longest * 5, 150) + 20 : 34, rotate: tilted ? -40 : 0,
-          ...(names ? {splits: () => names.map((_, i) => i), values: () => names} : logarithmic(f.x)),
+          ...(names ? {splits: () => names.map((_, i) => i), values: () => names} : places(f.x)),
         }, {
           stroke: () => css("--text"), font, labelFont: font, label: titled(panel.y), labelSize: 20, size: 58, grid: grid(), ticks: grid(),
-          ...logarithmic(panel.y),
+          ...places(panel.y),
         }],
         series,
         hooks: {
