@@ -1,6 +1,7 @@
 package report
 
 import (
+	"cmp"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -102,14 +103,23 @@ func (n named) figures(s *set, ids []string) ([]*Figure, string, error) {
 		return []*Figure{f}, "none of the trials has what it shows", nil
 	}
 	switch n.Kind {
-	case "against", "":
+	case "against", "", "cpu":
+		if n.Kind == "cpu" && n.Against == "" {
+			return part(processors(s))
+		}
 		f, ok := find(s.factors, n.Against)
+		if !ok && n.Against == workloadFactor { // one workload and a guest that idles are one axis
+			f, ok = find(s.factors, paramFactor("rate"))
+		}
 		if !ok {
 			return nil, fmt.Sprintf("%s has one value in them", n.Against), nil
 		}
-		m := metricOf(n.Show)
-		if !m.measured(s.trials) {
-			return nil, n.Show + " was not measured", nil
+		metrics := []metric{metricOf(n.Show)}
+		if n.Kind == "cpu" {
+			metrics = []metric{hostCPU(), vcpuCPU()}
+		}
+		if !slices.ContainsFunc(metrics, func(m metric) bool { return m.measured(s.trials) }) {
+			return nil, cmp.Or(n.Show, "the use of processors") + " was not measured", nil
 		}
 		others := without(s.factors, f.name)
 		if by, ok := find(others, n.By); ok { // what is split off is the other factors first
@@ -121,7 +131,7 @@ func (n named) figures(s *set, ids []string) ([]*Figure, string, error) {
 			if p.name != "" {
 				title, key = title+" ("+p.name+")", key+" "+p.name
 			}
-			fig := against(slug(key), title, p.trials, f, p.by, []metric{m})
+			fig := against(slug(key), title, p.trials, f, p.by, metrics)
 			fig.Caption.Notes = append(fig.Caption.Notes, p.notes(f)...)
 			out = append(out, fig)
 		}
@@ -138,8 +148,6 @@ func (n named) figures(s *set, ids []string) ([]*Figure, string, error) {
 		return part(stages(s))
 	case "observers":
 		return part(downtimes(s))
-	case "cpu":
-		return part(processors(s))
 	case "prediction":
 		return part(predicted(s))
 	case "passes", "timeline":
@@ -149,7 +157,7 @@ func (n named) figures(s *set, ids []string) ([]*Figure, string, error) {
 		}
 		var out []*Figure
 		for _, t := range examples {
-			f := timeline(t)
+			f := timeline(t, n.Show)
 			if n.Kind == "passes" {
 				if f, err = waterfall(t); err != nil {
 					return nil, "", err
@@ -157,6 +165,9 @@ func (n named) figures(s *set, ids []string) ([]*Figure, string, error) {
 			}
 			f.Title = generalTitle + " (" + t.Name + ")"
 			f.shows = []string{n.Kind + " of " + t.ID}
+			if n.Kind == "timeline" && n.Show != "" {
+				f.shows = nil // one series alone
+			}
 			out = append(out, f)
 		}
 		return out, "no record of them has a timeline or passes", nil

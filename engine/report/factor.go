@@ -234,6 +234,22 @@ func varying(trials []*trial, order []string) []factor {
 		}
 		all = append(all, f)
 	}
+	for i := range all { // names of sizes stand in the order of the sizes
+		f := &all[i]
+		if f.numeric || f.name == modeFactor {
+			continue
+		}
+		for _, o := range all {
+			if o.numeric && follows(o, *f, trials) {
+				of := map[string]float64{}
+				for _, t := range trials {
+					of[t.levels[f.name].text] = t.levels[o.name].number
+				}
+				slices.SortStableFunc(f.levels, func(a, b level) int { return cmp.Compare(of[a.text], of[b.text]) })
+				break
+			}
+		}
+	}
 	for i := range all {
 		for j := range all {
 			if i != j && slices.ContainsFunc(all[i].levels, func(l level) bool {

@@ -89,6 +89,20 @@ func hostCPU() metric {
 		}}
 }
 
+// vcpuCPU is what the guest itself took: the vCPU threads alone, which a cap holds down.
+func vcpuCPU() metric {
+	return metric{"vcpus", "processor of the vCPUs", percent, "of the vCPUs: time of the source's vCPU threads before `migrate`, together, in percent of one processor (cpu, threads vcpu0, vcpu1, ... or vcpus)",
+		func(m *record.Migration) (float64, bool) {
+			sum, ok := 0.0, false
+			for _, u := range m.CPU {
+				if u.Side == record.Source && strings.HasPrefix(u.Thread, "vcpu") && u.Stage == "" {
+					sum, ok = sum+u.Percent, true
+				}
+			}
+			return sum, ok
+		}}
+}
+
 // processThread is the record's name for all of a QEMU's threads together.
 const processThread = "process"
 

@@ -230,8 +230,8 @@ func limitWords(has bool, ms float64) string {
 	return fmt.Sprintf(" (%g ms)", ms)
 }
 
-// timeline is what the guest and the network did, second by second, around one migration.
-func timeline(t *trial) *Figure {
+// timeline is what the guest and the network did, bin by bin, around one migration: all series, or those of one name.
+func timeline(t *trial, only string) *Figure {
 	fig := &Figure{
 		Key: "timeline-" + slug(string(t.Mode)+"-"+t.ID), Title: fmt.Sprintf("The guest across one migration (%s)", t.Name),
 		X: Axis{Label: "time since the first command", Unit: "s"}, Marks: t.edges(),
@@ -239,6 +239,9 @@ func timeline(t *trial) *Figure {
 	byUnit := map[string][]Curve{}
 	var order []string
 	for _, s := range t.Timeline {
+		if only != "" && s.Name != only {
+			continue
+		}
 		c := Curve{Name: s.Name, Shape: Steps, Style: len(fig.Caption.Definitions) % styles}
 		for i, v := range s.Values {
 			q := raw((s.Start + time.Duration(i)*s.Bin).Seconds(), math.NaN())

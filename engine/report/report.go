@@ -164,7 +164,7 @@ func general(s *set, parts []*set, have []*Figure, ids []string) ([]*Figure, err
 	add(stages(s), "")
 	add(downtimes(s), "")
 	for _, t := range examples {
-		add(timeline(t), "timeline of "+t.ID)
+		add(timeline(t, ""), "timeline of "+t.ID)
 	}
 	add(processors(s), "")
 	add(predicted(s), "")

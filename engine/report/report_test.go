@@ -191,6 +191,9 @@ func TestCases(t *testing.T) {
 	if got := f.Caption.Notes; !slices.Equal(got, []string{"Memory and vcpus change with case."}) || len(f.Panels[0].Curves) != 4 || len(f.Panels[0].Curves[0].Points) != 4 {
 		t.Errorf("%q, %d curves", got, len(f.Panels[0].Curves))
 	}
+	if !slices.Equal(f.X.Names, []string{"tiny", "small", "large", "huge"}) {
+		t.Errorf("the cases stand as %q, not by their memory", f.X.Names)
+	}
 	for _, f := range r.Figures {
 		if strings.HasPrefix(f.Key, "by-memory") {
 			t.Errorf("%q shows what stands against case already", f.Title)
@@ -290,6 +293,8 @@ func TestSweeps(t *testing.T) {
 		{Title: "6: observers", Kind: "observers", Sweep: "bandwidth"},
 		{Title: "7: passes", Kind: "passes", Sweep: "dirty"},
 		{Title: "8: later", Kind: "hologram"},
+		{Title: "10: cpu", Kind: "cpu", Against: "workload", Sweep: "dirty"},
+		{Title: "11: events", Kind: "timeline", Show: "guest_events", Sweep: "dirty"},
 		{Title: "9: gone", Kind: "stages", Sweep: "gone"},
 	}})
 	if r.Title != "A title" || r.Made != "qmigrate run x.toml" || len(r.Without) != 1 {
@@ -302,14 +307,21 @@ func TestSweeps(t *testing.T) {
 	i := slices.IndexFunc(r.Tables, func(t Table) bool { return t.Key == "named" })
 	want := [][]string{{"1: time", "figure 1"}, {"2: set-up", "figure 2"}, {"3: none", "not in these records: memory has one value in them"},
 		{"4: unmeasured", "not in these records: total.multifd_bytes was not measured"}, {"5: ecdf", "figure 3"}, {"6: observers", "figure 4"}, {"7: passes", "figure 5"},
-		{"8: later", `not in these records: this qmigrate has no figures of kind "hologram"`}, {"9: gone", "not in these records: no trial of sweep gone"}}
+		{"8: later", `not in these records: this qmigrate has no figures of kind "hologram"`}, {"10: cpu", "figure 6"}, {"11: events", "figure 7"},
+		{"9: gone", "not in these records: no trial of sweep gone"}}
 	if !reflect.DeepEqual(r.Tables[i].Rows, want) {
 		t.Errorf("%q", r.Tables[i].Rows)
 	}
 	if f := r.Figures[0]; f.Title != "1: time" || f.Key != "1-time" || len(f.Panels[0].Curves) != 2 || len(f.Panels[0].Curves[0].Points) != 4 {
 		t.Errorf("%+v", f)
 	}
-	for _, f := range r.Figures[5:] {
+	if f := r.Figures[5]; len(f.Panels) != 2 || f.X.Label != "workload-rate" {
+		t.Errorf("%d panels against %s", len(f.Panels), f.X.Label)
+	}
+	if f := r.Figures[6]; len(f.Panels) != 1 || len(f.Panels[0].Curves) != 1 || len(f.Marks) != 3 {
+		t.Errorf("%+v", f)
+	}
+	for _, f := range r.Figures[7:] {
 		if strings.Contains(f.Title, "otal time") && strings.Contains(f.Title, "against max-bandwidth") && strings.Contains(f.Title, "sweep bandwidth") {
 			t.Errorf("%q is drawn a second time", f.Title)
 		}
