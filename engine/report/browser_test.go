@@ -21,7 +21,10 @@ import (
 )
 
 // browserLimit bounds all that a test does with a browser.
-const browserLimit = 90 * time.Second
+const browserLimit = 5 * time.Minute
+
+// pollLimit bounds one wait for the page.
+const pollLimit = 2 * time.Minute
 
 // chromium is the browser's program. Where there is none the test is skipped, unless QMIGRATE_REQUIRE_CHROMIUM=1 promises one.
 func chromium(t testing.TB) string {
@@ -97,7 +100,7 @@ func (v *visit) load(t testing.TB, file string, figures int) {
 	drawn := ""
 	err := chromedp.Do(v.ctx, chromedp.Navigate("file://"+file))
 	if err == nil {
-		drawn, err = chromedp.Run(v.ctx, chromedp.Poll[string](`document.documentElement.dataset.drawn`))
+		drawn, err = chromedp.Run(v.ctx, chromedp.Poll[string](`document.documentElement.dataset.drawn`, chromedp.WithPollingTimeout(pollLimit)))
 	}
 	if err != nil || drawn != fmt.Sprint(figures) {
 		t.Fatalf("%q of %d figures drawn: %v; %q", drawn, figures, err, v.complaints())
@@ -189,7 +192,7 @@ func (v *visit) keyboard(t *testing.T) {
 	if err := chromedp.Do(v.ctx, chromedp.KeyEvent(kb.ArrowRight)); err != nil {
 		t.Fatal(err)
 	}
-	read, err := chromedp.Run(v.ctx, chromedp.Poll[string](`document.querySelector("figure .read").textContent.trim()`))
+	read, err := chromedp.Run(v.ctx, chromedp.Poll[string](`document.querySelector("figure .read").textContent.trim()`, chromedp.WithPollingTimeout(pollLimit)))
 	if err != nil || !strings.Contains(read, ": ") {
 		t.Errorf("by keyboard: the cursor reads %q: %v", read, err)
 	}
@@ -197,7 +200,7 @@ func (v *visit) keyboard(t *testing.T) {
 	if err := chromedp.Do(v.ctx, chromedp.KeyEvent(kb.Enter)); err != nil {
 		t.Fatal(err)
 	}
-	hidden, err := chromedp.Run(v.ctx, chromedp.Poll[string](`document.querySelector("figure .legend button[aria-pressed=false]")?.dataset.curve`))
+	hidden, err := chromedp.Run(v.ctx, chromedp.Poll[string](`document.querySelector("figure .legend button[aria-pressed=false]")?.dataset.curve`, chromedp.WithPollingTimeout(pollLimit)))
 	if err != nil || hidden == "" {
 		t.Errorf("by keyboard: the hidden curve is %q: %v", hidden, err)
 	}
@@ -206,6 +209,9 @@ func (v *visit) keyboard(t *testing.T) {
 // print makes a PDF of the dark page: it is drawn in the colours of the light one.
 func (v *visit) print(t *testing.T) {
 	evaluate[any](t, v, `addEventListener("beforeprint", () => { document.documentElement.dataset.printed = getComputedStyle(document.documentElement).getPropertyValue("--ground") })`)
+	if err := chromedp.Do(v.ctx, chromedp.EmulateViewport(1280, 900)); err != nil {
+		t.Fatal(err)
+	}
 	pdf, err := chromedp.Run(v.ctx, chromedp.PrintToPDF(chromedp.PDFPrintBackground()))
 	ground := evaluate[string](t, v, `document.documentElement.dataset.printed`)
 	if err != nil || len(pdf) < 10_000 || ground != lightGround {

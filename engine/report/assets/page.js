@@ -241,7 +241,9 @@
     o.observe(document.body);
   };
   matchMedia("(prefers-color-scheme: dark)").addEventListener("change", redraw);
-  addEventListener("beforeprint", () => { root.classList.add("printing"); all(); redraw(); });
-  addEventListener("afterprint", () => { root.classList.remove("printing"); redraw(); });
+  const paper = 680; // what a sheet of paper has for a figure, in CSS pixels
+  const resize = width => charts.forEach(c => c.us.forEach(u => u.setSize({width: width(c), height: u.height})));
+  addEventListener("beforeprint", () => { root.classList.add("printing"); all(); resize(c => Math.min(c.width, paper)); redraw(); });
+  addEventListener("afterprint", () => { root.classList.remove("printing"); resize(c => c.width); redraw(); });
   requestAnimationFrame(() => setTimeout(() => { root.dataset.interactiveMs = performance.now().toFixed(0); finish(); }, 0));
 })();
