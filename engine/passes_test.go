@@ -1,6 +1,7 @@
 package engine
 
 import (
+	"encoding/json"
 	"testing"
 	"time"
 
@@ -154,5 +155,24 @@ func TestHint(t *testing.T) {
 		if got := hint(name, append([]string(nil), have...)); got != want {
 			t.Errorf("hint(%q) = %q, want %q", name, got, want)
 		}
+	}
+}
+
+// TestEmptyPostCopy: when nothing is left to follow the guest, the last pass takes no time, and has no rate: 0 bytes in 0 s is no number.
+func TestEmptyPostCopy(t *testing.T) {
+	origin := time.Now()
+	at := func(n int) time.Time { return origin.Add(time.Duration(n) * ms) }
+	m := &migration{
+		plan: Plan{DowntimeLimit: 300 * ms}, issuedAt: at(10), edge: at(100),
+		rec: &record.Migration{Origin: origin, Samples: series([4]int64{20, 0, 40960, 0}, [4]int64{101, 2500, 0, 10})},
+		src: &side{stopped: at(90), completed: at(100)}, dst: &side{resumed: at(100), completed: at(100)},
+	}
+	m.splitPasses(&qmp.MigrationInfo{Has: qmp.FieldTransferred, Status: "completed", Transferred: 2500})
+	p := m.rec.Passes[len(m.rec.Passes)-1]
+	if !p.PostCopy || p.Duration != 0 || p.Transferred == nil || *p.Transferred != 0 || p.Throughput != nil {
+		t.Errorf("the pass that followed the guest: %+v", p)
+	}
+	if _, err := json.Marshal(m.rec); err != nil {
+		t.Error(err)
 	}
 }
