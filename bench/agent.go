@@ -11,6 +11,7 @@ import (
 	"strings"
 	"time"
 
+	"qmigrate/engine/lab"
 	"qmigrate/guest"
 	"qmigrate/guest/wire"
 	"qmigrate/hostnet"
@@ -20,7 +21,13 @@ import (
 type observed struct {
 	name        string
 	beats, loop bool
-	rates       []float64 // Dhrystones per second of the vCPU's processor time
+	turns       []agentTurnFigures
+}
+
+// agentTurnFigures are those of one turn.
+type agentTurnFigures struct {
+	used, span, events float64 // s of the vCPU's processor time, s of the guest's clock, Dhrystones
+	beat, loop         float64 // what the guest itself accounts, share of its clock
 }
 
 const (
@@ -28,9 +35,15 @@ const (
 	agentSettle = 100 * time.Millisecond // after a change, before a turn is counted
 )
 
-// agent is what the agent's observers cost the guest: what a loop that only computes gets done in a second of its vCPU's processor time, with the heartbeats
-// (5 ms, by UDP and on the port) and the clock loop (1 ms) and without them, in turns. Processor time and not the clock's, for what others
-// take of the machine is none of the agent's.
+// agent is what the agent's observers cost the guest: how much of its vCPU's processor time the heartbeats (5 ms, by UDP) and the clock loop take from a loop that
+// only computes. In turns with them and without, the Dhrystones done tell how much of the vCPU thread's time went to those:
+//
+//	c = (u - n / r) / t
+//
+//	c  cost, share of a vCPU           u  processor time of the vCPU's thread in a turn, s      n  Dhrystones done in it
+//	t  the guest's clock over it, s    r  Dhrystones a second of processor time in the turn without, 1/s
+//
+// So it does not matter how much of the processor others take meanwhile.
 func (b *bench) agent(ctx context.Context, r *Result) (err error) {
 	if os.Geteuid() != 0 {
 		r.note("not measured: the heartbeats need a network, and making namespaces needs root")
@@ -77,13 +90,13 @@ func (b *bench) agent(ctx context.Context, r *Result) (err error) {
 	var beatCPU, loopCPU []float64
 	for i := range b.pick(4, 25) * len(ways) {
 		w := ways[(i+i/len(ways))%len(ways)] // who comes first changes
-		rate, beat, loop, err := agentRate(ctx, agent, vm, w)
+		x, err := observedTurn(ctx, agent, vm, w)
 		if err != nil {
 			return fmt.Errorf("%s: %w", w.name, err)
 		}
-		w.rates = append(w.rates, rate)
+		w.turns = append(w.turns, x)
 		if w.beats && w.loop {
-			beatCPU, loopCPU = append(beatCPU, beat), append(loopCPU, loop)
+			beatCPU, loopCPU = append(beatCPU, 100*x.beat), append(loopCPU, 100*x.loop)
 		}
 	}
 	for _, w := range ways[1:] {
@@ -92,33 +105,38 @@ func (b *bench) agent(ctx context.Context, r *Result) (err error) {
 			target = "< 1"
 		}
 		var cost []float64
-		for i, v := range w.rates {
-			cost = append(cost, 100*(1-v/ways[0].rates[i]))
+		for i, x := range w.turns {
+			without := ways[0].turns[i]
+			cost = append(cost, 100*(x.used-x.events*without.used/without.events)/x.span)
 		}
-		r.add("cost of "+w.name+" to the guest's vCPU", "percent", target, ofMedian(cost))
+		r.add("cost of "+w.name, "% of a vCPU", target, ofMedian(cost))
 	}
 	r.add("heartbeats, by the guest's own accounting", "% of its time", "", ofMedian(beatCPU))
 	r.add("clock loop, by the guest's own accounting", "% of its time", "", ofMedian(loopCPU))
-	r.add("Dhrystones with nothing beside", "1/s of the vCPU's CPU time", "", ofMedian(ways[0].rates))
-	r.note("QEMU %s, TCG, 1 vCPU, Dhrystone 2.1 in the agent; a cost is 1 - (Dhrystones per second of the vCPU thread's schedstat with / without) of neighbours in time, turns of %v; the counting into bins is in all of them", q.Version, agentTurn)
+	var rates, shares []float64
+	for _, x := range ways[0].turns {
+		rates, shares = append(rates, x.events/x.used), append(shares, 100*x.used/x.span)
+	}
+	r.add("Dhrystones with nothing beside", "1/s of processor time", "", ofMedian(rates))
+	r.add("processor that the vCPU got then", "% of a core", "", ofMedian(shares))
+	r.note("QEMU %s, TCG, 1 vCPU, Dhrystone 2.1 in the agent, heartbeats and clock loop each 5 ms; a cost is the vCPU's processor time that did not go to Dhrystones, by neighbours in time, turns of %v, over the guest's clock; the counting into bins is in all of them", q.Version, agentTurn)
 	return nil
 }
 
-// agentRate is one turn.
-func agentRate(ctx context.Context, agent *guest.Agent, vm *guest.VM, w *observed) (rate, beat, loop float64, err error) {
+func observedTurn(ctx context.Context, agent *guest.Agent, vm *guest.VM, w *observed) (x agentTurnFigures, err error) {
 	interval := time.Duration(0)
 	if w.beats {
 		interval = wire.DefaultBeatInterval
 	}
 	if err := agent.Call(ctx, wire.DoBeat, wire.BeatSet{Interval: &interval}, nil); err != nil {
-		return 0, 0, 0, err
+		return x, err
 	}
-	if err := agent.Call(ctx, wire.DoClockReset, wire.ClockReset{}, nil); err != nil {
-		return 0, 0, 0, err
+	if err := agent.Call(ctx, wire.DoClockReset, wire.ClockReset{Interval: lab.ClockInterval}, nil); err != nil {
+		return x, err
 	}
 	if !w.loop {
 		if err := agent.Call(ctx, wire.DoClockStop, nil, nil); err != nil {
-			return 0, 0, 0, err
+			return x, err
 		}
 	}
 	time.Sleep(agentSettle)
@@ -143,23 +161,27 @@ func agentRate(ctx context.Context, agent *guest.Agent, vm *guest.VM, w *observe
 	}
 	first, err := take()
 	if err != nil {
-		return 0, 0, 0, err
+		return x, err
 	}
 	select {
 	case <-time.After(agentTurn):
 	case <-ctx.Done():
-		return 0, 0, 0, context.Cause(ctx)
+		return x, context.Cause(ctx)
 	}
 	last, err := take()
 	if err != nil {
-		return 0, 0, 0, err
+		return x, err
 	}
 	if last.status.State != wire.Running || last.used <= first.used {
-		return 0, 0, 0, fmt.Errorf("the workload is %s, and its vCPU had %v: %s", last.status.State, last.used-first.used, last.status.Error)
+		return x, fmt.Errorf("the workload is %s, and its vCPU had %v: %s", last.status.State, last.used-first.used, last.status.Error)
 	}
-	span := last.status.Elapsed - first.status.Elapsed
-	return float64(last.status.Events-first.status.Events) / (last.used - first.used).Seconds(),
-		100 * float64(last.beats.CPU-first.beats.CPU) / float64(span), 100 * float64(last.loop.CPU-first.loop.CPU) / float64(span), nil
+	x.span = (last.status.Elapsed - first.status.Elapsed).Seconds()
+	x.used, x.events = (last.used - first.used).Seconds(), float64(last.status.Events-first.status.Events)
+	x.beat, x.loop = (last.beats.CPU-first.beats.CPU).Seconds()/x.span, (last.loop.CPU-first.loop.CPU).Seconds()/x.span
+	if x.events == 0 {
+		return x, errors.New("the guest got nothing done")
+	}
+	return x, nil
 }
 
 // vcpuTime is what a QEMU's first vCPU has had of the processors: the thread that -name debug-threads=on calls CPU 0.

@@ -40,7 +40,15 @@ func TestGuestClock(t *testing.T) {
 		}
 		beats = append(beats, beat{wire.Beat{Seq: uint64(i), Clock: sent}, origin.Add(truth(sent) + way)})
 	}
+	for i := range beats { // the last ones before the stop are all a little late
+		if at := truth(beats[i].Clock); at > 960*ms && at < 1000*ms {
+			beats[i].arrived = origin.Add(at + 900*time.Microsecond)
+		}
+	}
 	c := newGuestClock(beats, origin, origin.Add(1000*ms))
+	if off := c.at(7988*ms).Sub(origin) - truth(7988*ms); off > 500*time.Microsecond {
+		t.Errorf("just before the stop a reading is placed %v too late, though the beats of the second before tell better", off)
+	}
 	for guest := 5100 * ms; guest < 10_800*ms; guest += 777 * time.Microsecond {
 		at := guest - 7*time.Second
 		if at > 995*ms && at < 1005*ms || at > 1695*ms && at < 1705*ms { // around a stop it may lie on either side, for want of a beat
@@ -59,6 +67,26 @@ func TestGuestClock(t *testing.T) {
 	}
 	if late := c.uncertainty(origin.Add(truth(6*time.Second)-2*ms), 6*time.Second); late < 2*ms || late > 3500*time.Microsecond {
 		t.Errorf("asked 2 ms before it was read, it may be %v too late", late)
+	}
+}
+
+// TestGuestClockDrifts: a guest's clock that is 100 ppm fast is followed.
+func TestGuestClockDrifts(t *testing.T) {
+	origin := time.Now()
+	truth := func(guest time.Duration) time.Duration { return guest - guest/10_000 }
+	var beats []beat
+	for i := range 12_000 {
+		sent := time.Duration(i) * 5 * time.Millisecond
+		beats = append(beats, beat{wire.Beat{Clock: sent}, origin.Add(truth(sent) + 200*time.Microsecond)})
+	}
+	c := newGuestClock(beats, origin, time.Time{})
+	for guest := time.Second; guest < 59*time.Second; guest += 333 * time.Millisecond {
+		if off := c.at(guest).Sub(origin) - truth(guest); off < 0 || off > 400*time.Microsecond {
+			t.Fatalf("%v of the guest's clock is placed %v too late", guest, off)
+		}
+	}
+	if at, _ := c.stops(0, time.Minute); len(at) > 0 {
+		t.Errorf("stops at %v", at)
 	}
 }
 

@@ -175,7 +175,7 @@ func (l *Lab) begin(ctx context.Context) (_ *watchers, before [2]progress, err e
 			watch.close()
 		}
 	}()
-	if err := l.agent.Call(ctx, wire.DoClockReset, wire.ClockReset{}, nil); err != nil {
+	if err := l.agent.Call(ctx, wire.DoClockReset, wire.ClockReset{Interval: ClockInterval}, nil); err != nil {
 		return nil, before, fmt.Errorf("start the guest's clock loop: %w", err)
 	}
 	if before[0], err = l.progress(ctx, l.agent); err != nil {

@@ -4,6 +4,7 @@ import (
 	"bufio"
 	"encoding/json"
 	"fmt"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"strings"
@@ -250,11 +251,14 @@ func TestBeats(t *testing.T) {
 		if beat, ok := wire.ParseBeat(buf[:n]); !ok || beat != (wire.Beat{Seq: want, Clock: time.Duration(want) * time.Second}) {
 			t.Errorf("by UDP %q", buf[:n])
 		}
-		line := must[string](t)(g.r.ReadString('\n'))
-		line += must[string](t)(g.r.ReadString('\n'))
-		if line != string(buf[:n]) {
-			t.Errorf("on the port %q, by UDP %q", line, buf[:n])
-		}
+	}
+	onPort := must[*beats](t)(newBeats(g.a.clock, netip.AddrPort{}, 0))
+	onPort.port.Store(g.a.port)
+	onPort.beat(4 * time.Second)
+	line := must[string](t)(g.r.ReadString('\n')) // the newline that begins the first line of all
+	line += must[string](t)(g.r.ReadString('\n'))
+	if beat, ok := wire.ParseBeat([]byte(line)); !ok || beat != (wire.Beat{Seq: 1, Clock: 4 * time.Second}) {
+		t.Errorf("on the port %q: want the beat that had no other way, and none before", line)
 	}
 	if n := testing.AllocsPerRun(100, func() { b.beat(1) }); n != 0 {
 		t.Errorf("%v allocations a beat, want 0", n)

@@ -121,7 +121,7 @@ type Panic struct {
 	Text string `json:"text"` // the panic's value and its stack
 }
 
-// Beat is one heartbeat: a line on the port as a note, and the same bytes as a UDP datagram.
+// Beat is one heartbeat: a UDP datagram or, in a guest that was not told where to send them, the same bytes as a note on the port.
 type Beat struct {
 	Seq   uint64        // from 1, without holes at the sender
 	Clock time.Duration // the guest's CLOCK_MONOTONIC when it was sent
