@@ -1,7 +1,6 @@
 package lab
 
 import (
-	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -9,7 +8,6 @@ import (
 
 	"qmigrate/engine"
 	"qmigrate/engine/record"
-	"qmigrate/guest"
 	"qmigrate/guest/wire"
 )
 
@@ -93,9 +91,6 @@ func (l *Lab) Restore(ctx context.Context, p engine.Plan, f engine.File, o engin
 func (l *Lab) label(rec *record.Migration) {
 	rec.Workload = l.spec.Workload.String()
 	rec.QEMU.AcceleratorReason = l.accelerator.Reason
-	rec.QEMU.NIC = guest.NICName(l.spec.Guest.NIC.Model)
-	if l.spec.Storage.Disks > 0 {
-		rec.QEMU.DiskBus = cmp.Or(l.spec.Guest.DiskBus, guest.VirtioBlk)
-	}
+	l.noteHardware(rec)
 	rec.Hosts.Kernel, rec.Hosts.CPU = Machine()
 }

@@ -1,6 +1,7 @@
 package lab
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -90,6 +91,20 @@ func (l *Lab) cap(host string) *hostnet.CPUCap {
 	return l.limits.all[host]
 }
 
+// noteHardware puts into the record what of the guest's hardware the engine does not see.
+func (l *Lab) noteHardware(rec *record.Migration) {
+	rec.QEMU.NIC = guest.NICName(l.spec.Guest.NIC.Model)
+	if l.spec.Storage.Disks > 0 {
+		rec.QEMU.DiskBus = cmp.Or(l.spec.Guest.DiskBus, guest.VirtioBlk)
+	}
+	if l.source == nil {
+		return
+	}
+	if c := l.cap(l.hostOf(l.source)); c != nil {
+		rec.CPUCap = &record.CPUCap{Percent: c.Spec().Percent, Period: c.Spec().Period, Cgroup: c.Kind()}
+	}
+}
+
 // vcpus are the threads that run the guest's CPUs: one may run several.
 func vcpus(ctx context.Context, vm *guest.VM) (threads []int, err error) {
 	nc, err := vm.Dial(ctx, guest.Control)
@@ -131,13 +146,11 @@ func (l *Lab) capped() (c capped, err error) {
 	return c, err
 }
 
-// note puts into the record what the limits were and did since.
+// note puts into the record what the limits did since.
 func (c capped) note(rec *record.Migration) {
-	if c.source == nil || c.destination == nil {
+	if rec.CPUCap == nil || c.source == nil || c.destination == nil {
 		return
 	}
-	s := c.source.Spec()
-	rec.CPUCap = &record.CPUCap{Percent: s.Percent, Period: s.Period, Cgroup: c.source.Kind()}
 	use := func(side *hostnet.CPUCap, before hostnet.CapUsage) *record.CapUse {
 		u, err := side.Usage()
 		if err != nil {

@@ -82,13 +82,13 @@ func (l *Lab) Migrate(ctx context.Context, p engine.Plan, o engine.Options) (_ *
 	}
 	rec, migrateErr := engine.Migrate(ctx, Endpoint(l.source), Endpoint(l.destination), p, o)
 	through.Note(rec)
-	use.note(rec)
 	if migrateErr != nil && rec.PostCopy != nil && rec.GuestOn != record.Source && p.TLS != nil {
 		rec.Warn("the TLS credentials are kept in %s and %s until the lab is removed: a post-copy that goes on may need them", p.TLS.SourceDir, p.TLS.DestinationDir)
 	} else if err := remove(); err != nil {
 		rec.Warn("the TLS credentials could not be removed: %v", err)
 	}
 	l.label(rec)
+	use.note(rec)
 	for _, w := range l.warnings {
 		rec.Warn("%s", w)
 	}
