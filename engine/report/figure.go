@@ -1,9 +1,12 @@
 package report
 
 import (
+	"cmp"
 	"encoding/csv"
+	"fmt"
 	"io"
 	"math"
+	"slices"
 	"strconv"
 	"strings"
 )
@@ -118,11 +121,45 @@ func (f *Figure) drawn() bool {
 	return false
 }
 
+// dotLimit is how many single trials are drawn at one place.
+const dotLimit = 400
+
+// dots are the trials that are drawn one by one: all of them, or where too many stand at one place, the outermost and evenly spaced ones between. The CSV has all.
+func (c *Curve) dots() []Point {
+	at := map[float64][]Point{}
+	var places []float64
+	for _, p := range c.Trials {
+		if at[p.X] == nil {
+			places = append(places, p.X)
+		}
+		at[p.X] = append(at[p.X], p)
+	}
+	var out []Point
+	for _, x := range places {
+		points := at[x]
+		if n := len(points); n > dotLimit {
+			slices.SortFunc(points, func(a, b Point) int { return cmp.Compare(a.Y, b.Y) })
+			const outer = dotLimit / 4 // from each end
+			some := slices.Concat(points[:outer], points[n-outer:])
+			for i := range dotLimit - 2*outer {
+				some = append(some, points[outer+i*(n-2*outer)/(dotLimit-2*outer)])
+			}
+			points = some
+		}
+		out = append(out, points...)
+	}
+	return out
+}
+
 // frame gives the axes their limits: what is drawn, zero on linear axes of y, and a margin.
 func (f *Figure) frame() {
 	var xs []float64
+	fewer := false
 	for i := range f.Panels {
 		p := &f.Panels[i]
+		for j := range p.Curves {
+			fewer = fewer || len(p.Curves[j].dots()) < len(p.Curves[j].Trials)
+		}
 		var ys []float64
 		tops := map[float64]float64{}
 		for _, c := range p.Curves {
@@ -137,6 +174,9 @@ func (f *Figure) frame() {
 			}
 		}
 		p.Y.limits(ys, true)
+	}
+	if fewer {
+		f.Caption.Notes = append(f.Caption.Notes, fmt.Sprintf("Where more than %d trials stand at one place, the outermost and evenly spaced ones between are drawn as dots; the CSV file has each.", dotLimit))
 	}
 	for _, m := range f.Marks {
 		xs = append(xs, m.X)

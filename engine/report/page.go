@@ -107,7 +107,7 @@ func pageFigureOf(f *Figure) pageFigure {
 				}
 				curve.Points = append(curve.Points, coordinates{q.X, q.Y, q.Low, q.High, n})
 			}
-			for _, q := range c.Trials {
+			for _, q := range c.dots() {
 				curve.Trials = append(curve.Trials, coordinates{q.X, q.Y})
 			}
 			panel.Curves = append(panel.Curves, curve)

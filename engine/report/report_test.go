@@ -532,6 +532,24 @@ func TestThin(t *testing.T) {
 	}
 }
 
+// TestDots: of very many trials at one place the outermost are drawn, and few are drawn as they are.
+func TestDots(t *testing.T) {
+	var c Curve
+	for i := range 10_000 {
+		c.Trials = append(c.Trials, raw(float64(i%2), float64(i*7919%10_000)))
+	}
+	c.Trials = append(c.Trials, raw(5, 1), raw(5, 2))
+	count := map[float64]int{}
+	least, most := math.Inf(1), math.Inf(-1)
+	for _, p := range c.dots() {
+		count[p.X]++
+		least, most = min(least, p.Y), max(most, p.Y)
+	}
+	if count[0] != dotLimit || count[1] != dotLimit || count[5] != 2 || least != 0 || most != 9999 || len(c.Trials) != 10_002 {
+		t.Errorf("%v from %v to %v", count, least, most)
+	}
+}
+
 // contrast is WCAG 2.2's ratio of two colours.
 func contrast(a, b string) float64 {
 	luminance := func(hex string) float64 {

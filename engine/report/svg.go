@@ -219,7 +219,7 @@ func (d drawing) Plot(c draw.Canvas, p *plot.Plot) {
 	}
 	for _, curve := range d.panel.Curves {
 		dot := draw.GlyphStyle{Color: faint(curve.Style), Radius: 1.6, Shape: draw.CircleGlyph{}}
-		for _, q := range curve.Trials { // beside the interval, not under it
+		for _, q := range curve.dots() { // beside the interval, not under it
 			p := at(q)
 			p.X -= 6
 			c.DrawGlyph(dot, p)
