@@ -41,7 +41,7 @@ func toolTypes(duration Param) []WorkloadType {
 		{Name: "iperf3", Event: "byte", Guest: DebianGuest, Report: time.Second, Outside: true, Text: "iperf3 over TCP between the guest and the observer", Params: []Param{
 			{Name: "direction", Unit: Choice, Default: "send", Choices: []string{"send", "receive"}, Text: "of the guest"}, duration}},
 		{Name: "stress-ng", Event: "bogo op", Guest: DebianGuest, Report: time.Second, Text: "stress-ng --cpu --verify in runs of 1 s, a worker a vCPU", Params: []Param{
-			{Name: "method", Unit: Choice, Default: "matrixprod", Choices: []string{"ackermann", "bitops", "crc16", "double", "euler", "fft", "fibonacci", "gcd", "hamming",
+			{Name: "method", Unit: Choice, Default: "int64", Choices: []string{"ackermann", "bitops", "crc16", "double", "euler", "fft", "fibonacci", "gcd", "hamming",
 				"hanoi", "int32", "int64", "jmp", "loop", "matrixprod", "nsqrt", "phi", "pi", "prime", "queens", "rand", "sieve", "sqrt", "trig"}, Text: "stress-ng's --cpu-method"}, duration}},
 		{Name: "redis", Event: "none", Guest: DebianGuest, Outside: true, Text: "redis in the guest, written to by the observer, which reads every acknowledged write back", Params: []Param{rate, value, duration}},
 		{Name: "ssh", Event: "none", Guest: DebianGuest, Outside: true, Text: "an ssh session of the observer with a running command that counts", Params: []Param{interval, duration}},
