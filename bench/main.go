@@ -57,6 +57,7 @@ func run(ctx context.Context, args []string, out io.Writer) (err error) {
 		{"network", (*bench).network},
 		{"secure", (*bench).secure},
 		{"agent", (*bench).agent},
+		{"trials", (*bench).trials},
 		{"report", (*bench).report},
 		{"records", (*bench).records},
 	}

@@ -31,7 +31,9 @@ func (e *Experiment) Check(ctx context.Context, schemas qmp.SchemaCache) error {
 	h.memory = memoryTotal()
 	var errs []error
 	said := map[string]bool{}
-	kept := e.Cells[:0]
+	var kept []*Cell
+	left := map[string]int{} // how many cells a reason leaves out
+	var reasons, first []string
 	for _, c := range e.Cells {
 		line, err := h.check(ctx, e, c)
 		switch {
@@ -40,8 +42,10 @@ func (e *Experiment) Check(ctx context.Context, schemas qmp.SchemaCache) error {
 		case err == nil:
 			kept = append(kept, c)
 		case c.Sweep.Optional:
-			text := fmt.Sprintf("%s: line %d: %v", c.Name, line, err)
-			e.LeftOut = append(e.LeftOut, text)
+			reason := fmt.Sprintf("line %d: %v", line, err)
+			if left[reason]++; left[reason] == 1 {
+				reasons, first = append(reasons, reason), append(first, c.Name)
+			}
 		default:
 			err := &Error{e.File, line, err.Error()}
 			if !said[err.Error()] { // many cells share a line
@@ -51,6 +55,13 @@ func (e *Experiment) Check(ctx context.Context, schemas qmp.SchemaCache) error {
 		}
 	}
 	e.Cells = kept
+	for i, reason := range reasons {
+		more := ""
+		if n := left[reason] - 1; n > 0 {
+			more = fmt.Sprintf(" and %d cells more", n)
+		}
+		e.LeftOut = append(e.LeftOut, fmt.Sprintf("%s%s: %s", first[i], more, reason))
+	}
 	if len(errs) == 0 && len(kept) == 0 {
 		return fmt.Errorf("%s: nothing is left to run here: %s", e.File, strings.Join(e.LeftOut, "; "))
 	}
