@@ -66,7 +66,7 @@ func kill(t *testing.T, r *rand.Rand, file, out string) {
 	if err := cmd.Start(); err != nil {
 		t.Fatal(err)
 	}
-	after := 200*time.Millisecond + time.Duration(r.Int64N(int64(7*time.Second)))
+	after := 200*time.Millisecond + time.Duration(r.Int64N(int64(5*time.Second)))
 	time.Sleep(after)
 	if err := cmd.Process.Signal(syscall.SIGKILL); err != nil && !errors.Is(err, os.ErrProcessDone) {
 		t.Fatal(err)

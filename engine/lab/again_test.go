@@ -18,7 +18,7 @@ import (
 // TestAgain moves one guest there, back and there again: each time the whole of it is checked, and what is seen of it is seen on the right host.
 func TestAgain(t *testing.T) {
 	needRoot(t)
-	s := Spec{Owner: fmt.Sprintf("test-%d", os.Getpid()), SourceQEMU: guesttest.QEMU(t, "10.0"), Accelerator: "tcg",
+	s := Spec{Owner: fmt.Sprintf("test-%d", os.Getpid()), SourceQEMU: guesttest.QEMU(t, "10.0"), Accelerator: "tcg", Fill: 48 << 20,
 		Workload: wire.Workload{Name: "dirty", Params: map[string]string{"rate": "2000/s", "working-set": "8MiB"}}, Guest: guest.Spec{Memory: 128 << 20}}
 	s.DestinationQEMU = s.SourceQEMU
 	l, err := Up(t.Context(), s)
