@@ -87,7 +87,11 @@ func (e *experiment) asked(s *set, parts []*set, ids []string) ([]*Figure, Table
 		case 1:
 			t.Rows = append(t.Rows, []string{n.Title, fmt.Sprintf("figure %d", len(all))})
 		default:
-			t.Rows = append(t.Rows, []string{n.Title, fmt.Sprintf("figures %d to %d: in one, medians would be taken over trials that differ", len(all)-len(figures)+1, len(all))})
+			why := "in one, medians would be taken over trials that differ"
+			if n.Kind == "passes" || n.Kind == "timeline" {
+				why = "one migration of each mode"
+			}
+			t.Rows = append(t.Rows, []string{n.Title, fmt.Sprintf("figures %d to %d: %s", len(all)-len(figures)+1, len(all), why)})
 		}
 	}
 	return all, t, nil

@@ -532,6 +532,14 @@ func TestThin(t *testing.T) {
 	}
 }
 
+func TestTickLabel(t *testing.T) {
+	for v, want := range map[float64]string{0: "0", math.Copysign(0, -1): "0", 0.05: "0.05", 1500: "1500", 9999: "9999", 10000: "10k", 16000: "16k", 250000: "250k", 1.5e6: "1.5M", -3.5e7: "-35M", 2e9: "2G"} {
+		if got := tickLabel(v); got != want {
+			t.Errorf("%v is labelled %q, not %q", v, got, want)
+		}
+	}
+}
+
 // TestDots: of very many trials at one place the outermost are drawn, and few are drawn as they are.
 func TestDots(t *testing.T) {
 	var c Curve

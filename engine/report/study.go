@@ -32,6 +32,17 @@ func runs(workload string) func(*trial) bool {
 	return func(t *trial) bool { return strings.HasPrefix(t.Workload, workload) }
 }
 
+func onCard(nic string) func(*trial) bool {
+	return func(t *trial) bool { return strings.HasPrefix(t.Workload, "iperf") && t.QEMU.NIC == nic }
+}
+
+// throughput is what iperf3 moved before the migration.
+func throughput() metric {
+	m := eventsBefore()
+	m.name, m.kind = "throughput", rateKind
+	return m
+}
+
 func studies() []study {
 	preCopy := inMode(record.PreCopyMode)
 	return []study{
@@ -47,8 +58,10 @@ func studies() []study {
 			{"processor at caps of 25, 50, 75, 100 %, 1 vCPU, in % of their machine", "6.2, 12.5, 18.7, 24.8; flat beyond", hostCPU(), all},
 		}},
 		{"lxc-lab", "study L, two LXC containers as hosts (homework)", []number{
-			{"sysbench in the guest: events a second before", "1,848", ownRate(), runs("sysbench")},
+			{"sysbench in the guest: events a second before", "1,848", eventsBefore(), runs("sysbench")},
 			{"sysbench in the guest: in the second of the migration", "1,801 (2.5 % fewer)", slowdown(), runs("sysbench")},
+			{"iperf, virtio: throughput before", "18.9 Gbit/s (2.2 GiB/s)", throughput(), onCard("virtio-net")},
+			{"iperf, e1000: throughput", "0.813 Gbit/s (97 MiB/s)", throughput(), onCard("e1000")},
 			{"iperf across the migration: segments sent again", "0", resent(), all},
 		}},
 		{"prediction", "study P, predicting time and downtime on Xen (Akoush and others, MASCOTS 2010)", []number{

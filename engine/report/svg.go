@@ -141,6 +141,12 @@ func (f *Figure) plot(i int) *plot.Plot {
 	if panel.Y.Log {
 		p.Y.Tick.Marker = decades{}
 	}
+	if !panel.Y.Log {
+		p.Y.Tick.Marker = short{}
+	}
+	if f.X.Names == nil && !f.X.Log {
+		p.X.Tick.Marker = short{}
+	}
 	grid := plotter.NewGrid()
 	grid.Vertical.Color, grid.Horizontal.Color = gridColour(), gridColour()
 	if f.X.Names != nil {
@@ -171,6 +177,36 @@ func (c categories) Ticks(_, _ float64) []plot.Tick {
 	return ticks
 }
 
+// short are the usual ticks with the page's labels.
+type short struct{}
+
+func (short) Ticks(low, high float64) []plot.Tick {
+	ticks := plot.DefaultTicks{}.Ticks(low, high)
+	for i := range ticks {
+		if ticks[i].Label != "" {
+			ticks[i].Label = tickLabel(ticks[i].Value)
+		}
+	}
+	return ticks
+}
+
+// tickLabel is a number on an axis: large ones in thousands, millions, ...
+func tickLabel(v float64) string {
+	for _, k := range []struct {
+		one  float64
+		name string
+	}{{1e9, "G"}, {1e6, "M"}, {1e3, "k"}} {
+		if math.Abs(v) >= max(k.one, 1e4) {
+			return strconv.FormatFloat(v/k.one, 'g', 4, 64) + k.name
+		}
+	}
+	text := strconv.FormatFloat(v, 'g', 4, 64)
+	if text == "-0" {
+		return "0"
+	}
+	return text
+}
+
 // decades are the ticks of a logarithmic axis, as the page has them: the more of it there is, the fewer in a decade.
 type decades struct{}
 
@@ -183,7 +219,7 @@ func (decades) Ticks(low, high float64) []plot.Tick {
 	for e := math.Floor(math.Log10(low)); e <= math.Ceil(math.Log10(high)); e++ {
 		for _, d := range steps {
 			if v := d * math.Pow(10, e); v >= low && v <= high {
-				ticks = append(ticks, plot.Tick{Value: v, Label: strconv.FormatFloat(v, 'g', 3, 64)})
+				ticks = append(ticks, plot.Tick{Value: v, Label: tickLabel(v)})
 			}
 		}
 	}

@@ -46,7 +46,10 @@ func format(k kind, v float64) string {
 	case percent:
 		return strconv.FormatFloat(v, 'f', 1, 64) + " %"
 	}
-	return strconv.FormatFloat(v, 'f', -1, 64) + string(k)
+	if math.Abs(v) >= 1000 {
+		return strconv.FormatFloat(v, 'f', 0, 64) + string(k)
+	}
+	return strconv.FormatFloat(v, 'g', 4, 64) + string(k)
 }
 
 // results is one row a cell: medians with their intervals and n.

@@ -7,6 +7,11 @@
   const joined = shape => shape === "lines" || shape === "steps";
   const titled = a => a.unit ? `${a.label} (${a.unit})` : a.label;
   const number = v => v == null ? "-" : Number(v.toPrecision(4)).toString();
+  // tick is a number on an axis: large ones in thousands, millions, ...
+  const tick = v => {
+    const k = [[1e9, "G"], [1e6, "M"], [1e3, "k"]].find(([one]) => Math.abs(v) >= Math.max(one, 1e4));
+    return k ? number(v / k[0]) + k[1] : number(v);
+  };
   const charts = []; // of all figures, for redrawing
 
   // The markers, one a style: they tell curves apart where colours do not.
@@ -137,7 +142,7 @@
   };
   const places = axis => ({
     ...(axis.log ? {splits: () => decades(axis.min, axis.max), filter: (_, splits) => splits} : {}),
-    values: (_, splits) => splits.map(v => v == null ? "" : number(v)),
+    values: (_, splits) => splits.map(v => v == null ? "" : tick(v)),
   });
 
   const grid = () => ({stroke: () => css("--rule"), width: 1});
