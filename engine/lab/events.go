@@ -108,32 +108,28 @@ func (l *Lab) counted(ctx context.Context, clock *guestClock, from time.Duration
 // guest's time, and the stop itself has none of it.
 func placed(clock *guestClock, a, b time.Duration, n float64) []span {
 	var spans []span
+	var ran time.Duration
 	at := clock.at(a)
 	stops, lengths := clock.stops(a, b)
 	for i, s := range append(stops, b) {
-		part := max(s-a, 0)
-		to := at.Add(part)
+		to := at.Add(max(s-a, 0))
 		if i == len(stops) {
-			to = clock.at(b)
-			if to.Before(at) {
-				to = at
+			if to = clock.at(b); !to.After(at) { // the clocks' difference is known to some noise only
+				to = at.Add(1)
 			}
 		}
-		spans = append(spans, span{at, to, n})
+		if to.After(at) {
+			spans = append(spans, span{at, to, 1}) // a share, until all are known
+			ran += to.Sub(at)
+		}
 		if at = to; i < len(stops) {
 			spans = append(spans, span{at, at.Add(lengths[i]), 0})
 			at = at.Add(lengths[i])
 		}
 		a = s
 	}
-	var running time.Duration
-	for i := 0; i < len(spans); i += 2 {
-		running += spans[i].to.Sub(spans[i].from)
-	}
-	for i := 0; i < len(spans); i += 2 {
-		if running > 0 {
-			spans[i].n = n * float64(spans[i].to.Sub(spans[i].from)) / float64(running)
-		}
+	for i := range spans {
+		spans[i].n *= n * float64(spans[i].to.Sub(spans[i].from)) / float64(ran)
 	}
 	return spans
 }

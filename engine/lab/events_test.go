@@ -116,6 +116,27 @@ func TestPlaced(t *testing.T) {
 			t.Errorf("span %d: %v to %v, %v events; want %+v", i, s.from.Sub(origin), s.to.Sub(origin), s.n, want)
 		}
 	}
+	// A beat that was 20 ms faster than those of the second before it makes the clock seem to go back: no event may be lost by it, and no value be none.
+	beats[200].arrived = beats[200].arrived.Add(-20 * time.Millisecond)
+	c = newGuestClock(beats, origin, time.Time{})
+	var all []span
+	for at := 500 * time.Millisecond; at < 1900*time.Millisecond; at += agentBin {
+		all = append(all, placed(c, at, at+agentBin, 5)...)
+	}
+	sum := 0.0
+	for _, s := range all {
+		if sum += s.n; !s.to.After(s.from) || s.n != s.n {
+			t.Fatalf("%+v", s)
+		}
+	}
+	if sum < 699 || sum > 701 {
+		t.Errorf("%v events of 700", sum)
+	}
+	for _, v := range binned(append(all, span{origin.Add(time.Second), origin.Add(time.Second), 0}), origin, timelineBin) {
+		if v != nil && !(*v >= 0) {
+			t.Errorf("a bin has %v", *v)
+		}
+	}
 	if spans := placed(c, 500*time.Millisecond, 510*time.Millisecond, 7); len(spans) != 1 || spans[0].n != 7 {
 		t.Errorf("a bin without a stop: %+v", spans)
 	}

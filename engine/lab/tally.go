@@ -80,6 +80,9 @@ func binned(spans []span, from time.Time, bin time.Duration) []*float64 {
 	sums, covered := make([]float64, n), make([]time.Duration, n)
 	for _, s := range spans {
 		length := s.to.Sub(s.from)
+		if length <= 0 { // nothing can be shared out over it
+			continue
+		}
 		a, b := s.from.Sub(from), s.to.Sub(from)
 		for i := max(int(math.Floor(float64(a)/float64(bin))), 0); i < n && time.Duration(i)*bin < b; i++ {
 			in := min(b, time.Duration(i+1)*bin) - max(a, time.Duration(i)*bin)
