@@ -345,6 +345,7 @@ func (a *agent) newDaemons(all ...daemon) (_ *daemons, err error) {
 		}
 		said := &tail{}
 		cmd.Stdout, cmd.Stderr = said, said
+		cmd.WaitDelay = time.Second // what sshd has started for a session may outlive it, with the same pipe
 		if err := a.children.start(cmd); err != nil {
 			return nil, err
 		}

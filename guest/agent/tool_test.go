@@ -4,9 +4,11 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -230,6 +232,36 @@ func TestDaemons(t *testing.T) {
 	if _, err := a.newDaemons(daemon{[]string{"redis-that-is-not-there"}, 1}); err == nil || !strings.Contains(err.Error(), "there is no redis-that-is-not-there in this guest") {
 		t.Error(err)
 	}
+}
+
+// A server's end is its own, whatever it has left running with its pipe.
+func TestServerEnds(t *testing.T) {
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	a := newAgent(newMonotonic())
+	left := filepath.Join(t.TempDir(), "pid")
+	d, err := a.newDaemons(daemon{script(t, "setsid sleep 60 & echo $! > "+left+forever), l.Addr().(*net.TCPAddr).Port})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for deadline := time.Now().Add(20 * time.Second); word(left) == ""; time.Sleep(5 * time.Millisecond) {
+		if time.Now().After(deadline) {
+			t.Fatal("the server did not start")
+		}
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	if err := d.run(ctx, nil); err != nil {
+		t.Error(err)
+	}
+	pid, err := strconv.Atoi(word(left))
+	if err != nil {
+		t.Fatal(err)
+	}
+	_ = unix.Kill(pid, unix.SIGKILL)
 }
 
 func TestPutFile(t *testing.T) {
