@@ -27,6 +27,7 @@ type observed struct {
 // agentTurnFigures are those of one turn.
 type agentTurnFigures struct {
 	used, span, events float64 // s of the vCPU's processor time, s of the guest's clock, Dhrystones
+	done               float64 // beats, or looks of the clock loop where there are no beats
 	beat, loop         float64 // what the guest itself accounts, share of its clock
 }
 
@@ -38,10 +39,11 @@ const (
 // agent is what the agent's observers cost the guest: how much of its vCPU's processor time the heartbeats (5 ms, by UDP) and the clock loop take from a loop that
 // only computes. In turns with them and without, the Dhrystones done tell how much of the vCPU thread's time went to those:
 //
-//	c = (u - n / r) / t
+//	c = (u - n / r) / (k i)
 //
-//	c  cost, share of a vCPU           u  processor time of the vCPU's thread in a turn, s      n  Dhrystones done in it
-//	t  the guest's clock over it, s    r  Dhrystones a second of processor time in the turn without, 1/s
+//	c  cost, share of a vCPU       u  processor time of the vCPU's thread in a turn, s      n  Dhrystones done in it
+//	k  beats, or looks, in it      r  Dhrystones a second of processor time in the turn without, 1/s
+//	i  their interval, s: a guest that gets little of the processor misses some, which cost nothing
 //
 // So it does not matter how much of the processor others take meanwhile.
 func (b *bench) agent(ctx context.Context, r *Result) (err error) {
@@ -107,7 +109,7 @@ func (b *bench) agent(ctx context.Context, r *Result) (err error) {
 		var cost []float64
 		for i, x := range w.turns {
 			without := ways[0].turns[i]
-			cost = append(cost, 100*(x.used-x.events*without.used/without.events)/x.span)
+			cost = append(cost, 100*(x.used-x.events*without.used/without.events)/(x.done*wire.DefaultBeatInterval.Seconds()))
 		}
 		r.add("cost of "+w.name, "% of a vCPU", target, ofMedian(cost))
 	}
@@ -119,7 +121,7 @@ func (b *bench) agent(ctx context.Context, r *Result) (err error) {
 	}
 	r.add("Dhrystones with nothing beside", "1/s of processor time", "", ofMedian(rates))
 	r.add("processor that the vCPU got then", "% of a core", "", ofMedian(shares))
-	r.note("QEMU %s, TCG, 1 vCPU, Dhrystone 2.1 in the agent, heartbeats and clock loop each 5 ms; a cost is the vCPU's processor time that did not go to Dhrystones, by neighbours in time, turns of %v, over the guest's clock; the counting into bins is in all of them", q.Version, agentTurn)
+	r.note("QEMU %s, TCG, 1 vCPU, Dhrystone 2.1 in the agent, heartbeats and clock loop each 5 ms; a cost is the vCPU's processor time that did not go to Dhrystones, by neighbours in time, turns of %v, as if no beat was missed; the counting into bins is in all of them", q.Version, agentTurn)
 	return nil
 }
 
@@ -178,7 +180,11 @@ func observedTurn(ctx context.Context, agent *guest.Agent, vm *guest.VM, w *obse
 	x.span = (last.status.Elapsed - first.status.Elapsed).Seconds()
 	x.used, x.events = (last.used - first.used).Seconds(), float64(last.status.Events-first.status.Events)
 	x.beat, x.loop = (last.beats.CPU-first.beats.CPU).Seconds()/x.span, (last.loop.CPU-first.loop.CPU).Seconds()/x.span
-	if x.events == 0 {
+	x.done = float64(last.loop.Turns - first.loop.Turns)
+	if w.beats {
+		x.done = float64(last.beats.Seq - first.beats.Seq)
+	}
+	if x.events == 0 || x.done == 0 && (w.beats || w.loop) {
 		return x, errors.New("the guest got nothing done")
 	}
 	return x, nil
