@@ -16,7 +16,7 @@ import (
 
 // CPUCapPeriod is the default period of a cap. The kernel's own is 100 ms; a vCPU that has spent its quota may stand still with QEMU's big lock held, and
 // its monitor with it, until the period ends: docs/decisions/0015.
-const CPUCapPeriod = 10 * time.Millisecond
+const CPUCapPeriod = 20 * time.Millisecond
 
 // The kernel's limits of a quota and a period. Source: kernel/sched/core.c, min_bandwidth, max_cfs_quota_period.
 const (
@@ -31,7 +31,7 @@ type CPUCapSpec struct {
 	Host    string        // the host's name in it, as of HostSpec
 	PID     int           // the process
 	Threads []int         // the limited ones
-	Percent int           // of one processor: 150 is one and a half
+	Percent int           // of one processor: 150 is one and a half; 100 for each thread, and more, is no limit
 	Period  time.Duration // the limit holds in each; default CPUCapPeriod
 	Weight  int           // of the group where processors are short: that of so many threads at nice 0, 1 to 100; default as many as are limited
 }
@@ -379,8 +379,19 @@ func (c *CPUCap) Set(percent int) error {
 		return err
 	}
 	quota, period := s.quota().Microseconds(), s.Period.Microseconds()
+	// What its threads could not use up limits nothing; as a quota it would: one busy thread got 91 % of its 100 % (period 10 ms, Linux 6.18).
+	free := len(s.Threads) > 0 && percent >= 100*len(s.Threads)
 	var err error
-	if c.tree.kind == "v2" {
+	if free {
+		quota = 0
+		file, value := "cpu.cfs_quota_us", "-1"
+		if c.tree.kind == "v2" {
+			file, value = "cpu.max", fmt.Sprintf("max %d", period)
+		} else {
+			err = c.write(path.Join(c.group, "cpu.cfs_period_us"), strconv.FormatInt(period, 10))
+		}
+		err = errors.Join(err, c.write(path.Join(c.group, file), value))
+	} else if c.tree.kind == "v2" {
 		err = c.write(path.Join(c.group, "cpu.max"), fmt.Sprintf("%d %d", quota, period))
 	} else if err = c.write(path.Join(c.group, "cpu.cfs_quota_us"), "-1"); err == nil { // or the two do not fit one after the other
 		if err = c.write(path.Join(c.group, "cpu.cfs_period_us"), strconv.FormatInt(period, 10)); err == nil {
@@ -406,7 +417,7 @@ func (c *CPUCap) Spec() CPUCapSpec { return c.spec }
 // Kind is the kind of control groups that the limit is made by: v1 or v2.
 func (c *CPUCap) Kind() string { return c.tree.kind }
 
-// Quota reads back how long the threads may run in each period.
+// Quota reads back how long the threads may run in each period; 0: without limit.
 func (c *CPUCap) Quota() (quota, period time.Duration, err error) {
 	var text string
 	read := func(file string) {
@@ -424,9 +435,12 @@ func (c *CPUCap) Quota() (quota, period time.Duration, err error) {
 	}
 	f := strings.Fields(text)
 	if len(f) == 2 {
-		q, errQ := strconv.ParseInt(f[0], 10, 64) // "max" and -1: no limit
+		if f[0] == "max" || f[0] == "-1" {
+			f[0] = "0"
+		}
+		q, errQ := strconv.ParseInt(f[0], 10, 64)
 		p, errP := strconv.ParseInt(f[1], 10, 64)
-		if errQ == nil && errP == nil && q > 0 {
+		if errQ == nil && errP == nil {
 			return time.Duration(q) * time.Microsecond, time.Duration(p) * time.Microsecond, nil
 		}
 	}

@@ -140,6 +140,15 @@ func capsThread(s CPUCapSpec, h Host, threads []int) (c *CPUCap, moved bool, err
 	if q, p, err := c.Quota(); err != nil || q != p*time.Duration(2*s.Percent)/100 {
 		return c, moved, fmt.Errorf("after Set the kernel has a quota of %v in %v, %v", q, p, err)
 	}
+	if err := c.Set(100); err != nil { // all that one thread can use
+		return c, moved, err
+	}
+	if q, p, err := c.Quota(); err != nil || q != 0 || p != CPUCapPeriod {
+		return c, moved, fmt.Errorf("a cap that limits nothing is a quota of %v in %v, %v", q, p, err)
+	}
+	if err := c.Set(s.Percent); err != nil {
+		return c, moved, err
+	}
 	group := c.group
 	if err := errors.Join(c.Close(), c.Close()); err != nil {
 		return c, moved, err
@@ -225,7 +234,7 @@ func TestCPUCapRefused(t *testing.T) {
 		t.Errorf("left: %v, %v", left, err)
 	}
 	for text, change := range map[string]func(*CPUCapSpec){
-		"least quota":              func(s *CPUCapSpec) { s.Percent = 9 },
+		"least quota":              func(s *CPUCapSpec) { s.Percent = 4 },
 		"CPU cap of -5%":           func(s *CPUCapSpec) { s.Percent = -5 },
 		"at most":                  func(s *CPUCapSpec) { s.Percent = 1 << 20 },
 		"weight 101":               func(s *CPUCapSpec) { s.Weight = 101 },
