@@ -31,9 +31,9 @@ type tools struct {
 	notes    []*guest.NoteSubscription
 	all      sync.WaitGroup
 
-	mu      sync.Mutex
-	reports []span
-	came    chan struct{} // holds one, after a report
+	mu   sync.Mutex
+	last time.Time     // when the last report came
+	came chan struct{} // holds one, after a report
 }
 
 // watched is how many reports of a program there are before the first command and after the end: rates are of no less.
@@ -127,10 +127,10 @@ func (t *tools) take(c wire.Counted, now time.Time) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	from := now.Add(c.From - c.To)
-	if n := len(t.reports); n > 0 {
-		from = t.reports[n-1].to
+	if !t.last.IsZero() {
+		from = t.last
 	}
-	t.reports = append(t.reports, span{from, now, c.Events})
+	t.last = now
 	t.tally.Add(from, now, c.Events)
 	select {
 	case t.came <- struct{}{}:
