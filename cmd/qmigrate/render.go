@@ -167,7 +167,7 @@ func printRecord(w io.Writer, r *record.Migration) {
 	}
 	printHardware(w, r)
 	if r.Workload != "" {
-		fmt.Fprintf(w, "%s\n", fold("workload "+r.Workload, 2, page(w)))
+		fmt.Fprintf(w, "%s\n", fold("workload "+strings.ReplaceAll(r.Workload, ",", ", "), 2, page(w)))
 	}
 
 	fmt.Fprintln(w)
