@@ -4,9 +4,12 @@ import (
 	"context"
 	"fmt"
 	"math"
+	"net"
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
+	"sync/atomic"
 	"testing"
 	"text/tabwriter"
 	"time"
@@ -38,7 +41,7 @@ func TestDirtyProof(t *testing.T) {
 		p := startProof(t, qemu, n)
 		own := map[time.Duration]proven{}
 		for _, rate := range rates {
-			p.interval = max(1200*time.Millisecond, time.Duration(500/rate*float64(time.Second)))
+			p.interval = max(leastInterval, time.Duration(500/rate*float64(time.Second)))
 			rest, ok := own[p.interval]
 			if !ok {
 				rest = p.measure(restingRate, syncs)
@@ -67,6 +70,8 @@ const (
 	proofTolerance = 5.0
 	// ownTolerance is by how much what the guest dirties of its own may differ from the mean while the dirtier rested.
 	ownTolerance = 0.3
+	// leastInterval is what is wanted between two synchronisations.
+	leastInterval = 1200 * time.Millisecond
 	// restingRate is the dirtier's rate while that is measured: one page in 1000 s.
 	restingRate = 0.001
 )
@@ -81,7 +86,10 @@ type proof struct {
 	agent    *guest.Agent
 	interval time.Duration // wanted between two synchronisations
 	last     synced
-	limit    int64 // max-bandwidth to set at the next synchronisation; 0: none
+	reader   net.Listener
+	read     sync.WaitGroup
+	until    atomic.Int64 // nothing is read from the stream before, Unix time in nanoseconds
+	limit    int64        // max-bandwidth to set at the next synchronisation; 0: none
 	stop     context.CancelFunc
 }
 
@@ -123,7 +131,11 @@ func startProof(t *testing.T, qemu string, vcpus int) *proof {
 	p.events = p.conn.Subscribe(64)
 	p.must(p.conn.SetMigrateCapabilities(ctx, map[string]bool{"events": true}))
 	p.must(p.conn.SetMigrateParameters(ctx, map[string]any{"max-bandwidth": 8 << 20, "downtime-limit": 1}))
-	p.must(p.conn.Execute(ctx, "migrate", map[string]any{"uri": "exec:cat >/dev/null"}, nil))
+	sink := filepath.Join(guesttest.Dir(t), "s")
+	p.reader, err = net.Listen("unix", sink)
+	p.must(err)
+	p.read.Go(p.drain)
+	p.must(p.conn.Migrate(ctx, "unix:"+sink))
 	p.next()           // at set-up
 	p.limit = 64 << 10 // from the end of the first pass on, or the next few would be done in no time and find nothing more
 	p.last = p.next()
@@ -147,8 +159,29 @@ func (p *proof) close() {
 	if p.vm != nil {
 		p.must(p.vm.Close())
 	}
-	p.agent, p.conn, p.vm = nil, nil, nil
+	if p.reader != nil {
+		p.reader.Close()
+	}
+	p.read.Wait()
+	p.agent, p.conn, p.vm, p.reader = nil, nil, nil, nil
 	p.stop()
+}
+
+// drain reads the stream, but for the pauses. QEMU itself sends more than a hundred KiB in each tenth of a second, whatever max-bandwidth is.
+func (p *proof) drain() {
+	nc, err := p.reader.Accept()
+	if err != nil {
+		return
+	}
+	defer nc.Close()
+	buf := make([]byte, 64<<10)
+	for err == nil {
+		if wait := time.Until(time.Unix(0, p.until.Load())); wait > 0 {
+			time.Sleep(min(wait, 50*time.Millisecond))
+			continue
+		}
+		_, err = nc.Read(buf)
+	}
 }
 
 // syncLimit is how long a synchronisation is waited for: six times the longest interval that is wanted.
@@ -186,11 +219,15 @@ func (p *proof) next() synced {
 	}
 }
 
-// bandwidth sets what makes the next interval as long as it is wanted, if as many bytes are to be sent in it as in the last.
+// bandwidth makes the next interval as long as it is wanted: if as many bytes are to be sent in it as in the last, by max-bandwidth; and where there are
+// few, by not reading them before the interval is nearly over.
 func (p *proof) bandwidth(s synced) {
 	p.t.Helper()
 	sent := float64(s.sent - p.last.sent)
 	p.must(p.conn.SetMigrateParameters(p.ctx, map[string]any{"max-bandwidth": max(16<<10, int64(sent/p.interval.Seconds()))}))
+	if p.interval > leastInterval {
+		p.until.Store(time.Now().Add(p.interval * 3 / 4).UnixNano())
+	}
 	p.last = s
 }
 
