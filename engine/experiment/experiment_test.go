@@ -241,6 +241,14 @@ memory = ["256MiB", "900TiB"]
 	}
 }
 
+// TestTooMany: more trials than anybody waits for are refused, not made.
+func TestTooMany(t *testing.T) {
+	e := mustParse(t, "repeats = 1000000\n[[sweep]]\nmode = [\"pre-copy\", \"stop-and-copy\"]\n", "")
+	if _, err := e.Plan(t.TempDir(), nil); err == nil || !strings.Contains(err.Error(), "2000000 trials") {
+		t.Errorf("two million trials: %v", err)
+	}
+}
+
 // TestResume: a folder takes the same experiment again, comments and titles aside, and no other.
 func TestResume(t *testing.T) {
 	const text = "title = \"x\"\n[[sweep]]\nmode = [\"pre-copy\", \"stop-and-copy\"]\n"
@@ -441,7 +449,10 @@ func FuzzParse(f *testing.F) {
 	f.Fuzz(func(t *testing.T, text string) {
 		e, err := Parse("f.toml", []byte(text), "")
 		if err == nil {
-			e.Trials(1)
+			if len(e.Cells) < 1000 && e.Repeats < 1000 {
+				e.SetRepeats(1)
+				e.Trials(1)
+			}
 			return
 		}
 		var at *Error

@@ -85,6 +85,13 @@ type Plan struct {
 
 // Plan looks into the folder, which need not be there, for what was done before. Check comes first.
 func (e *Experiment) Plan(dir string, learn []*record.Migration) (*Plan, error) {
+	trials := 0
+	for _, c := range e.Cells {
+		trials += c.Sweep.Repeats
+	}
+	if trials > maxTrials {
+		return nil, fmt.Errorf("%s makes %d trials, more than %d: give fewer values or repeats", e.File, trials, maxTrials)
+	}
 	seed, held, err := e.resume(dir)
 	if err != nil {
 		return nil, err
