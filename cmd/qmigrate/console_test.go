@@ -66,6 +66,8 @@ func words(text string) []string {
 		{`\((KVM|a guest under KVM|no /dev/kvm)[^)]*\)`, " "},
 		{`[-+]?\d[\d.,]*( ?(ns|us|ms|s|B|KiB|MiB|GiB)(/s)?\b)?`, " "},
 		{`(^|\s)-(\s|$)`, " "},
+		{`[▁-█]+`, " "}, // a timeline, and the marks below it, which touch or do not
+		{`(?m)^\s*M[ SR]*$`, "marks"},
 	} {
 		text = regexp.MustCompile(r.re).ReplaceAllString(text, r.by)
 	}
