@@ -34,6 +34,9 @@ func (l *Lab) events(ctx context.Context, rec *record.Migration, before [2]progr
 		rec.Warn("no timeline of the guest's events: %v", err)
 		return
 	}
+	if len(counted) == 0 {
+		return
+	}
 	var now []progress
 	for range 3 {
 		p, err := l.progress(ctx, l.agent)
@@ -55,6 +58,11 @@ func (l *Lab) events(ctx context.Context, rec *record.Migration, before [2]progr
 	s.EdgeError = &uncertain
 	rec.Timeline = append(rec.Timeline, s)
 	g := rec.Guest
+	if counted[0].from.After(begin) {
+		rec.Warn("the guest's agent keeps its bins for a time only, and this migration took longer: its timeline begins after the first command, the rates before and during are those between two looks, and there is no blackout or brownout")
+		g.EventsAfter = rateOf(counted, end, ended)
+		return
+	}
 	g.EventsBefore, g.EventsDuring, g.EventsAfter = rateOf(counted, began, begin), rateOf(counted, begin, end), rateOf(counted, end, ended)
 	g.SlowdownPercent = nil
 	if b, d := g.EventsBefore, g.EventsDuring; b != nil && d != nil && *b > 0 {
