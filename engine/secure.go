@@ -398,13 +398,23 @@ var refusals = []struct{ said, means string }{
 // event nor in query-migrate (migration_tls_incoming_handshake; 7.2 and 10.0): all that is seen is that the source's connection broke
 // and nothing has come to the destination.
 func (m *migration) explain(ctx context.Context, cause error) error {
-	text := cause.Error()
-	for _, r := range refusals {
-		if strings.Contains(text, r.said) {
-			return fmt.Errorf("%w: %s", cause, r.means)
+	t := m.plan.TLS
+	refused := func(text string) string {
+		for _, r := range refusals {
+			if strings.Contains(text, r.said) {
+				return r.means
+			}
+		}
+		return ""
+	}
+	if means := refused(cause.Error()); means != "" {
+		return fmt.Errorf("%w: %s", cause, means)
+	}
+	if t != nil && m.issued {
+		if said := m.src.failure(ctx); refused(said) != "" { // the destination's failure may have been told first
+			return fmt.Errorf("%w; source QEMU: %s: %s", cause, said, refused(said))
 		}
 	}
-	t := m.plan.TLS
 	if t == nil || !m.issued || m.src.status == "" || m.dst.gone != nil || !m.dst.untouched(ctx) {
 		return cause
 	}

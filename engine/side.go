@@ -215,6 +215,27 @@ func (s *side) why() string {
 	return ": " + info.ErrorDesc
 }
 
+// failure waits a little for a migration that has broken to be failed on this side too, and returns what QEMU says about it; empty if it says nothing.
+func (s *side) failure(ctx context.Context) string {
+	ctx, cancel := context.WithTimeout(ctx, time.Second)
+	defer cancel()
+	for s.control != nil && s.gone == nil {
+		info, err := s.control.QueryMigrate(ctx)
+		if err != nil {
+			return ""
+		}
+		if info.ErrorDesc != "" {
+			return info.ErrorDesc
+		}
+		select {
+		case <-time.After(20 * time.Millisecond):
+		case <-ctx.Done():
+			return ""
+		}
+	}
+	return ""
+}
+
 // lastFigures asks until the totals are there: the first `completed` may come with zeros (seen on 7.2 and 10.0).
 func (s *side) lastFigures(ctx context.Context) *qmp.MigrationInfo {
 	if s.control == nil {
