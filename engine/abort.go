@@ -175,8 +175,13 @@ func (m *migration) endSource(ctx context.Context) {
 	if err := m.src.control.MigrateCancel(limited); err != nil {
 		m.log.Info("cancel", "err", err)
 	}
-	if info, err := m.src.control.QueryMigrate(limited); err == nil && (info.Status == "" || info.Status == "none") {
-		m.src.status = "none" // `migrate` itself was refused, and no event will tell of it
+	if info, err := m.src.control.QueryMigrate(limited); err == nil {
+		switch info.Status {
+		case "", "none": // `migrate` was refused, or never got there, and no event will tell of it
+			m.src.status = "none"
+		case "cancelled", "failed": // or this is how a former migration ended
+			m.src.status = info.Status
+		}
 	}
 	if m.drainFor(ctx, answerLimit, m.src.ended) == nil {
 		return

@@ -291,6 +291,19 @@ func TestCancelInEachState(t *testing.T) {
 				}
 			})
 		}
+		t.Run("none_after_a_former_one", func(t *testing.T) { // `migrate` is never sent, and what QEMU says of a migration is of the former one
+			x := newTrial(t, qemu, true, nil)
+			x.plan = engine.Plan{MaxBandwidth: slow}
+			x.run(t, got(s, `"status": "active"`), 0, func() { x.cancel() })
+			next := newTrial(t, qemu, true, nil)
+			x.to, x.dst = next.to, next.dst
+			x.plan.Listen, x.plan.Connect = "fd:m", "fd:m"
+			x.run(t, sent(s, "getfd"), 0, func() { x.cancel() })
+			x.look(t)
+			if x.a != "running" || x.b != "dead" || x.rec.GuestOn != s || x.rec.Outcome != record.Cancelled {
+				t.Errorf("source %s, destination %s, %s, guest on %s: %v", x.a, x.b, x.rec.Outcome, x.rec.GuestOn, x.err)
+			}
+		})
 		t.Run("cancelling_and_failed", func(t *testing.T) { // somebody else's cancel is under way, and ours comes on top of it
 			x := newTrial(t, qemu, true, nil)
 			x.plan = engine.Plan{MaxBandwidth: slow}
