@@ -72,6 +72,7 @@ func guestFlags() []cli.Flag {
 		&cli.StringFlag{Name: "kernel", Category: aboutGuest, Usage: "`FILE` guest kernel; Debian's if not given"},
 		&cli.StringFlag{Name: "modules", Category: aboutGuest, Usage: "`DIR` that kernel's modules, as in /lib/modules/VERSION"},
 		&cli.StringFlag{Name: "cpu-cap", Category: aboutGuest, Usage: "`PERCENT` of one processor that the vCPUs may take together, on each host, as in 50%; QEMU's other threads are free"},
+		&cli.StringFlag{Name: "cpu-cap-period", Category: aboutGuest, Value: "20ms", Usage: "`TIME` in each of which the cap holds: a longer one is truer to the guest's work, and its vCPUs stand still for longer"},
 		&cli.StringFlag{Name: "nic", Category: aboutGuest, Value: guest.VirtioNet, Usage: "`MODEL` guest network card: " + strings.Join(guest.NICs(), ", ")},
 		&cli.StringFlag{Name: "disk-bus", Category: aboutGuest, Value: guest.VirtioBlk, Usage: "`BUS` by which the guest has the disks of --storage: " + strings.Join(guest.DiskBuses(), ", ")},
 		storageFlag(),
@@ -210,6 +211,12 @@ func (c *commands) labSpec(x *cli.Context) (lab.Spec, error) {
 	}
 	if s.CPUCap, err = cpuCap(x.String("cpu-cap")); err != nil {
 		return s, err
+	}
+	if s.CPUCapPeriod, err = units.Duration(x.String("cpu-cap-period")); err != nil {
+		return s, usagef("--cpu-cap-period: %w", err)
+	}
+	if x.IsSet("cpu-cap-period") && s.CPUCap == 0 {
+		return s, usagef("--cpu-cap-period: there is no --cpu-cap")
 	}
 	if err := s.CheckHardware(); err != nil {
 		return s, usageError{err}

@@ -123,6 +123,10 @@ func factors() []factor {
 			}
 			return nil
 		}},
+		{"cpu-cap-period", "100ms", "in each of which the cap holds; 20ms if not given", func(c *Cell, text string) (err error) {
+			c.Lab.CPUCapPeriod, err = units.Duration(text)
+			return err
+		}},
 		{"machine", "pc-q35-7.2", "versioned machine type; pc-q35-7.2 if not given", func(c *Cell, text string) error {
 			c.Lab.Guest.Machine = text
 			return nil

@@ -25,7 +25,7 @@ func (s Spec) CheckHardware() error {
 		return fmt.Errorf("disk bus %s: the guest has no disks: give it storage too", s.Guest.DiskBus)
 	}
 	if s.CPUCap != 0 {
-		return hostnet.CPUCapSpec{Owner: "lab", Host: sourceHost, Percent: s.CPUCap}.Validate()
+		return hostnet.CPUCapSpec{Owner: "lab", Host: sourceHost, Percent: s.CPUCap, Period: s.CPUCapPeriod}.Validate()
 	}
 	return nil
 }
@@ -59,7 +59,7 @@ func (l *Lab) limit(ctx context.Context, vm *guest.VM) error {
 	if err != nil {
 		return fmt.Errorf("cap the vCPUs on host %s: %w", host, err)
 	}
-	c, err := hostnet.CPUCapSpec{Owner: l.spec.Owner, Host: host, PID: vm.Process().PID(), Threads: threads, Percent: l.spec.CPUCap}.Apply(ctx, vm.Host())
+	c, err := hostnet.CPUCapSpec{Owner: l.spec.Owner, Host: host, PID: vm.Process().PID(), Threads: threads, Percent: l.spec.CPUCap, Period: l.spec.CPUCapPeriod}.Apply(ctx, vm.Host())
 	if err != nil {
 		return fmt.Errorf("cap the vCPUs on host %s: %w", host, err)
 	}

@@ -26,11 +26,12 @@ import (
 
 // Spec is a lab as data.
 type Spec struct {
-	Owner           string     // mark in the names of everything that is made; default lab
-	Guest           guest.Spec // memory, vCPUs, machine, NIC model, disk bus; the lab fills in the rest
-	CPUCap          int        // percent of one processor that the guest's vCPUs may take together, on each host; 0: no limit
-	SourceQEMU      string     // "10.0", a path, or "" for the newest
-	DestinationQEMU string     // likewise
+	Owner           string        // mark in the names of everything that is made; default lab
+	Guest           guest.Spec    // memory, vCPUs, machine, NIC model, disk bus; the lab fills in the rest
+	CPUCap          int           // percent of one processor that the guest's vCPUs may take together, on each host; 0: no limit
+	CPUCapPeriod    time.Duration // in which the cap holds; 0: hostnet.CPUCapPeriod
+	SourceQEMU      string        // "10.0", a path, or "" for the newest
+	DestinationQEMU string        // likewise
 	Image           guest.ImageSpec
 	Accelerator     string        // auto (default), kvm, tcg
 	Transport       string        // of the stream: one of Transports, default tcp
