@@ -131,28 +131,55 @@ type table struct {
 
 func (t *table) row(cells ...string) { t.rows = append(t.rows, cells) }
 
-// print prints the table with two blanks between columns and none at the ends of lines. A text in the last column is folded.
+// leastText is the room that a text in the last column has at least, if another text can make it.
+const leastText = 34
+
+// print prints the table with two blanks between columns and none at the ends of lines. A text in the last column is folded; where that leaves it
+// next to no room, so is the widest other text.
 func (t *table) print(w io.Writer) {
-	width := make([]int, len(t.align))
+	width, last := make([]int, len(t.align)), len(t.align)-1
 	for _, row := range t.rows {
 		for i, cell := range row {
 			width[i] = max(width[i], len(cell))
 		}
 	}
+	room, widest := page(w), -1
+	for i := range last {
+		room -= width[i] + 2
+		if t.align[i] == 'l' && (widest < 0 || width[i] > width[widest]) {
+			widest = i
+		}
+	}
+	if need := min(leastText, width[last]); t.align[last] == 'l' && widest >= 0 && room < need {
+		width[widest] -= min(need-room, max(width[widest]-leastText, 0))
+	}
 	for _, row := range t.rows {
-		var line strings.Builder
+		cells, height, at := make([][]string, len(row)), 1, 0
 		for i, cell := range row {
-			pad := strings.Repeat(" ", width[i]-len(cell))
+			cells[i] = []string{cell}
 			switch {
-			case t.align[i] == 'r':
-				line.WriteString(pad + cell + "  ")
-			case i == len(t.align)-1:
-				line.WriteString(fold(cell, line.Len(), page(w)))
-			default:
+			case i == last && t.align[i] == 'l':
+				cells[i] = strings.Split(fold(cell, 0, page(w)-at), "\n")
+			case i == widest:
+				cells[i] = strings.Split(fold(cell, 0, width[i]), "\n")
+			}
+			height, at = max(height, len(cells[i])), at+width[i]+2
+		}
+		for n := range height {
+			var line strings.Builder
+			for i := range cells {
+				cell := ""
+				if n < len(cells[i]) {
+					cell = cells[i][n]
+				}
+				pad := strings.Repeat(" ", max(width[i]-len(cell), 0))
+				if t.align[i] == 'r' {
+					cell, pad = pad+cell, ""
+				}
 				line.WriteString(cell + pad + "  ")
 			}
+			fmt.Fprintln(w, strings.TrimRight(line.String(), " "))
 		}
-		fmt.Fprintln(w, strings.TrimRight(line.String(), " "))
 	}
 }
 

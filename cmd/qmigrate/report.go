@@ -80,7 +80,7 @@ func printReport(w io.Writer, r *report.Report) {
 		}
 	}
 	for _, x := range r.Tables {
-		fmt.Fprintf(w, "\n%s\n", x.Title)
+		fmt.Fprintf(w, "\n%s\n", fold(x.Title, 0, page(w)))
 		if x.Text != "" {
 			fmt.Fprintf(w, "%s\n", fold(x.Text, 0, page(w)))
 		}
