@@ -94,11 +94,13 @@ func (m *migration) startPostCopy(ctx context.Context) error {
 	return nil
 }
 
-// handOver waits until what may take no time is there: the switch, or the destination's part of it. A connection that is stuck is closed after
-// a while, which is safe whether it comes before the switch or after it; a cancel would not be.
+// handOver waits until what may take no time is there: the switch, or the destination's part of it. A connection that is stuck is closed only when
+// there is no hope left for it: in this window neither side can run the guest without it (a destination that loses it before it runs dies, and of a source
+// 7.2 lets the guest go again only sometimes, 10.0 never), so a busy host must not be taken for a lost link.
 func (m *migration) handOver(ctx context.Context, done func() bool) error {
 	ctx = context.WithoutCancel(ctx)
-	limited, cancel := context.WithTimeout(ctx, m.plan.StallLimit)
+	limit := max(m.plan.StallLimit, m.plan.RecoverLimit)
+	limited, cancel := context.WithTimeout(ctx, limit)
 	defer cancel()
 	err := m.until(limited, done)
 	if err == nil || limited.Err() == nil {
@@ -106,7 +108,7 @@ func (m *migration) handOver(ctx context.Context, done func() bool) error {
 	}
 	m.yank(ctx, m.src)
 	_ = m.drainFor(ctx, killLimit, func() bool { return m.broken() != nil || done() })
-	return fmt.Errorf("the switch to post-copy stood still for %s, and its connection was closed", m.plan.StallLimit)
+	return fmt.Errorf("the switch to post-copy stood still for %s, and its connection was closed", limit)
 }
 
 // loading tells whether the destination has the device state, or is at it, so that it may be told to run.

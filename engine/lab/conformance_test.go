@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"path"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -94,7 +95,7 @@ func ways() []way {
 		{name: "tls psk", plan: engine.Plan{TLS: &engine.TLS{Kind: engine.PSK}}},
 		{name: "tls x509 post-copy", plan: engine.Plan{Mode: record.PostCopyMode, TLS: &engine.TLS{Kind: engine.X509}}},
 		{name: "tls x509 multifd", plan: engine.Plan{TLS: &engine.TLS{Kind: engine.X509}, Capabilities: caps("multifd")}},
-		{name: "tls wrong name", plan: engine.Plan{TLS: &engine.TLS{Kind: engine.X509, Hostname: "other.example"}}, want: always("refused")},
+		{name: "tls wrong name", plan: engine.Plan{TLS: &engine.TLS{Kind: engine.X509, Hostname: "other.example"}}, run: wrongName, want: always("refused")},
 		{name: "tls not authorized", plan: engine.Plan{TLS: &engine.TLS{Kind: engine.X509, Authz: "CN=somebody-else"}}, want: always("not completed")},
 		{name: "file", run: file(engine.File{})},
 		{name: "file mapped-ram", run: file(engine.File{Format: engine.MappedRAMFormat}), want: unless72},
@@ -119,6 +120,21 @@ func ways() []way {
 // primaryKilled keeps the guest in step with a secondary and kills the primary: the guest goes on with its memory and its TCP session.
 func primaryKilled(t *testing.T, l *Lab, _ engine.Plan) (*record.Migration, error) {
 	return l.COLO(within.Context(t), engine.COLOPlan{CheckpointDelay: 100 * time.Millisecond}, COLOTrial{Run: time.Second, Checkpoints: 5, Kill: record.Source}, engine.Options{})
+}
+
+// wrongName migrates to a destination whose certificate is for another name than the source asks for.
+func wrongName(t *testing.T, l *Lab, p engine.Plan) (*record.Migration, error) {
+	from, to, err := Credentials(&engine.TLS{Kind: engine.X509}, "destination.example")
+	if err != nil {
+		t.Fatal(err)
+	}
+	own := *p.TLS
+	own.SourceDir, own.DestinationDir = path.Join(l.source.Spec().Dir, "given"), path.Join(l.destination.Spec().Dir, "given")
+	if err := errors.Join(WriteCredentials(l.source.Host(), own.SourceDir, from), WriteCredentials(l.destination.Host(), own.DestinationDir, to)); err != nil {
+		t.Fatal(err)
+	}
+	p.TLS = &own
+	return l.Migrate(within.Context(t), p, engine.Options{})
 }
 
 // linkDown takes the destination off the link once, for two seconds.
