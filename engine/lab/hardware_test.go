@@ -278,7 +278,7 @@ func TestCPUCapRates(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	t.Logf("rate, and processor time, in percent of one processor; period %v\n%s", hostnet.CPUCapPeriod, &table)
+	t.Logf("rate, and processor time, in percent of one processor; period %v\n%s", period, &table)
 }
 
 // watchRate is the workload's events per second, and its vCPUs' processor time in percent of one processor, over a window.
