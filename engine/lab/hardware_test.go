@@ -125,7 +125,7 @@ func withCap(t *testing.T, percent, vcpus int, workload wire.Workload) *Lab {
 	l, err := Up(t.Context(), Spec{Owner: fmt.Sprintf("test-%d", os.Getpid()), SourceQEMU: guesttest.QEMU(t, "10.0"), DestinationQEMU: guesttest.QEMU(t, "10.0"), Accelerator: "tcg",
 		CPUCap: percent, Workload: workload, Guest: guest.Spec{VCPUs: vcpus, Memory: 128 << 20}})
 	if errors.Is(err, errors.ErrUnsupported) {
-		t.Skip(err) // a machine without control groups that may be written
+		t.Skipf("this machine has no control group for processor time that may be written, so there is no cap to look at: %v", err)
 	}
 	if err != nil {
 		t.Fatal(err)
@@ -201,7 +201,7 @@ const capWindow = time.Second
 // points from the cap or, past what the workload can use, from all that it can use.
 func TestCPUCapRates(t *testing.T) {
 	if os.Getenv("QMIGRATE_CAPS") != "1" {
-		t.Skip("a campaign of minutes on a quiet machine: QMIGRATE_CAPS=1 runs it")
+		t.Skip("rates say something of a cap on a quiet machine alone, and take 5 minutes: QMIGRATE_CAPS=1 runs it; TestCPUCap looks at the cap itself")
 	}
 	const rounds, points = 3, 3
 	const period = 100 * time.Millisecond // with the default each of five times as many standstills costs the guest about 1 ms of its work
@@ -305,7 +305,7 @@ func (l *Lab) watchRate(t *testing.T, c *hostnet.CPUCap) (rate, used float64) {
 // guest with each takes to boot. QMIGRATE_HARDWARE=1 runs it. A figure is the best of some windows, for other work can only lower it.
 func TestHardwareRates(t *testing.T) {
 	if !everyHardware() {
-		t.Skip("a campaign of minutes on a quiet machine: QMIGRATE_HARDWARE=1 runs it")
+		t.Skip("rates say something of hardware on a quiet machine alone, and take minutes: QMIGRATE_HARDWARE=1 runs it; TestHardware migrates each kind")
 	}
 	needRoot(t)
 	up := func(accelerator, nic string, image guest.ImageSpec, workload string) (*Lab, error) {

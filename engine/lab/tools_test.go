@@ -300,7 +300,7 @@ func TestDebianGuest(t *testing.T) {
 // Every workload of the Debian guest, in both modes: a minute and a half of guests.
 func TestTools(t *testing.T) {
 	if os.Getenv("QMIGRATE_TOOLS") == "" {
-		t.Skip("a campaign: set QMIGRATE_TOOLS=1")
+		t.Skip("every program in both modes takes minutes: QMIGRATE_TOOLS=1 runs it; TestDebianGuest has one")
 	}
 	for _, workload := range []string{"sysbench", "iperf3", "iperf3:direction=receive", "stress-ng", "stress-ng:method=int64", "redis:rate=0", "ssh", "dirty"} {
 		t.Run(workload, func(t *testing.T) {

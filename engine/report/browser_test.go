@@ -129,9 +129,6 @@ const blank = `[...document.querySelectorAll("figure[data-figure]")].flatMap(f =
 
 // TestPage opens the report of 1,000 records and of a few real ones: nothing is said on the console, nothing leaves the page, every figure is drawn at both widths, in light, dark and print.
 func TestPage(t *testing.T) {
-	if testing.Short() {
-		t.Skip("a browser is started")
-	}
 	chromium(t)
 	dir := synthetic(t, 1000)
 	r := write(t, dir)

@@ -97,7 +97,7 @@ func TestMarkCountsPages(t *testing.T) {
 // A working set divided among writers is written whole, each page by one of them.
 func TestShares(t *testing.T) {
 	if runtime.NumCPU() < 2 {
-		t.Skip("one processor: there are no two writers")
+		t.Skip("one processor: each writer is bound to one of its own, so there are no two")
 	}
 	a := testAgent(t, newMonotonic())
 	must[wire.Filled](t)(a.fill(wire.Fill{Bytes: 1 << 20}))
