@@ -9,6 +9,7 @@ import (
 	"strings"
 	"sync"
 	"sync/atomic"
+	"syscall"
 	"testing"
 	"time"
 
@@ -318,6 +319,27 @@ func TestCancelInEachState(t *testing.T) {
 				t.Errorf("source %s, destination %s: %v", x.a, x.b, x.err)
 			}
 		})
+	})
+}
+
+// TestSlowSwitch: a destination that stands still for longer than the stall limit while it is handed the guest is busy, not gone: its connection stays.
+func TestSlowSwitch(t *testing.T) {
+	guesttest.EachQEMU(t, func(t *testing.T, qemu string) {
+		x := newTrial(t, qemu, true, nil)
+		x.plan = engine.Plan{Mode: record.PostCopyMode, StallLimit: time.Second}
+		x.run(t, sent(record.Source, "migrate-start-postcopy"), 0, func() {
+			if err := x.dst.Process().Signal(syscall.SIGSTOP); err != nil {
+				t.Error(err)
+			}
+			x.background.Go(func() {
+				time.Sleep(5 * x.plan.StallLimit / 2)
+				_ = x.dst.Process().Signal(syscall.SIGCONT)
+			})
+		})
+		x.look(t)
+		if x.a != "postmigrate" || x.b != "running" || x.rec.Outcome != record.Completed || x.rec.GuestOn != record.Destination {
+			t.Errorf("source %s, destination %s, %s, guest on %s: %v", x.a, x.b, x.rec.Outcome, x.rec.GuestOn, x.err)
+		}
 	})
 }
 
