@@ -12,23 +12,24 @@ import (
 	"time"
 
 	"qmigrate/engine/lab"
+	"qmigrate/engine/record/units"
 	"qmigrate/guest"
 	"qmigrate/guest/wire"
 	"qmigrate/hostnet"
 )
 
-// observed is one way to watch a guest from within: which of the agent's observers run.
+// observed is one way to watch a guest.
 type observed struct {
 	name        string
-	beats, loop bool
+	beat, every time.Duration // intervals of the heartbeats, and of the pings and TCP echoes; 0: none
 	turns       []agentTurnFigures
 }
 
 // agentTurnFigures are those of one turn.
 type agentTurnFigures struct {
 	used, span, events float64 // s of the vCPU's processor time, s of the guest's clock, Dhrystones
-	done               float64 // beats, or looks of the clock loop where there are no beats
-	beat, loop         float64 // what the guest itself accounts, share of its clock
+	done               float64 // beats, or pings
+	rate               float64 // of the two turns with nothing around this one, 1/s of processor time
 }
 
 const (
@@ -36,13 +37,13 @@ const (
 	agentSettle = 100 * time.Millisecond // after a change, before a turn is counted
 )
 
-// agent is what the agent's observers cost the guest: how much of its vCPU's processor time the heartbeats (5 ms, by UDP) and the clock loop take from a loop that
-// only computes. In turns with them and without, the Dhrystones done tell how much of the vCPU thread's time went to those:
+// agent is what the observers cost the guest: how much of its vCPU's processor time the heartbeats (by UDP, with the look at the clock) and the answers to pings and TCP echoes take from a
+// loop that only computes. In turns without them and with, the Dhrystones done tell how much of the vCPU thread's time went to those:
 //
 //	c = (u - n / r) / (k i)
 //
 //	c  cost, share of a vCPU       u  processor time of the vCPU's thread in a turn, s      n  Dhrystones done in it
-//	k  beats, or looks, in it      r  Dhrystones a second of processor time in the turn without, 1/s
+//	k  beats, or pings, in it      r  Dhrystones a second of processor time in the two turns without around it, 1/s
 //	i  their interval, s: a guest that gets little of the processor misses some, which cost nothing
 //
 // So it does not matter how much of the processor others take meanwhile.
@@ -88,56 +89,66 @@ func (b *bench) agent(ctx context.Context, r *Result) (err error) {
 	if err := agent.Call(ctx, wire.DoWorkloadStart, wire.Workload{Name: "dhrystone"}, nil); err != nil {
 		return err
 	}
-	ways := []*observed{{name: "nothing"}, {name: "heartbeats", beats: true}, {name: "clock loop", loop: true}, {name: "heartbeats and clock loop", beats: true, loop: true}}
-	var beatCPU, loopCPU []float64
-	for i := range b.pick(4, 25) * len(ways) {
-		w := ways[(i+i/len(ways))%len(ways)] // who comes first changes
-		x, err := observedTurn(ctx, agent, vm, w)
-		if err != nil {
-			return fmt.Errorf("%s: %w", w.name, err)
+	nothing := &observed{name: "nothing"}
+	ways := []*observed{
+		{name: "heartbeats, " + units.FormatDuration(lab.BeatIntervalTCG), beat: lab.BeatIntervalTCG},
+		{name: "heartbeats, " + units.FormatDuration(lab.BeatInterval), beat: lab.BeatInterval},
+		{name: "pings and TCP echoes, " + units.FormatDuration(lab.PingInterval), every: lab.PingInterval},
+		{name: "pings and TCP echoes, " + units.FormatDuration(lab.PingIntervalTCG), every: lab.PingIntervalTCG},
+	}
+	turn := func(w *observed) (x agentTurnFigures, err error) {
+		if x, err = w.turn(ctx, agent, vm, network); err != nil {
+			return x, fmt.Errorf("%s: %w", w.name, err)
 		}
-		w.turns = append(w.turns, x)
-		if w.beats && w.loop {
-			beatCPU, loopCPU = append(beatCPU, 100*x.beat), append(loopCPU, 100*x.loop)
+		return x, nil
+	}
+	before, err := turn(nothing)
+	if err != nil {
+		return err
+	}
+	for range b.pick(4, 30) {
+		for _, w := range ways {
+			x, err := turn(w)
+			if err != nil {
+				return err
+			}
+			after, err := turn(nothing)
+			if err != nil {
+				return err
+			}
+			x.rate = (before.events + after.events) / (before.used + after.used)
+			w.turns, nothing.turns, before = append(w.turns, x), append(nothing.turns, after), after
 		}
 	}
-	for _, w := range ways[1:] {
+	for _, w := range ways {
 		target := ""
-		if w.beats && w.loop {
+		if w.beat == lab.BeatIntervalTCG {
 			target = "< 1"
 		}
 		var cost []float64
-		for i, x := range w.turns {
-			without := ways[0].turns[i]
-			cost = append(cost, 100*(x.used-x.events*without.used/without.events)/(x.done*wire.DefaultBeatInterval.Seconds()))
+		for _, x := range w.turns {
+			cost = append(cost, 100*(x.used-x.events/x.rate)/(x.done*max(w.beat, w.every).Seconds()))
 		}
 		r.add("cost of "+w.name, "% of a vCPU", target, ofMedian(cost))
 	}
-	r.add("heartbeats, by the guest's own accounting", "% of its time", "", ofMedian(beatCPU))
-	r.add("clock loop, by the guest's own accounting", "% of its time", "", ofMedian(loopCPU))
 	var rates, shares []float64
-	for _, x := range ways[0].turns {
+	for _, x := range nothing.turns {
 		rates, shares = append(rates, x.events/x.used), append(shares, 100*x.used/x.span)
 	}
 	r.add("Dhrystones with nothing beside", "1/s of processor time", "", ofMedian(rates))
 	r.add("processor that the vCPU got then", "% of a core", "", ofMedian(shares))
-	r.note("QEMU %s, TCG, 1 vCPU, Dhrystone 2.1 in the agent, heartbeats and clock loop each 5 ms; a cost is the vCPU's processor time that did not go to Dhrystones, by neighbours in time, turns of %v, as if no beat was missed; the counting into bins is in all of them", q.Version, agentTurn)
+	r.note("QEMU %s, TCG, 1 vCPU, Dhrystone 2.1 in the agent; the longer intervals are those of a lab under TCG; a cost is the vCPU's processor time that did not go to Dhrystones, by neighbours in time, turns of %v, as if none was missed; the counting into bins is in all of them", q.Version, agentTurn)
 	return nil
 }
 
-func observedTurn(ctx context.Context, agent *guest.Agent, vm *guest.VM, w *observed) (x agentTurnFigures, err error) {
-	interval := time.Duration(0)
-	if w.beats {
-		interval = wire.DefaultBeatInterval
-	}
-	if err := agent.Call(ctx, wire.DoBeat, wire.BeatSet{Interval: &interval}, nil); err != nil {
+// turn is one turn of this way.
+func (w *observed) turn(ctx context.Context, agent *guest.Agent, vm *guest.VM, network *hostnet.Network) (x agentTurnFigures, err error) {
+	if err := agent.Call(ctx, wire.DoBeat, wire.BeatSet{Interval: &w.beat}, nil); err != nil {
 		return x, err
 	}
-	if err := agent.Call(ctx, wire.DoClockReset, wire.ClockReset{Interval: lab.ClockInterval}, nil); err != nil {
-		return x, err
-	}
-	if !w.loop {
-		if err := agent.Call(ctx, wire.DoClockStop, nil, nil); err != nil {
+	pings := func() int { return 0 }
+	if w.every > 0 {
+		if pings, err = lab.Pings(ctx, network.Observer(), network.GuestAddress(0), w.every); err != nil {
 			return x, err
 		}
 	}
@@ -146,13 +157,9 @@ func observedTurn(ctx context.Context, agent *guest.Agent, vm *guest.VM, w *obse
 		status wire.Status
 		used   time.Duration
 		beats  wire.BeatReport
-		loop   wire.ClockReport
 	}
 	take := func() (l look, err error) {
 		if err := agent.Call(ctx, wire.DoBeat, wire.BeatSet{}, &l.beats); err != nil {
-			return l, err
-		}
-		if err := agent.Call(ctx, wire.DoClockReport, nil, &l.loop); err != nil {
 			return l, err
 		}
 		if err := agent.Call(ctx, wire.DoWorkloadStatus, wire.Bins{Max: -1}, &l.status); err != nil {
@@ -161,16 +168,21 @@ func observedTurn(ctx context.Context, agent *guest.Agent, vm *guest.VM, w *obse
 		l.used, err = vcpuTime(vm.Process().PID())
 		return l, err
 	}
+	begin := time.Now()
 	first, err := take()
-	if err != nil {
-		return x, err
+	if err == nil {
+		select {
+		case <-time.After(agentTurn):
+		case <-ctx.Done():
+			err = context.Cause(ctx)
+		}
 	}
-	select {
-	case <-time.After(agentTurn):
-	case <-ctx.Done():
-		return x, context.Cause(ctx)
+	var last look
+	if err == nil {
+		last, err = take()
 	}
-	last, err := take()
+	end := time.Now()
+	sent := float64(pings())
 	if err != nil {
 		return x, err
 	}
@@ -179,12 +191,11 @@ func observedTurn(ctx context.Context, agent *guest.Agent, vm *guest.VM, w *obse
 	}
 	x.span = (last.status.Elapsed - first.status.Elapsed).Seconds()
 	x.used, x.events = (last.used - first.used).Seconds(), float64(last.status.Events-first.status.Events)
-	x.beat, x.loop = (last.beats.CPU-first.beats.CPU).Seconds()/x.span, (last.loop.CPU-first.loop.CPU).Seconds()/x.span
-	x.done = float64(last.loop.Turns - first.loop.Turns)
-	if w.beats {
-		x.done = float64(last.beats.Seq - first.beats.Seq)
+	x.done = float64(last.beats.Seq - first.beats.Seq)
+	if w.every > 0 {
+		x.done = sent * end.Sub(begin).Seconds() / (end.Sub(begin) + agentSettle).Seconds()
 	}
-	if x.events == 0 || x.done == 0 && (w.beats || w.loop) {
+	if x.events == 0 || x.done == 0 && w.beat+w.every > 0 {
 		return x, errors.New("the guest got nothing done")
 	}
 	return x, nil

@@ -376,7 +376,10 @@ func printChecks(w io.Writer, r *record.Migration) {
 		line(t.name, t.parts...)
 	}
 	if n := r.Network; n != nil {
-		parts := []string{fmt.Sprintf("%s sent, %s lost", plural(int64(n.PingsSent), "ping", "pings"), count(int64(n.PingsLost)))}
+		var parts []string
+		if n.PingsSent > 0 {
+			parts = append(parts, fmt.Sprintf("%s sent, %s lost", plural(int64(n.PingsSent), "ping", "pings"), count(int64(n.PingsLost))))
+		}
 		if n.TCPSurvived != nil {
 			tcp := "TCP connection " + map[bool]string{true: "alive", false: "LOST"}[*n.TCPSurvived]
 			if n.Retransmits != nil {

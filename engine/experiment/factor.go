@@ -127,6 +127,18 @@ func factors() []factor {
 			c.Lab.CPUCapPeriod, err = units.Duration(text)
 			return err
 		}},
+		{"beat-interval", "20ms", "between two heartbeats of the guest's, and looks at its clock; 0s: none; 5ms, and 50ms under TCG, if not given", func(c *Cell, text string) (err error) {
+			if c.Lab.BeatInterval, err = units.Duration(text); err == nil {
+				c.Lab.BeatInterval, err = lab.Interval(c.Lab.BeatInterval)
+			}
+			return err
+		}},
+		{"ping-interval", "20ms", "between two pings, and two TCP echoes; 0s: none; 5ms, and 20ms under TCG, if not given", func(c *Cell, text string) (err error) {
+			if c.Lab.PingInterval, err = units.Duration(text); err == nil {
+				c.Lab.PingInterval, err = lab.Interval(c.Lab.PingInterval)
+			}
+			return err
+		}},
 		{"machine", "pc-q35-7.2", "versioned machine type; pc-q35-7.2 if not given", func(c *Cell, text string) error {
 			c.Lab.Guest.Machine = text
 			return nil

@@ -214,7 +214,8 @@ func (l *Lab) attach(ctx context.Context, host, qemu string) (err error) {
 // coloFigures are what was seen on the link: the longest silences around a failover.
 func (l *Lab) coloFigures(rec *record.Migration) {
 	s, f := &l.seen, rec.COLO
-	rec.Network = &record.Network{PingsSent: s.sent, PingsLost: s.lost, TCPSurvived: record.Of(s.survived), Retransmits: s.resent}
+	rec.Network = l.observed()
+	rec.Network.BeatInterval = nil
 	if f.LostAt == nil || f.Failover == nil {
 		return
 	}

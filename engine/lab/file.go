@@ -28,8 +28,8 @@ func (l *Lab) Save(ctx context.Context, p engine.Plan, f engine.File, o engine.O
 		}
 	}
 	defer watch.close()
-	if err := l.agent.Call(ctx, wire.DoClockReset, wire.ClockReset{}, nil); err != nil {
-		return nil, fmt.Errorf("start the guest's clock loop: %w", err)
+	if err := l.agent.Call(ctx, wire.DoClockReset, nil, nil); err != nil {
+		return nil, fmt.Errorf("count the guest's looks at its clock: %w", err)
 	}
 	rec, saveErr := engine.Save(ctx, Endpoint(l.source), p, f, o)
 	l.label(rec)

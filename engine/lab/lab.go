@@ -18,6 +18,7 @@ import (
 	"time"
 
 	"qmigrate/engine"
+	"qmigrate/engine/record"
 	"qmigrate/engine/storage"
 	"qmigrate/guest"
 	"qmigrate/guest/wire"
@@ -40,6 +41,8 @@ type Spec struct {
 	Workload        wire.Workload // default idle
 	Fill            int64         // bytes of guest memory under the memory check; 0: half of what the guest has
 	Observe         time.Duration // how long the guest is watched before the first command, and after the end; 0: 1 s, and half a second
+	BeatInterval    time.Duration // of the guest's heartbeats and its looks at its clock; 0: BeatInterval, or BeatIntervalTCG; negative: none
+	PingInterval    time.Duration // of the pings and the TCP echoes; 0: PingInterval, or PingIntervalTCG; negative: none
 	COLO            bool          // for Lab.COLO: both QEMUs are tried for it before the guest boots, and the machine's default is COLOMachine
 	AllowUnsafe     bool          // RAM as asked for, even where that QEMU is known to lose pages
 	Log             io.Writer     // one line a step, for people; nil is silent
@@ -145,6 +148,11 @@ func Up(ctx context.Context, s Spec) (_ *Lab, err error) {
 		return nil, err
 	}
 	g.Accelerator = l.accelerator.Name
+	beat, ping := BeatInterval, PingInterval
+	if g.Accelerator == "tcg" {
+		beat, ping = BeatIntervalTCG, PingIntervalTCG
+	}
+	l.spec.BeatInterval, l.spec.PingInterval = cmp.Or(s.BeatInterval, beat), cmp.Or(s.PingInterval, ping)
 	if g.Memory == 0 {
 		g.Memory = DefaultMemory(s.Image.Guest)
 	}
@@ -248,6 +256,10 @@ func (l *Lab) prepare(ctx context.Context) error {
 	var filled wire.Filled
 	if err := l.agent.Call(ctx, wire.DoFill, wire.Fill{Bytes: l.spec.Fill}, &filled); err != nil {
 		return fmt.Errorf("fill guest memory: %w", err)
+	}
+	beats := wire.BeatSet{Interval: record.Of(max(l.spec.BeatInterval, 0))}
+	if err := l.agent.Call(ctx, wire.DoBeat, beats, nil); err != nil {
+		return fmt.Errorf("set the guest's heartbeats: %w", err)
 	}
 	if err := l.limit(ctx, l.source); err != nil { // not before: it would boot for minutes
 		return err

@@ -163,7 +163,7 @@ func (l *Lab) progress(ctx context.Context, a *guest.Agent) (progress, error) {
 	return p, nil
 }
 
-// begin starts the observers and the guest's clock loop, and lets the workload run: the "before" of every rate and gap.
+// begin starts the observers and the count of the guest's looks at its clock, and lets the workload run: the "before" of every rate and gap.
 func (l *Lab) begin(ctx context.Context) (_ *watchers, before [2]progress, err error) {
 	watch, err := l.watch(ctx)
 	if err != nil {
@@ -175,8 +175,8 @@ func (l *Lab) begin(ctx context.Context) (_ *watchers, before [2]progress, err e
 			watch.close()
 		}
 	}()
-	if err := l.agent.Call(ctx, wire.DoClockReset, wire.ClockReset{Interval: ClockInterval}, nil); err != nil {
-		return nil, before, fmt.Errorf("start the guest's clock loop: %w", err)
+	if err := l.agent.Call(ctx, wire.DoClockReset, nil, nil); err != nil {
+		return nil, before, fmt.Errorf("count the guest's looks at its clock: %w", err)
 	}
 	if before[0], err = l.progress(ctx, l.agent); err != nil {
 		return nil, before, err
@@ -226,11 +226,13 @@ func (l *Lab) watch(ctx context.Context) (_ *watchers, err error) {
 	if w.listener, err = startListener(ctx, observer, netip.AddrPortFrom(l.network.Gateway(), beatPort)); err != nil {
 		return nil, err
 	}
-	if w.pinger, err = startPinger(ctx, observer, address); err != nil {
-		return nil, err
-	}
-	if w.echoer, err = startEchoer(ctx, observer, netip.AddrPortFrom(address, wire.DefaultEchoPort)); err != nil {
-		return nil, err
+	if every := l.spec.PingInterval; every > 0 {
+		if w.pinger, err = startPinger(ctx, observer, address, every); err != nil {
+			return nil, err
+		}
+		if w.echoer, err = startEchoer(ctx, observer, netip.AddrPortFrom(address, wire.DefaultEchoPort), every); err != nil {
+			return nil, err
+		}
 	}
 	if w.load, err = l.startLoad(ctx); err != nil {
 		return nil, err
@@ -281,9 +283,9 @@ func (w *watchers) close() (s seen) {
 func (l *Lab) check(ctx context.Context, rec *record.Migration) (failed error) {
 	var report wire.ClockReport
 	if err := l.agent.Call(ctx, wire.DoClockStop, nil, &report); err != nil {
-		rec.Warn("the guest's clock loop does not answer: %v", err)
-	} else if rec.Outcome == record.Completed {
-		rec.Downtime.GuestClock, rec.Downtime.GuestClockError = record.Of(report.Longest), record.Of(report.P99)
+		rec.Warn("the guest's heartbeat does not answer: %v", err)
+	} else if rec.Outcome == record.Completed && report.Turns > 0 {
+		rec.Downtime.GuestClock, rec.Downtime.GuestClockError = record.Of(report.Longest), record.Of(report.Resolution)
 	}
 	toolsEnd := l.tools.finish(ctx, rec)
 	var status wire.Status
@@ -347,10 +349,23 @@ func (l *Lab) rates(rec *record.Migration, before [2]progress, during progress) 
 	}
 }
 
+// observed is what the observers counted, and how often they looked.
+func (l *Lab) observed() *record.Network {
+	s := &l.seen
+	n := &record.Network{PingsSent: s.sent, PingsLost: s.lost, Retransmits: s.resent}
+	if every := l.spec.PingInterval; every > 0 {
+		n.PingInterval, n.TCPSurvived = &every, &s.survived
+	}
+	if every := l.spec.BeatInterval; every > 0 {
+		n.BeatInterval = &every
+	}
+	return n
+}
+
 // linkFigures fills in what was seen on the link.
 func (l *Lab) linkFigures(rec *record.Migration) {
 	s := &l.seen
-	rec.Network = &record.Network{PingsSent: s.sent, PingsLost: s.lost, TCPSurvived: record.Of(s.survived), Retransmits: s.resent}
+	rec.Network = l.observed()
 	if rec.Outcome != record.Completed {
 		return
 	}

@@ -14,30 +14,49 @@ import (
 	"golang.org/x/net/icmp"
 	"golang.org/x/net/ipv4"
 
+	"qmigrate/engine/record/units"
 	"qmigrate/guest/wire"
 	"qmigrate/hostnet"
 )
 
-// Intervals of the observers: fine enough for a downtime of some milliseconds, at less than 1 % of a core each.
+// Defaults of Spec's intervals. Under TCG each datagram and each wake-up of the guest's kernel is emulated, which a busy guest pays for with its vCPU's time: docs/timeline.md has how much.
 const (
-	pingInterval = 5 * time.Millisecond
-	echoInterval = 5 * time.Millisecond
-	pingGrace    = time.Second     // how long a reply may be under way at the end
-	echoGrace    = 5 * time.Second // the same for an echo, which TCP sends again after up to some seconds
+	BeatInterval    = 5 * time.Millisecond
+	BeatIntervalTCG = 50 * time.Millisecond
+	PingInterval    = 5 * time.Millisecond
+	PingIntervalTCG = 20 * time.Millisecond
 )
 
-// ClockInterval is how long the guest's clock loop sleeps between two looks: as long as the heartbeats, for a shorter one would not see the silence of a
-// busy guest better and costs it a wake-up each time.
-const ClockInterval = 5 * time.Millisecond
+// Interval checks one of the observers' intervals as people give it, and is what Spec takes: 0s is none there, and 0 the default here.
+func Interval(asked time.Duration) (time.Duration, error) {
+	if asked == 0 {
+		return -1, nil
+	}
+	if asked < minInterval || asked > maxInterval {
+		return 0, fmt.Errorf("%s: 0s, or %s to %s", units.FormatDuration(asked), units.FormatDuration(minInterval), units.FormatDuration(maxInterval))
+	}
+	return asked, nil
+}
+
+const (
+	minInterval = time.Millisecond
+	maxInterval = 250 * time.Millisecond // some of them in the second before the migration, in each second of the guest's clock
+)
+
+const (
+	pingGrace = time.Second     // how long a reply may be under way at the end
+	echoGrace = 5 * time.Second // the same for an echo, which TCP sends again after up to some seconds
+)
 
 // pinger sends ICMP echo requests from the observer to the guest and stamps the replies. Every observer is one such thing: run
 // begins it, close ends it, and only then is what it has collected read.
 type pinger struct {
-	conn net.PacketConn
-	to   net.Addr
-	id   int
-	stop context.CancelFunc
-	all  sync.WaitGroup
+	conn  net.PacketConn
+	to    net.Addr
+	id    int
+	every time.Duration
+	stop  context.CancelFunc
+	all   sync.WaitGroup
 
 	mu       sync.Mutex
 	sent     int
@@ -46,20 +65,20 @@ type pinger struct {
 	err      error
 }
 
-func startPinger(ctx context.Context, from hostnet.Host, to netip.Addr) (*pinger, error) {
+func startPinger(ctx context.Context, from hostnet.Host, to netip.Addr, every time.Duration) (*pinger, error) {
 	conn, err := from.ListenPacket(ctx, "ip4:icmp", "0.0.0.0")
 	if err != nil {
 		return nil, fmt.Errorf("open ping socket: %w", err)
 	}
 	ctx, stop := context.WithCancel(context.WithoutCancel(ctx))
-	p := &pinger{conn: conn, to: &net.IPAddr{IP: to.AsSlice()}, id: int(time.Now().UnixNano() & 0xffff), stop: stop, answered: map[uint16]int{}}
+	p := &pinger{conn: conn, to: &net.IPAddr{IP: to.AsSlice()}, id: int(time.Now().UnixNano() & 0xffff), every: every, stop: stop, answered: map[uint16]int{}}
 	p.all.Go(func() { p.send(ctx) })
 	p.all.Go(p.receive)
 	return p, nil
 }
 
 func (p *pinger) send(ctx context.Context) {
-	tick := time.NewTicker(pingInterval)
+	tick := time.NewTicker(p.every)
 	defer tick.Stop()
 	for seq := 0; ; seq++ {
 		m := icmp.Message{Type: ipv4.ICMPTypeEcho, Body: &icmp.Echo{ID: p.id, Seq: seq & 0xffff, Data: []byte("qmigrate")}}
@@ -126,6 +145,24 @@ func (p *pinger) missing() int {
 	return p.sent - answered
 }
 
+// Pings sends pings and TCP echoes to a guest, as a lab's observer does, until stop, which returns the number of pings.
+func Pings(ctx context.Context, from hostnet.Host, guest netip.Addr, every time.Duration) (stop func() int, err error) {
+	p, err := startPinger(ctx, from, guest, every)
+	if err != nil {
+		return nil, err
+	}
+	e, err := startEchoer(ctx, from, netip.AddrPortFrom(guest, wire.DefaultEchoPort), every)
+	if err != nil {
+		p.close()
+		return nil, err
+	}
+	return func() int {
+		e.close()
+		_, sent, _ := p.close()
+		return sent
+	}, nil
+}
+
 // listener receives the guest's heartbeats by UDP and stamps them.
 type listener struct {
 	conn net.PacketConn
@@ -175,9 +212,10 @@ func (l *listener) close() []beat {
 
 // echoer keeps one TCP connection to the guest's echo server, sends a number at each tick and stamps the echoes.
 type echoer struct {
-	conn net.Conn
-	stop context.CancelFunc
-	all  sync.WaitGroup
+	conn  net.Conn
+	every time.Duration
+	stop  context.CancelFunc
+	all   sync.WaitGroup
 
 	mu       sync.Mutex
 	sent     uint64
@@ -185,20 +223,20 @@ type echoer struct {
 	err      error
 }
 
-func startEchoer(ctx context.Context, from hostnet.Host, to netip.AddrPort) (*echoer, error) {
+func startEchoer(ctx context.Context, from hostnet.Host, to netip.AddrPort, every time.Duration) (*echoer, error) {
 	conn, err := from.Dial(ctx, "tcp", to.String())
 	if err != nil {
 		return nil, fmt.Errorf("connect to the guest's echo server: %w", err)
 	}
 	ctx, stop := context.WithCancel(context.WithoutCancel(ctx))
-	e := &echoer{conn: conn, stop: stop}
+	e := &echoer{conn: conn, every: every, stop: stop}
 	e.all.Go(func() { e.send(ctx) })
 	e.all.Go(e.receive)
 	return e, nil
 }
 
 func (e *echoer) send(ctx context.Context) {
-	tick := time.NewTicker(echoInterval)
+	tick := time.NewTicker(e.every)
 	defer tick.Stop()
 	var b [8]byte
 	for n := uint64(0); ; n++ {

@@ -74,7 +74,7 @@ func TestEchoer(t *testing.T) {
 		}, false},
 	} {
 		t.Run(c.name, func(t *testing.T) {
-			e, err := startEchoer(within.Context(t), hostnet.Local(), echo(t, c.serve))
+			e, err := startEchoer(within.Context(t), hostnet.Local(), echo(t, c.serve), PingInterval)
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -102,7 +102,7 @@ func TestEchoer(t *testing.T) {
 		t.Fatal(err)
 	}
 	nobody.Close()
-	if _, err := startEchoer(within.Context(t), hostnet.Local(), netip.MustParseAddrPort(nobody.Addr().String())); err == nil {
+	if _, err := startEchoer(within.Context(t), hostnet.Local(), netip.MustParseAddrPort(nobody.Addr().String()), PingInterval); err == nil {
 		t.Error("connected to nobody")
 	}
 }
@@ -142,7 +142,7 @@ func TestListener(t *testing.T) {
 }
 
 func TestPinger(t *testing.T) {
-	p, err := startPinger(within.Context(t), hostnet.Local(), netip.MustParseAddr("127.0.0.1"))
+	p, err := startPinger(within.Context(t), hostnet.Local(), netip.MustParseAddr("127.0.0.1"), PingInterval)
 	if errors.Is(err, os.ErrPermission) {
 		guesttest.Unable(t, "no raw ICMP socket without root: ", err)
 	}
@@ -157,7 +157,7 @@ func TestPinger(t *testing.T) {
 	if arrivals, sent, lost := p.close(); sent < 3 || lost != 0 || len(arrivals) != sent {
 		t.Errorf("%d sent, %d lost, %d replies", sent, lost, len(arrivals))
 	}
-	p, err = startPinger(within.Context(t), hostnet.Local(), netip.MustParseAddr("240.0.0.1")) // nobody's, and not to be reached
+	p, err = startPinger(within.Context(t), hostnet.Local(), netip.MustParseAddr("240.0.0.1"), PingInterval) // nobody's, and not to be reached
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -229,7 +229,7 @@ type Downtime struct {
 	PingError       *time.Duration `json:"ping_error_ns,omitempty"`
 	Heartbeat       *time.Duration `json:"heartbeat_ns,omitempty"` // longest gap between the guest's beats, stamped by the observer
 	HeartbeatError  *time.Duration `json:"heartbeat_error_ns,omitempty"`
-	GuestClock      *time.Duration `json:"guest_clock_ns,omitempty"` // longest gap that the guest saw on its own clock
+	GuestClock      *time.Duration `json:"guest_clock_ns,omitempty"` // longest gap between two of the guest's looks at its own clock, one at each heartbeat
 	GuestClockError *time.Duration `json:"guest_clock_error_ns,omitempty"`
 	TCP             *time.Duration `json:"tcp_ns,omitempty"` // longest gap between echoes in one established connection
 	TCPError        *time.Duration `json:"tcp_error_ns,omitempty"`
@@ -315,6 +315,8 @@ type Boot struct {
 
 // Network is what the network saw, from the observer.
 type Network struct {
+	PingInterval          *time.Duration  `json:"ping_interval_ns,omitempty"` // between two pings, and two TCP echoes; absent: neither was sent
+	BeatInterval          *time.Duration  `json:"beat_interval_ns,omitempty"` // between two of the guest's heartbeats, and looks at its clock; absent: there were none
 	PingsSent             int             `json:"pings_sent"`
 	PingsLost             int             `json:"pings_lost"`
 	TCPSurvived           *bool           `json:"tcp_survived,omitempty"`
@@ -437,5 +439,5 @@ type SnapshotFigures struct {
 	StopError  *time.Duration `json:"stopped_error_ns,omitempty"`            //
 	Stall      *time.Duration `json:"vcpu_stall_longest_ns,omitempty"`       // longest gap between the guest's beats that overlaps it, stamped by the observer: Stopped is part of it, and so are writes to pages that wait to be saved
 	StallError *time.Duration `json:"vcpu_stall_longest_error_ns,omitempty"` // as of downtime.heartbeat
-	StallGuest *time.Duration `json:"vcpu_stall_guest_clock_ns,omitempty"`   // the longest gap that a loop in the guest saw on its own clock, which stands still while the guest is stopped: writes alone
+	StallGuest *time.Duration `json:"vcpu_stall_guest_clock_ns,omitempty"`   // the longest gap between two of the guest's looks at its own clock, which stands still while the guest is stopped: writes alone
 }

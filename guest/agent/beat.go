@@ -11,9 +11,11 @@ import (
 )
 
 // beats sends the heartbeats: one line, by UDP or, in a guest that was not told where to send them, on the port. Not both, for under TCG each
-// way costs a guest about as much as the other. It allocates nothing and never waits for a reader.
+// way costs a guest about as much as the other; and for the same reason the looks at the clock are no loop of their own, but taken at each beat.
+// It allocates nothing and never waits for a reader.
 type beats struct {
 	clock    clock
+	looks    looks
 	port     atomic.Pointer[port] // nil until it is open
 	udp      int                  // socket; -1: none
 	to       unix.Sockaddr
@@ -21,7 +23,6 @@ type beats struct {
 	turnedOn chan struct{} // holds one
 	seq      atomic.Uint64
 	lost     atomic.Uint64 // by UDP
-	cpu      atomic.Int64  // ns of this thread
 	line     [96]byte
 }
 
@@ -68,6 +69,7 @@ func (b *beats) run() {
 			b.clock.sleep(min(next-now, nap))
 			continue
 		}
+		b.looks.look(now, interval)
 		b.beat(now)
 		if next += interval; next <= now {
 			next = now + interval
@@ -85,15 +87,12 @@ func (b *beats) beat(now time.Duration) {
 	} else if p := b.port.Load(); p != nil {
 		p.try(line)
 	}
-	if seq%64 == 0 {
-		b.cpu.Store(int64(clockNow(unix.CLOCK_THREAD_CPUTIME_ID)))
-	}
 }
 
 func (b *beats) report() wire.BeatReport {
 	r := wire.BeatReport{
 		Interval: time.Duration(b.interval.Load()), Seq: b.seq.Load(),
-		UDPLost: b.lost.Load(), CPU: time.Duration(b.cpu.Load()),
+		UDPLost: b.lost.Load(),
 	}
 	if p := b.port.Load(); p != nil {
 		r.Dropped = p.dropped.Load()

@@ -5,7 +5,6 @@ import (
 	"math/bits"
 	"runtime"
 	"sync"
-	"sync/atomic"
 	"time"
 	"unsafe"
 
@@ -107,71 +106,52 @@ func (g *gaps) quantile(q float64) time.Duration {
 	return g.longest
 }
 
-// clockLoop turns, sleeps and reads the clock, and remembers the gaps between its turns.
-type clockLoop struct {
-	clock clock
-
+// looks are the heartbeat's looks at the clock, and the gaps between them.
+type looks struct {
 	mu       sync.Mutex
-	interval time.Duration
+	interval time.Duration // of the beats, at the last look
 	start    time.Duration
 	last     time.Duration
 	gaps     gaps
-	cpu      time.Duration
-	stop     *atomic.Bool // of the running loop; nil: none
-	known    bool         // there was a reset
+	counting bool
+	known    bool // there was a reset
 }
 
-var errNoClockLoop = errors.New("the clock loop was never started: clock.reset starts it")
+var errNoLooks = errors.New("the looks at the clock were never counted: clock.reset begins it")
 
-// reset ends the loop that runs and starts the count afresh for the one that is to be run with what it returns.
-func (l *clockLoop) reset(interval time.Duration) (stop *atomic.Bool) {
+// reset starts the count afresh.
+func (l *looks) reset(now time.Duration) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	if l.stop != nil {
-		l.stop.Store(true)
-	}
-	l.interval, l.start = interval, l.clock.now()
-	l.last, l.gaps, l.cpu, l.known = l.start, gaps{}, 0, true
-	l.stop = new(atomic.Bool)
-	return l.stop
+	l.start, l.last, l.gaps = now, now, gaps{}
+	l.counting, l.known = true, true
 }
 
-// run is the loop, until stop.
-func (l *clockLoop) run(interval time.Duration, stop *atomic.Bool) {
-	realtime()
-	began := clockNow(unix.CLOCK_THREAD_CPUTIME_ID) // Go gives an old thread to a new loop
-	for !stop.Load() {
-		l.clock.sleep(interval)
-		cpu := clockNow(unix.CLOCK_THREAD_CPUTIME_ID) - began
-		l.mu.Lock()
-		if !stop.Load() {
-			now := l.clock.now()
-			l.gaps.add(l.last, now)
-			l.last, l.cpu = now, cpu
-		}
-		l.mu.Unlock()
-	}
-}
-
-// halt ends the loop; its report stays.
-func (l *clockLoop) halt() {
+func (l *looks) look(now, interval time.Duration) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	if l.stop != nil {
-		l.stop.Store(true)
-		l.stop = nil
+	if l.counting {
+		l.gaps.add(l.last, now)
+		l.last, l.interval = now, interval
 	}
 }
 
-func (l *clockLoop) report() (wire.ClockReport, error) {
+// halt ends the count; its report stays.
+func (l *looks) halt() {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.counting = false
+}
+
+func (l *looks) report() (wire.ClockReport, error) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if !l.known {
-		return wire.ClockReport{}, errNoClockLoop
+		return wire.ClockReport{}, errNoLooks
 	}
 	return wire.ClockReport{
 		Interval: l.interval, Turns: l.gaps.n, Elapsed: l.last - l.start,
 		Longest: l.gaps.longest, LongestAt: l.gaps.at,
-		Resolution: l.gaps.quantile(0.5), P99: l.gaps.quantile(0.99), CPU: l.cpu,
+		Resolution: l.gaps.quantile(0.5), P99: l.gaps.quantile(0.99),
 	}, nil
 }

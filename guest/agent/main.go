@@ -25,7 +25,6 @@ type agent struct {
 	started  time.Duration
 	port     *port
 	beats    *beats
-	loop     clockLoop
 	mem      memory
 	disks    disks
 	children children
@@ -49,7 +48,6 @@ type agent struct {
 
 func newAgent(c clock) *agent {
 	a := &agent{clock: c, started: c.now(), notes: make(chan []byte, 64)}
-	a.loop.clock = c
 	a.off, a.broken, a.listen = powerOff, a.die, net.Listen
 	return a
 }

@@ -121,24 +121,45 @@ func TestGaps(t *testing.T) {
 	}
 }
 
-func TestClockLoop(t *testing.T) {
+// The looks are taken at each beat, and counted from the reset to the stop.
+func TestLooks(t *testing.T) {
 	a := testAgent(t, newMonotonic())
 	if _, err := a.do(wire.Request{Do: wire.DoClockReport}); err == nil {
 		t.Error("a report without a reset")
 	}
-	for range 2 { // the second starts afresh and ends the first's loop
-		must[any](t)(a.do(wire.Request{Do: wire.DoClockReset, Args: json.RawMessage(`{"interval_ns":100000}`)}))
+	c := &mortal{clock: a.clock, dead: make(chan struct{})}
+	a.beats.clock = c
+	end := make(chan struct{})
+	go func() { // as in TestBeatInterval
+		defer close(end)
+		defer func() { _ = recover() }()
+		a.beats.run()
+	}()
+	must[any](t)(a.do(wire.Request{Do: wire.DoBeat, Args: json.RawMessage(`{"interval_ns":100000}`)}))
+	for range 2 { // the second counts afresh
+		must[any](t)(a.do(wire.Request{Do: wire.DoClockReset}))
+		late := time.Now().Add(within.Limit)
 		for must[any](t)(a.do(wire.Request{Do: wire.DoClockReport})).(wire.ClockReport).Turns < 10 {
+			if time.Now().After(late) {
+				t.Fatalf("no 10 looks within %s", within.Limit)
+			}
 			a.clock.sleep(time.Millisecond)
 		}
 	}
 	r := must[any](t)(a.do(wire.Request{Do: wire.DoClockStop})).(wire.ClockReport)
-	if r.Turns < 10 || r.Longest < 100*time.Microsecond || r.Resolution > r.Longest || r.Elapsed < r.Longest {
+	if r.Turns < 10 || r.Longest < 100*time.Microsecond || r.Resolution > r.Longest || r.Elapsed < r.Longest || r.Interval != 100*time.Microsecond {
 		t.Errorf("%+v", r)
+	}
+	for seq, late := a.beats.report().Seq, time.Now().Add(within.Limit); a.beats.report().Seq < seq+10; a.clock.sleep(time.Millisecond) {
+		if time.Now().After(late) {
+			t.Fatalf("no 10 beats within %s", within.Limit)
+		}
 	}
 	if again := must[any](t)(a.do(wire.Request{Do: wire.DoClockReport})).(wire.ClockReport); again != r {
 		t.Errorf("after the stop %+v became %+v", r, again)
 	}
+	close(c.dead)
+	within.Receive(t, "the end of beats", end)
 }
 
 func TestBuildID(t *testing.T) {

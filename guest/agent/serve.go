@@ -82,22 +82,13 @@ func (a *agent) do(req wire.Request) (any, error) {
 	case wire.DoWorkloadSpoil:
 		return a.spoil()
 	case wire.DoClockReset:
-		return ask(req, func(r wire.ClockReset) (struct{}, error) {
-			if r.Interval < 0 || r.Interval > time.Minute {
-				return struct{}{}, errors.New("interval_ns is out of range: 0 to 1 minute")
-			}
-			if r.Interval == 0 {
-				r.Interval = time.Millisecond
-			}
-			stop := a.loop.reset(r.Interval)
-			a.spawn("clock loop", func() { a.loop.run(r.Interval, stop) })
-			return struct{}{}, nil
-		})
+		a.beats.looks.reset(a.clock.now())
+		return struct{}{}, nil
 	case wire.DoClockReport:
-		return a.loop.report()
+		return a.beats.looks.report()
 	case wire.DoClockStop:
-		a.loop.halt()
-		return a.loop.report()
+		a.beats.looks.halt()
+		return a.beats.looks.report()
 	case wire.DoBeat:
 		return ask(req, func(s wire.BeatSet) (wire.BeatReport, error) {
 			if s.Interval != nil {

@@ -44,9 +44,9 @@ const (
 	DoWorkloadRate   = "workload.rate"   // NewRate -> Status; of a workload that has a rate
 	DoWorkloadMark   = "workload.mark"   // -> Marked; of the page dirtier
 	DoWorkloadSpoil  = "workload.spoil"  // for tests: the workload's own check must then fail
-	DoClockReset     = "clock.reset"     // ClockReset; starts the clock loop, or starts it afresh
-	DoClockReport    = "clock.report"    // -> ClockReport; the loop goes on
-	DoClockStop      = "clock.stop"      // -> ClockReport
+	DoClockReset     = "clock.reset"     // the looks at the clock are counted afresh
+	DoClockReport    = "clock.report"    // -> ClockReport; the count goes on
+	DoClockStop      = "clock.stop"      // -> ClockReport; the count ends
 	DoBeat           = "beat"            // BeatSet -> BeatReport
 	DoPoweroff       = "poweroff"        // the reply is sent first
 	DoDiskStart      = "disk.start"      // DiskStart -> DiskStatus
@@ -127,7 +127,7 @@ type Beat struct {
 	Clock time.Duration // the guest's CLOCK_MONOTONIC when it was sent
 }
 
-// BeatSet changes the heartbeats; a nil Interval leaves them as they are, 0 turns them off.
+// BeatSet changes the heartbeats, at each of which the guest looks at its clock too; a nil Interval leaves them as they are, 0 turns them off.
 type BeatSet struct {
 	Interval *time.Duration `json:"interval_ns,omitempty"`
 }
@@ -138,24 +138,17 @@ type BeatReport struct {
 	Seq      uint64        `json:"seq"`         // of the last beat
 	Dropped  uint64        `json:"dropped"`     // not sent by the port, for it was full or closed
 	UDPLost  uint64        `json:"udp_lost"`    // not sent by UDP
-	CPU      time.Duration `json:"cpu_ns"`      // of the heartbeat's thread, by the guest's accounting
 }
 
-// ClockReset starts the clock loop.
-type ClockReset struct {
-	Interval time.Duration `json:"interval_ns,omitempty"` // the sleep between two turns; 0: 1 ms
-}
-
-// ClockReport is what the guest saw of its own clock since the reset.
+// ClockReport is what the guest saw of its own clock since the reset, or what workload clock saw.
 type ClockReport struct {
-	Interval   time.Duration `json:"interval_ns"`
-	Turns      uint64        `json:"turns"`
-	Elapsed    time.Duration `json:"elapsed_ns"`       // CLOCK_MONOTONIC since the reset
-	Longest    time.Duration `json:"longest_ns"`       // longest gap between two turns
-	LongestAt  time.Duration `json:"longest_at_ns"`    // CLOCK_MONOTONIC at that gap's beginning
-	Resolution time.Duration `json:"resolution_ns"`    // p50 of the gaps: the error of Longest. At most 1/16 too large
-	P99        time.Duration `json:"p99_ns"`           // of the gaps
-	CPU        time.Duration `json:"cpu_ns,omitempty"` // of the loop's thread; the workload has none of its own
+	Interval   time.Duration `json:"interval_ns"`   // of the beats at the last look; the workload's own
+	Turns      uint64        `json:"turns"`         // 0: nothing was looked at, and nothing below is known
+	Elapsed    time.Duration `json:"elapsed_ns"`    // CLOCK_MONOTONIC since the reset
+	Longest    time.Duration `json:"longest_ns"`    // longest gap between two turns
+	LongestAt  time.Duration `json:"longest_at_ns"` // CLOCK_MONOTONIC at that gap's beginning
+	Resolution time.Duration `json:"resolution_ns"` // p50 of the gaps: the error of Longest. At most 1/16 too large
+	P99        time.Duration `json:"p99_ns"`        // of the gaps
 }
 
 // Fill asks for memory to be held and written: every page with its index, counter 0 and content.
