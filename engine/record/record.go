@@ -216,8 +216,7 @@ type Total struct {
 	DirtySyncs  *int64         `json:"dirty_sync_count,omitempty"` // QEMU's raw count; what it counts differs by version
 }
 
-// Downtime is the guest's silence as each observer saw it; docs/measurements.md defines each. An Error is the half width
-// of the interval that surely holds the true value.
+// Downtime is the guest's silence as each observer saw it; docs/measurements.md defines each, and its error.
 type Downtime struct {
 	QEMU            *time.Duration `json:"qemu_ns,omitempty"` // query-migrate's downtime, ms on the wire
 	QEMUError       *time.Duration `json:"qemu_error_ns,omitempty"`
@@ -240,13 +239,13 @@ type Guest struct {
 	ClockSlip       *time.Duration `json:"clock_slip_ns,omitempty"` // observer's elapsed minus guest's elapsed, over the migration
 	ClockSlipError  *time.Duration `json:"clock_slip_error_ns,omitempty"`
 	SlowdownPercent *float64       `json:"slowdown_percent,omitempty"`    // 100 * (1 - during/before)
-	EventsBefore    *float64       `json:"events_before_per_s,omitempty"` // the workload's own events, before `migrate`
-	EventsDuring    *float64       `json:"events_during_per_s,omitempty"` // the same, from `migrate` to RESUME
-	EventsAfter     *float64       `json:"events_after_per_s,omitempty"`  // the same, after RESUME while it was watched
-	BrownoutError   *time.Duration `json:"brownout_error_ns,omitempty"`   // a bin, and what the same rule would find without a migration
-	BlackoutError   *time.Duration `json:"blackout_error_ns,omitempty"`   // two of the agent's bins, or the usual silence
-	Brownout        *time.Duration `json:"brownout_ns,omitempty"`         // bins of the workload's events below 95 % of the before-median, the blackout not among them
-	Blackout        *time.Duration `json:"blackout_ns,omitempty"`         // bins without any event
+	EventsBefore    *float64       `json:"events_before_per_s,omitempty"` // the workload's own events, in the observation before the first command
+	EventsDuring    *float64       `json:"events_during_per_s,omitempty"` // the same, from the first command to the end of the wall time
+	EventsAfter     *float64       `json:"events_after_per_s,omitempty"`  // the same, from there to the end of the observation
+	BrownoutError   *time.Duration `json:"brownout_error_ns,omitempty"`   // a bin, plus what the same rule would find without a migration
+	BlackoutError   *time.Duration `json:"blackout_error_ns,omitempty"`   // two of the agent's bins, or the usual silence, plus the error of their edges
+	Brownout        *time.Duration `json:"brownout_ns,omitempty"`         // bins of the workload's events below 95 % of the median before, the blackout not among them
+	Blackout        *time.Duration `json:"blackout_ns,omitempty"`         // the longest time without an event that overlaps the wall time
 	Score           *Score         `json:"score,omitempty"`
 }
 
@@ -282,7 +281,7 @@ type CPUUse struct {
 	Thread  string        `json:"thread"` // process (the whole QEMU), vcpu0, vcpu1, ... (vcpus: one thread runs all), main, migration (all threads of it)
 	From    time.Duration `json:"from_ns"`
 	Span    time.Duration `json:"span_ns"`
-	Used    time.Duration `json:"used_ns"`         // by /proc/PID/task/TID/schedstat: ns on a processor
+	Used    time.Duration `json:"used_ns"`         // of threads by /proc/PID/task/TID/schedstat, of the process by its clock of processor time
 	Percent float64       `json:"percent"`         // 100 * used / span: of one processor
 	Stage   StageName     `json:"stage,omitempty"` // "": before the first command; after: when the last stage was over
 }

@@ -141,7 +141,7 @@ func (s source) properties(t *testing.T, path string, typ reflect.Type) (out []p
 		}
 		p := property{path: path, key: key, optional: options == "omitempty", typ: ft, unit: unit(key, ft), text: s.fields[typ.Name()+"."+f.Name]}
 		if of, ok := strings.CutSuffix(key, "_error_ns"); ok && p.text == "" {
-			p.text = "error of `" + of + "_ns`: half the width of the interval that surely holds the true value"
+			p.text = "error of `" + of + "_ns`: measurements.md or timeline.md defines it"
 		}
 		p.kind = s.kind(ft)
 		if p.text == "" {
