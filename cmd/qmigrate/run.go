@@ -12,6 +12,7 @@ import (
 	"path/filepath"
 	"strings"
 	"sync"
+	"syscall"
 	"time"
 
 	"github.com/urfave/cli/v2"
@@ -53,17 +54,20 @@ func bundled() (names []string) {
 // readExperiment is the file's text, or that of a bundled study.
 func readExperiment(name string) (file string, text []byte, err error) {
 	text, err = os.ReadFile(name)
-	if errors.Is(err, fs.ErrNotExist) && filepath.Base(name) == name {
+	if err == nil {
+		return name, text, nil
+	}
+	missing := errors.Is(err, fs.ErrNotExist)
+	if filepath.Base(name) == name && (missing || errors.Is(err, syscall.EISDIR)) { // a folder of a study's name may be what --out made
 		inside := strings.TrimSuffix(name, ".toml") + ".toml"
 		if text, err := experiments.Files.ReadFile(inside); err == nil {
 			return inside, text, nil
 		}
-		return "", nil, usagef("no file %s, and no bundled study of that name: there are %s", name, strings.Join(bundled(), ", "))
+		if missing {
+			return "", nil, usagef("no file %s, and no bundled study of that name: there are %s", name, strings.Join(bundled(), ", "))
+		}
 	}
-	if err != nil {
-		return "", nil, usageError{err}
-	}
-	return name, text, nil
+	return "", nil, usageError{err}
 }
 
 func (c *commands) runExperiment(x *cli.Context) error {
