@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"io"
 	"path/filepath"
+	"slices"
 	"strings"
 
 	"github.com/urfave/cli/v2"
@@ -62,12 +63,18 @@ func reportCommand(x *cli.Context, dirs []string) string {
 	for _, id := range x.StringSlice("trial") {
 		words = append(words, "--trial", id)
 	}
-	for i, w := range words {
-		if strings.ContainsAny(w, " \t\n'\"\\$`&|;<>()*?[]#~") {
-			words[i] = "'" + strings.ReplaceAll(w, "'", `'\''`) + "'"
+	return shellLine(words)
+}
+
+// shellLine are the words as a person would type them into a shell.
+func shellLine(words []string) string {
+	quoted := slices.Clone(words)
+	for i, w := range quoted {
+		if w == "" || strings.ContainsAny(w, " \t\n'\"\\$`&|;<>()*?[]#~") {
+			quoted[i] = "'" + strings.ReplaceAll(w, "'", `'\''`) + "'"
 		}
 	}
-	return strings.Join(words, " ")
+	return strings.Join(quoted, " ")
 }
 
 // printReport prints the warnings and the tables.

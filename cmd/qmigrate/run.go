@@ -194,7 +194,7 @@ func runCommand(x *cli.Context) string {
 			words = append(words, "--"+flag, fmt.Sprint(x.Value(flag)))
 		}
 	}
-	return strings.Join(words, " ")
+	return shellLine(words)
 }
 
 // printPlan says what is about to be done and what it costs.

@@ -2,6 +2,7 @@ package main
 
 import (
 	"errors"
+	"flag"
 	"io/fs"
 	"math/rand/v2"
 	"os"
@@ -11,9 +12,25 @@ import (
 	"testing"
 	"time"
 
+	"github.com/urfave/cli/v2"
+
 	"qmigrate/engine/record"
 	"qmigrate/guest/guesttest"
 )
+
+// TestRunCommand: the command that experiment.json and the report name can be pasted into a shell.
+func TestRunCommand(t *testing.T) {
+	set := flag.NewFlagSet("run", flag.ContinueOnError)
+	set.String("out", "out", "")
+	set.Int("repeats", 5, "")
+	if err := set.Parse([]string{"--out", "mon's & tue's", "my file.toml"}); err != nil {
+		t.Fatal(err)
+	}
+	const want = `qmigrate run 'my file.toml' --out 'mon'\''s & tue'\''s'`
+	if got := runCommand(cli.NewContext(nil, set, nil)); got != want {
+		t.Errorf("got %s, want %s", got, want)
+	}
+}
 
 // TestKilledExperiment kills an experiment of real guests at random moments, with the signal that nobody can catch, and starts it again: in the end each
 // of its trials has one record, with its series, and nothing is left of the killed runs. QMIGRATE_CHAOS says how often it is killed.
