@@ -102,6 +102,9 @@ func (c *commands) runExperiment(x *cli.Context) error {
 		if err != nil {
 			return err
 		}
+		if len(records) == 0 {
+			return usagef("--learn %s: there are no records in it: give what --out named", dir)
+		}
 		learn = append(learn, records...)
 	}
 	if err := e.Check(x.Context, schemas()); err != nil {
