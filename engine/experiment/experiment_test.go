@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"qmigrate/engine/record"
+	"qmigrate/hostnet"
 	"qmigrate/qmp"
 	"qmigrate/testdata/experiments"
 )
@@ -330,6 +331,18 @@ func TestSlot(t *testing.T) {
 	defer own.release()
 	if _, by, err := take(dir, "y"); err != nil || by == "" {
 		t.Errorf("a folder that is locked: %v, %q", err, by)
+	}
+}
+
+// TestNoLab: a host that can make no lab is refused before any trial has failed for it; what a lab can do without is no matter.
+func TestNoLab(t *testing.T) {
+	tun := hostnet.Capability{Name: hostnet.CapTUN, Reason: "this user may not open /dev/net/tun", Mend: "run as root"}
+	err := canHaveLabs(hostnet.Capabilities{{Name: hostnet.CapRoot, Optional: true}, {Name: hostnet.CapNamespaces, OK: true}, tun})
+	if err == nil || err.Error() != "no lab can be had here: TUN: this user may not open /dev/net/tun; run as root" {
+		t.Errorf("without TUN: %v", err)
+	}
+	if err := canHaveLabs(hostnet.Capabilities{{Name: hostnet.CapRoot, Optional: true}, {Name: hostnet.CapNamespaces, OK: true}}); err != nil {
+		t.Error(err)
 	}
 }
 

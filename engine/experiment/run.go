@@ -13,6 +13,7 @@ import (
 	"qmigrate/engine"
 	"qmigrate/engine/lab"
 	"qmigrate/engine/record"
+	"qmigrate/hostnet"
 	"qmigrate/qmp"
 )
 
@@ -163,6 +164,11 @@ func (e *Experiment) Run(ctx context.Context, folder *record.Folder, o Options, 
 	if err != nil {
 		return nil, fmt.Errorf("clean up after a killed run: %w", err)
 	}
+	if len(p.Left) > 0 {
+		if err := canHaveLabs(hostnet.Check(ctx)); err != nil {
+			return nil, err
+		}
+	}
 	if err := e.keep(folder.Path(), o.Command, p.Seed, len(p.Trials), p.held); err != nil {
 		return nil, err
 	}
@@ -176,6 +182,19 @@ func (e *Experiment) Run(ctx context.Context, folder *record.Folder, o Options, 
 	r := &runner{Experiment: e, opts: o, folder: folder, learnt: newEstimator(e, append(records, o.Learn...)), sum: Summary{Total: len(p.Trials), Before: len(p.Trials) - len(p.Left)}}
 	err = r.run(ctx, p.Left)
 	return &r.sum, errors.Join(err, r.down())
+}
+
+// canHaveLabs refuses a host on which every trial would fail: a failed trial is a result, and is not tried again when the host has been mended.
+func canHaveLabs(found hostnet.Capabilities) error {
+	var errs []error
+	for _, c := range found.Missing() {
+		text := c.Name + ": " + c.Reason
+		if c.Mend != "" {
+			text += "; " + c.Mend
+		}
+		errs = append(errs, fmt.Errorf("no lab can be had here: %s", text))
+	}
+	return errors.Join(errs...)
 }
 
 func absolute(dir string) string {
