@@ -216,7 +216,10 @@ func (c *commands) printPlan(e *experiment.Experiment, p *experiment.Plan) {
 		if p.Estimate.Records > 0 {
 			learnt = "learnt from " + plural(int64(p.Estimate.Records), "record", "records")
 		}
-		say("about %s, %s a trial (%s), %s over the link, %s of RAM for two QEMUs", rough(p.Estimate.Time), units.FormatDuration(p.Estimate.Time/time.Duration(len(p.Left))), learnt,
+		if p.Estimate.WarmUp > 0 {
+			learnt += fmt.Sprintf("; %d more for warm-up", p.Estimate.WarmUp)
+		}
+		say("about %s, %s a trial (%s), %s over the link, %s of RAM for two QEMUs", rough(p.Estimate.Time), units.FormatDuration(p.Estimate.Time/time.Duration(len(p.Left)+p.Estimate.WarmUp)), learnt,
 			units.FormatSize(p.Estimate.Bytes), units.FormatSize(p.Estimate.Memory))
 	}
 	if e.Shrink > 1 {

@@ -7,11 +7,12 @@ import (
 	"time"
 
 	"qmigrate/engine/record"
+	"qmigrate/guest/wire"
 )
 
 // Estimate is what the trials that are left will cost, before they are run.
 type Estimate struct {
-	Trials  int
+	WarmUp  int // trials of it that are not recorded
 	Time    time.Duration
 	Bytes   int64 // over the link
 	Memory  int64 // of the two QEMUs of the largest trial, bytes
@@ -22,7 +23,9 @@ type Estimate struct {
 const (
 	bootGuess   = 2500 * time.Millisecond // network, two QEMUs, Linux, agent
 	fillGuess   = 150 << 20               // bytes/s, to fill and to check the guest's pages
-	aroundGuess = 2500 * time.Millisecond // the second of observation before, settling, the lab's end
+	aroundGuess = 2500 * time.Millisecond // the observation before and after, settling, the lab's end
+	watchGuess  = 1500 * time.Millisecond // of which for the observation, if the file does not say how long
+	debianGuess = 2                       // times as long as the tiny guest's boot and end: seen 1.4 to 2.2 times (studies lxc-lab and openstack, small)
 	streamGuess = 400 << 20               // bytes/s of a stream that nothing bounds
 	passesGuess = 30                      // of a migration that does not converge
 )
@@ -58,7 +61,14 @@ func (c *Cell) guess(limit time.Duration) (time.Duration, int64) {
 	if c.Plan.Timeout > 0 {
 		migration = min(migration, c.Plan.Timeout)
 	}
-	return min(bootGuess+aroundGuess+seconds(2*filled/fillGuess)+migration, limit), int64(sent)
+	beside := bootGuess + aroundGuess
+	if c.Lab.Image.Guest == wire.DebianGuest {
+		beside *= debianGuess
+	}
+	if c.Lab.Observe > 0 {
+		beside += 2*c.Lab.Observe - watchGuess
+	}
+	return min(beside+seconds(2*filled/fillGuess)+migration, limit), int64(sent)
 }
 
 func seconds(s float64) time.Duration { return time.Duration(s * float64(time.Second)) }
@@ -67,7 +77,8 @@ func seconds(s float64) time.Duration { return time.Duration(s * float64(time.Se
 type estimator struct {
 	limit time.Duration
 	took  map[string][]time.Duration // by cell
-	ratio []float64                  // to the rule
+	sum   time.Duration              // of all that was learnt
+	rule  time.Duration              // what the rule says of the same trials
 	known int
 }
 
@@ -94,25 +105,31 @@ func (c *Cell) values() string {
 func (x *estimator) learn(c *Cell, took time.Duration) {
 	rule, _ := c.guess(x.limit)
 	x.took[c.Name] = append(x.took[c.Name], took)
-	x.ratio = append(x.ratio, took.Seconds()/rule.Seconds())
+	x.sum, x.rule = x.sum+took, x.rule+rule
 	x.known++
 }
 
-// trial is how long one of the cell will take: as long as others of it took, else the rule as far as it has been right.
+// trial is how long one of the cell will take: as long as others of it took, else the rule as far as it has been right. Means, for they add up to the
+// time of a run, and medians do not.
 func (x *estimator) trial(c *Cell) time.Duration {
 	if took := x.took[c.Name]; len(took) > 0 {
-		return median(took)
+		var sum time.Duration
+		for _, one := range took {
+			sum += one
+		}
+		return sum / time.Duration(len(took))
 	}
 	rule, _ := c.guess(x.limit)
-	if len(x.ratio) > 0 {
-		rule = seconds(rule.Seconds() * median(x.ratio))
+	if x.known > 0 {
+		rule = seconds(rule.Seconds() * x.sum.Seconds() / x.rule.Seconds())
 	}
 	return rule
 }
 
-func (x *estimator) all(trials []Trial) Estimate {
-	e := Estimate{Trials: len(trials), Records: x.known}
-	for _, t := range trials {
+// all is what the trials that are left cost, those included that are run first for warm-up.
+func (x *estimator) all(warmUp, trials []Trial) Estimate {
+	e := Estimate{WarmUp: len(warmUp), Records: x.known}
+	for _, t := range slices.Concat(warmUp, trials) {
 		_, sent := t.guess(x.limit)
 		e.Time += x.trial(t.Cell)
 		e.Bytes += sent

@@ -350,11 +350,18 @@ func TestNoLab(t *testing.T) {
 func TestEstimate(t *testing.T) {
 	e := mustParse(t, "[[sweep]]\nmax-bandwidth = [\"16MiB/s\", \"1GiB/s\"]\n", "")
 	slow, fast := e.Cells[0], e.Cells[1]
+	if p, err := e.Plan(t.TempDir(), nil); err != nil || p.Estimate.WarmUp != 1 {
+		t.Errorf("a plan's estimate: %v, %+v", err, p)
+	}
 	x := newEstimator(e, nil)
 	if x.trial(slow) <= x.trial(fast) {
 		t.Errorf("at 16 MiB/s %s, at 1 GiB/s %s", x.trial(slow), x.trial(fast))
 	}
 	rule := x.trial(fast)
+	longer := mustParse(t, "[[sweep]]\nmax-bandwidth = \"1GiB/s\"\nguest = \"debian\"\nobserve = \"10s\"\n", "").Cells[0]
+	if got, _ := longer.guess(e.TrialTimeout); got < rule+18*time.Second {
+		t.Errorf("a Debian guest that is watched for 10 s before and after takes %s, a tiny one %s", got, rule)
+	}
 	var records []*record.Migration
 	for range 3 {
 		took, _ := slow.guess(e.TrialTimeout)
@@ -367,6 +374,15 @@ func TestEstimate(t *testing.T) {
 	x = newEstimator(e, append(records, other))
 	if got, _ := slow.guess(e.TrialTimeout); x.known != 3 || x.trial(slow) != 2*got || (x.trial(fast)-2*rule).Abs() > time.Millisecond {
 		t.Errorf("%d records, slow %s of %s, fast %s of %s", x.known, x.trial(slow), got, x.trial(fast), rule)
+	}
+	before := x.all(nil, []Trial{{Cell: slow}, {Cell: fast}}).Time
+	if got := x.all([]Trial{{Cell: slow}}, []Trial{{Cell: slow}, {Cell: fast}}); got.Time != before+x.trial(slow) || got.WarmUp != 1 {
+		t.Errorf("with a trial for warm-up %s, without %s", got.Time, before)
+	}
+	mean := x.trial(slow)
+	x.learn(slow, mean+4*time.Minute) // one of four: the time of four such is four times the mean, and not the median
+	if got := x.trial(slow); got != mean+time.Minute {
+		t.Errorf("mean %s after a trial that took 4 minutes more, want %s", got, mean+time.Minute)
 	}
 }
 
@@ -391,7 +407,7 @@ func TestBundled(t *testing.T) {
 			if len(trials) == 0 || scale == "small" && len(trials) > 60 || len(e.Figures) == 0 || e.Title == "" || e.Name+".toml" != f.Name() {
 				t.Errorf("%s at scale %q: %d trials, %d figures, title %q", f.Name(), scale, len(trials), len(e.Figures), e.Title)
 			}
-			t.Logf("%s %s: %d trials of %d cells, %s; left out %q", e.Name, cmp.Or(scale, "real"), len(trials), len(e.Cells), newEstimator(e, nil).all(trials).Time.Round(time.Second), e.LeftOut)
+			t.Logf("%s %s: %d trials of %d cells, %s; left out %q", e.Name, cmp.Or(scale, "real"), len(trials), len(e.Cells), newEstimator(e, nil).all(nil, trials).Time.Round(time.Second), e.LeftOut)
 		}
 	}
 }

@@ -8,6 +8,7 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
+	"slices"
 	"time"
 
 	"qmigrate/engine"
@@ -115,7 +116,7 @@ func (e *Experiment) Plan(dir string, learn []*record.Migration) (*Plan, error) 
 			p.Left = append(p.Left, t)
 		}
 	}
-	p.Estimate = newEstimator(e, append(records, learn...)).all(p.Left)
+	p.Estimate = newEstimator(e, append(records, learn...)).all(p.Left[:min(e.WarmUp, len(p.Left))], p.Left)
 	return p, nil
 }
 
@@ -205,8 +206,9 @@ func absolute(dir string) string {
 }
 
 func (r *runner) run(ctx context.Context, trials []Trial) error {
-	for i := range min(r.WarmUp, len(trials)) {
-		r.progress(Progress{Trial: trials[i], WarmUp: true, Begun: time.Now()}, trials)
+	warmUp := trials[:min(r.WarmUp, len(trials))]
+	for i := range warmUp {
+		r.progress(Progress{Trial: trials[i], WarmUp: true, Begun: time.Now()}, slices.Concat(warmUp[i:], trials))
 		rec, begun := r.trial(ctx, trials[i]), time.Now()
 		if ctx.Err() != nil {
 			return context.Cause(ctx)
@@ -214,7 +216,7 @@ func (r *runner) run(ctx context.Context, trials []Trial) error {
 		if err := r.down(); err != nil {
 			return err
 		}
-		r.progress(Progress{Trial: trials[i], WarmUp: true, Begun: begun, Record: rec}, trials)
+		r.progress(Progress{Trial: trials[i], WarmUp: true, Begun: begun, Record: rec}, slices.Concat(warmUp[i+1:], trials))
 	}
 	begun := time.Now()
 	defer func() { r.sum.Elapsed = time.Since(begun) }()
