@@ -288,11 +288,16 @@ func (r *reader) number(n *node, key string, into *int, least int64) {
 	if v == nil {
 		return
 	}
-	if i, ok := v.value.(int64); ok && i >= least && i <= 1e6 {
+	const most = 1_000_000
+	i, ok := v.value.(int64)
+	switch {
+	case !ok || i < least:
+		r.wrong(v.line, "%s %s: a whole number, at least %d", key, cmp.Or(v.text, string(v.kind)), least)
+	case i > most:
+		r.wrong(v.line, "%s %d: at most %d", key, i, most)
+	default:
 		*into = int(i)
-		return
 	}
-	r.wrong(v.line, "%s %s: a whole number, at least %d", key, cmp.Or(v.text, string(v.kind)), least)
 }
 
 func (r *reader) truth(n *node, key string, into *bool) {
@@ -689,6 +694,12 @@ func (r *reader) figures(e *Experiment, root *node) {
 		}
 		if f.Sweep != "" && !slices.Contains(sweeps, f.Sweep) {
 			r.wrong(at("sweep"), "sweep %q of a figure: %s", f.Sweep, near(f.Sweep, sweeps))
+		}
+		if shown := f.Kind == "against" || f.Kind == "ecdf"; shown && f.Show != "" && !isNumber(f.Show) { // a timeline shows a series
+			r.wrong(at("show"), "show %q of a figure: no number of a record has this key: %s", f.Show, nearNumber(f.Show))
+		}
+		if f.Kind == "ecdf" && f.Show == "" {
+			r.wrong(n.line, "a figure of kind ecdf says what it shows: show = \"total.wall_ns\"")
 		}
 		if f.Kind == "against" && (f.Against == "" || f.Show == "") {
 			r.wrong(n.line, "a figure of kind against says what it shows and against which factor: show = \"total.wall_ns\", against = \"max-bandwidth\"")

@@ -196,6 +196,10 @@ func TestWrongLines(t *testing.T) {
 		{2, "[[sweep]]\ncapability = \"multifd\"\n", "NAME=VALUE"},
 		{1, "figures = [{ kind = \"against\" }]\n[[sweep]]\n", "against which factor"},
 		{2, "figures = [{ title = \"x\",\nkind = \"pie\" }]\n[[sweep]]\n", "have against"},
+		{2, "figures = [{ title = \"x\", against = \"vcpus\",\nshow = \"downtime.wires_ns\" }]\n[[sweep]]\n", "no number of a record has this key: did you mean downtime."},
+		{2, "figures = [{ title = \"x\", kind = \"ecdf\",\nshow = \"name\" }]\n[[sweep]]\n", "no number of a record has this key: docs/schema.md"},
+		{1, "figures = [{ title = \"x\", kind = \"ecdf\" }]\n[[sweep]]\n", "says what it shows"},
+		{1, "repeats = 1000001\n[[sweep]]\n", "at most 1000000"},
 		{2, "[[sweep]]\nmemory = 2024-01-01\n", "one value"},
 		{1, "common = 3\n[[sweep]]\n", "common is a table"},
 	} {
@@ -206,6 +210,16 @@ func TestWrongLines(t *testing.T) {
 		}
 		if err != nil && strings.Contains(err.Error(), "\n") {
 			t.Errorf("%q: one thing is wrong, and it says %v", c.text, err)
+		}
+	}
+}
+
+// TestNumbers: what figures may show is a number of a record, measured by whomever.
+func TestNumbers(t *testing.T) {
+	for key, want := range map[string]bool{"total.wall_ns": true, "downtime.guest_clock_error_ns": true, "guest.slowdown_percent": true, "qemu.vcpus": true, "passes": true, "boot.trial_ns": true,
+		"parameters.max-bandwidth": true, "stages": false, "mode": false, "total": false, "total.": false, "wall_ns": false, "": false} {
+		if isNumber(key) != want {
+			t.Errorf("%q is a number: %t, want %t", key, !want, want)
 		}
 	}
 }

@@ -1,0 +1,48 @@
+package experiment
+
+import (
+	"reflect"
+	"strings"
+
+	"qmigrate/engine/record"
+)
+
+// isNumber tells whether a record has a number of that key, as figures show it: total.wall_ns, or passes, which is how many there were.
+func isNumber(key string) bool {
+	found := false
+	numbers(reflect.TypeFor[record.Migration](), "", func(have string) {
+		prefix, any := strings.CutSuffix(have, "*")
+		found = found || have == key || any && strings.HasPrefix(key, prefix)
+	})
+	return found || key == "passes"
+}
+
+// nearNumber names the keys that a wrong one may have meant, or where they are listed.
+func nearNumber(key string) string {
+	var have []string
+	numbers(reflect.TypeFor[record.Migration](), "", func(one string) { have = append(have, one) })
+	if text := near(key, have); strings.HasPrefix(text, "did you") {
+		return text
+	}
+	return "docs/schema.md lists them"
+}
+
+// numbers tells the keys of all numbers of a record's part; what QEMU names itself ends in *.
+func numbers(t reflect.Type, prefix string, tell func(key string)) {
+	for t.Kind() == reflect.Pointer {
+		t = t.Elem()
+	}
+	switch t.Kind() {
+	case reflect.Map:
+		tell(prefix + "*")
+	case reflect.Struct:
+		for _, f := range reflect.VisibleFields(t) {
+			name, _, _ := strings.Cut(f.Tag.Get("json"), ",")
+			if name != "" && name != "-" {
+				numbers(f.Type, prefix+name+".", tell)
+			}
+		}
+	case reflect.Int, reflect.Int32, reflect.Int64, reflect.Uint64, reflect.Float64:
+		tell(strings.TrimSuffix(prefix, "."))
+	}
+}
