@@ -11,6 +11,7 @@ import (
 	"fmt"
 	"maps"
 	"path/filepath"
+	"reflect"
 	"slices"
 	"strings"
 	"time"
@@ -429,11 +430,14 @@ func (r *reader) sweep(e *Experiment, s *Sweep, n, common *node) {
 				crossed = append(crossed, append(slices.Clone(row), value{key, one}))
 			}
 		}
-		for _, one := range values {
+		for i, one := range values {
 			if r.scalar(key, one) && given[one.value] {
 				r.wrong(one.line, "%s: %s is there twice", key, one.text)
 			}
 			given[one.value] = true
+			if j := slices.IndexFunc(values[:i], func(other *node) bool { return meanTheSame(key, one.text, other.text) }); j >= 0 {
+				r.wrong(one.line, "%s: %s is %s in other words", key, one.text, values[j].text)
+			}
 		}
 		if len(crossed) > maxTrials {
 			r.wrong(v.line, "more than %d cells", maxTrials)
@@ -505,6 +509,18 @@ func differs(rows [][]value, factor string) bool {
 		texts[text] = true
 	}
 	return len(texts) > 1
+}
+
+// meanTheSame tells whether a factor does the same for two texts, which would be two cells that are one. Cases are names alone: the same under two of
+// them is what an A/A test asks for.
+func meanTheSame(key, a, b string) bool {
+	i := slices.IndexFunc(factors(), func(f factor) bool { return f.name == key })
+	if i < 0 || key == "case" {
+		return false
+	}
+	var x, y Cell
+	apply := factors()[i].apply
+	return apply(&x, a) == nil && apply(&y, b) == nil && reflect.DeepEqual(x, y)
 }
 
 func (r *reader) scalar(key string, n *node) bool {

@@ -182,6 +182,8 @@ func TestWrongLines(t *testing.T) {
 		{4, "[[sweep]]\nmemory = [\n  \"256MiB\",\n  256,\n]\n", "no unit"},
 		{3, "[[sweep]]\ncells = [\n  { vcpus = 0 },\n]\n", "1 to 255"},
 		{3, "[[sweep]]\nmode = [\"pre-copy\",\n\"pre-copy\"]\n", "twice"},
+		{3, "[[sweep]]\nmax-bandwidth = [\"32MiB/s\",\n\"33554432B/s\"]\n", "33554432B/s is 32MiB/s in other words"},
+		{2, "[[sweep]]\ncapability = [\"multifd=on,return-path=on\", \"return-path=on,multifd=on\"]\n", "in other words"},
 		{2, "[[sweep]]\nmode = []\n", "no values"},
 		{2, "[[sweep]]\nmode = \"live\"\n", "have pre-copy, stop-and-copy"},
 		{3, "[[sweep]]\nmode = [\"pre-copy\", \"hybrid\"]\nexclude = [{ mode = \"post-copy\" }]\n", "matches no cell"},
@@ -211,6 +213,13 @@ func TestWrongLines(t *testing.T) {
 		if err != nil && strings.Contains(err.Error(), "\n") {
 			t.Errorf("%q: one thing is wrong, and it says %v", c.text, err)
 		}
+	}
+}
+
+// TestSameUnderTwoNames: a case changes nothing, and is no word for another.
+func TestSameUnderTwoNames(t *testing.T) {
+	if e := mustParse(t, "[[sweep]]\ncase = [\"A\", \"A again\"]\n", ""); len(e.Cells) != 2 {
+		t.Errorf("%d cells, want 2", len(e.Cells))
 	}
 }
 
