@@ -79,6 +79,9 @@ func Recover(ctx context.Context, src, dst *Endpoint, p Plan, o Options) (record
 	if m.dst.waitStatus(ctx, final); m.dst.done() {
 		return m.toDestination(ctx, "the migration had completed and the guest had not been started")
 	}
+	if m.dst.untouched(ctx) { // the guest may run on the one that all was sent to
+		return record.Unknown, "", fmt.Errorf("the migration from %s had completed, and nothing of it has come to %s: it may have gone to another destination, and the guest may run there: give that one as --destination; if the guest surely ran nowhere else, `cont` on %s runs it", src.Name, dst.Name, src.Name)
+	}
 	return m.toSource(ctx, "the destination had not taken in all of it")
 }
 
