@@ -1,8 +1,10 @@
 package engine_test
 
 import (
+	"context"
 	"net"
 	"os"
+	"slices"
 	"strings"
 	"syscall"
 	"testing"
@@ -49,5 +51,48 @@ func TestRecoverElsewhere(t *testing.T) {
 				t.Errorf("source %s, other %s: want both left alone", a, b)
 			}
 		})
+	}
+}
+
+// listening makes the fake a destination that takes an incoming migration.
+func listening(t *testing.T) *fakeQEMU {
+	q := newFake(t, "destination", "inmigrate", "none")
+	q.on["migrate-incoming"] = func() { q.migrating("setup") }
+	return q
+}
+
+// copying makes the fake a source that copies until it is cancelled.
+func copying(t *testing.T) *fakeQEMU {
+	q := newFake(t, "source", "running", "none")
+	q.on["migrate"] = func() { q.migrating("active") }
+	q.on["migrate_cancel"] = func() {
+		if q.migration == "active" {
+			q.migrating("cancelled")
+		}
+	}
+	return q
+}
+
+// migrate migrates between two fakes and returns how it ended.
+func migrate(t *testing.T, src, dst *fakeQEMU, p engine.Plan) (*record.Migration, error) {
+	p.Listen = "unix:/nowhere"
+	return engine.Migrate(within.Context(t), src.endpoint(), dst.endpoint(), p, engine.Options{})
+}
+
+// TestHangsFromTheStart: a QEMU that hangs after it was set up does not keep Ctrl-C from ending the run.
+func TestHangsFromTheStart(t *testing.T) {
+	t.Parallel()
+	src, dst := copying(t), listening(t)
+	src.on["query-migrate-parameters"] = func() { // the last question of the reservation, the second time
+		if slices.Contains(src.seen, "migrate-set-parameters") {
+			dst.do(func() { dst.deaf = true })
+		}
+	}
+	ctx, cancel := context.WithCancel(within.Context(t))
+	defer cancel()
+	src.on["migrate"] = func() { src.migrating("active"); cancel() }
+	r, err := engine.Migrate(ctx, src.endpoint(), dst.endpoint(), engine.Plan{Listen: "unix:/nowhere"}, engine.Options{})
+	if err == nil || r.GuestOn != record.Source || src.runState() != "running" {
+		t.Errorf("guest on %s, source %s: %v", r.GuestOn, src.runState(), err)
 	}
 }

@@ -3,10 +3,12 @@ package engine_test
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"net"
 	"slices"
 	"sync"
 	"testing"
+	"time"
 
 	"qmigrate/engine"
 )
@@ -22,11 +24,12 @@ type fakeQEMU struct {
 	deaf      bool   // commands are read and never answered
 	conns     []net.Conn
 	seen      []string
+	died      chan struct{}
 	on        map[string]func() // what a command does beside being answered; called with the lock held
 }
 
 func newFake(t *testing.T, name, status, migration string) *fakeQEMU {
-	q := &fakeQEMU{name: name, status: status, migration: migration, on: map[string]func(){}}
+	q := &fakeQEMU{name: name, status: status, migration: migration, died: make(chan struct{}), on: map[string]func(){}}
 	q.on["stop"] = func() {
 		if q.status == "running" {
 			q.status = "paused"
@@ -47,6 +50,11 @@ func (q *fakeQEMU) end() {
 	q.mu.Lock()
 	defer q.mu.Unlock()
 	q.status = "dead"
+	select {
+	case <-q.died:
+	default:
+		close(q.died)
+	}
 	for _, nc := range q.conns {
 		nc.Close()
 	}
@@ -102,8 +110,16 @@ func (q *fakeQEMU) endpoint() *engine.Endpoint {
 		go q.serve(theirs)
 		return ours, nil
 	}
-	return &engine.Endpoint{Name: q.name, Control: dial, Events: dial}
+	return &engine.Endpoint{Name: q.name, Control: dial, Events: dial, Process: fakeProcess{q}}
 }
+
+// fakeProcess is the process of a fake, which has one vCPU thread.
+type fakeProcess struct{ *fakeQEMU }
+
+func (p fakeProcess) Kill(context.Context) error          { p.end(); return nil }
+func (p fakeProcess) Done() <-chan struct{}               { return p.died }
+func (fakeProcess) HasThread(id int) bool                 { return id == 1 }
+func (fakeProcess) MainThreadCPU() (time.Duration, error) { return 0, errors.New("a fake has none") }
 
 func (q *fakeQEMU) serve(nc net.Conn) {
 	defer nc.Close()
@@ -152,8 +168,10 @@ func (q *fakeQEMU) answer(command, arguments string) string {
 		return `"return":{"max-bandwidth":1,"downtime-limit":300}`
 	case "query-memory-size-summary":
 		return `"return":{"base-memory":268435456}`
-	case "query-cpus-fast", "query-chardev", "query-block-jobs", "query-named-block-nodes":
+	case "query-chardev", "query-block-jobs", "query-named-block-nodes":
 		return `"return":[]`
+	case "query-cpus-fast":
+		return `"return":[{"cpu-index":0,"thread-id":1,"qom-path":"/cpu"}]`
 	case "query-kvm":
 		return `"return":{"enabled":false}`
 	case "qom-get":

@@ -48,7 +48,9 @@ func (m *migration) startPolling(ctx context.Context) {
 	ctx, cancel := context.WithCancel(context.WithoutCancel(ctx))
 	p := &poll{interval: m.plan.SampleInterval, origin: m.rec.Origin, stop: cancel, kicks: make(chan struct{}, 1), observed: m.observed()}
 	m.poll = p
-	p.src, p.dst = ask(ctx, m.src.events, nil), ask(ctx, m.dst.events, nil) // the bracket's outer edges, before anything moves
+	first, done := context.WithTimeout(ctx, answerLimit)                        // one that hangs is until's to find
+	p.src, p.dst = ask(first, m.src.events, nil), ask(first, m.dst.events, nil) // the bracket's outer edges, before anything moves
+	done()
 	halted := make(chan struct{})
 	p.all.Go(func() { p.source(ctx, m.src, m.opts.Sampled, sync.OnceFunc(func() { close(halted) })) })
 	p.all.Go(func() { // while the source runs the guest, the destination has nothing to tell
