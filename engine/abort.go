@@ -24,6 +24,7 @@ type verdict struct {
 func (m *migration) abort(ctx context.Context, name record.StageName, cause error) error {
 	undo, cancel := context.WithTimeout(context.WithoutCancel(ctx), undoLimit)
 	defer cancel()
+	m.unwatch()
 	if reason := m.dst.why(); reason != "" && m.listening && !strings.Contains(cause.Error(), reason) {
 		cause = fmt.Errorf("%w (destination QEMU%s)", cause, reason)
 	}

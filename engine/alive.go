@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"sync"
 	"syscall"
 	"time"
 
@@ -73,6 +74,94 @@ func (s *side) asked(ctx context.Context) (qmp.Status, error) {
 	ctx, cancel := context.WithTimeout(ctx, answerLimit)
 	defer cancel()
 	return s.control.QueryStatus(ctx)
+}
+
+// hangLimit is how long a QEMU may be silent before it is taken to hang: a busy host must not be.
+func (p Plan) hangLimit() time.Duration { return max(p.StallLimit, p.RecoverLimit) }
+
+// promptly runs a step of commands that any QEMU answers at once, within the limit of hanging.
+func (m *migration) promptly(ctx context.Context, step func(context.Context) error) error {
+	limit := m.plan.hangLimit()
+	limited, cancel := context.WithTimeout(ctx, limit)
+	defer cancel()
+	err := step(limited)
+	if err != nil && limited.Err() != nil && ctx.Err() == nil {
+		err = fmt.Errorf("%w: no answer within %s: is this QEMU stopped, or stuck?", err, limit)
+	}
+	return err
+}
+
+// watch has both sides asked again and again whether they answer, until unwatch; until takes in what is found. QEMU answers while it
+// copies, for its incoming side lets the main loop go on every so many pages (migration/ram.c, ram_load_precopy).
+func (m *migration) watch(ctx context.Context) {
+	if m.dst.control == nil { // a file
+		return
+	}
+	ctx, cancel := context.WithCancel(context.WithoutCancel(ctx))
+	limit := m.plan.hangLimit()
+	silent := make(chan *side)
+	var both sync.WaitGroup
+	for _, s := range []*side{m.src, m.dst} {
+		control := s.control // an undo may replace that one
+		s.heard.Store(time.Now().UnixNano())
+		both.Go(func() {
+			tick := time.NewTicker(min(watchInterval, limit/8))
+			defer tick.Stop()
+			for control.Err() == nil { // its end is told by the events
+				limited, done := context.WithTimeout(ctx, limit)
+				_, err := control.QueryStatus(limited)
+				late := limited.Err() != nil
+				done()
+				switch {
+				case ctx.Err() != nil:
+					return
+				case err != nil && late:
+					select {
+					case silent <- s:
+					case <-ctx.Done():
+						return
+					}
+				default:
+					s.heard.Store(time.Now().UnixNano())
+				}
+				select {
+				case <-tick.C:
+				case <-ctx.Done():
+					return
+				}
+			}
+		})
+	}
+	m.silent, m.unwatched = silent, func() {
+		cancel()
+		both.Wait()
+		m.silent, m.unwatched = nil, nil
+	}
+}
+
+func (m *migration) unwatch() {
+	if m.unwatched != nil {
+		m.unwatched()
+	}
+}
+
+// hangs is why a side that was silent for the limit of hanging is given up; nil if it is not. A source in its switch-over answers late, and that takes as
+// long as it takes, until the destination has it all. When both are silent while the guest runs, it is rather the way to them that is
+// broken: nothing that is sent would arrive, and the migration may go on well without us.
+func (m *migration) hangs(s *side) error {
+	limit, other := m.plan.hangLimit(), m.src
+	if s == m.src {
+		other = m.dst
+	}
+	running := m.src.stopped.IsZero() || m.src.again()
+	switch {
+	case s == m.src && !running && !m.dst.done():
+		return nil
+	case running && time.Since(time.Unix(0, other.heard.Load())) > limit/2:
+		m.log.Info("neither side answers", "for", limit)
+		return nil
+	}
+	return fmt.Errorf("%s QEMU has not answered for %s: is it stopped, or stuck?", s.role, limit)
 }
 
 // again tells whether this side has run the guest since it was stopped.

@@ -8,6 +8,7 @@ import (
 	"strings"
 	"syscall"
 	"testing"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -77,6 +78,86 @@ func copying(t *testing.T) *fakeQEMU {
 func migrate(t *testing.T, src, dst *fakeQEMU, p engine.Plan) (*record.Migration, error) {
 	p.Listen = "unix:/nowhere"
 	return engine.Migrate(within.Context(t), src.endpoint(), dst.endpoint(), p, engine.Options{})
+}
+
+// TestSilentDestination: a destination that hangs in pre-copy, or while the guest stands still, is found without a time-out and without Ctrl-C, and the
+// source runs the guest.
+func TestSilentDestination(t *testing.T) {
+	for _, mode := range []record.Mode{record.PreCopyMode, record.StopAndCopyMode} {
+		t.Run(string(mode), func(t *testing.T) {
+			t.Parallel()
+			src, dst := copying(t), listening(t)
+			src.on["migrate"] = func() {
+				src.migrating("active")
+				dst.do(func() { dst.deaf = true })
+			}
+			r, err := migrate(t, src, dst, engine.Plan{Mode: mode, StallLimit: time.Second, RecoverLimit: time.Second})
+			if err == nil || !strings.Contains(err.Error(), "destination QEMU has not answered for 1s") {
+				t.Errorf("error is %v", err)
+			}
+			if src.runState() != "running" || dst.runState() != "dead" || r.GuestOn != record.Source || r.Outcome != record.Failed {
+				t.Errorf("source %s, destination %s, guest on %s, outcome %s", src.runState(), dst.runState(), r.GuestOn, r.Outcome)
+			}
+		})
+	}
+}
+
+// TestSilentSwitchOver: a source that does not answer in its switch-over, however long that takes, is not given up.
+func TestSilentSwitchOver(t *testing.T) {
+	t.Parallel()
+	src, dst := copying(t), listening(t)
+	limit := 500 * time.Millisecond
+	src.on["migrate"] = func() {
+		src.migrating("active")
+		src.status = "finish-migrate"
+		src.event(`"STOP"`)
+		time.AfterFunc(10*time.Millisecond, func() { src.do(func() { src.deaf = true }) })
+		time.AfterFunc(4*limit, func() {
+			src.do(func() { src.deaf, src.status = false, "postmigrate"; src.migrating("completed") })
+			dst.do(func() { dst.status = "paused"; dst.migrating("completed") })
+		})
+	}
+	r, err := migrate(t, src, dst, engine.Plan{StallLimit: limit, RecoverLimit: limit})
+	if err != nil || r.GuestOn != record.Destination || dst.runState() != "running" {
+		t.Errorf("guest on %s, destination %s: %v", r.GuestOn, dst.runState(), err)
+	}
+}
+
+// TestBothSilent: when nothing answers any more while the guest runs, the way to them is broken rather than both: the migration goes on when it is back.
+func TestBothSilent(t *testing.T) {
+	t.Parallel()
+	src, dst := copying(t), listening(t)
+	limit := time.Second
+	src.on["migrate"] = func() {
+		src.migrating("active")
+		time.AfterFunc(limit/4, func() {
+			src.do(func() { src.deaf = true })
+			dst.do(func() { dst.deaf = true })
+		})
+		time.AfterFunc(3*limit, func() {
+			src.do(func() {
+				src.deaf, src.status = false, "postmigrate"
+				src.event(`"STOP"`)
+				src.migrating("completed")
+			})
+			dst.do(func() { dst.deaf, dst.status = false, "paused"; dst.migrating("completed") })
+		})
+	}
+	r, err := migrate(t, src, dst, engine.Plan{StallLimit: limit, RecoverLimit: limit})
+	if err != nil || r.GuestOn != record.Destination || dst.runState() != "running" {
+		t.Errorf("guest on %s, destination %s: %v", r.GuestOn, dst.runState(), err)
+	}
+}
+
+// TestReservationHangs: a destination that hangs while it is set up is found, and the guest has not noticed.
+func TestReservationHangs(t *testing.T) {
+	t.Parallel()
+	src, dst := copying(t), listening(t)
+	dst.on["stop"] = func() { dst.deaf = true }
+	r, err := migrate(t, src, dst, engine.Plan{StallLimit: time.Second, RecoverLimit: time.Second})
+	if err == nil || !strings.Contains(err.Error(), "no answer within 1s") || r.GuestOn != record.Source || src.runState() != "running" {
+		t.Errorf("guest on %s, source %s: %v", r.GuestOn, src.runState(), err)
+	}
 }
 
 // TestHangsFromTheStart: a QEMU that hangs after it was set up does not keep Ctrl-C from ending the run.

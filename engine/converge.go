@@ -111,7 +111,14 @@ func (m *migration) decide(ctx context.Context, x record.Sample) error {
 		if len(changed) == 0 {
 			return nil
 		}
-		if err := m.src.control.SetMigrateParameters(ctx, changed); err != nil {
+		limited, cancel := context.WithTimeout(ctx, answerLimit)
+		defer cancel()
+		err := m.src.control.SetMigrateParameters(limited, changed)
+		if err != nil && limited.Err() != nil && ctx.Err() == nil { // it has it, and answers late in its switch-over; one that hangs is until's to find
+			m.log.Info("policy", "unanswered", changed)
+			return nil
+		}
+		if err != nil {
 			return fmt.Errorf("set what the policy decided: %w", err)
 		}
 		return nil

@@ -70,7 +70,7 @@ type Plan struct {
 	Mirror         Mirror            // disks that the hosts do not share
 	SwitchAfter    SwitchAfter       // hybrid: when post-copy begins; zero: after one pass
 	StallLimit     time.Duration     // post-copy in which nothing was sent for so long has lost its link, and a destination that is silent so long while disks are copied hangs; 0: 5 s
-	RecoverLimit   time.Duration     // how long a post-copy that lost its link tries to go on, and how long its switch may stand still at least; 0: 1 min
+	RecoverLimit   time.Duration     // how long a post-copy that lost its link tries to go on, how long its switch may stand still, and how long a QEMU may be silent before it is taken to hang, each at least; 0: 1 min
 	Tunnel         TunnelKind        // what carries the connections from Connect to Listen, which the caller has seen to; "": nothing does
 	TLS            *TLS              // encryption by QEMU itself; nil: as both QEMUs have been told by somebody else, which is usually none
 }

@@ -48,6 +48,8 @@ type migration struct {
 	mirrors    []*mirrorJob
 	mirrored   bool                          // the source has nodes or jobs of ours
 	undo       func(context.Context) verdict // where a failure leaves the guest: settle, or a file's or COLO's own
+	silent     <-chan *side                  // while they are watched: a side that has not answered for the limit of hanging
+	unwatched  func()                        // ends the watching; nil: there is none
 	alarm      <-chan time.Time              // it is time to look whether something is due
 	poll       *poll
 }
@@ -65,13 +67,13 @@ func Migrate(ctx context.Context, src, dst *Endpoint, p Plan, o Options) (*recor
 	m := newMigration(src, dst, p, o)
 	defer m.close()
 	for _, s := range []stage{
-		{record.Initialization, m.initialize}, // both monitors answer; versions, capabilities and machine agree
-		{record.Reservation, m.reserve},       // both sides configured, dst listens
-		{record.Storage, m.startMirrors},      // disks are copied until they are in step; only where there are mirrors
-		{record.PreCopy, m.preCopy},           // passes while the guest runs, until QEMU stops it
-		{record.StopAndCopy, m.stopAndCopy},   // STOP .. both completed: last pages and device state
-		{record.Commitment, m.commit},         // src stopped and dst completed: from here dst runs the guest
-		{record.Activation, m.activate},       // our cont on dst .. RESUME
+		{record.Initialization, m.initialize},                                                       // both monitors answer; versions, capabilities and machine agree
+		{record.Reservation, func(ctx context.Context) error { return m.promptly(ctx, m.reserve) }}, // both sides configured, dst listens
+		{record.Storage, m.startMirrors},                                                            // disks are copied until they are in step; only where there are mirrors
+		{record.PreCopy, m.preCopy},                                                                 // passes while the guest runs, until QEMU stops it
+		{record.StopAndCopy, m.stopAndCopy},                                                         // STOP .. both completed: last pages and device state
+		{record.Commitment, m.commit},                                                               // src stopped and dst completed: from here dst runs the guest
+		{record.Activation, m.activate},                                                             // our cont on dst .. RESUME
 	} {
 		if s.name == record.Storage && len(m.mirrors) == 0 {
 			continue
@@ -308,10 +310,11 @@ func (m *migration) configure(ctx context.Context, s *side) error {
 // stands still is stopped first, and the stage is empty.
 func (m *migration) preCopy(ctx context.Context) error {
 	m.startPolling(ctx)
+	m.watch(ctx)
 	if m.plan.Mode == record.StopAndCopyMode || !m.src.facts.Running {
 		if m.src.facts.Running {
 			m.paused = true
-			if err := m.src.control.Stop(ctx); err != nil {
+			if err := m.promptly(ctx, m.src.control.Stop); err != nil {
 				return fmt.Errorf("stop source: %w", err)
 			}
 			if err := m.until(ctx, func() bool { return !m.src.stopped.IsZero() }); err != nil {
@@ -398,7 +401,7 @@ func holds(runState string) bool {
 
 func (m *migration) sendMigrate(ctx context.Context) error {
 	m.issued, m.issuedAt = true, time.Now()
-	if err := m.connect(ctx); err != nil {
+	if err := m.promptly(ctx, m.connect); err != nil {
 		return fmt.Errorf("migrate to %s: %w", m.plan.Connect, err)
 	}
 	return nil
@@ -441,6 +444,7 @@ func (m *migration) stopAndCopy(ctx context.Context) error {
 	if err := m.arrive(ctx); err != nil {
 		return err
 	}
+	m.unwatch()
 	m.end(later(m.src.completed, m.dst.completed))
 	return nil
 }
@@ -537,6 +541,10 @@ func (m *migration) until(ctx context.Context, done func() bool) error {
 			if err := m.decide(ctx, x); err != nil {
 				return err
 			}
+		case s := <-m.silent:
+			if err := m.hangs(s); err != nil {
+				return err
+			}
 		case <-m.alarm:
 			m.alarm = nil
 		case <-ctx.Done():
@@ -614,6 +622,7 @@ func (m *migration) finish(ctx context.Context) {
 
 // close ends the pollers and lets the monitors go.
 func (m *migration) close() {
+	m.unwatch()
 	ctx, cancel := context.WithTimeout(context.Background(), answerLimit)
 	defer cancel()
 	m.stopPolling(ctx)

@@ -82,6 +82,7 @@ func (m *migration) passesEnded() int {
 
 // startPostCopy goes over to post-copy. Nothing is cancelled from here on.
 func (m *migration) startPostCopy(ctx context.Context) error {
+	m.unwatch() // handOver and follow have limits of their own
 	m.split = true
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), activateLimit)
 	defer cancel()
@@ -99,7 +100,7 @@ func (m *migration) startPostCopy(ctx context.Context) error {
 // 7.2 lets the guest go again only sometimes, 10.0 never), so a busy host must not be taken for a lost link.
 func (m *migration) handOver(ctx context.Context, done func() bool) error {
 	ctx = context.WithoutCancel(ctx)
-	limit := max(m.plan.StallLimit, m.plan.RecoverLimit)
+	limit := m.plan.hangLimit()
 	limited, cancel := context.WithTimeout(ctx, limit)
 	defer cancel()
 	err := m.until(limited, done)

@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"qmigrate/engine/record"
@@ -25,14 +26,15 @@ type side struct {
 	offset  time.Duration // that host's realtime clock minus ours
 	skew    time.Duration // the error of offset
 
-	status    string    // of the last MIGRATION event
-	stopped   time.Time // the first STOP, or the first since it was continued
-	resumed   time.Time // the last RESUME
-	completed time.Time // MIGRATION completed
-	gone      error     // why the monitor went away
-	blind     bool      // it went away, and not because QEMU died: events may have been missed
-	secured   bool      // TLS objects of ours may be there
-	quit      bool      // QEMU took `quit` and then closed the monitor, which it does when its vCPUs have stopped
+	heard     atomic.Int64 // when it last answered while it was watched, in ns of the epoch
+	status    string       // of the last MIGRATION event
+	stopped   time.Time    // the first STOP, or the first since it was continued
+	resumed   time.Time    // the last RESUME
+	completed time.Time    // MIGRATION completed
+	gone      error        // why the monitor went away
+	blind     bool         // it went away, and not because QEMU died: events may have been missed
+	secured   bool         // TLS objects of ours may be there
+	quit      bool         // QEMU took `quit` and then closed the monitor, which it does when its vCPUs have stopped
 }
 
 // eventBuffer holds every event that a migration sends while we are busy with a command; MIGRATION_PASS, the most

@@ -25,7 +25,7 @@ func planFlags() []cli.Flag {
 		&cli.StringFlag{Name: "mode", Category: aboutMigration, Value: string(record.PreCopyMode), Usage: "`MODE` pre-copy (copy while the guest runs), stop-and-copy (stop it first), post-copy (run it on the destination at once, its memory follows) or hybrid (pre-copy passes, then post-copy); demo also has colo (a secondary is kept in step and takes over)"},
 		&cli.StringFlag{Name: "switch-after", Category: aboutMigration, Usage: "`N|TIME` hybrid: go over to post-copy after N passes, or so long after the start; one pass if not given"},
 		&cli.StringFlag{Name: "policy", Category: aboutMigration, Value: "none", Usage: "`NAME[:k=v,...]` what to do about a pre-copy that does not converge: " + strings.Join(policy.Names(), ", ")},
-		&cli.StringFlag{Name: "recover-limit", Category: aboutMigration, Value: "1m", Usage: "`TIME` how long a post-copy that lost its link tries to go on; the guest is not lost after it"},
+		&cli.StringFlag{Name: "recover-limit", Category: aboutMigration, Value: "1m", Usage: "`TIME` how long a post-copy that lost its link tries to go on, the guest is not lost after it; and how long a QEMU may be silent in a migration before it is taken to hang"},
 		&cli.StringFlag{Name: "max-bandwidth", Category: aboutMigration, Value: "128MiB/s", Usage: "`RATE` what the migration may send; 0B/s is unlimited"},
 		&cli.StringFlag{Name: "downtime-limit", Category: aboutMigration, Value: "300ms", Usage: "`TIME` QEMU stops the guest when it expects to need no longer than this"},
 		&cli.StringSliceFlag{Name: "capability", Category: aboutMigration, Usage: "`NAME=on|off` a migration capability of QEMU's, set on both sides; may be given again"},
