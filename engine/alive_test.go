@@ -149,6 +149,26 @@ func TestBothSilent(t *testing.T) {
 	}
 }
 
+// TestLostOnTheWay: the link is lost with the last bytes: the source has sent them, the destination waits for them, and no event will come.
+func TestLostOnTheWay(t *testing.T) {
+	t.Parallel()
+	src, dst := copying(t), listening(t)
+	src.on["migrate"] = func() {
+		dst.do(func() { dst.migrating("active") })
+		src.migrating("active")
+		src.status = "postmigrate"
+		src.event(`"STOP"`)
+		src.migrating("completed")
+	}
+	r, err := migrate(t, src, dst, engine.Plan{StallLimit: time.Second, RecoverLimit: time.Second})
+	if err == nil || !strings.Contains(err.Error(), "its link is lost") {
+		t.Errorf("error is %v", err)
+	}
+	if src.runState() != "running" || dst.runState() != "dead" || r.GuestOn != record.Source {
+		t.Errorf("source %s, destination %s, guest on %s", src.runState(), dst.runState(), r.GuestOn)
+	}
+}
+
 // TestReservationHangs: a destination that hangs while it is set up is found, and the guest has not noticed.
 func TestReservationHangs(t *testing.T) {
 	t.Parallel()

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"time"
 )
 
 // errOnTheWay is the cause of a context that ended while the destination was waited for.
@@ -11,13 +12,20 @@ var errOnTheWay = errors.New("on the way")
 
 // arrive waits until the destination has loaded what the source has sent. A source may have sent all of it into a connection that the destination
 // has refused, in a TLS handshake above all, or that leads elsewhere; then no event will ever come.
+//
+// Nor will one come when the link is lost with the last bytes on their way: only a source notices that its writes fail. What the source has written is
+// in the sockets at most, so a destination that has not all of it when the limit of hanging is over will not have it.
 func (m *migration) arrive(ctx context.Context) error {
+	sent := time.Now()
 	for untouched := 0; ; {
 		limited, cancel := context.WithTimeoutCause(ctx, answerLimit, errOnTheWay)
 		err := m.until(limited, m.dst.done)
 		cancel()
 		if !errors.Is(err, errOnTheWay) {
 			return err
+		}
+		if limit := m.plan.hangLimit(); time.Since(sent) > limit {
+			return fmt.Errorf("the source has sent all of it, and the destination has not all of it after %s: its link is lost, or slower than --recover-limit allows for", limit)
 		}
 		if untouched++; !m.dst.untouched(ctx) {
 			untouched = 0
