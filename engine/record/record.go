@@ -205,7 +205,7 @@ type PostCopyFigures struct {
 
 // Total is the whole. The QEMU fields are the source's last query-migrate.
 type Total struct {
-	Wall        time.Duration  `json:"wall_ns"`                 // first command .. RESUME on the destination, or the end of the undo, which belongs to the stage that failed
+	Wall        time.Duration  `json:"wall_ns"`                 // first command .. the end of the last stage: RESUME on the destination, in post-copy the later `completed`, or the end of the undo, which belongs to the stage that failed
 	QEMUTotal   *time.Duration `json:"qemu_total_ns,omitempty"` // total-time, ms on the wire
 	QEMUSetup   *time.Duration `json:"qemu_setup_ns,omitempty"` // setup-time, ms on the wire, by the host's wall clock
 	Transferred *int64         `json:"transferred_bytes,omitempty"`
