@@ -540,6 +540,15 @@ func TestTickLabel(t *testing.T) {
 	}
 }
 
+// TestLogScale: an axis that is no linear one says so, in the drawing and in the page.
+func TestLogScale(t *testing.T) {
+	for want, a := range map[string]Axis{"downtime (s)": {Label: "downtime", Unit: "s"}, "downtime (s, log scale)": {Label: "downtime", Unit: "s", Log: true}, "passes (log scale)": {Label: "passes", Log: true}} {
+		if got := axisText(a); got != want {
+			t.Errorf("%q, want %q", got, want)
+		}
+	}
+}
+
 // TestDots: of very many trials at one place the outermost are drawn, and few are drawn as they are.
 func TestDots(t *testing.T) {
 	var c Curve

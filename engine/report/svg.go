@@ -123,9 +123,9 @@ func (f *Figure) plot(i int) *plot.Plot {
 		a.Label.TextStyle.Font = font.From(font.Font{Typeface: "Liberation", Variant: "Sans"}, fontSize)
 		a.Tick.Label.Font = a.Label.TextStyle.Font
 	}
-	p.Y.Label.Text = unitText(panel.Y.Label, panel.Y.Unit)
+	p.Y.Label.Text = axisText(panel.Y)
 	if last {
-		p.X.Label.Text = unitText(f.X.Label, f.X.Unit)
+		p.X.Label.Text = axisText(f.X)
 	}
 	setAxis(&p.Y, panel.Y)
 	setAxis(&p.X, f.X)
@@ -154,6 +154,14 @@ func (f *Figure) plot(i int) *plot.Plot {
 	}
 	p.Add(grid, drawing{f, panel})
 	return p
+}
+
+// axisText is what stands at an axis: what, in which unit, and that it is no linear scale. The page's says the same.
+func axisText(a Axis) string {
+	if !a.Log {
+		return unitText(a.Label, a.Unit)
+	}
+	return unitText(a.Label, strings.TrimPrefix(a.Unit+", log scale", ", "))
 }
 
 func gridColour() color.Color { return color.Gray{Y: 0xdd} }

@@ -5,7 +5,8 @@
   const css = name => getComputedStyle(root).getPropertyValue(name).trim();
   const font = "12px system-ui, \"DejaVu Sans\", sans-serif";
   const joined = shape => shape === "lines" || shape === "steps";
-  const titled = a => a.unit ? `${a.label} (${a.unit})` : a.label;
+  const titled = (a, more = a.unit) => more ? `${a.label} (${more})` : a.label;
+  const axisTitle = a => titled(a, [a.unit, a.log && "log scale"].filter(Boolean).join(", "));
   const number = v => v == null ? "-" : Number(v.toPrecision(4)).toString();
   // tick is a number on an axis: large ones in thousands, millions, ...
   const tick = v => {
@@ -178,11 +179,11 @@
           y: {distr: panel.y.log ? 3 : 1, range: [panel.y.min, panel.y.max]},
         },
         axes: [{
-          stroke: () => css("--text"), font, labelFont: font, label: last ? titled(f.x) : undefined, labelSize: 20, grid: names ? {show: false} : grid(), ticks: grid(),
+          stroke: () => css("--text"), font, labelFont: font, label: last ? axisTitle(f.x) : undefined, labelSize: 20, grid: names ? {show: false} : grid(), ticks: grid(),
           size: tilted ? Math.min(longest * 5, 150) + 20 : 34, rotate: tilted ? -40 : 0,
           ...(names ? {splits: () => names.map((_, i) => i), values: () => names} : places(f.x)),
         }, {
-          stroke: () => css("--text"), font, labelFont: font, label: titled(panel.y), labelSize: 20, size: 58, grid: grid(), ticks: grid(),
+          stroke: () => css("--text"), font, labelFont: font, label: axisTitle(panel.y), labelSize: 20, size: 58, grid: grid(), ticks: grid(),
           ...places(panel.y),
         }],
         series,
