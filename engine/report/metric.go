@@ -124,18 +124,19 @@ func eventsBefore() metric {
 	return m
 }
 
-// seenRate is an estimate from QEMU's bitmap alone, and needs no word of the guest's.
+// seenRate is an estimate from QEMU's bitmap alone, and needs no word of the guest's. Of the longest pass, for what the guest's system writes beside, and
+// what waits from before, weighs the more the shorter the pass: behind passes of 20 ms it was seen to be 10,000/s of a workload that wrote 500/s.
 func seenRate() metric {
-	return metric{"seen", "seen by QEMU", perSecond, "seen: dirty pages waiting when a pass began / duration of the pass before, the largest of the record (passes). A page written twice " +
-		"in that time counts once, so that it lies below the writes the more, the longer the pass and the smaller the working set",
-		func(m *record.Migration) (float64, bool) {
-			best, ok := 0.0, false
+	return metric{"seen", "dirty pages seen by QEMU", perSecond, "seen by QEMU: dirty pages waiting when a pass began / duration of the pass before, where that was longest (passes). A page written twice " +
+		"in that time counts once, so that it lies below the writes the more, the longer the pass and the smaller the working set; what the guest's system writes counts too",
+		func(m *record.Migration) (rate float64, ok bool) {
+			longest := time.Duration(0)
 			for i := 1; i < len(m.Passes); i++ {
-				if p, before := m.Passes[i], m.Passes[i-1]; p.DirtyPages != nil && before.Duration > 0 && !p.PostCopy && !before.Stopped && !p.Stopped {
-					best, ok = max(best, float64(*p.DirtyPages)/before.Duration.Seconds()), true
+				if p, before := m.Passes[i], m.Passes[i-1]; p.DirtyPages != nil && before.Duration > longest && !p.PostCopy && !before.Stopped && !p.Stopped {
+					longest, rate, ok = before.Duration, float64(*p.DirtyPages)/before.Duration.Seconds(), true
 				}
 			}
-			return best, ok
+			return rate, ok
 		}}
 }
 

@@ -549,6 +549,17 @@ func TestLogScale(t *testing.T) {
 	}
 }
 
+// TestSeenRate: a short pass, behind which the guest's own housekeeping is all that there is, does not stand for the workload.
+func TestSeenRate(t *testing.T) {
+	pages := func(n int64) *int64 { return &n }
+	m := &record.Migration{Passes: []record.Pass{
+		{Duration: 2 * time.Second}, {Duration: 20 * time.Millisecond, DirtyPages: pages(1000)}, {Duration: 10 * time.Millisecond, DirtyPages: pages(900)}, {Duration: time.Hour, DirtyPages: pages(900), Stopped: true},
+	}}
+	if got, ok := seenRate().of(m); !ok || got != 500 {
+		t.Errorf("%v dirty pages a second, want the 1000 behind the first 2 s", got)
+	}
+}
+
 // TestDots: of very many trials at one place the outermost are drawn, and few are drawn as they are.
 func TestDots(t *testing.T) {
 	var c Curve
