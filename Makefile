@@ -3,7 +3,7 @@
 GO      ?= go
 VERSION := $(shell git describe --always --dirty 2>/dev/null || echo devel)
 AGENT   := guest/agentbin/agent
-SOURCES := $(shell find . -name '*.go' -not -path './.git/*') go.mod go.sum
+SOURCES := $(shell find . -name '*.go' -not -path './.git/*') $(wildcard engine/report/assets/* testdata/experiments/*) go.mod go.sum
 RACE     := ./qmp/... ./engine ./engine/record/... ./guest/wire/...
 STATICCHECK := honnef.co/go/tools/cmd/staticcheck@v0.8.2
 DEPGUARD    := github.com/OpenPeeDeeP/depguard/v2/cmd/depguard@v2.3.0
