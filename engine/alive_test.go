@@ -180,6 +180,28 @@ func TestReservationHangs(t *testing.T) {
 	}
 }
 
+// TestSilentSourceAtTheEnd: a source that does not answer any more may be dead with its host. A destination that has all of the guest is not ended then, and what to do is said.
+func TestSilentSourceAtTheEnd(t *testing.T) {
+	t.Parallel()
+	src, dst := copying(t), listening(t)
+	src.on["migrate"] = func() {
+		src.migrating("active")
+		src.status = "finish-migrate"
+		src.event(`"STOP"`)
+		time.AfterFunc(10*time.Millisecond, func() {
+			src.do(func() { src.deaf = true })
+			dst.do(func() { dst.status = "paused"; dst.migrating("completed") })
+		})
+	}
+	r, err := migrate(t, src, dst, engine.Plan{StallLimit: time.Second, RecoverLimit: time.Second})
+	if err == nil || !strings.Contains(err.Error(), "if the source QEMU is surely dead, `cont` on destination") {
+		t.Errorf("error is %v", err)
+	}
+	if dst.runState() != "paused" || r.GuestOn != record.Unknown {
+		t.Errorf("destination %s, guest on %s", dst.runState(), r.GuestOn)
+	}
+}
+
 // TestHangsFromTheStart: a QEMU that hangs after it was set up does not keep Ctrl-C from ending the run.
 func TestHangsFromTheStart(t *testing.T) {
 	t.Parallel()
