@@ -47,7 +47,7 @@ func newGuestClock(beats []beat, origin, stop time.Time) *guestClock {
 	behind := leastAhead(mirrored, reversed)
 	for i := range lags {
 		d := ahead[i] // no stop between this beat and its window's least lag can make that too small
-		if past := behind[n-1-i]; d-past <= lagNoise {
+		if past := behind[n-1-i]; past < d && d-past <= lagNoise {
 			d = past
 		}
 		c.diff = append(c.diff, d)
