@@ -203,16 +203,30 @@ func (v *visit) keyboard(t *testing.T) {
 	}
 }
 
-// print makes a PDF of the dark page: it is drawn in the colours of the light one.
+// print makes a PDF of the dark page: it is drawn in the colours of the light one, two figures of one panel on a sheet, and stands as before afterwards.
 func (v *visit) print(t *testing.T) {
+	const heights = `[...document.querySelectorAll("figure canvas")].map(c => c.height).join()`
 	evaluate[any](t, v, `addEventListener("beforeprint", () => { document.documentElement.dataset.printed = getComputedStyle(document.documentElement).getPropertyValue("--ground") })`)
 	if err := chromedp.Do(v.ctx, chromedp.EmulateViewport(1280, 900)); err != nil {
 		t.Fatal(err)
 	}
+	before := evaluate[string](t, v, heights)
 	pdf, err := chromedp.Run(v.ctx, chromedp.PrintToPDF(chromedp.PDFPrintBackground()))
 	ground := evaluate[string](t, v, `document.documentElement.dataset.printed`)
 	if err != nil || len(pdf) < 10_000 || ground != lightGround {
 		t.Errorf("print: %d bytes, on %q: %v", len(pdf), ground, err)
+	}
+	if after := evaluate[string](t, v, heights); after != before {
+		t.Errorf("print: the figures were %s high, and are %s after it", before, after)
+	}
+	const sheetWidth, sheetHeight = 739, 980 // letter paper less the browser's margins, CSS pixels
+	err = chromedp.Do(v.ctx, chromedp.EmulateViewport(sheetWidth, sheetHeight))
+	if err == nil {
+		_, err = chromedp.Call(v.ctx, emulation.SetEmulatedMedia, emulation.SetEmulatedMediaParams{Media: "print"})
+	}
+	least := evaluate[float64](t, v, `dispatchEvent(new Event("beforeprint")), Math.min(...[...document.querySelectorAll("figure[data-figure]")].map(f => f.offsetHeight))`)
+	if evaluate[any](t, v, `dispatchEvent(new Event("afterprint"))`); err != nil || least > sheetHeight/2 {
+		t.Errorf("print: the smallest figure is %v px high, more than half a sheet of %d: %v", least, sheetHeight, err)
 	}
 	if dir := os.Getenv("QMIGRATE_SCREENSHOTS"); dir != "" {
 		if err := os.WriteFile(filepath.Join(dir, "print.pdf"), pdf, 0o644); err != nil {

@@ -154,6 +154,7 @@
       const last = n === f.panels.length - 1, names = f.x.names;
       const longest = names ? Math.max(...names.map(s => s.length)) : 0;
       const tilted = names && longest * names.length * 7.5 > width - 90;
+      const depth = tilted ? Math.min(longest * 4.5, 240) : 0; // of the names below the axis; one of more than 53 letters reaches into its title
       const data = aligned(panel), order = panel.curves.map((_, i) => i);
       const series = [{}, ...panel.curves.map(curve => ({
         label: curve.name,
@@ -170,7 +171,7 @@
         data.splice(1, data.length - 1, ...order.map(i => data[i + 1]));
       }
       const u = new uPlot({
-        width, height: (f.panels.length > 1 ? 200 : 300) + (last ? 24 : 0) + (last && tilted ? Math.min(longest * 5, 150) : 0),
+        width, height: (f.panels.length > 1 ? 200 : 300) + (last ? 24 : 0) + (last ? depth : 0),
         legend: {show: false},
         cursor: {drag: {x: false, y: false}, sync: {key: f.key, setSeries: false}, points: {show: false}},
         padding: [10, tilted ? Math.min(longest * 5, width / 3) : 14, 4, 0],
@@ -180,7 +181,7 @@
         },
         axes: [{
           stroke: () => css("--text"), font, labelFont: font, label: last ? axisTitle(f.x) : undefined, labelSize: 20, grid: names ? {show: false} : grid(), ticks: grid(),
-          size: tilted ? Math.min(longest * 5, 150) + 20 : 34, rotate: tilted ? -40 : 0,
+          size: tilted ? depth + 20 : 34, rotate: tilted ? -40 : 0,
           ...(names ? {splits: () => names.map((_, i) => i), values: () => names} : places(f.x)),
         }, {
           stroke: () => css("--text"), font, labelFont: font, label: axisTitle(panel.y), labelSize: 20, size: 58, grid: grid(), ticks: grid(),
@@ -222,7 +223,7 @@
         }));
       });
     }
-    charts.push({holder, us, width});
+    charts.push({holder, us, width, heights: us.map(u => u.height)});
   };
 
   // What is seen first is drawn first; the rest follows in slices, so that the page answers meanwhile.
@@ -248,8 +249,8 @@
   };
   matchMedia("(prefers-color-scheme: dark)").addEventListener("change", redraw);
   const paper = 680; // what a sheet of paper has for a figure, in CSS pixels
-  const resize = width => charts.forEach(c => c.us.forEach(u => u.setSize({width: width(c), height: u.height})));
-  addEventListener("beforeprint", () => { root.classList.add("printing"); all(); resize(c => Math.min(c.width, paper)); redraw(); });
-  addEventListener("afterprint", () => { root.classList.remove("printing"); resize(c => c.width); redraw(); });
+  const resize = (width, share) => charts.forEach(c => c.us.forEach((u, i) => u.setSize({width: width(c), height: share * c.heights[i]})));
+  addEventListener("beforeprint", () => { root.classList.add("printing"); all(); resize(c => Math.min(c.width, paper), .85); redraw(); });
+  addEventListener("afterprint", () => { root.classList.remove("printing"); resize(c => c.width, 1); redraw(); });
   requestAnimationFrame(() => setTimeout(() => { root.dataset.interactiveMs = performance.now().toFixed(0); finish(); }, 0));
 })();
