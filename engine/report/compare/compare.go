@@ -220,7 +220,7 @@ func (q *Question) where(f *flat.Frame) ([]int, error) {
 		seen := map[string]bool{}
 		rows = slices.DeleteFunc(rows, func(r int) bool {
 			seen[f.Text(column, r)] = true
-			return f.Text(column, r) != w.Value
+			return groupName(f.Text(column, r)) != groupName(w.Value)
 		})
 		if len(rows) == 0 {
 			return nil, fmt.Errorf("no record has %s %q: have %s", w.Name, w.Value, list(slices.SortedFunc(maps.Keys(seen), order), 8))
@@ -234,11 +234,19 @@ func unknown(f *flat.Frame, name string) error {
 }
 
 func list(all []string, most int) string {
+	more := ""
 	if len(all) > most {
-		return strings.Join(all[:most], ", ") + fmt.Sprintf(" and %d more", len(all)-most)
+		more = fmt.Sprintf(" and %d more", len(all)-most)
 	}
-	return strings.Join(all, ", ")
+	var named []string
+	for _, one := range all[:min(most, len(all))] {
+		named = append(named, groupName(one))
+	}
+	return strings.Join(named, ", ") + more
 }
+
+// groupName is a value as people read it, and may give it: that of records without one too.
+func groupName(value string) string { return cmp.Or(value, "(none)") }
 
 // sets are the groups, the base first; by is the column that they are the values of, if they are.
 func (q *Question) sets(f *flat.Frame, rows []int) (sets []set, by string, err error) {
@@ -266,22 +274,22 @@ func (q *Question) sets(f *flat.Frame, rows []int) (sets []set, by string, err e
 	} else {
 		names = slices.DeleteFunc(slices.Clone(q.Folders), func(name string) bool { return of[name] == nil })
 		if len(names) < len(q.Folders) {
-			return nil, "", fmt.Errorf("of %s no record is left to compare", list(slices.DeleteFunc(slices.Clone(q.Folders), func(name string) bool { return of[name] != nil }), 8))
+			why := ""
+			if said := f.Warnings(); len(said) > 0 {
+				why = ": " + strings.Join(said, "; ")
+			}
+			return nil, "", fmt.Errorf("of %s no record is left to compare%s", list(slices.DeleteFunc(slices.Clone(q.Folders), func(name string) bool { return of[name] != nil }), 8), why)
 		}
 	}
 	if q.Base != "" {
-		i := slices.Index(names, q.Base)
+		i := slices.IndexFunc(names, func(name string) bool { return groupName(name) == groupName(q.Base) })
 		if i < 0 {
 			return nil, "", fmt.Errorf("there is no group %q to compare with: have %s", q.Base, list(names, 8))
 		}
-		names = slices.Concat([]string{q.Base}, names[:i], names[i+1:])
+		names = slices.Concat(names[i:i+1], names[:i], names[i+1:])
 	}
 	for _, name := range names {
-		s := set{name: name, rows: of[name]}
-		if s.name == "" {
-			s.name = "(none)"
-		}
-		sets = append(sets, s)
+		sets = append(sets, set{name: groupName(name), rows: of[name]})
 	}
 	return sets, by, nil
 }

@@ -208,24 +208,40 @@ func TestRefusals(t *testing.T) {
 	}
 	ping := write(t, filepath.Join(dir, "ping"), of(down(1, &record.Downtime{Ping: record.Of(time.Second)})))
 	tcp := write(t, filepath.Join(dir, "tcp"), of(down(1, &record.Downtime{TCP: record.Of(time.Second)})))
+	named := func(i int, factors map[string]any) *record.Migration {
+		m := trial(i, 5, factors, nil)
+		m.ID = fmt.Sprintf("id %d", i)
+		return m
+	}
+	some := write(t, filepath.Join(dir, "some"), of(named(1, map[string]any{"x": "1"}), named(2, nil)))
+	again := write(t, filepath.Join(dir, "again"), of(named(1, nil), named(2, nil)))
 	empty := write(t, filepath.Join(dir, "empty"), of())
 	for want, q := range map[string]Question{
-		"no migration in common that agrees in x: --where":     {Folders: []string{a, b}},
-		"no completed migration to compare: 2 failed":          {Folders: []string{a, failed}},
-		"no measure in common: ":                               {Folders: []string{ping, tcp}, Measures: []string{"downtime_ping_ns", "downtime_tcp_ns"}},
-		"have x, folder":                                       {Folders: []string{a}, By: "y"},
-		"there is nothing to compare by it":                    {Folders: []string{a}, By: "mode"},
-		`no record has x "9": have 1, 2`:                       {Folders: []string{a}, Where: []Where{{"x", "9"}}},
-		`no group "7" to compare with: have 1, 2`:              {Folders: []string{a}, By: "x", Base: "7"},
-		`measure "downtime" is no column of numbers`:           {Folders: []string{a}, Measures: []string{"downtime"}},
-		"has no records.jsonl: give a folder that --out named": {Folders: []string{a, filepath.Join(dir, "nothing")}},
-		"no record is there":                                   {Folders: []string{empty}},
-		"of " + empty + " no record is left":                   {Folders: []string{a, empty}},
+		"no migration in common that agrees in x: --where":                              {Folders: []string{a, b}},
+		"no completed migration to compare: 2 failed":                                   {Folders: []string{a, failed}},
+		"no measure in common: ":                                                        {Folders: []string{ping, tcp}, Measures: []string{"downtime_ping_ns", "downtime_tcp_ns"}},
+		"have x, folder":                                                                {Folders: []string{a}, By: "y"},
+		"there is nothing to compare by it":                                             {Folders: []string{a}, By: "mode"},
+		`no record has x "9": have 1, 2`:                                                {Folders: []string{a}, Where: []Where{{"x", "9"}}},
+		`no group "7" to compare with: have 1, 2`:                                       {Folders: []string{a}, By: "x", Base: "7"},
+		`measure "downtime" is no column of numbers`:                                    {Folders: []string{a}, Measures: []string{"downtime"}},
+		"has no records.jsonl: give a folder that --out named":                          {Folders: []string{a, filepath.Join(dir, "nothing")}},
+		"no record is there":                                                            {Folders: []string{empty}},
+		`no record has x "9": have (none), 1`:                                           {Folders: []string{some}, Where: []Where{{"x", "9"}}},
+		`no group "9" to compare with: have (none), 1`:                                  {Folders: []string{some}, By: "x", Base: "9"},
+		"of " + again + " no record is left to compare: 2 records stand more than once": {Folders: []string{some, again}},
+		"of " + empty + " no record is left":                                            {Folders: []string{a, empty}},
 	} {
 		got, err := Ask(q)
 		if err == nil || got != nil || !strings.Contains(err.Error(), want) || strings.Contains(err.Error(), "\n") {
 			t.Errorf("%q: %v", want, err)
 		}
+	}
+	if got, err := Ask(Question{Folders: []string{some}, By: "x", Base: "(none)"}); err != nil || got.Groups[0].Name != "(none)" {
+		t.Errorf("compared with those that have none: %+v, %v", got, err)
+	}
+	if got, err := Ask(Question{Folders: []string{some}, Where: []Where{{"x", "(none)"}}}); err != nil || got.Groups[0].Completed != 1 {
+		t.Errorf("those alone that have none: %+v, %v", got, err)
 	}
 	twice := trial(1, 5, nil, nil)
 	twice.ID = "the same"
