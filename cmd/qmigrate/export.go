@@ -134,6 +134,9 @@ func writeFile(name string, write func(io.Writer) error) error {
 		return errors.Join(write(f), f.Close())
 	}
 	tmp, err := os.CreateTemp(filepath.Dir(name), ".new-*")
+	if at := new(os.PathError); errors.As(err, &at) {
+		return fmt.Errorf("write %s: %w", name, at.Err) // and not the file that is renamed to it
+	}
 	if err != nil {
 		return err
 	}

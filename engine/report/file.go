@@ -35,6 +35,9 @@ func readIndex(name string) []string {
 func writeWhole(name string, content []byte) error {
 	tmp, err := os.CreateTemp(filepath.Dir(name), ".new-*")
 	if err != nil {
+		if at := new(os.PathError); errors.As(err, &at) {
+			err = fmt.Errorf("%s: %w: name another folder with --out", name, at.Err) // and not the file that is renamed to it
+		}
 		return fmt.Errorf("write report: %w", err)
 	}
 	_, err = tmp.Write(content)

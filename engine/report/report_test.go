@@ -540,6 +540,14 @@ func TestTickLabel(t *testing.T) {
 	}
 }
 
+// TestUnwritable: a file that cannot be written is named, and not the one that would have become it.
+func TestUnwritable(t *testing.T) {
+	name := filepath.Join(t.TempDir(), "nowhere", "report.html")
+	if err := writeWhole(name, nil); err == nil || err.Error() != "write report: "+name+": no such file or directory: name another folder with --out" {
+		t.Error(err)
+	}
+}
+
 // TestLogScale: an axis that is no linear one says so, in the drawing and in the page.
 func TestLogScale(t *testing.T) {
 	for want, a := range map[string]Axis{"downtime (s)": {Label: "downtime", Unit: "s"}, "downtime (s, log scale)": {Label: "downtime", Unit: "s", Log: true}, "passes (log scale)": {Label: "passes", Log: true}} {
