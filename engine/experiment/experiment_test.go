@@ -430,6 +430,14 @@ func TestBundled(t *testing.T) {
 			if len(trials) == 0 || scale == "small" && len(trials) > 60 || len(e.Figures) == 0 || e.Title == "" || e.Name+".toml" != f.Name() {
 				t.Errorf("%s at scale %q: %d trials, %d figures, title %q", f.Name(), scale, len(trials), len(e.Figures), e.Title)
 			}
+			drawn := map[Figure]string{}
+			for _, f := range e.Figures {
+				title := f.Title
+				if f.Title = ""; drawn[f] != "" {
+					t.Errorf("%s: %q is %q again", e.Name, title, drawn[f])
+				}
+				drawn[f] = title
+			}
 			t.Logf("%s %s: %d trials of %d cells, %s; left out %q", e.Name, cmp.Or(scale, "real"), len(trials), len(e.Cells), newEstimator(e, nil).all(nil, trials).Time.Round(time.Second), e.LeftOut)
 		}
 	}
