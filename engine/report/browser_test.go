@@ -159,6 +159,9 @@ func TestPage(t *testing.T) {
 		if wide > view.width {
 			t.Errorf("%s: the page is %d px wide in a window of %d: it has to be scrolled sideways", view.name, wide, view.width)
 		}
+		if beyond := evaluate[float64](t, v, `(e => e.scrollWidth - e.clientWidth)(document.querySelector("#environment").closest("section").querySelector(".scroll"))`); beyond > 0 {
+			t.Errorf("%s: %v px of the values of the environment are to be scrolled to", view.name, beyond)
+		}
 		v.screenshot(t, view.name)
 	}
 	v.keyboard(t)
