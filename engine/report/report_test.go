@@ -557,14 +557,17 @@ func TestLogScale(t *testing.T) {
 	}
 }
 
-// TestSeenRate: a short pass, behind which the guest's own housekeeping is all that there is, does not stand for the workload.
+// TestSeenRate: all passes that can be counted in sum; a short one, behind which the guest's housekeeping is all that there is, does not stand for the workload.
 func TestSeenRate(t *testing.T) {
-	pages := func(n int64) *int64 { return &n }
 	m := &record.Migration{Passes: []record.Pass{
-		{Duration: 2 * time.Second}, {Duration: 20 * time.Millisecond, DirtyPages: pages(1000)}, {Duration: 10 * time.Millisecond, DirtyPages: pages(900)}, {Duration: time.Hour, DirtyPages: pages(900), Stopped: true},
+		{Duration: 2 * time.Second}, {Duration: 20 * time.Millisecond, DirtyPages: record.Of[int64](1000)}, {Duration: 10 * time.Millisecond, DirtyPages: record.Of[int64](10)},
+		{Duration: time.Hour, DirtyPages: record.Of[int64](900), Stopped: true},
 	}}
 	if got, ok := seenRate().of(m); !ok || got != 500 {
-		t.Errorf("%v dirty pages a second, want the 1000 behind the first 2 s", got)
+		t.Errorf("%v dirty pages a second, want 1010 in 2.02 s", got)
+	}
+	if _, ok := seenRate().of(&record.Migration{Passes: m.Passes[:1]}); ok {
+		t.Error("a rate of one pass")
 	}
 }
 
