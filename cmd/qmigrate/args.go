@@ -42,6 +42,7 @@ func arrange(app *cli.App, args []string) ([]string, error) {
 		out, rest = append(out, rest[0]), rest[1:]
 		commands, flags = commands[i].Subcommands, commands[i].Flags
 	}
+	called := slices.Clone(out)
 	var arguments []string
 	for len(rest) > 0 {
 		word := rest[0]
@@ -57,6 +58,9 @@ func arrange(app *cli.App, args []string) ([]string, error) {
 			arguments, rest = append(arguments, word), rest[1:]
 			continue
 		}
+		if isHelp(word) {
+			return append(called, "--help"), nil // of the command, whatever else the line says
+		}
 		n, err := flagWords(name, flags, rest)
 		if err != nil {
 			return nil, err
@@ -69,12 +73,11 @@ func arrange(app *cli.App, args []string) ([]string, error) {
 	return out, nil
 }
 
+func isHelp(word string) bool { return slices.Contains([]string{"-h", "-help", "--h", "--help"}, word) }
+
 // flagWords is how many of the words the flag takes that they begin with: 1 or 2.
 func flagWords(command string, flags []cli.Flag, words []string) (int, error) {
 	text, value, given := strings.Cut(strings.TrimLeft(words[0], "-"), "=")
-	if text == "help" || text == "h" {
-		return 1, nil
-	}
 	i := slices.IndexFunc(flags, func(f cli.Flag) bool { return slices.Contains(f.Names(), text) })
 	if i < 0 {
 		var have []string
