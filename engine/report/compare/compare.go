@@ -53,7 +53,7 @@ func Default() []Measure {
 		{"downtime_tcp_ns", "down, tcp", "ns"},
 		{"total_transferred_bytes", "sent", "bytes"},
 		{"total_postcopy_bytes", "followed", "bytes"},
-		{"passes", "passes", ""},
+		{"passes", "passes in all", ""},
 		{"guest_slowdown_percent", "slowdown", "percent"},
 		{"guest_brownout_ns", "brownout", "ns"},
 		{"guest_blackout_ns", "blackout", "ns"},
