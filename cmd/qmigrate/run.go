@@ -100,7 +100,7 @@ func (c *commands) runExperiment(x *cli.Context) error {
 	for _, dir := range x.StringSlice("learn") {
 		records, err := record.Read(dir)
 		if err != nil {
-			return err
+			return fmt.Errorf("--learn %s: %w", dir, err)
 		}
 		if len(records) == 0 {
 			return usagef("--learn %s: there are no records in it: give what --out named", dir)

@@ -15,6 +15,7 @@ import (
 	"slices"
 	"strings"
 	"time"
+	"unicode"
 
 	"github.com/xrash/smetrics"
 
@@ -277,11 +278,16 @@ func (r *reader) text(n *node, key string, into *string) {
 	if v == nil {
 		return
 	}
-	if s, ok := v.value.(string); ok && s != "" {
+	switch s, ok := v.value.(string); {
+	case ok && strings.ContainsFunc(s, unicode.IsControl):
+		r.wrong(v.line, "%s %q: one line, without control characters", key, s)
+	case ok && s != "":
 		*into = s
-		return
+	case ok:
+		r.wrong(v.line, "%s is empty", key)
+	default:
+		r.wrong(v.line, "%s: a text, not %s", key, cmp.Or(v.text, string(v.kind)))
 	}
-	r.wrong(v.line, "%s: a text, not %s", key, cmp.Or(v.text, string(v.kind)))
 }
 
 func (r *reader) number(n *node, key string, into *int, least int64) {
@@ -526,6 +532,10 @@ func meanTheSame(key, a, b string) bool {
 func (r *reader) scalar(key string, n *node) bool {
 	if n.kind != aScalar || n.value == nil {
 		r.wrong(n.line, "%s: one value, in quotes or a number", key)
+		return false
+	}
+	if strings.ContainsFunc(n.text, unicode.IsControl) { // it becomes a part of names, which are printed
+		r.wrong(n.line, "%s %q: one line, without control characters", key, n.text)
 		return false
 	}
 	return true

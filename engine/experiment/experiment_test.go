@@ -202,6 +202,9 @@ func TestWrongLines(t *testing.T) {
 		{2, "figures = [{ title = \"x\", kind = \"ecdf\",\nshow = \"name\" }]\n[[sweep]]\n", "no number of a record has this key: docs/schema.md"},
 		{1, "figures = [{ title = \"x\", kind = \"ecdf\" }]\n[[sweep]]\n", "says what it shows"},
 		{1, "repeats = 1000001\n[[sweep]]\n", "at most 1000000"},
+		{1, "name = \"\"\n[[sweep]]\n", "name is empty"},
+		{1, "title = \"a\\u001b[31m\"\n[[sweep]]\n", "without control characters"},
+		{2, "[[sweep]]\ncase = [\"a\", \"b\\nc\"]\n", "without control characters"},
 		{2, "[[sweep]]\nmemory = 2024-01-01\n", "one value"},
 		{1, "common = 3\n[[sweep]]\n", "common is a table"},
 	} {
@@ -270,6 +273,17 @@ func TestTooMany(t *testing.T) {
 	e := mustParse(t, "repeats = 1000000\n[[sweep]]\nmode = [\"pre-copy\", \"stop-and-copy\"]\n", "")
 	if _, err := e.Plan(t.TempDir(), nil); err == nil || !strings.Contains(err.Error(), "2000000 trials") {
 		t.Errorf("two million trials: %v", err)
+	}
+}
+
+// TestBrokenRecords: the folder whose records cannot be read is named.
+func TestBrokenRecords(t *testing.T) {
+	dir := t.TempDir()
+	if err := os.WriteFile(filepath.Join(dir, record.RecordsFile), []byte("{\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := mustParse(t, "[[sweep]]\n", "").Plan(dir, nil); err == nil || !strings.HasPrefix(err.Error(), dir+": read records: line 1") {
+		t.Error(err)
 	}
 }
 

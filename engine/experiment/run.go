@@ -100,7 +100,7 @@ func (e *Experiment) Plan(dir string, learn []*record.Migration) (*Plan, error) 
 	}
 	records, err := record.Read(dir)
 	if err != nil {
-		return nil, err
+		return nil, fmt.Errorf("%s: %w", dir, err)
 	}
 	p := &Plan{Seed: seed, Trials: e.Trials(seed), held: held, done: map[string]bool{}}
 	for _, r := range records {
