@@ -78,7 +78,7 @@ func slowdown() metric {
 
 // hostCPU is what the whole source QEMU took of its host before the migration.
 func hostCPU() metric {
-	return metric{"cpu", "processor of the source's QEMU", percent, "processor: time of all threads of the source's QEMU before `migrate`, in percent of one processor (cpu, thread process)",
+	return metric{"cpu", "CPU of QEMU", percent, "CPU of QEMU: time of all threads of the source's QEMU before `migrate`, in percent of one processor (cpu, thread process)",
 		func(m *record.Migration) (float64, bool) {
 			for _, u := range m.CPU {
 				if u.Side == record.Source && u.Thread == processThread && u.Stage == "" {
@@ -91,7 +91,7 @@ func hostCPU() metric {
 
 // vcpuCPU is what the guest itself took: the vCPU threads alone, which a cap holds down.
 func vcpuCPU() metric {
-	return metric{"vcpus", "processor of the vCPUs", percent, "of the vCPUs: time of the source's vCPU threads before `migrate`, together, in percent of one processor (cpu, threads vcpu0, vcpu1, ... or vcpus)",
+	return metric{"vcpus", "CPU of the vCPUs", percent, "CPU of the vCPUs: time of the source's vCPU threads before `migrate`, together, in percent of one processor (cpu, threads vcpu0, vcpu1, ... or vcpus)",
 		func(m *record.Migration) (float64, bool) {
 			sum, ok := 0.0, false
 			for _, u := range m.CPU {

@@ -44,12 +44,15 @@ func proof(s *set, f factor) *Figure {
 	return fig
 }
 
+// fewestDots is how many trials a scatter needs: of one or two no eye can tell anything, and the tables have them.
+const fewestDots = 3
+
 // scatter is metrics against a measured number, one dot a trial.
 func scatter(trials []*trial, factors []factor, x metric, metrics []metric, key, title string) *Figure {
 	groups, by := coarse(completed(trials), factors, curveLimit)
 	fig := &Figure{Key: key, Title: title}
 	xs, _ := x.values(trials)
-	if len(xs) == 0 {
+	if len(xs) < fewestDots {
 		return fig
 	}
 	unit, one := scale(x.kind, slices.Max(xs))

@@ -571,6 +571,29 @@ func TestSeenRate(t *testing.T) {
 	}
 }
 
+// TestFewDots: a scatter of two trials says nothing and is no figure.
+func TestFewDots(t *testing.T) {
+	var trials []*trial
+	for i := range 3 {
+		if fig := scatter(trials, nil, totalTime(), []metric{downtime()}, "x", "X"); fig.drawn() {
+			t.Errorf("a scatter of %d trials", i)
+		}
+		trials = append(trials, &trial{Migration: &record.Migration{ID: fmt.Sprint(i), Outcome: record.Completed, Total: record.Total{Wall: time.Second}, Downtime: record.Downtime{Wire: record.Of(time.Second)}}})
+	}
+	if fig := scatter(trials, nil, totalTime(), []metric{downtime()}, "x", "X"); !fig.drawn() {
+		t.Error("no scatter of three trials")
+	}
+}
+
+// TestPanelNames: several panels stand above each other, each about 150 pixels high: a longer name reaches into the next.
+func TestPanelNames(t *testing.T) {
+	for _, m := range []metric{totalTime(), downtime(), sentBytes(), passes(), slowdown(), hostCPU(), vcpuCPU()} {
+		if unit, _ := scale(m.kind, 1); len(unitText(m.name, unit)) > 26 {
+			t.Errorf("%q has no room beside its panel", unitText(m.name, unit))
+		}
+	}
+}
+
 // TestDots: of very many trials at one place the outermost are drawn, and few are drawn as they are.
 func TestDots(t *testing.T) {
 	var c Curve
