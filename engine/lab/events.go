@@ -73,6 +73,7 @@ func (l *Lab) events(ctx context.Context, rec *record.Migration, before [2]progr
 	}
 	dark, usual, ok := silence(counted, began, begin, end)
 	if !ok {
+		rec.Warn("the workload was not seen working to the end of the observation: there is no blackout or brownout")
 		return
 	}
 	g.Blackout, g.BlackoutError = record.Of(dark.to.Sub(dark.from)), record.Of(max(2*grain, usual)+uncertain)
@@ -190,7 +191,8 @@ func rateOf(counted []span, from, to time.Time) *float64 {
 	return record.Of(sum / covered.Seconds())
 }
 
-// silence is the longest time without an event that overlaps the migration, and the 99th percentile of those before it.
+// silence is the longest time without an event that overlaps the migration, and the 99th percentile of those before it. It is false where what was counted ends
+// before the migration, and where the silence lasts as long as that: how long it was is not known then.
 func silence(counted []span, began, begin, end time.Time) (longest span, usual time.Duration, ok bool) {
 	var before []time.Duration
 	var run span
@@ -212,7 +214,10 @@ func silence(counted []span, began, begin, end time.Time) (longest span, usual t
 			longest, ok = run, true
 		}
 	}
-	if !ok && len(counted) > 0 { // a stop shorter than the noise of the clocks
+	if n := len(counted); n == 0 || counted[n-1].to.Before(end) || ok && !longest.to.Before(counted[n-1].to) {
+		return span{}, 0, false
+	}
+	if !ok { // a stop shorter than the noise of the clocks
 		longest, ok = span{end, end, 0}, true
 	}
 	if len(before) > 0 {

@@ -27,3 +27,30 @@ func TestGuestClockLateBeats(t *testing.T) {
 		}
 	}
 }
+
+// TestSilenceWithoutEnd: a workload that ended before the migration did, or did nothing any more, has no blackout: neither one of 0 nor one that lasts as long as
+// it was looked at.
+func TestSilenceWithoutEnd(t *testing.T) {
+	origin := time.Now()
+	const ms = time.Millisecond
+	for _, c := range []struct {
+		name  string
+		until time.Duration
+		rate  func(at time.Duration) float64
+		ok    bool
+	}{
+		{"works on", 2 * time.Second, func(at time.Duration) float64 { return 20 }, true},
+		{"dark for a while", 2 * time.Second, func(at time.Duration) float64 {
+			return map[bool]float64{true: 0, false: 20}[at > 500*ms && at < 700*ms]
+		}, true},
+		{"ended before", -100 * ms, func(at time.Duration) float64 { return 20 }, false},
+		{"ended in between", 600 * ms, func(at time.Duration) float64 { return 20 }, false},
+		{"never came back", 2 * time.Second, func(at time.Duration) float64 { return map[bool]float64{true: 0, false: 20}[at > 500*ms] }, false},
+		{"did nothing at all", 2 * time.Second, func(time.Duration) float64 { return 0 }, false},
+		{"nothing counted", -2 * time.Second, nil, false},
+	} {
+		if _, _, ok := silence(counts(origin, c.until, c.rate), origin.Add(-time.Second), origin, origin.Add(1200*ms)); ok != c.ok {
+			t.Errorf("%s: %v, want %v", c.name, ok, c.ok)
+		}
+	}
+}
