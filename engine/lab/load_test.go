@@ -271,3 +271,22 @@ func TestStreamer(t *testing.T) {
 		t.Error("connected to nobody")
 	}
 }
+
+// TestWebLongWait: a guest that stood still for longer than a minute has percentiles that say so.
+func TestWebLongWait(t *testing.T) {
+	origin := time.Now()
+	var asked []request
+	for i := range 100 {
+		asked = append(asked, request{due: origin.Add(time.Duration(i) * time.Second), latency: 3*time.Minute - time.Duration(i)*time.Second})
+	}
+	c := &webClient{rate: 1, size: 1, number: 1, conns: []*webConn{{asked: asked}}}
+	rec := &record.Migration{Origin: origin, Total: record.Total{Wall: 100 * time.Second}}
+	if err := c.fill(rec, origin.Add(-time.Second), origin.Add(101*time.Second)); err != nil {
+		t.Fatal(err)
+	}
+	for _, p := range rec.Web.Phases {
+		if p.Phase == "during" && (p.P50 < 2*time.Minute || p.P99 < 2*time.Minute+50*time.Second || p.P99 > p.Max || p.Max != 3*time.Minute) {
+			t.Errorf("p50 %v, p99 %v, max %v of latencies from 81 s to 180 s", p.P50, p.P99, p.Max)
+		}
+	}
+}

@@ -22,6 +22,7 @@ import (
 
 const (
 	requestLimit = 30 * time.Second // a request that has no answer by then has failed
+	mostLatency  = time.Hour        // of the histogram: it counts from when a request was due, and so holds the longest stop of the guest
 	webGrace     = 5 * time.Second
 	redialPause  = 20 * time.Millisecond
 )
@@ -251,7 +252,7 @@ func (c *webClient) fill(rec *record.Migration, began, ended time.Time) error {
 			continue
 		}
 		x := record.WebPhase{Phase: p.name}
-		h := hdrhistogram.New(int64(time.Microsecond), int64(time.Minute), 3)
+		h := hdrhistogram.New(int64(time.Microsecond), int64(mostLatency), 3)
 		var longest time.Duration
 		for _, conn := range c.conns {
 			for _, r := range conn.asked {
@@ -263,7 +264,7 @@ func (c *webClient) fill(rec *record.Migration, began, ended time.Time) error {
 					continue
 				}
 				longest = max(longest, r.latency)
-				_ = h.RecordValue(int64(min(r.latency, time.Minute))) // requestLimit keeps it within
+				_ = h.RecordValue(int64(min(r.latency, mostLatency)))
 			}
 		}
 		x.Answered = float64(x.Requests-x.Errors) / p.to.Sub(p.from).Seconds()
