@@ -132,8 +132,8 @@ func (c *commands) runMigrate(x *cli.Context) error {
 		return engine.Migrate(x.Context, src, dst, p, o)
 	})
 	through.note(rec)
-	if rec.PostCopy != nil && rec.Outcome == record.Failed && rec.GuestOn == record.Destination && p.TLS != nil {
-		rec.Warn("the TLS credentials stay in %s and %s: a paused post-copy needs them to go on", p.TLS.SourceDir, p.TLS.DestinationDir)
+	if p.TLS != nil && mayGoOn(rec) {
+		rec.Warn("the TLS credentials stay in %s and %s: a post-copy that goes on may need them", p.TLS.SourceDir, p.TLS.DestinationDir)
 	} else if removeErr := removeCredentials(); removeErr != nil {
 		rec.Warn("the TLS credentials could not be removed: %v", removeErr)
 	}
@@ -150,6 +150,11 @@ func (c *commands) runMigrate(x *cli.Context) error {
 		err = showErr
 	}
 	return err
+}
+
+// mayGoOn tells whether this is a post-copy that may go on over a new connection: wherever its guest is but on the source, or if that is not known.
+func mayGoOn(rec *record.Migration) bool {
+	return rec.PostCopy != nil && rec.Outcome == record.Failed && rec.GuestOn != record.Source
 }
 
 // launch starts the destination from the command line of the process behind the source's monitor.
