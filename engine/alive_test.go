@@ -13,6 +13,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"qmigrate/engine"
+	"qmigrate/engine/policy"
 	"qmigrate/engine/record"
 	"qmigrate/guest/guesttest/within"
 )
@@ -217,5 +218,27 @@ func TestHangsFromTheStart(t *testing.T) {
 	r, err := engine.Migrate(ctx, src.endpoint(), dst.endpoint(), engine.Plan{Listen: "unix:/nowhere"}, engine.Options{})
 	if err == nil || r.GuestOn != record.Source || src.runState() != "running" {
 		t.Errorf("guest on %s, source %s: %v", r.GuestOn, src.runState(), err)
+	}
+}
+
+// TestPolicyOfPausedGuest: a guest that was paused is copied in one go, and its policy has nothing to decide.
+func TestPolicyOfPausedGuest(t *testing.T) {
+	t.Parallel()
+	src, dst := copying(t), listening(t)
+	src.status = "paused"
+	src.on["migrate"] = func() {
+		src.migrating("active")
+		time.AfterFunc(200*time.Millisecond, func() {
+			src.do(func() { src.status = "postmigrate"; src.migrating("completed") })
+			dst.do(func() { dst.status = "paused"; dst.migrating("completed") })
+		})
+	}
+	spec, err := policy.Parse("timeout:after=7s")
+	if err != nil {
+		t.Fatal(err)
+	}
+	r, err := migrate(t, src, dst, engine.Plan{Policy: spec})
+	if err != nil || r.GuestOn != record.Destination || dst.runState() != "paused" || len(r.Decisions) > 0 {
+		t.Errorf("guest on %s, destination %s, decisions %v: %v", r.GuestOn, dst.runState(), r.Decisions, err)
 	}
 }

@@ -309,9 +309,13 @@ func (m *migration) configure(ctx context.Context, s *side) error {
 // preCopy sends `migrate` and waits for the guest to be stopped by QEMU's own rule. A guest that is to be copied while it
 // stands still is stopped first, and the stage is empty.
 func (m *migration) preCopy(ctx context.Context) error {
+	still := m.plan.Mode == record.StopAndCopyMode || !m.src.facts.Running
+	if still {
+		m.converge = nil // there are no passes that a policy could end
+	}
 	m.startPolling(ctx)
 	m.watch(ctx)
-	if m.plan.Mode == record.StopAndCopyMode || !m.src.facts.Running {
+	if still {
 		if m.src.facts.Running {
 			m.paused = true
 			if err := m.promptly(ctx, m.src.control.Stop); err != nil {
