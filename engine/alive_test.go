@@ -242,3 +242,31 @@ func TestPolicyOfPausedGuest(t *testing.T) {
 		t.Errorf("guest on %s, destination %s, decisions %v: %v", r.GuestOn, dst.runState(), r.Decisions, err)
 	}
 }
+
+// TestSamplesAfterPolicy: the series goes on after the policy's time, however long the rest takes.
+func TestSamplesAfterPolicy(t *testing.T) {
+	t.Parallel()
+	const most = 6000 // more than may wait for a policy
+	src, dst := copying(t), listening(t)
+	src.on["migrate"] = func() {
+		src.migrating("active")
+		src.status = "finish-migrate"
+		src.event(`"STOP"`)
+	}
+	asked := 0
+	src.on["query-migrate"] = func() {
+		if asked++; asked == most {
+			src.status = "postmigrate"
+			src.migrating("completed")
+			dst.do(func() { dst.status = "paused"; dst.migrating("completed") })
+		}
+	}
+	spec, err := policy.Parse("timeout:after=10m")
+	if err != nil {
+		t.Fatal(err)
+	}
+	r, err := migrate(t, src, dst, engine.Plan{Policy: spec, SampleInterval: 50 * time.Microsecond})
+	if err != nil || r.GuestOn != record.Destination || len(r.Samples) < most-100 {
+		t.Errorf("guest on %s, %d samples of %d: %v", r.GuestOn, len(r.Samples), most, err)
+	}
+}

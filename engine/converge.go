@@ -18,6 +18,7 @@ type converge struct {
 	follower *policy.Follower
 	setting  policy.Setting     // in force
 	samples  chan record.Sample // from the poller
+	over     chan struct{}      // closed when nobody reads them any more
 	postCopy bool               // it has decided to go over
 }
 
@@ -70,7 +71,7 @@ func (m *migration) preparePolicy() error {
 		m.rec.PostCopy = &record.PostCopyFigures{}
 	}
 	m.rec.Plan["policy"], m.rec.Plan["policy_limits"] = m.plan.Policy.String(), limits
-	m.converge = &converge{setting: setting, samples: make(chan record.Sample, 4096)}
+	m.converge = &converge{setting: setting, samples: make(chan record.Sample, 4096), over: make(chan struct{})}
 	return nil
 }
 
@@ -160,6 +161,7 @@ func (m *migration) endPolicy() {
 		break
 	}
 	m.converge = nil
+	close(c.over)
 }
 
 // Replay asks the policy of a record again, over the record's own series, and returns its decisions: they must be those of the record.

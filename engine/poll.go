@@ -25,7 +25,7 @@ type poll struct {
 	all      sync.WaitGroup
 	kicks    chan struct{}
 	stopped  bool
-	observed chan record.Sample // for the policy; nil: there is none
+	policy   *converge // that sees each sample, until it is over; nil: there is none
 
 	// Each belongs to one goroutine until all has been waited for.
 	samples  []record.Sample
@@ -46,7 +46,7 @@ func (m *migration) startPolling(ctx context.Context) {
 		return
 	}
 	ctx, cancel := context.WithCancel(context.WithoutCancel(ctx))
-	p := &poll{interval: m.plan.SampleInterval, origin: m.rec.Origin, stop: cancel, kicks: make(chan struct{}, 1), observed: m.observed()}
+	p := &poll{interval: m.plan.SampleInterval, origin: m.rec.Origin, stop: cancel, kicks: make(chan struct{}, 1), policy: m.converge}
 	m.poll = p
 	first, done := context.WithTimeout(ctx, answerLimit)                        // one that hangs is until's to find
 	p.src, p.dst = ask(first, m.src.events, nil), ask(first, m.dst.events, nil) // the bracket's outer edges, before anything moves
@@ -118,9 +118,10 @@ func (p *poll) source(ctx context.Context, s *side, sampled func(record.Sample),
 				if sampled != nil {
 					sampled(x)
 				}
-				if p.observed != nil {
+				if p.policy != nil {
 					select {
-					case p.observed <- x:
+					case p.policy.samples <- x:
+					case <-p.policy.over:
 					case <-ctx.Done():
 						return
 					}
