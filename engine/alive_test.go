@@ -270,3 +270,34 @@ func TestSamplesAfterPolicy(t *testing.T) {
 		t.Errorf("guest on %s, %d samples of %d: %v", r.GuestOn, len(r.Samples), most, err)
 	}
 }
+
+// TestPolicyAfterSwitch: once post-copy was begun, a policy that gives up has nothing to say any more, for neither side could go back.
+func TestPolicyAfterSwitch(t *testing.T) {
+	t.Parallel()
+	src, dst := copying(t), listening(t)
+	src.on["migrate-start-postcopy"] = func() {
+		time.AfterFunc(1500*time.Millisecond, func() {
+			src.do(func() { src.status = "postmigrate"; src.event(`"STOP"`); src.migrating("postcopy-active") })
+			dst.do(func() { dst.status = "paused"; dst.migrating("postcopy-active") })
+		})
+	}
+	resume := dst.on["cont"]
+	dst.on["cont"] = func() {
+		resume()
+		time.AfterFunc(100*time.Millisecond, func() {
+			src.do(func() { src.migrating("completed") })
+			dst.do(func() { dst.migrating("completed") })
+		})
+	}
+	spec, err := policy.Parse("timeout:after=1s")
+	if err != nil {
+		t.Fatal(err)
+	}
+	r, err := migrate(t, src, dst, engine.Plan{Mode: record.HybridMode, SwitchAfter: engine.SwitchAfter{Time: 500 * time.Millisecond}, Policy: spec})
+	if err != nil || r.GuestOn != record.Destination || dst.runState() != "running" || src.got("yank") {
+		t.Errorf("guest on %s, destination %s, yanked %v: %v", r.GuestOn, dst.runState(), src.got("yank"), err)
+	}
+	if len(r.Decisions) != 1 { // what the recorded series gives, all the same
+		t.Errorf("decisions %v", r.Decisions)
+	}
+}

@@ -161,7 +161,11 @@ func (q *fakeQEMU) answer(command, arguments string) string {
 		}
 		return `"return":{"status":"` + q.status + `","running":` + running + `}`
 	case "query-migrate":
-		return `"return":{"status":"` + q.migration + `"}`
+		ram := ""
+		if q.migration == "active" {
+			ram = `,"ram":{"transferred":1048576,"remaining":134217728,"total":268435456,"duplicate":0,"normal":256,"dirty-pages-rate":0,"mbps":8,"dirty-sync-count":2}`
+		}
+		return `"return":{"status":"` + q.migration + `"` + ram + `}`
 	case "query-migrate-capabilities":
 		return `"return":[{"capability":"events","state":false},{"capability":"postcopy-ram","state":false}]`
 	case "query-migrate-parameters":
@@ -178,7 +182,7 @@ func (q *fakeQEMU) answer(command, arguments string) string {
 		if arguments == `{"path":"/machine","property":"type"}` {
 			return `"return":"pc-q35-7.2-machine"`
 		}
-	case "qmp_capabilities", "migrate-set-capabilities", "migrate-set-parameters", "migrate-incoming", "migrate", "migrate_cancel", "yank", "stop", "cont", "quit":
+	case "qmp_capabilities", "migrate-set-capabilities", "migrate-set-parameters", "migrate-incoming", "migrate", "migrate-start-postcopy", "migrate_cancel", "yank", "stop", "cont", "quit":
 		return `"return":{}`
 	}
 	return `"error":{"class":"CommandNotFound","desc":"The command ` + command + ` has not been found"}`
