@@ -107,13 +107,13 @@ func TestSilentDestination(t *testing.T) {
 func TestSilentSwitchOver(t *testing.T) {
 	t.Parallel()
 	src, dst := copying(t), listening(t)
-	limit := 500 * time.Millisecond
+	limit := 2 * time.Second
 	src.on["migrate"] = func() {
 		src.migrating("active")
 		src.status = "finish-migrate"
 		src.event(`"STOP"`)
 		time.AfterFunc(10*time.Millisecond, func() { src.do(func() { src.deaf = true }) })
-		time.AfterFunc(4*limit, func() {
+		time.AfterFunc(3*limit, func() {
 			src.do(func() { src.deaf, src.status = false, "postmigrate"; src.migrating("completed") })
 			dst.do(func() { dst.status = "paused"; dst.migrating("completed") })
 		})
@@ -128,7 +128,7 @@ func TestSilentSwitchOver(t *testing.T) {
 func TestBothSilent(t *testing.T) {
 	t.Parallel()
 	src, dst := copying(t), listening(t)
-	limit := time.Second
+	limit := 2 * time.Second
 	src.on["migrate"] = func() {
 		src.migrating("active")
 		time.AfterFunc(limit/4, func() {
@@ -161,7 +161,7 @@ func TestLostOnTheWay(t *testing.T) {
 		src.event(`"STOP"`)
 		src.migrating("completed")
 	}
-	r, err := migrate(t, src, dst, engine.Plan{StallLimit: time.Second, RecoverLimit: time.Second})
+	r, err := migrate(t, src, dst, engine.Plan{StallLimit: 3 * time.Second, RecoverLimit: 3 * time.Second})
 	if err == nil || !strings.Contains(err.Error(), "its link is lost") {
 		t.Errorf("error is %v", err)
 	}
@@ -194,7 +194,7 @@ func TestSilentSourceAtTheEnd(t *testing.T) {
 			dst.do(func() { dst.status = "paused"; dst.migrating("completed") })
 		})
 	}
-	r, err := migrate(t, src, dst, engine.Plan{StallLimit: time.Second, RecoverLimit: time.Second})
+	r, err := migrate(t, src, dst, engine.Plan{StallLimit: 3 * time.Second, RecoverLimit: 3 * time.Second})
 	if err == nil || !strings.Contains(err.Error(), "if the source QEMU is surely dead, `cont` on destination") {
 		t.Errorf("error is %v", err)
 	}
