@@ -56,6 +56,19 @@ func TestRecoverElsewhere(t *testing.T) {
 	}
 }
 
+// TestRecoverOthers: a guest that stands paused where somebody migrated it is not ended for a source that has never sent one.
+func TestRecoverOthers(t *testing.T) {
+	t.Parallel()
+	src, other := newFake(t, "source", "running", "none"), newFake(t, "other", "paused", "completed")
+	holder, said, err := engine.Recover(within.Context(t), src.endpoint(), other.endpoint(), engine.Plan{}, engine.Options{})
+	if err == nil || !strings.Contains(err.Error(), "not the two ends of one migration") || holder != record.Unknown {
+		t.Errorf("holder %s, says %q %v", holder, said, err)
+	}
+	if a, b := src.runState(), other.runState(); a != "running" || b != "paused" {
+		t.Errorf("source %s, other %s: want both left alone", a, b)
+	}
+}
+
 // listening makes the fake a destination that takes an incoming migration.
 func listening(t *testing.T) *fakeQEMU {
 	q := newFake(t, "destination", "inmigrate", "none")
