@@ -32,7 +32,7 @@ func (c *commands) export() *cli.Command {
 			"  qmigrate export out --output passes.parquet --table passes",
 		Flags: []cli.Flag{
 			&cli.StringFlag{Name: "table", Value: names[0], Usage: "`NAME` " + strings.Join(names, ", ")},
-			&cli.StringFlag{Name: "format", Usage: "`NAME` csv or parquet; by the output's name if not given, else csv"},
+			&cli.StringFlag{Name: "format", Usage: "`NAME` csv or parquet; by the output's ending if not given, else csv"},
 			&cli.StringFlag{Name: "output", Aliases: []string{"o"}, Usage: "`FILE` appears when all of it is written; standard output if not given"},
 			&cli.BoolFlag{Name: "columns", Usage: "list the table's columns with type and unit, and read nothing"},
 		},
@@ -65,14 +65,14 @@ func (c *commands) runExport(x *cli.Context) error {
 	output, format := x.String("output"), x.String("format")
 	if format == "" {
 		format = "csv"
-		if strings.HasSuffix(output, ".parquet") {
-			format = "parquet"
+		if ext := filepath.Ext(output); ext != "" && ext != ".csv" {
+			format = ext[1:]
 		}
 	}
 	open, ok := map[string]func(io.Writer, []flat.Column) (flat.Writer, error){"csv": flat.NewCSV, "parquet": flat.NewParquet}[format]
 	switch {
 	case !ok:
-		return usagef("--format %s: have csv, parquet", format)
+		return usagef("format %s: have csv, parquet; --format NAME gives it, whatever the output is called", format)
 	case output == "" && format == "parquet" && columns(c.stdout) > 0:
 		return usagef("--format parquet is no text for a terminal: name a file, as in --output %s.parquet", t.Name)
 	}
