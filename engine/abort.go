@@ -144,7 +144,7 @@ func (m *migration) rollBack(ctx context.Context) verdict {
 	if m.src.gone != nil {
 		return m.takeOver(ctx)
 	}
-	if !m.src.ended() && m.dst.done() && m.dst.gone == nil { // a source that is silent may be dead, its host above all, and then this one has the only guest
+	if _, err := m.src.asked(ctx); err != nil && !m.src.ended() && m.dst.done() && m.dst.gone == nil { // it may be dead, its host above all, and then the destination has the only guest
 		return verdict{guest: record.Unknown, mend: fmt.Sprintf("the source does not answer, and the destination holds all of it, paused: `qmigrate migrate --recover` runs it where that is safe once the source answers; if the source QEMU is surely dead, `cont` on %s", m.dst.ep.Name)}
 	}
 	// The fence: the source is continued only after the destination is known dead. A destination that hangs may hold the
