@@ -62,7 +62,7 @@ func guestFlags() []cli.Flag {
 		&cli.StringFlag{Name: "workload", Category: aboutGuest, Value: demoWorkload, Usage: "`NAME[:k=v,...]` what the guest does meanwhile: " + strings.Join(workloadNames(), ", ") + " (docs/workloads.md)"},
 		&cli.StringFlag{Name: "guest", Category: aboutGuest, Value: wire.TinyGuest, Usage: "`NAME` what boots: tiny (our agent alone), or debian (with sysbench, iperf3, stress-ng, redis and sshd, and 512MiB unless --memory says otherwise)"},
 		&cli.StringFlag{Name: "observe", Category: aboutGuest, Value: "1s", Usage: "`TIME` how long the guest is watched before the migration and after it"},
-		&cli.StringFlag{Name: "beat-interval", Category: aboutGuest, Usage: "`TIME` between two heartbeats of the guest's, and looks at its clock; 0s: none (default 5ms, under TCG 50ms)"},
+		&cli.StringFlag{Name: "beat-interval", Category: aboutGuest, Usage: "`TIME` between two heartbeats of the guest's, and looks at its clock; 0s: none (default 5ms, under TCG 100ms)"},
 		&cli.StringFlag{Name: "ping-interval", Category: aboutGuest, Usage: "`TIME` between two pings, and two TCP echoes; a busy guest pays for each (docs/timeline.md); 0s: none (default 5ms, under TCG 20ms)"},
 		&cli.StringFlag{Name: "memory", Category: aboutGuest, Value: "256MiB", Usage: "`SIZE` guest RAM"},
 		&cli.IntFlag{Name: "vcpus", Category: aboutGuest, Value: 1, Usage: "`N` guest processors"},

@@ -127,7 +127,7 @@ func factors() []factor {
 			c.Lab.CPUCapPeriod, err = units.Duration(text)
 			return err
 		}},
-		{"beat-interval", "20ms", "between two heartbeats of the guest's, and looks at its clock; 0s: none; 5ms, and 50ms under TCG, if not given", func(c *Cell, text string) (err error) {
+		{"beat-interval", "20ms", "between two heartbeats of the guest's, and looks at its clock; 0s: none; 5ms, and 100ms under TCG, if not given", func(c *Cell, text string) (err error) {
 			if c.Lab.BeatInterval, err = units.Duration(text); err == nil {
 				c.Lab.BeatInterval, err = lab.Interval(c.Lab.BeatInterval)
 			}

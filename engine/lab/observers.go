@@ -22,7 +22,7 @@ import (
 // Defaults of Spec's intervals. Under TCG each datagram and each wake-up of the guest's kernel is emulated, which a busy guest pays for with its vCPU's time: docs/timeline.md has how much.
 const (
 	BeatInterval    = 5 * time.Millisecond
-	BeatIntervalTCG = 50 * time.Millisecond
+	BeatIntervalTCG = 100 * time.Millisecond
 	PingInterval    = 5 * time.Millisecond
 	PingIntervalTCG = 20 * time.Millisecond
 )

@@ -325,6 +325,9 @@ func (p *pacer) spend(n int) {
 	}
 }
 
+// nap is the longest sleep, so that a stop or a new rate is noticed.
+const nap = 50 * time.Millisecond
+
 // wait is how long to sleep when nothing is due: at most nap, so that a stop is noticed.
 func (p *pacer) wait() time.Duration {
 	next := time.Duration(math.Ceil((1 - p.tokens) / p.rate * 1e9))
