@@ -13,6 +13,7 @@ import (
 	"net"
 	"sync"
 	"sync/atomic"
+	"time"
 )
 
 // Carrier is one authenticated connection to the destination's host.
@@ -156,8 +157,21 @@ func (n *Near) carry(from Stream) {
 		return
 	}
 	defer n.release(to)
-	n.fail(pump(from, to, &n.bytes))
+	if err = pump(from, to, &n.bytes); err == nil {
+		select {
+		case <-c.Done(): // then its streams end as if their other side had ended them, some a moment before
+			err = errBroken
+		case <-time.After(brokenGrace):
+		case <-n.ctx.Done():
+		}
+	}
+	n.fail(err)
 }
+
+var errBroken = errors.New("the tunnel's connection has ended")
+
+// brokenGrace is how long after its streams a connection that broke may be known to have ended.
+const brokenGrace = 100 * time.Millisecond
 
 func (n *Near) fail(err error) {
 	n.mu.Lock()

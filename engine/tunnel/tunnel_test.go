@@ -8,6 +8,7 @@ import (
 	"errors"
 	"io"
 	"net"
+	"os"
 	"path/filepath"
 	"strings"
 	"sync"
@@ -29,13 +30,32 @@ type way struct {
 	in   string         // where the near half listens
 	out  net.Listener   // where the far half connects to
 	link func(net.Conn) // told of each connection between the halves
+
+	accepted chan net.Conn // the far half's end of the first of them
+}
+
+// recorder keeps the first connection that it accepts.
+type recorder struct {
+	net.Listener
+	accepted chan net.Conn
+}
+
+func (r recorder) Accept() (net.Conn, error) {
+	nc, err := r.Listener.Accept()
+	if err == nil {
+		select {
+		case r.accepted <- nc:
+		default:
+		}
+	}
+	return nc, err
 }
 
 // each runs f with a TLS tunnel and an SSH tunnel; all of it is closed when f returns.
 func each(t *testing.T, f func(t *testing.T, w *way)) {
 	for _, kind := range []string{"tls", "ssh"} {
 		t.Run(kind, func(t *testing.T) {
-			w := &way{}
+			w := &way{accepted: make(chan net.Conn, 1)}
 			listen := func(network, address string) net.Listener {
 				l, err := net.Listen(network, address)
 				if err != nil {
@@ -47,7 +67,7 @@ func each(t *testing.T, f func(t *testing.T, w *way)) {
 			w.out = listen("unix", filepath.Join(dir, "o"))
 			defer w.out.Close()
 			_ = w.out.(*net.UnixListener).SetDeadline(time.Now().Add(within.Limit))
-			l := listen("tcp", "127.0.0.1:0")
+			l := recorder{listen("tcp", "127.0.0.1:0"), w.accepted}
 			dial := func(ctx context.Context) (net.Conn, error) {
 				return new(net.Dialer).DialContext(ctx, "unix", w.out.Addr().String())
 			}
@@ -195,14 +215,41 @@ func TestBreaks(t *testing.T) {
 			far.Close()
 			near.Close()
 		}
-		late := w.open(t) // nobody is there any more: it is let go, and the reason is kept
-		_ = late.SetReadDeadline(time.Now().Add(10 * time.Second))
-		if n, err := late.Read(make([]byte, 1)); n != 0 || err == nil {
+		// Nobody is there any more: who comes is let go, and the reason is kept.
+		for limit := time.Now().Add(within.Limit); w.near.Err() == nil; {
+			late := w.open(t)
+			_ = late.SetReadDeadline(time.Now().Add(10 * time.Second))
+			if n, err := late.Read(make([]byte, 1)); n != 0 || err == nil || errors.Is(err, os.ErrDeadlineExceeded) {
+				t.Errorf("%d, %v", n, err)
+			}
+			late.Close()
+			if time.Now().After(limit) {
+				t.Fatal("nothing was said about the break")
+			}
+		}
+	})
+}
+
+// TestCut: a connection between the halves that is cut is no orderly end of its streams: the near half says so.
+func TestCut(t *testing.T) {
+	each(t, func(t *testing.T, w *way) {
+		near := w.open(t)
+		far, err := w.out.Accept()
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer far.Close()
+		between, _ := within.Receive(t, "the connection between the halves", w.accepted)
+		between.Close()
+		_ = near.SetReadDeadline(time.Now().Add(10 * time.Second))
+		if n, err := near.Read(make([]byte, 1)); n != 0 || err == nil || errors.Is(err, os.ErrDeadlineExceeded) {
 			t.Errorf("%d, %v", n, err)
 		}
-		w.near.Close()
-		if err := w.near.Err(); err == nil {
-			t.Error("nothing was said about the break")
+		near.Close()
+		for limit := time.Now().Add(within.Limit); w.near.Err() == nil; time.Sleep(time.Millisecond) {
+			if time.Now().After(limit) {
+				t.Fatal("nothing was said about the break")
+			}
 		}
 	})
 }
