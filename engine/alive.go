@@ -158,7 +158,7 @@ func (m *migration) hangs(s *side) error {
 	case s == m.src && !running && !m.dst.done():
 		return nil
 	case running && time.Since(time.Unix(0, other.heard.Load())) > limit/2:
-		m.log.Info("neither side answers", "for", limit)
+		m.rec.Warn("neither QEMU answered for %s while the guest ran on the source: the way to both was taken to be broken, and nothing was done", limit)
 		return nil
 	}
 	return fmt.Errorf("%s QEMU has not answered for %s: is it stopped, or stuck?", s.role, limit)

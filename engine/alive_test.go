@@ -161,6 +161,9 @@ func TestBothSilent(t *testing.T) {
 	if err != nil || r.GuestOn != record.Destination || dst.runState() != "running" {
 		t.Errorf("guest on %s, destination %s: %v", r.GuestOn, dst.runState(), err)
 	}
+	if !slices.ContainsFunc(r.Warnings, func(w string) bool { return strings.Contains(w, "neither QEMU answered") }) {
+		t.Errorf("the record does not say that nobody answered: %q", r.Warnings)
+	}
 }
 
 // TestLostOnTheWay: the link is lost with the last bytes: the source has sent them, the destination waits for them, and no event will come.

@@ -116,7 +116,7 @@ func (m *migration) decide(ctx context.Context, x record.Sample) error {
 		defer cancel()
 		err := m.src.control.SetMigrateParameters(limited, changed)
 		if err != nil && limited.Err() != nil && ctx.Err() == nil { // it has it, and answers late in its switch-over; one that hangs is until's to find
-			m.log.Info("policy", "unanswered", changed)
+			m.rec.Warn("the source did not answer within %s to what the policy set (%v): whether it was in force in time is not known", answerLimit, changed)
 			return nil
 		}
 		if err != nil {

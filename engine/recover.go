@@ -117,7 +117,7 @@ func (m *migration) sameGuest() error {
 	case a.Machine != b.Machine || a.MemoryBytes != b.MemoryBytes || a.VCPUs != b.VCPUs:
 		return fmt.Errorf("source %s and destination %s have different machines: they are not the two ends of one migration", a.Name, b.Name)
 	case idle(a.MigrationStatus) && b.MigrationStatus == "completed": // and what b holds may be somebody's guest
-		return fmt.Errorf("%s has a guest that has come from elsewhere (%s), for %s has never sent one: they are not the two ends of one migration", b.Name, b.RunState, a.Name)
+		return fmt.Errorf("%s has a guest that has come from elsewhere (%s), for %s has never sent one: they are not the two ends of one migration; give the QEMU that the guest came from as --source", b.Name, b.RunState, a.Name)
 	}
 	return nil
 }
