@@ -142,7 +142,11 @@ type QEMU struct {
 	Reach  Reach
 	Run    Run    // of the last answer; "" if it has never answered
 	Status Status // of the last answer or event; "" if it has never answered
+	Known  bool   // its process is known, and can be ended by force
 }
+
+// runs tells whether it has said just now that it runs the guest.
+func (q QEMU) runs() bool { return q.Reach == Answers && q.Run == Running }
 
 // Ran is whether the destination has run the guest.
 type Ran string
@@ -166,13 +170,17 @@ type Situation struct {
 	Leave     bool // the guest was paused before, or somebody has paused it: it is not to run
 	Tentative bool // the source's status may still go back to failed: a post-copy on a QEMU before 10.0 of which no page was seen on its way
 	Elsewhere bool // where the source connects to was not told by the destination itself: it may have reached another QEMU
-	Refused   bool // a `cont` of the destination was refused after Sent was SentCont
+	Refused   bool // the destination refused a `cont` of this undo
+	Begun     bool // the plan goes over to post-copy, and migrate-start-postcopy was sent
 	Gives     bool // release-ram: what the source has sent in post-copy is no longer there
 
 	// Undo and Recover: what was tried already, so that each step is tried once.
 	Waited    bool // the limit of waiting for the present states is over
 	Cancelled bool // migrate_cancel and yank were sent to the source
+	Ended     bool // Recover has ended the destination, which did not run
 	Unended   bool // the destination could not be ended
+	Stuck     bool // the source refused a `cont`
+	Stopped   bool // `stop` was sent to a source that ran beside the destination
 
 	// Recover and Migrate.
 	Strangers string // why they cannot be the two ends of one migration; "" if nothing speaks against it
@@ -190,18 +198,29 @@ const (
 	Yank           Step = "yank"            // close the source's connection only, where migrate_cancel might cross the switch to post-copy; then Cancelled
 	End            Step = "end destination" // quit, then SIGKILL: the fence; then it is Dead, or Unended
 	RunSource      Step = "cont source"
+	StopSource     Step = "stop source"
 	RunDestination Step = "cont destination"
 	Mend           Step = "mend link" // pause both, a new connection, and follow the post-copy to its end
 )
 
 // Decision is one step, or an end.
 type Decision struct {
-	Rule  string        // its name in the table
-	Do    Step          //
-	Guest record.Holder // where the guest is when Do is Stay
-	Lost  bool          // no QEMU has it any more
-	Twice bool          // both run it
-	Text  string        // one sentence: why, and what to do; $S and $D are the endpoints
+	Rule       string        // its name in the table
+	Do         Step          //
+	Guest      record.Holder // where the guest is when Do is Stay
+	Unfinished bool          // it runs on the destination, and a part of its memory is still on the source
+	Doubt      bool          // Recover: not what was asked for; Text is an error
+	Text       string        // why, and what to do; "" if there is nothing to do; its $ words are Fill's
+}
+
+// Fill puts values for the words that begin with $ in a Decision's Text: $S and $D the endpoints, $E the last error, $X why they are strangers,
+// $s and $d the run states, $m and $n what the source and the destination say of their migrations.
+func Fill(text string, words map[string]string) string {
+	var pairs []string
+	for k, v := range words {
+		pairs = append(pairs, "$"+k, v)
+	}
+	return strings.NewReplacer(pairs...).Replace(text)
 }
 
 // MayRun is the commit point of every mode: whether the destination may be told to run. The source has stopped, has sent everything (in post-copy:
