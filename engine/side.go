@@ -27,7 +27,12 @@ type side struct {
 	skew    time.Duration // the error of offset
 
 	heard     atomic.Int64 // when it last answered while it was watched, in ns of the epoch
-	status    string       // of the last MIGRATION event
+	status    string       // of the last MIGRATION event, or of the last answer since
+	runState  string       // of the last answer to query-status that was asked for a decision
+	outgoing  bool         // the last answer to query-migrate was a source's: it had a section ram
+	since     *int64       // bytes sent when it was first asked after it had gone over to post-copy
+	given     bool         // and more was sent since: it cannot take its guest back any more
+	shutdown  string       // the guest has ended itself, and this was QEMU's reason: guest-shutdown, guest-reset, guest-panic
 	stopped   time.Time    // the first STOP, or the first since it was continued
 	resumed   time.Time    // the last RESUME
 	completed time.Time    // MIGRATION completed
@@ -172,6 +177,8 @@ func (s *side) take(ev qmp.Event, at time.Time) (pass int, ok bool) {
 	var data struct {
 		Status string `json:"status"`
 		Pass   int    `json:"pass"`
+		Guest  bool   `json:"guest"`
+		Reason string `json:"reason"`
 	}
 	if len(ev.Data) > 0 && json.Unmarshal(ev.Data, &data) != nil {
 		return 0, false // data of another shape belongs to an event that we do not know
@@ -190,6 +197,10 @@ func (s *side) take(ev qmp.Event, at time.Time) (pass int, ok bool) {
 		}
 	case "RESUME":
 		s.resumed = at
+	case "SHUTDOWN":
+		if data.Guest {
+			s.shutdown = data.Reason
+		}
 	}
 	return 0, false
 }

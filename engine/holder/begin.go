@@ -9,7 +9,7 @@ var migrateRules = []rule{
 		doubt(record.Unknown, "source $S and destination $D are the same QEMU\tgive the monitor of another one, started with -incoming defer")},
 	{"ends swapped", "", func(s Situation) bool { return s.Source.Run == InMigrate },
 		doubt(record.Unknown, "source $S is itself waiting for a migration\tswap --source and --destination?")},
-	{"a migration is under way", "", func(s Situation) bool { return !s.Source.Status.final() },
+	{"a migration is under way", "", func(s Situation) bool { return !s.Source.Status.Final() },
 		doubt(record.Unknown, "a migration is under way on source $S ($m)\tif it was interrupted, `qmigrate migrate --recover` with the same endpoints ends it and keeps the guest; else let it end")},
 	{"a former one has left it paused", "", func(s Situation) bool { return s.Source.Run == Post && s.Source.Status != Departed },
 		doubt(record.Unknown, "an earlier migration from source $S has $m and left the guest paused\t`qmigrate migrate --recover` with the same endpoints runs it")},

@@ -65,10 +65,10 @@ var recoverRules = []rule{
 
 	// The destination was ended.
 	{"destination ended: end the migration", "the source keeps its guest", func(s Situation) bool {
-		return s.Ended && !s.Source.Status.final() && !s.Cancelled
+		return s.Ended && !s.Source.Status.Final() && !s.Cancelled
 	}, step(Cancel)},
 	{"destination ended: wait for the source", "it ends its migration, and most QEMUs then continue by themselves", func(s Situation) bool {
-		return s.Ended && !s.Source.Status.final() && s.Source.Run != Paused && !s.Waited
+		return s.Ended && !s.Source.Status.Final() && s.Source.Run != Paused && !s.Waited
 	}, step(Wait)},
 	{"destination ended, source runs", "the destination never ran it", func(s Situation) bool {
 		return s.Ended && s.Source.runs()
@@ -95,16 +95,16 @@ var recoverRules = []rule{
 		return s.unseen() && s.Source.Status == Device
 	}, step(Wait)},
 	{"destination out of reach: end the migration", "the source keeps its guest", func(s Situation) bool {
-		return s.unseen() && !s.Source.Status.final() && !s.Cancelled
+		return s.unseen() && !s.Source.Status.Final() && !s.Cancelled
 	}, step(Cancel)},
 	{"destination out of reach: wait for its end", "usually milliseconds", func(s Situation) bool {
-		return s.unseen() && !s.Source.Status.final() && !s.Waited
+		return s.unseen() && !s.Source.Status.Final() && !s.Waited
 	}, step(Wait)},
 	{"destination out of reach, source runs", "it has the guest", func(s Situation) bool {
 		return s.unseen() && s.Source.runs()
 	}, stay(record.Source, "the destination QEMU cannot be reached and never ran it: the guest runs on the source")},
 	{"destination out of reach, source does not end", "it may be at its last write", func(s Situation) bool {
-		return s.unseen() && !s.Source.Status.final() && s.Source.Run == Finishing
+		return s.unseen() && !s.Source.Status.Final() && s.Source.Run == Finishing
 	}, doubt(record.Unknown, "$E; source $S does not end its migration: the guest is its own; end the destination QEMU, then try again")},
 	{"destination out of reach, all was sent", "it may have run there", func(s Situation) bool {
 		return s.unseen() && s.Source.Status == Departed && s.Source.Run == Post

@@ -44,10 +44,10 @@ const (
 
 var undoRules = []rule{
 	{"source runs, destination dead: end the migration", "a dead host breaks no connection, so it may send for long", func(s Situation) bool {
-		return s.Source.runs() && s.Destination.Reach == Dead && s.Sent >= SentMigrate && !s.Source.Status.final() && !s.Cancelled
+		return s.Source.runs() && s.Destination.Reach == Dead && s.Sent >= SentMigrate && !s.Source.Status.Final() && !s.Cancelled
 	}, step(Cancel)},
 	{"source runs, destination dead: wait for its end", "usually milliseconds; a source that connects into nothing takes minutes", func(s Situation) bool {
-		return s.Source.runs() && s.Destination.Reach == Dead && s.Sent >= SentMigrate && !s.Source.Status.final() && !s.Waited
+		return s.Source.runs() && s.Destination.Reach == Dead && s.Sent >= SentMigrate && !s.Source.Status.Final() && !s.Waited
 	}, step(Wait)},
 	{"source runs, destination dead", "nobody else can run it", func(s Situation) bool {
 		return s.Source.runs() && s.Destination.Reach == Dead
@@ -196,10 +196,10 @@ var undoRules = []rule{
 
 	// Post-copy was asked for, and the source has not given it away yet.
 	{"switch under way: cut the connection", "safe before the switch and after it; migrate_cancel could cross it", func(s Situation) bool {
-		return s.Begun && s.Source.Reach == Answers && !s.Source.Status.final() && s.Destination.Reach != Dead && !s.Cancelled
+		return s.Begun && s.Source.Reach == Answers && !s.Source.Status.Final() && s.Destination.Reach != Dead && !s.Cancelled
 	}, step(Yank)},
 	{"switch under way: wait", "the source says by itself which side has it", func(s Situation) bool {
-		return s.Begun && s.Source.Reach == Answers && !s.Source.Status.final() && !s.Waited
+		return s.Begun && s.Source.Reach == Answers && !s.Source.Status.Final() && !s.Waited
 	}, step(Wait)},
 	{"switch under way for too long", "whose it is is not known", func(s Situation) bool {
 		return s.Begun && s.Source.Reach == Answers && (s.Source.Status.split() || s.Source.Status == Device || s.Source.Run == Finishing)
@@ -225,10 +225,10 @@ var undoRules = []rule{
 		return s.Source.Reach == Dead && s.Destination.Reach == Answers && !s.Waited
 	}, step(Wait)},
 	{"source dead, destination is not whole", "what is missing died with the source", func(s Situation) bool {
-		return s.Source.Reach == Dead && s.Destination.Reach == Answers && s.Destination.Status.final() && s.killable()
+		return s.Source.Reach == Dead && s.Destination.Reach == Answers && s.Destination.Status.Final() && s.killable()
 	}, step(End)},
 	{"source dead, destination cannot be ended", "what is missing died with the source", func(s Situation) bool {
-		return s.Source.Reach == Dead && s.Destination.Reach == Answers && s.Destination.Status.final()
+		return s.Source.Reach == Dead && s.Destination.Reach == Answers && s.Destination.Status.Final()
 	}, stay(record.None, "it is lost: the source QEMU died before the destination had all of it")},
 	{"source dead, destination does not say", "it may have everything", func(s Situation) bool {
 		return s.Source.Reach == Dead
@@ -281,7 +281,7 @@ var undoRules = []rule{
 		return s.Destination.whole() && s.killable()
 	}, step(End)},
 	{"end the migration", "the source keeps its guest", func(s Situation) bool {
-		return !s.Source.Status.final() && !s.Cancelled
+		return !s.Source.Status.Final() && !s.Cancelled
 	}, step(Cancel)},
 	{"end the destination", "the fence: before the source goes on, the destination is known dead", func(s Situation) bool {
 		return s.killable()
@@ -296,7 +296,7 @@ var undoRules = []rule{
 		return s.Leave
 	}, stay(record.Source, "")},
 	{"give the source a moment", "it ends its migration, and most QEMUs then continue by themselves", func(s Situation) bool {
-		return !s.Source.Status.final() && s.Source.Run != Paused && !s.Waited
+		return !s.Source.Status.Final() && s.Source.Run != Paused && !s.Waited
 	}, step(Wait)},
 	{"continue the source", "the destination is dead; a source that still connects into nothing (cancelling) may go on meanwhile", func(s Situation) bool {
 		return true
