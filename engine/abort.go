@@ -27,6 +27,9 @@ func (m *migration) abort(ctx context.Context, name record.StageName, cause erro
 	}
 	cause = m.explain(undo, cause)
 	v := m.undo(undo)
+	if v.outcome == record.GuestEnded {
+		cause = m.howEnded() // not what broke because of it
+	}
 	m.end(time.Now()) // the stage that failed lasts until the guest is where it can run
 	m.undoMirrors(undo)
 	m.finish(undo)
@@ -42,7 +45,7 @@ func (m *migration) abort(ctx context.Context, name record.StageName, cause erro
 	default:
 		m.rec.Outcome = record.Failed
 	}
-	err := &StageError{Stage: name, Guest: v.guest, Issued: !m.issuedAt.IsZero(), Err: cause, Mend: v.mend}
+	err := &StageError{Stage: name, Guest: v.guest, Issued: !m.issuedAt.IsZero(), Err: cause, Mend: v.mend, Ended: v.outcome == record.GuestEnded}
 	if v.mend != "" {
 		m.rec.Error.Message += ": " + v.mend
 	}

@@ -20,7 +20,7 @@ import (
 
 // Limits of the steps that nobody can interrupt.
 const (
-	undoLimit     = 30 * time.Second // the whole undo after a failure
+	undoLimit     = time.Minute      // the whole undo after a failure
 	activateLimit = 30 * time.Second // `cont` .. RESUME
 	figuresLimit  = 5 * time.Second  // the last figures
 )
@@ -640,11 +640,8 @@ func (m *migration) broken() error {
 			return fmt.Errorf("%s QEMU: migration was cancelled by somebody else", s.role)
 		}
 	}
-	for _, s := range []*side{m.src, m.dst} {
-		if s.shutdown != "" && s.gone != nil {
-			return fmt.Errorf("the guest %s %s into the migration (QEMU's reason: %s): nothing was lost", whatEnded(s.shutdown),
-				time.Since(m.rec.Origin).Round(100*time.Millisecond), s.shutdown)
-		}
+	if (m.src.shutdown != "" && m.src.gone != nil) || (m.dst.shutdown != "" && m.dst.gone != nil) {
+		return m.howEnded()
 	}
 	if m.src.gone != nil && m.src.status != "completed" {
 		return m.src.gone

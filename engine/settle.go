@@ -332,10 +332,18 @@ func (m *migration) guestEnded(ctx context.Context) (verdict, bool) {
 	return verdict{}, false
 }
 
-// whatEnded says in words what a guest did to end its QEMU.
-func whatEnded(reason string) string {
-	if strings.Contains(reason, "reset") {
-		return "was reset, which ends its QEMU (-no-reboot)"
+// howEnded says what the guest did to end its QEMU, and when.
+func (m *migration) howEnded() error {
+	for _, s := range []*side{m.src, m.dst} {
+		if s.shutdown == "" {
+			continue
+		}
+		did := "shut down"
+		if strings.Contains(s.shutdown, "reset") {
+			did = "was reset, which ends its QEMU (-no-reboot)"
+		}
+		return fmt.Errorf("the guest %s on the %s, %s after the first command (QEMU's reason: %s): nothing was lost", did, s.role,
+			s.shutdownAt.Sub(m.rec.Origin).Round(time.Millisecond), s.shutdown)
 	}
-	return "shut down"
+	return nil
 }

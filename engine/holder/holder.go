@@ -227,7 +227,7 @@ func Fill(text string, words map[string]string) string {
 // everything but memory) and can no longer take its guest back; the destination has loaded that.
 func MayRun(s Situation) bool {
 	src, dst := s.Source, s.Destination
-	if src.Run == Running {
+	if src.runs() {
 		return false
 	}
 	if src.Status == Departed {

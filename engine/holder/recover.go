@@ -29,6 +29,9 @@ var recoverRules = []rule{
 	{"neither can be reached", "nothing can be asked", func(s Situation) bool {
 		return s.Source.out() && s.unseen()
 	}, doubt(record.None, "neither QEMU can be reached: $E")},
+	{"source out of reach, destination ended", "the destination did not have it", func(s Situation) bool {
+		return s.Source.out() && s.Ended
+	}, doubt(record.Unknown, "$E; the destination never ran it and was ended: if the source QEMU lives, it holds the guest: ask $S for query-status")},
 	{"a side hangs in post-copy", "the memory is on both sides", func(s Situation) bool {
 		return s.Destination.Reach == Silent && s.Source.Reach == Answers && (s.Source.Status.split() || s.Source.Status == Device)
 	}, doubt(record.Destination, "$E; the source is in post-copy, so its memory is on both sides: end neither QEMU. A paused destination may take no new client (seen on 7.2): the one that drove the migration has to go on with it")},
@@ -206,7 +209,7 @@ var recoverRules = []rule{
 		return s.Source.sends() && s.Destination.whole() && !s.Unended
 	}, step(End)},
 	{"end the migration", "the source keeps its guest", func(s Situation) bool {
-		return s.Source.sends() && !s.Cancelled
+		return s.Source.sends() && !s.Cancelled && !(s.Destination.whole() && s.Unended)
 	}, step(Cancel)},
 
 	// The source has sent everything, and the destination does not run.
@@ -245,9 +248,6 @@ var recoverRules = []rule{
 	{"destination cannot be ended", "the fence does not hold", func(s Situation) bool {
 		return s.Unended
 	}, doubt(record.Unknown, "end destination: $E: end that QEMU, then try again")},
-	{"the source runs it", "nothing has come to the destination", func(s Situation) bool {
-		return s.Source.runs()
-	}, stay(record.Source, "the guest runs on the source, and the destination waits")},
 	{"continue the source", "the migration had not completed, so the destination was never told to run", func(s Situation) bool {
 		return true
 	}, step(RunSource)},

@@ -58,7 +58,8 @@ var undoRules = []rule{
 
 	// Nothing of ours is under way.
 	{"end a destination that waits in vain", "nothing of ours comes any more, and it can do nothing else", func(s Situation) bool {
-		return s.Sent == SentIncoming && s.killable() && (s.Destination.untouched() || s.Destination.back())
+		return s.Sent == SentIncoming && s.killable() && !s.told() &&
+			(s.Destination.untouched() || s.Destination.Status == Failed || s.Destination.Status == Cancelled)
 	}, step(End)},
 	{"source dead before `migrate`", "it had the only guest", func(s Situation) bool {
 		return s.Sent < SentMigrate && s.Source.Reach == Dead
@@ -72,7 +73,10 @@ var undoRules = []rule{
 	{"guest runs elsewhere already", "the pair was not source and destination", func(s Situation) bool {
 		return s.Sent < SentMigrate && (s.Source.Run == InMigrate || s.Source.Run == Post) && s.Destination.runs()
 	}, stay(record.Destination, "")},
-	{"not the source", "what it holds was not ours to move", func(s Situation) bool {
+	{"somebody else has moved it", "what it holds is not ours to move any more", func(s Situation) bool {
+		return s.Sent == SentIncoming && (s.Source.Run == InMigrate || s.Source.Run == Post || s.Source.Run == Finishing)
+	}, stay(record.Unknown, "somebody else's migration has taken it from the source: ask $S for query-migrate, and look where that went")},
+	{"not the source", "what it holds was not ours to move; the error says why", func(s Situation) bool {
 		return s.Sent < SentMigrate && (s.Source.Run == InMigrate || s.Source.Run == Post || s.Source.Run == Finishing)
 	}, stay(record.Unknown, "")},
 	{"guest was paused, before `migrate`", "it stays as it was", func(s Situation) bool {
@@ -123,7 +127,7 @@ var undoRules = []rule{
 		return s.told() && s.Destination.Reach == Answers && s.Source.Reach == Answers && !s.Unended && (s.Source.back() || s.Source.runs())
 	}, step(End)},
 	{"told, never ran, nobody can go back", "the source has given it away, or what it had is freed", func(s Situation) bool {
-		return s.told() && s.Destination.Reach == Answers && s.handed() && (s.Gives || !s.Destination.whole())
+		return s.told() && s.Destination.Reach == Answers && s.handed() && (s.Gives || !s.Destination.whole() || s.Source.Status != Departed)
 	}, stay(record.Destination, "it is there, paused, and does not start: `cont` on $D runs it")},
 	{"told, never ran, source out of reach", "the destination has the only guest for certain", func(s Situation) bool {
 		return s.told() && s.Destination.Reach == Answers && s.Source.Reach != Answers
@@ -138,7 +142,7 @@ var undoRules = []rule{
 		return s.told() && s.Destination.Reach == Silent && s.Ran == Has
 	}, stay(record.Destination, "it was started there, and $D does not answer since")},
 	{"told, silent, its process is known", "it can be ended by force, and its last events say whether it ran", func(s Situation) bool {
-		return s.told() && s.Destination.Reach != Dead && s.Destination.Known && s.Source.Reach == Answers && !s.Unended && !s.handed()
+		return s.told() && s.Destination.Reach != Dead && s.Destination.Known && s.Ran == Never && s.Source.Reach == Answers && !s.Unended && !s.handed()
 	}, step(End)},
 	{"told, not known dead", "it may run", func(s Situation) bool {
 		return s.told() && s.Destination.Reach != Dead
@@ -281,7 +285,7 @@ var undoRules = []rule{
 		return s.Destination.whole() && s.killable()
 	}, step(End)},
 	{"end the migration", "the source keeps its guest", func(s Situation) bool {
-		return !s.Source.Status.Final() && !s.Cancelled
+		return !s.Source.Status.Final() && !s.Cancelled && !(s.Destination.whole() && s.Unended)
 	}, step(Cancel)},
 	{"end the destination", "the fence: before the source goes on, the destination is known dead", func(s Situation) bool {
 		return s.killable()
