@@ -426,5 +426,8 @@ func off(q *fakeQEMU) {
 	q.event(`"SHUTDOWN","data":{"guest":true,"reason":"guest-shutdown"}`)
 	q.status = "shutdown"
 	q.event(`"STOP"`)
+	if q.migration == "active" { // QEMU cancels it on its way out (seen on 7.2.22)
+		q.migrating("cancelling")
+	}
 	time.AfterFunc(10*time.Millisecond, q.end)
 }
