@@ -90,8 +90,8 @@ var switchRules = []rule{
 	{
 		"switched, and nobody runs it", "the destination could not be told, or is not known to be whole",
 		func(s Situation) bool { return s.handed() && s.Destination.Reach != Dead },
-		stay(record.None, "it is paused on both sides, and only the destination can run it: let both QEMUs "+
-			"live; "+laterAgain),
+		stay(record.None, "it is paused on both sides, and only the destination can run it: `cont` on $D where "+
+			"that answers; let both QEMUs live; "+laterAgain),
 	},
 
 	// Post-copy was asked for, and the source has not given it away yet.

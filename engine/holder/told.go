@@ -89,6 +89,15 @@ var toldRules = []rule{
 		step(End),
 	},
 	{
+		"told, never ran, nobody else can run it: again",
+		"its disks may just not be free yet",
+		func(s Situation) bool {
+			return s.told() && s.Destination.Reach == Answers && s.Destination.loaded() && !s.Refused &&
+				!s.Source.runs() && (s.handed() && s.Source.Status != Departed || s.handed() && s.Gives || s.Source.Reach == Dead)
+		},
+		step(RunDestination),
+	},
+	{
 		"told, never ran, nobody can go back", "the source has given it away, or what it had is freed",
 		func(s Situation) bool {
 			return s.told() && s.Destination.Reach == Answers && s.handed() && (s.Gives ||
