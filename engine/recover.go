@@ -40,6 +40,9 @@ func Recover(ctx context.Context, src, dst *Endpoint, p Plan, o Options) (record
 		}
 		c.s.Leftover = left
 	}
+	if m.src.facts != nil {
+		c.s.Begun = m.src.facts.Capabilities["postcopy-ram"]
+	}
 	d, ok := c.settle(ctx)
 	if !ok {
 		return record.Unknown, "", fmt.Errorf("recovery did not come to its end: %w: try again", cmp.Or(context.Cause(ctx), c.err))

@@ -191,7 +191,7 @@ func (c *custody) look(ctx context.Context) {
 	}
 	c.s.Tentative = m.tentative()
 	if before != [2]holder.QEMU{c.s.Source, c.s.Destination} {
-		c.s.Waited = false
+		c.s.Waited, c.s.Refused = false, false
 	}
 	if c.regard != nil {
 		c.regard(&c.s)

@@ -57,6 +57,14 @@ var recoverRules = []rule{
 
 	// The source is out of reach. Behind a unix socket of this machine on which nobody listens it is dead.
 	{
+		"source out of reach: wait for the rest", "the last of it may be on its way",
+		func(s Situation) bool {
+			return s.Source.out() && s.Destination.Reach == Answers && !s.Waited &&
+				(s.Destination.Status == Active || s.Destination.Status == Device || s.Destination.Status == Split)
+		},
+		step(Wait),
+	},
+	{
 		"source out of reach, post-copy", "a part of its memory is still there",
 		func(s Situation) bool {
 			return s.Source.out() && (s.Destination.Status.split() || s.Destination.Status == Device)
@@ -134,6 +142,13 @@ var recoverRules = []rule{
 		func(s Situation) bool { return s.Refused && s.Source.Status.split() },
 		doubt(record.Destination, "the destination has the guest and does not start ($E): its memory is on "+
 			"both sides, and only it can run: `cont` on $D"),
+	},
+	{
+		"the source is at its end for a moment", "finish-migrate ends by itself",
+		func(s Situation) bool {
+			return s.Source.Run == Finishing && (s.Source.ended() || s.Source.Status == Departed) && !s.Waited
+		},
+		step(Wait),
 	},
 	{
 		"both run", "a person has to choose, for both have changed",
@@ -278,6 +293,17 @@ var recoverRules = []rule{
 		doubt(record.Unknown, "the source waits for a link, and $D has all of a guest: "+notTwoEnds),
 	},
 	{
+		"post-copy, the destination still loads: wait", "`cont` would only be noted",
+		func(s Situation) bool { return s.Source.Status.split() && s.Destination.Run == InMigrate && !s.Waited },
+		step(Wait),
+	},
+	{
+		"post-copy, the destination still loads", "`cont` would only be noted",
+		func(s Situation) bool { return s.Source.Status.split() && s.Destination.Run == InMigrate },
+		doubt(record.Unknown, "the source has given the guest away, and $D does not load it: let both QEMUs live, "+
+			"and try again"),
+	},
+	{
 		"post-copy: the destination runs it", "only it can",
 		func(s Situation) bool { return s.Source.Status.split() && s.Destination.Run != Running && MayRun(s) },
 		step(RunDestination),
@@ -386,6 +412,13 @@ var recoverRules = []rule{
 		"the destination was not told to run; it may hold the locks that the source needs",
 		func(s Situation) bool { return s.Source.sends() && s.Destination.whole() && !s.Unended },
 		step(End),
+	},
+	{
+		"end the migration, which may go over to post-copy", "migrate_cancel might cross the switch",
+		func(s Situation) bool {
+			return s.Begun && s.Source.Status == Active && !s.Cancelled && !(s.Destination.whole() && s.Unended)
+		},
+		step(Yank),
 	},
 	{
 		"end the migration", "the source keeps its guest",
