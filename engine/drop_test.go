@@ -13,8 +13,8 @@ import (
 	"qmigrate/guest/guesttest/within"
 )
 
-// droppedFor is how long a migration may go on without a link before somebody asks it to stop, as a person would: a pre-copy that merely makes no
-// progress has no limit of its own.
+// droppedFor is how long a migration may go on without a link before somebody asks it to stop, as a person would: a
+// pre-copy that merely makes no progress has no limit of its own.
 const droppedFor = 6 * time.Second
 
 // drop is one trial of TestDropAtRandom.
@@ -37,9 +37,10 @@ func (d drop) String() string {
 	return fmt.Sprintf("%s%s at %s %s", d.plan.Mode, path, d.after.Round(time.Millisecond), back)
 }
 
-// TestDropAtRandom drops the link that the stream goes over, without notice, at any moment of a migration that lasts two to three seconds. Neither
-// QEMU is told: packets are gone. The monitors are reached all the time. Whatever happens, no two guests run, and where the guest is said to be, it is;
-// if nobody runs it, that is said. The next command, with the link back, makes no two guests of it either.
+// TestDropAtRandom drops the link that the stream goes over, without notice, at any moment of a migration that lasts
+// two to three seconds. Neither QEMU is told: packets are gone. The monitors are reached all the time. Whatever
+// happens, no two guests run, and where the guest is said to be, it is; if nobody runs it, that is said. The next
+// command, with the link back, makes no two guests of it either.
 func TestDropAtRandom(t *testing.T) {
 	random := seed(t)
 	modes := []record.Mode{record.PreCopyMode, record.StopAndCopyMode, record.PostCopyMode, record.HybridMode}
@@ -101,20 +102,26 @@ func (d drop) run(t *testing.T, qemu string) {
 	if x.a != "running" && x.b != "running" && x.rec.GuestOn == record.Source {
 		t.Errorf("both live, it is said to be on the source, and nobody runs it: %v", x.err)
 	}
+	// A destination that has run the guest and stands still at a page that it misses does not answer.
+	ran := x.trigger.saw(record.Destination, event(record.Destination, "RESUME").text)
+	if ran && x.a == "running" {
+		t.Fatalf("TWO GUESTS RUN: the source runs it, which the destination has run: %v", x.err)
+	}
 	// The link is back, and somebody asks what can be done.
 	l.set(true)
 	before := [2]string{x.a, x.b}
+	again := engine.Plan{Listen: uri, StallLimit: time.Second, RecoverLimit: 15 * time.Second}
 	for range 2 { // the second finds what the first has made
-		holder, said, err := engine.Recover(within.Context(t), x.from, x.to, engine.Plan{Listen: uri, StallLimit: time.Second, RecoverLimit: 15 * time.Second}, engine.Options{})
+		holder, said, err := engine.Recover(within.Context(t), x.from, x.to, again, engine.Options{})
 		x.look(t)
 		t.Logf("--recover: %s, source %s, destination %s: %s %v", holder, x.a, x.b, said, err)
 		switch {
-		case x.a == "running" && x.b == "running":
+		case x.a == "running" && (ran || x.b == "running"):
 			t.Fatalf("TWO GUESTS RUN after recovery from %v: %s %v", before, said, err)
 		case err == nil && (holder == record.Source && x.a != "running" || holder == record.Destination && x.b != "running"):
 			t.Errorf("recovery from %v says %q; source %s, destination %s", before, said, x.a, x.b)
-		case x.a != "running" && x.b != "running":
-			t.Errorf("nobody runs it after recovery from %v, and nobody was killed: source %s, destination %s: %s %v", before, x.a, x.b, said, err)
+		case x.a != "running" && x.b != "running" && !ran:
+			t.Errorf("nobody runs it after recovery from %v: source %s, destination %s: %s %v", before, x.a, x.b, said, err)
 		}
 	}
 }
