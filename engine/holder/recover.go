@@ -160,6 +160,15 @@ var recoverRules = []rule{
 			"it: `stop` on both, end the one whose guest is the older"),
 	},
 	{
+		"both run, the source after a failure",
+		"a link that is lost at the very end makes the source's QEMU run its guest, 10.0 and newer",
+		func(s Situation) bool {
+			return s.Source.runs() && s.Destination.runs() && s.Source.ended() && s.Destination.loaded()
+		},
+		doubt(record.Unknown, "$S and $D both run a guest, and the last migration from $S has failed: if that was to $D, "+
+			"THE GUEST RUNS TWICE: `stop` on $S at once, and end it when query-migrate on $D says completed"),
+	},
+	{
 		"both run a guest", "two guests",
 		func(s Situation) bool { return s.Source.runs() && s.Destination.runs() },
 		doubt(record.Unknown, "$S and $D both run a guest: "+notTwoEnds),

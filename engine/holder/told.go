@@ -5,11 +5,10 @@ import "qmigrate/engine/record"
 // toldRules are for a destination that was told to run the guest.
 var toldRules = []rule{
 	{
-		"both run, all is there: stop the source",
-		"the destination has the guest since our `cont`; somebody has continued the source",
+		"both run, by our `cont`: stop the source",
+		"the destination has the guest since then; somebody has continued the source, or its QEMU has",
 		func(s Situation) bool {
-			return s.told() && s.Source.runs() && s.Destination.runs() && s.Destination.whole() &&
-				s.Sent == SentCont && !s.Stopped
+			return s.Sent == SentCont && s.Source.runs() && s.Destination.runs() && !s.Stopped
 		},
 		step(StopSource),
 	},
