@@ -79,10 +79,10 @@ func start(ctx context.Context, h hostnet.Host, s Spec, argv, env []string) (_ *
 	cmd := append([]string{"/bin/sh", "-c", `umask 0177; exec "$@"`, "sh"}, argv...)
 	vm.proc, err = h.Start(ctx, hostnet.Command{Args: cmd, Env: env, Log: s.Socket("log")})
 	if err != nil {
-		return nil, fmt.Errorf("start %s: %w", argv[0], err)
+		return nil, fmt.Errorf("start %s: %w", s.QEMU, err)
 	}
 	if err := vm.wait(ctx); err != nil {
-		return nil, &StartError{QEMU: argv[0], Log: tail(h, s.Socket("log")), Err: err}
+		return nil, &StartError{QEMU: s.QEMU, Log: tail(h, s.Socket("log")), Err: err}
 	}
 	return vm, nil
 }

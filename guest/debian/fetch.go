@@ -329,13 +329,19 @@ func loaderIn(root, home string) (string, error) {
 	return filepath.Join(home, rel), err
 }
 
+// IsLoader reports whether a program is glibc's dynamic linker, by its name.
+func IsLoader(program string) bool {
+	name := filepath.Base(program)
+	return name == loader || name == "ld.so"
+}
+
 // loader is the file name of glibc's dynamic linker.
 const loader = "ld-linux-x86-64.so.2"
 
 // SplitLoader cuts a command line in two: a dynamic linker with its options, which runs the program that the rest begins with. Most command lines
 // begin with the program; then the first part is empty. Source of the options: elf/rtld.c of glibc 2.41.
 func SplitLoader(args []string) (by, rest []string) {
-	if len(args) == 0 || filepath.Base(args[0]) != loader && filepath.Base(args[0]) != "ld.so" {
+	if len(args) == 0 || !IsLoader(args[0]) {
 		return nil, args
 	}
 	for i := 1; i < len(args); i++ {
@@ -347,7 +353,7 @@ func SplitLoader(args []string) (by, rest []string) {
 			if strings.HasPrefix(args[i], "--") { // no program is run: --list, --verify, --help
 				return nil, args
 			}
-			return args[:i], args[i:]
+			return slices.Clone(args[:i]), args[i:]
 		}
 	}
 	return nil, args

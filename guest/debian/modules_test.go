@@ -94,3 +94,22 @@ func TestForeignModules(t *testing.T) {
 		})
 	}
 }
+
+func TestSplitLoader(t *testing.T) {
+	for line, want := range map[string]int{ // where the program is
+		"":                        0,
+		"/usr/bin/qemu --argv0 x": 0,
+		"/a/ld-linux-x86-64.so.2": 0,
+		"ld.so --list qemu":       0,
+		"ld.so --argv0 x":         0,
+		"ld.so qemu -S":           1,
+		"ld.so --inhibit-cache q": 2,
+		"/a/ld-linux-x86-64.so.2 --library-path /a:/b --argv0 x /bin/q -S": 5,
+	} {
+		args := strings.Fields(line)
+		by, rest := SplitLoader(args)
+		if len(by) != want || !slices.Equal(append(by, rest...), args) {
+			t.Errorf("%q: %q, %q", line, by, rest)
+		}
+	}
+}
