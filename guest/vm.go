@@ -104,10 +104,18 @@ func (vm *VM) wait(ctx context.Context) error {
 		if err == nil {
 			return nil
 		}
+		ended := func() error {
+			return fmt.Errorf("QEMU ended: %w", cmp.Or(vm.proc.Err(), errors.New("exit status 0")))
+		}
 		select {
 		case <-vm.proc.Done():
-			return fmt.Errorf("QEMU ended: %w", cmp.Or(vm.proc.Err(), errors.New("exit status 0")))
+			return ended()
 		case <-ctx.Done():
+			select {
+			case <-vm.proc.Done(): // its end is what ended ctx
+				return ended()
+			default:
+			}
 			return fmt.Errorf("control monitor %s: %w", vm.spec.Socket(Control), errors.Join(ctx.Err(), err))
 		case <-time.After(pause):
 		}
