@@ -53,6 +53,11 @@ func every(asker Asker, f func(Situation)) {
 		func(s *Situation) { s.Destination.Known = true },
 		func(s *Situation) { s.Leftover = true },
 		func(s *Situation) { s.Begun = true },
+		func(s *Situation) {
+			if s.Asker == Recover {
+				s.Sent = SentCont
+			}
+		},
 		func(s *Situation) { s.Strangers = "why" },
 		func(s *Situation) { s.Ended = true },
 	}
@@ -71,7 +76,7 @@ func every(asker Asker, f func(Situation)) {
 							continue
 						}
 						for i, set := range rare {
-							if i > 0 && bits > 3 { // the rare ones with what was waited for and cancelled
+							if i > 0 && bits&^0b10011 != 0 { // the rare ones with what was waited for, cancelled, and the last bit
 								continue
 							}
 							x := s
@@ -172,7 +177,8 @@ func broken(s Situation, d Decision) string {
 		case !dst.loaded():
 			return "starts a destination that has not loaded everything"
 		case src.Reach == Dead && dst.whole():
-		case s.Begun && s.Gives && src.ended() && dst.whole(): // the source has no whole guest any more
+		case s.spent() && dst.whole(): // the source has no whole guest any more
+		case s.jammed() && dst.whole(): // the source can run nothing any more
 		case !MayRun(s):
 			return "starts the destination before the commit point"
 		case src.Reach == Lost && src.Status != Departed && !s.handed():

@@ -60,7 +60,8 @@ var recoverRules = []rule{
 		"source out of reach: wait for the rest", "the last of it may be on its way",
 		func(s Situation) bool {
 			return s.Source.out() && s.Destination.Reach == Answers && !s.Waited &&
-				(s.Destination.Status == Active || s.Destination.Status == Device || s.Destination.Status == Split)
+				(s.Destination.Status == Active || s.Destination.Status == Device ||
+					s.Destination.Status == Split || s.Destination.Status == Listening)
 		},
 		step(Wait),
 	},
@@ -175,6 +176,33 @@ var recoverRules = []rule{
 	},
 
 	// The destination is out of reach. It has not run the guest unless the migration completed or went over to post-copy.
+	{
+		"the destination was told, and died: wait", "the source says in a moment whether it pauses or fails",
+		func(s Situation) bool {
+			return s.Sent == SentCont && s.unseen() && s.Source.Status == Split && !s.Waited
+		},
+		step(Wait),
+	},
+	{
+		"the destination was told, and died", "what it did since is lost",
+		func(s Situation) bool { return s.Sent == SentCont && s.unseen() && !s.Source.runs() },
+		doubt(record.None, "this recovery has told the destination to run it, and the destination died ($E): the source holds it "+
+			"as it was when it stopped; `cont` on $S goes back to then where its QEMU lets it, which is safe only if "+
+			"nothing outside it has seen what it did since"),
+	},
+	{
+		"destination out of reach, a failed post-copy, source runs", "a link lost at the very end makes the source's QEMU run it",
+		func(s Situation) bool { return s.unseen() && s.Begun && s.Source.Status == Failed && s.Source.runs() },
+		stay(record.Source, "the guest runs on the source, whose migration has failed; if it had gone over to post-copy, the "+
+			"destination may have run it too, and must not run any more: end $D"),
+	},
+	{
+		"destination out of reach, a failed post-copy", "`failed` may be the end of a post-copy",
+		func(s Situation) bool { return s.unseen() && s.Begun && s.Source.Status == Failed },
+		doubt(record.None, "$E; the migration has failed, perhaps in post-copy, so the destination may have run the guest: if "+
+			"that QEMU is surely dead, `cont` on $S goes back to the switch, which is safe only if nothing outside the "+
+			"guest has seen what it did since"),
+	},
 	{
 		"destination out of reach, source in post-copy", "the destination may have run it",
 		func(s Situation) bool {
@@ -415,6 +443,13 @@ var recoverRules = []rule{
 			return s.Source.sends() && s.Destination.whole() && s.Source.runs() && s.Source.Status != Cancelling
 		},
 		doubt(record.Unknown, "a migration is under way from $S, and $D has all of a guest already: "+notTwoEnds),
+	},
+	{
+		"the source can run nothing any more, all is there", "it has failed, and takes no `cont` in finish-migrate",
+		func(s Situation) bool {
+			return s.jammed() && s.Destination.whole() && s.Destination.Reach == Answers && !s.Refused
+		},
+		step(RunDestination),
 	},
 	{
 		"all is there, not completed: the fence first",

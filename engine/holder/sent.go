@@ -39,6 +39,19 @@ var sentRules = []rule{
 		stay(record.None, "the source is dead and the destination does not start ($E): `cont` on $D"),
 	},
 	{
+		"source out of reach, nothing has come: wait", "a connection may lie in the destination's queue",
+		func(s Situation) bool {
+			return s.Elsewhere && s.Source.Reach != Answers && s.Destination.untouched() && !s.Waited
+		},
+		step(Wait),
+	},
+	{
+		"source out of reach, perhaps sent elsewhere", "the QEMU that it went to may run it",
+		func(s Situation) bool { return s.Elsewhere && s.Source.Reach != Answers && s.Destination.untouched() },
+		stay(record.Unknown, "the source cannot be asked, and nothing has come to $D: if it lives, $S has the guest; if it had "+
+			"sent all of it, another QEMU may run it"),
+	},
+	{
 		"source dead: wait for the rest", "the last of it may be on the way",
 		func(s Situation) bool { return s.Source.Reach == Dead && s.Destination.Reach == Answers && !s.Waited },
 		step(Wait),
@@ -155,6 +168,28 @@ var sentRules = []rule{
 		},
 		stay(record.Unknown, "the source has sent all of it, and nothing has come to $D: it may have gone to "+
 			"another QEMU, which may run it: look there; if it surely runs nowhere, `cont` on $S runs it"),
+	},
+	{
+		"at its end for a moment", "finish-migrate ends by itself",
+		func(s Situation) bool {
+			return s.Source.Run == Finishing && (s.Source.ended() || s.Source.Status == Departed) && !s.Waited
+		},
+		step(Wait),
+	},
+	{
+		"the source can run nothing any more, all is there", "it has failed, and takes no `cont` in finish-migrate",
+		func(s Situation) bool {
+			return s.jammed() && s.Destination.Reach == Answers && s.Destination.whole() && !s.Refused && !s.Leave
+		},
+		step(RunDestination),
+	},
+	{
+		"the source can run nothing any more, the destination does not start", "only it has the guest in a usable form",
+		func(s Situation) bool {
+			return s.jammed() && s.Destination.Reach == Answers && s.Destination.whole()
+		},
+		stay(record.None, "the source QEMU has failed and takes no `cont`, and the destination, which has all of it, does not "+
+			"start: `cont` on $D"),
 	},
 	{
 		"all is there: the fence first",

@@ -11,6 +11,21 @@ var switchRules = []rule{
 		stay(record.None, bothDied),
 	},
 	{
+		"switched, destination may have run, dead: wait", "the source says in a moment whether it pauses or fails",
+		func(s Situation) bool {
+			return s.Begun && s.Source.Reach == Answers && s.Destination.Reach == Dead && s.Ran == Maybe &&
+				s.Source.Status == Split && !s.Waited
+		},
+		step(Wait),
+	},
+	{
+		"switched, destination may have run, dead", "its last events were not seen",
+		func(s Situation) bool {
+			return s.Begun && s.Destination.Reach == Dead && s.Ran == Maybe && s.Source.Status.split()
+		},
+		stay(record.None, "it may have run on the destination, which died. "+goBack),
+	},
+	{
 		"switched, destination dead, memory given up", "the source has freed what it had sent",
 		func(s Situation) bool { return s.handed() && s.Destination.Reach == Dead && s.Gives },
 		stay(record.None, "it is lost: the destination QEMU died before it ran, and with release-ram the "+
@@ -112,35 +127,21 @@ var switchRules = []rule{
 
 	// Post-copy was asked for, and the source has not given it away yet, as far as is known.
 	{
-		"switch asked for, the source is at its end for a moment", "finish-migrate ends by itself",
-		func(s Situation) bool {
-			return s.Begun && s.Source.Reach == Answers && s.Source.Run == Finishing && s.Source.ended() && !s.Waited
-		},
-		step(Wait),
-	},
-	{
 		"switch asked for, memory may be given up, all is there", "release-ram frees it before the last check",
 		func(s Situation) bool {
-			return s.Begun && s.Gives && s.Source.Reach == Answers && s.Source.ended() && !s.Source.runs() &&
-				s.Destination.Reach == Answers && s.Destination.whole() && !s.Refused && !s.Leave
+			return s.spent() && s.Destination.Reach == Answers && s.Destination.whole() && !s.Refused && !s.Leave
 		},
 		step(RunDestination),
 	},
 	{
 		"switch asked for, memory may be given up: wait", "the rest may be on its way",
-		func(s Situation) bool {
-			return s.Begun && s.Gives && s.Source.Reach == Answers && s.Source.ended() && !s.Source.runs() &&
-				s.Destination.Reach != Dead && !s.Waited
-		},
+		func(s Situation) bool { return s.spent() && s.Destination.Reach != Dead && !s.Waited },
 		step(Wait),
 	},
 	{
 		"switch asked for, memory may be given up", "release-ram frees it before the last check",
-		func(s Situation) bool {
-			return s.Begun && s.Gives && s.Source.Reach == Answers && s.Source.ended() && !s.Source.runs()
-		},
-		stay(record.None, "with release-ram the source may have given up what it had sent: look at the memory on $S "+
-			"before `cont` there, or on $D if its query-migrate says completed"),
+		func(s Situation) bool { return s.spent() },
+		stay(record.None, lookAtBoth),
 	},
 	{
 		"switch under way, source silent: wait", "it usually ends by itself",

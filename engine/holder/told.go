@@ -85,6 +85,21 @@ var toldRules = []rule{
 			"the source: end the one whose guest is the older: $S or $D"),
 	},
 	{
+		"told, and loads still: wait", "it starts by itself when it has loaded everything",
+		func(s Situation) bool {
+			return s.told() && s.Destination.Reach == Answers && s.Destination.Run == InMigrate && !s.Waited
+		},
+		step(Wait),
+	},
+	{
+		"told, and does not load", "it starts by itself if it ever has everything",
+		func(s Situation) bool {
+			return s.told() && s.Destination.Reach == Answers && s.Destination.Run == InMigrate &&
+				(s.handed() || s.Ran == Maybe)
+		},
+		stay(record.None, "$D was told to run it and has not loaded it: let both QEMUs live; "+laterAgain),
+	},
+	{
 		"`cont` lost with a monitor", "it is the destination's since the first `cont`",
 		func(s Situation) bool {
 			return s.told() && s.Destination.Reach == Answers && s.Ran == Maybe && !s.Refused
@@ -97,26 +112,38 @@ var toldRules = []rule{
 		stay(record.Destination, "it is there, paused, and does not start ($E): `cont` on $D"),
 	},
 	{
+		"told, never ran, memory may be given up: wait", "the rest may be on its way",
+		func(s Situation) bool {
+			return s.told() && s.Destination.Reach == Answers && s.spent() && !s.Destination.whole() && !s.Waited
+		},
+		step(Wait),
+	},
+	{
+		"told, never ran, memory may be given up", "release-ram frees it before the last check",
+		func(s Situation) bool {
+			return s.told() && s.Destination.Reach == Answers && s.spent() && !s.Destination.whole()
+		},
+		stay(record.None, lookAtBoth),
+	},
+	{
+		"told, never ran, memory may be given up, all is there: again", "the destination alone has it for certain",
+		func(s Situation) bool {
+			return s.told() && s.Destination.Reach == Answers && s.spent() && !s.Refused
+		},
+		step(RunDestination),
+	},
+	{
+		"told, never ran, memory may be given up, all is there", "the destination alone has it for certain",
+		func(s Situation) bool { return s.told() && s.Destination.Reach == Answers && s.spent() },
+		stay(record.Destination, "it is there, paused, and does not start ($E): `cont` on $D runs it"),
+	},
+	{
 		"told, never ran, source has it back", "the source has not given it away",
 		func(s Situation) bool {
 			return s.told() && s.Destination.Reach == Answers && s.Source.Reach == Answers && !s.Unended &&
 				(s.Source.back() || s.Source.runs())
 		},
 		step(End),
-	},
-	{
-		"told, and loads still: wait", "it starts by itself when it has loaded everything",
-		func(s Situation) bool {
-			return s.told() && s.Destination.Reach == Answers && s.Destination.Run == InMigrate && !s.Waited
-		},
-		step(Wait),
-	},
-	{
-		"told, and does not load", "it starts by itself if it ever has everything",
-		func(s Situation) bool {
-			return s.told() && s.Destination.Reach == Answers && s.Destination.Run == InMigrate && s.handed()
-		},
-		stay(record.None, "$D was told to run it and has not loaded it: let both QEMUs live; "+laterAgain),
 	},
 	{
 		"told, never ran, nobody else can run it: again",
@@ -179,6 +206,13 @@ var toldRules = []rule{
 		"told, both dead", "nobody is left",
 		func(s Situation) bool { return s.told() && s.Source.Reach == Dead },
 		stay(record.None, bothDied),
+	},
+	{
+		"told, destination dead, source in post-copy: wait", "the source says in a moment whether it pauses or fails",
+		func(s Situation) bool {
+			return s.told() && s.Source.Reach == Answers && s.Source.Status == Split && !s.Waited
+		},
+		step(Wait),
 	},
 	{
 		"ran and died in post-copy", "what it had changed died with it",
