@@ -48,6 +48,7 @@ func every(asker Asker, f func(Situation)) {
 		func(s *Situation) { s.Elsewhere = true },
 		func(s *Situation) { s.Gives = true },
 		func(s *Situation) { s.Refused = true },
+		func(s *Situation) { s.Gives, s.Refused = true, true },
 		func(s *Situation) { s.Stuck = true },
 		func(s *Situation) { s.Stopped = true },
 		func(s *Situation) { s.Destination.Known = true },
