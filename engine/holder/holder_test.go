@@ -49,6 +49,14 @@ func every(asker Asker, f func(Situation)) {
 		func(s *Situation) { s.Gives = true },
 		func(s *Situation) { s.Refused = true },
 		func(s *Situation) { s.Gives, s.Refused = true, true },
+		func(s *Situation) { s.Gives, s.Stopped = true, true },
+		func(s *Situation) { s.Gives, s.Unended = true, true },
+		func(s *Situation) { s.Gives, s.Begun = true, true },
+		func(s *Situation) { s.Elsewhere, s.Unended = true, true },
+		func(s *Situation) { s.Yanked = true },
+		func(s *Situation) { s.Yanked, s.Tentative = true, true },
+		func(s *Situation) { s.Yanked, s.Begun = true, true },
+		func(s *Situation) { s.Source.Known = true },
 		func(s *Situation) { s.Stuck = true },
 		func(s *Situation) { s.Stopped = true },
 		func(s *Situation) { s.Destination.Known = true },
@@ -119,7 +127,7 @@ func broken(s Situation, d Decision) string {
 		}
 	case Cancel, Yank:
 		switch {
-		case s.Cancelled:
+		case d.Do == Cancel && s.Cancelled || d.Do == Yank && s.Yanked:
 			return "cancels twice"
 		case src.Reach == Dead || src.Reach == Lost:
 			return "cancels on a source that cannot be asked"
@@ -142,6 +150,12 @@ func broken(s Situation, d Decision) string {
 			return "ends somebody else's guest"
 		case s.Asker == Recover && src.home() && dst.whole():
 			return "ends a guest that the source has never sent"
+		case s.Asker == Recover && dst.Run != InMigrate && !dst.loaded() && dst.Status != Device:
+			return "ends a QEMU that is no destination"
+		case s.Asker == Recover && dst.whole() && src.Status == Departed && src.Run != Post:
+			return "ends what may be the newer of two guests"
+		case s.Begun && s.Gives && src.ended() && dst.whole():
+			return "ends the only guest with all its memory"
 		case s.handed() && s.Sent >= SentSwitch && dst.loaded() && !src.runs() && !(src.Status == Departed && dst.whole() && !s.Gives):
 			return "ends the only QEMU that can run the guest"
 		}
@@ -163,7 +177,7 @@ func broken(s Situation, d Decision) string {
 			return "continues a guest that was paused"
 		}
 	case StopSource:
-		if s.Stopped || !dst.runs() {
+		if s.Stopped || !dst.runs() && !(s.Begun && s.Gives && src.ended() && dst.whole()) {
 			return "stops a source that alone runs the guest"
 		}
 	case RunDestination:
@@ -192,6 +206,8 @@ func broken(s Situation, d Decision) string {
 		return ""
 	}
 	switch {
+	case d.Guest == record.None && (!undo || s.Sent >= SentMigrate) && (src.runs() || dst.runs() && !dst.Status.split()):
+		return "says that nobody runs it, while a side does"
 	case d.Text == "" && (d.Guest == record.None || d.Guest == record.Unknown) && s.Sent != SentNothing:
 		return "nobody runs it, and nobody is told what to do"
 	case undo && d.Guest == record.Source && src.Run != Running && !s.Leave:
@@ -251,6 +267,47 @@ func TestEvery(t *testing.T) {
 	}
 	if have, err := os.ReadFile(page); err != nil || string(have) != want {
 		t.Errorf("%s is out of date (%v): go test ./engine/holder -run TestEvery -update", page, err)
+	}
+}
+
+// TestEnds: from every situation a decision comes to its end in a few steps, if the QEMUs do nothing and each step that can fail does. The flags
+// are set as the engine sets them.
+func TestEnds(t *testing.T) {
+	for _, asker := range []Asker{Undo, Recover} {
+		t.Run(string(asker), func(t *testing.T) {
+			t.Parallel()
+			longest, n := 0, 0
+			every(asker, func(s Situation) {
+				if s.Waited || s.Cancelled || s.Unended {
+					return // such a situation comes up on the way from another one
+				}
+				begin, steps := s, 0
+				for ; steps < 20; steps++ {
+					switch d := Decide(s); d.Do {
+					case Stay, Mend:
+						longest = max(longest, steps)
+						n++
+						return
+					case Wait:
+						s.Waited = true
+					case Cancel:
+						s.Cancelled = true
+					case Yank:
+						s.Yanked = true
+					case End:
+						s.Unended = true
+					case RunSource:
+						s.Stuck = true
+					case StopSource:
+						s.Stopped = true
+					case RunDestination:
+						s.Refused = true
+					}
+				}
+				t.Fatalf("no end after %d steps from %+v", steps, begin)
+			})
+			t.Logf("%d situations, at most %d steps", n, longest)
+		})
 	}
 }
 

@@ -141,10 +141,24 @@ var sentRules = []rule{
 		step(Cancel),
 	},
 	{
-		"source silent: end the destination",
-		"it is not whole, and its end frees a source that hangs in a write to it",
-		func(s Situation) bool { return s.Source.Reach == Silent && s.killable() },
+		"source silent: end the destination", "it is not whole, and its end frees a source that hangs in a write to it",
+		func(s Situation) bool {
+			return s.Source.Reach == Silent && s.killable() && (s.Destination.Reach == Answers || s.Source.Known)
+		},
 		step(End),
+	},
+	{
+		"both silent", "the source's host may be dead, and the destination whole by now",
+		func(s Situation) bool {
+			return s.Source.Reach == Silent && s.Destination.Reach != Dead && !s.Unended
+		},
+		stay(record.Unknown, "neither QEMU answers: the guest is the source's unless query-migrate on $D says completed: "+
+			"`qmigrate migrate --recover` once they answer"),
+	},
+	{
+		"source silent: wait", "the destination's end may have freed it",
+		func(s Situation) bool { return s.Source.Reach == Silent && !s.Waited },
+		step(Wait),
 	},
 	{
 		"source silent", "the guest is its own",
@@ -200,7 +214,7 @@ var sentRules = []rule{
 	{
 		"end the migration", "the source keeps its guest",
 		func(s Situation) bool {
-			return !s.Source.Status.Final() && !s.Cancelled && !(s.Destination.whole() && s.Unended)
+			return !s.Source.Status.Final() && !(s.Begun && s.Destination.Reach != Dead) && !s.Cancelled && !(s.Destination.whole() && s.Unended)
 		},
 		step(Cancel),
 	},

@@ -119,6 +119,18 @@ var switchRules = []rule{
 		step(End),
 	},
 	{
+		"switched, and somebody has continued the source", "it had given the guest away",
+		func(s Situation) bool { return s.handed() && s.Source.runs() && s.Destination.Reach != Dead },
+		stay(record.Unknown, "somebody has continued the source, which had given the guest away: the destination was not told "+
+			"to run it: end the one of $S and $D whose guest is the older"),
+	},
+	{
+		"switched, and nothing has come", "the QEMU that it went to may run it",
+		func(s Situation) bool { return s.handed() && s.Destination.Reach != Dead && s.Destination.untouched() },
+		stay(record.Unknown, "the source has gone over to post-copy, and nothing has come to $D: it may have gone to another "+
+			"QEMU, which may run it: look there, and let $S live"),
+	},
+	{
 		"switched, and nobody runs it", "the destination could not be told, or is not known to be whole",
 		func(s Situation) bool { return s.handed() && s.Destination.Reach != Dead },
 		stay(record.None, "it is paused on both sides, and only the destination can run it: `cont` on $D where "+
@@ -146,7 +158,7 @@ var switchRules = []rule{
 	{
 		"switch under way, source silent: wait", "it usually ends by itself",
 		func(s Situation) bool {
-			return s.Begun && s.Source.Reach == Silent && s.Destination.Reach == Answers && !s.Waited
+			return s.Begun && s.Source.Reach == Silent && s.Destination.Reach != Dead && !s.Waited
 		},
 		step(Wait),
 	},
@@ -154,15 +166,13 @@ var switchRules = []rule{
 		"switch under way, source silent: free it", "it may hang in a write to a destination that is not loaded",
 		func(s Situation) bool {
 			return s.Begun && s.Source.Reach == Silent && s.Destination.Reach == Answers &&
-				!s.Destination.loaded() && s.Destination.Status != Device && !s.Cancelled
+				!s.Destination.loaded() && s.Destination.Status != Device && !s.Yanked
 		},
 		step(Yank),
 	},
 	{
 		"switch under way, source silent", "it may have given the guest away",
-		func(s Situation) bool {
-			return s.Begun && s.Source.Reach == Silent && s.Destination.Reach == Answers
-		},
+		func(s Situation) bool { return s.Begun && s.Source.Reach == Silent && s.Destination.Reach != Dead },
 		stay(record.Unknown, "the source does not answer in the switch to post-copy: end neither QEMU; "+
 			"`qmigrate migrate --recover` once it answers"),
 	},
@@ -170,7 +180,7 @@ var switchRules = []rule{
 		"switch under way", "it usually ends by itself, and closing its connection may cost the guest",
 		func(s Situation) bool {
 			return s.Begun && s.Source.Reach == Answers && !s.Source.Status.Final() &&
-				s.Destination.Reach != Dead && !s.Cancelled && !s.Waited
+				s.Destination.Reach != Dead && !s.Yanked && !s.Waited
 		},
 		step(Wait),
 	},
@@ -179,7 +189,7 @@ var switchRules = []rule{
 		"safe before the switch and after it; migrate_cancel could cross it",
 		func(s Situation) bool {
 			return s.Begun && s.Source.Reach == Answers && !s.Source.Status.Final() &&
-				s.Destination.Reach != Dead && !s.Cancelled
+				s.Destination.Reach != Dead && !s.Yanked
 		},
 		step(Yank),
 	},
@@ -193,7 +203,7 @@ var switchRules = []rule{
 	{
 		"switch under way for too long", "whose it is is not known",
 		func(s Situation) bool {
-			return s.Begun && s.Source.Reach == Answers && (s.Source.Status.split() ||
+			return s.Begun && s.Source.Reach == Answers && !s.Source.runs() && (s.Source.Status.split() ||
 				s.Source.Status == Device || s.Source.Run == Finishing)
 		},
 		stay(record.None, "it stands still on the source, whose QEMU does not end the switch to post-copy: "+laterAgain),

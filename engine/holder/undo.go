@@ -98,8 +98,18 @@ var beforeRules = []rule{
 		stay(record.Source, ""),
 	},
 	{
+		"source refuses to run, destination runs", "two QEMUs, and perhaps two guests",
+		func(s Situation) bool {
+			return s.Stuck && s.Source.Reach == Answers && s.Source.Run != Running && s.Destination.runs()
+		},
+		stay(record.Unknown, "the source is paused and is not continued ($E), and $D runs a guest: look whether it is the same"),
+	},
+	{
 		"source refuses to run", "the destination is dead; a person has to see why",
-		func(s Situation) bool { return s.Stuck && s.Source.Reach == Answers && s.Source.Run != Running },
+		func(s Situation) bool {
+			return s.Stuck && s.Source.Reach == Answers && s.Source.Run != Running &&
+				!s.Destination.runs()
+		},
 		stay(record.None, "it is paused on the source, which does not continue it ($E): `cont` on $S, the "+
 			"destination is dead"),
 	},
@@ -129,6 +139,11 @@ var beforeRules = []rule{
 		func(s Situation) bool { return s.Sent < SentMigrate && s.Source.Reach == Silent },
 		stay(record.Unknown, "nothing was sent, and the source does not answer: it has the guest; "+askSource+
 			", `cont` runs it if it is paused there"),
+	},
+	{
+		"source runs, the destination waits in vain", "it could not be ended",
+		func(s Situation) bool { return s.Sent == SentIncoming && s.Unended && s.Source.Run == Running },
+		stay(record.Source, "the destination QEMU still waits for a migration and could not be ended ($E): end $D"),
 	},
 	{
 		"source runs before `migrate`", "it never lost the guest",
