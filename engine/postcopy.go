@@ -110,6 +110,9 @@ func (m *migration) handOver(ctx context.Context, done func() bool) error {
 	if err == nil || limited.Err() == nil {
 		return err
 	}
+	if m.src.handedOver() && !m.src.facts.before(10, 0) { // what is on its way may still come, and without it nobody can run the guest
+		return fmt.Errorf("the switch to post-copy stood still for %s", limit)
+	}
 	m.yank(ctx, m.src)
 	_ = m.drainFor(ctx, killLimit, func() bool { return m.broken() != nil || done() })
 	return fmt.Errorf("the switch to post-copy stood still for %s, and its connection was closed", limit)

@@ -37,6 +37,7 @@ func Recover(ctx context.Context, src, dst *Endpoint, p Plan, o Options) (record
 		c.s.Leftover = m.leftovers(ctx)
 	}
 	if m.src.facts != nil {
+		c.s.Takes = m.src.facts.before(10, 0)
 		c.s.Begun, c.s.Gives = m.src.facts.Capabilities["postcopy-ram"], m.src.facts.Capabilities["release-ram"]
 	}
 	d, ok := c.settle(ctx)

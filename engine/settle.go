@@ -54,6 +54,7 @@ func (m *migration) settleAs(ctx context.Context, regard func(*holder.Situation)
 		Leave:     !m.src.facts.Running || m.held || !m.issued && !m.paused,
 		Begun:     m.split,
 		Elsewhere: m.elsewhere,
+		Takes:     m.src.facts.before(10, 0),
 		Gives:     m.plan.Capabilities["release-ram"],
 	}}
 	d, ok := c.settle(ctx)
@@ -236,6 +237,7 @@ func (c *custody) see(ctx context.Context, s *side) holder.QEMU {
 	q := holder.QEMU{Reach: holder.Answers, Known: s.ep.Process != nil}
 	err := s.ask(ctx)
 	if !s.reached() {
+		c.silent = cmp.Or(s.gone, s.control.Err(), s.events.Err())
 		switch {
 		case s.quit || s.dead(ctx) || s == c.m.dst && s.status == "failed": // a failed destination exits by itself, and holds nothing that it could run
 			q.Reach = holder.Dead

@@ -54,6 +54,8 @@ func every(asker Asker, f func(Situation)) {
 		func(s *Situation) { s.Gives, s.Begun = true, true },
 		func(s *Situation) { s.Elsewhere, s.Unended = true, true },
 		func(s *Situation) { s.Yanked = true },
+		func(s *Situation) { s.Takes = true },
+		func(s *Situation) { s.Takes, s.Begun, s.Tentative = true, true, true },
 		func(s *Situation) { s.Yanked, s.Tentative = true, true },
 		func(s *Situation) { s.Yanked, s.Begun = true, true },
 		func(s *Situation) { s.Source.Known = true },
@@ -156,7 +158,7 @@ func broken(s Situation, d Decision) string {
 			return "ends what may be the newer of two guests"
 		case s.Begun && s.Gives && src.ended() && dst.whole():
 			return "ends the only guest with all its memory"
-		case s.handed() && s.Sent >= SentSwitch && dst.loaded() && !src.runs() && !(src.Status == Departed && dst.whole() && !s.Gives):
+		case s.handed() && s.Sent >= SentSwitch && (dst.loaded() || !s.Takes && dst.Status == Active && src.Status != Departed) && !src.runs() && !(src.Status == Departed && dst.whole() && !s.Gives):
 			return "ends the only QEMU that can run the guest"
 		}
 	case RunSource:

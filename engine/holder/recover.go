@@ -322,6 +322,14 @@ var recoverRules = []rule{
 			"the one that has the guest as --destination"),
 	},
 	{
+		"post-copy, the destination does not load, the source can go back", "QEMU before 10.0 takes migrate_cancel",
+		func(s Situation) bool {
+			return s.Takes && !s.Gives && s.Source.Status.split() && s.Destination.Run == InMigrate &&
+				s.Destination.Status == Active && s.Waited && !s.Unended
+		},
+		step(End),
+	},
+	{
 		"post-copy, not its other end", "what it holds is of another migration",
 		func(s Situation) bool {
 			return s.Source.Status.split() && !s.Destination.loaded() && s.Destination.Status != Device &&

@@ -35,7 +35,7 @@ var switchRules = []rule{
 		"switched, destination dead: take it back",
 		"nothing has changed since the source stopped; QEMU before 10.0 lets it go",
 		func(s Situation) bool {
-			return s.handed() && s.Destination.Reach == Dead && s.Source.Reach == Answers &&
+			return (s.handed() || s.Takes && s.Begun && s.Source.Status.split()) && s.Ran == Never && s.Destination.Reach == Dead && s.Source.Reach == Answers &&
 				s.Source.Status != Departed && !s.Cancelled
 		},
 		step(Cancel),
@@ -123,6 +123,15 @@ var switchRules = []rule{
 		func(s Situation) bool { return s.handed() && s.Source.runs() && s.Destination.Reach != Dead },
 		stay(record.Unknown, "somebody has continued the source, which had given the guest away: the destination was not told "+
 			"to run it: end the one of $S and $D whose guest is the older"),
+	},
+	{
+		"switched, the destination does not load, the source can go back", "QEMU before 10.0 takes migrate_cancel",
+		func(s Situation) bool {
+			return s.Takes && !s.Gives && s.Begun && s.Source.Reach == Answers && s.Source.Status.split() &&
+				s.Destination.Reach == Answers && s.Destination.Run == InMigrate && !s.Destination.loaded() &&
+				s.Ran == Never && s.Waited && !s.Unended
+		},
+		step(End),
 	},
 	{
 		"switched, and nothing has come", "the QEMU that it went to may run it",
