@@ -133,7 +133,7 @@ func broken(s Situation, d Decision) string {
 			return "cancels twice"
 		case src.Reach == Dead || src.Reach == Lost:
 			return "cancels on a source that cannot be asked"
-		case d.Do == Cancel && s.handed() && dst.Reach != Dead:
+		case d.Do == Cancel && s.handed() && dst.Reach != Dead && !s.takesBack():
 			return "cancels what the source has given away"
 		case d.Do == Cancel && dst.whole() && dst.Reach != Dead && (undo || dst.Reach == Answers):
 			return "cancels before the fence, though the destination has all of it"

@@ -322,12 +322,12 @@ var recoverRules = []rule{
 			"the one that has the guest as --destination"),
 	},
 	{
-		"post-copy, the destination does not load, the source can go back", "QEMU before 10.0 takes migrate_cancel",
+		"post-copy, the destination does not load, the source can go back",
+		"QEMU before 10.0 takes migrate_cancel, but not once it has noticed that the link is lost",
 		func(s Situation) bool {
-			return s.Takes && !s.Gives && s.Source.Status.split() && s.Destination.Run == InMigrate &&
-				s.Destination.Status == Active && s.Waited && !s.Unended
+			return s.takesBack() && s.Destination.Reach == Answers && s.Waited && !s.Cancelled
 		},
-		step(End),
+		step(Cancel),
 	},
 	{
 		"post-copy, not its other end", "what it holds is of another migration",

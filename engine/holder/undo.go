@@ -28,6 +28,13 @@ func (s Situation) spent() bool {
 	return s.Begun && s.Gives && s.Source.Reach == Answers && s.Source.ended() && !s.Source.runs()
 }
 
+// takesBack: the source's QEMU gives its guest back when its post-copy is cancelled, and the destination has never had it. Before 10.0 it takes
+// migrate_cancel then; in postcopy-paused its migration's thread would wait for ever, and the guest with it (7.2.22, postcopy_pause).
+func (s Situation) takesBack() bool {
+	return s.Takes && !s.Gives && s.Source.Reach == Answers && s.Source.Status == Split && s.Ran == Never &&
+		(s.Destination.Reach == Dead || s.Destination.Run == InMigrate && s.Destination.Status == Active)
+}
+
 // jammed: the source has failed and stands still in finish-migrate, where QEMU takes no `cont`: from 10.2 on it does so if the destination holds
 // the disks. It can run nothing any more.
 func (s Situation) jammed() bool {
