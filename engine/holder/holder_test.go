@@ -195,7 +195,6 @@ func broken(s Situation, d Decision) string {
 			return "starts a destination that has not loaded everything"
 		case src.Reach == Dead && dst.whole():
 		case s.spent() && dst.whole(): // the source has no whole guest any more
-		case s.jammed() && dst.whole(): // the source can run nothing any more
 		case !MayRun(s):
 			return "starts the destination before the commit point"
 		case src.Reach == Lost && src.Status != Departed && !s.handed():

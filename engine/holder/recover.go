@@ -515,11 +515,11 @@ var recoverRules = []rule{
 		doubt(record.Unknown, "a migration is under way from $S, and $D has all of a guest already: "+notTwoEnds),
 	},
 	{
-		"the source can run nothing any more, all is there", "it has failed, and takes no `cont` in finish-migrate",
-		func(s Situation) bool {
-			return s.jammed() && s.Destination.whole() && s.Destination.Reach == Answers && !s.Refused
-		},
-		step(RunDestination),
+		"the source has failed and does not end, all is there",
+		"from 10.2 on it stays so if the destination holds the disks; an older one may be slow, and runs its guest then",
+		func(s Situation) bool { return s.jammed() && s.Destination.whole() },
+		doubt(record.None, "the source has failed and does not end its migration, and the destination has all of it, paused: end "+
+			"$S, then `qmigrate migrate --recover` again"),
 	},
 	{
 		"all is there, not completed: the fence first",

@@ -61,7 +61,7 @@ var switchRules = []rule{
 				s.Source.Status != Departed
 		},
 		stay(record.None, "it is lost: the destination QEMU died before it ran, and this source QEMU lets "+
-			"nobody go back from post-copy ($E); its memory can be read there with dump-guest-memory"),
+			"nobody go back from post-copy; its memory can be read there with dump-guest-memory"),
 	},
 	{
 		"switched, source dead, all is there", "the destination has everything",

@@ -36,7 +36,7 @@ func (s Situation) takesBack() bool {
 }
 
 // jammed: the source has failed and stands still in finish-migrate, where QEMU takes no `cont`: from 10.2 on it does so if the destination holds
-// the disks. It can run nothing any more.
+// the disks. An older one is only slow.
 func (s Situation) jammed() bool {
 	return s.Source.Reach == Answers && s.Source.Run == Finishing && s.Source.ended() && s.Waited
 }
@@ -73,6 +73,14 @@ var undoRules = slices.Concat(beforeRules, toldRules, switchRules, sentRules)
 
 // beforeRules are for a source that runs alone, and for what comes before `migrate`.
 var beforeRules = []rule{
+	{
+		"the source is at its end for a moment", "finish-migrate ends by itself",
+		func(s Situation) bool {
+			return s.Sent >= SentMigrate && s.Source.Reach == Answers && s.Source.Run == Finishing &&
+				(s.Source.ended() || s.Source.Status == Departed) && !s.Waited
+		},
+		step(Wait),
+	},
 	{
 		"source runs, destination dead: end the migration",
 		"a dead host breaks no connection, so it may send for long",
