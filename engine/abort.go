@@ -28,6 +28,9 @@ func (m *migration) abort(ctx context.Context, name record.StageName, cause erro
 		cause = fmt.Errorf("%w (destination QEMU%s)", cause, reason)
 	}
 	cause = m.explain(undo, cause)
+	if m.mirrored && !m.issued && !m.paused && m.dropMirrors(undo) == nil { // they may hold the main loop of a source whose guest runs
+		m.mirrored = false
+	}
 	v := m.undo(undo)
 	if v.outcome == record.GuestEnded {
 		cause = m.howEnded() // not what broke because of it

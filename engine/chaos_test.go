@@ -133,6 +133,18 @@ func (h trigger) saw(side record.Holder, text string) bool {
 	return slices.ContainsFunc(h.seen, func(s string) bool { return strings.Contains(s, " "+string(side)+" ") && strings.Contains(s, text) })
 }
 
+// times is how often a line has been logged: once for each monitor that has it.
+func (h trigger) times(side record.Holder, text string) (n int) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	for _, s := range h.seen {
+		if strings.Contains(s, " "+string(side)+" received ") && strings.Contains(s, text) {
+			n++
+		}
+	}
+	return n
+}
+
 // trial is one migration under attack.
 type trial struct {
 	src, dst   *guest.VM
@@ -313,7 +325,9 @@ func (x *trial) truth(t *testing.T) {
 		}
 	}
 	lost := strings.Contains(x.err.Error(), "lost:") || strings.Contains(x.err.Error(), "it ran on the destination, which died")
-	if lost && (x.killed == "" || stage.Guest != record.None) {
+	// From 10.0 on a source whose link is lost at the very end of post-copy ends its migration, with what was on its way.
+	byQEMU := x.rec.PostCopy != nil && strings.Contains(x.err.Error(), "the source has ended its migration")
+	if lost && (x.killed == "" && !byQEMU || stage.Guest != record.None) {
 		t.Errorf("a guest is said to be lost, killed was %q: %v", x.killed, x.err)
 	}
 	if x.killed == record.Source && x.b == "dead" && !lost && x.from.Process != nil {
@@ -330,6 +344,8 @@ func (x *trial) afterKill(t *testing.T) {
 	case x.err == nil:
 	case x.killed == record.Destination && !ran && x.a != "running":
 		t.Errorf("the destination died before it ran, and the source is %s: %v", x.a, x.err)
+	case x.killed == record.Destination && x.trigger.times(record.Destination, event(record.Destination, "RESUME").text) > 1 && x.rec.GuestOn == record.Source:
+		t.Errorf("both monitors of the destination told that it ran, and the source was continued: %v", x.err)
 	case x.killed == record.Destination && !ran && x.rec.GuestOn != record.Source:
 		t.Errorf("the destination died before it ran, and the guest is said to be on %s: %v", x.rec.GuestOn, x.err)
 	case x.killed == record.Source && arrived && x.b != "running":

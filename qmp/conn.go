@@ -63,6 +63,7 @@ type Conn struct {
 	pending map[int64]chan result
 	subs    map[*Subscription]struct{}
 	err     error
+	ended   bool
 }
 
 // result ends a call: a reply, QEMU's refusal, or the connection's end.
@@ -182,19 +183,45 @@ func (c *Conn) Close() error {
 	return nil
 }
 
-// end takes the connection down, once, for the reason given.
-func (c *Conn) end(err error) {
+// fail ends every call, and lets the reader take in what QEMU has sent before: a QEMU that has died may have left events in the socket, and a
+// command that cannot be written any more must not keep them from their subscribers. The reader then ends the connection.
+func (c *Conn) fail(err error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if c.err != nil {
 		return
 	}
 	c.err = err
-	c.nc.Close()
+	c.release()
+	if c.nc.SetReadDeadline(time.Now().Add(drainLimit)) != nil {
+		c.nc.Close() // no deadlines here
+	}
+}
+
+// drainLimit is how long a connection that cannot be written to is still read: what is in the socket is read at once.
+const drainLimit = time.Second
+
+// release ends the calls that wait, with c.err; the lock is held.
+func (c *Conn) release() {
 	for id, ch := range c.pending {
 		delete(c.pending, id)
-		ch <- result{err: err}
+		ch <- result{err: c.err}
 	}
+}
+
+// end takes the connection down, once, for the reason given, or for that of fail before it.
+func (c *Conn) end(err error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.ended {
+		return
+	}
+	c.ended = true
+	if c.err == nil {
+		c.err = err
+	}
+	c.nc.Close()
+	c.release()
 	for s := range c.subs {
 		delete(c.subs, s)
 		close(s.c)
@@ -355,7 +382,7 @@ func (c *Conn) write(ctx context.Context, command string, line []byte, files []*
 		}
 		return fmt.Errorf("execute %s: %w", command, err)
 	}
-	c.end(&OpError{"write", disconnected(err)})
+	c.fail(&OpError{"write", disconnected(err)})
 	return callError(command, c.Err())
 }
 
@@ -464,7 +491,7 @@ func (c *Conn) Subscribe(buffer int) *Subscription {
 	s.C = s.c
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if c.err != nil {
+	if c.ended {
 		close(s.c)
 	} else {
 		c.subs[s] = struct{}{}

@@ -520,3 +520,60 @@ func TestLogger(t *testing.T) {
 		t.Errorf("traced %q", lines)
 	}
 }
+
+// gate is a slog.Handler that holds the reader at a line until it is opened.
+type gate struct {
+	slog.Handler
+	at   string
+	held chan struct{} // closed when the reader has come to the line
+	open chan struct{}
+	once *sync.Once
+}
+
+func (g gate) Enabled(context.Context, slog.Level) bool { return true }
+func (g gate) WithAttrs([]slog.Attr) slog.Handler       { return g }
+func (g gate) Handle(_ context.Context, r slog.Record) error {
+	r.Attrs(func(a slog.Attr) bool {
+		if strings.Contains(a.Value.String(), g.at) {
+			g.once.Do(func() { close(g.held); <-g.open })
+		}
+		return true
+	})
+	return nil
+}
+
+// TestLastEvents: what a QEMU has sent before it died reaches the subscribers, also when a command that could not be written any more has told of its
+// death before the events were read. Whether the guest has run may hang on the last of them.
+func TestLastEvents(t *testing.T) {
+	g := gate{at: "FIRST", held: make(chan struct{}), open: make(chan struct{}), once: new(sync.Once)}
+	nc := fake(t, ready(func(nc net.Conn, _ *bufio.Reader) {
+		io.WriteString(nc, `{"event":"FIRST"}`+"\n"+`{"event":"RESUME"}`+"\n")
+	}))
+	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+	defer cancel()
+	c, err := qmp.NewConn(ctx, nc, qmp.Options{Logger: slog.New(g)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	sub := c.Subscribe(8)
+	<-g.held
+	for c.Err() == nil { // the first may still be written
+		limited, cancel := context.WithTimeout(ctx, 100*time.Millisecond)
+		if c.Execute(limited, "query-status", nil, nil) == nil {
+			t.Error("a dead QEMU has answered")
+		}
+		cancel()
+	}
+	close(g.open)
+	var got []string
+	for ev := range sub.C {
+		got = append(got, ev.Name)
+	}
+	if len(got) != 2 || got[1] != "RESUME" {
+		t.Errorf("the subscriber has %q", got)
+	}
+	if err := c.Err(); err == nil || !strings.Contains(err.Error(), "write") {
+		t.Errorf("the connection ended for %v, want the write that failed first", err)
+	}
+}

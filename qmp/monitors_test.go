@@ -330,6 +330,10 @@ func TestMigrateCompleted(t *testing.T) {
 			t.Errorf("total time %v, downtime %v", m.TotalTime, m.Downtime)
 		}
 		s, err := src.QueryStatus(ctx)
+		for err == nil && s.Status == "finish-migrate" { // for a moment after it has said completed
+			time.Sleep(time.Millisecond)
+			s, err = src.QueryStatus(ctx)
+		}
 		if want := (qmp.Status{Status: "postmigrate"}); err != nil || s != want {
 			t.Errorf("source is %+v, %v", s, err)
 		}
