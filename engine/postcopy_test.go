@@ -28,7 +28,8 @@ func stageNames(r *record.Migration) (names []record.StageName) {
 	return names
 }
 
-// TestPostCopy moves a guest in each mode that goes over to post-copy.
+// TestPostCopy moves a guest in each mode that goes over to post-copy. Slow, because a source of 11.1.3 may fail where its pre-copy is about to
+// end when post-copy begins (docs/compatibility.md).
 func TestPostCopy(t *testing.T) {
 	six := []record.StageName{"initialization", "reservation", "pre-copy", "stop-and-copy", "commitment", "activation"}
 	guesttest.EachQEMU(t, func(t *testing.T, qemu string) {
@@ -37,9 +38,9 @@ func TestPostCopy(t *testing.T) {
 			passes int // before the switch, at least
 			split  bool
 		}{
-			{engine.Plan{Mode: record.PostCopyMode, Capabilities: map[string]bool{"postcopy-blocktime": true}}, 1, true},
-			{engine.Plan{Mode: record.PostCopyMode, Capabilities: map[string]bool{"postcopy-preempt": true}}, 1, true},
-			{engine.Plan{Mode: record.PostCopyMode, Capabilities: map[string]bool{"pause-before-switchover": true}}, 1, true},
+			{engine.Plan{Mode: record.PostCopyMode, MaxBandwidth: slow, Capabilities: map[string]bool{"postcopy-blocktime": true}}, 1, true},
+			{engine.Plan{Mode: record.PostCopyMode, MaxBandwidth: slow, Capabilities: map[string]bool{"postcopy-preempt": true}}, 1, true},
+			{engine.Plan{Mode: record.PostCopyMode, MaxBandwidth: slow, Capabilities: map[string]bool{"pause-before-switchover": true}}, 1, true},
 			{engine.Plan{Mode: record.HybridMode, SwitchAfter: engine.SwitchAfter{Time: 300 * time.Millisecond}, MaxBandwidth: slow}, 1, true},
 			{engine.Plan{Mode: record.HybridMode, SwitchAfter: engine.SwitchAfter{Passes: 50}}, 1, false}, // converges before
 		} {
@@ -278,7 +279,7 @@ func TestCancelInEachState(t *testing.T) {
 			{"pre-switchover", got(s, `"status": "pre-switchover"`), engine.Plan{Capabilities: pause}, "running", "dead"},
 			{"device", got(s, `"status": "device"`), engine.Plan{Capabilities: pause}, "", ""},
 			{"completed", got(s, `"status": "completed"`), engine.Plan{}, "", ""},
-			{"post-copy active", got(s, `"status": "postcopy-active"`), engine.Plan{Mode: record.PostCopyMode}, "postmigrate", "running"},
+			{"post-copy active", got(s, `"status": "postcopy-active"`), engine.Plan{Mode: record.PostCopyMode, MaxBandwidth: slow}, "postmigrate", "running"},
 		} {
 			t.Run(strings.ReplaceAll(c.name, " ", "_"), func(t *testing.T) {
 				x := newTrial(t, qemu, true, nil)
@@ -331,7 +332,7 @@ func TestCancelInEachState(t *testing.T) {
 func TestSlowSwitch(t *testing.T) {
 	guesttest.EachQEMU(t, func(t *testing.T, qemu string) {
 		x := newTrial(t, qemu, true, nil)
-		x.plan = engine.Plan{Mode: record.PostCopyMode, StallLimit: time.Second}
+		x.plan = engine.Plan{Mode: record.PostCopyMode, MaxBandwidth: slow, StallLimit: time.Second}
 		x.run(t, sent(record.Source, "migrate-start-postcopy"), 0, func() {
 			if err := x.dst.Process().Signal(syscall.SIGSTOP); err != nil {
 				t.Error(err)

@@ -135,7 +135,7 @@ func TestTLS(t *testing.T) {
 			"x509-hostname": {Listen: "unix:" + filepath.Join(guesttest.Dir(t), "m"), TLS: func() *engine.TLS { s := x509(t, p.client(), p.server()); s.Hostname = "b.lab"; return s }()},
 			"x509-multifd":  {TLS: x509(t, p.client(), p.server()), Capabilities: map[string]bool{"multifd": true}},
 			"x509-open":     {TLS: func() *engine.TLS { s := x509(t, p.ca.Files(), p.server()); s.NoVerify = true; return s }()},
-			"x509-postcopy": {Mode: record.PostCopyMode, TLS: x509(t, p.client(), p.server())},
+			"x509-postcopy": {Mode: record.PostCopyMode, MaxBandwidth: slow, TLS: x509(t, p.client(), p.server())},
 			"psk":           {TLS: func() *engine.TLS { f := newPSK(t, "qemu"); return psk(t, f, f) }()},
 			"psk-user":      {TLS: func() *engine.TLS { f := newPSK(t, "bob"); s := psk(t, f, f); s.Username = "bob"; return s }()},
 			"psk-unix":      {Listen: "unix:" + filepath.Join(guesttest.Dir(t), "m"), TLS: func() *engine.TLS { f := newPSK(t, "qemu"); return psk(t, f, f) }()},
