@@ -1,0 +1,101 @@
+package handover
+
+// What is wrong.
+const endedTheOnly = "6: a destination is ended that is the only one with the guest"
+
+// runnable tells which side could still run the guest as it is now.
+func (m *model) runnable(t *State) (source, destination bool) {
+	s, d := &t.s, &t.d
+	if t.other || t.off {
+		return false, false
+	}
+	if !s.dead && !t.ran && !t.gave {
+		switch {
+		case s.run != finishing:
+			source = true
+		case s.at == idle || s.at == stuck || s.at == halted || s.at == reconnecting || s.at == handshake:
+		case s.at == pages || s.at == allPages:
+			source = m.Source == v7 || s.mig == splitDevice
+		default:
+			source = true
+		}
+	}
+	if d.dead {
+		return source, false
+	}
+	switch d.at {
+	case done, loaded:
+		destination = true
+	case loading:
+		destination = t.reads() && t.wrote == wroteEnd
+	case unpacking, unpacked, receiving, halted, handshake:
+		switch s.at {
+		case packaged, pages, allPages, halted, reconnecting, handshake:
+			destination = !s.dead
+		}
+		destination = destination || t.reads() && t.wrote == wroteEnd
+	}
+	return source, destination
+}
+
+// wrongNow is what no state may be.
+func (m *model) wrongNow(t *State) string {
+	switch {
+	case t.wrong != "":
+		return t.wrong
+	case t.twice() && !t.excuse:
+		return "1: two run the guest"
+	case !m.NoLocks && t.s.lock && t.d.lock && !t.s.dead && !t.d.dead:
+		return "3: two have the disk"
+	}
+	source, destination := m.runnable(t)
+	if t.k.at == pEnd && t.k.saysLost && (source || destination || t.off) {
+		return "4: it is said to be lost, and is not"
+	}
+	if !source && !destination && !t.killed && !t.other && !t.off && !t.excuse && !t.meddled && !m.lostAlone(t) {
+		return "7: the guest is lost though no QEMU was killed"
+	}
+	return ""
+}
+
+// lostAlone: QEMU itself has lost the guest, whatever qmigrate does.
+func (m *model) lostAlone(t *State) bool {
+	if t.k.at != pEnd && t.k.at != pGone {
+		return true // looked at in the end only
+	}
+	return t.s.at == stuck || t.d.at == stuck || t.s.run == finishing || t.d.dead
+}
+
+// wrongAtRest is what must not be when qmigrate has ended and no QEMU moves by itself any more.
+func (m *model) wrongAtRest(t *State) string {
+	k := &t.k
+	sourceRuns := !t.s.dead && t.s.run == running
+	destinationRuns := !t.d.dead && t.d.run == running
+	source, destination := m.runnable(t)
+	vague := t.unclear || m.Unknown || t.excuse || t.meddled
+	switch {
+	case t.excuse && t.twice():
+		return ""
+	case t.off:
+		return ""
+	case t.other:
+		if k.guest != 4 {
+			return "4: the guest runs on another QEMU, and a side is named"
+		}
+	case sourceRuns && k.guest == 2, destinationRuns && k.guest == 1:
+		if t.excuse || t.meddled {
+			return ""
+		}
+		return "4: the wrong side is named"
+	case sourceRuns || destinationRuns:
+		if k.guest > 2 && !vague && !k.doubt {
+			return "4: a guest that runs is not found"
+		}
+	case k.leave || t.meddled:
+	case !k.told:
+		return "2: nobody runs the guest, and nothing is said"
+	case (source || destination) && !vague && !t.d.sick && !k.unfinished:
+		return "2: nobody runs the guest, and a side could"
+	}
+	return ""
+}

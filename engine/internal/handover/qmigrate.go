@@ -1,0 +1,387 @@
+package handover
+
+import "qmigrate/engine/holder"
+
+// pc is what qmigrate waits for.
+type pc uint8
+
+const (
+	pStop         pc = iota // the reply to `stop`, stop-and-copy
+	pStopped                // STOP
+	pMigrate                // the reply to `migrate`
+	pPre                    // the switch-over, or that it is time for post-copy
+	pSwitch                 // the reply to migrate-start-postcopy
+	pAll                    // the source has sent all; in post-copy: has given the guest away, and the destination has the package
+	pArrive                 // the destination has loaded all
+	pCont                   // the reply to `cont`
+	pResume                 // RESUME
+	pFollow                 // post-copy: all memory
+	pPaused                 // both sides have paused post-copy
+	pMigrateAgain           // the reply to `migrate` with resume
+	pGoesOn                 // both sides go on
+	pConfirm                // the source's run state, at the end
+	pStopAgain              // the reply to `stop`, to a source that somebody continued
+
+	uLookSource // an undo or a `--recover`: the source's answers
+	uLook       // the destination's
+	uWait       // that a state changes
+	uCancel     // the reply to migrate_cancel
+	uCancelled  // that it had an effect
+	uYanked     // that yank had one
+	uEnd        // the reply to quit
+	uRunSource
+	uRetry // the source refused `cont`: that its state changes
+	uStopSource
+	uRunDestination
+
+	pEnd  // it has ended and has said where the guest is
+	pGone // it was killed
+)
+
+func (p pc) undoes() bool { return p >= uLookSource && p < pEnd }
+
+// reach is holder.Reach.
+type reach uint8
+
+const (
+	answers reach = iota
+	silent
+	lost
+	dead
+)
+
+// mind is what qmigrate knows and how far it has come.
+type mind struct {
+	at       pc
+	recovers bool // this is a `--recover`
+
+	source, dest struct {
+		run   run
+		mig   mig
+		reach reach
+	}
+	sent      holderSent
+	ran       uint8 // 0 never, 1 maybe, 2 has
+	stopped   bool  // STOP was seen
+	again     bool  // and RESUME after it
+	leave     bool
+	ask       uint8 // a question for the run state after STOP: 1 sent; 2 "not held" on its way, 3 "held"; 4 and 5 have come
+	pages     bool  // the source was seen sending memory in post-copy
+	begun     bool
+	refused   bool
+	waited    bool
+	cancelled bool
+	unended   bool
+	stuck     bool
+	halted    bool // `stop` was sent to a source that ran beside the destination
+	blind     bool // events of the destination may have been missed
+	quit      bool // the destination said yes to quit and closed its monitor
+	ended     bool // the destination was ended by us
+
+	steps, mends uint8
+
+	guest                   uint8 // 1 source, 2 destination, 3 none, 4 unknown
+	told, unfinished, doubt bool
+	saysLost, saysTwice     bool
+}
+
+type holderSent uint8
+
+// waitsFor is the side that qmigrate waits for a reply of.
+func (s *State) waitsFor() *qemu {
+	switch s.k.at {
+	case pStop, pMigrate, pSwitch, pMigrateAgain, pStopAgain, uCancel, uRunSource, uStopSource:
+		return &s.s
+	case pCont, uEnd, uRunDestination:
+		return &s.d
+	}
+	return nil
+}
+
+// send sends a command; a side that has not answered the last one gets it after that, which is left out: it is not sent.
+func (s *State) send(q *qemu, c command, then pc) {
+	s.k.at = then
+	if q.sent == noCommand && !q.dead {
+		q.sent, q.reply = c, noReply
+	}
+}
+
+// start is where the run begins: both are configured, and the destination waits with `stop` taken.
+func (m *model) start() State {
+	st := State{faults: m.Faults, slow: m.Slow, third: m.Third, asks: m.Asks, crashes: m.Crashes, recovers: m.Recovers}
+	st.s = qemu{run: running, lock: true}
+	st.d = qemu{run: inMigrate, at: waiting, mig: listening, was: m.Elsewhere}
+	st.k.sent = holderSent(holder.SentIncoming)
+	st.k.dest.run, st.k.dest.mig = inMigrate, listening
+	if m.Arrived {
+		st.s.mig, st.k.source.mig = arrived, none
+	}
+	if m.Mode == stopAndCopy {
+		st.send(&st.s, cmdStop, pStop)
+	} else {
+		m.migrate(&st)
+	}
+	return st
+}
+
+func (m *model) migrate(t *State) {
+	t.k.sent = holderSent(holder.SentMigrate)
+	t.send(&t.s, cmdMigrate, pMigrate)
+}
+
+// take is one event of one side.
+func (m *model) take(t *State, q *qemu) {
+	e := mig(q.events & 15)
+	q.events >>= 4
+	k := &t.k
+	switch {
+	case e == stopEvent && q == &t.s:
+		k.stopped, k.again = true, false
+		if m.Mode != stopAndCopy && k.at >= pMigrate && k.at <= pSwitch && k.ask == 0 {
+			k.ask = 1
+		}
+	case e == resumeEvent && q == &t.s:
+		k.again = k.stopped
+		if k.at >= pMigrate && k.at <= pSwitch {
+			k.leave = false
+			if !m.Former.has(staleAnswer) {
+				k.ask = 0 // what was asked for is over
+			}
+		}
+	case e == resumeEvent:
+		k.ran = 2
+	case e == stopEvent:
+	case q == &t.s:
+		k.source.mig = e
+	default:
+		k.dest.mig = e
+	}
+}
+
+// handed: the source has given the guest away in post-copy for good.
+func (m *model) handed(k *mind) bool {
+	switch {
+	case k.source.mig == splitDevice:
+		return m.Former.has(deviceIsHanded)
+	case k.source.mig == split && m.Source == v7 && !k.pages:
+		return m.Former.has(noTentative)
+	}
+	return k.source.mig >= split && k.source.mig <= splitRecover || k.source.mig == departed
+}
+
+// switchesOver: a STOP was the switch-over's.
+func (k *mind) switchesOver() bool {
+	return k.source.mig == device || k.source.mig >= splitDevice && k.source.mig <= splitRecover || k.source.mig == departed
+}
+
+func bad(g mig) bool { return g == failed || g == cancelling || g == cancelled }
+
+// broken: events say that it cannot go on.
+func (t *State) broken() bool {
+	k := &t.k
+	return bad(k.source.mig) || bad(k.dest.mig) || k.dest.reach != answers || k.source.reach != answers && k.source.mig != departed
+}
+
+// undo begins to settle a failure.
+func (k *mind) undo() {
+	k.at, k.steps, k.ask = uLookSource, 0, 0
+	k.waited, k.cancelled, k.unended, k.stuck, k.halted, k.refused = false, false, false, false, false, false
+}
+
+// advance goes on as far as what is known allows.
+func (m *model) advance(t *State) {
+	for at := pGone; at != t.k.at && !t.k.at.undoes() && t.k.at < pEnd; {
+		at = t.k.at
+		m.advanceOne(t)
+	}
+}
+
+func (m *model) advanceOne(t *State) {
+	k := &t.k
+	switch q := t.waitsFor(); {
+	case q == &t.s && k.source.reach != answers || q == &t.d && k.dest.reach != answers:
+		k.undo()
+		return
+	case q == nil && k.at < pConfirm && t.broken():
+		if !(k.at == pFollow && k.source.mig == departed && k.dest.mig == arrived) {
+			m.fallBack(k)
+			return
+		}
+	}
+	switch k.at {
+	case pStopped:
+		if k.stopped && !k.again {
+			m.migrate(t)
+		}
+	case pPre:
+		if m.Mode == postCopy && !k.begun && !k.stopped && k.source.mig == active {
+			k.begun, k.sent = true, holderSent(holder.SentSwitch)
+			t.send(&t.s, cmdSwitch, pSwitch)
+			return
+		}
+		switch {
+		case !k.stopped || k.again:
+		case k.ask == 1 && k.switchesOver():
+			k.at = pAll
+		case k.ask >= 4:
+			if k.leave = k.ask == 5; !k.leave || k.switchesOver() {
+				k.at, k.ask = pAll, 0
+			}
+		case k.ask == 0 && k.leave && k.switchesOver():
+			k.at = pAll
+		}
+	case pAll:
+		if k.ask >= 4 { // of a question whose answer was not waited for
+			if m.Former.has(staleAnswer) && k.ask == 5 {
+				k.leave = true
+			}
+			k.ask = 0
+		}
+		switch {
+		case k.begun && m.handed(k) && (k.dest.mig == split || k.dest.mig == splitPaused || k.dest.mig == arrived):
+			m.commit(t)
+		case !k.begun && k.source.mig == departed, m.Former.has(earlyCont) && k.stopped && k.dest.mig >= arrived:
+			k.at = pArrive
+		}
+	case pArrive:
+		if k.dest.mig == arrived || m.Former.has(contBeforeArrival) {
+			m.commit(t)
+		}
+	case pResume:
+		if k.ran == 2 {
+			if k.at = pConfirm; k.begun {
+				k.at = pFollow
+			}
+		}
+	case pFollow:
+		switch {
+		case k.source.mig == departed && k.dest.mig == arrived:
+			k.at = pConfirm
+			if k.recovers {
+				k.at = uLookSource
+			}
+		case k.source.mig >= splitPaused && k.source.mig <= splitRecover, k.dest.mig >= splitPaused && k.dest.mig <= splitRecover:
+			m.mend(t)
+		}
+	case pPaused:
+		if k.source.mig == splitPaused && k.dest.mig == splitPaused {
+			if t.d.mig == splitPaused && !t.d.dead && !t.d.hung { // migrate-recover is taken out of band
+				t.again = true
+			}
+			t.send(&t.s, cmdResume, pMigrateAgain)
+		}
+	case pGoesOn:
+		switch {
+		case k.source.mig == split && k.dest.mig == split:
+			k.at, k.mends = pFollow, 0
+		case k.source.mig == splitPaused && k.ask == 1: // ask: the source had left postcopy-paused
+			if m.Former.has(freshLimit) {
+				k.mends = 0
+			}
+			m.mend(t)
+		case k.source.mig == splitRecover:
+			k.ask = 1
+		}
+	}
+}
+
+// commit tells the destination to run, if it may.
+func (m *model) commit(t *State) {
+	k := &t.k
+	if k.leave {
+		k.at, k.guest, k.told = pEnd, 2, true
+		if k.begun {
+			k.at = pFollow
+		}
+		return
+	}
+	s := m.situation(t)
+	if !m.Former.moved() && !holder.MayRun(s) {
+		if k.again {
+			k.undo()
+		}
+		return
+	}
+	if k.again {
+		k.undo()
+		return
+	}
+	k.sent = holderSent(holder.SentCont)
+	t.send(&t.d, cmdCont, pCont)
+}
+
+// mend begins, or begins again, to give post-copy a new connection.
+func (m *model) mend(t *State) {
+	k := &t.k
+	k.ask = 0
+	if k.mends++; k.mends > maxMends {
+		m.giveUp(t)
+		return
+	}
+	k.at = pPaused
+	m.pause(t, &t.s, m.Source)
+	m.pause(t, &t.d, m.Destination)
+}
+
+// giveUp leaves a post-copy whose link could not be mended.
+func (m *model) giveUp(t *State) {
+	k := &t.k
+	if k.recovers {
+		k.at, k.guest, k.unfinished, k.told = pEnd, 2, true, true
+		return
+	}
+	k.undo()
+}
+
+// fallBack is the end of the forward path: an undo, or for `--recover` another look.
+func (m *model) fallBack(k *mind) {
+	if k.recovers {
+		k.at = uLookSource
+		return
+	}
+	k.undo()
+}
+
+const maxMends = 2
+
+// replied takes in the reply to the command that was waited for.
+func (m *model) replied(t *State, r reply) {
+	k := &t.k
+	switch k.at {
+	case pStop:
+		k.at = pStopped
+	case pMigrate:
+		if r == refused {
+			if !m.Former.has(refusedIsSent) {
+				k.sent = holderSent(holder.SentIncoming)
+			}
+			k.undo()
+			return
+		}
+		if k.at = pPre; m.Mode == stopAndCopy {
+			k.at = pAll
+		}
+	case pSwitch:
+		k.at = pPre
+	case pCont:
+		if r == refused {
+			k.sent = holderSent(holder.SentMigrate)
+			if k.begun {
+				k.sent = holderSent(holder.SentSwitch)
+			}
+			k.undo()
+			return
+		}
+		k.at = pResume
+	case pMigrateAgain:
+		if k.at = pGoesOn; r == refused {
+			m.mend(t)
+		}
+	case pStopAgain:
+		m.succeed(k)
+	default:
+		m.undone(t, r)
+	}
+}
+
+func (m *model) succeed(k *mind) { k.at, k.guest = pEnd, 2 }
