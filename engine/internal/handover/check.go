@@ -3,8 +3,8 @@ package handover
 // What is wrong.
 const endedTheOnly = "6: a destination is ended that is the only one with the guest"
 
-// runnable tells which side could still run the guest as it is now.
-func (m *model) runnable(t *State) (source, destination bool) {
+// runnable tells which side could still run the guest as it is now; fenced: if the destination were dead.
+func (m *model) runnable(t *State, fenced bool) (source, destination bool) {
 	s, d := &t.s, &t.d
 	if t.other || t.off {
 		return false, false
@@ -15,7 +15,7 @@ func (m *model) runnable(t *State) (source, destination bool) {
 			source = true
 		case s.at == idle || s.at == stuck || s.at == halted || s.at == reconnecting || s.at == handshake:
 		case s.at == pages || s.at == allPages:
-			source = m.Source == v7 || s.mig == splitDevice
+			source = m.Source == v7 && !s.err && (t.d.dead || fenced) || s.mig == splitDevice || m.Source >= v10 && s.at == allPages && s.err
 		default:
 			source = true
 		}
@@ -48,9 +48,12 @@ func (m *model) wrongNow(t *State) string {
 	case !m.NoLocks && t.s.lock && t.d.lock && !t.s.dead && !t.d.dead:
 		return "3: two have the disk"
 	}
-	source, destination := m.runnable(t)
+	source, destination := m.runnable(t, false)
 	if t.k.at == pEnd && t.k.saysLost && (source || destination || t.off) {
 		return "4: it is said to be lost, and is not"
+	}
+	if t.k.at == pEnd && t.k.unfinished && !destination && !source && !t.off && t.s.at != stuck {
+		return "4: it is said to be unfinished, and is lost"
 	}
 	if !source && !destination && !t.killed && !t.other && !t.off && !t.excuse && !t.meddled && !m.lostAlone(t) {
 		return "7: the guest is lost though no QEMU was killed"
@@ -63,7 +66,7 @@ func (m *model) lostAlone(t *State) bool {
 	if t.k.at != pEnd && t.k.at != pGone {
 		return true // looked at in the end only
 	}
-	return t.s.at == stuck || t.d.at == stuck || t.s.run == finishing || t.d.dead
+	return t.s.at == stuck || t.d.at == stuck || t.s.run == finishing || t.d.dead || m.Source >= v10 && t.post && t.s.mig == failed
 }
 
 // wrongAtRest is what must not be when qmigrate has ended and no QEMU moves by itself any more.
@@ -71,7 +74,7 @@ func (m *model) wrongAtRest(t *State) string {
 	k := &t.k
 	sourceRuns := !t.s.dead && t.s.run == running
 	destinationRuns := !t.d.dead && t.d.run == running
-	source, destination := m.runnable(t)
+	source, destination := m.runnable(t, false)
 	vague := t.unclear || m.Unknown || t.excuse || t.meddled
 	switch {
 	case t.excuse && t.twice():
@@ -87,8 +90,10 @@ func (m *model) wrongAtRest(t *State) string {
 			return ""
 		}
 		return "4: the wrong side is named"
+	case sourceRuns && t.ran && k.guest != 4 && !vague:
+		return "4: the source runs the guest of before the hand-over, and that is not said"
 	case sourceRuns || destinationRuns:
-		if k.guest > 2 && !vague && !k.doubt {
+		if (sourceRuns && source || destinationRuns && destination) && k.guest > 2 && !vague && !k.doubt {
 			return "4: a guest that runs is not found"
 		}
 	case k.leave || t.meddled:

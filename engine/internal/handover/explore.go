@@ -2,6 +2,7 @@ package handover
 
 import (
 	"fmt"
+	"slices"
 	"strings"
 )
 
@@ -136,15 +137,18 @@ func Explore(c Config) Result {
 		}
 	}
 	r.States = len(nodes)
-	if i, ok := circle(edges); ok {
-		return wrong(i, "5: qmigrate goes round in a circle")
+	if round := circle(edges); round != nil {
+		r = wrong(round[0], "5: qmigrate goes round in a circle")
+		for _, i := range round[1:] {
+			r.Trace = append(r.Trace, "round: "+nodes[i].step)
+		}
 	}
 	return r
 }
 
-// circle finds a node on, or after, a circle.
-func circle(edges [][]int32) (int32, bool) {
-	in := make([]int32, len(edges))
+// circle finds nodes that follow each other in a circle; nil if there is none.
+func circle(edges [][]int32) []int32 {
+	in := make([]int32, len(edges)) // how many go there that may be on a circle, or after one
 	for _, out := range edges {
 		for _, j := range out {
 			in[j]++
@@ -164,14 +168,30 @@ func circle(edges [][]int32) (int32, bool) {
 		}
 	}
 	if len(free) == len(edges) {
-		return 0, false
+		return nil
 	}
-	for i, n := range in {
-		if n > 0 {
-			return int32(i), true
+	before := make([]int32, len(edges)) // one that goes there, plus 1
+	at := int32(-1)
+	for i, out := range edges {
+		if in[i] == 0 {
+			continue
+		}
+		for _, j := range out {
+			before[j], at = int32(i)+1, j
 		}
 	}
-	return 0, false
+	place := map[int32]int{}
+	var back []int32
+	for ; ; at = before[at] - 1 { // each that is left has one before it that is left, so this comes round
+		if i, ok := place[at]; ok {
+			back = back[i:]
+			break
+		}
+		place[at] = len(back)
+		back = append(back, at)
+	}
+	slices.Reverse(back)
+	return back
 }
 
 func trace(nodes []node, i int32) []string {
@@ -179,8 +199,6 @@ func trace(nodes []node, i int32) []string {
 	for ; i >= 0; i = nodes[i].parent {
 		steps = append(steps, nodes[i].step)
 	}
-	for a, b := 0, len(steps)-1; a < b; a, b = a+1, b-1 {
-		steps[a], steps[b] = steps[b], steps[a]
-	}
+	slices.Reverse(steps)
 	return steps
 }

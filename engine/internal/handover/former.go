@@ -28,6 +28,7 @@ const (
 	contBeforeArrival // `cont` before the destination has everything
 	noFence           // the source is continued while the destination lives
 	trustsSilence     // no RESUME was seen counts where events were missed
+	runsIntoSwitch    // post-copy begins while the guest runs, so QEMU continues it when the link is lost before SHUT
 	noTentative       // postcopy-active of a 7.2 counts at once
 )
 
@@ -37,7 +38,8 @@ func (f former) has(g former) bool { return f&g != 0 }
 func (f former) moved() bool { return f&(deviceIsHanded|earlyCont|contBeforeArrival|noTentative) != 0 }
 
 // decide is holder.Decide with the former rules put back.
-func (f former) decide(s holder.Situation) holder.Decision {
+func (m *model) decision(s holder.Situation) holder.Decision {
+	f := m.Former
 	split := func(g holder.Status) bool { return g == holder.Split || g == holder.SplitLost || g == holder.SplitMend }
 	src, dst := s.Source, s.Destination
 	both := src.Reach == holder.Answers && dst.Reach == holder.Answers
@@ -59,7 +61,10 @@ func (f former) decide(s holder.Situation) holder.Decision {
 	case f.has(elsewhereGoesBack) && s.Elsewhere:
 		s.Elsewhere = false
 	}
-	d := holder.Decide(s)
+	d, ok := m.proposed(s)
+	if !ok {
+		d = holder.Decide(s)
+	}
 	switch {
 	case f.has(cancelsFirst) && d.Do == holder.End && !s.Cancelled && dst.Status == holder.Arrived && src.Status == holder.Active:
 		return holder.Decision{Do: holder.Cancel, Rule: "former: cancel, then end the destination"}

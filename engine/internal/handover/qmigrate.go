@@ -10,6 +10,7 @@ const (
 	pStopped                // STOP
 	pMigrate                // the reply to `migrate`
 	pPre                    // the switch-over, or that it is time for post-copy
+	pStopFirst              // the reply to `stop`, just before post-copy
 	pSwitch                 // the reply to migrate-start-postcopy
 	pAll                    // the source has sent all; in post-copy: has given the guest away, and the destination has the package
 	pArrive                 // the destination has loaded all
@@ -76,6 +77,7 @@ type mind struct {
 	halted    bool // `stop` was sent to a source that ran beside the destination
 	blind     bool // events of the destination may have been missed
 	quit      bool // the destination said yes to quit and closed its monitor
+	left      bool // the source has left postcopy-paused
 	ended     bool // the destination was ended by us
 
 	steps, mends uint8
@@ -90,7 +92,7 @@ type holderSent uint8
 // waitsFor is the side that qmigrate waits for a reply of.
 func (s *State) waitsFor() *qemu {
 	switch s.k.at {
-	case pStop, pMigrate, pSwitch, pMigrateAgain, pStopAgain, uCancel, uRunSource, uStopSource:
+	case pStop, pMigrate, pStopFirst, pSwitch, pMigrateAgain, pStopAgain, uCancel, uRunSource, uStopSource:
 		return &s.s
 	case pCont, uEnd, uRunDestination:
 		return &s.d
@@ -129,6 +131,11 @@ func (m *model) migrate(t *State) {
 	t.send(&t.s, cmdMigrate, pMigrate)
 }
 
+// asks: a STOP may be somebody else's.
+func (m *model) asks(k *mind) bool {
+	return m.Mode != stopAndCopy && k.ask == 0 && (k.at == pMigrate || k.at == pPre || k.at == pSwitch && m.Former.has(runsIntoSwitch))
+}
+
 // take is one event of one side.
 func (m *model) take(t *State, q *qemu) {
 	e := mig(q.events & 15)
@@ -137,7 +144,7 @@ func (m *model) take(t *State, q *qemu) {
 	switch {
 	case e == stopEvent && q == &t.s:
 		k.stopped, k.again = true, false
-		if m.Mode != stopAndCopy && k.at >= pMigrate && k.at <= pSwitch && k.ask == 0 {
+		if m.asks(k) {
 			k.ask = 1
 		}
 	case e == resumeEvent && q == &t.s:
@@ -156,6 +163,12 @@ func (m *model) take(t *State, q *qemu) {
 	default:
 		k.dest.mig = e
 	}
+}
+
+// switchOver asks for post-copy.
+func (m *model) switchOver(t *State) {
+	t.k.begun, t.k.sent = true, holderSent(holder.SentSwitch)
+	t.send(&t.s, cmdSwitch, pSwitch)
 }
 
 // handed: the source has given the guest away in post-copy for good.
@@ -215,8 +228,11 @@ func (m *model) advanceOne(t *State) {
 		}
 	case pPre:
 		if m.Mode == postCopy && !k.begun && !k.stopped && k.source.mig == active {
-			k.begun, k.sent = true, holderSent(holder.SentSwitch)
-			t.send(&t.s, cmdSwitch, pSwitch)
+			if !m.Former.has(runsIntoSwitch) {
+				t.send(&t.s, cmdStop, pStopFirst)
+				return
+			}
+			m.switchOver(t)
 			return
 		}
 		switch {
@@ -274,13 +290,13 @@ func (m *model) advanceOne(t *State) {
 		switch {
 		case k.source.mig == split && k.dest.mig == split:
 			k.at, k.mends = pFollow, 0
-		case k.source.mig == splitPaused && k.ask == 1: // ask: the source had left postcopy-paused
+		case k.source.mig == splitPaused && k.left:
 			if m.Former.has(freshLimit) {
 				k.mends = 0
 			}
 			m.mend(t)
 		case k.source.mig == splitRecover:
-			k.ask = 1
+			k.left = true
 		}
 	}
 }
@@ -313,7 +329,7 @@ func (m *model) commit(t *State) {
 // mend begins, or begins again, to give post-copy a new connection.
 func (m *model) mend(t *State) {
 	k := &t.k
-	k.ask = 0
+	k.left = false
 	if k.mends++; k.mends > maxMends {
 		m.giveUp(t)
 		return
@@ -361,8 +377,12 @@ func (m *model) replied(t *State, r reply) {
 		if k.at = pPre; m.Mode == stopAndCopy {
 			k.at = pAll
 		}
+	case pStopFirst:
+		m.switchOver(t)
 	case pSwitch:
-		k.at = pPre
+		if k.at = pPre; !m.Former.has(runsIntoSwitch) {
+			k.at = pAll // what stopped the guest is known
+		}
 	case pCont:
 		if r == refused {
 			k.sent = holderSent(holder.SentMigrate)

@@ -21,7 +21,7 @@ func (m *model) situation(t *State) holder.Situation {
 		Asker: holder.Undo, Sent: holder.Sent(k.sent), Ran: [...]holder.Ran{holder.Never, holder.Maybe, holder.Has}[k.ran],
 		Source:      holder.QEMU{Reach: reachOf(k.source.reach), Run: k.source.run.of(), Status: m.status(k.source.mig), Known: !m.Unknown},
 		Destination: holder.QEMU{Reach: reachOf(k.dest.reach), Run: k.dest.run.of(), Status: k.dest.mig.of(), Known: !m.Unknown},
-		Leave:       k.leave, Tentative: m.Source == v7 && k.source.mig == split && !k.pages, Elsewhere: m.Elsewhere,
+		Leave:       k.leave, Tentative: m.Source == v7 && k.source.mig == split && !k.pages && k.dest.mig != arrived, Elsewhere: m.Elsewhere,
 		Refused: k.refused, Begun: k.begun, Gives: m.Release,
 		Waited: k.waited, Cancelled: k.cancelled, Unended: k.unended, Stuck: k.stuck, Stopped: k.halted,
 	}
@@ -120,7 +120,7 @@ func (m *model) decide(t *State) string {
 	k := &t.k
 	k.steps++
 	s := m.situation(t)
-	d := m.Former.decide(s)
+	d := m.decision(s)
 	switch d.Do {
 	case holder.Stay:
 		m.settle(t, d)
@@ -184,7 +184,7 @@ func (m *model) killDestination(t *State) {
 	if t.d.dead {
 		return
 	}
-	src, dst := m.runnable(t)
+	src, dst := m.runnable(t, true)
 	if t.ran || dst && !src {
 		t.wrong = endedTheOnly
 	}
@@ -223,7 +223,7 @@ func (m *model) expires(t *State) bool {
 			return false
 		}
 		k.undo()
-	case pStop, pStopped, pMigrate, pSwitch, pArrive, pCont, pResume:
+	case pStop, pStopped, pMigrate, pStopFirst, pSwitch, pArrive, pCont, pResume:
 		if m.Former.has(noHangLimit) && k.at <= pMigrate {
 			return false
 		}

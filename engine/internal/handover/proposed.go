@@ -1,0 +1,41 @@
+package handover
+
+import (
+	"qmigrate/engine/holder"
+	"qmigrate/engine/record"
+)
+
+// proposed are rules that the model asks for before holder has them.
+func (m *model) proposed(s holder.Situation) (holder.Decision, bool) {
+	src, dst := s.Source, s.Destination
+	do := func(what holder.Step, why string) (holder.Decision, bool) {
+		return holder.Decision{Do: what, Rule: "proposed: " + why}, true
+	}
+	undo := s.Asker == holder.Undo && src.Reach == holder.Answers
+	never := s.Ran == holder.Never && dst.Run != holder.Running
+	switch {
+	case undo && s.Begun && src.Run == holder.Finishing && !s.Waited &&
+		(src.Status == holder.Failed || src.Status == holder.Cancelled || src.Status == holder.Departed):
+		return do(holder.Wait, "P1: a source that has failed, or completed, is in finish-migrate for a moment")
+	case undo && s.Begun && src.Status == holder.Split && dst.Reach == holder.Dead && s.Cancelled && !s.Waited:
+		return do(holder.Wait, "P2: a source whose destination is dead says in a moment whether it fails or pauses")
+	case undo && s.Begun && (src.Status == holder.Active || src.Status == holder.Device || src.Status == holder.Split) && !s.Waited && !s.Cancelled && dst.Reach != holder.Dead && never && s.Sent < holder.SentCont:
+		return do(holder.Wait, "P3: the switch usually ends by itself; closing its connection may cost the guest")
+	case s.Asker == holder.Undo && s.Sent == holder.SentCont && dst.Reach == holder.Answers && dst.Run == holder.InMigrate && !s.Refused:
+		if !s.Waited {
+			return do(holder.Wait, "P7: it was told, and loads still")
+		}
+		return said(record.None, "$D was told to run it, and has not loaded it: let both QEMUs live"), true
+	case s.Asker == holder.Undo && src.Reach == holder.Dead && dst.Reach == holder.Answers && dst.Run == holder.Running &&
+		dst.Status == holder.Split && !s.Waited:
+		return do(holder.Wait, "P4: the last of the memory may be on its way")
+	case undo && dst.Reach == holder.Answers && dst.Run == holder.Running && (src.Status == holder.Failed || src.Status == holder.Cancelled):
+		switch {
+		case dst.Status == holder.Split && !s.Waited:
+			return do(holder.Wait, "P6: the last of the memory may be on its way")
+		case dst.Status == holder.Split || dst.Status == holder.SplitLost || dst.Status == holder.SplitMend:
+			return said(record.None, "it is lost: the source has ended its migration, and what the destination misses will not come"), true
+		}
+	}
+	return holder.Decision{}, false
+}
