@@ -49,10 +49,10 @@ func (m *model) wrongNow(t *State) string {
 		return "3: two have the disk"
 	}
 	source, destination := m.runnable(t, false)
-	if t.k.at == pEnd && t.k.saysLost && (source || destination || t.off) {
+	if t.k.at == pEnd && t.k.saysLost && (source || destination || t.off) && !t.late {
 		return "4: it is said to be lost, and is not"
 	}
-	if t.k.at == pEnd && t.k.unfinished && !destination && !source && !t.off && t.s.at != stuck {
+	if t.k.at == pEnd && t.k.unfinished && !destination && !source && !t.off && !t.excuse && !t.late && !t.meddled && t.s.at != stuck {
 		return "4: it is said to be unfinished, and is lost"
 	}
 	if !source && !destination && !t.killed && !t.other && !t.off && !t.excuse && !t.meddled && !m.lostAlone(t) {
@@ -79,7 +79,7 @@ func (m *model) wrongAtRest(t *State) string {
 	switch {
 	case t.excuse && t.twice():
 		return ""
-	case t.off:
+	case t.off, t.late:
 		return ""
 	case t.other:
 		if k.guest != 4 {

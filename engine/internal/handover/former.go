@@ -28,6 +28,7 @@ const (
 	contBeforeArrival // `cont` before the destination has everything
 	noFence           // the source is continued while the destination lives
 	trustsSilence     // no RESUME was seen counts where events were missed
+	looksBeside       // an undo asks on another monitor than the one on which events come
 	runsIntoSwitch    // post-copy begins while the guest runs, so QEMU continues it when the link is lost before SHUT
 	noTentative       // postcopy-active of a 7.2 counts at once
 )

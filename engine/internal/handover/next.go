@@ -178,7 +178,7 @@ func (m *model) undoSteps(st State, put func(string, State)) {
 	switch k.at {
 	case uLookSource:
 		if m.look(&t, &t.s, true) {
-			k.at = uLook
+			k.at, t.late = uLook, false
 			put("qmigrate: looks at the source: "+t.s.word(k.source.reach), t)
 		}
 	case uLook:
@@ -292,6 +292,7 @@ func (m *model) sideFaults(st State, second bool, name string, put func(string, 
 		return &t.s
 	}
 	st.faults--
+	st.late = st.late || st.k.at == uLook && !second
 	t := st
 	q := side(&t)
 	if q.dead || second && m.Elsewhere {
@@ -364,16 +365,17 @@ func (m *model) thirdParty(st State, put func(string, State)) {
 			break
 		}
 		t := st
+		t.late = st.late || st.k.at == uLook
 		if m.execute(&t, &t.s, c) == refused {
 			continue
 		}
 		switch {
-		case c == cmdStop:
+		case c == cmdStop, c == cmdCancel && st.post: // 7.2 takes a cancel in post-copy, and the guest is lost
 			t.meddled = true
-		case c == cmdCont && (st.post || st.wrote == wroteEnd): // decision 2 leaves this to them
+		case c == cmdCont && (st.post || st.wrote == wroteEnd || st.k.begun || st.k.at == pStopFirst):
 			t.excuse = true
 		}
-		if c == cmdCancel && st.s.mig.final() || t == st {
+		if c == cmdCancel && st.s.mig.final() || t.s == st.s {
 			continue
 		}
 		put("somebody sends the source "+c.String(), t)

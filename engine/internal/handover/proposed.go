@@ -26,6 +26,15 @@ func (m *model) proposed(s holder.Situation) (holder.Decision, bool) {
 			return do(holder.Wait, "P7: it was told, and loads still")
 		}
 		return said(record.None, "$D was told to run it, and has not loaded it: let both QEMUs live"), true
+	case undo && s.Begun && src.Status == holder.Departed && dst.Reach == holder.Answers && !s.Unended && s.Waited && never &&
+		(dst.Status == holder.None || dst.Status == holder.Listening || dst.Status == holder.Active):
+		return do(holder.End, "P8: the switch came too late, it completed as a pre-copy, and not all of it has come")
+	case undo && s.Sent == holder.SentCont && never && dst.Reach == holder.Answers && dst.Status == holder.Arrived &&
+		(src.Status == holder.Split || src.Status == holder.SplitLost || src.Status == holder.SplitMend):
+		if !s.Refused {
+			return do(holder.RunDestination, "P9: the destination has all of it, and the source cannot go back")
+		}
+		return said(record.Destination, "it is there, paused, and does not start: `cont` on $D runs it"), true
 	case s.Asker == holder.Undo && src.Reach == holder.Dead && dst.Reach == holder.Answers && dst.Run == holder.Running &&
 		dst.Status == holder.Split && !s.Waited:
 		return do(holder.Wait, "P4: the last of the memory may be on its way")

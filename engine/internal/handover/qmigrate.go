@@ -236,6 +236,8 @@ func (m *model) advanceOne(t *State) {
 			return
 		}
 		switch {
+		case k.again && k.source.mig == departed: // somebody has continued a source that has sent everything
+			k.undo()
 		case !k.stopped || k.again:
 		case k.ask == 1 && k.switchesOver():
 			k.at = pAll
@@ -304,6 +306,9 @@ func (m *model) advanceOne(t *State) {
 // commit tells the destination to run, if it may.
 func (m *model) commit(t *State) {
 	k := &t.k
+	if k.leave && t.d.dead {
+		return // its end is seen
+	}
 	if k.leave {
 		k.at, k.guest, k.told = pEnd, 2, true
 		if k.begun {

@@ -79,6 +79,9 @@ func (m *model) look(t *State, q *qemu, patience bool) bool {
 			k.blind = k.blind || !first && !m.Former.has(trustsSilence)
 		}
 		q.sent, q.reply = noCommand, noReply
+		if !m.Former.has(looksBeside) {
+			m.drain(t, q) // it is asked over the connection on which its events come, so they come first
+		}
 		seen.reach, seen.run, seen.mig = answers, q.run, q.mig
 		if first && q.at >= pages && q.at <= handshake {
 			k.pages = true
@@ -185,7 +188,7 @@ func (m *model) killDestination(t *State) {
 		return
 	}
 	src, dst := m.runnable(t, true)
-	if t.ran || dst && !src {
+	if (t.ran || dst && !src) && !t.late {
 		t.wrong = endedTheOnly
 	}
 	t.perish(&t.d)
@@ -247,7 +250,7 @@ func (m *model) expires(t *State) bool {
 		m.succeed(k)
 	case uLookSource:
 		m.look(t, &t.s, false)
-		k.at = uLook
+		k.at, t.late = uLook, false
 	case uLook:
 		m.look(t, &t.d, false)
 		m.decide(t)

@@ -184,6 +184,7 @@ type State struct {
 	excuse  bool // somebody else has said `cont` where only we may: two may run until it is seen
 	killed  bool // a QEMU was killed
 	unclear bool // a fault hides a side from qmigrate: hung, slow, or its monitor was cut
+	late    bool // the source was killed, or meddled with, after the last look at it
 	meddled bool // somebody else has stopped the guest
 
 	k     mind
