@@ -8,6 +8,7 @@ import (
 	"syscall"
 	"time"
 
+	"qmigrate/engine/record"
 	"qmigrate/qmp"
 )
 
@@ -101,6 +102,13 @@ func (m *migration) watch(ctx context.Context) {
 	limit := m.plan.hangLimit()
 	silent := make(chan *side)
 	var both sync.WaitGroup
+	question := func(ctx context.Context, control *qmp.Conn, s *side) error {
+		_, err := control.QueryStatus(ctx)
+		if err == nil && s == m.src && m.plan.Mode == record.StopAndCopyMode {
+			err = m.noteFar(ctx, control)
+		}
+		return err
+	}
 	for _, s := range []*side{m.src, m.dst} {
 		control := s.control // an undo may replace that one
 		s.heard.Store(time.Now().UnixNano())
@@ -109,7 +117,7 @@ func (m *migration) watch(ctx context.Context) {
 			defer tick.Stop()
 			for control.Err() == nil { // its end is told by the events
 				limited, done := context.WithTimeout(ctx, limit)
-				_, err := control.QueryStatus(limited)
+				err := question(limited, control, s)
 				late := limited.Err() != nil
 				done()
 				switch {
@@ -139,6 +147,15 @@ func (m *migration) watch(ctx context.Context) {
 	}
 }
 
+// noteFar notes whether the end of a copy of a stopped guest is far: QEMU has more to send than its last stage will, by a second at the present rate.
+func (m *migration) noteFar(ctx context.Context, control *qmp.Conn) error {
+	info, err := control.QueryMigrate(ctx)
+	if err == nil {
+		m.far.Store(info.Status == "active" && float64(info.Remaining) > info.Throughput*(m.plan.DowntimeLimit+time.Second).Seconds())
+	}
+	return err
+}
+
 func (m *migration) unwatch() {
 	if m.unwatched != nil {
 		m.unwatched()
@@ -146,7 +163,7 @@ func (m *migration) unwatch() {
 }
 
 // hangs is why a side that was silent for the limit of hanging is given up; nil if it is not. A source in its switch-over answers late, and that takes as
-// long as it takes, until the destination has it all. When both are silent while the guest runs, it is rather the way to them that is
+// long as it takes, until the destination has it all. A source whose guest was stopped first is not in it as long as the end is far. When both are silent while the guest runs, it is rather the way to them that is
 // broken: nothing that is sent would arrive, and the migration may go on well without us.
 func (m *migration) hangs(s *side) error {
 	limit, other := m.plan.hangLimit(), m.src
@@ -155,7 +172,7 @@ func (m *migration) hangs(s *side) error {
 	}
 	running := m.src.stopped.IsZero() || m.src.again()
 	switch {
-	case s == m.src && !running && !m.dst.done():
+	case s == m.src && !running && !m.dst.done() && !m.far.Load():
 		return nil
 	case running && time.Since(time.Unix(0, other.heard.Load())) > limit/2:
 		m.rec.Warn("neither QEMU answered for %s while the guest ran on the source: the way to both was taken to be broken, and nothing was done", limit)

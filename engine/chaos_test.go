@@ -148,8 +148,13 @@ type trial struct {
 
 // newTrial starts the two QEMUs. Without known the engine is not told their processes.
 func newTrial(t *testing.T, qemu string, known bool, change func(a, b *guest.Spec)) *trial {
-	x := &trial{conns: map[record.Holder][]net.Conn{}}
-	x.src, x.dst = pair(t, qemu, change)
+	src, dst := pair(t, qemu, change)
+	return trialOf(src, dst, known)
+}
+
+// trialOf is newTrial with QEMUs that are there already.
+func trialOf(src, dst *guest.VM, known bool) *trial {
+	x := &trial{src: src, dst: dst, conns: map[record.Holder][]net.Conn{}}
 	x.from, x.to = lab.Endpoint(x.src), lab.Endpoint(x.dst)
 	for holder, e := range map[record.Holder]*engine.Endpoint{record.Source: x.from, record.Destination: x.to} {
 		if !known {

@@ -11,6 +11,7 @@ import (
 	"sync"
 	"time"
 
+	"qmigrate/engine/holder"
 	"qmigrate/engine/record"
 	"qmigrate/qmp"
 )
@@ -621,7 +622,7 @@ func (c *colo) settle(ctx context.Context) verdict {
 	gone := c.src.gone != nil || c.lost == c.src
 	switch {
 	case !c.issued:
-		v := c.release(ctx)
+		v := c.settleAs(ctx, nil)
 		if err := c.releasePrimary(ctx); err != nil && c.src.gone == nil {
 			c.rec.Warn("something of the filters is left on the primary, switched off: %v", err)
 		}
@@ -657,7 +658,7 @@ func (c *colo) settle(ctx context.Context) verdict {
 	if c.src.status == "device" {
 		_ = c.drainFor(ctx, answerLimit, c.src.ended)
 	}
-	v := c.rollBack(ctx)
+	v := c.settleAs(ctx, func(s *holder.Situation) { s.Destination.Run, s.Ran = holder.Paused, holder.Never })
 	if err := c.releasePrimary(ctx); err != nil && c.src.gone == nil {
 		c.rec.Warn("filters are left on the primary: %v", err)
 	}

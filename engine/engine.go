@@ -149,11 +149,15 @@ type StageError struct {
 	Issued bool
 	Err    error
 	Mend   string
+	Ended  bool // the guest has ended by itself: no side runs it, and nothing was lost
 }
 
 func (e *StageError) Error() string {
 	if e.Stage == record.Initialization && e.Guest != record.None { // nothing was changed: only what was wrong matters
 		return e.Err.Error()
+	}
+	if e.Ended {
+		return fmt.Sprintf("%s: %v", e.Stage, e.Err)
 	}
 	where := map[record.Holder]string{
 		record.Source:      "the guest is on the source",

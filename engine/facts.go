@@ -45,6 +45,8 @@ type Facts struct {
 	MaxMemoryBytes int64            // with that; 0: none can be
 	Backends       []Backend        // nil: not asked for, see readBackends
 
+	sent       bool   // query-migrate spoke of a migration from here: it had a section ram
+	mirrored   bool   // it has mirror jobs of ours
 	here       bool   // the process is known, so it runs on this machine
 	memoryLock *int64 // what QEMU's process may lock, in bytes; nil: all, or it is not known
 	vcpuThread int    // the first vCPU's thread, as QEMU's host numbers it; 0: QEMU names none
@@ -128,12 +130,17 @@ func readFacts(ctx context.Context, c *qmp.Conn, name string) (*Facts, error) {
 			return err
 		}
 		f.MigrationStatus, f.Blockers = info.Status, info.BlockedReasons
+		f.sent = info.Has.Contains(qmp.FieldTransferred)
 		if idle(f.MigrationStatus) && len(info.SocketAddress) > 0 {
 			f.MigrationStatus = "setup" // it listens, for which 7.2 has no status
 		}
 		return nil
 	}, func(ctx context.Context) (err error) {
 		f.Chardevs, err = chardevs(ctx, c)
+		return err
+	}, func(ctx context.Context) error {
+		jobs, err := mirrorJobs(ctx, c)
+		f.mirrored = len(jobs) > 0
 		return err
 	}, func(ctx context.Context) error { return readMachine(ctx, c, f) })
 	if err != nil {
@@ -195,27 +202,11 @@ func compareStates(src, dst *Facts) (all []Mismatch) {
 	add := func(problem, mend string, args ...any) {
 		all = append(all, Mismatch{fmt.Sprintf(problem, args...), mend})
 	}
-	switch {
-	case len(src.Chardevs) > 0 && slices.Equal(src.Chardevs, dst.Chardevs):
-		add("source %s and destination %s are the same QEMU", "give the monitor of another one, started with -incoming defer", src.Name, dst.Name)
-		return all
-	case src.RunState == "inmigrate":
-		add("source %s is itself waiting for a migration", "swap --source and --destination?", src.Name)
-	case !final(src.MigrationStatus):
-		add("a migration is under way on source %s (%s)", "`qmigrate migrate --recover` with the same endpoints ends it and keeps the guest", src.Name, src.MigrationStatus)
-	case src.RunState == "postmigrate" && src.MigrationStatus != "completed":
-		add("an earlier migration from source %s has %s and left the guest paused", "`qmigrate migrate --recover` with the same endpoints runs it", src.Name, src.MigrationStatus)
-	case src.RunState == "postmigrate" && (dst.RunState != "inmigrate" || !idle(dst.MigrationStatus)):
-		add("an earlier migration from source %s has completed and was not ended: source is %s, destination %s is %s",
-			"`qmigrate migrate --recover` with the same endpoints starts the guest where it is safe", src.Name, src.RunState, dst.Name, dst.RunState)
-	case src.RunState == "postmigrate":
-		add("source %s has already been migrated away (postmigrate)", "name the QEMU that runs the guest now; if it surely never ran anywhere else, `cont` on the source runs it", src.Name)
-	case dst.RunState != "inmigrate" && !idle(dst.MigrationStatus):
-		add("destination %s is not waiting for a migration, it is %s after one that has %s", "`qmigrate migrate --recover` with the same endpoints keeps the guest where it is safe; else name another destination", dst.Name, dst.RunState, dst.MigrationStatus)
-	case dst.RunState != "inmigrate":
-		add("destination %s is not waiting for a migration, it is %s", "start it with -incoming defer (and -S), or let `qmigrate migrate --launch` start it", dst.Name, dst.RunState)
-	case !idle(dst.MigrationStatus):
-		add("destination %s already listens or has been used (%s)", "if a migration was interrupted, `qmigrate migrate --recover` with the same endpoints ends it and keeps the guest; else start it with -incoming defer, not with an address", dst.Name, dst.MigrationStatus)
+	if m, ok := mayBegin(src, dst); !ok {
+		all = append(all, m)
+		if len(src.Chardevs) > 0 && slices.Equal(src.Chardevs, dst.Chardevs) {
+			return all // nothing else can differ
+		}
 	}
 	if src.Machine != dst.Machine {
 		add("machine types differ: source %s, destination %s", "start the destination with -machine "+src.Machine, src.Machine, dst.Machine)

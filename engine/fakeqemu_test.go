@@ -4,8 +4,11 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"net"
 	"slices"
+	"strconv"
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -14,22 +17,35 @@ import (
 )
 
 // fakeQEMU answers the engine's commands on the real wire, for states that a real QEMU is hard to bring into. A command that it does
-// not know is refused as QEMU refuses it, which the engine takes for an older QEMU.
+// not know is refused as QEMU refuses it, which the engine takes for an older QEMU. What a command needs of QEMU's state is as in the
+// sources of its version (migration/migration.c).
 type fakeQEMU struct {
-	name string
+	name    string
+	version string // 7.2, 10.0 (default) or 11.1
 
 	mu        sync.Mutex
 	status    string // query-status
 	migration string // query-migrate
-	deaf      bool   // commands are read and never answered
+	outgoing  bool   // what query-migrate tells is of a migration that it sent, which has a section `ram`; default: it is called source
+	moving    bool   // it sends: each answer to query-migrate has more bytes than the last
+	sent      int64
+	deaf      bool // commands are read and never answered
+	away      bool // it lives, and nobody gets a new connection
 	conns     []net.Conn
 	seen      []string
 	died      chan struct{}
-	on        map[string]func() // what a command does beside being answered; called with the lock held
+	nodes     []string                 // its block nodes' names
+	jobs      []string                 // its block jobs
+	on        map[string]func()        // what a command does beside being answered; called with the lock held
+	refuse    map[string]func() string // why a command is refused (class GenericError); "": it is not; called before on, in the same way
+	slow      map[string]time.Duration // the answer, made at once, is sent so much later
 }
 
 func newFake(t *testing.T, name, status, migration string) *fakeQEMU {
-	q := &fakeQEMU{name: name, status: status, migration: migration, died: make(chan struct{}), on: map[string]func(){}}
+	q := &fakeQEMU{
+		name: name, version: "10.0", status: status, migration: migration, outgoing: name == "source", sent: 1 << 20, died: make(chan struct{}),
+		on: map[string]func(){}, refuse: map[string]func() string{}, slow: map[string]time.Duration{},
+	}
 	q.on["stop"] = func() {
 		if q.status == "running" {
 			q.status = "paused"
@@ -37,10 +53,14 @@ func newFake(t *testing.T, name, status, migration string) *fakeQEMU {
 		}
 	}
 	q.on["cont"] = func() {
+		if q.status == "inmigrate" { // it will start by itself
+			return
+		}
 		q.event(`"RESUME"`)
 		q.status = "running"
 	}
 	q.on["quit"] = func() { q.status = "dead" }
+	q.on["migrate-pause"] = func() { q.later(10*time.Millisecond, func() { q.migrating("postcopy-paused") }) }
 	t.Cleanup(q.end)
 	return q
 }
@@ -55,9 +75,15 @@ func (q *fakeQEMU) end() {
 	default:
 		close(q.died)
 	}
+	q.cut()
+}
+
+// cut closes the monitors of one that lives on; the lock is held.
+func (q *fakeQEMU) cut() {
 	for _, nc := range q.conns {
 		nc.Close()
 	}
+	q.conns = nil
 }
 
 // event is sent on every monitor; the lock is held.
@@ -73,12 +99,31 @@ func (q *fakeQEMU) migrating(status string) {
 	q.event(`"MIGRATION","data":{"status":"` + status + `"}`)
 }
 
-// do is something that happens to it.
+// switchOver is QEMU's own stop of a source's guest, and what the migration is then; the lock is held.
+func (q *fakeQEMU) switchOver(migration string) {
+	q.status = "finish-migrate"
+	q.event(`"STOP"`)
+	q.migrating(migration)
+}
+
+// failBack is a source whose migration has failed, and which runs the guest again by itself; the lock is held.
+func (q *fakeQEMU) failBack() {
+	q.migrating("failed")
+	q.event(`"RESUME"`)
+	q.status = "running"
+}
+
+// do is something that happens to it, unless it is dead.
 func (q *fakeQEMU) do(f func()) {
 	q.mu.Lock()
 	defer q.mu.Unlock()
-	f()
+	if q.status != "dead" {
+		f()
+	}
 }
+
+// later is do after a time.
+func (q *fakeQEMU) later(d time.Duration, f func()) { time.AfterFunc(d, func() { q.do(f) }) }
 
 func (q *fakeQEMU) runState() string {
 	q.mu.Lock()
@@ -86,11 +131,19 @@ func (q *fakeQEMU) runState() string {
 	return q.status
 }
 
-// got tells whether it was sent the command.
-func (q *fakeQEMU) got(command string) bool {
+// got tells whether it was sent the command; a `migrate` with resume is a `resume`.
+func (q *fakeQEMU) got(command string) bool { return q.count(command) > 0 }
+
+// count is how often it was sent the command.
+func (q *fakeQEMU) count(command string) (n int) {
 	q.mu.Lock()
 	defer q.mu.Unlock()
-	return slices.Contains(q.seen, command)
+	for _, c := range q.seen {
+		if c == command {
+			n++
+		}
+	}
+	return n
 }
 
 func (q *fakeQEMU) endpoint() *engine.Endpoint {
@@ -101,7 +154,7 @@ func (q *fakeQEMU) endpoint() *engine.Endpoint {
 		}
 		q.mu.Lock()
 		defer q.mu.Unlock()
-		if q.status == "dead" {
+		if q.status == "dead" || q.away {
 			ours.Close()
 			theirs.Close()
 			return nil, &net.OpError{Op: "dial", Net: "unix", Err: refusedError}
@@ -123,7 +176,8 @@ func (fakeProcess) MainThreadCPU() (time.Duration, error) { return 0, errors.New
 
 func (q *fakeQEMU) serve(nc net.Conn) {
 	defer nc.Close()
-	_, _ = nc.Write([]byte(`{"QMP":{"version":{"qemu":{"major":10,"minor":0,"micro":2},"package":""},"capabilities":["oob"]}}` + "\n"))
+	v := map[string][3]int{"7.2": {7, 2, 22}, "10.0": {10, 0, 2}, "11.1": {11, 1, 3}}[q.version]
+	fmt.Fprintf(nc, `{"QMP":{"version":{"qemu":{"major":%d,"minor":%d,"micro":%d},"package":""},"capabilities":["oob"]}}`+"\n", v[0], v[1], v[2])
 	for in := json.NewDecoder(nc); ; {
 		var c struct {
 			Execute   string          `json:"execute"`
@@ -134,11 +188,19 @@ func (q *fakeQEMU) serve(nc net.Conn) {
 		if in.Decode(&c) != nil {
 			return
 		}
+		command := c.Execute + c.OOB
+		if command == "migrate" && strings.Contains(string(c.Arguments), `"resume":true`) {
+			command = "resume"
+		}
 		q.mu.Lock()
-		q.seen = append(q.seen, c.Execute+c.OOB)
+		q.seen = append(q.seen, command)
 		if !q.deaf {
-			reply := q.answer(c.Execute+c.OOB, string(c.Arguments))
-			_, _ = nc.Write([]byte(`{` + reply + `,"id":` + string(c.ID) + "}\n"))
+			reply := []byte(`{` + q.answer(command, string(c.Arguments)) + `,"id":` + string(c.ID) + "}\n")
+			if d := q.slow[command]; d > 0 {
+				q.later(d, func() { _, _ = nc.Write(reply) })
+			} else {
+				_, _ = nc.Write(reply)
+			}
 		}
 		dead := q.status == "dead"
 		q.mu.Unlock()
@@ -149,7 +211,46 @@ func (q *fakeQEMU) serve(nc net.Conn) {
 	}
 }
 
+// refusal is why QEMU refuses a command in the state that it is in; "": it does not.
+func (q *fakeQEMU) refusal(command string) string {
+	if f := q.refuse[command]; f != nil {
+		if text := f(); text != "" {
+			return text
+		}
+	}
+	paused, alive := q.migration == "postcopy-paused", q.migration == "postcopy-active"
+	switch command {
+	case "cont":
+		if q.status == "finish-migrate" {
+			return "Migration is not finalized yet"
+		}
+	case "migrate_cancel":
+		if strings.HasPrefix(q.migration, "postcopy-") && q.version != "7.2" {
+			return "Postcopy migration in progress, cannot cancel."
+		}
+	case "migrate-pause": // 7.2's takes postcopy-active alone
+		if !alive && !(q.migration == "postcopy-recover" && q.version != "7.2") {
+			return "migrate-pause is currently only supported during postcopy-active or postcopy-recover state"
+		}
+	case "migrate-recover":
+		if !paused {
+			return "Migrate recover can only be run when postcopy is paused."
+		}
+	case "resume":
+		if !paused {
+			return "Cannot resume if there is no paused migration"
+		}
+	}
+	return ""
+}
+
 func (q *fakeQEMU) answer(command, arguments string) string {
+	if text := q.refusal(command); text != "" {
+		return `"error":{"class":"GenericError","desc":` + strconv.Quote(text) + `}`
+	}
+	if command == "migrate" {
+		q.outgoing = true
+	}
 	if f := q.on[command]; f != nil {
 		f()
 	}
@@ -162,17 +263,38 @@ func (q *fakeQEMU) answer(command, arguments string) string {
 		return `"return":{"status":"` + q.status + `","running":` + running + `}`
 	case "query-migrate":
 		ram := ""
-		if q.migration == "active" {
-			ram = `,"ram":{"transferred":1048576,"remaining":134217728,"total":268435456,"duplicate":0,"normal":256,"dirty-pages-rate":0,"mbps":8,"dirty-sync-count":2}`
+		if q.moving {
+			q.sent += 1 << 20
+		}
+		switch q.migration {
+		case "none", "setup", "failed", "cancelled":
+		default:
+			if q.outgoing {
+				ram = fmt.Sprintf(`,"ram":{"transferred":%d,"remaining":134217728,"total":268435456,"duplicate":0,"normal":256,"dirty-pages-rate":0,"mbps":8,"dirty-sync-count":2}`, q.sent)
+			}
+		}
+		if q.migration == "completed" && q.outgoing {
+			ram += `,"total-time":1000,"downtime":10`
 		}
 		return `"return":{"status":"` + q.migration + `"` + ram + `}`
 	case "query-migrate-capabilities":
-		return `"return":[{"capability":"events","state":false},{"capability":"postcopy-ram","state":false}]`
+		var all []string
+		for _, name := range []string{"events", "postcopy-ram", "return-path", "release-ram", "pause-before-switchover"} {
+			all = append(all, `{"capability":"`+name+`","state":false}`)
+		}
+		return `"return":[` + strings.Join(all, ",") + `]`
 	case "query-migrate-parameters":
 		return `"return":{"max-bandwidth":1,"downtime-limit":300}`
 	case "query-memory-size-summary":
 		return `"return":{"base-memory":268435456}`
-	case "query-chardev", "query-block-jobs", "query-named-block-nodes":
+	case "query-named-block-nodes":
+		return `"return":[` + objects(`{"node-name":%q,"ro":false,"drv":"raw","image":{"filename":"x","virtual-size":1048576}}`, q.nodes) + `]`
+	case "query-block-jobs":
+		return `"return":[` + objects(`{"device":%q,"type":"mirror","len":1,"offset":0}`, q.jobs) + `]`
+	case "blockdev-del", "block-job-cancel":
+		q.nodes, q.jobs = without(q.nodes, arguments, command == "blockdev-del"), without(q.jobs, arguments, command == "block-job-cancel")
+		return `"return":{}`
+	case "query-chardev", "query-block-exports":
 		return `"return":[]`
 	case "query-cpus-fast":
 		return `"return":[{"cpu-index":0,"thread-id":1,"qom-path":"/cpu"}]`
@@ -182,8 +304,23 @@ func (q *fakeQEMU) answer(command, arguments string) string {
 		if arguments == `{"path":"/machine","property":"type"}` {
 			return `"return":"pc-q35-7.2-machine"`
 		}
-	case "qmp_capabilities", "migrate-set-capabilities", "migrate-set-parameters", "migrate-incoming", "migrate", "migrate-start-postcopy", "migrate_cancel", "yank", "stop", "cont", "quit":
+	case "qmp_capabilities", "migrate-set-capabilities", "migrate-set-parameters", "migrate-incoming", "migrate", "resume", "migrate-start-postcopy",
+		"migrate-pause", "migrate-recover", "migrate_cancel", "yank", "stop", "cont", "quit":
 		return `"return":{}`
 	}
 	return `"error":{"class":"CommandNotFound","desc":"The command ` + command + ` has not been found"}`
+}
+
+// objects is a list of JSON objects, one of each name.
+func objects(format string, names []string) string {
+	var all []string
+	for _, name := range names {
+		all = append(all, fmt.Sprintf(format, name))
+	}
+	return strings.Join(all, ",")
+}
+
+// without is a list without those that a command's arguments name, if it is the command for that.
+func without(names []string, arguments string, here bool) []string {
+	return slices.DeleteFunc(names, func(name string) bool { return here && strings.Contains(arguments, strconv.Quote(name)) })
 }

@@ -268,7 +268,7 @@ func (s *filing) examineSource(ctx context.Context) error {
 		return fmt.Errorf("%s has no guest: it waits for a migration itself", facts.Name)
 	case facts.RunState == "postmigrate":
 		return fmt.Errorf("%s has been saved or migrated away already (postmigrate): `cont` runs it again, if it surely runs nowhere else", facts.Name)
-	case !final(facts.MigrationStatus):
+	case !facts.migration().Final():
 		return fmt.Errorf("a migration is under way on %s (%s)", facts.Name, facts.MigrationStatus)
 	case len(facts.Blockers) > 0:
 		return fmt.Errorf("%s cannot be saved: %s", facts.Name, strings.Join(facts.Blockers, "; "))
@@ -452,7 +452,7 @@ func (s *filing) unsave(ctx context.Context) verdict {
 	}
 	s.look(ctx)
 	if s.issued && !s.saved && s.src.gone == nil {
-		s.endSource(ctx)
+		_ = s.endSource(ctx)
 		if !s.src.ended() && s.drainFor(ctx, killLimit, s.src.ended) != nil {
 			return verdict{guest: record.Unknown, mend: fmt.Sprintf("the source does not end its save: the guest is its own; ask %s for query-status", s.src.ep.Name)}
 		}

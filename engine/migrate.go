@@ -7,17 +7,20 @@ import (
 	"fmt"
 	"log/slog"
 	"os"
+	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
+	"qmigrate/engine/holder"
 	"qmigrate/engine/record"
 	"qmigrate/qmp"
 )
 
 // Limits of the steps that nobody can interrupt.
 const (
-	undoLimit     = 30 * time.Second // the whole undo after a failure
+	undoLimit     = time.Minute      // the whole undo after a failure
 	activateLimit = 30 * time.Second // `cont` .. RESUME
 	figuresLimit  = 5 * time.Second  // the last figures
 )
@@ -40,14 +43,17 @@ type migration struct {
 	issued     bool           // `migrate` was sent
 	issuedAt   time.Time      // and when
 	split      bool           // `migrate-start-postcopy` was sent
+	elsewhere  bool           // where the source connects to was not told by the destination itself
 	contSent   bool           // `cont` was sent to the destination
 	edge       time.Time      // the end of the last stage
 	ended      bool           // the running stage has set its own end
+	mendBy     time.Time      // when a post-copy that lost its link is given up; zero: something was sent since the last mend
 	passes     []passEdge
 	converge   *converge // the policy at work; nil: none, or no more
 	mirrors    []*mirrorJob
 	mirrored   bool                          // the source has nodes or jobs of ours
 	undo       func(context.Context) verdict // where a failure leaves the guest: settle, or a file's or COLO's own
+	far        atomic.Bool                   // a guest that was stopped first is far from its switch-over
 	silent     <-chan *side                  // while they are watched: a side that has not answered for the limit of hanging
 	unwatched  func()                        // ends the watching; nil: there is none
 	alarm      <-chan time.Time              // it is time to look whether something is due
@@ -271,6 +277,8 @@ func (m *migration) reserve(ctx context.Context) error {
 		if m.plan.Connect, err = connectURI(ctx, m.dst.control, m.plan.Listen); err != nil {
 			return err
 		}
+	} else { // a tunnel leads where it was built to, and with TLS the other end has proved that it is the destination
+		m.elsewhere = m.plan.Connect != m.plan.Listen && m.plan.Tunnel == "" && m.plan.TLS == nil
 	}
 	if err := m.configure(ctx, m.src); err != nil {
 		return err
@@ -380,7 +388,7 @@ func (m *migration) whoStopped(ctx, limited context.Context) error {
 		asked <- status.Status
 	}()
 	switching := func() bool {
-		return m.src.again() || m.src.handedOver() || m.src.status == "device" || m.src.status == "pre-switchover"
+		return m.src.again() || m.src.handedOver() || slices.Contains([]string{"device", "postcopy-device", "pre-switchover"}, m.src.status)
 	}
 	wait := m.until
 	if m.split { // which nobody can cancel
@@ -392,6 +400,33 @@ func (m *migration) whoStopped(ctx, limited context.Context) error {
 	err := wait(limited, switching)
 	m.held = !m.src.again()
 	return err
+}
+
+// sendRest waits until the source has sent everything. A link that was lost without notice holds it for ever: in a write, or for the destination's last
+// word. So a source that answers and has sent nothing for the limit of hanging is given up. One that does not answer is at its switch-over.
+func (m *migration) sendRest(ctx context.Context) error {
+	for sent, moved := int64(-1), time.Now(); ; {
+		limited, cancel := context.WithTimeoutCause(ctx, answerLimit, errOnTheWay)
+		err := m.until(limited, m.src.done)
+		cancel()
+		if !errors.Is(err, errOnTheWay) {
+			return err
+		}
+		asked, cancel := context.WithTimeout(ctx, answerLimit)
+		info, err := m.src.control.QueryMigrate(asked)
+		cancel()
+		switch limit := m.plan.hangLimit(); {
+		case err != nil || info.Transferred != sent:
+			moved = time.Now()
+			if err == nil {
+				sent = info.Transferred
+			}
+		case time.Since(moved) > limit && m.dst.done():
+			return fmt.Errorf("the destination has all of it, and the source does not say so within %s: its link is lost", limit)
+		case time.Since(moved) > limit:
+			return fmt.Errorf("the source has stopped the guest and has sent nothing for %s: its link is lost", limit)
+		}
+	}
 }
 
 // holds tells whether a source of this run state, after a STOP, is one that somebody stopped.
@@ -406,6 +441,12 @@ func holds(runState string) bool {
 func (m *migration) sendMigrate(ctx context.Context) error {
 	m.issued, m.issuedAt = true, time.Now()
 	if err := m.promptly(ctx, m.connect); err != nil {
+		if isRefusal(err) { // nothing of ours is under way: what QEMU says of a migration is somebody else's
+			m.issued = false
+			if info, asked := m.src.control.QueryMigrate(ctx); asked == nil && !idle(info.Status) && info.Status != "failed" {
+				return fmt.Errorf("migrate to %s: %w (the source's migration is %s)", m.plan.Connect, err, info.Status)
+			}
+		}
 		return fmt.Errorf("migrate to %s: %w", m.plan.Connect, err)
 	}
 	return nil
@@ -440,9 +481,12 @@ func (m *migration) stopAndCopy(ctx context.Context) error {
 		}
 	}
 	if m.split { // the rest follows the guest
-		return m.handOver(ctx, func() bool { return m.src.handedOver() && m.dst.loading() })
+		if err := m.handOver(ctx, func() bool { return m.src.handedOver() && m.dst.loading() }); err != nil {
+			return err
+		}
+		return m.surelyGiven(ctx)
 	}
-	if err := m.until(ctx, m.src.done); err != nil {
+	if err := m.sendRest(ctx); err != nil {
 		return err
 	}
 	if err := m.arrive(ctx); err != nil {
@@ -463,7 +507,19 @@ func (m *migration) commit(context.Context) error {
 	if m.src.again() {
 		return errors.New("somebody has continued the source, which runs the guest again")
 	}
+	if s := m.asTold(); !holder.MayRun(s) {
+		return fmt.Errorf("the source says %q and the destination %q: it may not be told to run", m.src.status, m.dst.status)
+	}
 	return nil
+}
+
+// asTold is the situation by the events alone.
+func (m *migration) asTold() holder.Situation {
+	return holder.Situation{
+		Source:      holder.QEMU{Run: holder.Finishing, Status: holder.StatusOf(m.src.status, true, false)},
+		Destination: holder.QEMU{Status: holder.StatusOf(m.dst.status, false, false)},
+		Tentative:   m.tentative(),
+	}
 }
 
 // activate starts the guest on the destination. Nobody can cancel it.
@@ -501,6 +557,12 @@ func (m *migration) confirm(ctx context.Context) error {
 	if !m.src.again() {
 		return nil
 	}
+	m.stopAgain(ctx)
+	return nil
+}
+
+// stopAgain stops a source that somebody has continued although the guest is the destination's.
+func (m *migration) stopAgain(ctx context.Context) {
 	stop, cancel := context.WithTimeout(ctx, answerLimit)
 	defer cancel()
 	if err := m.src.control.Stop(stop); err != nil {
@@ -508,7 +570,6 @@ func (m *migration) confirm(ctx context.Context) error {
 	} else {
 		m.rec.Warn("somebody continued the source after the switch-over: the guest ran twice until the source was stopped again; end %s", m.src.ep.Name)
 	}
-	return nil
 }
 
 // catchUp takes in the events that have come.
@@ -579,6 +640,9 @@ func (m *migration) broken() error {
 			return fmt.Errorf("%s QEMU: migration was cancelled by somebody else", s.role)
 		}
 	}
+	if (m.src.shutdown != "" && m.src.gone != nil) || (m.dst.shutdown != "" && m.dst.gone != nil) {
+		return m.howEnded()
+	}
 	if m.src.gone != nil && m.src.status != "completed" {
 		return m.src.gone
 	}
@@ -598,6 +662,9 @@ func (m *migration) take(s *side, ev qmp.Event, ok bool) {
 	m.log.Debug("event", "side", s.role, "name", ev.Name, "data", string(ev.Data), "lag", ev.Arrived.Sub(at))
 	if s == m.src {
 		m.takeMirror(ev, at)
+		if ev.Name == "RESUME" { // an answer to a question about the STOP before it would be stale
+			m.asked = nil
+		}
 	}
 	if pass, ok := s.take(ev, at); ok && s == m.src {
 		m.passes = append(m.passes, passEdge{raw: pass, at: at, stopped: !s.stopped.IsZero()})

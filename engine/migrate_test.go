@@ -32,6 +32,12 @@ const slow = 32 << 10 // bytes/s
 // pair starts two QEMUs on this machine, the first running its firmware, the second waiting. change may alter either's Spec.
 func pair(t *testing.T, qemu string, change func(src, dst *guest.Spec)) (src, dst *guest.VM) {
 	t.Helper()
+	return pairOn(t, [2]hostnet.Host{hostnet.Local(), hostnet.Local()}, qemu, change)
+}
+
+// pairOn is pair with each QEMU on a host of its own.
+func pairOn(t *testing.T, hosts [2]hostnet.Host, qemu string, change func(src, dst *guest.Spec)) (src, dst *guest.VM) {
+	t.Helper()
 	dir := guesttest.Dir(t)
 	a := guest.Spec{Name: "a", QEMU: qemu, Memory: 64 << 20, Dir: filepath.Join(dir, "a")}
 	b := a
@@ -43,7 +49,7 @@ func pair(t *testing.T, qemu string, change func(src, dst *guest.Spec)) (src, ds
 	var errs [2]error
 	var all sync.WaitGroup
 	for i, s := range []guest.Spec{a, b} {
-		all.Go(func() { vms[i], errs[i] = guest.Start(within.Context(t), hostnet.Local(), s) })
+		all.Go(func() { vms[i], errs[i] = guest.Start(within.Context(t), hosts[i], s) })
 	}
 	all.Wait()
 	for _, vm := range vms {

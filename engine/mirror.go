@@ -71,6 +71,20 @@ func blockNodes(ctx context.Context, c *qmp.Conn) (all []blockNode, err error) {
 	return all, err
 }
 
+// mirrorJobs are the jobs of mirrors of ours, by their names.
+func mirrorJobs(ctx context.Context, c *qmp.Conn) (names []string, err error) {
+	var jobs []struct {
+		Device string `json:"device"`
+	}
+	err = c.Execute(ctx, "query-block-jobs", nil, &jobs)
+	for _, j := range jobs {
+		if strings.HasPrefix(j.Device, mirrorPrefix) {
+			names = append(names, j.Device)
+		}
+	}
+	return names, err
+}
+
 // checkMirror refuses in the plan what needs no QEMU to be refused.
 func (p Plan) checkMirror() error {
 	if len(p.Mirror.Nodes) == 0 {
@@ -499,11 +513,8 @@ func (m *migration) dropMirrors(ctx context.Context) error {
 		_ = c.ExecuteOOB(limited, "yank", instances, nil) // it may just have ended
 	}
 	for {
-		var jobs []struct {
-			Device string `json:"device"`
-		}
 		asked, done := context.WithTimeout(limited, answerLimit)
-		err := c.Execute(asked, "query-block-jobs", nil, &jobs)
+		jobs, err := mirrorJobs(asked, c)
 		late := asked.Err() != nil && limited.Err() == nil
 		done()
 		switch {
@@ -515,24 +526,19 @@ func (m *migration) dropMirrors(ctx context.Context) error {
 		case err != nil:
 			return fmt.Errorf("end mirrors: %w", err)
 		}
-		left := 0
-		for _, j := range jobs {
-			if !strings.HasPrefix(j.Device, mirrorPrefix) {
-				continue
-			}
-			left++
-			_ = c.Execute(limited, "block-job-cancel", map[string]any{"device": j.Device, "force": true}, nil) // it may just have ended, or be at it
+		for _, name := range jobs {
+			_ = c.Execute(limited, "block-job-cancel", map[string]any{"device": name, "force": true}, nil) // it may just have ended, or be at it
 			if time.Now().After(cut) {
-				yank(j.Device)
+				yank(name)
 			}
 		}
-		if left == 0 {
+		if len(jobs) == 0 {
 			break
 		}
 		select {
 		case <-time.After(10 * time.Millisecond):
 		case <-limited.Done():
-			return fmt.Errorf("end mirrors: %d do not end", left)
+			return fmt.Errorf("end mirrors: %d do not end", len(jobs))
 		}
 	}
 	nodes, err := blockNodes(limited, c)

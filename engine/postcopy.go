@@ -117,13 +117,39 @@ func (s *side) loading() bool {
 	return s.status == "postcopy-active" || s.status == "postcopy-paused" || s.done()
 }
 
-// handedOver tells whether the source has given the guest away.
-func (s *side) handedOver() bool { return strings.HasPrefix(s.status, "postcopy-") || s.done() }
+// handedOver tells whether the source has given the guest away. In postcopy-device (10.2 and newer) it has not: there it waits for the destination's word
+// that everything is loaded, and runs the guest itself if the link breaks before that.
+func (s *side) handedOver() bool {
+	return strings.HasPrefix(s.status, "postcopy-") && s.status != "postcopy-device" || s.done()
+}
+
+// surelyGiven waits until a source that has said post-copy can no longer take its guest back; see tentative.
+func (m *migration) surelyGiven(ctx context.Context) error {
+	limit := m.plan.hangLimit()
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), limit)
+	defer cancel()
+	for m.tentative() {
+		if err := m.src.ask(ctx); err != nil {
+			return fmt.Errorf("ask source whether it has begun post-copy: %w", err)
+		}
+		m.catchUp()
+		if err := m.broken(); err != nil {
+			return err
+		}
+		select {
+		case <-time.After(time.Millisecond):
+		case <-ctx.Done():
+			return fmt.Errorf("the source has gone over to post-copy, and has sent nothing for %s: its link is lost", limit)
+		}
+	}
+	return nil
+}
 
 // errLink is the end of a turn of post-copy for want of a link.
 var errLink = errors.New("the link was lost")
 
-// followUp is the rest of a post-copy: turns of post-copy, with a recovery between two of them.
+// followUp is the rest of a post-copy: turns of post-copy, with a recovery between two of them. The limit of recovery begins anew only when something
+// was sent since the last one, else a link that breaks again and again would be mended for ever.
 func (m *migration) followUp(ctx context.Context) error {
 	for {
 		err := m.do(ctx, stage{record.PostCopy, m.follow})
@@ -165,6 +191,9 @@ func (m *migration) follow(ctx context.Context) error {
 		}
 		m.blocktime(ctx)
 		if now := m.sent(ctx, sent); now != sent {
+			if sent > 0 {
+				m.mendBy = time.Time{}
+			}
 			sent, moved = now, time.Now()
 		} else if time.Since(moved) > m.plan.StallLimit {
 			return fmt.Errorf("%w: nothing was sent for %s", errLink, m.plan.StallLimit)
@@ -186,14 +215,27 @@ func (m *migration) sent(ctx context.Context, before int64) int64 {
 // arrived tells whether the destination has all of the guest.
 func (m *migration) arrived() bool { return m.src.done() && m.dst.done() }
 
-func (m *migration) linkLost() bool {
-	return m.src.status == "postcopy-paused" || m.dst.status == "postcopy-paused"
+func (m *migration) linkLost() bool { return m.src.linkless() || m.dst.linkless() }
+
+// linkless tells whether this side waits for a connection, or for the other side on one that it has just got.
+func (s *side) linkless() bool {
+	return s.status == "postcopy-paused" || strings.HasPrefix(s.status, "postcopy-recover")
 }
 
 // mendLink makes both sides go on over a new connection. It may be given up: then both stay paused, and nothing is lost.
 func (m *migration) mendLink(ctx context.Context) error {
-	ctx, cancel := context.WithTimeout(ctx, m.plan.RecoverLimit)
+	again := !m.mendBy.IsZero()
+	if !again {
+		m.mendBy = time.Now().Add(m.plan.RecoverLimit)
+	}
+	ctx, cancel := context.WithDeadline(ctx, m.mendBy)
 	defer cancel()
+	if again { // it has just been mended, in vain
+		select {
+		case <-time.After(retryPause):
+		case <-ctx.Done():
+		}
+	}
 	m.rec.PostCopy.Pauses++
 	for attempt := 0; ; attempt++ {
 		err := m.pauseBoth(ctx)
@@ -218,16 +260,20 @@ func (m *migration) mendLink(ctx context.Context) error {
 	}
 }
 
-// pauseBoth sees to it that both sides know that the link is lost. The one that has not noticed is told, past whatever holds its main loop.
+// pauseBoth sees to it that both sides know that the link is lost. The one that has not noticed is told, past whatever holds its main loop. QEMU before
+// 8.2 refuses that in the recovery's handshake; there its connection is closed.
 func (m *migration) pauseBoth(ctx context.Context) error {
 	for _, s := range []*side{m.src, m.dst} {
-		if s.status == "postcopy-active" {
-			limited, cancel := context.WithTimeout(ctx, answerLimit)
-			err := s.control.ExecuteOOB(limited, "migrate-pause", nil, nil)
-			cancel()
-			if err != nil && !isRefusal(err) {
-				return fmt.Errorf("pause post-copy on %s: %w", s.role, err)
-			}
+		if s.status == "postcopy-paused" || !strings.HasPrefix(s.status, "postcopy-") {
+			continue
+		}
+		limited, cancel := context.WithTimeout(ctx, answerLimit)
+		err := s.control.ExecuteOOB(limited, "migrate-pause", nil, nil)
+		cancel()
+		if isRefusal(err) {
+			m.yank(ctx, s)
+		} else if err != nil {
+			return fmt.Errorf("pause post-copy on %s: %w", s.role, err)
 		}
 	}
 	limited, cancel := context.WithTimeout(ctx, killLimit)
@@ -286,10 +332,19 @@ func (m *migration) reconnect(ctx context.Context, attempt int) error {
 	limited, cancel = context.WithTimeout(context.WithoutCancel(ctx), limit)
 	defer cancel()
 	left := false
-	return m.until(limited, func() bool {
+	again := func() bool { // it fell back
 		left = left || m.src.status != "postcopy-paused"
-		return m.src.status == "postcopy-active" && m.dst.status == "postcopy-active" || m.arrived() || left && m.src.status == "postcopy-paused"
-	})
+		return left && m.src.status == "postcopy-paused"
+	}
+	if err := m.until(limited, func() bool {
+		return m.src.status == "postcopy-active" && m.dst.status == "postcopy-active" || m.arrived() || again()
+	}); err != nil {
+		return err
+	}
+	if m.src.status == "postcopy-paused" {
+		return errors.New("the new connection broke at once")
+	}
+	return nil
 }
 
 // recoverURIs are where the destination listens anew and where the source connects to. A port that QEMU had chosen is chosen by us now, for
@@ -337,81 +392,6 @@ func (m *migration) blocktime(ctx context.Context) {
 	if reply.Latency != nil {
 		p.Latency = record.Of(time.Duration(*reply.Latency))
 	}
-}
-
-// afterSwitch settles a failure after `migrate-start-postcopy` was sent.
-//
-//	the source has not given the guest away    it goes on there: as in pre-copy
-//	given away, the destination never ran it   the destination is ended; the source still has everything, and is let go by migrate_cancel
-//	the destination has run it                 it needs both sides: if one is dead, the guest is lost; if only the link is, it can be mended
-func (m *migration) afterSwitch(ctx context.Context) verdict {
-	if m.src.gone == nil && !m.src.handedOver() && !m.src.ended() {
-		// Not `migrate_cancel`, which could cross the switch. Closing the connection is safe before it and after it; a dead destination has done so.
-		if m.dst.gone == nil {
-			m.yank(ctx, m.src)
-		}
-		_ = m.drainFor(ctx, killLimit, func() bool { return m.src.ended() || m.src.handedOver() })
-	}
-	ran := m.contSent || !m.dst.resumed.IsZero()
-	switch {
-	case m.src.gone == nil && !m.src.handedOver() && !ran:
-		v := m.rollBack(ctx)
-		if v.guest == record.Unknown && m.src.gone == nil && m.dst.gone != nil { // seen on 10.0.2 when the destination died at the instant of the switch
-			v = verdict{guest: record.None, mend: fmt.Sprintf("it stands still on the source, whose QEMU (%s) does not end its migration; the destination is dead: `cont` on %s once its query-migrate says failed or cancelled", m.src.facts.Version, m.src.ep.Name)}
-		}
-		return v
-	case m.dst.gone == nil && m.dst.done():
-		return m.afterCont(ctx) // it has everything: as after a pre-copy
-	case m.src.gone != nil && m.src.over(ctx):
-		if m.drainFor(ctx, verdictLimit, m.dst.ended) == nil && m.dst.done() {
-			if m.contSent {
-				return m.afterCont(ctx)
-			}
-			return m.takeOver(ctx)
-		}
-		return verdict{guest: record.None, mend: "it is lost: the source QEMU died while a part of its memory was still there; the destination stands still at the first page that it misses"}
-	case m.dst.gone != nil && m.dst.over(ctx):
-		_ = m.drainFor(ctx, killLimit, func() bool { return m.dst.C == nil })
-		if m.dst.resumed.IsZero() && !m.dst.blind && m.dst.sub.Dropped() == 0 && m.src.gone == nil {
-			return m.takeBack(ctx)
-		}
-		return verdict{guest: record.None, mend: fmt.Sprintf("it is lost: the destination QEMU, which ran it, died in post-copy, and what it had changed died with it; %s still has the memory as it was at the switch and can be examined", m.src.ep.Name)}
-	case !ran && m.src.gone == nil:
-		if m.dst.kill(ctx) == nil && m.dst.over(ctx) {
-			_ = m.drainFor(ctx, killLimit, func() bool { return m.dst.C == nil })
-			if m.dst.resumed.IsZero() && !m.dst.blind {
-				return m.takeBack(ctx)
-			}
-		}
-		return verdict{guest: record.None, mend: fmt.Sprintf("it is paused on both sides: `cont` on %s runs it, and its memory follows", m.dst.ep.Name)}
-	case m.src.gone != nil || m.dst.gone != nil:
-		return verdict{guest: record.Unknown, mend: fmt.Sprintf("a monitor was lost in post-copy; if both QEMUs live it goes on by itself: ask %s for query-migrate, and if that is postcopy-paused `qmigrate migrate --recover` goes on", m.dst.ep.Name)}
-	}
-	return verdict{guest: record.Destination, outcome: record.Failed, mend: fmt.Sprintf("a part of its memory is still on the source, and it stands still at the first page that it misses: let both QEMUs live, mend the link, then `qmigrate migrate --recover --source %s --destination %s`", m.src.ep.Name, m.dst.ep.Name)}
-}
-
-// takeBack lets a source go that has given its guest away to a destination that is dead and never ran it: nothing has changed since
-// the source stopped, and QEMU continues it at the end of a cancelled migration.
-func (m *migration) takeBack(ctx context.Context) verdict {
-	if m.plan.Capabilities["release-ram"] {
-		return verdict{guest: record.None, mend: "it is lost: the destination QEMU died before it ran, and with release-ram the source has already given up what it had sent"}
-	}
-	limited, cancel := context.WithTimeout(ctx, answerLimit)
-	err := m.src.control.MigrateCancel(limited)
-	cancel()
-	_ = m.drainFor(ctx, killLimit, m.src.ended)
-	if err == nil {
-		err = resume(ctx, m.src)
-	}
-	switch {
-	case err == nil:
-		return verdict{guest: record.Source}
-	case m.src.gone == nil && isRefusal(err): // seen on 10.0.2: "Postcopy migration in progress, cannot cancel."
-		return verdict{guest: record.None, mend: fmt.Sprintf("it is lost: the destination QEMU died before it ran, and this source QEMU (%s) lets nobody go back from post-copy (%v); its memory can be read there with dump-guest-memory", m.src.facts.Version, err)}
-	case m.src.gone != nil && m.src.dead(ctx):
-		return verdict{guest: record.None, mend: "it is lost: both QEMUs died"}
-	}
-	return verdict{guest: record.None, mend: fmt.Sprintf("the destination QEMU died before it ran; the source has all of it and does not continue it (%v): `migrate_cancel`, then `cont` on %s", err, m.src.ep.Name)}
 }
 
 // yank closes a side's migration connections, out of band.

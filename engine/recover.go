@@ -9,91 +9,92 @@ import (
 	"slices"
 	"strings"
 	"syscall"
-	"time"
 
+	"qmigrate/engine/holder"
 	"qmigrate/engine/record"
 	"qmigrate/qmp"
 )
 
-// recoverLimit is how long each side may take to end what it is at.
-const recoverLimit = 10 * time.Second
-
-// Recover ends what an interrupted run left behind two QEMUs, and returns which side runs the guest now and, in one sentence, why.
-// It decides from what both say of themselves, with the rules of a live run: the source goes on unless the migration completed,
-// for only then can the destination have been told to run; if it completed and the source has not run since, the destination
-// goes on. It may be called again after an error, and when there is nothing to recover.
+// Recover ends what an interrupted run left behind two QEMUs, and returns which side has the guest now and, in one sentence, what was done and why.
+// It decides from what both say of themselves (holder.Recover): the source goes on unless the migration completed, for only then can the
+// destination have been told to run; if it completed and the source has not run since, the destination goes on. It may be called again
+// after an error, and when there is nothing to recover.
 //
 // A post-copy that is paused goes on over a new connection, for which p says where to listen and to connect; p is not used otherwise.
 func Recover(ctx context.Context, src, dst *Endpoint, p Plan, o Options) (record.Holder, string, error) {
-	m := newMigration(src, dst, Plan{Listen: p.Listen, Connect: cmp.Or(p.Connect, p.Listen)}, o)
+	m := newMigration(src, dst, Plan{Listen: p.Listen, Connect: cmp.Or(p.Connect, p.Listen), StallLimit: p.StallLimit, RecoverLimit: p.RecoverLimit}, o)
 	defer m.close()
-	srcErr, dstErr := m.src.open(ctx, m.opts), m.dst.open(ctx, m.opts)
-	for _, err := range []error{srcErr, dstErr} {
-		if err != nil && !refused(err) && srcErr == nil && strings.HasPrefix(m.src.facts.MigrationStatus, "postcopy-") {
-			return record.Destination, "", fmt.Errorf("%w; the source is in %s, so its memory is on both sides: end neither QEMU. A paused destination may take no new client (seen on 7.2): the one that drove the migration has to go on with it", err, m.src.facts.MigrationStatus)
-		}
-		if err != nil && !refused(err) {
-			return record.Unknown, "", fmt.Errorf("%w; if that QEMU hangs, end it, then try again", err)
+	c := &custody{m: m, s: holder.Situation{Asker: holder.Recover}, reaches: map[*side]holder.Reach{}}
+	for _, s := range []*side{m.src, m.dst} {
+		if err := s.open(ctx, m.opts); err != nil {
+			c.reaches[s], c.err = reach(err), errors.Join(c.err, err)
 		}
 	}
-	switch {
-	case srcErr != nil && dstErr != nil:
-		return record.None, "", fmt.Errorf("neither QEMU can be reached: %w", errors.Join(srcErr, dstErr))
-	case srcErr != nil:
-		return m.withoutSource(ctx, srcErr)
-	case m.src.facts.RunState == "inmigrate":
-		return record.Unknown, "", fmt.Errorf("source %s is itself waiting for a migration: swap --source and --destination?", src.Name)
-	case dstErr != nil:
-		return m.withoutDestination(ctx, dstErr)
+	if len(c.reaches) == 0 {
+		c.s.Strangers = m.strangers(ctx)
 	}
-	if err := m.sameGuest(); err != nil {
-		return record.Unknown, "", err
+	if c.reaches[m.src] == "" {
+		left, err := m.leftovers(ctx)
+		if err != nil {
+			return record.Unknown, "", fmt.Errorf("inspect source: %w", err)
+		}
+		c.s.Leftover = left
 	}
-	if strings.HasPrefix(m.src.facts.MigrationStatus, "postcopy-") || strings.HasPrefix(m.dst.facts.MigrationStatus, "postcopy-") {
+	d, ok := c.settle(ctx)
+	if !ok {
+		return record.Unknown, "", fmt.Errorf("recovery did not come to its end: %w: try again", cmp.Or(context.Cause(ctx), c.err))
+	}
+	if d.Do == holder.Mend {
 		return m.recoverPostCopy(ctx)
 	}
-	if err := m.endMigration(ctx); err != nil {
-		return record.Unknown, "", err
+	text := c.fill(d.Text)
+	if d.Doubt {
+		if len(c.did) > 0 {
+			text += " (" + strings.Join(c.did, ", ") + ")"
+		}
+		return d.Guest, "", &recoverError{text, c.err}
 	}
-	status, err := m.src.asked(ctx)
-	if err != nil {
-		return record.Unknown, "", fmt.Errorf("ask source: %w", err)
+	if len(c.did) > 0 {
+		text = strings.Join(c.did, ", ") + ": " + text
 	}
-	switch {
-	case m.dst.facts.Running && status.Running:
-		return record.Unknown, "", fmt.Errorf("%s and %s both run a guest: they are not the two ends of one migration", src.Name, dst.Name)
-	case m.dst.facts.Running && m.src.status == "completed":
-		return record.Destination, "the guest runs on the destination already; the source QEMU can be ended", nil
-	case m.dst.facts.Running:
-		return record.Unknown, "", fmt.Errorf("%s runs a guest and %s is %s: they are not the two ends of one interrupted migration", dst.Name, src.Name, status.Status)
-	case status.Running && m.dst.facts.RunState == "inmigrate" && idle(m.dst.facts.MigrationStatus):
-		return record.Source, "there is nothing to recover: the guest runs on the source, and the destination waits", nil
-	case status.Running:
-		return m.toSource(ctx, "the source runs it")
-	case status.Status != "postmigrate" && m.src.status == "completed" && m.dst.facts.MigrationStatus == "completed":
-		return record.Unknown, "", fmt.Errorf("the migration had completed, and somebody has run %s since: it is %s, %s is %s: `cont` the one that ran last and end the other", src.Name, status.Status, dst.Name, m.dst.facts.RunState)
-	case status.Status != "postmigrate" || m.src.status != "completed":
-		return m.toSource(ctx, "the migration had not completed")
+	if slices.Contains(c.did, continued) {
+		text += "; if it had been paused on purpose, `stop` it again"
 	}
-	// All was sent. The destination may still be at loading it.
-	if m.dst.waitStatus(ctx, final); m.dst.done() {
-		return m.toDestination(ctx, "the migration had completed and the guest had not been started")
+	if c.s.Leftover && d.Guest == record.Source {
+		if err := m.dropMirrors(ctx); err != nil {
+			return d.Guest, "", fmt.Errorf("%s; %w: try again", text, err)
+		}
+		text += "; what an interrupted mirror had left on the source was removed"
 	}
-	if m.dst.untouched(ctx) { // the guest may run on the one that all was sent to
-		return record.Unknown, "", fmt.Errorf("the migration from %s had completed, and nothing of it has come to %s: it may have gone to another destination, and the guest may run there: give that one as --destination; if the guest surely ran nowhere else, `cont` on %s runs it", src.Name, dst.Name, src.Name)
-	}
-	return m.toSource(ctx, "the destination had not taken in all of it")
+	return d.Guest, text, nil
 }
 
-// recoverPostCopy goes on with a post-copy that nobody attends: nothing is cancelled, for both sides have a part of the guest.
+// recoverError is a doubt in the decision's words, which have those of the error in them.
+type recoverError struct {
+	text string
+	err  error
+}
+
+func (e *recoverError) Error() string { return e.text }
+func (e *recoverError) Unwrap() error { return e.err }
+
+// reach is what an endpoint that could not be opened tells. Nobody listens on a unix socket whose QEMU is dead; behind an address of another machine,
+// or where there is no socket, that nobody listens means nothing. Any other error is a QEMU that is there and does not answer as it should.
+func reach(err error) holder.Reach {
+	var op *net.OpError
+	switch {
+	case errors.As(err, &op) && op.Net == "unix" && errors.Is(err, syscall.ECONNREFUSED):
+		return holder.Dead
+	case refused(err):
+		return holder.Lost
+	}
+	return holder.Silent
+}
+
+// recoverPostCopy goes on with a post-copy that nobody attends, whose destination runs: nothing is cancelled, for both sides have a part of the guest.
 func (m *migration) recoverPostCopy(ctx context.Context) (record.Holder, string, error) {
 	m.rec.PostCopy = &record.PostCopyFigures{}
-	m.split, m.src.status, m.dst.status = true, m.src.facts.MigrationStatus, m.dst.facts.MigrationStatus
-	if !m.dst.facts.Running {
-		if err := resume(ctx, m.dst); err != nil {
-			return record.None, "", fmt.Errorf("start destination: %w: its memory is on both sides, and only it can run: `cont` on %s", err, m.dst.ep.Name)
-		}
-	}
+	m.split = true
 	if m.linkLost() {
 		if m.plan.Connect == "" {
 			return record.Destination, "", fmt.Errorf("post-copy is paused for want of a link (source %s, destination %s): give --listen URI, where the destination is to listen anew, and --connect URI if the source reaches that under another address", m.src.status, m.dst.status)
@@ -108,126 +109,84 @@ func (m *migration) recoverPostCopy(ctx context.Context) (record.Holder, string,
 	return record.Destination, "post-copy has ended: the guest runs on the destination, the source QEMU can be ended", nil
 }
 
-// sameGuest refuses two QEMUs that cannot be the ends of one migration.
-func (m *migration) sameGuest() error {
+// strangers is why two QEMUs cannot be the ends of one migration; "" if nothing speaks against it.
+func (m *migration) strangers(ctx context.Context) string {
 	a, b := m.src.facts, m.dst.facts
-	switch {
-	case len(a.Chardevs) > 0 && slices.Equal(a.Chardevs, b.Chardevs):
-		return fmt.Errorf("source %s and destination %s are the same QEMU", a.Name, b.Name)
-	case a.Machine != b.Machine || a.MemoryBytes != b.MemoryBytes || a.VCPUs != b.VCPUs:
-		return fmt.Errorf("source %s and destination %s have different machines: they are not the two ends of one migration", a.Name, b.Name)
-	case idle(a.MigrationStatus) && b.MigrationStatus == "completed": // and what b holds may be somebody's guest
-		return fmt.Errorf("%s has a guest that has come from elsewhere (%s), for %s has never sent one: they are not the two ends of one migration; give the QEMU that the guest came from as --source", b.Name, b.RunState, a.Name)
+	if len(a.Chardevs) > 0 && slices.Equal(a.Chardevs, b.Chardevs) {
+		return fmt.Sprintf("source %s and destination %s are the same QEMU", a.Name, b.Name)
 	}
-	return nil
+	differ := ""
+	switch {
+	case a.Machine != b.Machine:
+		differ = fmt.Sprintf("machines (%s, %s)", a.Machine, b.Machine)
+	case a.MemoryBytes != b.MemoryBytes:
+		differ = fmt.Sprintf("memory (%d KiB, %d KiB)", a.MemoryBytes>>10, b.MemoryBytes>>10)
+	case a.VCPUs != b.VCPUs:
+		differ = fmt.Sprintf("numbers of vCPUs (%d, %d)", a.VCPUs, b.VCPUs)
+	default:
+		if x, y := m.src.uuid(ctx), m.dst.uuid(ctx); x != y {
+			differ = fmt.Sprintf("UUIDs (%s, %s)", cmp.Or(x, "none"), cmp.Or(y, "none"))
+		}
+	}
+	if differ == "" {
+		return ""
+	}
+	return fmt.Sprintf("source %s and destination %s have different %s: they are not the two ends of one migration", a.Name, b.Name, differ)
 }
 
-// final tells whether this status of a migration is final.
-func final(status string) bool {
-	return idle(status) || slices.Contains([]string{"completed", "failed", "cancelled"}, status)
+// uuid is the guest's; "" if it has none, or cannot be asked.
+func (s *side) uuid(ctx context.Context) string {
+	var reply struct{ UUID string }
+	ctx, cancel := context.WithTimeout(ctx, answerLimit)
+	defer cancel()
+	if s.control.Execute(ctx, "query-uuid", nil, &reply) != nil || strings.Trim(reply.UUID, "0-") == "" {
+		return ""
+	}
+	return reply.UUID
+}
+
+// mayBegin is what is in the way of a migration between two QEMUs.
+func mayBegin(src, dst *Facts) (Mismatch, bool) {
+	s := holder.Situation{
+		Asker:  holder.Migrate,
+		Source: holder.QEMU{Reach: holder.Answers, Run: holder.RunOf(src.RunState), Status: src.migration()},
+		Destination: holder.QEMU{
+			Reach: holder.Answers, Run: holder.RunOf(dst.RunState), Status: dst.migration(),
+		},
+		Leftover: src.mirrored,
+	}
+	if len(src.Chardevs) > 0 && slices.Equal(src.Chardevs, dst.Chardevs) {
+		s.Strangers = "one QEMU"
+	}
+	d := holder.Decide(s)
+	if !d.Doubt {
+		return Mismatch{}, true
+	}
+	words := map[string]string{"S": src.Name, "D": dst.Name, "d": dst.RunState, "m": src.MigrationStatus, "n": dst.MigrationStatus}
+	problem, mend, _ := strings.Cut(holder.Fill(d.Text, words), "\t")
+	return Mismatch{problem, mend}, false
+}
+
+// migration is what query-migrate says of this QEMU.
+func (f *Facts) migration() holder.Status {
+	return holder.StatusOf(f.MigrationStatus, f.sent || f.RunState == string(holder.Post), f.RunState == string(holder.InMigrate))
 }
 
 // idle tells whether there has been no migration at all.
 func idle(status string) bool { return status == "" || status == "none" }
-
-// waitStatus polls query-migrate until its status is as wanted; it does not rely on events, for somebody may have switched them off.
-func (s *side) waitStatus(ctx context.Context, wanted func(string) bool) bool {
-	ctx, cancel := context.WithTimeout(ctx, recoverLimit)
-	defer cancel()
-	for {
-		info, err := s.control.QueryMigrate(ctx)
-		if err != nil {
-			return false
-		}
-		if s.status = info.Status; wanted(s.status) {
-			return true
-		}
-		select {
-		case <-time.After(10 * time.Millisecond):
-		case <-ctx.Done():
-			return false
-		}
-	}
-}
-
-// endMigration cancels a migration that is still under way on the source; it may complete all the same.
-func (m *migration) endMigration(ctx context.Context) error {
-	m.src.status = m.src.facts.MigrationStatus
-	if final(m.src.status) {
-		return nil
-	}
-	if err := m.src.control.MigrateCancel(ctx); err != nil && !isRefusal(err) {
-		return fmt.Errorf("cancel migration: %w", err)
-	}
-	if !m.src.waitStatus(ctx, final) {
-		return fmt.Errorf("source %s does not end its migration (%s): the guest is its own; end the destination QEMU, then try again", m.src.ep.Name, m.src.status)
-	}
-	return nil
-}
 
 func isRefusal(err error) bool {
 	var refusal *qmp.CommandError
 	return errors.As(err, &refusal)
 }
 
-// withoutSource: nobody listens on the source's socket. On this machine that means that the QEMU is dead; behind an address of
-// another one, or where there is no socket, it means nothing.
-func (m *migration) withoutSource(ctx context.Context, cause error) (record.Holder, string, error) {
-	var op *net.OpError
-	died := errors.As(cause, &op) && op.Net == "unix" && errors.Is(cause, syscall.ECONNREFUSED)
-	switch {
-	case strings.HasPrefix(m.dst.facts.MigrationStatus, "postcopy-"):
-		return record.Unknown, "", fmt.Errorf("%w; the destination is in %s, so a part of its memory is still on the source: if that QEMU is surely dead, the guest is lost", cause, m.dst.facts.MigrationStatus)
-	case m.dst.facts.Running:
-		return record.Destination, "the guest runs on the destination already; the source QEMU cannot be reached", nil
-	case m.dst.facts.MigrationStatus != "completed":
-		return record.None, "", fmt.Errorf("%w; the destination does not hold the whole guest (%s): if the source QEMU is dead, it is lost", cause, m.dst.facts.RunState)
-	case !died:
-		return record.None, "", fmt.Errorf("%w; the destination holds the whole guest, paused: if the source QEMU is surely dead, `cont` on %s runs it", cause, m.dst.ep.Name)
+// leftovers tells whether the source has jobs or nodes of mirrors of ours.
+func (m *migration) leftovers(ctx context.Context) (bool, error) {
+	jobs, err := mirrorJobs(ctx, m.src.control)
+	if err != nil || len(jobs) > 0 {
+		return len(jobs) > 0, err
 	}
-	return m.toDestination(ctx, "the source QEMU is dead and the destination holds the whole guest")
-}
-
-// withoutDestination: nobody listens on the destination's socket. Unless the migration completed, or had gone over to post-copy, it cannot have
-// run the guest, dead or alive.
-func (m *migration) withoutDestination(ctx context.Context, cause error) (record.Holder, string, error) {
-	if status := m.src.facts.MigrationStatus; strings.HasPrefix(status, "postcopy-") { // then it may have, and nothing is cancelled
-		return record.Unknown, "", fmt.Errorf("%w; the source is in %s, so the destination may have run the guest: if that QEMU is surely dead, what the guest did since the switch is lost, and nothing was changed here", cause, status)
-	}
-	if err := m.endMigration(ctx); err != nil {
-		return record.Unknown, "", err
-	}
-	status, err := m.src.asked(ctx)
-	switch {
-	case err != nil:
-		return record.Unknown, "", fmt.Errorf("ask source: %w", err)
-	case status.Status == "postmigrate" && m.src.status == "completed":
-		return record.None, "", fmt.Errorf("%w; the migration had completed: whether the destination ran the guest is not known. If that QEMU is surely dead, `cont` on %s goes back to the switch-over, which is safe only if nothing outside the guest has seen what it did since", cause, m.src.ep.Name)
-	}
-	return m.toSource(ctx, "the destination QEMU cannot be reached and never ran it")
-}
-
-// toSource ends the destination, if it is there, and then lets the source run.
-func (m *migration) toSource(ctx context.Context, why string) (record.Holder, string, error) {
-	text := why + ": the guest runs on the source"
-	if m.dst.facts != nil {
-		if err := m.dst.kill(ctx); err != nil {
-			return record.Unknown, "", fmt.Errorf("end destination: %w: end that QEMU, then try again", err)
-		}
-		text += ", the destination QEMU is ended"
-	}
-	if err := resume(ctx, m.src); err != nil {
-		return record.None, "", fmt.Errorf("continue source: %w", err)
-	}
-	if err := m.dropMirrors(ctx); err != nil {
-		return record.Source, "", fmt.Errorf("%s; %w: try again", text, err)
-	}
-	return record.Source, text, nil
-}
-
-func (m *migration) toDestination(ctx context.Context, why string) (record.Holder, string, error) {
-	if err := resume(ctx, m.dst); err != nil {
-		return record.None, "", fmt.Errorf("start destination: %w", err)
-	}
-	return record.Destination, why + ": it runs on the destination now; the source QEMU can be ended", nil
+	nodes, err := blockNodes(ctx, m.src.control)
+	ours := func(n blockNode) bool { return strings.HasPrefix(n.Name, mirrorPrefix) }
+	return slices.ContainsFunc(nodes, ours), err
 }

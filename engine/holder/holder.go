@@ -128,8 +128,8 @@ func StatusOf(word string, sent, waiting bool) Status {
 // split tells whether the status is one of post-copy in which neither side has the whole guest.
 func (s Status) split() bool { return s == Split || s == SplitLost || s == SplitMend }
 
-// final tells whether the migration has ended, or none was there.
-func (s Status) final() bool {
+// Final tells whether the migration has ended, or none was there.
+func (s Status) Final() bool {
 	switch s {
 	case None, Listening, Cancelled, Failed, Departed, Arrived:
 		return true
@@ -227,7 +227,7 @@ func Fill(text string, words map[string]string) string {
 // everything but memory) and can no longer take its guest back; the destination has loaded that.
 func MayRun(s Situation) bool {
 	src, dst := s.Source, s.Destination
-	if src.Run == Running {
+	if src.runs() {
 		return false
 	}
 	if src.Status == Departed {

@@ -23,232 +23,463 @@ func (q QEMU) out() bool { return q.Reach == Lost || q.Reach == Dead }
 const notTwoEnds = "they are not the two ends of one migration"
 
 var recoverRules = []rule{
-	{"strangers", "their machines differ, or they are one QEMU", func(s Situation) bool {
-		return s.Strangers != ""
-	}, doubt(record.Unknown, "$X")},
-	{"neither can be reached", "nothing can be asked", func(s Situation) bool {
-		return s.Source.out() && s.unseen()
-	}, doubt(record.None, "neither QEMU can be reached: $E")},
-	{"a side hangs in post-copy", "the memory is on both sides", func(s Situation) bool {
-		return s.Destination.Reach == Silent && s.Source.Reach == Answers && (s.Source.Status.split() || s.Source.Status == Device)
-	}, doubt(record.Destination, "$E; the source is in post-copy, so its memory is on both sides: end neither QEMU. A paused destination may take no new client (seen on 7.2): the one that drove the migration has to go on with it")},
-	{"a side hangs", "what it holds is not known", func(s Situation) bool {
-		return s.Source.Reach == Silent || s.Destination.Reach == Silent
-	}, doubt(record.Unknown, "$E; if that QEMU hangs, end it, then try again")},
+	{
+		"strangers", "their machines differ, or they are one QEMU",
+		func(s Situation) bool { return s.Strangers != "" },
+		doubt(record.Unknown, "$X"),
+	},
+	{
+		"neither can be reached", "nothing can be asked",
+		func(s Situation) bool { return s.Source.out() && s.unseen() },
+		doubt(record.None, "neither QEMU can be reached: $E"),
+	},
+	{
+		"source out of reach, destination ended", "the destination did not have it",
+		func(s Situation) bool { return s.Source.out() && s.Ended },
+		doubt(record.Unknown, "$E; the destination never ran it and was ended: if the source QEMU lives, it "+
+			"holds the guest: ask $S for query-status"),
+	},
+	{
+		"a side hangs in post-copy", "the memory is on both sides",
+		func(s Situation) bool {
+			return s.Destination.Reach == Silent && s.Source.Reach == Answers && (s.Source.Status.split() ||
+				s.Source.Status == Device)
+		},
+		doubt(record.Destination, "$E; the source is in post-copy, so its memory is on both sides: end "+
+			"neither QEMU. A paused destination may take no new client (seen on 7.2): the one that drove the "+
+			"migration has to go on with it"),
+	},
+	{
+		"a side hangs", "what it holds is not known",
+		func(s Situation) bool { return s.Source.Reach == Silent || s.Destination.Reach == Silent },
+		doubt(record.Unknown, "$E; if that QEMU hangs, end it, then try again"),
+	},
 
 	// The source is out of reach. Behind a unix socket of this machine on which nobody listens it is dead.
-	{"source out of reach, post-copy", "a part of its memory is still there", func(s Situation) bool {
-		return s.Source.out() && (s.Destination.Status.split() || s.Destination.Status == Device)
-	}, doubt(record.Unknown, "$E; the destination is in post-copy, so a part of its memory is still on the source: if that QEMU is surely dead, the guest is lost")},
-	{"source out of reach, destination runs", "it has the guest", func(s Situation) bool {
-		return s.Source.out() && s.Destination.Run == Running
-	}, stay(record.Destination, "the guest runs on the destination already; the source QEMU cannot be reached")},
-	{"source out of reach, destination is not whole", "only the source has it all", func(s Situation) bool {
-		return s.Source.out() && !s.Destination.whole()
-	}, doubt(record.None, "$E; the destination does not hold the whole guest: if the source QEMU is dead, it is lost")},
-	{"source out of reach, all is there", "the source may live, and run it", func(s Situation) bool {
-		return s.Source.Reach == Lost
-	}, doubt(record.None, "$E; the destination holds the whole guest, paused: if the source QEMU is surely dead, `cont` on $D runs it")},
-	{"source dead, destination does not start", "it has the only guest", func(s Situation) bool {
-		return s.Source.Reach == Dead && s.Refused
-	}, doubt(record.None, "the source QEMU is dead, and the destination does not start ($E): `cont` on $D")},
-	{"source dead, all is there", "the destination has the only guest", func(s Situation) bool {
-		return s.Source.Reach == Dead
-	}, step(RunDestination)},
+	{
+		"source out of reach, post-copy", "a part of its memory is still there",
+		func(s Situation) bool {
+			return s.Source.out() && (s.Destination.Status.split() || s.Destination.Status == Device)
+		},
+		doubt(record.Unknown, "$E; the destination is in post-copy, so a part of its memory is still on the "+
+			"source: if that QEMU is surely dead, the guest is lost"),
+	},
+	{
+		"source out of reach, destination runs", "it has the guest",
+		func(s Situation) bool { return s.Source.out() && s.Destination.Run == Running },
+		stay(record.Destination, "the guest runs on the destination already; the source QEMU cannot be "+
+			"reached"),
+	},
+	{
+		"source out of reach, destination is not whole", "only the source has it all",
+		func(s Situation) bool { return s.Source.out() && !s.Destination.whole() },
+		doubt(record.None, "$E; the destination does not hold the whole guest: if the source QEMU is dead, it "+
+			"is lost"),
+	},
+	{
+		"source out of reach, all is there", "the source may live, and run it",
+		func(s Situation) bool { return s.Source.Reach == Lost },
+		doubt(record.None, "$E; the destination holds the whole guest, paused: if the source QEMU is surely "+
+			"dead, `cont` on $D runs it"),
+	},
+	{
+		"source dead, destination does not start", "it has the only guest",
+		func(s Situation) bool { return s.Source.Reach == Dead && s.Refused },
+		doubt(record.None, "the source QEMU is dead, and the destination does not start ($E): `cont` on $D"),
+	},
+	{
+		"source dead, all is there", "the destination has the only guest",
+		func(s Situation) bool { return s.Source.Reach == Dead },
+		step(RunDestination),
+	},
 
-	{"ends swapped", "the source waits for a guest", func(s Situation) bool {
-		return s.Source.Run == InMigrate
-	}, doubt(record.Unknown, "source $S is itself waiting for a migration: swap --source and --destination?")},
-	{"source refuses to run", "a person has to see why", func(s Situation) bool {
-		return s.Stuck && s.Source.Run != Running
-	}, doubt(record.None, "it is paused on the source, which does not continue it ($E): `cont` on $S")},
+	{
+		"ends swapped", "the source waits for a guest",
+		func(s Situation) bool { return s.Source.Run == InMigrate },
+		doubt(record.Unknown, "source $S is itself waiting for a migration: swap --source and --destination?"),
+	},
+	{
+		"source refuses to run", "a person has to see why",
+		func(s Situation) bool { return s.Stuck && s.Source.Run != Running },
+		doubt(record.None, "it is paused on the source, which does not continue it ($E): `cont` on $S"),
+	},
 
 	// The destination was ended.
-	{"destination ended: end the migration", "the source keeps its guest", func(s Situation) bool {
-		return s.Ended && !s.Source.Status.final() && !s.Cancelled
-	}, step(Cancel)},
-	{"destination ended: wait for the source", "it ends its migration, and most QEMUs then continue by themselves", func(s Situation) bool {
-		return s.Ended && !s.Source.Status.final() && s.Source.Run != Paused && !s.Waited
-	}, step(Wait)},
-	{"destination ended, source runs", "the destination never ran it", func(s Situation) bool {
-		return s.Ended && s.Source.runs()
-	}, stay(record.Source, "the guest runs on the source")},
-	{"destination ended: continue the source", "the destination never ran it", func(s Situation) bool {
-		return s.Ended
-	}, step(RunSource)},
+	{
+		"destination ended: end the migration", "the source keeps its guest",
+		func(s Situation) bool { return s.Ended && !s.Source.Status.Final() && !s.Cancelled },
+		step(Cancel),
+	},
+	{
+		"destination ended: wait for the source",
+		"it ends its migration, and most QEMUs then continue by themselves",
+		func(s Situation) bool {
+			return s.Ended && !s.Source.Status.Final() && s.Source.Run != Paused && !s.Waited
+		},
+		step(Wait),
+	},
+	{
+		"destination ended, source runs", "the destination never ran it",
+		func(s Situation) bool { return s.Ended && s.Source.runs() },
+		stay(record.Source, "the guest runs on the source"),
+	},
+	{
+		"destination ended: continue the source", "the destination never ran it",
+		func(s Situation) bool { return s.Ended },
+		step(RunSource),
+	},
 
-	{"post-copy, destination does not start", "both sides stay paused, and nothing is lost", func(s Situation) bool {
-		return s.Refused && s.Source.Status.split()
-	}, doubt(record.Destination, "the destination has the guest and does not start ($E): its memory is on both sides, and only it can run: `cont` on $D")},
-	{"both run", "a person has to choose, for both have changed", func(s Situation) bool {
-		return s.Source.runs() && s.Destination.runs() && (s.Source.Status == Departed || s.Source.Status.split()) && s.Destination.loaded()
-	}, doubt(record.Unknown, "THE GUEST RUNS TWICE: its migration from $S to $D has completed, and both run it: `stop` on both, end the one whose guest is the older")},
-	{"both run a guest", "two guests", func(s Situation) bool {
-		return s.Source.runs() && s.Destination.runs()
-	}, doubt(record.Unknown, "$S and $D both run a guest: "+notTwoEnds)},
+	{
+		"post-copy, destination does not start", "both sides stay paused, and nothing is lost",
+		func(s Situation) bool { return s.Refused && s.Source.Status.split() },
+		doubt(record.Destination, "the destination has the guest and does not start ($E): its memory is on "+
+			"both sides, and only it can run: `cont` on $D"),
+	},
+	{
+		"both run", "a person has to choose, for both have changed",
+		func(s Situation) bool {
+			return s.Source.runs() && s.Destination.runs() && (s.Source.Status == Departed ||
+				s.Source.Status.split()) && s.Destination.loaded()
+		},
+		doubt(record.Unknown, "THE GUEST RUNS TWICE: its migration from $S to $D has completed, and both run "+
+			"it: `stop` on both, end the one whose guest is the older"),
+	},
+	{
+		"both run a guest", "two guests",
+		func(s Situation) bool { return s.Source.runs() && s.Destination.runs() },
+		doubt(record.Unknown, "$S and $D both run a guest: "+notTwoEnds),
+	},
 
 	// The destination is out of reach. It has not run the guest unless the migration completed or went over to post-copy.
-	{"destination out of reach, source in post-copy", "the destination may have run it", func(s Situation) bool {
-		return s.unseen() && (s.Source.Status.split() || s.Source.Status == Device && s.Waited)
-	}, doubt(record.Unknown, "$E; the source is in post-copy, so the destination may have run the guest: if that QEMU is surely dead, what the guest did since the switch is lost, and nothing was changed here")},
-	{"destination out of reach, switch under way", "the source says by itself which side has it", func(s Situation) bool {
-		return s.unseen() && s.Source.Status == Device
-	}, step(Wait)},
-	{"destination out of reach: end the migration", "the source keeps its guest", func(s Situation) bool {
-		return s.unseen() && !s.Source.Status.final() && !s.Cancelled
-	}, step(Cancel)},
-	{"destination out of reach: wait for its end", "usually milliseconds", func(s Situation) bool {
-		return s.unseen() && !s.Source.Status.final() && !s.Waited
-	}, step(Wait)},
-	{"destination out of reach, source runs", "it has the guest", func(s Situation) bool {
-		return s.unseen() && s.Source.runs()
-	}, stay(record.Source, "the destination QEMU cannot be reached and never ran it: the guest runs on the source")},
-	{"destination out of reach, source does not end", "it may be at its last write", func(s Situation) bool {
-		return s.unseen() && !s.Source.Status.final() && s.Source.Run == Finishing
-	}, doubt(record.Unknown, "$E; source $S does not end its migration: the guest is its own; end the destination QEMU, then try again")},
-	{"destination out of reach, all was sent", "it may have run there", func(s Situation) bool {
-		return s.unseen() && s.Source.Status == Departed && s.Source.Run == Post
-	}, doubt(record.None, "$E; the migration had completed: whether the destination ran the guest is not known. If that QEMU is surely dead, `cont` on $S goes back to the switch-over, which is safe only if nothing outside the guest has seen what it did since")},
-	{"destination out of reach, all was sent, source has run since", "which of the two is the newer is not known", func(s Situation) bool {
-		return s.unseen() && s.Source.Status == Departed
-	}, doubt(record.Unknown, "$E; the migration had completed, and somebody has run $S since, where it is paused now: `cont` there once the destination QEMU is surely dead")},
-	{"destination out of reach: continue the source", "the destination never ran it", func(s Situation) bool {
-		return s.unseen()
-	}, step(RunSource)},
+	{
+		"destination out of reach, source in post-copy", "the destination may have run it",
+		func(s Situation) bool {
+			return s.unseen() && (s.Source.Status.split() || s.Source.Status == Device && s.Waited)
+		},
+		doubt(record.Unknown, "$E; the source is in post-copy, so the destination may have run the guest: if "+
+			"that QEMU is surely dead, what the guest did since the switch is lost, and nothing was changed "+
+			"here"),
+	},
+	{
+		"destination out of reach, switch under way", "the source says by itself which side has it",
+		func(s Situation) bool { return s.unseen() && s.Source.Status == Device },
+		step(Wait),
+	},
+	{
+		"destination out of reach: end the migration", "the source keeps its guest",
+		func(s Situation) bool { return s.unseen() && !s.Source.Status.Final() && !s.Cancelled },
+		step(Cancel),
+	},
+	{
+		"destination out of reach: wait for its end", "usually milliseconds",
+		func(s Situation) bool { return s.unseen() && !s.Source.Status.Final() && !s.Waited },
+		step(Wait),
+	},
+	{
+		"destination out of reach, source runs", "it has the guest",
+		func(s Situation) bool { return s.unseen() && s.Source.runs() },
+		stay(record.Source, "the destination QEMU cannot be reached and never ran it: the guest runs on the "+
+			"source"),
+	},
+	{
+		"destination out of reach, source does not end", "it may be at its last write",
+		func(s Situation) bool { return s.unseen() && !s.Source.Status.Final() && s.Source.Run == Finishing },
+		doubt(record.Unknown, "$E; source $S does not end its migration: the guest is its own; end the "+
+			"destination QEMU, then try again"),
+	},
+	{
+		"destination out of reach, all was sent", "it may have run there",
+		func(s Situation) bool { return s.unseen() && s.Source.Status == Departed && s.Source.Run == Post },
+		doubt(record.None, "$E; the migration had completed: whether the destination ran the guest is not "+
+			"known. If that QEMU is surely dead, `cont` on $S goes back to the switch-over, which is safe "+
+			"only if nothing outside the guest has seen what it did since"),
+	},
+	{
+		"destination out of reach, all was sent, source has run since",
+		"which of the two is the newer is not known",
+		func(s Situation) bool { return s.unseen() && s.Source.Status == Departed },
+		doubt(record.Unknown, "$E; the migration had completed, and somebody has run $S since, where it is "+
+			"paused now: `cont` there once the destination QEMU is surely dead"),
+	},
+	{
+		"destination out of reach: continue the source", "the destination never ran it",
+		func(s Situation) bool { return s.unseen() },
+		step(RunSource),
+	},
 
 	// Post-copy.
-	{"switch under way", "the source still takes its guest back if the link breaks", func(s Situation) bool {
-		return s.Source.Status == Device && !s.Waited
-	}, step(Wait)},
-	{"switch under way for too long", "whose it is is not known", func(s Situation) bool {
-		return s.Source.Status == Device
-	}, doubt(record.Unknown, "the source stands still in postcopy-device, between its own guest and the destination's: `yank` of its migration makes it say which; try again")},
-	{"post-copy, another destination", "nothing has come to this one", func(s Situation) bool {
-		return s.Source.Status.split() && s.Destination.fresh()
-	}, doubt(record.Unknown, "the source is in post-copy with another QEMU, and nothing has come to $D: give the one that has the guest as --destination")},
-	{"post-copy, not its other end", "what it holds is of another migration", func(s Situation) bool {
-		return s.Source.Status.split() && !s.Destination.loaded() && s.Destination.Status != Device && (s.Destination.Status != Active || s.Waited)
-	}, doubt(record.Unknown, "the source is in post-copy, and $D is not its other end: "+notTwoEnds)},
-	{"post-copy, the source runs", "QEMU before 10.0 says post-copy before it stops the guest", func(s Situation) bool {
-		return s.Source.Status.split() && s.Source.Run == Running && !s.Waited
-	}, step(Wait)},
-	{"post-copy, the source runs on", "it says both", func(s Situation) bool {
-		return s.Source.Status.split() && s.Source.Run == Running
-	}, doubt(record.Unknown, "the source says that it is in post-copy and that it runs the guest: try again")},
-	{"post-copy, the source may still go back", "QEMU before 10.0: no page was seen on its way yet", func(s Situation) bool {
-		return s.Source.Status.split() && s.Tentative && !s.Waited
-	}, step(Wait)},
-	{"post-copy, the source does not say", "a closed connection makes it say which side has it", func(s Situation) bool {
-		return s.Source.Status.split() && s.Tentative && !s.Cancelled
-	}, step(Yank)},
-	{"post-copy, the source never says", "whose it is is not known", func(s Situation) bool {
-		return s.Source.Status.split() && s.Tentative
-	}, doubt(record.Unknown, "the source stands still between its own guest and the destination's: try again")},
-	{"post-copy, the destination loads", "it cannot be told to run yet", func(s Situation) bool {
-		return s.Source.Status.split() && !s.Destination.loaded() && !s.Waited
-	}, step(Wait)},
-	{"post-copy, the destination does not load", "it cannot be told to run", func(s Situation) bool {
-		return s.Source.Status.split() && !s.Destination.loaded()
-	}, doubt(record.Unknown, "the source has given the guest away, and $D does not load it: let both QEMUs live, and try again")},
-	{"post-copy lost its link, another guest is there", "the destination has a whole guest, the source has sent a part of one", func(s Situation) bool {
-		return (s.Source.Status == SplitLost || s.Source.Status == SplitMend) && s.Destination.whole()
-	}, doubt(record.Unknown, "the source waits for a link, and $D has all of a guest: "+notTwoEnds)},
-	{"post-copy: the destination runs it", "only it can", func(s Situation) bool {
-		return s.Source.Status.split() && s.Destination.Run != Running && MayRun(s)
-	}, step(RunDestination)},
-	{"post-copy goes on", "over a new connection where the link was lost", func(s Situation) bool {
-		return s.Source.Status.split()
-	}, step(Mend)},
-	{"the destination waits for memory, the source sends", "the two are at odds for a moment", func(s Situation) bool {
-		return (s.Destination.Status.split() || s.Destination.Status == Device) && (s.Source.sends() || s.Source.Status == Departed) && !s.Waited
-	}, step(Wait)},
-	{"the destination waits for memory, the source never sent", "its guest came from elsewhere", func(s Situation) bool {
-		return (s.Destination.Status.split() || s.Destination.Status == Device) && (s.Source.home() || s.Source.sends() || s.Source.Status == Departed)
-	}, doubt(record.Unknown, "$D waits for the memory of a guest that $S does not send: "+notTwoEnds)},
-	{"the destination ran it, the source took it back", "both have changed", func(s Situation) bool {
-		return (s.Destination.Status.split() || s.Destination.Status == Device) && s.Destination.Run == Running
-	}, doubt(record.Unknown, "the source has its guest back, and $D runs it without its memory: `stop` on $D, look which of the two is wanted, and end the other")},
-	{"the source took its guest back", "what the destination waits for will not come", func(s Situation) bool {
-		return (s.Destination.Status.split() || s.Destination.Status == Device) && !s.Unended
-	}, step(End)},
+	{
+		"switch under way", "the source still takes its guest back if the link breaks",
+		func(s Situation) bool { return s.Source.Status == Device && !s.Waited },
+		step(Wait),
+	},
+	{
+		"switch under way for too long", "whose it is is not known",
+		func(s Situation) bool { return s.Source.Status == Device },
+		doubt(record.Unknown, "the source stands still in postcopy-device, between its own guest and the "+
+			"destination's: `yank` of its migration makes it say which; try again"),
+	},
+	{
+		"post-copy, another destination", "nothing has come to this one",
+		func(s Situation) bool { return s.Source.Status.split() && s.Destination.fresh() },
+		doubt(record.Unknown, "the source is in post-copy with another QEMU, and nothing has come to $D: give "+
+			"the one that has the guest as --destination"),
+	},
+	{
+		"post-copy, not its other end", "what it holds is of another migration",
+		func(s Situation) bool {
+			return s.Source.Status.split() && !s.Destination.loaded() && s.Destination.Status != Device &&
+				(s.Destination.Status != Active || s.Waited)
+		},
+		doubt(record.Unknown, "the source is in post-copy, and $D is not its other end: "+notTwoEnds),
+	},
+	{
+		"post-copy, the source runs", "QEMU before 10.0 says post-copy before it stops the guest",
+		func(s Situation) bool { return s.Source.Status.split() && s.Source.Run == Running && !s.Waited },
+		step(Wait),
+	},
+	{
+		"post-copy, the source runs on", "it says both",
+		func(s Situation) bool { return s.Source.Status.split() && s.Source.Run == Running },
+		doubt(record.Unknown, "the source says that it is in post-copy and that it runs the guest: try again"),
+	},
+	{
+		"post-copy, the source may still go back", "QEMU before 10.0: no page was seen on its way yet",
+		func(s Situation) bool { return s.Source.Status.split() && s.Tentative && !s.Waited },
+		step(Wait),
+	},
+	{
+		"post-copy, the source does not say", "a closed connection makes it say which side has it",
+		func(s Situation) bool { return s.Source.Status.split() && s.Tentative && !s.Cancelled },
+		step(Yank),
+	},
+	{
+		"post-copy, the source never says", "whose it is is not known",
+		func(s Situation) bool { return s.Source.Status.split() && s.Tentative },
+		doubt(record.Unknown, "the source stands still between its own guest and the destination's: try again"),
+	},
+	{
+		"post-copy, the destination loads", "it cannot be told to run yet",
+		func(s Situation) bool { return s.Source.Status.split() && !s.Destination.loaded() && !s.Waited },
+		step(Wait),
+	},
+	{
+		"post-copy, the destination does not load", "it cannot be told to run",
+		func(s Situation) bool { return s.Source.Status.split() && !s.Destination.loaded() },
+		doubt(record.Unknown, "the source has given the guest away, and $D does not load it: let both QEMUs "+
+			"live, and try again"),
+	},
+	{
+		"post-copy lost its link, another guest is there",
+		"the destination has a whole guest, the source has sent a part of one",
+		func(s Situation) bool {
+			return (s.Source.Status == SplitLost || s.Source.Status == SplitMend) && s.Destination.whole()
+		},
+		doubt(record.Unknown, "the source waits for a link, and $D has all of a guest: "+notTwoEnds),
+	},
+	{
+		"post-copy: the destination runs it", "only it can",
+		func(s Situation) bool { return s.Source.Status.split() && s.Destination.Run != Running && MayRun(s) },
+		step(RunDestination),
+	},
+	{
+		"post-copy goes on", "over a new connection where the link was lost",
+		func(s Situation) bool { return s.Source.Status.split() },
+		step(Mend),
+	},
+	{
+		"the destination waits for memory, the source sends", "the two are at odds for a moment",
+		func(s Situation) bool {
+			return (s.Destination.Status.split() || s.Destination.Status == Device) && (s.Source.sends() ||
+				s.Source.Status == Departed) && !s.Waited
+		},
+		step(Wait),
+	},
+	{
+		"the destination waits for memory, the source never sent", "its guest came from elsewhere",
+		func(s Situation) bool {
+			return (s.Destination.Status.split() || s.Destination.Status == Device) && (s.Source.home() ||
+				s.Source.sends() || s.Source.Status == Departed)
+		},
+		doubt(record.Unknown, "$D waits for the memory of a guest that $S does not send: "+notTwoEnds),
+	},
+	{
+		"the destination ran it, the source took it back", "both have changed",
+		func(s Situation) bool {
+			return (s.Destination.Status.split() || s.Destination.Status == Device) &&
+				s.Destination.Run == Running
+		},
+		doubt(record.Unknown, "the source has its guest back, and $D runs it without its memory: `stop` on "+
+			"$D, look which of the two is wanted, and end the other"),
+	},
+	{
+		"the source took its guest back", "what the destination waits for will not come",
+		func(s Situation) bool {
+			return (s.Destination.Status.split() || s.Destination.Status == Device) && !s.Unended
+		},
+		step(End),
+	},
 
 	// The destination runs a guest.
-	{"destination runs it", "the migration is over", func(s Situation) bool {
-		return s.Destination.Run == Running && s.Source.Status == Departed && s.Source.Run == Post
-	}, stay(record.Destination, "the guest runs on the destination already; the source QEMU can be ended")},
-	{"destination runs it, the source has run since", "which of the two is the newer is not known", func(s Situation) bool {
-		return s.Destination.Run == Running && s.Source.Status == Departed
-	}, doubt(record.Unknown, "the migration had completed, $D runs its guest, and somebody has run $S since, where it is paused now: end the one whose guest is the older")},
-	{"destination runs a guest: wait", "somebody may have started it early", func(s Situation) bool {
-		return s.Destination.Run == Running && s.Source.sends() && s.Source.Run == Finishing && !s.Waited
-	}, step(Wait)},
-	{"destination runs another guest", "the source has not sent it", func(s Situation) bool {
-		return s.Destination.Run == Running
-	}, doubt(record.Unknown, "$D runs a guest that $S has not sent: "+notTwoEnds)},
-	{"destination has sent a guest away", "it is a source itself", func(s Situation) bool {
-		return s.Destination.Status == Departed || s.Destination.Status == Setup
-	}, doubt(record.Unknown, "$D has sent a guest away itself: "+notTwoEnds)},
+	{
+		"destination runs it", "the migration is over",
+		func(s Situation) bool {
+			return s.Destination.Run == Running && s.Source.Status == Departed && s.Source.Run == Post
+		},
+		stay(record.Destination, "the guest runs on the destination already; the source QEMU can be ended"),
+	},
+	{
+		"destination runs it, the source has run since", "which of the two is the newer is not known",
+		func(s Situation) bool { return s.Destination.Run == Running && s.Source.Status == Departed },
+		doubt(record.Unknown, "the migration had completed, $D runs its guest, and somebody has run $S since, "+
+			"where it is paused now: end the one whose guest is the older"),
+	},
+	{
+		"destination runs a guest: wait", "somebody may have started it early",
+		func(s Situation) bool {
+			return s.Destination.Run == Running && s.Source.sends() && s.Source.Run == Finishing && !s.Waited
+		},
+		step(Wait),
+	},
+	{
+		"destination runs another guest", "the source has not sent it",
+		func(s Situation) bool { return s.Destination.Run == Running },
+		doubt(record.Unknown, "$D runs a guest that $S has not sent: "+notTwoEnds),
+	},
+	{
+		"destination has sent a guest away", "it is a source itself",
+		func(s Situation) bool { return s.Destination.Status == Departed || s.Destination.Status == Setup },
+		doubt(record.Unknown, "$D has sent a guest away itself: "+notTwoEnds),
+	},
 
 	// The source is at a migration.
-	{"to another destination", "nothing has come to this one", func(s Situation) bool {
-		return s.Source.sends() && s.Destination.Status == None
-	}, doubt(record.Unknown, "a migration is under way from $S, and $D is not its other end, for it does not even listen: give the one that it goes to as --destination; nothing was changed")},
-	{"the two are at odds for a moment", "the connection may lie in the destination's queue, or the source be at its last message", func(s Situation) bool {
-		return s.Source.sends() && s.Source.Status != Cancelling && (s.Destination.whole() || s.Source.Status == Active && s.Destination.Status == Listening) && !s.Waited
-	}, step(Wait)},
-	{"to another destination, which listens", "nothing has come to this one", func(s Situation) bool {
-		return s.Source.Status == Active && s.Destination.Status == Listening
-	}, doubt(record.Unknown, "a migration is under way from $S, and nothing has come to $D, which listens: give the one that it goes to as --destination; nothing was changed")},
-	{"another guest is there", "the source still sends, and runs", func(s Situation) bool {
-		return s.Source.sends() && s.Destination.whole() && s.Source.runs() && s.Source.Status != Cancelling
-	}, doubt(record.Unknown, "a migration is under way from $S, and $D has all of a guest already: "+notTwoEnds)},
-	{"all is there, not completed: the fence first", "the destination was not told to run; it may hold the locks that the source needs", func(s Situation) bool {
-		return s.Source.sends() && s.Destination.whole() && !s.Unended
-	}, step(End)},
-	{"end the migration", "the source keeps its guest", func(s Situation) bool {
-		return s.Source.sends() && !s.Cancelled
-	}, step(Cancel)},
+	{
+		"to another destination", "nothing has come to this one",
+		func(s Situation) bool { return s.Source.sends() && s.Destination.Status == None },
+		doubt(record.Unknown, "a migration is under way from $S, and $D is not its other end, for it does not "+
+			"even listen: give the one that it goes to as --destination; nothing was changed"),
+	},
+	{
+		"the two are at odds for a moment",
+		"the connection may lie in the destination's queue, or the source be at its last message",
+		func(s Situation) bool {
+			return s.Source.sends() && s.Source.Status != Cancelling && (s.Destination.whole() ||
+				s.Source.Status == Active && s.Destination.Status == Listening) && !s.Waited
+		},
+		step(Wait),
+	},
+	{
+		"to another destination, which listens", "nothing has come to this one",
+		func(s Situation) bool { return s.Source.Status == Active && s.Destination.Status == Listening },
+		doubt(record.Unknown, "a migration is under way from $S, and nothing has come to $D, which listens: "+
+			"give the one that it goes to as --destination; nothing was changed"),
+	},
+	{
+		"another guest is there", "the source still sends, and runs",
+		func(s Situation) bool {
+			return s.Source.sends() && s.Destination.whole() && s.Source.runs() && s.Source.Status != Cancelling
+		},
+		doubt(record.Unknown, "a migration is under way from $S, and $D has all of a guest already: "+notTwoEnds),
+	},
+	{
+		"all is there, not completed: the fence first",
+		"the destination was not told to run; it may hold the locks that the source needs",
+		func(s Situation) bool { return s.Source.sends() && s.Destination.whole() && !s.Unended },
+		step(End),
+	},
+	{
+		"end the migration", "the source keeps its guest",
+		func(s Situation) bool {
+			return s.Source.sends() && !s.Cancelled && !(s.Destination.whole() && s.Unended)
+		},
+		step(Cancel),
+	},
 
 	// The source has sent everything, and the destination does not run.
-	{"all was sent: wait", "the destination may still be at loading it", func(s Situation) bool {
-		return s.Source.Status == Departed && s.Source.Run == Post && !s.Destination.whole() && !s.Waited
-	}, step(Wait)},
-	{"all was sent elsewhere", "the QEMU that it went to may run it", func(s Situation) bool {
-		return s.Source.Status == Departed && s.Source.Run == Post && s.Destination.untouched()
-	}, doubt(record.Unknown, "the migration from $S had completed, and nothing of it has come to $D: it may have gone to another destination, and the guest may run there: give that one as --destination; if the guest surely ran nowhere else, `cont` on $S runs it")},
-	{"all is there, and does not start", "the destination has the guest", func(s Situation) bool {
-		return s.Source.Status == Departed && s.Source.Run == Post && s.Destination.whole() && s.Refused
-	}, doubt(record.None, "the migration had completed, and the destination does not start ($E): `cont` on $D")},
-	{"all is there", "the source has completed and was not continued since: if anybody was told to run it, it is the destination", func(s Situation) bool {
-		return s.Source.Status == Departed && s.Source.Run == Post && s.Destination.whole()
-	}, step(RunDestination)},
-	{"all was sent, the source has run since", "which of the two is the newer is not known", func(s Situation) bool {
-		return s.Source.Status == Departed && s.Source.Run != Post && s.Source.Run != Running
-	}, doubt(record.Unknown, "the migration had completed, and somebody has run $S since, where it is paused now: `cont` the one that ran last, $S or $D, and end the other")},
+	{
+		"all was sent: wait", "the destination may still be at loading it",
+		func(s Situation) bool {
+			return s.Source.Status == Departed && s.Source.Run == Post && !s.Destination.whole() && !s.Waited
+		},
+		step(Wait),
+	},
+	{
+		"all was sent elsewhere", "the QEMU that it went to may run it",
+		func(s Situation) bool {
+			return s.Source.Status == Departed && s.Source.Run == Post && s.Destination.untouched()
+		},
+		doubt(record.Unknown, "the migration from $S had completed, and nothing of it has come to $D: it may "+
+			"have gone to another destination, and the guest may run there: give that one as --destination; "+
+			"if the guest surely ran nowhere else, `cont` on $S runs it"),
+	},
+	{
+		"all is there, and does not start", "the destination has the guest",
+		func(s Situation) bool {
+			return s.Source.Status == Departed && s.Source.Run == Post && s.Destination.whole() && s.Refused
+		},
+		doubt(record.None, "the migration had completed, and the destination does not start ($E): `cont` on "+
+			"$D"),
+	},
+	{
+		"all is there",
+		"the source has completed and was not continued since: if anybody was told to run it, it is the " +
+			"destination",
+		func(s Situation) bool {
+			return s.Source.Status == Departed && s.Source.Run == Post && s.Destination.whole()
+		},
+		step(RunDestination),
+	},
+	{
+		"all was sent, the source has run since", "which of the two is the newer is not known",
+		func(s Situation) bool {
+			return s.Source.Status == Departed && s.Source.Run != Post && s.Source.Run != Running
+		},
+		doubt(record.Unknown, "the migration had completed, and somebody has run $S since, where it is paused "+
+			"now: `cont` the one that ran last, $S or $D, and end the other"),
+	},
 
 	// The source has its guest, and the destination does not run.
-	{"a guest from elsewhere", "the source has never sent one", func(s Situation) bool {
-		return s.Source.home() && (s.Destination.whole() || s.Destination.Status == Active)
-	}, doubt(record.Unknown, "$D has a guest that has come from elsewhere, for $S has never sent one: "+notTwoEnds+"; give the QEMU that the guest came from as --source")},
-	{"nothing happened", "the source runs and the destination waits", func(s Situation) bool {
-		return s.Source.runs() && s.Destination.Status == None && !s.Leftover
-	}, stay(record.Source, "there is nothing to recover: the guest runs on the source, and the destination waits")},
-	{"only the mirrors are left", "the guest runs, and its disks are its own", func(s Situation) bool {
-		return s.Source.runs() && s.Destination.Status == None
-	}, stay(record.Source, "the guest runs on the source, and the destination waits")},
-	{"nothing happened, the guest is paused", "a migration would have made the destination listen before it stopped the guest", func(s Situation) bool {
-		return s.Source.home() && s.Destination.Status == None
-	}, stay(record.Source, "there is nothing to recover: the guest is paused on the source, where `cont` runs it, and the destination waits")},
-	{"end the destination", "the fence: before the source goes on, the destination is known dead", func(s Situation) bool {
-		return s.Destination.Reach != Dead && s.Destination.Status != None && !s.Unended
-	}, step(End)},
-	{"destination cannot be ended", "the fence does not hold", func(s Situation) bool {
-		return s.Unended
-	}, doubt(record.Unknown, "end destination: $E: end that QEMU, then try again")},
-	{"the source runs it", "nothing has come to the destination", func(s Situation) bool {
-		return s.Source.runs()
-	}, stay(record.Source, "the guest runs on the source, and the destination waits")},
-	{"continue the source", "the migration had not completed, so the destination was never told to run", func(s Situation) bool {
-		return true
-	}, step(RunSource)},
+	{
+		"a guest from elsewhere", "the source has never sent one",
+		func(s Situation) bool {
+			return s.Source.home() && (s.Destination.whole() || s.Destination.Status == Active)
+		},
+		doubt(record.Unknown, "$D has a guest that has come from elsewhere, for $S has never sent one: "+notTwoEnds+
+			"; give the QEMU that the guest came from as --source"),
+	},
+	{
+		"nothing happened", "the source runs and the destination waits",
+		func(s Situation) bool { return s.Source.runs() && s.Destination.Status == None && !s.Leftover },
+		stay(record.Source, "there is nothing to recover: the guest runs on the source, and the destination "+
+			"waits"),
+	},
+	{
+		"only the mirrors are left", "the guest runs, and its disks are its own",
+		func(s Situation) bool { return s.Source.runs() && s.Destination.Status == None },
+		stay(record.Source, "the guest runs on the source, and the destination waits"),
+	},
+	{
+		"nothing happened, the guest is paused",
+		"a migration would have made the destination listen before it stopped the guest",
+		func(s Situation) bool { return s.Source.home() && s.Destination.Status == None },
+		stay(record.Source, "there is nothing to recover: the guest is paused on the source, where `cont` "+
+			"runs it, and the destination waits"),
+	},
+	{
+		"end the destination", "the fence: before the source goes on, the destination is known dead",
+		func(s Situation) bool {
+			return s.Destination.Reach != Dead && s.Destination.Status != None && !s.Unended
+		},
+		step(End),
+	},
+	{
+		"destination cannot be ended", "the fence does not hold",
+		func(s Situation) bool { return s.Unended },
+		doubt(record.Unknown, "end destination: $E: end that QEMU, then try again"),
+	},
+	{
+		"continue the source", "the migration had not completed, so the destination was never told to run",
+		func(s Situation) bool { return true },
+		step(RunSource),
+	},
 }

@@ -38,6 +38,9 @@ const (
 	Failed    Outcome = "failed"    // something broke; GuestOn says where the guest is
 	Cancelled Outcome = "cancelled" // we were asked to stop; the guest runs on the source
 	Recovered Outcome = "recovered" // something broke past the switch-over and the guest was brought back to life
+
+	// GuestEnded: the guest shut down, or was reset where that ends QEMU (-no-reboot): nobody has it, and nothing was lost.
+	GuestEnded Outcome = "guest-ended"
 )
 
 // Holder says which side holds the guest.

@@ -1,0 +1,110 @@
+package engine_test
+
+import (
+	"fmt"
+	"net"
+	"testing"
+	"time"
+
+	"qmigrate/engine"
+	"qmigrate/engine/record"
+	"qmigrate/guest/guesttest"
+	"qmigrate/guest/guesttest/within"
+)
+
+// droppedFor is how long a migration may go on without a link before somebody asks it to stop, as a person would: a pre-copy that merely makes no
+// progress has no limit of its own.
+const droppedFor = 6 * time.Second
+
+// drop is one trial of TestDropAtRandom.
+type drop struct {
+	plan  engine.Plan
+	after time.Duration // from the first command until the link is dropped
+	back  time.Duration // from then until it is there again; 0: not before the migration has ended
+}
+
+func (d drop) String() string {
+	back := "for good"
+	if d.back > 0 {
+		back = "for " + d.back.Round(time.Millisecond).String()
+	}
+	return fmt.Sprint(d.plan.Mode, d.plan.Capabilities, " ", d.after.Round(time.Millisecond), " ", back)
+}
+
+// TestDropAtRandom drops the link that the stream goes over, without notice, at any moment of a migration that lasts two to three seconds. Neither
+// QEMU is told: packets are gone. The monitors are reached all the time. Whatever happens, no two guests run, and where the guest is said to be, it is;
+// if nobody runs it, that is said. The next command, with the link back, makes no two guests of it either.
+func TestDropAtRandom(t *testing.T) {
+	random := seed(t)
+	modes := []record.Mode{record.PreCopyMode, record.StopAndCopyMode, record.PostCopyMode, record.HybridMode}
+	guesttest.EachQEMU(t, func(t *testing.T, qemu string) {
+		for i := range chaos(t, 3) {
+			const rate = 60 << 10
+			d := drop{after: time.Duration(random.Int64N(int64(2500 * time.Millisecond)))}
+			d.plan.Mode, d.plan.MaxBandwidth = modes[random.IntN(len(modes))], rate
+			if random.IntN(2) == 0 {
+				d.plan.Capabilities = map[string]bool{"return-path": true}
+			}
+			if random.IntN(2) == 0 {
+				d.back = time.Duration(random.Int64N(int64(4 * time.Second)))
+			}
+			switch d.plan.Mode {
+			case record.HybridMode:
+				d.plan.SwitchAfter = engine.SwitchAfter{Time: time.Duration(random.Int64N(int64(time.Second))) + time.Millisecond}
+				fallthrough
+			case record.PostCopyMode:
+				d.plan.Parameters = map[string]string{"max-postcopy-bandwidth": fmt.Sprint(rate)}
+			}
+			t.Run(fmt.Sprint(i, " ", d), func(t *testing.T) {
+				t.Parallel()
+				d.run(t, qemu)
+			})
+		}
+	})
+}
+
+func (d drop) run(t *testing.T, qemu string) {
+	l := newLink(t)
+	x := l.trial(qemu, nil)
+	free, err := l.net.Host("b").Listen(within.Context(t), "tcp", net.JoinHostPort(l.address("b").String(), "0"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	uri := "tcp:" + free.Addr().String() // a port that is known, for --recover
+	free.Close()
+	limits := x.plan
+	x.plan = d.plan
+	x.plan.Listen, x.plan.StallLimit, x.plan.RecoverLimit = uri, limits.StallLimit, limits.RecoverLimit
+	var timers []*time.Timer
+	x.run(t, never, d.after, func() {
+		l.set(false)
+		timers = append(timers, time.AfterFunc(droppedFor, x.cancel))
+		if d.back > 0 {
+			timers = append(timers, time.AfterFunc(d.back, func() { l.set(true) }))
+		}
+	})
+	for _, timer := range timers {
+		timer.Stop()
+	}
+	x.check(t)
+	x.say(t, d.String())
+	if x.a != "running" && x.b != "running" && x.rec.GuestOn == record.Source {
+		t.Errorf("both live, it is said to be on the source, and nobody runs it: %v", x.err)
+	}
+	// The link is back, and somebody asks what can be done.
+	l.set(true)
+	before := [2]string{x.a, x.b}
+	for range 2 { // the second finds what the first has made
+		holder, said, err := engine.Recover(within.Context(t), x.from, x.to, engine.Plan{Listen: uri, StallLimit: time.Second, RecoverLimit: 15 * time.Second}, engine.Options{})
+		x.look(t)
+		t.Logf("--recover: %s, source %s, destination %s: %s %v", holder, x.a, x.b, said, err)
+		switch {
+		case x.a == "running" && x.b == "running":
+			t.Fatalf("TWO GUESTS RUN after recovery from %v: %s %v", before, said, err)
+		case err == nil && (holder == record.Source && x.a != "running" || holder == record.Destination && x.b != "running"):
+			t.Errorf("recovery from %v says %q; source %s, destination %s", before, said, x.a, x.b)
+		case x.a != "running" && x.b != "running":
+			t.Errorf("nobody runs it after recovery from %v, and nobody was killed: source %s, destination %s: %s %v", before, x.a, x.b, said, err)
+		}
+	}
+}

@@ -1,0 +1,122 @@
+package holder
+
+import "qmigrate/engine/record"
+
+// switchRules are for a post-copy whose destination was not told to run yet.
+var switchRules = []rule{
+	// Post-copy: the source has given it away, and the destination has not run it.
+	{
+		"switched, both dead", "nobody is left",
+		func(s Situation) bool { return s.handed() && s.Source.Reach == Dead && s.Destination.Reach == Dead },
+		stay(record.None, bothDied),
+	},
+	{
+		"switched, destination dead, memory given up", "the source has freed what it had sent",
+		func(s Situation) bool { return s.handed() && s.Destination.Reach == Dead && s.Gives },
+		stay(record.None, "it is lost: the destination QEMU died before it ran, and with release-ram the "+
+			"source has already given up what it had sent"),
+	},
+	{
+		"switched, destination dead: take it back",
+		"nothing has changed since the source stopped; QEMU before 10.0 lets it go",
+		func(s Situation) bool {
+			return s.handed() && s.Destination.Reach == Dead && s.Source.Reach == Answers &&
+				s.Source.Status != Departed && !s.Cancelled
+		},
+		step(Cancel),
+	},
+	{
+		"switched, destination dead, no way back", "QEMU 10.0 and newer refuse",
+		func(s Situation) bool {
+			return s.handed() && s.Destination.Reach == Dead && s.Source.Reach == Answers &&
+				s.Source.Status != Departed
+		},
+		stay(record.None, "it is lost: the destination QEMU died before it ran, and this source QEMU lets "+
+			"nobody go back from post-copy ($E); its memory can be read there with dump-guest-memory"),
+	},
+	{
+		"switched, source dead, all is there", "the destination has everything",
+		func(s Situation) bool {
+			return s.handed() && s.Source.Reach == Dead && s.Destination.Reach == Answers &&
+				s.Destination.whole() && !s.Refused && !s.Leave
+		},
+		step(RunDestination),
+	},
+	{
+		"switched, source dead, wait for the rest", "the last of it may be on the way",
+		func(s Situation) bool {
+			return s.handed() && s.Source.Reach == Dead && s.Destination.Reach == Answers &&
+				!s.Destination.whole() && !s.Waited
+		},
+		step(Wait),
+	},
+	{
+		"switched, source dead", "what is missing died with it",
+		func(s Situation) bool {
+			return s.handed() && s.Source.Reach == Dead && s.Destination.Reach == Answers &&
+				!s.Destination.whole()
+		},
+		stay(record.None, partThere),
+	},
+	{
+		"switched: the destination runs it",
+		"the source cannot any more, and the destination has all that it needs",
+		func(s Situation) bool {
+			return s.handed() && s.Destination.Reach == Answers && s.Destination.loaded() && MayRun(s) &&
+				!s.Refused && !s.Leave
+		},
+		step(RunDestination),
+	},
+	{
+		"switched, destination does not start", "only it can run it",
+		func(s Situation) bool {
+			return s.handed() && s.Destination.Reach == Answers && s.Destination.loaded() && s.Refused
+		},
+		stay(record.Destination, "it is there, paused, and does not start ($E): `cont` on $D runs it"),
+	},
+	{
+		"switched, guest was paused", "it stays as it was; its memory follows",
+		func(s Situation) bool {
+			return s.handed() && s.Destination.Reach == Answers && s.Destination.loaded() && s.Leave
+		},
+		stay(record.Destination, "it is there, paused as it was: let both QEMUs live until query-migrate on "+
+			"$D says completed"),
+	},
+	{
+		"switched, destination still loads", "a busy host must not be taken for a lost link",
+		func(s Situation) bool { return s.handed() && s.Destination.Reach == Answers && !s.Waited },
+		step(Wait),
+	},
+	{
+		"switched, and nobody runs it", "the destination could not be told, or is not known to be whole",
+		func(s Situation) bool { return s.handed() && s.Destination.Reach != Dead },
+		stay(record.None, "it is paused on both sides, and only the destination can run it: let both QEMUs "+
+			"live; "+laterAgain),
+	},
+
+	// Post-copy was asked for, and the source has not given it away yet.
+	{
+		"switch under way: cut the connection",
+		"safe before the switch and after it; migrate_cancel could cross it",
+		func(s Situation) bool {
+			return s.Begun && s.Source.Reach == Answers && !s.Source.Status.Final() &&
+				s.Destination.Reach != Dead && !s.Cancelled
+		},
+		step(Yank),
+	},
+	{
+		"switch under way: wait", "the source says by itself which side has it",
+		func(s Situation) bool {
+			return s.Begun && s.Source.Reach == Answers && !s.Source.Status.Final() && !s.Waited
+		},
+		step(Wait),
+	},
+	{
+		"switch under way for too long", "whose it is is not known",
+		func(s Situation) bool {
+			return s.Begun && s.Source.Reach == Answers && (s.Source.Status.split() ||
+				s.Source.Status == Device || s.Source.Run == Finishing)
+		},
+		stay(record.None, "it stands still on the source, whose QEMU does not end the switch to post-copy: "+laterAgain),
+	},
+}

@@ -1,0 +1,137 @@
+package holder
+
+import (
+	"fmt"
+	"slices"
+	"strings"
+)
+
+// table is docs/who-holds-the-guest.md.
+func table(counts map[Asker]map[string]int) string {
+	var b strings.Builder
+	b.WriteString("# Who holds the guest: every rule\n\n" +
+		"Written from engine/holder by `go test ./engine/holder -run TestEvery -update`; the test fails where this page is out of date. Why the rules are safe is\n" +
+		"[decision 2](decisions/0002-who-holds-the-guest.md).\n\n" +
+		"qmigrate asks both QEMUs for their run state and for their migration's state, finds the first rule that holds, does its step, and asks again, until a rule\n" +
+		"says where the guest is. No step is done twice. A situation is a pair of states, what was sent and what was tried before.\n\n" +
+		"| word | meaning |\n|---|---|\n" +
+		"| sent | `completed`, and query-migrate speaks of a migration from here (it has `ram`), or the run state is postmigrate |\n" +
+		"| received | `completed` without that: a guest has once arrived |\n" +
+		"| silent | the monitor is there and does not answer within 2 s |\n" +
+		"| lost | the monitor has gone, and the process is not known to have ended |\n" +
+		"| dead | the process has ended, or said yes to `quit` and closed its monitor |\n" +
+		"| told | the destination was sent `cont`, or was seen to run |\n" +
+		"| handed over | the source is in post-copy and cannot take its guest back by itself any more |\n\n")
+	titles := map[Asker]string{
+		Undo:    "A failure, Ctrl-C or a time-out in a live run",
+		Recover: "`migrate --recover`",
+		Migrate: "A new `migrate`",
+	}
+	for _, asker := range []Asker{Undo, Recover, Migrate} {
+		all := 0
+		for _, n := range counts[asker] {
+			all += n
+		}
+		fmt.Fprintf(&b, "## %s\n\n%d rules decide %d situations. The first that holds decides.\n\n", titles[asker], len(tables(asker)), all)
+		b.WriteString("| # | situation | step, or where the guest is | why | what is said | decides |\n|---|---|---|---|---|---|\n")
+		for i, r := range tables(asker) {
+			fmt.Fprintf(&b, "| %d | %s | %s | %s | %s | %d |\n", i+1, r.name, does(asker, r.then), r.why, said(r.then.Text), counts[asker][r.name])
+		}
+		b.WriteString("\n")
+		matrix(&b, asker)
+	}
+	return strings.TrimRight(b.String(), "\n") + "\n"
+}
+
+func does(asker Asker, d Decision) string {
+	switch {
+	case d.Do != Stay:
+		return "**" + string(d.Do) + "**"
+	case asker == Migrate && d.Doubt:
+		return "refused"
+	case asker == Migrate:
+		return "begins"
+	case d.Doubt:
+		return string(d.Guest) + "; an error"
+	case d.Unfinished:
+		return string(d.Guest) + ", not all of it"
+	}
+	return string(d.Guest)
+}
+
+var words = strings.NewReplacer("$S", "SOURCE", "$D", "DESTINATION", "$E", "ERROR", "$X", "WHY", "$s", "STATE", "$d", "STATE", "$m", "STATUS", "$n", "STATUS", "\t", ": ")
+
+func said(text string) string { return strings.ReplaceAll(words.Replace(text), "|", "\\|") }
+
+// states are those in which a side that answers can be found.
+func states(source bool) (all []QEMU) {
+	add := func(status Status, runs ...Run) {
+		for _, run := range runs {
+			all = append(all, QEMU{Reach: Answers, Run: run, Status: status})
+		}
+	}
+	if source {
+		add(None, Running, Paused)
+		add(Setup, Running, Paused)
+		add(Active, Running, Paused, Finishing)
+		add(Cancelling, Running, Paused)
+		add(Cancelled, Running, Paused)
+		add(Failed, Running, Paused, Post)
+		add(Departed, Post, Running, Paused)
+		add(Arrived, Running, Paused)
+		add(Device, Finishing)
+		add(Split, Finishing)
+		add(SplitLost, Finishing)
+		add(SplitMend, Finishing)
+		return all
+	}
+	add(None, InMigrate)
+	add(Listening, InMigrate)
+	add(Active, InMigrate)
+	add(Failed, InMigrate)
+	add(Arrived, Paused, Running)
+	add(Device, InMigrate)
+	add(Split, Paused, Running)
+	add(SplitLost, Paused, Running)
+	add(SplitMend, Paused, Running)
+	return all
+}
+
+// matrix shows which rule decides first for each pair of states that can be found.
+func matrix(b *strings.Builder, asker Asker) {
+	sent := []Sent{SentNothing}
+	if asker == Undo {
+		sent = []Sent{SentMigrate, SentSwitch, SentCont}
+	}
+	for _, sent := range sent {
+		title := "The first rule by the two states"
+		if asker == Undo {
+			title += fmt.Sprintf(" when `%s` was the last command that counts, no RESUME was seen", sent)
+			if sent == SentCont {
+				title += ", and the mode is not one of post-copy"
+			}
+		}
+		fmt.Fprintf(b, "%s. Rows are the source, columns the destination:\n\n|  |", title)
+		for _, dst := range append(states(false), QEMU{Reach: Lost}, QEMU{Reach: Dead}) {
+			fmt.Fprintf(b, " %s |", name(dst))
+		}
+		b.WriteString("\n|---|" + strings.Repeat("---|", len(states(false))+2) + "\n")
+		for _, src := range append(states(true), QEMU{Reach: Silent}, QEMU{Reach: Lost}, QEMU{Reach: Dead}) {
+			fmt.Fprintf(b, "| %s |", name(src))
+			for _, dst := range append(states(false), QEMU{Reach: Lost}, QEMU{Reach: Dead}) {
+				d := Decide(Situation{Asker: asker, Source: src, Destination: dst, Sent: sent, Ran: Never, Begun: sent == SentSwitch})
+				n := slices.IndexFunc(tables(asker), func(r rule) bool { return r.name == d.Rule })
+				fmt.Fprintf(b, " %d |", n+1)
+			}
+			b.WriteString("\n")
+		}
+		b.WriteString("\n")
+	}
+}
+
+func name(q QEMU) string {
+	if q.Reach != Answers {
+		return string(q.Reach)
+	}
+	return fmt.Sprintf("%s, %s", q.Run, q.Status)
+}

@@ -1,0 +1,160 @@
+package holder
+
+import "qmigrate/engine/record"
+
+// toldRules are for a destination that was told to run the guest.
+var toldRules = []rule{
+	{
+		"both run, all is there: stop the source",
+		"the destination has the guest since our `cont`; somebody has continued the source",
+		func(s Situation) bool {
+			return s.told() && s.Source.runs() && s.Destination.runs() && s.Destination.whole() &&
+				s.Sent == SentCont && !s.Stopped
+		},
+		step(StopSource),
+	},
+	{
+		"both run", "a person has to choose, for both have changed",
+		func(s Situation) bool { return s.told() && s.Source.runs() && s.Destination.runs() },
+		stay(record.Unknown, "THE GUEST RUNS TWICE, on $S and on $D: `stop` on both, end the one whose guest "+
+			"is the older"),
+	},
+	{
+		"destination runs, source dead, memory missing", "what it misses died with the source",
+		func(s Situation) bool {
+			return s.told() && s.Destination.runs() && s.Destination.Status.split() && s.Source.Reach == Dead
+		},
+		stay(record.None, partThere),
+	},
+	{
+		"destination runs, source out of reach, memory missing", "post-copy needs no one who watches",
+		func(s Situation) bool {
+			return s.told() && s.Destination.runs() && s.Destination.Status.split() && s.Source.Reach != Answers
+		},
+		stay(record.Unknown, "a monitor was lost in post-copy; if both QEMUs live it goes on by itself: ask "+
+			"$D for query-migrate, and if that is postcopy-paused `qmigrate migrate --recover` goes on"),
+	},
+	{
+		"destination runs, link lost", "both sides are needed until all memory has come",
+		func(s Situation) bool {
+			return s.told() && s.Destination.runs() && s.Destination.Status.split() &&
+				(s.Source.Status == SplitLost || s.Source.Status == SplitMend || s.Destination.Status != Split)
+		},
+		unfinished("a part of its memory is still on the source, and it stands still at the first page that " +
+			"it misses: " + laterLink),
+	},
+	{
+		"destination runs, memory missing", "both sides are needed until all memory has come",
+		func(s Situation) bool { return s.told() && s.Destination.runs() && s.Destination.Status.split() },
+		unfinished("a part of its memory is still on the source: let both QEMUs live until query-migrate on " +
+			"$D says completed; if that is postcopy-paused, `qmigrate migrate --recover --source $S " +
+			"--destination $D`"),
+	},
+	{
+		"destination runs", "it has the guest",
+		func(s Situation) bool { return s.told() && s.Destination.runs() },
+		stay(record.Destination, ""),
+	},
+	{
+		"destination has run and is paused", "somebody stopped it there, or its disk did",
+		func(s Situation) bool { return s.told() && s.Destination.Reach == Answers && s.Ran == Has },
+		stay(record.Destination, "it is there, paused: `cont` on $D"),
+	},
+	{
+		"destination may have run, source runs", "neither may be ended by us",
+		func(s Situation) bool {
+			return s.told() && s.Destination.Reach == Answers && s.Ran == Maybe && s.Source.runs()
+		},
+		stay(record.Unknown, "the destination was told to run it and is paused, and somebody has continued "+
+			"the source: end the one whose guest is the older: $S or $D"),
+	},
+	{
+		"`cont` lost with a monitor", "it is the destination's since the first `cont`",
+		func(s Situation) bool {
+			return s.told() && s.Destination.Reach == Answers && s.Ran == Maybe && !s.Refused
+		},
+		step(RunDestination),
+	},
+	{
+		"`cont` lost and refused", "it may have run before",
+		func(s Situation) bool { return s.told() && s.Destination.Reach == Answers && s.Ran == Maybe },
+		stay(record.Destination, "it is there, paused, and does not start ($E): `cont` on $D"),
+	},
+	{
+		"told, never ran, source has it back", "the source has not given it away",
+		func(s Situation) bool {
+			return s.told() && s.Destination.Reach == Answers && s.Source.Reach == Answers && !s.Unended &&
+				(s.Source.back() || s.Source.runs())
+		},
+		step(End),
+	},
+	{
+		"told, never ran, nobody can go back", "the source has given it away, or what it had is freed",
+		func(s Situation) bool {
+			return s.told() && s.Destination.Reach == Answers && s.handed() && (s.Gives ||
+				!s.Destination.whole() || s.Source.Status != Departed)
+		},
+		stay(record.Destination, "it is there, paused, and does not start: `cont` on $D runs it"),
+	},
+	{
+		"told, never ran, source out of reach", "the destination has the only guest for certain",
+		func(s Situation) bool {
+			return s.told() && s.Destination.Reach == Answers && s.Source.Reach != Answers
+		},
+		stay(record.Destination, "it is there, paused, and does not start: `cont` on $D runs it once the "+
+			"source QEMU is surely dead"),
+	},
+	{
+		"told, never ran: end it", "the source answers, has it whole and stopped; the fence comes first",
+		func(s Situation) bool { return s.told() && s.Destination.Reach == Answers && !s.Unended },
+		step(End),
+	},
+	{
+		"told, never ran, cannot be ended", "the fence does not hold",
+		func(s Situation) bool { return s.told() && s.Destination.Reach == Answers },
+		stay(record.None, "it is paused on both sides, and the destination could not be ended ($E): end $D, "+
+			"then `cont` on $S"),
+	},
+	{
+		"ran, silent since", "it was started there",
+		func(s Situation) bool { return s.told() && s.Destination.Reach == Silent && s.Ran == Has },
+		stay(record.Destination, "it was started there, and $D does not answer since"),
+	},
+	{
+		"told, silent, its process is known",
+		"it can be ended by force, and its last events say whether it ran",
+		func(s Situation) bool {
+			return s.told() && s.Destination.Reach != Dead && s.Destination.Known && s.Ran == Never &&
+				s.Source.Reach == Answers && !s.Unended && !s.handed()
+		},
+		step(End),
+	},
+	{
+		"told, not known dead", "it may run",
+		func(s Situation) bool { return s.told() && s.Destination.Reach != Dead },
+		stay(record.Unknown, "the destination was told to run it, cannot be asked any more, and is not known "+
+			"dead: ask $D for query-status; if that QEMU is surely dead, `cont` on $S goes back to when the "+
+			"source stopped"),
+	},
+	{
+		"told, both dead", "nobody is left",
+		func(s Situation) bool { return s.told() && s.Source.Reach == Dead },
+		stay(record.None, bothDied),
+	},
+	{
+		"ran and died in post-copy", "what it had changed died with it",
+		func(s Situation) bool { return s.told() && s.Ran != Never && s.Source.Status.split() },
+		stay(record.None, "it is lost: the destination QEMU, which ran it, died in post-copy, and what it had "+
+			"changed died with it; $S still has the memory as it was at the switch and can be examined"),
+	},
+	{
+		"ran and died", "what it did since is lost; a person decides whether to go back",
+		func(s Situation) bool { return s.told() && s.Ran == Has },
+		stay(record.None, "it ran on the destination, which died. "+goBack),
+	},
+	{
+		"may have run and died", "the same, for its last events were not seen",
+		func(s Situation) bool { return s.told() && s.Ran == Maybe },
+		stay(record.None, "it may have run on the destination, which died. "+goBack),
+	},
+}

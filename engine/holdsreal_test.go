@@ -1,0 +1,234 @@
+package engine_test
+
+import (
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"runtime"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
+
+	"qmigrate/engine"
+	"qmigrate/engine/record"
+	"qmigrate/guest"
+	"qmigrate/guest/guesttest"
+	"qmigrate/hostnet"
+)
+
+// The interleavings that real QEMUs can be brought into.
+
+// link is a network of two hosts, each a namespace of its own, whose link can be dropped: what is sent is gone, and nobody is told.
+type link struct {
+	t   *testing.T
+	net *hostnet.Network
+	mu  sync.Mutex
+	off bool
+}
+
+var links atomic.Int64
+
+// newLink makes one. The hosts know each other's hardware address for good, so that a packet into the dropped link is lost like one in a filter: a
+// host that asked in vain for an address would tell the sender.
+func newLink(t *testing.T) *link {
+	t.Helper()
+	if os.Geteuid() != 0 {
+		guesttest.Unable(t, "not root: no network namespaces")
+	}
+	n, err := hostnet.Spec{Owner: fmt.Sprintf("drop-%d-%d", os.Getpid(), links.Add(1))}.Apply(t.Context())
+	if err != nil {
+		guesttest.Unable(t, err)
+	}
+	l := &link{t: t, net: n}
+	t.Cleanup(func() {
+		if err := n.Close(); err != nil {
+			t.Error(err)
+		}
+	})
+	hardware := map[string]net.HardwareAddr{}
+	for _, h := range []string{"a", "b"} {
+		l.inside(h, func(k *netlink.Handle) error {
+			bridge, err := k.LinkByName("qmigbr0")
+			if err == nil {
+				hardware[h] = bridge.Attrs().HardwareAddr
+			}
+			return err
+		})
+	}
+	for h, other := range map[string]string{"a": "b", "b": "a"} {
+		l.inside(h, func(k *netlink.Handle) error {
+			bridge, err := k.LinkByName("qmigbr0")
+			if err != nil {
+				return err
+			}
+			return k.NeighSet(&netlink.Neigh{
+				LinkIndex: bridge.Attrs().Index, State: netlink.NUD_PERMANENT, IP: n.Address(other).AsSlice(), HardwareAddr: hardware[other],
+			})
+		})
+	}
+	return l
+}
+
+// inside runs f in a host's namespace, on a thread that ends with it.
+func (l *link) inside(host string, f func(*netlink.Handle) error) {
+	l.t.Helper()
+	result := make(chan error, 1)
+	go func() {
+		runtime.LockOSThread() // and never unlocked
+		path := filepath.Join("/run/netns", strings.TrimPrefix(l.net.Host(host).Name(), "netns:"))
+		fd, err := unix.Open(path, unix.O_RDONLY|unix.O_CLOEXEC, 0)
+		if err != nil {
+			result <- err
+			return
+		}
+		defer unix.Close(fd)
+		if err := unix.Setns(fd, unix.CLONE_NEWNET); err != nil {
+			result <- err
+			return
+		}
+		k, err := netlink.NewHandle(unix.NETLINK_ROUTE)
+		if err == nil {
+			err = f(k)
+			k.Close()
+		}
+		result <- err
+	}()
+	if err := <-result; err != nil {
+		l.t.Fatal(err)
+	}
+}
+
+// set drops the link, or lets it through again. Any goroutine may call it; it is harmless twice.
+func (l *link) set(up bool) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.off == !up {
+		return
+	}
+	if err := l.net.SetLink("b", up); err != nil {
+		l.t.Error(err)
+	}
+	l.off = !up
+}
+
+func (l *link) address(host string) netip.Addr { return l.net.Address(host) }
+
+// trial is newTrial with a QEMU on each host, and a plan whose destination listens on its own.
+func (l *link) trial(qemu string, change func(a, b *guest.Spec)) *trial {
+	l.t.Helper()
+	src, dst := pairOn(l.t, [2]hostnet.Host{l.net.Host("a"), l.net.Host("b")}, qemu, change)
+	x := trialOf(src, dst, true)
+	x.plan = engine.Plan{Listen: fmt.Sprintf("tcp:%s:0", l.address("b")), StallLimit: time.Second, RecoverLimit: 2 * time.Second}
+	return x
+}
+
+// TestDroppedRoute is case 5 of TestHoldsPreCopy: the source connects into a route in which all is dropped, and somebody asks to stop. 7.2 stays in
+// `cancelling` until the kernel gives up, 10.0 does not.
+func TestDroppedRoute(t *testing.T) {
+	guesttest.EachQEMU(t, func(t *testing.T, qemu string) {
+		for _, mode := range []record.Mode{record.PreCopyMode, record.StopAndCopyMode} {
+			t.Run(string(mode), func(t *testing.T) {
+				t.Parallel()
+				l := newLink(t)
+				x := l.trial(qemu, nil)
+				x.plan.Mode = mode
+				x.run(t, sent(record.Source, "migrate"), 0, func() {
+					l.set(false)
+					time.AfterFunc(time.Second, x.cancel)
+				})
+				x.check(t)
+				x.say(t, "migrate")
+				if x.a != "running" || x.b != "dead" || x.rec.GuestOn != record.Source || x.rec.Outcome != record.Cancelled {
+					t.Errorf("source %s, destination %s, guest on %s, %s: %v", x.a, x.b, x.rec.GuestOn, x.rec.Outcome, x.err)
+				}
+			})
+		}
+	})
+}
+
+// TestSilentSource is case 14 of TestHoldsPreCopy: SIGSTOP for the source that copies a guest that we have stopped, and SIGCONT a while later.
+func TestSilentSource(t *testing.T) {
+	guesttest.EachQEMU(t, func(t *testing.T, qemu string) {
+		t.Parallel()
+		x := newTrial(t, qemu, true, nil)
+		x.plan = engine.Plan{Mode: record.StopAndCopyMode, MaxBandwidth: slow, StallLimit: time.Second, RecoverLimit: time.Second}
+		x.run(t, got(record.Source, `"status": "active"`), 0, func() {
+			if err := x.src.Process().Signal(syscall.SIGSTOP); err != nil {
+				t.Error(err)
+			}
+			x.background.Go(func() {
+				time.Sleep(4 * time.Second)
+				_ = x.src.Process().Signal(syscall.SIGCONT)
+			})
+		})
+		x.check(t)
+		x.say(t, "active")
+		if x.err == nil || !strings.Contains(x.err.Error(), "source QEMU has not answered") || x.b != "dead" {
+			t.Errorf("source %s, destination %s: %v", x.a, x.b, x.err)
+		}
+		if x.a != "running" && x.rec.GuestOn == record.Source {
+			t.Errorf("said to be on the source, which is %s: %v", x.a, x.err)
+		}
+		x.recovered(t)
+		if x.a != "running" {
+			t.Errorf("source %s after recovery", x.a)
+		}
+	})
+}
+
+// powerOff is a disk whose boot sector waits for a time and then powers the machine off.
+func powerOff(t *testing.T, after time.Duration) string {
+	t.Helper()
+	us := uint32(after.Microseconds())
+	disk := make([]byte, 1<<20)
+	copy(disk, []byte{
+		0xb4, 0x86, // mov ah, 0x86: wait
+		0xb9, byte(us >> 16), byte(us >> 24), // mov cx, high half of the microseconds
+		0xba, byte(us), byte(us >> 8), // mov dx, low half
+		0xcd, 0x15, // int 0x15
+		0xba, 0x04, 0x06, // mov dx, 0x604: q35's PM1a control block
+		0xb8, 0x00, 0x20, // mov ax, 0x2000: sleep, to S5
+		0xef,       // out dx, ax
+		0xeb, 0xfe, // jmp $
+	})
+	disk[510], disk[511] = 0x55, 0xaa
+	name := filepath.Join(guesttest.Dir(t), "off")
+	if err := os.WriteFile(name, disk, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	return name
+}
+
+// TestPowersOff is case 15 of TestHoldsPreCopy: a guest that powers itself off while it is copied.
+func TestPowersOff(t *testing.T) {
+	guesttest.EachQEMU(t, func(t *testing.T, qemu string) {
+		t.Parallel()
+		disk := powerOff(t, 700*time.Millisecond)
+		x := newTrial(t, qemu, true, func(a, b *guest.Spec) {
+			a.Memory, b.Memory = 512<<20, 512<<20 // takes seconds to copy
+			a.Extra = []string{"-drive", "if=none,id=d,format=raw,readonly=on,file=" + disk, "-device", "virtio-blk-pci,drive=d,bootindex=0"}
+			b.Extra = a.Extra
+		})
+		x.plan = engine.Plan{MaxBandwidth: slow}
+		x.run(t, never, 0, nil)
+		x.killed = record.Source // by itself
+		x.look(t)
+		x.say(t, "power off")
+		if x.a != "dead" || x.b != "dead" || x.rec.Outcome != guestEnded || x.rec.GuestOn != record.None {
+			t.Errorf("source %s, destination %s, guest on %s, %s: %v", x.a, x.b, x.rec.GuestOn, x.rec.Outcome, x.err)
+		}
+		var stage *engine.StageError
+		if !errors.As(x.err, &stage) || !strings.Contains(x.err.Error(), "shut down") || strings.Contains(x.err.Error(), "is lost") {
+			t.Errorf("%v", x.err)
+		}
+	})
+}
