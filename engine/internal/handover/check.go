@@ -15,7 +15,7 @@ func (m *model) runnable(t *State, fenced bool) (source, destination bool) {
 			source = true
 		case s.at == idle || s.at == stuck || s.at == halted || s.at == reconnecting || s.at == handshake:
 		case s.at == pages || s.at == allPages:
-			source = m.Source == v7 && !s.err && (t.d.dead || fenced) || s.mig == splitDevice || m.Source >= v10 && s.at == allPages && s.err
+			source = m.Source == v7 && (!s.err || s.mig == cancelling) && (t.d.dead || fenced) || s.mig == splitDevice || m.Source >= v10 && s.at == allPages && s.err
 		default:
 			source = true
 		}
@@ -75,7 +75,7 @@ func (m *model) wrongAtRest(t *State) string {
 	sourceRuns := !t.s.dead && t.s.run == running
 	destinationRuns := !t.d.dead && t.d.run == running
 	source, destination := m.runnable(t, false)
-	vague := t.unclear || m.Unknown || t.excuse || t.meddled
+	vague := t.unclear || k.recovers && (t.d.dead || k.guest == 4 && (k.dest.mig <= listening || t.net >= netSilent)) || k.source.reach == silent || k.dest.reach == silent || m.Unknown || t.excuse || t.meddled
 	switch {
 	case t.excuse && t.twice():
 		return ""

@@ -11,7 +11,7 @@ func TestTry(t *testing.T) {
 	if os.Getenv("TRY") == "" {
 		t.Skip()
 	}
-	for _, md := range []mode{postCopy} {
+	for _, md := range []mode{preCopy, stopAndCopy, postCopy} {
 		for v := v7; v <= v11; v++ {
 			for _, rp := range []bool{true} {
 				c := Config{Source: v, Destination: v, Mode: md, ReturnPath: rp, Faults: 1}

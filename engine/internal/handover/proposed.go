@@ -1,12 +1,17 @@
 package handover
 
 import (
+	"os"
+
 	"qmigrate/engine/holder"
 	"qmigrate/engine/record"
 )
 
 // proposed are rules that the model asks for before holder has them.
 func (m *model) proposed(s holder.Situation) (holder.Decision, bool) {
+	if os.Getenv("NOPROP") != "" {
+		return holder.Decision{}, false
+	}
 	src, dst := s.Source, s.Destination
 	do := func(what holder.Step, why string) (holder.Decision, bool) {
 		return holder.Decision{Do: what, Rule: "proposed: " + why}, true
@@ -45,6 +50,27 @@ func (m *model) proposed(s holder.Situation) (holder.Decision, bool) {
 		case dst.Status == holder.Split || dst.Status == holder.SplitLost || dst.Status == holder.SplitMend:
 			return said(record.None, "it is lost: the source has ended its migration, and what the destination misses will not come"), true
 		}
+	}
+	if s.Asker != holder.Recover {
+		return holder.Decision{}, false
+	}
+	d := holder.Decide(s)
+	switch {
+	case d.Do == holder.Cancel && m.Mode == postCopy && src.Status == holder.Active:
+		return do(holder.Yank, "R8: postcopy-ram is on, so migrate_cancel might cross the switch")
+	case d.Do == holder.RunDestination && dst.Run == holder.InMigrate && !s.Waited:
+		return do(holder.Wait, "R7: the destination loads; `cont` would only be noted")
+	case d.Do == holder.RunDestination && dst.Run == holder.InMigrate:
+		return said(record.Unknown, "the destination does not load the guest: let both QEMUs live, and try again"), true
+	}
+	gone := src.Reach == holder.Dead || src.Reach == holder.Lost
+	switch {
+	case src.Reach == holder.Answers && src.Run == holder.Finishing && !s.Waited &&
+		(src.Status == holder.Failed || src.Status == holder.Cancelled || src.Status == holder.Departed):
+		return do(holder.Wait, "R2: as P1")
+	case gone && dst.Reach == holder.Answers && !s.Waited &&
+		(dst.Status == holder.Listening || dst.Status == holder.Active || dst.Status == holder.Device || dst.Status == holder.Split):
+		return do(holder.Wait, "R1: the last of it may be on its way to the destination")
 	}
 	return holder.Decision{}, false
 }

@@ -91,7 +91,7 @@ func (m *model) look(t *State, q *qemu, patience bool) bool {
 		}
 	}
 	if before != *seen {
-		k.waited = false
+		k.waited, k.refused = false, false
 	}
 	return true
 }
