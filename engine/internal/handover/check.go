@@ -48,11 +48,14 @@ func (m *model) wrongNow(t *State) string {
 	case !m.NoLocks && t.s.lock && t.d.lock && !t.s.dead && !t.d.dead:
 		return "3: two have the disk"
 	}
+	if t.gave && !t.s.dead && t.s.run == running && !t.excuse {
+		return "8: the source runs, and has given its memory away"
+	}
 	source, destination := m.runnable(t, false)
-	if t.k.at == pEnd && t.k.saysLost && (source || destination || t.off) && !t.late {
+	if t.k.at == pEnd && t.k.saysLost && (source || destination || t.off) && !t.late && t.slow == m.Slow {
 		return "4: it is said to be lost, and is not"
 	}
-	if t.k.at == pEnd && t.k.unfinished && !destination && !source && !t.off && !t.excuse && !t.late && !t.meddled && t.s.at != stuck {
+	if t.k.at == pEnd && t.k.unfinished && !destination && !source && !t.off && !t.excuse && !t.late && !t.meddled && t.s.at != stuck && t.d.at != stuck && !t.theirs && !(m.Source >= v10 && t.s.mig == failed) {
 		return "4: it is said to be unfinished, and is lost"
 	}
 	if !source && !destination && !t.killed && !t.other && !t.off && !t.excuse && !t.meddled && !m.lostAlone(t) {
@@ -66,7 +69,7 @@ func (m *model) lostAlone(t *State) bool {
 	if t.k.at != pEnd && t.k.at != pGone {
 		return true // looked at in the end only
 	}
-	return t.s.at == stuck || t.d.at == stuck || t.s.run == finishing || t.d.dead || m.Source >= v10 && t.post && t.s.mig == failed
+	return m.Release || t.s.at == stuck || t.d.at == stuck || t.s.run == finishing || t.d.dead || m.Source >= v10 && t.post && t.s.mig == failed
 }
 
 // wrongAtRest is what must not be when qmigrate has ended and no QEMU moves by itself any more.
@@ -75,7 +78,7 @@ func (m *model) wrongAtRest(t *State) string {
 	sourceRuns := !t.s.dead && t.s.run == running
 	destinationRuns := !t.d.dead && t.d.run == running
 	source, destination := m.runnable(t, false)
-	vague := t.unclear || k.recovers && (t.d.dead || k.guest == 4 && (k.dest.mig <= listening || t.net >= netSilent)) || k.source.reach == silent || k.dest.reach == silent || m.Unknown || t.excuse || t.meddled
+	vague := t.unclear || m.Elsewhere && k.guest == 4 || k.recovers && (t.d.dead || k.guest == 4 && (k.dest.mig <= listening || t.net >= netSilent)) || k.source.reach == silent || k.dest.reach == silent || m.Unknown || t.excuse || t.meddled
 	switch {
 	case t.excuse && t.twice():
 		return ""
@@ -99,7 +102,7 @@ func (m *model) wrongAtRest(t *State) string {
 	case k.leave || t.meddled:
 	case !k.told:
 		return "2: nobody runs the guest, and nothing is said"
-	case (source || destination) && !vague && !t.d.sick && !k.unfinished:
+	case (source || destination) && !vague && !t.d.sick && !k.unfinished && !(m.Release && k.begun):
 		return "2: nobody runs the guest, and a side could"
 	}
 	return ""

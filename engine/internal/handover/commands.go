@@ -102,7 +102,11 @@ func (m *model) cancel(t *State) reply {
 
 // yank closes the migration's connection, out of band.
 func (m *model) yank(t *State, q *qemu) {
-	if q.dead || q.hung || q.at == connecting || q.at == idle {
+	switch {
+	case q.dead || q.at == connecting || q.at == idle:
+		return
+	case q.hung: // it takes it when it wakes
+		q.err = true
 		return
 	}
 	t.hangUp(q)

@@ -14,7 +14,7 @@ func (m *model) next(st State, put func(string, State)) bool {
 	m.destinationSteps(st, do)
 	m.execution(st, do)
 	m.qmigrateSteps(st, do)
-	if n == 0 || st.slow > 0 {
+	if n == 0 || st.slow > 0 && m.delivered(&st) {
 		t := st
 		if n > 0 {
 			t.slow, t.unclear = t.slow-1, true
@@ -29,6 +29,14 @@ func (m *model) next(st State, put func(string, State)) bool {
 	return n > 0
 }
 
+// delivered: what the QEMUs have sent has come. A limit of ours is longer than any delivery takes.
+func (m *model) delivered(t *State) bool {
+	if q := t.waitsFor(); q != nil && q.reply != noReply {
+		return false
+	}
+	return t.k.at.undoes() || (t.s.events == 0 || t.s.deaf) && (t.d.events == 0 || t.d.deaf)
+}
+
 // tidy forgets what can have no effect any more, so that equal futures are equal states.
 func (m *model) tidy(t State) State {
 	k := &t.k
@@ -38,6 +46,7 @@ func (m *model) tidy(t State) State {
 	case k.recovers:
 		t.s.events, t.d.events = 0, 0
 	case k.at.undoes():
+		m.seeParting(&t)
 		t.s.events = 0
 		t.d.events = onlyResume(t.d.events)
 		if k.ran == 2 {
@@ -55,6 +64,13 @@ func (m *model) tidy(t State) State {
 		k.at = pGone
 	}
 	return t
+}
+
+// seeParting notes whether the events of the source tell of post-copy.
+func (m *model) seeParting(t *State) {
+	for e := t.s.events; e != 0 && !t.s.deaf; e >>= 4 {
+		t.k.parted = t.k.parted || mig(e&15) >= splitDevice && mig(e&15) <= splitRecover
+	}
 }
 
 func onlyResume(events uint64) uint64 {

@@ -17,8 +17,41 @@ func (m *model) proposed(s holder.Situation) (holder.Decision, bool) {
 		return holder.Decision{Do: what, Rule: "proposed: " + why}, true
 	}
 	undo := s.Asker == holder.Undo && src.Reach == holder.Answers
-	never := s.Ran == holder.Never && dst.Run != holder.Running
+	never := (s.Ran == holder.Never || s.Ran == holder.Maybe && s.Sent < holder.SentCont) && dst.Run != holder.Running
 	switch {
+	case s.Asker == holder.Undo && s.Sent < holder.SentMigrate && src.Reach == holder.Silent && (dst.Reach == holder.Dead || s.Unended):
+		return said(record.Unknown, "nothing was sent, and the source does not answer: ask $S; `cont` runs it if it is paused"), true
+	case s.Asker == holder.Undo && s.Elsewhere && src.Reach != holder.Answers && s.Sent >= holder.SentMigrate && s.Waited &&
+		(dst.Status == holder.None || dst.Status == holder.Listening):
+		return said(record.Unknown, "P16: it may have gone to another QEMU, which may run it"), true
+	case undo && src.Run == holder.Finishing && (src.Status == holder.Failed || src.Status == holder.Cancelled) && s.Waited && never &&
+		dst.Reach == holder.Answers && dst.Status == holder.Arrived && !s.Refused:
+		return do(holder.RunDestination, "P15: a source that has failed and stays in finish-migrate cannot be continued (10.2 and newer)")
+	case undo && src.Run == holder.Finishing && (src.Status == holder.Failed || src.Status == holder.Cancelled) && !s.Waited:
+		return do(holder.Wait, "P15: see whether it stays so")
+	case s.Asker == holder.Undo && src.Reach == holder.Dead && dst.Reach == holder.Answers && s.Waited && never &&
+		(dst.Status == holder.Listening || dst.Status == holder.Active || dst.Status == holder.Device || dst.Status == holder.Split):
+		return said(record.None, "P11: the source QEMU died, and the destination does not say whether it has all of it"), true
+	case s.Asker == holder.Undo && s.Begun && src.Reach == holder.Silent && s.Sent < holder.SentCont && never && dst.Reach == holder.Answers:
+		loaded := dst.Status == holder.Arrived || dst.Status == holder.Device || dst.Status == holder.Split || dst.Status == holder.SplitLost
+		switch {
+		case !s.Waited && !s.Cancelled:
+			return do(holder.Wait, "P12: the switch usually ends by itself")
+		case !loaded && !s.Cancelled:
+			return do(holder.Yank, "P12: it may hang in a write")
+		case !s.Waited:
+			return do(holder.Wait, "P12: it may need a moment")
+		}
+		return said(record.Unknown, "P12: the source does not answer in the switch: end neither QEMU; --recover once it answers"), true
+	case undo && s.Gives && s.Begun && (src.Status == holder.Failed || src.Status == holder.Cancelled) && src.Run != holder.Running && never &&
+		(src.Run != holder.Finishing || s.Waited):
+		switch {
+		case dst.Reach == holder.Answers && dst.Status == holder.Arrived && !s.Refused:
+			return do(holder.RunDestination, "P13: release-ram, and all memory is there")
+		case dst.Reach != holder.Dead && !s.Waited:
+			return do(holder.Wait, "P13: release-ram: the rest may be on its way")
+		}
+		return said(record.None, "P13: with release-ram the source may have given its memory away: look at both"), true
 	case undo && s.Begun && src.Run == holder.Finishing && !s.Waited &&
 		(src.Status == holder.Failed || src.Status == holder.Cancelled || src.Status == holder.Departed):
 		return do(holder.Wait, "P1: a source that has failed, or completed, is in finish-migrate for a moment")
@@ -68,6 +101,9 @@ func (m *model) proposed(s holder.Situation) (holder.Decision, bool) {
 	case src.Reach == holder.Answers && src.Run == holder.Finishing && !s.Waited &&
 		(src.Status == holder.Failed || src.Status == holder.Cancelled || src.Status == holder.Departed):
 		return do(holder.Wait, "R2: as P1")
+	case src.Reach == holder.Answers && src.Run == holder.Finishing && dst.Reach == holder.Answers && dst.Status == holder.Arrived &&
+		(src.Status == holder.Failed || src.Status == holder.Cancelled) && dst.Run != holder.Running && !s.Refused:
+		return do(holder.RunDestination, "R10: as P15")
 	case gone && dst.Reach == holder.Answers && !s.Waited &&
 		(dst.Status == holder.Listening || dst.Status == holder.Active || dst.Status == holder.Device || dst.Status == holder.Split):
 		return do(holder.Wait, "R1: the last of it may be on its way to the destination")

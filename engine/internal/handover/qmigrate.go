@@ -76,7 +76,9 @@ type mind struct {
 	stuck     bool
 	halted    bool // `stop` was sent to a source that ran beside the destination
 	blind     bool // events of the destination may have been missed
-	quit      bool // the destination said yes to quit and closed its monitor
+	fenced    bool // the destination is known dead, because we ended it
+	failed    bool // an event of the source said so
+	parted    bool // the source has said postcopy-*, or may have
 	left      bool // the source has left postcopy-paused
 	ended     bool // the destination was ended by us
 
@@ -159,7 +161,8 @@ func (m *model) take(t *State, q *qemu) {
 		k.ran = 2
 	case e == stopEvent:
 	case q == &t.s:
-		k.source.mig = e
+		k.source.mig, k.failed = e, k.failed || bad(e)
+		k.parted = k.parted || e >= splitDevice
 	default:
 		k.dest.mig = e
 	}
@@ -192,7 +195,7 @@ func bad(g mig) bool { return g == failed || g == cancelling || g == cancelled }
 // broken: events say that it cannot go on.
 func (t *State) broken() bool {
 	k := &t.k
-	return bad(k.source.mig) || bad(k.dest.mig) || k.dest.reach != answers || k.source.reach != answers && k.source.mig != departed
+	return k.failed || bad(k.dest.mig) || k.dest.reach != answers || k.source.reach != answers && k.source.mig != departed
 }
 
 // undo begins to settle a failure.
@@ -291,7 +294,10 @@ func (m *model) advanceOne(t *State) {
 	case pGoesOn:
 		switch {
 		case k.source.mig == split && k.dest.mig == split:
-			k.at, k.mends = pFollow, 0
+			k.at = pFollow // the limit counts from the first loss
+			if m.Former.has(freshLimit) {
+				k.mends = 0
+			}
 		case k.source.mig == splitPaused && k.left:
 			if m.Former.has(freshLimit) {
 				k.mends = 0

@@ -22,7 +22,8 @@ func (m *model) situation(t *State) holder.Situation {
 		Source:      holder.QEMU{Reach: reachOf(k.source.reach), Run: k.source.run.of(), Status: m.status(k.source.mig), Known: !m.Unknown},
 		Destination: holder.QEMU{Reach: reachOf(k.dest.reach), Run: k.dest.run.of(), Status: k.dest.mig.of(), Known: !m.Unknown},
 		Leave:       k.leave, Tentative: m.Source == v7 && k.source.mig == split && !k.pages && k.dest.mig != arrived, Elsewhere: m.Elsewhere,
-		Refused: k.refused, Begun: k.begun, Gives: m.Release,
+		Refused: k.refused,
+		Begun:   k.begun && (k.parted || !k.source.mig.final() || m.Release && k.source.mig != departed), Gives: m.Release,
 		Waited: k.waited, Cancelled: k.cancelled, Unended: k.unended, Stuck: k.stuck, Stopped: k.halted,
 	}
 	if k.ran == 0 && k.blind {
@@ -58,7 +59,7 @@ func (m *model) look(t *State, q *qemu, patience bool) bool {
 	}
 	before := *seen
 	switch {
-	case q.dead && (!m.Unknown || k.quit && !first):
+	case q.dead && (!m.Unknown || !first && (k.fenced || q.mig == failed && !q.deaf)):
 		m.drain(t, q)
 		seen.reach = dead
 		if !q.deaf {
@@ -72,17 +73,20 @@ func (m *model) look(t *State, q *qemu, patience bool) bool {
 		if patience {
 			return false
 		}
+		m.drain(t, q) // what it has sent has come meanwhile
 		seen.reach = silent
 	default:
 		if q.deaf {
 			q.deaf = false
 			k.blind = k.blind || !first && !m.Former.has(trustsSilence)
+			k.parted = k.parted || first
 		}
 		q.sent, q.reply = noCommand, noReply
 		if !m.Former.has(looksBeside) {
 			m.drain(t, q) // it is asked over the connection on which its events come, so they come first
 		}
 		seen.reach, seen.run, seen.mig = answers, q.run, q.mig
+		k.parted = k.parted || first && q.mig >= splitDevice
 		if first && q.at >= pages && q.at <= handshake {
 			k.pages = true
 		}
@@ -175,13 +179,23 @@ func (m *model) settle(t *State, d holder.Decision) {
 func (m *model) end(t *State) {
 	k := &t.k
 	switch {
-	case t.d.dead || !m.Unknown:
+	case !m.Unknown:
 		m.killDestination(t)
-		k.at, k.ended = uLookSource, true
+		k.at, k.ended, k.fenced = uLookSource, true, true
+	case t.d.dead: // nobody listens there any more: enough for one that surely never ran
+		k.at = uLookSource
+		if m.told(k) {
+			k.unended = true
+		} else {
+			k.ended, k.fenced = true, true
+		}
 	default:
 		t.send(&t.d, cmdQuit, uEnd)
 	}
 }
+
+// told: the destination was told to run, or was seen to.
+func (m *model) told(k *mind) bool { return k.sent == holderSent(holder.SentCont) || k.ran == 2 }
 
 func (m *model) killDestination(t *State) {
 	if t.d.dead {
@@ -203,9 +217,7 @@ func (m *model) undone(t *State, r reply) {
 			k.cancelled, k.at = true, uLookSource
 		}
 	case uEnd:
-		k.at, k.ended = uLookSource, true
-		k.quit = t.d.dead
-		k.unended = !k.quit
+		k.at, k.ended, k.fenced = uLookSource, true, true // it said yes and closed its monitor
 	case uRunSource:
 		if k.at = uLookSource; r == refused {
 			k.at = uRetry
@@ -247,7 +259,10 @@ func (m *model) expires(t *State) bool {
 		}
 		m.mend(t)
 	case pConfirm, pStopAgain:
-		m.succeed(k)
+		if m.succeed(k); t.d.dead {
+			k.dest.reach = dead
+			k.undo()
+		}
 	case uLookSource:
 		m.look(t, &t.s, false)
 		k.at, t.late = uLook, false
