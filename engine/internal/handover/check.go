@@ -69,7 +69,7 @@ func (m *model) lostAlone(t *State) bool {
 	if t.k.at != pEnd && t.k.at != pGone {
 		return true // looked at in the end only
 	}
-	return m.Release || t.s.at == stuck || t.d.at == stuck || t.s.run == finishing || t.d.dead || m.Source >= v10 && t.post && t.s.mig == failed
+	return m.Release || t.theirs || t.s.at == stuck || t.d.at == stuck || t.s.run == finishing || t.d.dead || m.Source >= v10 && t.post && t.s.mig == failed
 }
 
 // wrongAtRest is what must not be when qmigrate has ended and no QEMU moves by itself any more.

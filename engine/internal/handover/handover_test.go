@@ -13,7 +13,7 @@ func TestTry(t *testing.T) {
 	}
 	for _, md := range []mode{preCopy, stopAndCopy, postCopy} {
 		for v := v7; v <= v11; v++ {
-			for _, rp := range []bool{true} {
+			for _, rp := range []bool{false} {
 				c := Config{Source: v, Destination: v, Mode: md, ReturnPath: rp, Faults: 1}
 				if os.Getenv("TRY") == "2" {
 					c.Faults, c.Asks, c.Third = 1, 1, 1
@@ -37,7 +37,7 @@ func TestTry(t *testing.T) {
 				case "10":
 					c.Theirs, c.Third, c.Asks = true, 1, 1
 				case "11":
-					c.Elsewhere, c.Asks, c.Mode, c.ReturnPath = true, 1, stopAndCopy, false
+					c.Faults, c.Elsewhere, c.Asks, c.Mode, c.ReturnPath = 0, true, 1, stopAndCopy, false
 				case "12":
 					c.Late, c.Asks = true, 1
 				case "13":
@@ -49,9 +49,9 @@ func TestTry(t *testing.T) {
 				case "16":
 					c.Arrived, c.Asks, c.Theirs, c.Third = true, 1, true, 1
 				case "17":
-					c.Destination, c.Faults, c.Crashes, c.Recovers = (v+1)%3, 1, 1, 1
+					c.Destination, c.Faults, c.Crashes, c.Recovers, c.Late = (v+1)%3, 1, 1, 1, true
 				case "18":
-					c.Destination, c.Faults, c.Crashes, c.Recovers = (v+2)%3, 1, 1, 1
+					c.Destination, c.Faults, c.Crashes, c.Recovers, c.Late = (v+2)%3, 1, 1, 1, true
 				case "19":
 					c.NoLocks, c.Faults, c.Crashes, c.Recovers = true, 1, 1, 1
 				}

@@ -25,8 +25,8 @@ func (m *model) proposed(s holder.Situation) (holder.Decision, bool) {
 		(dst.Status == holder.None || dst.Status == holder.Listening):
 		return said(record.Unknown, "P16: it may have gone to another QEMU, which may run it"), true
 	case undo && src.Run == holder.Finishing && (src.Status == holder.Failed || src.Status == holder.Cancelled) && s.Waited && never &&
-		dst.Reach == holder.Answers && dst.Status == holder.Arrived && !s.Refused:
-		return do(holder.RunDestination, "P15: a source that has failed and stays in finish-migrate cannot be continued (10.2 and newer)")
+		dst.Reach == holder.Answers && dst.Status == holder.Arrived:
+		return said(record.None, "P15: a source that has failed and stays in finish-migrate cannot be continued (10.2 and newer): end it, `cont` on $D"), true
 	case undo && src.Run == holder.Finishing && (src.Status == holder.Failed || src.Status == holder.Cancelled) && !s.Waited:
 		return do(holder.Wait, "P15: see whether it stays so")
 	case s.Asker == holder.Undo && src.Reach == holder.Dead && dst.Reach == holder.Answers && s.Waited && never &&
@@ -102,8 +102,8 @@ func (m *model) proposed(s holder.Situation) (holder.Decision, bool) {
 		(src.Status == holder.Failed || src.Status == holder.Cancelled || src.Status == holder.Departed):
 		return do(holder.Wait, "R2: as P1")
 	case src.Reach == holder.Answers && src.Run == holder.Finishing && dst.Reach == holder.Answers && dst.Status == holder.Arrived &&
-		(src.Status == holder.Failed || src.Status == holder.Cancelled) && dst.Run != holder.Running && !s.Refused:
-		return do(holder.RunDestination, "R10: as P15")
+		(src.Status == holder.Failed || src.Status == holder.Cancelled) && dst.Run != holder.Running:
+		return said(record.None, "R10: as P15"), true
 	case gone && dst.Reach == holder.Answers && !s.Waited &&
 		(dst.Status == holder.Listening || dst.Status == holder.Active || dst.Status == holder.Device || dst.Status == holder.Split):
 		return do(holder.Wait, "R1: the last of it may be on its way to the destination")
