@@ -3,6 +3,8 @@ package handover
 // What is wrong.
 const endedTheOnly = "6: a destination is ended that is the only one with the guest"
 
+const endsTheirs = "9: somebody else's migration is cancelled"
+
 // runnable tells which side could still run the guest as it is now; fenced: if the destination were dead.
 func (m *model) runnable(t *State, fenced bool) (source, destination bool) {
 	s, d := &t.s, &t.d
@@ -43,22 +45,24 @@ func (m *model) wrongNow(t *State) string {
 	switch {
 	case t.wrong != "":
 		return t.wrong
-	case t.twice() && !t.excuse:
+	case t.twice() && t.excuse == 0:
 		return "1: two run the guest"
 	case !m.NoLocks && t.s.lock && t.d.lock && !t.s.dead && !t.d.dead:
 		return "3: two have the disk"
+	case !m.NoLocks && !t.s.dead && t.s.run == running && !t.s.lock && t.excuse == 0:
+		return "3: the source runs without its disk"
 	}
-	if t.gave && !t.s.dead && t.s.run == running && !t.excuse {
+	if t.gave && !t.s.dead && t.s.run == running && t.excuse == 0 {
 		return "8: the source runs, and has given its memory away"
 	}
 	source, destination := m.runnable(t, false)
 	if t.k.at == pEnd && t.k.saysLost && (source || destination || t.off) && !t.late && t.slow == m.Slow {
 		return "4: it is said to be lost, and is not"
 	}
-	if t.k.at == pEnd && t.k.unfinished && !destination && !source && !t.off && !t.excuse && !t.late && !t.meddled && t.s.at != stuck && t.d.at != stuck && !t.theirs && !(m.Source >= v10 && t.s.mig == failed) {
+	if t.k.at == pEnd && t.k.unfinished && !destination && !source && !t.off && t.excuse == 0 && !t.late && !t.meddled && t.s.at != stuck && t.d.at != stuck && !t.theirs && !(m.Source >= v10 && t.s.mig == failed) {
 		return "4: it is said to be unfinished, and is lost"
 	}
-	if !source && !destination && !t.killed && !t.other && !t.off && !t.excuse && !t.meddled && !m.lostAlone(t) {
+	if !source && !destination && !t.killed && !t.other && !t.off && t.excuse == 0 && !t.meddled && !m.lostAlone(t) {
 		return "7: the guest is lost though no QEMU was killed"
 	}
 	return ""
@@ -78,9 +82,10 @@ func (m *model) wrongAtRest(t *State) string {
 	sourceRuns := !t.s.dead && t.s.run == running
 	destinationRuns := !t.d.dead && t.d.run == running
 	source, destination := m.runnable(t, false)
-	vague := t.unclear || m.Elsewhere && k.guest == 4 || k.recovers && (t.d.dead || k.guest == 4 && (k.dest.mig <= listening || t.net >= netSilent)) || k.source.reach == silent || k.dest.reach == silent || m.Unknown || t.excuse || t.meddled
+	vague := t.unclear || m.Elsewhere && k.guest == 4 || k.recovers && (t.d.dead || k.guest == 4 && (k.dest.mig <= listening || t.net >= netSilent)) || k.source.reach == silent || k.dest.reach == silent || m.Unknown || t.excuse != 0 || t.meddled
+	wedged := m.Source == v11 && m.Destination == v7 && t.s.run == finishing && t.s.at == idle
 	switch {
-	case t.excuse && t.twice():
+	case t.excuse != 0 && t.twice():
 		return ""
 	case t.off, t.late:
 		return ""
@@ -89,20 +94,24 @@ func (m *model) wrongAtRest(t *State) string {
 			return "4: the guest runs on another QEMU, and a side is named"
 		}
 	case sourceRuns && k.guest == 2, destinationRuns && k.guest == 1:
-		if t.excuse || t.meddled {
+		if t.excuse != 0 || t.meddled {
 			return ""
 		}
 		return "4: the wrong side is named"
-	case sourceRuns && t.ran && k.guest != 4 && !vague:
+	case sourceRuns && t.ran && k.guest != 4 && t.excuse == 0 && !t.meddled:
 		return "4: the source runs the guest of before the hand-over, and that is not said"
 	case sourceRuns || destinationRuns:
 		if (sourceRuns && source || destinationRuns && destination) && k.guest > 2 && !vague && !k.doubt {
 			return "4: a guest that runs is not found"
 		}
+	case k.leave && t.moved && k.guest == 2 && !k.recovers && !t.d.dead && t.d.run == paused:
+		return "2: the guest arrives paused, and nobody holds it"
+	case m.Source >= v10 && m.Destination >= v10 && k.unfinished && (t.s.at == handshake || t.d.at == handshake):
+		return "2: post-copy is left in a handshake, in which it cannot be mended"
 	case k.leave || t.meddled:
 	case !k.told:
 		return "2: nobody runs the guest, and nothing is said"
-	case (source || destination) && !vague && !t.d.sick && !k.unfinished && !(m.Release && k.begun):
+	case (source || destination) && !vague && !wedged && !t.d.sick && !k.unfinished && !(m.Release && k.begun):
 		return "2: nobody runs the guest, and a side could"
 	}
 	return ""

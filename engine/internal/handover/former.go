@@ -19,7 +19,7 @@ const (
 	killsLoaded                           // 7: a loaded destination that only lost a monitor is ended
 	refusedIsSent                         // 8: a refused `migrate` counts as sent
 	elsewhereGoesBack                     // 9: the undo continues the source of a guest that went to another QEMU
-	recoverIsActive                       // 11: postcopy-recover is not taken for a lost link
+	recoverIsActive                       // 11: postcopy-recover is not paused to be mended
 	givenIsThere                          // 12: release-ram is forgotten where the destination has all memory
 	staleAnswer                           // 13: an answer counts after the state that it told of is over
 	noHangLimit                           // 14: a source that hangs before the last stage is waited for
@@ -28,6 +28,9 @@ const (
 	contBeforeArrival // `cont` before the destination has everything
 	noFence           // the source is continued while the destination lives
 	trustsSilence     // no RESUME was seen counts where events were missed
+	cutsReply         // Ctrl-C does not wait for the reply to `migrate`
+	waitsOn           // a source that has completed and runs again is waited for
+	offIsLost         // 15: a guest that powers itself off is lost
 	looksBeside       // an undo asks on another monitor than the one on which events come
 	runsIntoSwitch    // post-copy begins while the guest runs, so QEMU continues it when the link is lost before SHUT
 	noTentative       // postcopy-active of a 7.2 counts at once
@@ -54,7 +57,7 @@ func (m *model) decision(s holder.Situation) holder.Decision {
 		return said(record.None, "it is lost: the destination QEMU died before it ran, and this source lets nobody go back")
 	case f.has(recoversSplit) && !undo && both && split(dst.Status) && dst.Run != holder.Running && !s.Refused:
 		return holder.Decision{Do: holder.RunDestination, Rule: "former: continue what is in post-copy"}
-	case f.has(givesUpCancelling) && src.Status == holder.Cancelling && s.Waited:
+	case f.has(givesUpCancelling) && src.Status == holder.Cancelling && s.Cancelled:
 		return said(record.Unknown, "the source does not end its migration: the guest is its own")
 	case f.has(killsLoaded) && undo && s.Begun && split(src.Status) && s.Ran != holder.Has && dst.Run != holder.Running &&
 		dst.Reach != holder.Dead && !s.Unended:
@@ -69,8 +72,6 @@ func (m *model) decision(s holder.Situation) holder.Decision {
 	switch {
 	case f.has(cancelsFirst) && d.Do == holder.End && !s.Cancelled && dst.Status == holder.Arrived && src.Status == holder.Active:
 		return holder.Decision{Do: holder.Cancel, Rule: "former: cancel, then end the destination"}
-	case f.has(noFence) && d.Do == holder.End && both:
-		return holder.Decision{Do: holder.RunSource, Rule: "broken: no fence"}
 	}
 	return d
 }

@@ -96,6 +96,9 @@ func (m *model) execution(st State, put func(string, State)) {
 			continue
 		}
 		c := q.sent
+		if c == cmdCancel && t.theirs {
+			t.wrong = endsTheirs
+		}
 		r := m.execute(&t, q, c)
 		if !q.dead || c == cmdQuit {
 			q.sent, q.reply = c, r
@@ -194,14 +197,16 @@ func (m *model) undoSteps(st State, put func(string, State)) {
 	switch k.at {
 	case uLookSource:
 		if m.look(&t, &t.s, true) {
-			k.at, t.late = uLook, false
+			if t.late = false; k.at != pEnd {
+				k.at = uLook
+			}
 			put("qmigrate: looks at the source: "+t.s.word(k.source.reach), t)
 		}
 	case uLook:
 		if m.look(&t, &t.d, true) {
 			what := "qmigrate: looks at the destination: " + t.d.word(k.dest.reach)
 			if k.steps >= maxSteps {
-				t.wrong = "an undo comes to no end"
+				t.wrong = "5: an undo comes to no end"
 				put(what, t)
 				return
 			}
@@ -263,7 +268,8 @@ func (m *model) adversary(st State, put func(string, State)) {
 		return
 	}
 	t := st
-	if st.asks > 0 && st.k.at <= pArrive && !st.k.begun && !st.k.recovers {
+	awaits := st.k.at == pMigrate && !m.Former.has(cutsReply) // Ctrl-C is obeyed when it is known whether `migrate` was refused
+	if st.asks > 0 && st.k.at <= pArrive && !st.k.begun && !st.k.recovers && !awaits {
 		t.asks--
 		t.k.undo()
 		put("somebody presses Ctrl-C", t)
@@ -389,7 +395,7 @@ func (m *model) thirdParty(st State, put func(string, State)) {
 		case c == cmdStop, c == cmdCancel && st.post: // 7.2 takes a cancel in post-copy, and the guest is lost
 			t.meddled = true
 		case c == cmdCont && (st.post || st.wrote == wroteEnd || st.k.begun || st.k.at == pStopFirst):
-			t.excuse = true
+			t.excuse |= theySource
 		}
 		if c == cmdCancel && st.s.mig.final() || t.s == st.s {
 			continue
@@ -405,7 +411,7 @@ func (m *model) thirdParty(st State, put func(string, State)) {
 			continue
 		}
 		if t.meddled = true; c == cmdCont {
-			t.excuse = true // nobody but us may send it that
+			t.excuse |= theyDestination // nobody but us may send it that
 		}
 		put("somebody sends the destination "+c.String(), t)
 	}

@@ -21,6 +21,11 @@ func (m *model) proposed(s holder.Situation) (holder.Decision, bool) {
 	switch {
 	case s.Asker == holder.Undo && s.Sent < holder.SentMigrate && src.Reach == holder.Silent && (dst.Reach == holder.Dead || s.Unended):
 		return said(record.Unknown, "nothing was sent, and the source does not answer: ask $S; `cont` runs it if it is paused"), true
+	case undo && s.Ran == holder.Maybe && dst.Reach == holder.Dead && s.Begun && src.Status == holder.Split && !s.Waited:
+		return do(holder.Wait, "P18: the source says in a moment whether it fails or pauses")
+	case undo && s.Ran == holder.Maybe && dst.Reach == holder.Dead && s.Begun &&
+		(src.Status == holder.Split || src.Status == holder.SplitLost || src.Status == holder.SplitMend):
+		return said(record.None, "P18: it may have run on the destination, which died"), true
 	case s.Asker == holder.Undo && s.Elsewhere && src.Reach != holder.Answers && s.Sent >= holder.SentMigrate && s.Waited &&
 		(dst.Status == holder.None || dst.Status == holder.Listening):
 		return said(record.Unknown, "P16: it may have gone to another QEMU, which may run it"), true
@@ -95,6 +100,9 @@ func (m *model) proposed(s holder.Situation) (holder.Decision, bool) {
 		return do(holder.Wait, "R7: the destination loads; `cont` would only be noted")
 	case d.Do == holder.RunDestination && dst.Run == holder.InMigrate:
 		return said(record.Unknown, "the destination does not load the guest: let both QEMUs live, and try again"), true
+	}
+	if s.Sent == holder.SentCont && (dst.Reach == holder.Dead || dst.Reach == holder.Lost) {
+		return said(record.None, "R11: this --recover has told the destination to run, and it died"), true
 	}
 	gone := src.Reach == holder.Dead || src.Reach == holder.Lost
 	switch {

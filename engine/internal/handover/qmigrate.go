@@ -120,6 +120,12 @@ func (m *model) start() State {
 	if m.Arrived {
 		st.s.mig, st.k.source.mig = arrived, none
 	}
+	if m.Stranger {
+		st.d = qemu{run: paused, at: done, mig: arrived}
+		st.s.mig, st.net = arrived, netDown
+		st.k = mind{at: uLookSource, recovers: true}
+		return st
+	}
 	if m.Mode == stopAndCopy {
 		st.send(&st.s, cmdStop, pStop)
 	} else {
@@ -151,6 +157,7 @@ func (m *model) take(t *State, q *qemu) {
 		}
 	case e == resumeEvent && q == &t.s:
 		k.again = k.stopped
+		t.sees()
 		if k.at >= pMigrate && k.at <= pSwitch {
 			k.leave = false
 			if !m.Former.has(staleAnswer) {
@@ -239,7 +246,7 @@ func (m *model) advanceOne(t *State) {
 			return
 		}
 		switch {
-		case k.again && k.source.mig == departed: // somebody has continued a source that has sent everything
+		case k.again && k.source.mig == departed && !m.Former.has(waitsOn): // somebody has continued a source that has sent everything
 			k.undo()
 		case !k.stopped || k.again:
 		case k.ask == 1 && k.switchesOver():
@@ -261,7 +268,7 @@ func (m *model) advanceOne(t *State) {
 		switch {
 		case k.begun && m.handed(k) && (k.dest.mig == split || k.dest.mig == splitPaused || k.dest.mig == arrived):
 			m.commit(t)
-		case !k.begun && k.source.mig == departed, m.Former.has(earlyCont) && k.stopped && k.dest.mig >= arrived:
+		case !k.begun && k.source.mig == departed, m.Former.has(earlyCont) && k.dest.mig == arrived, m.Former.has(contBeforeArrival):
 			k.at = pArrive
 		}
 	case pArrive:
@@ -346,8 +353,12 @@ func (m *model) mend(t *State) {
 		return
 	}
 	k.at = pPaused
-	m.pause(t, &t.s, m.Source)
-	m.pause(t, &t.d, m.Destination)
+	source, dest := m.Source, m.Destination
+	if m.Former.has(recoverIsActive) {
+		source, dest = v7, v7
+	}
+	m.pause(t, &t.s, source)
+	m.pause(t, &t.d, dest)
 }
 
 // giveUp leaves a post-copy whose link could not be mended.

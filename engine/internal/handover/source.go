@@ -32,9 +32,10 @@ func (m *model) activate(q, other *qemu) bool {
 }
 
 // halt stops the guest at the end of a migration.
-func (q *qemu) halt() {
+func (s *State) halt() {
+	q := &s.s
 	q.was = q.run == running
-	if q.was {
+	if s.moved = q.was; q.was {
 		q.tell(stopEvent)
 	}
 	q.run, q.lock = finishing, false
@@ -52,6 +53,7 @@ func (m *model) sourceSteps(st State, minutes bool, put func(string, State)) {
 		case s.at == connecting && st.net >= netSilent:
 			m.fallFlat(&t)
 			put("source: its attempt to connect runs out", t)
+		case (s.at == saved || s.at == allPages) && st.d.at == done: // everything has come, and nothing is to be sent again
 		case st.net >= netSilent && !s.err && s.at != idle && s.at != stuck && s.at != halted && s.at != reconnecting && s.at != ending:
 			s.err = true
 			put("source: TCP gives the connection up", t)
@@ -82,7 +84,7 @@ func (m *model) sourceSteps(st State, minutes bool, put func(string, State)) {
 		m.goBack(&t)
 		put("source: ends its failed migration", t)
 	case switching:
-		s.halt()
+		t.halt()
 		s.was = false // 7.2 notes it in migration_completion only, so nothing is continued later
 		s.at = packaging
 		put("source: stops the guest for post-copy", t)
@@ -189,13 +191,13 @@ func (m *model) iterate(st State, put func(string, State)) {
 			u.s.turn(split)
 			u.s.at = switching
 		} else {
-			u.s.halt()
+			u.halt()
 			u.s.turn(device)
 			u.s.at = packaging
 		}
 		put("source: begins the switch to post-copy", u)
 	}
-	s.halt()
+	t.halt()
 	if m.Source >= v10 {
 		s.turn(device)
 	}

@@ -36,7 +36,7 @@ func (m *model) situation(t *State) holder.Situation {
 		}
 	}
 	if k.recovers {
-		s.Asker, s.Sent, s.Ran, s.Leave, s.Elsewhere, s.Begun = holder.Recover, 0, "", false, false, false
+		s.Asker, s.Ran, s.Leave, s.Elsewhere, s.Begun = holder.Recover, "", false, false, false
 		s.Ended = k.ended
 	}
 	return s
@@ -59,7 +59,13 @@ func (m *model) look(t *State, q *qemu, patience bool) bool {
 	}
 	before := *seen
 	switch {
-	case q.dead && (!m.Unknown || !first && (k.fenced || q.mig == failed && !q.deaf)):
+	case first && q.dead && t.off && !m.Former.has(offIsLost): // SHUTDOWN was told
+		seen.reach = dead
+		k.at, k.guest, k.told = pEnd, 3, true
+		if !t.d.dead {
+			t.perish(&t.d)
+		}
+	case q.dead && (!m.Unknown || !first && (k.fenced || q.mig == failed && !q.deaf)), !first && k.fenced:
 		m.drain(t, q)
 		seen.reach = dead
 		if !q.deaf {
@@ -86,6 +92,9 @@ func (m *model) look(t *State, q *qemu, patience bool) bool {
 			m.drain(t, q) // it is asked over the connection on which its events come, so they come first
 		}
 		seen.reach, seen.run, seen.mig = answers, q.run, q.mig
+		if first && q.run == running {
+			t.sees()
+		}
 		k.parted = k.parted || first && q.mig >= splitDevice
 		if first && q.at >= pages && q.at <= handshake {
 			k.pages = true
@@ -179,6 +188,8 @@ func (m *model) settle(t *State, d holder.Decision) {
 func (m *model) end(t *State) {
 	k := &t.k
 	switch {
+	case m.Former.has(noFence):
+		k.at, k.ended, k.fenced = uLookSource, true, true
 	case !m.Unknown:
 		m.killDestination(t)
 		k.at, k.ended, k.fenced = uLookSource, true, true
@@ -202,7 +213,7 @@ func (m *model) killDestination(t *State) {
 		return
 	}
 	src, dst := m.runnable(t, true)
-	if (t.ran || dst && !src) && !t.late {
+	if (t.ran || dst && !src || m.Stranger) && !t.late {
 		t.wrong = endedTheOnly
 	}
 	t.perish(&t.d)
@@ -234,7 +245,7 @@ func (m *model) expires(t *State) bool {
 	k := &t.k
 	switch k.at {
 	case pPre:
-		if !t.s.hung && !t.s.dead { // the guest runs on, and TCP ends what never moves
+		if !t.s.hung && !t.s.dead && t.s.run == running { // the guest runs on, and TCP ends what never moves
 			return false
 		}
 		k.undo()

@@ -178,19 +178,39 @@ type State struct {
 	gave      bool // release-ram: the source has freed what it sent
 	theirs    bool // the migration on the source is somebody else's
 
-	ran     bool // the destination has run the guest
-	other   bool // another QEMU has got the guest and runs it
-	off     bool // the guest has powered itself off
-	excuse  bool // somebody else has said `cont` where only we may: two may run until it is seen
-	killed  bool // a QEMU was killed
-	unclear bool // a fault hides a side from qmigrate: hung, slow, or its monitor was cut
-	late    bool // the source was killed, or meddled with, after the last look at it
-	meddled bool // somebody else has stopped the guest
+	ran     bool   // the destination has run the guest
+	other   bool   // another QEMU has got the guest and runs it
+	off     bool   // the guest has powered itself off
+	excuse  excuse // two may run for a while
+	killed  bool   // a QEMU was killed
+	unclear bool   // a fault hides a side from qmigrate: hung, slow, or its monitor was cut
+	late    bool   // the source was killed, or meddled with, after the last look at it
+	moved   bool   // the guest ran when its migration stopped it
+	meddled bool   // somebody else has stopped the guest
 
 	k     mind
 	wrong string // what qmigrate has done that it must not
 
 	faults, slow, third, asks, crashes, recovers uint8 // what is left of the budgets
+}
+
+// excuse is why two may run for a while: somebody else has said `cont` where only we may.
+type excuse uint8
+
+const (
+	// To the source, when it has sent everything, or when we had stopped it to switch to post-copy. It counts until qmigrate has seen that the source
+	// runs; from then on qmigrate must not start the destination.
+	theySource excuse = 1 << iota
+
+	// To the destination, at any time: nobody but us may.
+	theyDestination
+)
+
+// sees: qmigrate sees that the source runs, while the destination was not told to.
+func (s *State) sees() {
+	if !s.k.begun && s.k.at != pStopFirst && s.d.run != running && s.d.sent != cmdCont && !(s.d.run == inMigrate && s.d.was) {
+		s.excuse &^= theySource
+	}
 }
 
 // both run the guest.
