@@ -102,6 +102,7 @@ func (m *migration) watch(ctx context.Context) {
 	limit := m.plan.hangLimit()
 	silent := make(chan *side)
 	var both sync.WaitGroup
+	m.far.Store(m.plan.Mode == record.StopAndCopyMode) // until it answers
 	question := func(ctx context.Context, control *qmp.Conn, s *side) error {
 		_, err := control.QueryStatus(ctx)
 		if err == nil && s == m.src && m.plan.Mode == record.StopAndCopyMode {
@@ -151,7 +152,8 @@ func (m *migration) watch(ctx context.Context) {
 func (m *migration) noteFar(ctx context.Context, control *qmp.Conn) error {
 	info, err := control.QueryMigrate(ctx)
 	if err == nil {
-		m.far.Store(info.Status == "active" && float64(info.Remaining) > info.Throughput*(m.plan.DowntimeLimit+time.Second).Seconds())
+		begins := idle(info.Status) || info.Status == "setup"
+		m.far.Store(begins || info.Status == "active" && float64(info.Remaining) > info.Throughput*(m.plan.DowntimeLimit+time.Second).Seconds())
 	}
 	return err
 }

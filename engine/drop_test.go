@@ -8,19 +8,21 @@ import (
 
 	"qmigrate/engine"
 	"qmigrate/engine/record"
+	"qmigrate/guest"
 	"qmigrate/guest/guesttest"
 	"qmigrate/guest/guesttest/within"
 )
 
-// droppedFor is how long a migration may go on without a link before somebody asks it to stop, as a person would: a pre-copy that merely makes no
-// progress has no limit of its own.
+// droppedFor is how long a migration may go on without a link before somebody asks it to stop, as a person would: a
+// pre-copy that merely makes no progress has no limit of its own.
 const droppedFor = 6 * time.Second
 
 // drop is one trial of TestDropAtRandom.
 type drop struct {
-	plan  engine.Plan
-	after time.Duration // from the first command until the link is dropped
-	back  time.Duration // from then until it is there again; 0: not before the migration has ended
+	plan   engine.Plan
+	memory int64         // bytes, so that the migration takes two to three seconds
+	after  time.Duration // from the first command until the link is dropped
+	back   time.Duration // from then until it is there again; 0: not before the migration has ended
 }
 
 func (d drop) String() string {
@@ -28,19 +30,28 @@ func (d drop) String() string {
 	if d.back > 0 {
 		back = "for " + d.back.Round(time.Millisecond).String()
 	}
-	return fmt.Sprint(d.plan.Mode, d.plan.Capabilities, " ", d.after.Round(time.Millisecond), " ", back)
+	path := ""
+	if d.plan.Capabilities["return-path"] {
+		path = " return-path"
+	}
+	return fmt.Sprintf("%s%s at %s %s", d.plan.Mode, path, d.after.Round(time.Millisecond), back)
 }
 
-// TestDropAtRandom drops the link that the stream goes over, without notice, at any moment of a migration that lasts two to three seconds. Neither
-// QEMU is told: packets are gone. The monitors are reached all the time. Whatever happens, no two guests run, and where the guest is said to be, it is;
-// if nobody runs it, that is said. The next command, with the link back, makes no two guests of it either.
+// TestDropAtRandom drops the link that the stream goes over, without notice, at any moment of a migration that lasts
+// two to three seconds. Neither QEMU is told: packets are gone. The monitors are reached all the time. Whatever
+// happens, no two guests run, and where the guest is said to be, it is; if nobody runs it, that is said. The next
+// command, with the link back, makes no two guests of it either.
 func TestDropAtRandom(t *testing.T) {
 	random := seed(t)
 	modes := []record.Mode{record.PreCopyMode, record.StopAndCopyMode, record.PostCopyMode, record.HybridMode}
-	guesttest.EachQEMU(t, func(t *testing.T, qemu string) {
+	for _, version := range guesttest.Versions() {
 		for i := range chaos(t, 3) {
-			const rate = 60 << 10
-			d := drop{after: time.Duration(random.Int64N(int64(2500 * time.Millisecond)))}
+			// Newer QEMUs send some 300 KB/s at least, whatever they are told. The memory is nearly all zeros, 9 bytes a page.
+			const rate = 256 << 10
+			d := drop{memory: 256 << 20, after: time.Duration(random.Int64N(int64(2400 * time.Millisecond)))}
+			if version == "7.2" {
+				d.memory = 64 << 20
+			}
 			d.plan.Mode, d.plan.MaxBandwidth = modes[random.IntN(len(modes))], rate
 			if random.IntN(2) == 0 {
 				d.plan.Capabilities = map[string]bool{"return-path": true}
@@ -55,17 +66,17 @@ func TestDropAtRandom(t *testing.T) {
 			case record.PostCopyMode:
 				d.plan.Parameters = map[string]string{"max-postcopy-bandwidth": fmt.Sprint(rate)}
 			}
-			t.Run(fmt.Sprint(i, " ", d), func(t *testing.T) {
+			t.Run(fmt.Sprintf("qemu-%s %d %s", version, i, d), func(t *testing.T) {
 				t.Parallel()
-				d.run(t, qemu)
+				d.run(t, guesttest.QEMU(t, version))
 			})
 		}
-	})
+	}
 }
 
 func (d drop) run(t *testing.T, qemu string) {
 	l := newLink(t)
-	x := l.trial(qemu, nil)
+	x := l.trial(qemu, func(a, b *guest.Spec) { a.Memory, b.Memory = d.memory, d.memory })
 	free, err := l.net.Host("b").Listen(within.Context(t), "tcp", net.JoinHostPort(l.address("b").String(), "0"))
 	if err != nil {
 		t.Fatal(err)
@@ -91,20 +102,26 @@ func (d drop) run(t *testing.T, qemu string) {
 	if x.a != "running" && x.b != "running" && x.rec.GuestOn == record.Source {
 		t.Errorf("both live, it is said to be on the source, and nobody runs it: %v", x.err)
 	}
+	// A destination that has run the guest and stands still at a page that it misses does not answer.
+	ran := x.trigger.saw(record.Destination, event(record.Destination, "RESUME").text)
+	if ran && x.a == "running" {
+		t.Fatalf("TWO GUESTS RUN: the source runs it, which the destination has run: %v", x.err)
+	}
 	// The link is back, and somebody asks what can be done.
 	l.set(true)
 	before := [2]string{x.a, x.b}
+	again := engine.Plan{Listen: uri, StallLimit: time.Second, RecoverLimit: 15 * time.Second}
 	for range 2 { // the second finds what the first has made
-		holder, said, err := engine.Recover(within.Context(t), x.from, x.to, engine.Plan{Listen: uri, StallLimit: time.Second, RecoverLimit: 15 * time.Second}, engine.Options{})
+		holder, said, err := engine.Recover(within.Context(t), x.from, x.to, again, engine.Options{})
 		x.look(t)
 		t.Logf("--recover: %s, source %s, destination %s: %s %v", holder, x.a, x.b, said, err)
 		switch {
-		case x.a == "running" && x.b == "running":
+		case x.a == "running" && (ran || x.b == "running"):
 			t.Fatalf("TWO GUESTS RUN after recovery from %v: %s %v", before, said, err)
 		case err == nil && (holder == record.Source && x.a != "running" || holder == record.Destination && x.b != "running"):
 			t.Errorf("recovery from %v says %q; source %s, destination %s", before, said, x.a, x.b)
-		case x.a != "running" && x.b != "running":
-			t.Errorf("nobody runs it after recovery from %v, and nobody was killed: source %s, destination %s: %s %v", before, x.a, x.b, said, err)
+		case x.a != "running" && x.b != "running" && !ran:
+			t.Errorf("nobody runs it after recovery from %v: source %s, destination %s: %s %v", before, x.a, x.b, said, err)
 		}
 	}
 }

@@ -16,9 +16,9 @@ import (
 	"qmigrate/engine"
 )
 
-// fakeQEMU answers the engine's commands on the real wire, for states that a real QEMU is hard to bring into. A command that it does
-// not know is refused as QEMU refuses it, which the engine takes for an older QEMU. What a command needs of QEMU's state is as in the
-// sources of its version (migration/migration.c).
+// fakeQEMU answers the engine's commands on the real wire, for states that a real QEMU is hard to bring into. A
+// command that it does not know is refused as QEMU refuses it, which the engine takes for an older QEMU. What a
+// command needs of QEMU's state is as in the sources of its version (migration/migration.c).
 type fakeQEMU struct {
 	name    string
 	version string // 7.2, 10.0 (default) or 11.1
@@ -26,24 +26,26 @@ type fakeQEMU struct {
 	mu        sync.Mutex
 	status    string // query-status
 	migration string // query-migrate
-	outgoing  bool   // what query-migrate tells is of a migration that it sent, which has a section `ram`; default: it is called source
+	outgoing  bool   // query-migrate tells of a migration that it sent, with a section `ram`; default: it is called source
 	moving    bool   // it sends: each answer to query-migrate has more bytes than the last
-	sent      int64
-	deaf      bool // commands are read and never answered
-	away      bool // it lives, and nobody gets a new connection
+	sent      int64  // bytes
+	remaining int64  // bytes
+	deaf      bool   // commands are read and never answered
+	away      bool   // it lives, and nobody gets a new connection
 	conns     []net.Conn
 	seen      []string
 	died      chan struct{}
 	nodes     []string                 // its block nodes' names
 	jobs      []string                 // its block jobs
 	on        map[string]func()        // what a command does beside being answered; called with the lock held
-	refuse    map[string]func() string // why a command is refused (class GenericError); "": it is not; called before on, in the same way
+	refuse    map[string]func() string // why a command is refused (GenericError); "": it is not; called before on, like it
 	slow      map[string]time.Duration // the answer, made at once, is sent so much later
 }
 
 func newFake(t *testing.T, name, status, migration string) *fakeQEMU {
 	q := &fakeQEMU{
-		name: name, version: "10.0", status: status, migration: migration, outgoing: name == "source", sent: 1 << 20, died: make(chan struct{}),
+		name: name, version: "10.0", status: status, migration: migration, outgoing: name == "source",
+		sent: 1 << 20, remaining: 128 << 20, died: make(chan struct{}),
 		on: map[string]func(){}, refuse: map[string]func() string{}, slow: map[string]time.Duration{},
 	}
 	q.on["stop"] = func() {
@@ -177,7 +179,8 @@ func (fakeProcess) MainThreadCPU() (time.Duration, error) { return 0, errors.New
 func (q *fakeQEMU) serve(nc net.Conn) {
 	defer nc.Close()
 	v := map[string][3]int{"7.2": {7, 2, 22}, "10.0": {10, 0, 2}, "11.1": {11, 1, 3}}[q.version]
-	fmt.Fprintf(nc, `{"QMP":{"version":{"qemu":{"major":%d,"minor":%d,"micro":%d},"package":""},"capabilities":["oob"]}}`+"\n", v[0], v[1], v[2])
+	fmt.Fprintf(nc, `{"QMP":{"version":{"qemu":{"major":%d,"minor":%d,"micro":%d},"package":""},"capabilities":["oob"]}}`+"\n",
+		v[0], v[1], v[2])
 	for in := json.NewDecoder(nc); ; {
 		var c struct {
 			Execute   string          `json:"execute"`
@@ -270,7 +273,8 @@ func (q *fakeQEMU) answer(command, arguments string) string {
 		case "none", "setup", "failed", "cancelled":
 		default:
 			if q.outgoing {
-				ram = fmt.Sprintf(`,"ram":{"transferred":%d,"remaining":134217728,"total":268435456,"duplicate":0,"normal":256,"dirty-pages-rate":0,"mbps":8,"dirty-sync-count":2}`, q.sent)
+				ram = fmt.Sprintf(`,"ram":{"transferred":%d,"remaining":%d,"total":268435456,"duplicate":0,"normal":256,`+
+					`"dirty-pages-rate":0,"mbps":8,"dirty-sync-count":2}`, q.sent, q.remaining)
 			}
 		}
 		if q.migration == "completed" && q.outgoing {
@@ -288,11 +292,13 @@ func (q *fakeQEMU) answer(command, arguments string) string {
 	case "query-memory-size-summary":
 		return `"return":{"base-memory":268435456}`
 	case "query-named-block-nodes":
-		return `"return":[` + objects(`{"node-name":%q,"ro":false,"drv":"raw","image":{"filename":"x","virtual-size":1048576}}`, q.nodes) + `]`
+		const node = `{"node-name":%q,"ro":false,"drv":"raw","image":{"filename":"x","virtual-size":1048576}}`
+		return `"return":[` + objects(node, q.nodes) + `]`
 	case "query-block-jobs":
 		return `"return":[` + objects(`{"device":%q,"type":"mirror","len":1,"offset":0}`, q.jobs) + `]`
 	case "blockdev-del", "block-job-cancel":
-		q.nodes, q.jobs = without(q.nodes, arguments, command == "blockdev-del"), without(q.jobs, arguments, command == "block-job-cancel")
+		q.nodes = without(q.nodes, arguments, command == "blockdev-del")
+		q.jobs = without(q.jobs, arguments, command == "block-job-cancel")
 		return `"return":{}`
 	case "query-chardev", "query-block-exports":
 		return `"return":[]`
@@ -304,8 +310,8 @@ func (q *fakeQEMU) answer(command, arguments string) string {
 		if arguments == `{"path":"/machine","property":"type"}` {
 			return `"return":"pc-q35-7.2-machine"`
 		}
-	case "qmp_capabilities", "migrate-set-capabilities", "migrate-set-parameters", "migrate-incoming", "migrate", "resume", "migrate-start-postcopy",
-		"migrate-pause", "migrate-recover", "migrate_cancel", "yank", "stop", "cont", "quit":
+	case "qmp_capabilities", "migrate-set-capabilities", "migrate-set-parameters", "migrate-incoming", "migrate", "resume",
+		"migrate-start-postcopy", "migrate-pause", "migrate-recover", "migrate_cancel", "yank", "stop", "cont", "quit":
 		return `"return":{}`
 	}
 	return `"error":{"class":"CommandNotFound","desc":"The command ` + command + ` has not been found"}`
@@ -322,5 +328,7 @@ func objects(format string, names []string) string {
 
 // without is a list without those that a command's arguments name, if it is the command for that.
 func without(names []string, arguments string, here bool) []string {
-	return slices.DeleteFunc(names, func(name string) bool { return here && strings.Contains(arguments, strconv.Quote(name)) })
+	return slices.DeleteFunc(names, func(name string) bool {
+		return here && strings.Contains(arguments, strconv.Quote(name))
+	})
 }

@@ -12,8 +12,9 @@ import (
 	"qmigrate/guest/guesttest/within"
 )
 
-// splitting is a pair that goes over to post-copy when it is asked to: the source stops the guest and gives it away, the destination has
-// loaded it and does not run it. Its memory comes when the destination runs, unless it is lost before.
+// splitting is a pair that goes over to post-copy when it is asked to: the source stops the guest and gives it away,
+// the destination has loaded it and does not run it. Its memory comes when the destination runs, unless it is lost
+// before.
 func splitting(t *testing.T, version string) (src, dst *fakeQEMU) {
 	src, dst = copying(t), listening(t)
 	src.version, dst.version = version, version
@@ -76,13 +77,16 @@ func newFakeCont(q *fakeQEMU) func() {
 
 // TestHoldsPostCopy is what may happen from the switch to post-copy on.
 func TestHoldsPostCopy(t *testing.T) {
-	atOnce(t, slices.Concat(packageUnderWay(), neverBack(), lostMonitor(), releasedRAM(), lostInHandshake()))
+	atOnce(t, slices.Concat(
+		packageUnderWay(), neverBack(), lostMonitor(), releasedRAM(), lostInHandshake(), lostAtTheEnd(),
+	))
 }
 
 var postCopy = engine.Plan{Mode: record.PostCopyMode}
 
-// packageUnderWay: QEMU 10.2 and newer say postcopy-device until the destination has said that it has loaded the devices' state. Until
-// then the source fails back and runs the guest by itself, so that the destination may not be told to run.
+// packageUnderWay: QEMU 10.2 and newer say postcopy-device until the destination has said that it has loaded the
+// devices' state. Until then the source fails back and runs the guest by itself, so that the destination may not be
+// told to run.
 func packageUnderWay() []caseOf {
 	// device brings both to where the destination has loaded all, and the source has not acted upon its word.
 	device := func(t *testing.T, loaded bool) (src, dst *fakeQEMU) {
@@ -143,8 +147,8 @@ func packageUnderWay() []caseOf {
 	}
 }
 
-// neverBack: a link that is not there for good. Each attempt ends with the source paused again, which is no recovery: the same limit goes
-// on, and there is a pause between two attempts.
+// neverBack: a link that is not there for good. Each attempt ends with the source paused again, which is no recovery:
+// the same limit goes on, and there is a pause between two attempts.
 func neverBack() []caseOf {
 	return []caseOf{{"6 falls back to paused", func(t *testing.T) {
 		src, dst := splitting(t, "10.0")
@@ -171,8 +175,9 @@ func neverBack() []caseOf {
 	}}}
 }
 
-// lostMonitor: the destination has loaded the guest, and the source has given it away for good. A destination that only lost our monitor, or
-// refuses `cont` once, is not ended: nobody could run the guest then. It is continued where it can be asked, else it is left.
+// lostMonitor: the destination has loaded the guest, and the source has given it away for good. A destination that
+// only lost our monitor, or refuses `cont` once, is not ended: nobody could run the guest then. It is continued where
+// it can be asked, else it is left.
 func lostMonitor() []caseOf {
 	whole := func(t *testing.T, x result) {
 		t.Helper()
@@ -231,15 +236,19 @@ func lostMonitor() []caseOf {
 	}})
 }
 
-// releasedRAM: the destination has all of the guest and does not start it. With release-ram the source has given its memory away, and
-// could only run a ruin.
+// releasedRAM: the destination has all of the guest and does not start it. With release-ram the source has given its
+// memory away, and could only run a ruin.
 func releasedRAM() (all []caseOf) {
 	refused := func(t *testing.T, complete bool) (src, dst *fakeQEMU) {
 		src, dst = splitting(t, "10.0")
 		if complete {
 			src.on["migrate-start-postcopy"] = func() {
 				src.later(20*time.Millisecond, func() { src.switchOver("postcopy-active") })
-				dst.later(40*time.Millisecond, func() { dst.status = "paused"; dst.migrating("postcopy-active"); dst.migrating("completed") })
+				dst.later(40*time.Millisecond, func() {
+					dst.status = "paused"
+					dst.migrating("postcopy-active")
+					dst.migrating("completed")
+				})
 				src.later(60*time.Millisecond, func() { src.status = "postmigrate"; src.migrating("completed") })
 			}
 		}
@@ -261,8 +270,8 @@ func releasedRAM() (all []caseOf) {
 	return all
 }
 
-// lostInHandshake: the link comes back and is lost again, without notice, before both have agreed on what is still to come. Both stay in
-// postcopy-recover, until they are told to pause.
+// lostInHandshake: the link comes back and is lost again, without notice, before both have agreed on what is still to
+// come. Both stay in postcopy-recover, until they are told to pause.
 func lostInHandshake() []caseOf {
 	return []caseOf{{"11 lost again in the handshake", func(t *testing.T) {
 		src, dst := splitting(t, "10.0")
@@ -312,4 +321,33 @@ func lostInHandshake() []caseOf {
 			t.Errorf("the source was told to pause: %v; %v", src.got("migrate-pause"), x.err)
 		}
 	}}}
+}
+
+// lostAtTheEnd: the source has sent all of a post-copy and waits for the destination's last word when the link is
+// lost. QEMU 10.0 and 10.2 take that for a failure, and the source runs the guest again, though the destination does
+// (migration_completion; seen on 10.0.2). So does it when it is told to pause then. A source that runs beside a
+// destination that was told to run is stopped at once; better it is not made to.
+func lostAtTheEnd() (all []caseOf) {
+	for _, how := range []string{"with notice", "without notice"} {
+		all = append(all, caseOf{"16 link lost at the end of post-copy, " + how, func(t *testing.T) {
+			src, dst := splitting(t, "10.0")
+			src.on["migrate-pause"] = func() { src.later(10*time.Millisecond, src.failBack) }
+			resume := newFakeCont(dst)
+			dst.on["cont"] = func() {
+				resume()
+				src.later(100*time.Millisecond, func() { src.remaining, src.moving = 0, false })
+				if how == "with notice" {
+					src.later(200*time.Millisecond, src.failBack)
+					dst.later(200*time.Millisecond, func() { dst.migrating("postcopy-paused") })
+				}
+			}
+			x := moves(within.Context(t), t, 30*time.Second, src, dst, postCopy)
+			x.want(t, "finish-migrate|paused", "running", "destination|none|unknown")
+			untold(t, dst, "quit")
+			if x.err == nil {
+				t.Error("no error")
+			}
+		}})
+	}
+	return all
 }

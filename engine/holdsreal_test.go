@@ -22,12 +22,14 @@ import (
 	"qmigrate/engine/record"
 	"qmigrate/guest"
 	"qmigrate/guest/guesttest"
+	"qmigrate/guest/guesttest/within"
 	"qmigrate/hostnet"
 )
 
 // The interleavings that real QEMUs can be brought into.
 
-// link is a network of two hosts, each a namespace of its own, whose link can be dropped: what is sent is gone, and nobody is told.
+// link is a network of two hosts, each a namespace of its own, whose link can be dropped: what is sent is gone, and
+// nobody is told.
 type link struct {
 	t   *testing.T
 	net *hostnet.Network
@@ -37,8 +39,8 @@ type link struct {
 
 var links atomic.Int64
 
-// newLink makes one. The hosts know each other's hardware address for good, so that a packet into the dropped link is lost like one in a filter: a
-// host that asked in vain for an address would tell the sender.
+// newLink makes one. The hosts know each other's hardware address for good, so that a packet into the dropped link is
+// lost like one in a filter: a host that asked in vain for an address would tell the sender.
 func newLink(t *testing.T) *link {
 	t.Helper()
 	if os.Geteuid() != 0 {
@@ -71,7 +73,8 @@ func newLink(t *testing.T) *link {
 				return err
 			}
 			return k.NeighSet(&netlink.Neigh{
-				LinkIndex: bridge.Attrs().Index, State: netlink.NUD_PERMANENT, IP: n.Address(other).AsSlice(), HardwareAddr: hardware[other],
+				LinkIndex: bridge.Attrs().Index, State: netlink.NUD_PERMANENT,
+				IP: n.Address(other).AsSlice(), HardwareAddr: hardware[other],
 			})
 		})
 	}
@@ -127,12 +130,13 @@ func (l *link) trial(qemu string, change func(a, b *guest.Spec)) *trial {
 	l.t.Helper()
 	src, dst := pairOn(l.t, [2]hostnet.Host{l.net.Host("a"), l.net.Host("b")}, qemu, change)
 	x := trialOf(src, dst, true)
-	x.plan = engine.Plan{Listen: fmt.Sprintf("tcp:%s:0", l.address("b")), StallLimit: time.Second, RecoverLimit: 2 * time.Second}
+	x.plan.Listen = fmt.Sprintf("tcp:%s:0", l.address("b"))
+	x.plan.StallLimit, x.plan.RecoverLimit = time.Second, 2*time.Second
 	return x
 }
 
-// TestDroppedRoute is case 5 of TestHoldsPreCopy: the source connects into a route in which all is dropped, and somebody asks to stop. 7.2 stays in
-// `cancelling` until the kernel gives up, 10.0 does not.
+// TestDroppedRoute is case 5 of TestHoldsPreCopy: the source connects into a route in which all is dropped, and
+// somebody asks to stop. 7.2 stays in `cancelling` until the kernel gives up, 10.0 does not.
 func TestDroppedRoute(t *testing.T) {
 	guesttest.EachQEMU(t, func(t *testing.T, qemu string) {
 		for _, mode := range []record.Mode{record.PreCopyMode, record.StopAndCopyMode} {
@@ -155,12 +159,13 @@ func TestDroppedRoute(t *testing.T) {
 	})
 }
 
-// TestSilentSource is case 14 of TestHoldsPreCopy: SIGSTOP for the source that copies a guest that we have stopped, and SIGCONT a while later.
+// TestSilentSource is case 14 of TestHoldsPreCopy: SIGSTOP for the source that copies a guest that we have stopped,
+// and SIGCONT a while later.
 func TestSilentSource(t *testing.T) {
 	guesttest.EachQEMU(t, func(t *testing.T, qemu string) {
 		t.Parallel()
 		x := newTrial(t, qemu, true, nil)
-		x.plan = engine.Plan{Mode: record.StopAndCopyMode, MaxBandwidth: slow, StallLimit: time.Second, RecoverLimit: time.Second}
+		x.plan = small(engine.Plan{Mode: record.StopAndCopyMode, MaxBandwidth: slow, Listen: "tcp:127.0.0.1:0"})
 		x.run(t, got(record.Source, `"status": "active"`), 0, func() {
 			if err := x.src.Process().Signal(syscall.SIGSTOP); err != nil {
 				t.Error(err)
@@ -215,7 +220,8 @@ func TestPowersOff(t *testing.T) {
 		disk := powerOff(t, 700*time.Millisecond)
 		x := newTrial(t, qemu, true, func(a, b *guest.Spec) {
 			a.Memory, b.Memory = 512<<20, 512<<20 // takes seconds to copy
-			a.Extra = []string{"-drive", "if=none,id=d,format=raw,readonly=on,file=" + disk, "-device", "virtio-blk-pci,drive=d,bootindex=0"}
+			drive := "if=none,id=d,format=raw,readonly=on,file=" + disk
+			a.Extra = []string{"-drive", drive, "-device", "virtio-blk-pci,drive=d,bootindex=0"}
 			b.Extra = a.Extra
 		})
 		x.plan = engine.Plan{MaxBandwidth: slow}
@@ -227,8 +233,59 @@ func TestPowersOff(t *testing.T) {
 			t.Errorf("source %s, destination %s, guest on %s, %s: %v", x.a, x.b, x.rec.GuestOn, x.rec.Outcome, x.err)
 		}
 		var stage *engine.StageError
-		if !errors.As(x.err, &stage) || !strings.Contains(x.err.Error(), "shut down") || strings.Contains(x.err.Error(), "is lost") {
-			t.Errorf("%v", x.err)
+		said := fmt.Sprint(x.err)
+		if !errors.As(x.err, &stage) || !strings.Contains(said, "shut down") || strings.Contains(said, "is lost") {
+			t.Error(said)
+		}
+	})
+}
+
+// TestLostAtTheEnd is case 16 of TestHoldsPostCopy: the link is lost when the source has sent all of a post-copy into
+// it and the destination has not all.
+func TestLostAtTheEnd(t *testing.T) {
+	guesttest.EachQEMU(t, func(t *testing.T, qemu string) {
+		for _, notice := range []bool{true, false} {
+			t.Run(fmt.Sprintf("notice=%v", notice), func(t *testing.T) {
+				t.Parallel()
+				const rate = 256 << 10
+				x := newTrial(t, qemu, true, nil)
+				free, err := net.Listen("tcp", "127.0.0.1:0")
+				if err != nil {
+					t.Fatal(err)
+				}
+				address := free.Addr().String()
+				free.Close()
+				p := startProxy(t, func() string { return address })
+				x.plan = engine.Plan{
+					Mode: record.PostCopyMode, Listen: "tcp:" + address, Connect: "tcp:" + p.l.Addr().String(),
+					MaxBandwidth: rate, Parameters: map[string]string{"max-postcopy-bandwidth": fmt.Sprint(rate)},
+					StallLimit: time.Second, RecoverLimit: 3 * time.Second,
+				}
+				if notice {
+					x.plan.StallLimit = 20 * time.Second
+				}
+				x.run(t, event(record.Destination, "RESUME"), 0, func() {
+					p.hold.Store(true)
+					if notice { // when all is in the way that the sockets' buffers hold
+						x.background.Go(func() {
+							time.Sleep(2 * time.Second)
+							p.cut()
+						})
+					}
+				})
+				within.Wait(t, "the cut", &x.background)
+				x.a, x.b = state(t, x.src), "silent" // it may be: it stands still at the first page that it misses
+				x.truth(t)
+				x.say(t, "the end of post-copy")
+				if x.a == "running" {
+					t.Errorf("TWO GUESTS RUN: the source runs it, which the destination has run: %v %q", x.err, x.rec.Warnings)
+				}
+				select {
+				case <-x.dst.Process().Done():
+					t.Errorf("the destination, which ran the guest, was ended: %v", x.err)
+				default:
+				}
+			})
 		}
 	})
 }

@@ -17,7 +17,10 @@ import (
 
 // TestHoldsRecover is what `migrate --recover` makes of states in which somebody, or nobody, left the two QEMUs.
 func TestHoldsRecover(t *testing.T) {
-	atOnce(t, slices.Concat(failedBack(), runsTwice(), arrivals(), continuedElsewhere(), freshDestination(), postcopyDevice(), recoverHandshake(), mirrorsLeft(), pausedBefore()))
+	atOnce(t, slices.Concat(
+		failedBack(), runsTwice(), arrivals(), continuedElsewhere(), freshDestination(), postcopyDevice(), recoverHandshake(),
+		mirrorsLeft(), pausedBefore(),
+	))
 }
 
 // both makes a source and a destination in given states.
@@ -25,8 +28,8 @@ func both(t *testing.T, a, migrationA, b, migrationB string) (src, dst *fakeQEMU
 	return newFake(t, "source", a, migrationA), newFake(t, "destination", b, migrationB)
 }
 
-// failedBack: the source runs the guest again, for it failed back by itself, or somebody cancelled and continued it. A destination that was
-// in post-copy is never to run then.
+// failedBack: the source runs the guest again, for it failed back by itself, or somebody cancelled and continued it.
+// A destination that was in post-copy is never to run then.
 func failedBack() (all []caseOf) {
 	for _, source := range []string{"failed", "cancelled"} {
 		for _, destination := range []string{"postcopy-active", "postcopy-paused"} {
@@ -85,7 +88,8 @@ func arrivals() []caseOf {
 	}
 }
 
-// continuedElsewhere: the destination runs the guest. Its source may be ended if it has not run since it was migrated away.
+// continuedElsewhere: the destination runs the guest. Its source may be ended if it has not run since it was migrated
+// away.
 func continuedElsewhere() (all []caseOf) {
 	for _, state := range []string{"postmigrate", "paused"} {
 		all = append(all, caseOf{"destination runs, source " + state, func(t *testing.T) {
@@ -188,7 +192,8 @@ func recoverHandshake() (all []caseOf) {
 	return all
 }
 
-// mirrorsLeft: what a mirror of ours left on the source is removed, also where there is nothing else to do, and `migrate` says who does it.
+// mirrorsLeft: what a mirror of ours left on the source is removed, also where there is nothing else to do, and
+// `migrate` says who does it.
 func mirrorsLeft() []caseOf {
 	leave := func(q *fakeQEMU) {
 		q.nodes, q.jobs = []string{"disk0", "qmigrate-mirror0", "qmigrate-mirror1"}, []string{"qmigrate-mirror0", "theirs"}
@@ -206,7 +211,8 @@ func mirrorsLeft() []caseOf {
 		})
 	}}}
 	for _, p := range []engine.Plan{{}, {Mirror: engine.Mirror{Nodes: []string{"disk0"}, Listen: "unix:/nbd"}}} {
-		all = append(all, caseOf{fmt.Sprintf("10 migrate with mirrors left, mirrors itself=%v", len(p.Mirror.Nodes) > 0), func(t *testing.T) {
+		name := fmt.Sprintf("10 migrate with mirrors left, mirrors itself=%v", len(p.Mirror.Nodes) > 0)
+		all = append(all, caseOf{name, func(t *testing.T) {
 			src, dst := copying(t), listening(t)
 			leave(src)
 			src.on["migrate"] = func() {
@@ -221,8 +227,8 @@ func mirrorsLeft() []caseOf {
 	return all
 }
 
-// pausedBefore: a guest that was paused on purpose before the migration looks like one that the migration stopped. It is continued, and told how to
-// stop it again.
+// pausedBefore: a guest that was paused on purpose before the migration looks like one that the migration stopped. It
+// is continued, and told how to stop it again.
 func pausedBefore() []caseOf {
 	return []caseOf{{"paused on purpose, perhaps", func(t *testing.T) {
 		src, dst := both(t, "paused", "cancelled", "inmigrate", "none")
@@ -232,13 +238,14 @@ func pausedBefore() []caseOf {
 	}}}
 }
 
-// TestArrivedOnce: the same as the cases of 4, on real QEMUs: a guest that has arrived once, a stranger's destination that holds somebody's
-// guest, and one that only waits.
+// TestArrivedOnce: the same as the cases of 4, on real QEMUs: a guest that has arrived once, a stranger's destination
+// that holds somebody's guest, and one that only waits.
 func TestArrivedOnce(t *testing.T) {
 	guesttest.EachQEMU(t, func(t *testing.T, qemu string) {
 		t.Parallel()
 		src, dst := pair(t, qemu, nil)
-		if _, err := engine.Migrate(within.Context(t), lab.Endpoint(src), lab.Endpoint(dst), engine.Plan{}, engine.Options{}); err != nil {
+		_, err := engine.Migrate(within.Context(t), lab.Endpoint(src), lab.Endpoint(dst), engine.Plan{}, engine.Options{})
+		if err != nil {
 			t.Fatal(err)
 		}
 		t.Run("a stranger's", func(t *testing.T) {

@@ -45,6 +45,7 @@ type migration struct {
 	split      bool           // `migrate-start-postcopy` was sent
 	elsewhere  bool           // where the source connects to was not told by the destination itself
 	contSent   bool           // `cont` was sent to the destination
+	committed  bool           // and the guest is the destination's: a source that runs it again is stopped
 	edge       time.Time      // the end of the last stage
 	ended      bool           // the running stage has set its own end
 	mendBy     time.Time      // when a post-copy that lost its link is given up; zero: something was sent since the last mend
@@ -533,7 +534,7 @@ func (m *migration) activate(ctx context.Context) error {
 	}
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), activateLimit)
 	defer cancel()
-	m.contSent = true
+	m.contSent, m.committed = true, true
 	if err := m.dst.control.Cont(ctx); err != nil {
 		return fmt.Errorf("start guest on destination: %w", err)
 	}
@@ -554,21 +555,23 @@ func (m *migration) confirm(ctx context.Context) error {
 		m.rec.Warn("the destination has started the guest and does not answer since: %v", err)
 	}
 	m.catchUp()
-	if !m.src.again() {
-		return nil
-	}
-	m.stopAgain(ctx)
 	return nil
 }
 
-// stopAgain stops a source that somebody has continued although the guest is the destination's.
-func (m *migration) stopAgain(ctx context.Context) {
-	stop, cancel := context.WithTimeout(ctx, answerLimit)
+// stopAgain stops a source that runs although the guest is the destination's: somebody has continued it, which QEMU does not refuse, or QEMU itself
+// has. A post-copy whose link is lost while the source waits for the destination's last word fails there, and 10.0 and newer then run the
+// guest (migration/migration.c, migration_completion and migration_iteration_finish).
+func (m *migration) stopAgain() {
+	ctx, cancel := context.WithTimeout(context.Background(), answerLimit)
 	defer cancel()
-	if err := m.src.control.Stop(stop); err != nil {
-		m.rec.Warn("somebody has continued the source after the switch-over, and it does not stop (%v): THE GUEST RUNS TWICE: end %s", err, m.src.ep.Name)
+	who, past := "somebody has continued the source", "somebody continued the source"
+	if m.split && (m.src.status == "failed" || m.src.status == "failing") {
+		who, past = "the link was lost at the end of post-copy, and the source QEMU has continued its guest", "the link was lost at the end of post-copy, and the source QEMU continued its guest"
+	}
+	if err := m.src.control.Stop(ctx); err != nil {
+		m.rec.Warn("%s after the switch-over, and it does not stop (%v): THE GUEST RUNS TWICE: end %s", who, err, m.src.ep.Name)
 	} else {
-		m.rec.Warn("somebody continued the source after the switch-over: the guest ran twice until the source was stopped again; end %s", m.src.ep.Name)
+		m.rec.Warn("%s after the switch-over: the guest ran twice until the source was stopped again; end %s", past, m.src.ep.Name)
 	}
 }
 
@@ -662,9 +665,12 @@ func (m *migration) take(s *side, ev qmp.Event, ok bool) {
 	m.log.Debug("event", "side", s.role, "name", ev.Name, "data", string(ev.Data), "lag", ev.Arrived.Sub(at))
 	if s == m.src {
 		m.takeMirror(ev, at)
-		if ev.Name == "RESUME" { // an answer to a question about the STOP before it would be stale
-			m.asked = nil
+		if ev.Name == "RESUME" {
+			m.asked = nil // an answer to a question about the STOP before it would be stale
 		}
+	}
+	if s == m.src && ev.Name == "RESUME" && m.committed {
+		defer m.stopAgain()
 	}
 	if pass, ok := s.take(ev, at); ok && s == m.src {
 		m.passes = append(m.passes, passEdge{raw: pass, at: at, stopped: !s.stopped.IsZero()})

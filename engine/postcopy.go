@@ -179,13 +179,16 @@ func (m *migration) follow(ctx context.Context) error {
 		limited, cancel := context.WithTimeout(ctx, watchInterval)
 		err := m.until(limited, func() bool { return m.arrived() || m.linkLost() })
 		cancel()
+		if err != nil && limited.Err() == nil && m.src.status == "failed" { // at its end: the destination may have everything
+			_ = m.drainFor(ctx, waitLimit, m.dst.ended)
+		}
 		switch {
-		case err != nil && limited.Err() == nil:
-			return err
-		case m.arrived():
+		case m.arrived(), m.dst.done() && m.src.status == "failed":
 			m.end(later(m.src.completed, m.dst.completed))
 			m.blocktime(ctx)
 			return nil
+		case err != nil && limited.Err() == nil:
+			return err
 		case m.linkLost():
 			return fmt.Errorf("%w: source %s, destination %s", errLink, m.src.status, m.dst.status)
 		}
@@ -195,6 +198,10 @@ func (m *migration) follow(ctx context.Context) error {
 				m.mendBy = time.Time{}
 			}
 			sent, moved = now, time.Now()
+		} else if time.Since(moved) > m.plan.StallLimit && m.dst.done() {
+			m.rec.Warn("the destination has everything, and the source QEMU still waits for its last word: the link was lost; end %s", m.src.ep.Name)
+			m.end(m.dst.completed)
+			return nil
 		} else if time.Since(moved) > m.plan.StallLimit {
 			return fmt.Errorf("%w: nothing was sent for %s", errLink, m.plan.StallLimit)
 		}
@@ -260,12 +267,27 @@ func (m *migration) mendLink(ctx context.Context) error {
 	}
 }
 
+// errAtTheEnd is why a source is not paused that has sent everything and waits for the destination's last word: QEMU 10.0 and newer would take the closed
+// connection for a failure, and run the guest that runs on the destination.
+var errAtTheEnd = errors.New("the link was lost when the source had sent everything, and it waits for the destination's last word: it cannot be paused there")
+
+// allSent tells whether the source has nothing left to send.
+func (m *migration) allSent(ctx context.Context) bool {
+	ctx, cancel := context.WithTimeout(ctx, answerLimit)
+	defer cancel()
+	info, err := m.src.control.QueryMigrate(ctx)
+	return err == nil && info.Status == "postcopy-active" && info.Has.Contains(qmp.FieldRemaining) && info.Remaining == 0
+}
+
 // pauseBoth sees to it that both sides know that the link is lost. The one that has not noticed is told, past whatever holds its main loop. QEMU before
 // 8.2 refuses that in the recovery's handshake; there its connection is closed.
 func (m *migration) pauseBoth(ctx context.Context) error {
 	for _, s := range []*side{m.src, m.dst} {
 		if s.status == "postcopy-paused" || !strings.HasPrefix(s.status, "postcopy-") {
 			continue
+		}
+		if s == m.src && m.allSent(ctx) {
+			return errAtTheEnd
 		}
 		limited, cancel := context.WithTimeout(ctx, answerLimit)
 		err := s.control.ExecuteOOB(limited, "migrate-pause", nil, nil)

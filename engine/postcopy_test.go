@@ -132,6 +132,7 @@ type proxy struct {
 	mu    sync.Mutex
 	conns []net.Conn
 	sent  atomic.Int64
+	hold  atomic.Bool // what comes is kept
 }
 
 func startProxy(t *testing.T, to func() string) *proxy {
@@ -166,6 +167,9 @@ func startProxy(t *testing.T, to func() string) *proxy {
 						if err != nil {
 							return
 						}
+						for p.hold.Load() {
+							time.Sleep(5 * time.Millisecond)
+						}
 						if _, err := pair[1].Write(b[:n]); err != nil {
 							return
 						}
@@ -192,6 +196,7 @@ func (p *proxy) cut() {
 		c.Close()
 	}
 	p.conns = nil
+	p.hold.Store(false)
 }
 
 // TestPostCopyRecovers cuts the link twice in post-copy: the guest goes on each time, and the time without a link is a stage of its own.

@@ -40,6 +40,9 @@ func Recover(ctx context.Context, src, dst *Endpoint, p Plan, o Options) (record
 		}
 		c.s.Leftover = left
 	}
+	if m.src.facts != nil {
+		c.s.Begun = m.src.facts.Capabilities["postcopy-ram"]
+	}
 	d, ok := c.settle(ctx)
 	if !ok {
 		return record.Unknown, "", fmt.Errorf("recovery did not come to its end: %w: try again", cmp.Or(context.Cause(ctx), c.err))
@@ -94,7 +97,8 @@ func reach(err error) holder.Reach {
 // recoverPostCopy goes on with a post-copy that nobody attends, whose destination runs: nothing is cancelled, for both sides have a part of the guest.
 func (m *migration) recoverPostCopy(ctx context.Context) (record.Holder, string, error) {
 	m.rec.PostCopy = &record.PostCopyFigures{}
-	m.split = true
+	m.split, m.contSent, m.committed = true, true, true
+	m.rec.Stages = append(m.rec.Stages, record.Stage{Name: record.PostCopy}) // what follow ends
 	if m.linkLost() {
 		if m.plan.Connect == "" {
 			return record.Destination, "", fmt.Errorf("post-copy is paused for want of a link (source %s, destination %s): give --listen URI, where the destination is to listen anew, and --connect URI if the source reaches that under another address", m.src.status, m.dst.status)

@@ -124,14 +124,14 @@ func (c *custody) do(ctx context.Context, do holder.Step) {
 		}
 	case holder.StopSource:
 		c.s.Stopped = true
-		m.stopAgain(ctx)
+		m.stopAgain()
 	case holder.RunDestination:
 		before := c.s.Sent
-		m.contSent, c.s.Sent = true, holder.SentCont
+		m.contSent, m.committed, c.s.Sent = true, true, holder.SentCont
 		if err := resume(ctx, m.dst); err != nil {
 			c.s.Refused, c.err = true, err
 			if isRefusal(err) { // it was not done
-				m.contSent, c.s.Sent = before == holder.SentCont, before
+				m.contSent, m.committed, c.s.Sent = before == holder.SentCont, before == holder.SentCont, before
 			}
 		} else {
 			c.did = append(c.did, "the guest was started on the destination")
@@ -151,6 +151,7 @@ func (c *custody) end(ctx context.Context) {
 		c.s.Unended, c.err = true, err
 		return
 	}
+	m.committed = false
 	_ = m.drainFor(ctx, killLimit, func() bool { return m.dst.gone != nil || m.dst.C == nil }) // every event that it sent before it died
 	c.ended = true
 	c.s.Ended = c.s.Asker == holder.Recover
@@ -191,7 +192,7 @@ func (c *custody) look(ctx context.Context) {
 	}
 	c.s.Tentative = m.tentative()
 	if before != [2]holder.QEMU{c.s.Source, c.s.Destination} {
-		c.s.Waited = false
+		c.s.Waited, c.s.Refused = false, false
 	}
 	if c.regard != nil {
 		c.regard(&c.s)

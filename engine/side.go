@@ -29,7 +29,7 @@ type side struct {
 
 	heard      atomic.Int64 // when it last answered while it was watched, in ns of the epoch
 	status     string       // of the last MIGRATION event, or of the last answer since
-	runState   string       // of the last answer to query-status that was asked for a decision
+	runState   string       // of the first answer to query-status, or of the last that was asked for a decision
 	outgoing   bool         // the last answer to query-migrate was a source's: it had a section ram
 	since      *int64       // bytes sent when it was first asked after it had gone over to post-copy
 	given      bool         // and more was sent since: it cannot take its guest back any more
@@ -111,7 +111,7 @@ func (s *side) open(ctx context.Context, o Options) error {
 	if err != nil {
 		return err
 	}
-	s.facts = facts
+	s.facts, s.runState = facts, facts.RunState
 	facts.here = s.ep.Process != nil && s.proved()
 	if s.ep.Process != nil && !facts.here {
 		ep := *s.ep // the caller's stays as it is

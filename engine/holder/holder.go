@@ -171,7 +171,7 @@ type Situation struct {
 	Tentative bool // the source's status may still go back to failed: a post-copy on a QEMU before 10.0 of which no page was seen on its way
 	Elsewhere bool // where the source connects to was not told by the destination itself: it may have reached another QEMU
 	Refused   bool // the destination refused a `cont` of this undo
-	Begun     bool // the plan goes over to post-copy, and migrate-start-postcopy was sent
+	Begun     bool // migrate-start-postcopy was sent; Recover: it may have been, for postcopy-ram is on
 	Gives     bool // release-ram: what the source has sent in post-copy is no longer there
 
 	// Undo and Recover: what was tried already, so that each step is tried once.

@@ -49,6 +49,7 @@ func every(asker Asker, f func(Situation)) {
 		func(s *Situation) { s.Stopped = true },
 		func(s *Situation) { s.Destination.Known = true },
 		func(s *Situation) { s.Leftover = true },
+		func(s *Situation) { s.Begun = true },
 		func(s *Situation) { s.Strangers = "why" },
 		func(s *Situation) { s.Ended = true },
 	}
@@ -168,6 +169,7 @@ func broken(s Situation, d Decision) string {
 		case !dst.loaded():
 			return "starts a destination that has not loaded everything"
 		case src.Reach == Dead && dst.whole():
+		case s.Begun && s.Gives && src.ended() && dst.whole(): // the source has no whole guest any more
 		case !MayRun(s):
 			return "starts the destination before the commit point"
 		case src.Reach == Lost && src.Status != Departed && !s.handed():

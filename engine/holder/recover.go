@@ -57,6 +57,14 @@ var recoverRules = []rule{
 
 	// The source is out of reach. Behind a unix socket of this machine on which nobody listens it is dead.
 	{
+		"source out of reach: wait for the rest", "the last of it may be on its way",
+		func(s Situation) bool {
+			return s.Source.out() && s.Destination.Reach == Answers && !s.Waited &&
+				(s.Destination.Status == Active || s.Destination.Status == Device || s.Destination.Status == Split)
+		},
+		step(Wait),
+	},
+	{
 		"source out of reach, post-copy", "a part of its memory is still there",
 		func(s Situation) bool {
 			return s.Source.out() && (s.Destination.Status.split() || s.Destination.Status == Device)
@@ -136,6 +144,13 @@ var recoverRules = []rule{
 			"both sides, and only it can run: `cont` on $D"),
 	},
 	{
+		"the source is at its end for a moment", "finish-migrate ends by itself",
+		func(s Situation) bool {
+			return s.Source.Run == Finishing && (s.Source.ended() || s.Source.Status == Departed) && !s.Waited
+		},
+		step(Wait),
+	},
+	{
 		"both run", "a person has to choose, for both have changed",
 		func(s Situation) bool {
 			return s.Source.runs() && s.Destination.runs() && (s.Source.Status == Departed ||
@@ -143,6 +158,15 @@ var recoverRules = []rule{
 		},
 		doubt(record.Unknown, "THE GUEST RUNS TWICE: its migration from $S to $D has completed, and both run "+
 			"it: `stop` on both, end the one whose guest is the older"),
+	},
+	{
+		"both run, the source after a failure",
+		"a link that is lost at the very end makes the source's QEMU run its guest, 10.0 and newer",
+		func(s Situation) bool {
+			return s.Source.runs() && s.Destination.runs() && s.Source.ended() && s.Destination.loaded()
+		},
+		doubt(record.Unknown, "$S and $D both run a guest, and the last migration from $S has failed: if that was to $D, "+
+			"THE GUEST RUNS TWICE: `stop` on $S at once, and end it when query-migrate on $D says completed"),
 	},
 	{
 		"both run a guest", "two guests",
@@ -278,6 +302,17 @@ var recoverRules = []rule{
 		doubt(record.Unknown, "the source waits for a link, and $D has all of a guest: "+notTwoEnds),
 	},
 	{
+		"post-copy, the destination still loads: wait", "`cont` would only be noted",
+		func(s Situation) bool { return s.Source.Status.split() && s.Destination.Run == InMigrate && !s.Waited },
+		step(Wait),
+	},
+	{
+		"post-copy, the destination still loads", "`cont` would only be noted",
+		func(s Situation) bool { return s.Source.Status.split() && s.Destination.Run == InMigrate },
+		doubt(record.Unknown, "the source has given the guest away, and $D does not load it: let both QEMUs live, "+
+			"and try again"),
+	},
+	{
 		"post-copy: the destination runs it", "only it can",
 		func(s Situation) bool { return s.Source.Status.split() && s.Destination.Run != Running && MayRun(s) },
 		step(RunDestination),
@@ -386,6 +421,13 @@ var recoverRules = []rule{
 		"the destination was not told to run; it may hold the locks that the source needs",
 		func(s Situation) bool { return s.Source.sends() && s.Destination.whole() && !s.Unended },
 		step(End),
+	},
+	{
+		"end the migration, which may go over to post-copy", "migrate_cancel might cross the switch",
+		func(s Situation) bool {
+			return s.Begun && s.Source.Status == Active && !s.Cancelled && !(s.Destination.whole() && s.Unended)
+		},
+		step(Yank),
 	},
 	{
 		"end the migration", "the source keeps its guest",

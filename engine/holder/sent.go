@@ -96,7 +96,7 @@ var sentRules = []rule{
 	{
 		"source lost, destination dead", "the destination never ran it",
 		func(s Situation) bool { return s.Source.Reach == Lost && s.Destination.Reach == Dead },
-		stay(record.Unknown, "the destination is dead and never ran it, and the source's monitor was lost: if "+
+		stay(record.Unknown, "the destination is dead and never ran it, and the source's monitor has gone: if "+
 			"that QEMU lives, it holds the guest: "+askSource+", `cont` runs it"),
 	},
 	{

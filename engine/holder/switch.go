@@ -26,6 +26,14 @@ var switchRules = []rule{
 		step(Cancel),
 	},
 	{
+		"switched, destination dead: wait", "a source says in a moment whether it fails or pauses",
+		func(s Situation) bool {
+			return s.handed() && s.Destination.Reach == Dead && s.Source.Reach == Answers &&
+				s.Source.Status != Departed && !s.Waited
+		},
+		step(Wait),
+	},
+	{
 		"switched, destination dead, no way back", "QEMU 10.0 and newer refuse",
 		func(s Situation) bool {
 			return s.handed() && s.Destination.Reach == Dead && s.Source.Reach == Answers &&
@@ -88,13 +96,83 @@ var switchRules = []rule{
 		step(Wait),
 	},
 	{
+		"switched too late", "the source completed as after a pre-copy, and not all of it has come",
+		func(s Situation) bool {
+			return s.handed() && s.Source.Status == Departed && s.Source.Reach == Answers &&
+				s.Destination.Reach == Answers && !s.Unended && (s.Destination.untouched() || s.Destination.Status == Active)
+		},
+		step(End),
+	},
+	{
 		"switched, and nobody runs it", "the destination could not be told, or is not known to be whole",
 		func(s Situation) bool { return s.handed() && s.Destination.Reach != Dead },
-		stay(record.None, "it is paused on both sides, and only the destination can run it: let both QEMUs "+
-			"live; "+laterAgain),
+		stay(record.None, "it is paused on both sides, and only the destination can run it: `cont` on $D where "+
+			"that answers; let both QEMUs live; "+laterAgain),
 	},
 
-	// Post-copy was asked for, and the source has not given it away yet.
+	// Post-copy was asked for, and the source has not given it away yet, as far as is known.
+	{
+		"switch asked for, the source is at its end for a moment", "finish-migrate ends by itself",
+		func(s Situation) bool {
+			return s.Begun && s.Source.Reach == Answers && s.Source.Run == Finishing && s.Source.ended() && !s.Waited
+		},
+		step(Wait),
+	},
+	{
+		"switch asked for, memory may be given up, all is there", "release-ram frees it before the last check",
+		func(s Situation) bool {
+			return s.Begun && s.Gives && s.Source.Reach == Answers && s.Source.ended() && !s.Source.runs() &&
+				s.Destination.Reach == Answers && s.Destination.whole() && !s.Refused && !s.Leave
+		},
+		step(RunDestination),
+	},
+	{
+		"switch asked for, memory may be given up: wait", "the rest may be on its way",
+		func(s Situation) bool {
+			return s.Begun && s.Gives && s.Source.Reach == Answers && s.Source.ended() && !s.Source.runs() &&
+				s.Destination.Reach != Dead && !s.Waited
+		},
+		step(Wait),
+	},
+	{
+		"switch asked for, memory may be given up", "release-ram frees it before the last check",
+		func(s Situation) bool {
+			return s.Begun && s.Gives && s.Source.Reach == Answers && s.Source.ended() && !s.Source.runs()
+		},
+		stay(record.None, "with release-ram the source may have given up what it had sent: look at the memory on $S "+
+			"before `cont` there, or on $D if its query-migrate says completed"),
+	},
+	{
+		"switch under way, source silent: wait", "it usually ends by itself",
+		func(s Situation) bool {
+			return s.Begun && s.Source.Reach == Silent && s.Destination.Reach == Answers && !s.Waited
+		},
+		step(Wait),
+	},
+	{
+		"switch under way, source silent: free it", "it may hang in a write to a destination that is not loaded",
+		func(s Situation) bool {
+			return s.Begun && s.Source.Reach == Silent && s.Destination.Reach == Answers &&
+				!s.Destination.loaded() && s.Destination.Status != Device && !s.Cancelled
+		},
+		step(Yank),
+	},
+	{
+		"switch under way, source silent", "it may have given the guest away",
+		func(s Situation) bool {
+			return s.Begun && s.Source.Reach == Silent && s.Destination.Reach == Answers
+		},
+		stay(record.Unknown, "the source does not answer in the switch to post-copy: end neither QEMU; "+
+			"`qmigrate migrate --recover` once it answers"),
+	},
+	{
+		"switch under way", "it usually ends by itself, and closing its connection may cost the guest",
+		func(s Situation) bool {
+			return s.Begun && s.Source.Reach == Answers && !s.Source.Status.Final() &&
+				s.Destination.Reach != Dead && !s.Cancelled && !s.Waited
+		},
+		step(Wait),
+	},
 	{
 		"switch under way: cut the connection",
 		"safe before the switch and after it; migrate_cancel could cross it",

@@ -5,11 +5,10 @@ import "qmigrate/engine/record"
 // toldRules are for a destination that was told to run the guest.
 var toldRules = []rule{
 	{
-		"both run, all is there: stop the source",
-		"the destination has the guest since our `cont`; somebody has continued the source",
+		"both run, by our `cont`: stop the source",
+		"the destination has the guest since then; somebody has continued the source, or its QEMU has",
 		func(s Situation) bool {
-			return s.told() && s.Source.runs() && s.Destination.runs() && s.Destination.whole() &&
-				s.Sent == SentCont && !s.Stopped
+			return s.Sent == SentCont && s.Source.runs() && s.Destination.runs() && !s.Stopped
 		},
 		step(StopSource),
 	},
@@ -20,11 +19,28 @@ var toldRules = []rule{
 			"is the older"),
 	},
 	{
+		"destination runs, source dead: wait for the rest", "the last of the memory may be on its way",
+		func(s Situation) bool {
+			return s.told() && s.Destination.runs() && s.Destination.Status == Split && !s.Waited &&
+				(s.Source.Reach == Dead || s.Source.Reach == Answers && s.Source.ended())
+		},
+		step(Wait),
+	},
+	{
 		"destination runs, source dead, memory missing", "what it misses died with the source",
 		func(s Situation) bool {
 			return s.told() && s.Destination.runs() && s.Destination.Status.split() && s.Source.Reach == Dead
 		},
 		stay(record.None, partThere),
+	},
+	{
+		"destination runs, memory missing, the source has ended its migration", "what is missing will not come",
+		func(s Situation) bool {
+			return s.told() && s.Destination.runs() && s.Destination.Status.split() &&
+				s.Source.Reach == Answers && s.Source.ended()
+		},
+		stay(record.None, "it is lost: the source has ended its migration, and what the destination misses will "+
+			"not come; $S still has the memory as it was at the switch and can be examined"),
 	},
 	{
 		"destination runs, source out of reach, memory missing", "post-copy needs no one who watches",
@@ -87,6 +103,29 @@ var toldRules = []rule{
 				(s.Source.back() || s.Source.runs())
 		},
 		step(End),
+	},
+	{
+		"told, and loads still: wait", "it starts by itself when it has loaded everything",
+		func(s Situation) bool {
+			return s.told() && s.Destination.Reach == Answers && s.Destination.Run == InMigrate && !s.Waited
+		},
+		step(Wait),
+	},
+	{
+		"told, and does not load", "it starts by itself if it ever has everything",
+		func(s Situation) bool {
+			return s.told() && s.Destination.Reach == Answers && s.Destination.Run == InMigrate && s.handed()
+		},
+		stay(record.None, "$D was told to run it and has not loaded it: let both QEMUs live; "+laterAgain),
+	},
+	{
+		"told, never ran, nobody else can run it: again",
+		"its disks may just not be free yet",
+		func(s Situation) bool {
+			return s.told() && s.Destination.Reach == Answers && s.Destination.loaded() && !s.Refused &&
+				!s.Source.runs() && (s.handed() && s.Source.Status != Departed || s.handed() && s.Gives || s.Source.Reach == Dead)
+		},
+		step(RunDestination),
 	},
 	{
 		"told, never ran, nobody can go back", "the source has given it away, or what it had is freed",

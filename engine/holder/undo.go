@@ -20,6 +20,9 @@ func (q QEMU) back() bool {
 	return false
 }
 
+// ended: its migration has come to an end without success.
+func (q QEMU) ended() bool { return q.Status == Cancelled || q.Status == Failed }
+
 // handed: the source has given the guest away in post-copy and cannot take it back by itself any more.
 func (s Situation) handed() bool {
 	return (s.Source.Status.split() || s.Begun && s.Source.Status == Departed) && !s.Tentative
@@ -101,6 +104,12 @@ var beforeRules = []rule{
 			"holds the guest: "+askSource),
 	},
 	{
+		"source silent before `migrate`", "it holds the guest, and is not seen to run it",
+		func(s Situation) bool { return s.Sent < SentMigrate && s.Source.Reach == Silent },
+		stay(record.Unknown, "nothing was sent, and the source does not answer: it has the guest; "+askSource+
+			", `cont` runs it if it is paused there"),
+	},
+	{
 		"source runs before `migrate`", "it never lost the guest",
 		func(s Situation) bool { return s.Sent < SentMigrate && s.Source.Run == Running },
 		stay(record.Source, ""),
@@ -134,12 +143,6 @@ var beforeRules = []rule{
 		"guest was paused, before `migrate`", "it stays as it was",
 		func(s Situation) bool { return s.Sent < SentMigrate && s.Leave },
 		stay(record.Source, ""),
-	},
-	{
-		"paused source silent before `migrate`", "it holds the guest",
-		func(s Situation) bool { return s.Sent < SentMigrate && s.Source.Reach == Silent },
-		stay(record.Unknown, "nothing was sent, and the source, which we had paused, does not answer: `cont` "+
-			"on $S runs it"),
 	},
 	{
 		"continue what we paused", "nothing was sent",
