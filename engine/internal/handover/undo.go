@@ -36,7 +36,7 @@ func (m *model) situation(t *State) holder.Situation {
 		}
 	}
 	if k.recovers {
-		s.Asker, s.Ran, s.Leave, s.Elsewhere, s.Begun = holder.Recover, "", false, false, false
+		s.Asker, s.Ran, s.Leave, s.Elsewhere, s.Begun = holder.Recover, "", false, false, m.Mode == postCopy
 		s.Ended = k.ended
 	}
 	return s
@@ -95,6 +95,7 @@ func (m *model) look(t *State, q *qemu, patience bool) bool {
 		if first && q.run == running {
 			t.sees()
 		}
+		k.cancelled = k.cancelled || first && (q.mig == cancelled || q.mig == failed || q.mig == departed) // ours has ended
 		k.parted = k.parted || first && q.mig >= splitDevice
 		if first && q.at >= pages && q.at <= handshake {
 			k.pages = true
