@@ -62,6 +62,11 @@ func (m *migration) endSource(ctx context.Context) error {
 	if isRefusal(err) { // post-copy, on 10.0 and newer
 		return err
 	}
+	if limited.Err() != nil { // it hangs
+		m.yank(ctx, m.src)
+		_ = m.drainFor(ctx, answerLimit, m.src.ended)
+		return err
+	}
 	if info, err := m.src.control.QueryMigrate(limited); err == nil {
 		switch info.Status {
 		case "", "none": // `migrate` was refused, or never got there, and no event will tell of it

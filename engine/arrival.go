@@ -24,13 +24,15 @@ func (m *migration) arrive(ctx context.Context) error {
 		if !errors.Is(err, errOnTheWay) {
 			return err
 		}
-		if limit := m.plan.hangLimit(); time.Since(sent) > limit {
-			return fmt.Errorf("the source has sent all of it, and the destination has not all of it after %s: its link is lost, or slower than --recover-limit allows for", limit)
-		}
+		limit := m.plan.hangLimit()
+		late := time.Since(sent) > limit
 		if untouched++; !m.dst.untouched(ctx) {
 			untouched = 0
 		}
-		if untouched == 2 { // not merely a connection that lies in its queue
+		switch {
+		case late && untouched == 0:
+			return fmt.Errorf("the source has sent all of it, and the destination has not all of it after %s: its link is lost, or slower than --recover-limit allows for", limit)
+		case late || untouched == 2: // not merely a connection that lies in its queue
 			return fmt.Errorf("the source has sent all of it to %s, and nothing has come to the destination, which listens still: it has refused the connection, or another one is there", m.plan.Connect)
 		}
 	}

@@ -45,11 +45,11 @@ type Facts struct {
 	MaxMemoryBytes int64            // with that; 0: none can be
 	Backends       []Backend        // nil: not asked for, see readBackends
 
-	sent       bool   // query-migrate spoke of a migration from here: it had a section ram
-	mirrored   bool   // it has mirror jobs of ours
-	here       bool   // the process is known, so it runs on this machine
-	memoryLock *int64 // what QEMU's process may lock, in bytes; nil: all, or it is not known
-	vcpuThread int    // the first vCPU's thread, as QEMU's host numbers it; 0: QEMU names none
+	sent       bool     // query-migrate spoke of a migration from here: it had a section ram
+	mirrors    []string // the mirror jobs of ours that it has
+	here       bool     // the process is known, so it runs on this machine
+	memoryLock *int64   // what QEMU's process may lock, in bytes; nil: all, or it is not known
+	vcpuThread int      // the first vCPU's thread, as QEMU's host numbers it; 0: QEMU names none
 }
 
 // Inspect opens the endpoint's control monitor, reads the facts and lets it go.
@@ -138,9 +138,8 @@ func readFacts(ctx context.Context, c *qmp.Conn, name string) (*Facts, error) {
 	}, func(ctx context.Context) (err error) {
 		f.Chardevs, err = chardevs(ctx, c)
 		return err
-	}, func(ctx context.Context) error {
-		jobs, err := mirrorJobs(ctx, c)
-		f.mirrored = len(jobs) > 0
+	}, func(ctx context.Context) (err error) {
+		f.mirrors, err = mirrorJobs(ctx, c)
 		return err
 	}, func(ctx context.Context) error { return readMachine(ctx, c, f) })
 	if err != nil {

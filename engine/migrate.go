@@ -689,7 +689,10 @@ func later(a, b time.Time) time.Time {
 func (m *migration) finish(ctx context.Context) {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), figuresLimit)
 	defer cancel()
-	last := m.src.lastFigures(ctx)
+	var last *qmp.MigrationInfo
+	if !m.src.mute {
+		last = m.src.lastFigures(ctx)
+	}
 	m.stopPolling(ctx)
 	m.rec.Total.Wall = m.edge.Sub(m.rec.Origin)
 	m.noteMirrors()

@@ -74,7 +74,11 @@ func (m *migration) stopPolling(ctx context.Context) {
 		_ = m.src.sampler.SetDeadline(time.Now()) // a question that QEMU has not answered by now is given up
 	}
 	p.all.Wait()
-	p.src, p.dst = ask(ctx, m.src.events, p.src), ask(ctx, m.dst.events, p.dst)
+	for s, answers := range map[*side]*[]answer{m.src: &p.src, m.dst: &p.dst} {
+		if !s.mute {
+			*answers = ask(ctx, s.events, *answers)
+		}
+	}
 }
 
 // kick asks for a sample at once: at the edge of a pass.

@@ -157,7 +157,7 @@ func mayBegin(src, dst *Facts) (Mismatch, bool) {
 		Destination: holder.QEMU{
 			Reach: holder.Answers, Run: holder.RunOf(dst.RunState), Status: dst.migration(),
 		},
-		Leftover: src.mirrored,
+		Leftover: len(src.mirrors) > 0,
 	}
 	if len(src.Chardevs) > 0 && slices.Equal(src.Chardevs, dst.Chardevs) {
 		s.Strangers = "one QEMU"
@@ -166,7 +166,7 @@ func mayBegin(src, dst *Facts) (Mismatch, bool) {
 	if !d.Doubt {
 		return Mismatch{}, true
 	}
-	words := map[string]string{"S": src.Name, "D": dst.Name, "d": dst.RunState, "m": src.MigrationStatus, "n": dst.MigrationStatus}
+	words := map[string]string{"S": src.Name, "D": dst.Name, "d": dst.RunState, "m": src.MigrationStatus, "n": dst.MigrationStatus, "L": strings.Join(src.mirrors, ", ")}
 	problem, mend, _ := strings.Cut(holder.Fill(d.Text, words), "\t")
 	return Mismatch{problem, mend}, false
 }

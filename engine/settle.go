@@ -233,6 +233,7 @@ func (c *custody) see(ctx context.Context, s *side) holder.QEMU {
 	} else if err != nil {
 		q.Reach, c.err = holder.Silent, err
 	}
+	s.mute = q.Reach == holder.Silent
 	q.Run, q.Status = holder.RunOf(s.runState), s.holds()
 	return q
 }

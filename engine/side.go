@@ -41,6 +41,7 @@ type side struct {
 	gone       error        // why the monitor went away
 	blind      bool         // it went away, and not because QEMU died: events may have been missed
 	secured    bool         // TLS objects of ours may be there
+	mute       bool         // it did not answer when an undo asked it last
 	quit       bool         // QEMU took `quit` and then closed the monitor, which it does when its vCPUs have stopped
 }
 

@@ -66,7 +66,7 @@ var migrateRules = []rule{
 	{
 		"mirrors of ours are left", "",
 		func(s Situation) bool { return s.Leftover },
-		doubt(record.Source, "source $S still has mirrors of an interrupted migration\t`qmigrate migrate "+
+		doubt(record.Source, "source $S still has $L of an interrupted migration\t`qmigrate migrate "+
 			"--recover` with the same endpoints removes them"),
 	},
 	{

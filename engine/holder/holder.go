@@ -214,7 +214,7 @@ type Decision struct {
 }
 
 // Fill puts values for the words that begin with $ in a Decision's Text: $S and $D the endpoints, $E the last error, $X why they are strangers,
-// $s and $d the run states, $m and $n what the source and the destination say of their migrations.
+// $s and $d the run states, $m and $n what the source and the destination say of their migrations, $L what mirrors have left.
 func Fill(text string, words map[string]string) string {
 	var pairs []string
 	for k, v := range words {

@@ -20,10 +20,13 @@ var (
 	statuses = []Status{None, Listening, Setup, Active, Cancelling, Cancelled, Failed, Departed, Arrived, Device, Split, SplitLost, SplitMend}
 )
 
-// qemus are all states of one side.
+// qemus are all states of one side. Of one that does not answer it only matters whether it was last seen to run.
 func qemus() (all []QEMU) {
 	for _, reach := range reaches {
 		for _, run := range runs {
+			if reach != Answers && run != Running && run != Paused {
+				continue
+			}
 			for _, status := range statuses {
 				all = append(all, QEMU{Reach: reach, Run: run, Status: status})
 			}

@@ -134,11 +134,6 @@ var sentRules = []rule{
 		step(End),
 	},
 	{
-		"source silent: wait", "it may need a moment",
-		func(s Situation) bool { return s.Source.Reach == Silent && !s.Waited },
-		step(Wait),
-	},
-	{
 		"source silent", "the guest is its own",
 		func(s Situation) bool { return s.Source.Reach == Silent },
 		stay(record.Unknown, "the source does not answer: the guest is its own; "+askSource+"; `cont` on $S "+

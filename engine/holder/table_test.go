@@ -59,7 +59,7 @@ func does(asker Asker, d Decision) string {
 	return string(d.Guest)
 }
 
-var words = strings.NewReplacer("$S", "SOURCE", "$D", "DESTINATION", "$E", "ERROR", "$X", "WHY", "$s", "STATE", "$d", "STATE", "$m", "STATUS", "$n", "STATUS", "\t", ": ")
+var words = strings.NewReplacer("$S", "SOURCE", "$D", "DESTINATION", "$E", "ERROR", "$X", "WHY", "$s", "STATE", "$d", "STATE", "$m", "STATUS", "$n", "STATUS", "$L", "JOBS", "\t", ": ")
 
 func said(text string) string { return strings.ReplaceAll(words.Replace(text), "|", "\\|") }
 

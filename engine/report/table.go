@@ -364,7 +364,7 @@ func outcomes(trials []*trial) string {
 		counts[t.Outcome]++
 	}
 	var parts []string
-	for _, o := range []record.Outcome{record.Completed, record.Recovered, record.Failed, record.Cancelled} {
+	for _, o := range []record.Outcome{record.Completed, record.Recovered, record.Failed, record.Cancelled, record.GuestEnded} {
 		if counts[o] > 0 {
 			parts = append(parts, fmt.Sprintf("%d %s", counts[o], o))
 		}
