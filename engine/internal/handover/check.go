@@ -52,17 +52,17 @@ func (m *model) wrongNow(t *State) string {
 	case !m.NoLocks && !t.s.dead && t.s.run == running && !t.s.lock && t.excuse == 0:
 		return "3: the source runs without its disk"
 	}
-	if t.gave && !t.s.dead && t.s.run == running && t.excuse == 0 {
+	if t.gave && !t.s.dead && t.s.run == running && !t.they() {
 		return "8: the source runs, and has given its memory away"
 	}
 	source, destination := m.runnable(t, false)
 	if t.k.at == pEnd && t.k.saysLost && (source || destination || t.off) && !t.late && t.slow == m.Slow {
 		return "4: it is said to be lost, and is not"
 	}
-	if t.k.at == pEnd && t.k.unfinished && !destination && !source && !t.off && t.excuse == 0 && !t.late && !t.meddled && t.s.at != stuck && t.d.at != stuck && !t.theirs && !(m.Source >= v10 && t.s.mig == failed) {
+	if t.k.at == pEnd && t.k.unfinished && !destination && !source && !t.off && !t.they() && !t.late && !t.meddled && t.s.at != stuck && t.d.at != stuck && !t.theirs && !(m.Source >= v10 && t.s.mig == failed) {
 		return "4: it is said to be unfinished, and is lost"
 	}
-	if !source && !destination && !t.killed && !t.other && !t.off && t.excuse == 0 && !t.meddled && !m.lostAlone(t) {
+	if !source && !destination && !t.killed && !t.other && !t.off && !t.they() && !t.meddled && !m.lostAlone(t) {
 		return "7: the guest is lost though no QEMU was killed"
 	}
 	return ""
@@ -82,9 +82,11 @@ func (m *model) wrongAtRest(t *State) string {
 	sourceRuns := !t.s.dead && t.s.run == running
 	destinationRuns := !t.d.dead && t.d.run == running
 	source, destination := m.runnable(t, false)
-	vague := t.unclear || m.Elsewhere && k.guest == 4 || k.recovers && (t.d.dead || k.guest == 4 && (k.dest.mig <= listening || t.net >= netSilent)) || k.source.reach == silent || k.dest.reach == silent || m.Unknown || t.excuse != 0 || t.meddled
+	vague := t.unclear || m.Elsewhere && k.guest == 4 || k.recovers && (t.d.dead || k.guest == 4 && (k.dest.mig <= listening || t.net >= netSilent)) || k.source.reach == silent || k.dest.reach == silent || m.Unknown || t.they() || t.meddled
 	wedged := m.Source == v11 && m.Destination == v7 && t.s.run == finishing && t.s.at == idle
 	switch {
+	case t.excuse == itself && t.twice() && !k.saysTwice && !t.late:
+		return "1: two run the guest in the end, and it is not said"
 	case t.excuse != 0 && t.twice():
 		return ""
 	case t.off, t.late:
@@ -94,11 +96,11 @@ func (m *model) wrongAtRest(t *State) string {
 			return "4: the guest runs on another QEMU, and a side is named"
 		}
 	case sourceRuns && k.guest == 2, destinationRuns && k.guest == 1:
-		if t.excuse != 0 || t.meddled {
+		if t.they() || t.meddled {
 			return ""
 		}
 		return "4: the wrong side is named"
-	case sourceRuns && t.ran && k.guest != 4 && t.excuse == 0 && !t.meddled:
+	case sourceRuns && t.ran && k.guest != 4 && !k.saysBack && !t.they() && !t.meddled && !t.late:
 		return "4: the source runs the guest of before the hand-over, and that is not said"
 	case sourceRuns || destinationRuns:
 		if (sourceRuns && source || destinationRuns && destination) && k.guest > 2 && !vague && !k.doubt {

@@ -42,6 +42,7 @@ type Config struct {
 	Hangs               bool // a fault may be a QEMU that hangs
 	Sick                bool // a fault may be a disk that the destination cannot open
 	Stranger            bool // --recover is given a destination with another guest, that came from elsewhere
+	IntoSwitch          bool // the guest runs until post-copy stops it, as the engine does it; else we stop it just before
 	PowersOff           bool // a fault may be that the guest powers itself off
 	Theirs              bool // somebody else may migrate the source elsewhere
 

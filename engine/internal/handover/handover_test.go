@@ -25,6 +25,10 @@ func explored() []Config {
 				live.Faults, live.Asks, live.Third = 1, 1, 1
 				killed.Faults, killed.Crashes, killed.Recovers = 1, 1, 1
 				all = append(all, live, killed)
+				if m == postCopy {
+					live.IntoSwitch, killed.IntoSwitch = true, true
+					all = append(all, live, killed)
+				}
 				if deep {
 					live.Faults, killed.Faults, killed.Recovers = 2, 2, 2
 					all = append(all, live, killed)
@@ -159,7 +163,7 @@ func (c Config) String() string {
 	}{
 		{c.ReturnPath, "return-path"}, {c.Late, "late-block-activate"}, {c.NoLocks, "no locks"}, {c.Release, "release-ram"},
 		{c.Unknown, "unknown processes"}, {c.Elsewhere, "elsewhere"}, {c.Arrived, "once arrived"}, {c.Hangs, "hangs"},
-		{c.Sick, "sick disk"}, {c.Stranger, "stranger"}, {c.PowersOff, "power-off"}, {c.Theirs, "another migration"},
+		{c.Sick, "sick disk"}, {c.IntoSwitch, "runs into the switch"}, {c.Stranger, "stranger"}, {c.PowersOff, "power-off"}, {c.Theirs, "another migration"},
 	} {
 		if w.on {
 			words = append(words, w.word)

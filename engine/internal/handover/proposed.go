@@ -22,6 +22,10 @@ func (m *model) proposed(s holder.Situation) (holder.Decision, bool) {
 	switch {
 	case s.Asker == holder.Undo && s.Sent < holder.SentMigrate && src.Reach == holder.Silent && (dst.Reach == holder.Dead || s.Unended):
 		return said(record.Unknown, "nothing was sent, and the source does not answer: ask $S; `cont` runs it if it is paused"), true
+	case on("P20") && undo && src.Run == holder.Running && dst.Reach == holder.Dead && s.Sent == holder.SentCont && s.Ran != holder.Never:
+		return said(record.Source, "P20: it ran on the destination, which died, and the source's QEMU has gone back to the switch by itself"), true
+	case on("P21") && undo && src.Status == holder.Split && dst.Reach == holder.Dead && s.Sent == holder.SentCont && !s.Waited:
+		return do(holder.Wait, "P21: the source says in a moment whether it pauses, or fails and goes back by itself")
 	case on("P18") && undo && s.Ran == holder.Maybe && dst.Reach == holder.Dead && s.Begun && src.Status == holder.Split && !s.Waited:
 		return do(holder.Wait, "P18: the source says in a moment whether it fails or pauses")
 	case on("P18") && undo && s.Ran == holder.Maybe && dst.Reach == holder.Dead && s.Begun &&
@@ -102,8 +106,16 @@ func (m *model) proposed(s holder.Situation) (holder.Decision, bool) {
 	case d.Do == holder.RunDestination && dst.Run == holder.InMigrate:
 		return said(record.Unknown, "the destination does not load the guest: let both QEMUs live, and try again"), true
 	}
-	if on("R11") && s.Sent == holder.SentCont && (dst.Reach == holder.Dead || dst.Reach == holder.Lost) {
+	if on("R11") && s.Sent == holder.SentCont && src.Reach == holder.Answers && src.Status == holder.Split && !s.Waited &&
+		(dst.Reach == holder.Dead || dst.Reach == holder.Lost) {
+		return do(holder.Wait, "R11: as P21")
+	}
+	if on("R11") && s.Sent == holder.SentCont && src.Run != holder.Running && (dst.Reach == holder.Dead || dst.Reach == holder.Lost) {
 		return said(record.None, "R11: this --recover has told the destination to run, and it died"), true
+	}
+	if on("R13") && src.Reach == holder.Answers && src.Status == holder.Failed && s.Begun && m.Source >= v10 && src.Run == holder.Running &&
+		(dst.Reach == holder.Dead || dst.Reach == holder.Lost) && !s.Ended {
+		return said(record.Source, "R13: the destination may have run it, and the source's QEMU has gone back to the switch by itself"), true
 	}
 	if on("R12") && src.Reach == holder.Answers && src.Status == holder.Failed && s.Begun && m.Source >= v10 && src.Run != holder.Running &&
 		(dst.Reach == holder.Dead || dst.Reach == holder.Lost) && !s.Ended {

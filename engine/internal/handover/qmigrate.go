@@ -87,6 +87,7 @@ type mind struct {
 	guest                   uint8 // 1 source, 2 destination, 3 none, 4 unknown
 	told, unfinished, doubt bool
 	saysLost, saysTwice     bool
+	saysBack                bool // the source runs the guest as it was at the switch
 }
 
 type holderSent uint8
@@ -141,7 +142,7 @@ func (m *model) migrate(t *State) {
 
 // asks: a STOP may be somebody else's.
 func (m *model) asks(k *mind) bool {
-	return m.Mode != stopAndCopy && k.ask == 0 && (k.at == pMigrate || k.at == pPre || k.at == pSwitch && m.Former.has(runsIntoSwitch))
+	return m.Mode != stopAndCopy && k.ask == 0 && (k.at == pMigrate || k.at == pPre || k.at == pSwitch && m.runsInto())
 }
 
 // take is one event of one side.
@@ -174,6 +175,9 @@ func (m *model) take(t *State, q *qemu) {
 		k.dest.mig = e
 	}
 }
+
+// runsInto: the guest is not stopped by us before the switch to post-copy.
+func (m *model) runsInto() bool { return m.IntoSwitch || m.Former.has(runsIntoSwitch) }
 
 // switchOver asks for post-copy.
 func (m *model) switchOver(t *State) {
@@ -238,7 +242,7 @@ func (m *model) advanceOne(t *State) {
 		}
 	case pPre:
 		if m.Mode == postCopy && !k.begun && !k.stopped && k.source.mig == active {
-			if !m.Former.has(runsIntoSwitch) {
+			if !m.runsInto() {
 				t.send(&t.s, cmdStop, pStopFirst)
 				return
 			}
@@ -402,7 +406,7 @@ func (m *model) replied(t *State, r reply) {
 	case pStopFirst:
 		m.switchOver(t)
 	case pSwitch:
-		if k.at = pPre; !m.Former.has(runsIntoSwitch) {
+		if k.at = pPre; !m.runsInto() {
 			k.at = pAll // what stopped the guest is known
 		}
 	case pCont:

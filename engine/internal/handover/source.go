@@ -339,6 +339,9 @@ func (m *model) completePost(st State, put func(string, State)) {
 	case s.err:
 		s.turn(failed)
 		s.at = failing
+		if m.IntoSwitch && s.was {
+			t.excuse |= itself
+		}
 		put("source: loses the link before SHUT, and fails", t)
 	}
 }

@@ -182,6 +182,7 @@ func (m *model) settle(t *State, d holder.Decision) {
 	}
 	k.told, k.unfinished, k.doubt = d.Text != "", d.Unfinished, d.Doubt
 	k.saysLost = strings.HasPrefix(d.Text, "it is lost")
+	k.saysBack = strings.Contains(d.Text, "has gone back")
 	k.saysTwice = strings.Contains(d.Text, "TWICE") || strings.Contains(d.Text, "end the one") || strings.Contains(d.Text, "end the other")
 }
 

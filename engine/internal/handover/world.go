@@ -204,6 +204,10 @@ const (
 
 	// To the destination, at any time: nobody but us may.
 	theyDestination
+
+	// Not somebody: a QEMU 10.0 or newer continues its guest by itself when the link is lost between the last page of a post-copy and SHUT. It counts
+	// until qmigrate comes to its end, if it is there.
+	itself
 )
 
 // sees: qmigrate sees that the source runs, while the destination was not told to.
@@ -212,6 +216,9 @@ func (s *State) sees() {
 		s.excuse &^= theySource
 	}
 }
+
+// they: somebody has said `cont` where only we may.
+func (s *State) they() bool { return s.excuse&^itself != 0 }
 
 // both run the guest.
 func (s *State) twice() bool {
