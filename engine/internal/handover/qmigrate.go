@@ -62,9 +62,10 @@ type mind struct {
 		reach reach
 	}
 	sent      holderSent
-	ran       uint8 // 0 never, 1 maybe, 2 has
-	stopped   bool  // STOP was seen
-	again     bool  // and RESUME after it
+	before    holderSent // the `cont` that was sent last, if that is refused
+	ran       uint8      // 0 never, 1 maybe, 2 has
+	stopped   bool       // STOP was seen
+	again     bool       // and RESUME after it
 	leave     bool
 	ask       uint8 // a question for the run state after STOP: 1 sent; 2 "not held" on its way, 3 "held"; 4 and 5 have come
 	pages     bool  // the source was seen sending memory in post-copy

@@ -155,7 +155,7 @@ func (m *model) decide(t *State) string {
 	case holder.StopSource:
 		t.send(&t.s, cmdStop, uStopSource)
 	case holder.RunDestination:
-		k.sent = holderSent(holder.SentCont)
+		k.before, k.sent = k.sent, holderSent(holder.SentCont)
 		t.send(&t.d, cmdCont, uRunDestination)
 	case holder.Mend:
 		k.at = pFollow
@@ -238,7 +238,9 @@ func (m *model) undone(t *State, r reply) {
 	case uStopSource:
 		k.halted, k.at = true, uLookSource
 	case uRunDestination:
-		k.refused, k.at = r == refused, uLookSource
+		if k.refused, k.at = r == refused, uLookSource; k.refused { // it was not done
+			k.sent = k.before
+		}
 	}
 }
 
