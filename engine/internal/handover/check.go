@@ -89,6 +89,8 @@ func (m *model) wrongAtRest(t *State) string {
 		return "1: two run the guest in the end, and it is not said"
 	case t.excuse != 0 && t.twice():
 		return ""
+	case m.Source >= v10 && m.Destination >= v10 && k.unfinished && (t.s.at == handshake || t.d.at == handshake):
+		return "2: post-copy is left in a handshake, in which it cannot be mended"
 	case t.off, t.late:
 		return ""
 	case t.other:
@@ -108,8 +110,6 @@ func (m *model) wrongAtRest(t *State) string {
 		}
 	case k.leave && t.moved && k.guest == 2 && !k.recovers && !t.d.dead && t.d.run == paused:
 		return "2: the guest arrives paused, and nobody holds it"
-	case m.Source >= v10 && m.Destination >= v10 && k.unfinished && (t.s.at == handshake || t.d.at == handshake):
-		return "2: post-copy is left in a handshake, in which it cannot be mended"
 	case k.leave || t.meddled:
 	case !k.told:
 		return "2: nobody runs the guest, and nothing is said"

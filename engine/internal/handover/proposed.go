@@ -47,9 +47,9 @@ func (m *model) proposed(s holder.Situation) (holder.Decision, bool) {
 		return do(holder.Wait, "P13: release-ram: the source may have given its memory away, and the rest may be on its way")
 	case on("P13") && told && s.Gives && s.Begun && asked && ended && src.Run != holder.Running && never && dst.Status != holder.Arrived:
 		return said(record.None, "P13: with release-ram the source may have given its memory away: look at both"), true
-	case on("P13") && told && s.Gives && s.Begun && asked && ended && src.Run != holder.Running && never && dst.Status == holder.Arrived && !s.Refused:
+	case on("P13") && told && s.Gives && s.Begun && asked && ended && src.Run != holder.Running && never && dst.Reach == holder.Answers && dst.Status == holder.Arrived && !s.Refused:
 		return do(holder.RunDestination, "P13: release-ram, and all memory is there")
-	case on("P13") && told && s.Gives && s.Begun && asked && ended && src.Run != holder.Running && never && dst.Status == holder.Arrived:
+	case on("P13") && told && s.Gives && s.Begun && asked && ended && src.Run != holder.Running && never && dst.Reach != holder.Dead && dst.Status == holder.Arrived:
 		return said(record.Destination, "P13: it is there, paused, and does not start"), true
 	case on("P7") && told && dst.Reach == holder.Answers && dst.Run == holder.InMigrate && !s.Waited:
 		return do(holder.Wait, "P7: it was told, and loads still")

@@ -353,17 +353,16 @@ func (m *model) commit(t *State) {
 func (m *model) mend(t *State) {
 	k := &t.k
 	k.left = false
-	if k.mends++; k.mends > maxMends {
-		m.giveUp(t)
-		return
-	}
-	k.at = pPaused
+	k.mends++
 	source, dest := m.Source, m.Destination
 	if m.Former.has(recoverIsActive) {
 		source, dest = v7, v7
 	}
 	m.pause(t, &t.s, source)
 	m.pause(t, &t.d, dest)
+	if k.at = pPaused; k.mends > maxMends {
+		m.giveUp(t)
+	}
 }
 
 // giveUp leaves a post-copy whose link could not be mended.
