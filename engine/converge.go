@@ -64,6 +64,7 @@ func (m *migration) preparePolicy() error {
 	for _, name := range capabilities {
 		m.plan.Capabilities[name] = true
 	}
+	limits.TimedSyncs = m.timedSyncs()
 	for name, value := range setting.Changed(policy.Setting{MaxBandwidth: m.plan.MaxBandwidth, DowntimeLimit: m.plan.DowntimeLimit}) {
 		m.parameters[name] = value
 	}

@@ -297,7 +297,7 @@ func TestRefused(t *testing.T) {
 			{name: "unknown parameter", plan: engine.Plan{Parameters: map[string]string{"multifd-chanels": "2"}}, want: "did you mean multifd-channels?", dst: "inmigrate"},
 			{name: "wrong member", plan: engine.Plan{Parameters: map[string]string{"multifd-compression": "lzma"}}, want: `"lzma" is not one of none`, dst: "inmigrate"},
 			{name: "port taken", plan: engine.Plan{Listen: "tcp:" + taken.Addr().String()}, want: "listen on tcp:127.0.0.1", dst: "dead"},
-			{name: "blocker", change: func(a, _ *guest.Spec) { a.Extra = []string{"-device", "nvme,serial=x"} }, want: "source cannot migrate", dst: "inmigrate"},
+			{name: "blocker", change: func(a, _ *guest.Spec) { a.Extra = []string{"-device", "amd-iommu"} }, want: "source cannot migrate", dst: "inmigrate"},
 		} {
 			t.Run(test.name, func(t *testing.T) {
 				src, dst := pair(t, qemu, test.change)

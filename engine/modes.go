@@ -202,6 +202,10 @@ func Abilities(src, dst *Facts, srcTrial, dstTrial *Trial) []Ability {
 		switch {
 		case strings.HasPrefix(src.Machine, "pc-q35"):
 			j.no("%s has a q35 machine, on which the secondary aborts at the first checkpoint: machine pc can", a.name)
+		case !src.before(11, 1):
+			j.no("%s has another COLO than mode colo goes by (seen on 11.1.3): a 7.2 can be the primary", a.name)
+		case !dst.before(11, 1):
+			j.no("%s has another COLO than mode colo goes by (seen on 11.1.3): a 7.2 or 10.0 can be the secondary", b.name)
 		case src.Major == 10 && src.Minor == 0:
 			j.no("%s cannot be the primary: 10.0.2 completes its migration instead of entering COLO; it can be the secondary of a 7.2", a.name)
 		case !src.before(10, 1):

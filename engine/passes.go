@@ -4,9 +4,31 @@ import (
 	"slices"
 	"time"
 
+	"qmigrate/engine/policy"
 	"qmigrate/engine/record"
 	"qmigrate/qmp"
 )
+
+// timedSyncs tells whether the source's bitmap syncs come by time instead of at the ends of passes: seen on 11.1.3 with postcopy-ram on,
+// not on 10.0.2.
+func (m *migration) timedSyncs() bool {
+	return m.plan.Capabilities["postcopy-ram"] && !m.src.facts.before(11, 0)
+}
+
+// turned leaves of the edges those that end a pass by the samples (policy.Turns).
+func turned(edges []passEdge, samples []record.Sample) (kept []passEdge) {
+	var turns policy.Turns
+	for i := range samples {
+		if !turns.Ends(&samples[i]) {
+			continue
+		}
+		n := slices.IndexFunc(edges, func(e passEdge) bool { return int64(e.raw) == *samples[i].SyncCount })
+		if n >= 0 {
+			kept = append(kept, edges[n])
+		}
+	}
+	return kept
+}
 
 // passEdge is one MIGRATION_PASS: the instant of a bitmap sync.
 type passEdge struct {
@@ -131,6 +153,9 @@ func (m *migration) figures(last *qmp.MigrationInfo) {
 	}
 	if !m.issued {
 		return // what the source tells is of an earlier migration
+	}
+	if m.timedSyncs() && p != nil {
+		m.passes = turned(m.passes, p.samples)
 	}
 	if m.split && !m.dst.resumed.IsZero() {
 		m.splitPasses(last)

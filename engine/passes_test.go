@@ -176,3 +176,20 @@ func TestEmptyPostCopy(t *testing.T) {
 		t.Error(err)
 	}
 }
+
+// TestTurned: of syncs that come by time, those that end no pass are left out.
+func TestTurned(t *testing.T) {
+	now := time.Now()
+	var edges []passEdge
+	var samples []record.Sample
+	for n, sent := range []int64{0, 300, 600, 1000, 1100, 1250} { // of 1,000 pages, and then of 200
+		left := []int64{1000, 750, 500, 200, 120, 90}[n]
+		at := time.Duration(n+1) * 100 * ms
+		edges = append(edges, passEdge{raw: n + 2, at: now.Add(at - ms)})
+		samples = append(samples, series([4]int64{int64(at / ms), sent * 4100, left * pageSize, sent})...)
+		samples[n].SyncCount = record.Of(int64(n + 2))
+	}
+	if got := turned(edges, samples); len(got) != 2 || got[0] != edges[3] || got[1] != edges[5] {
+		t.Errorf("kept %+v of %+v", got, edges)
+	}
+}

@@ -4,8 +4,10 @@ import (
 	"context"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 
+	"qmigrate/engine/policy"
 	"qmigrate/engine/record"
 	"qmigrate/qmp"
 )
@@ -25,7 +27,8 @@ type poll struct {
 	all      sync.WaitGroup
 	kicks    chan struct{}
 	stopped  bool
-	policy   *converge // that sees each sample, until it is over; nil: there is none
+	turned   atomic.Int64 // passes that have ended by policy.Turns
+	policy   *converge    // that sees each sample, until it is over; nil: there is none
 
 	// Each belongs to one goroutine until all has been waited for.
 	samples  []record.Sample
@@ -109,6 +112,7 @@ func (p *poll) source(ctx context.Context, s *side, sampled func(record.Sample),
 	tick := time.NewTicker(p.interval)
 	defer tick.Stop()
 	var info qmp.MigrationInfo
+	var turns policy.Turns
 	var err error // the first of query's, which is its last
 	for n := 0; ; n++ {
 		cost := p.cost(s, n)
@@ -119,6 +123,9 @@ func (p *poll) source(ctx context.Context, s *side, sampled func(record.Sample),
 				p.longest = max(p.longest, answered.Sub(asked))
 				x := sampleOf(&info, asked.Sub(p.origin), answered.Sub(p.origin))
 				p.samples = append(p.samples, x)
+				if turns.Ends(&x) {
+					p.turned.Add(1)
+				}
 				if sampled != nil {
 					sampled(x)
 				}

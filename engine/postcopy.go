@@ -69,8 +69,11 @@ func (m *migration) due() bool {
 	return s.Passes > 0 && m.passesEnded() >= s.Passes || s.Time > 0 && time.Since(m.issuedAt) >= s.Time
 }
 
-// passesEnded counts the bitmap syncs after the one at set-up: each ends a pass.
+// passesEnded counts the bitmap syncs after the one at set-up: each ends a pass, unless they come by time.
 func (m *migration) passesEnded() int {
+	if m.timedSyncs() && m.poll != nil {
+		return int(m.poll.turned.Load())
+	}
 	n := 0
 	for _, e := range m.passes {
 		if e.raw > 1 && !e.stopped {

@@ -24,7 +24,7 @@ import (
 
 // each runs f as a subtest with each pair of QEMUs of which one may have another idea of TLS than the other.
 func eachPair(t *testing.T, f func(t *testing.T, source, destination string)) {
-	for _, p := range [][2]string{{"7.2", "7.2"}, {"10.0", "10.0"}, {"7.2", "10.0"}} {
+	for _, p := range [][2]string{{"7.2", "7.2"}, {"10.0", "10.0"}, {"11.1", "11.1"}, {"7.2", "11.1"}} {
 		t.Run(p[0]+"_"+p[1], func(t *testing.T) { f(t, guesttest.QEMU(t, p[0]), guesttest.QEMU(t, p[1])) })
 	}
 }

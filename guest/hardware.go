@@ -35,8 +35,8 @@ func buses() []hardware {
 		{name: VirtioBlk, device: "virtio-blk-pci", modules: []string{"virtio_blk"}, kernel: debian.Kernel},
 		{name: VirtioSCSI, device: "virtio-scsi-pci", modules: []string{"virtio_scsi", "sd_mod"}, kernel: debian.Kernel},
 		{name: AHCI, device: "ich9-ahci", modules: []string{"ahci", "sd_mod"}, kernel: debian.Generic},
-		// Seen on 7.2.22 and 10.0.2; hw/nvme/ctrl.c declares its state unmigratable.
-		{name: "nvme", refused: "QEMU cannot migrate it (\"State blocked by non-migratable device\")"},
+		// Seen on 7.2.22 and 10.0.2: hw/nvme/ctrl.c declares its state unmigratable. 11.1.3 migrates it.
+		{name: "nvme", refused: "QEMU 7.2 and 10.0 cannot migrate it (\"State blocked by non-migratable device\")"},
 	}
 }
 

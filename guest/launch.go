@@ -12,6 +12,7 @@ import (
 	"slices"
 	"strings"
 
+	"qmigrate/guest/debian"
 	"qmigrate/hostnet"
 )
 
@@ -56,7 +57,8 @@ func (e *ArgumentError) Error() string {
 	return fmt.Sprintf("duplicate %s %s: %s", e.Option, e.Value, e.Reason)
 }
 
-// IncomingArgs turns the command line of a running QEMU, program first, into that of its destination: it waits for a migration (-incoming defer -S),
+// IncomingArgs turns the command line of a running QEMU, program first, or before it the dynamic linker that runs it (debian.SplitLoader), into that
+// of its destination: it waits for a migration (-incoming defer -S),
 // what QEMU creates lies in l.Dir, and it has the three monitors of a VM there. What the guest sees stays as it is. Devices that were plugged in while
 // the source ran, and passwords given to its monitor, are not on its command line: the caller compares. The error joins an *ArgumentError for each option that cannot be had twice.
 func IncomingArgs(args []string, l Launch) (out []string, changes []Change, err error) {
@@ -68,13 +70,14 @@ func IncomingArgs(args []string, l Launch) (out []string, changes []Change, err 
 		m.used[role+".qmp"] = true
 	}
 	m.used["qemu.log"] = true
-	m.out = []string{args[0]}
-	if l.QEMU != "" && l.QEMU != args[0] {
-		m.out[0] = l.QEMU
-		m.note("", args[0], l.QEMU, "as asked")
+	by, rest := debian.SplitLoader(args)
+	m.out = append(by, rest[0])
+	if l.QEMU != "" && l.QEMU != rest[0] {
+		m.out = []string{l.QEMU}
+		m.note("", rest[0], l.QEMU, "as asked")
 	}
 	machine := false
-	for i := 1; i < len(args); i++ {
+	for i := len(by) + 1; i < len(args); i++ {
 		a := args[i]
 		if !strings.HasPrefix(a, "-") || a == "-" { // an image: the first disk
 			m.out = append(m.out, m.mapped("image", a))
@@ -707,7 +710,7 @@ func (m *mover) output(option, value, key string) string {
 	return o.String()
 }
 
-// takesNoValue reports whether an option of QEMU's stands alone. Source: qemu-options.hx of 7.2 and 10.0.
+// takesNoValue reports whether an option of QEMU's stands alone. Source: qemu-options.hx of 7.2 and 10.0; 11.1 adds none.
 func takesNoValue(option string) bool {
 	switch option {
 	case "-S", "-s", "-h", "-help", "-version", "-daemonize", "-snapshot", "-nodefaults", "-no-user-config", "-nographic", "-curses", "-full-screen", "-alt-grab",
@@ -847,5 +850,6 @@ func StartIncoming(ctx context.Context, h hostnet.Host, argv, env []string, dir 
 	if _, err := h.Stat(dir); err == nil {
 		return nil, fmt.Errorf("start destination: folder %s exists: it needs one of its own", dir)
 	}
-	return start(ctx, h, Spec{Name: path.Base(dir), QEMU: argv[0], Dir: dir, Incoming: true, Paused: true}, argv, env)
+	_, program := debian.SplitLoader(argv)
+	return start(ctx, h, Spec{Name: path.Base(dir), QEMU: program[0], Dir: dir, Incoming: true, Paused: true}, argv, env)
 }

@@ -79,10 +79,10 @@ func start(ctx context.Context, h hostnet.Host, s Spec, argv, env []string) (_ *
 	cmd := append([]string{"/bin/sh", "-c", `umask 0177; exec "$@"`, "sh"}, argv...)
 	vm.proc, err = h.Start(ctx, hostnet.Command{Args: cmd, Env: env, Log: s.Socket("log")})
 	if err != nil {
-		return nil, fmt.Errorf("start %s: %w", argv[0], err)
+		return nil, fmt.Errorf("start %s: %w", s.QEMU, err)
 	}
 	if err := vm.wait(ctx); err != nil {
-		return nil, &StartError{QEMU: argv[0], Log: tail(h, s.Socket("log")), Err: err}
+		return nil, &StartError{QEMU: s.QEMU, Log: tail(h, s.Socket("log")), Err: err}
 	}
 	return vm, nil
 }
@@ -104,10 +104,18 @@ func (vm *VM) wait(ctx context.Context) error {
 		if err == nil {
 			return nil
 		}
+		ended := func() error {
+			return fmt.Errorf("QEMU ended: %w", cmp.Or(vm.proc.Err(), errors.New("exit status 0")))
+		}
 		select {
 		case <-vm.proc.Done():
-			return fmt.Errorf("QEMU ended: %w", cmp.Or(vm.proc.Err(), errors.New("exit status 0")))
+			return ended()
 		case <-ctx.Done():
+			select {
+			case <-vm.proc.Done(): // its end is what ended ctx
+				return ended()
+			default:
+			}
 			return fmt.Errorf("control monitor %s: %w", vm.spec.Socket(Control), errors.Join(ctx.Err(), err))
 		case <-time.After(pause):
 		}

@@ -26,7 +26,7 @@ var update = flag.Bool("update", false, "record the transcripts anew from real Q
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
 // versions are those that have transcripts, and that a complete test run has as programs.
-var versions = []string{"7.2", "10.0"}
+var versions = []string{"7.2", "10.0", "11.1"}
 
 const transcripts = "../testdata/transcripts"
 

@@ -284,7 +284,7 @@ func TestMigrateCompleted(t *testing.T) {
 		if err := src.Cont(ctx); err != nil {
 			t.Fatal(err)
 		}
-		out, in1 := src.Subscribe(100), dst.Subscribe(100)
+		out, in1 := src.Subscribe(1000), dst.Subscribe(1000) // 11.1 may announce some hundred passes
 		if err := dst.MigrateIncoming(ctx, l.uri()); err != nil {
 			t.Fatal(err)
 		}

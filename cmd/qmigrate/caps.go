@@ -7,7 +7,7 @@ import (
 	"io"
 	"maps"
 	"os"
-	"path/filepath"
+	"reflect"
 	"slices"
 	"strings"
 
@@ -87,9 +87,9 @@ func abilities(all []*engine.Facts, trials []*engine.Trial) []engine.Ability {
 
 // binary is a QEMU that can be started here once more, or why not.
 type binary struct {
-	path string
-	env  []string
-	why  string
+	command []string // the program, and before it what runs it
+	env     []string
+	why     string
 }
 
 // try starts a throw-away; what it does not tell is not tried, and why.
@@ -97,7 +97,7 @@ func (p binary) try(ctx context.Context, accelerator string) *engine.Trial {
 	if p.why != "" {
 		return &engine.Trial{Why: p.why}
 	}
-	trial, err := lab.Throwaway(ctx, p.path, p.env, accelerator)
+	trial, err := lab.Throwaway(ctx, p.command, p.env, accelerator)
 	if err != nil {
 		return &engine.Trial{Why: err.Error()}
 	}
@@ -110,14 +110,15 @@ func programOf(e *engine.Endpoint, f *engine.Facts) binary {
 	if !ok {
 		return binary{why: f.Name + " is not on this machine, as far as is known"}
 	}
-	path, env, err := p.program()
+	line, err := p.commandLine()
 	switch {
 	case err != nil:
 		return binary{why: err.Error()}
-	case !strings.Contains(filepath.Base(path), "qemu"):
-		return binary{why: fmt.Sprintf("the process behind %s is no QEMU that can be started here (%s)", f.Name, first(path, "not to be looked at"))}
+	case !line.isQEMU():
+		return binary{why: fmt.Sprintf("the process behind %s is no QEMU that can be started here (%s)", f.Name,
+			first(line.program, "not to be looked at"))}
 	}
-	return binary{path: path, env: env}
+	return binary{command: line.command, env: line.env}
 }
 
 // facts asks an endpoint, or a QEMU that is started for it; own tells which.
@@ -150,7 +151,7 @@ func facts(ctx context.Context, text, machine string, o engine.Options) (f *engi
 	e := lab.Endpoint(vm)
 	e.Name = text
 	f, err = engine.Inspect(ctx, e, o)
-	return f, binary{path: b.Path}, true, err
+	return f, binary{command: []string{b.Path}}, true, err
 }
 
 // capRow is one capability or parameter over the QEMUs; "" is one that a QEMU does not have.
@@ -194,7 +195,7 @@ func capRows(all []*engine.Facts, trials []*engine.Trial) (capabilities, paramet
 				legal = ""
 			}
 			m[member.Name] = parameterText(member, f.Parameters[member.Name], legal)
-			if value, usual := f.Parameters[member.Name], t.Defaults[member.Name]; usual != nil && value != usual {
+			if value, usual := f.Parameters[member.Name], t.Defaults[member.Name]; usual != nil && !reflect.DeepEqual(value, usual) { // 11.1 has a list among them
 				m[member.Name] += fmt.Sprintf(", default %v without a machine", usual)
 			}
 		}

@@ -18,7 +18,7 @@ func (c *commands) doctor() *cli.Command {
 		Name:  "doctor",
 		Usage: "what this machine lacks, with the command that would mend it",
 		Flags: []cli.Flag{
-			&cli.BoolFlag{Name: "mend", Usage: "get what is missing: QEMU 7.2 and 10.0, the guest's kernel, what storage on a network needs, and the Debian guest, into the cache folder; nothing else changes"},
+			&cli.BoolFlag{Name: "mend", Usage: "get what is missing: QEMU 7.2, 10.0 and 11.1, the guest's kernel, what storage on a network needs, and the Debian guest, into the cache folder; nothing else changes"},
 		},
 		Action: c.runDoctor,
 	}
@@ -83,7 +83,7 @@ func findings(ctx context.Context) []finding {
 	}
 	const mend = "qmigrate doctor --mend"
 	safe := false
-	for _, series := range []string{"7.2", "10.0"} {
+	for _, series := range []string{"7.2", "10.0", "11.1"} {
 		b, err := guest.FindQEMU(ctx, series)
 		f := finding{name: "QEMU " + series, ok: err == nil, text: b.Path, mend: mend, optional: true}
 		if err != nil {

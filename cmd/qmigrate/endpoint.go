@@ -19,6 +19,7 @@ import (
 	"qmigrate/engine"
 	"qmigrate/engine/lab"
 	"qmigrate/guest"
+	"qmigrate/guest/debian"
 	"qmigrate/hostnet"
 )
 
@@ -205,17 +206,37 @@ func (p *peer) HasThread(id int) bool {
 	return p.proc != nil && lab.NewProcess(hostnet.Local(), p.proc).HasThread(id)
 }
 
-// program is the process's binary, "" if it is not to be looked at, and those of its environment's variables that tell a program where its parts are.
-func (p *peer) program() (path string, env []string, err error) {
+// commandLine is what a QEMU was started with.
+type commandLine struct {
+	program string   // the file that runs, "" if it is not to be looked at
+	command []string // what starts that program: its path, after that of the dynamic linker and its options where one runs it
+	args    []string // the whole command line
+	env     []string // the variables of its environment that tell a program where its parts are
+}
+
+// isQEMU tells a QEMU by its name: qemu-system-x86_64, qemu-kvm, .qemu-system-x86_64-wrapped.
+func (c commandLine) isQEMU() bool { return strings.Contains(filepath.Base(c.program), "qemu") }
+
+// commandLine reads it from the process; the error says what cannot be read.
+func (p *peer) commandLine() (c commandLine, err error) {
 	if p.proc == nil {
-		return "", nil, errNoProcess
+		return c, errNoProcess
 	}
-	if path, err = os.Readlink(fmt.Sprintf("/proc/%d/exe", p.proc.PID())); err != nil {
-		return "", nil, nil
+	if c.program, err = os.Readlink(fmt.Sprintf("/proc/%d/exe", p.proc.PID())); err != nil {
+		return commandLine{}, nil
+	}
+	c.command = []string{c.program}
+	line, err := hostnet.Local().ReadFile(fmt.Sprintf("/proc/%d/cmdline", p.proc.PID()))
+	if err != nil {
+		return c, fmt.Errorf("read command line of process %d: %w", p.proc.PID(), err)
+	}
+	c.args = guest.Cmdline(line)
+	if by, rest := debian.SplitLoader(c.args); len(by) > 0 && debian.IsLoader(c.program) {
+		c.program, c.command = rest[0], append(by, rest[0])
 	}
 	vars, err := hostnet.Local().ReadFile(fmt.Sprintf("/proc/%d/environ", p.proc.PID()))
 	if err != nil {
-		return path, nil, fmt.Errorf("read environment of process %d: %w", p.proc.PID(), err)
+		return c, fmt.Errorf("read environment of process %d: %w", p.proc.PID(), err)
 	}
 	keep := map[string]string{}
 	for _, v := range guest.Cmdline(vars) {
@@ -224,9 +245,9 @@ func (p *peer) program() (path string, env []string, err error) {
 		}
 	}
 	for _, name := range slices.Sorted(maps.Keys(keep)) {
-		env = append(env, name+"="+keep[name])
+		c.env = append(c.env, name+"="+keep[name])
 	}
-	return path, env, nil
+	return c, nil
 }
 
 // MainThreadCPU is the processor time of QEMU's main thread.

@@ -177,7 +177,7 @@ func (c *commands) launch(x *cli.Context, src *engine.Endpoint) (*guest.VM, erro
 	if _, err := host.Stat(dir); err == nil {
 		return nil, fmt.Errorf("launch destination: %s exists: give a folder that does not, it is made for the destination's sockets and logs", dir)
 	}
-	machine, args, env, err := commandLine(x.Context, src)
+	machine, line, err := commandLineOf(x.Context, src)
 	if err != nil {
 		return nil, err
 	}
@@ -188,6 +188,7 @@ func (c *commands) launch(x *cli.Context, src *engine.Endpoint) (*guest.VM, erro
 			return nil, err
 		}
 		change.QEMU = b.Path
+		line.env = nil // it says where the other one's parts are
 	}
 	for flag, into := range map[string]map[string]string{"tap": change.TAPs, "path": change.Paths} {
 		for _, text := range x.StringSlice(flag) {
@@ -198,14 +199,14 @@ func (c *commands) launch(x *cli.Context, src *engine.Endpoint) (*guest.VM, erro
 			into[from] = to
 		}
 	}
-	args, changes, err := guest.IncomingArgs(args, change)
+	args, changes, err := guest.IncomingArgs(line.args, change)
 	if err != nil {
 		return nil, fmt.Errorf("launch destination: %w", err)
 	}
 	if !x.Bool("quiet") {
 		printChanges(c.stderr, changes)
 	}
-	return guest.StartIncoming(x.Context, host, args, env, dir)
+	return guest.StartIncoming(x.Context, host, args, line.env, dir)
 }
 
 // printChanges says how the destination's command line differs from the source's, as a diff.
@@ -227,27 +228,22 @@ func printChanges(w io.Writer, all []guest.Change) {
 	}
 }
 
-// commandLine is that of the process behind a monitor, with the machine type that its monitor names, for its own word may be an alias, and those of its environment's variables that tell a program where its
-// parts are.
-func commandLine(ctx context.Context, e *engine.Endpoint) (machine string, args, env []string, err error) {
+// commandLineOf is that of the process behind a monitor, with the machine type that its monitor names: its own word may be an alias.
+func commandLineOf(ctx context.Context, e *engine.Endpoint) (machine string, line commandLine, err error) {
 	p, ok := e.Process.(*peer)
 	if !ok {
-		return "", nil, nil, usagef("--launch needs the source's process: give --source as a unix socket of this machine")
+		return "", line, usagef("--launch needs the source's process: give --source as a unix socket of this machine")
 	}
 	facts, err := engine.Inspect(ctx, e, engine.Options{})
 	if err != nil {
-		return "", nil, nil, err
+		return "", line, err
 	}
-	program, env, err := p.program()
-	if err != nil {
-		return "", nil, nil, fmt.Errorf("launch destination: %w", err)
+	if line, err = p.commandLine(); err != nil {
+		return "", line, fmt.Errorf("launch destination: %w", err)
 	}
-	if !strings.Contains(filepath.Base(program), "qemu") { // qemu-system-x86_64, qemu-kvm, .qemu-system-x86_64-wrapped
-		return "", nil, nil, fmt.Errorf("launch destination: process %d behind %s is no QEMU but %s: start the destination yourself", p.proc.PID(), e.Name, first(program, "not to be looked at"))
+	if !line.isQEMU() {
+		return "", line, fmt.Errorf("launch destination: process %d behind %s is no QEMU but %s: start the destination yourself", p.proc.PID(), e.Name,
+			first(line.program, "not to be looked at"))
 	}
-	line, err := hostnet.Local().ReadFile(fmt.Sprintf("/proc/%d/cmdline", p.proc.PID()))
-	if err != nil {
-		return "", nil, nil, fmt.Errorf("read source's command line: %w", err)
-	}
-	return facts.Machine, guest.Cmdline(line), env, nil
+	return facts.Machine, line, nil
 }

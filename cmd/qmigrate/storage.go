@@ -112,7 +112,7 @@ func wrongDisks(r *record.Migration) error {
 
 // storageFindings say what --storage iscsi and nfs lack.
 func storageFindings(ctx context.Context, mend string) (all []finding) {
-	for _, series := range []string{"7.2", "10.0"} {
+	for _, series := range []string{"7.2", "10.0", "11.1"} {
 		f := finding{name: "iSCSI, NFS in " + series, optional: true, text: "no QEMU " + series, mend: mend}
 		if b, err := guest.FindQEMU(ctx, series); err == nil {
 			err = errors.Join(debian.HasDriver(ctx, b.Path, "iscsi"), debian.HasDriver(ctx, b.Path, "nfs"))

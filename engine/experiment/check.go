@@ -165,7 +165,7 @@ func (h *host) try(ctx context.Context, c *Cell) (line int, err error) {
 		for _, want := range []string{c.Lab.SourceQEMU, c.Lab.DestinationQEMU} {
 			qemu := h.binaries[want].Path
 			if h.trials[qemu] == nil {
-				if h.trials[qemu], err = lab.Throwaway(ctx, qemu, nil, "tcg"); err != nil {
+				if h.trials[qemu], err = lab.Throwaway(ctx, []string{qemu}, nil, "tcg"); err != nil {
 					return c.line(wanted[name]), err
 				}
 			}

@@ -15,6 +15,7 @@ import (
 
 	"qmigrate/engine"
 	"qmigrate/engine/record"
+	"qmigrate/guest/guesttest"
 	"qmigrate/guest/guesttest/within"
 )
 
@@ -35,7 +36,7 @@ func TestStorageChaos(t *testing.T) {
 	t.Logf("QMIGRATE_SEED=%d", seed)
 	random := rand.New(rand.NewPCG(seed, seed))
 	victims := []string{"source", "destination", "server"}
-	versions := []string{"7.2", "10.0"}
+	versions := guesttest.Versions()
 	for k, kind := range []string{"shared:format=qcow2", "mirror:copy-mode=write-blocking", "mirror", "iscsi", "nfs"} {
 		mine := victims
 		if strings.HasPrefix(kind, "shared") {
@@ -47,7 +48,7 @@ func TestStorageChaos(t *testing.T) {
 		}
 		for i := range trials {
 			victim := mine[(k+i)%len(mine)]
-			version := versions[random.IntN(2)]
+			version := versions[random.IntN(len(versions))]
 			after := time.Duration(random.Int64N(int64(3500 * time.Millisecond)))
 			t.Run(fmt.Sprintf("%s/%s/%s/%d/%v", kind, version, victim, i, after), func(t *testing.T) { storageTrial(t, kind, version, victim, "", after) })
 		}

@@ -27,6 +27,7 @@ func TestSecureLab(t *testing.T) {
 		plan                engine.Plan
 	}{
 		{"10.0", "10.0", engine.Plan{TLS: &engine.TLS{Kind: engine.X509}}},
+		{"11.1", "11.1", engine.Plan{TLS: &engine.TLS{Kind: engine.X509}, Capabilities: map[string]bool{"multifd": true}}},
 		{"7.2", "7.2", engine.Plan{TLS: &engine.TLS{Kind: engine.X509, Authz: "O=qmigrate,CN=source"}}},
 		{"7.2", "10.0", engine.Plan{TLS: &engine.TLS{Kind: engine.PSK}, Capabilities: map[string]bool{"multifd": true}}},
 	} {

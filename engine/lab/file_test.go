@@ -71,7 +71,9 @@ func TestSave(t *testing.T) {
 		{"7.2", "7.2", engine.File{}},
 		{"7.2", "7.2", engine.File{Background: true}},
 		{"7.2", "10.0", engine.File{Continue: true}},
-		{"10.0", "10.0", engine.File{}},
+		{"11.1", "10.0", engine.File{}},
+		{"11.1", "11.1", engine.File{Format: engine.MappedRAMFormat, Channels: 2}},
+		{"11.1", "11.1", engine.File{Background: true}},
 		{"10.0", "10.0", engine.File{Format: engine.MappedRAMFormat, Continue: true}},
 		{"10.0", "10.0", engine.File{Format: engine.MappedRAMFormat, Channels: 3, DirectIO: true}},
 		{"10.0", "10.0", engine.File{Background: true}},
@@ -171,10 +173,11 @@ func TestSaveFails(t *testing.T) {
 		file engine.File
 	}{
 		{"7.2", engine.File{}},
-		{"10.0", engine.File{}},
+		{"11.1", engine.File{}},
 		{"10.0", engine.File{Background: true}},
+		{"11.1", engine.File{Background: true}},
 		{"10.0", engine.File{Format: engine.MappedRAMFormat}},
-		{"10.0", engine.File{Format: engine.MappedRAMFormat, Channels: 2}},
+		{"11.1", engine.File{Format: engine.MappedRAMFormat, Channels: 2}},
 	} {
 		t.Run(fmt.Sprintf("%s_%s_%t_%d", test.qemu, test.file.Format, test.file.Background, test.file.Channels), func(t *testing.T) {
 			l := newLab(t, Spec{SourceQEMU: guesttest.QEMU(t, test.qemu), DestinationQEMU: guesttest.QEMU(t, test.qemu), Workload: busy()})
@@ -214,9 +217,11 @@ func TestSaveCancelled(t *testing.T) {
 		file engine.File
 	}{
 		{"7.2", engine.File{}},
-		{"10.0", engine.File{}},
+		{"11.1", engine.File{}},
 		{"10.0", engine.File{Background: true}},
+		{"11.1", engine.File{Background: true}},
 		{"10.0", engine.File{Format: engine.MappedRAMFormat, Channels: 2}},
+		{"11.1", engine.File{Format: engine.MappedRAMFormat, Channels: 2}},
 	} {
 		t.Run(fmt.Sprintf("%s_%s_%t", test.qemu, test.file.Format, test.file.Background), func(t *testing.T) {
 			l := newLab(t, Spec{SourceQEMU: guesttest.QEMU(t, test.qemu), DestinationQEMU: guesttest.QEMU(t, test.qemu), Workload: busy()})

@@ -78,7 +78,7 @@ func TestHardware(t *testing.T) {
 		vcpus                       int
 	}
 	trials := []hardware{
-		{"e1000", guest.AHCI, "pc-i440fx-7.2", "7.2", "10.0", 2},
+		{"e1000", guest.AHCI, "pc-i440fx-7.2", "7.2", "11.1", 2},
 		{"vmxnet3", guest.VirtioSCSI, "pc-q35-7.1", "10.0", "7.2", 1},
 	}
 	if everyHardware() {

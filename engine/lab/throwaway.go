@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"time"
 
@@ -15,17 +16,17 @@ import (
 	"qmigrate/qmp"
 )
 
-// Throwaway starts the binary of a QEMU once more, on this machine, with no guest in it (-machine none), tries on it what introspection cannot tell, and
-// ends it. env is what the binary needs to find its parts; accelerator is that of the QEMU it stands for.
-func Throwaway(ctx context.Context, qemu string, env []string, accelerator string) (*engine.Trial, error) {
-	trial, err := throwaway(ctx, qemu, env, accelerator)
+// Throwaway starts a QEMU once more, on this machine, with no guest in it (-machine none), tries on it what introspection cannot tell, and
+// ends it. command is its binary, and before it what runs that; env is what the binary needs to find its parts; accelerator is that of the QEMU it stands for.
+func Throwaway(ctx context.Context, command, env []string, accelerator string) (*engine.Trial, error) {
+	trial, err := throwaway(ctx, command, env, accelerator)
 	if err != nil {
 		return nil, fmt.Errorf("try on a throw-away: %w", err)
 	}
 	if refusal, tried := trial.Refused["dirty-limit"]; tried && refusal != "" {
 		// It needs KVM with a dirty ring, which few guests are started with: can this host do it?
 		if _, err := os.Stat("/dev/kvm"); err == nil {
-			if ring, err := throwaway(ctx, qemu, env, "kvm,dirty-ring-size=4096"); err == nil && ring.Refused["dirty-limit"] == "" {
+			if ring, err := throwaway(ctx, command, env, "kvm,dirty-ring-size=4096"); err == nil && ring.Refused["dirty-limit"] == "" {
 				trial.Refused["dirty-limit"] = refusal + "; this host's KVM would take -accel kvm,dirty-ring-size=4096, if a guest boots under it"
 			}
 		}
@@ -33,8 +34,8 @@ func Throwaway(ctx context.Context, qemu string, env []string, accelerator strin
 	return trial, nil
 }
 
-func throwaway(ctx context.Context, qemu string, env []string, accelerator string) (trial *engine.Trial, err error) {
-	err = onThrowaway(ctx, qemu, env, accelerator, func(vm *guest.VM) error {
+func throwaway(ctx context.Context, command, env []string, accelerator string) (trial *engine.Trial, err error) {
+	err = onThrowaway(ctx, command, env, accelerator, func(vm *guest.VM) error {
 		trial, err = engine.Try(ctx, Endpoint(vm))
 		return err
 	})
@@ -43,7 +44,7 @@ func throwaway(ctx context.Context, qemu string, env []string, accelerator strin
 
 // Facts are what a QEMU binary on this machine says of itself, with no guest in it.
 func Facts(ctx context.Context, qemu, accelerator string, schemas qmp.SchemaCache) (f *engine.Facts, err error) {
-	err = onThrowaway(ctx, qemu, nil, accelerator, func(vm *guest.VM) error {
+	err = onThrowaway(ctx, []string{qemu}, nil, accelerator, func(vm *guest.VM) error {
 		f, err = engine.Inspect(ctx, Endpoint(vm), engine.Options{Schemas: schemas})
 		return err
 	})
@@ -58,7 +59,7 @@ func Facts(ctx context.Context, qemu, accelerator string, schemas qmp.SchemaCach
 const longFolder = 60
 
 // onThrowaway does something with a QEMU that has no guest, and ends it.
-func onThrowaway(ctx context.Context, qemu string, env []string, accelerator string, do func(*guest.VM) error) (err error) {
+func onThrowaway(ctx context.Context, command, env []string, accelerator string, do func(*guest.VM) error) (err error) {
 	var dir string
 	if len(os.TempDir()) < longFolder {
 		dir, err = os.MkdirTemp("", "qmig-try-")
@@ -71,8 +72,8 @@ func onThrowaway(ctx context.Context, qemu string, env []string, accelerator str
 	defer os.RemoveAll(dir)
 	dir = filepath.Join(dir, "vm")
 	control := guest.Spec{Dir: dir}.Socket(guest.Control)
-	argv := []string{qemu, "-name", "qmig-try", "-nodefaults", "-no-user-config", "-display", "none", "-machine", "none", "-accel", accelerator,
-		"-chardev", "socket,id=control,server=on,wait=off,path=" + strings.ReplaceAll(control, ",", ",,"), "-mon", "chardev=control,mode=control", "-incoming", "defer", "-S"}
+	argv := append(slices.Clone(command), "-name", "qmig-try", "-nodefaults", "-no-user-config", "-display", "none", "-machine", "none", "-accel", accelerator,
+		"-chardev", "socket,id=control,server=on,wait=off,path="+strings.ReplaceAll(control, ",", ",,"), "-mon", "chardev=control,mode=control", "-incoming", "defer", "-S")
 	vm, err := guest.StartIncoming(ctx, hostnet.Local(), argv, env, dir)
 	if err != nil {
 		return err

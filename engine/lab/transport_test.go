@@ -52,11 +52,12 @@ func TestStream(t *testing.T) {
 		{qemu: "7.2", transport: Unix, capabilities: []string{"multifd"}, parameters: map[string]string{"multifd-compression": "zstd", "multifd-channels": "4"}},
 		{qemu: "7.2", transport: FD, capabilities: []string{"xbzrle"}, parameters: map[string]string{"xbzrle-cache-size": "67108864"}},
 		{qemu: "7.2", transport: Exec, capabilities: []string{"compress"}, parameters: map[string]string{"compress-level": "3", "compress-threads": "2"}, packed: true},
-		{qemu: "10.0", transport: TCP, form: engine.FormChannels, capabilities: []string{"multifd", "zero-copy-send"}, parameters: map[string]string{"multifd-compression": "none"}},
+		{qemu: "11.1", transport: TCP, form: engine.FormChannels, capabilities: []string{"multifd", "zero-copy-send"}, parameters: map[string]string{"multifd-compression": "none"}},
 		{qemu: "10.0", transport: TCP, capabilities: []string{"multifd"}, parameters: map[string]string{"multifd-compression": "zlib", "zero-page-detection": "legacy"}, packed: true},
 		{qemu: "10.0", transport: Unix, form: engine.FormChannels, capabilities: []string{"multifd"}, parameters: map[string]string{"multifd-compression": "zstd", "multifd-zstd-level": "7", "zero-page-detection": "multifd"}, packed: true},
-		{qemu: "10.0", transport: FD, form: engine.FormChannels, capabilities: []string{"xbzrle", "return-path"}, parameters: map[string]string{"xbzrle-cache-size": "33554432"}},
+		{qemu: "11.1", transport: FD, form: engine.FormChannels, capabilities: []string{"xbzrle", "return-path"}, parameters: map[string]string{"xbzrle-cache-size": "33554432"}},
 		{qemu: "10.0", transport: Exec, form: engine.FormChannels, parameters: map[string]string{"zero-page-detection": "none"}},
+		{qemu: "11.1", transport: Exec, parameters: map[string]string{"zero-page-detection": "none"}},
 	} {
 		t.Run(strings.Join(append([]string{test.qemu, test.transport, test.form}, test.capabilities...), "_"), func(t *testing.T) {
 			qemu := guesttest.QEMU(t, test.qemu)
@@ -126,6 +127,7 @@ func TestStreamRefused(t *testing.T) {
 		{"7.2", TCP, engine.Plan{Channels: engine.FormChannels}, "takes no channels"},
 		{"10.0", Exec, engine.Plan{Capabilities: map[string]bool{"return-path": true}}, "one way only"},
 		{"10.0", TCP, engine.Plan{Capabilities: map[string]bool{"compress": true}}, "capability compress"},
+		{"11.1", TCP, engine.Plan{Capabilities: map[string]bool{"zero-blocks": true}}, "capability zero-blocks"},
 		{"10.0", TCP, engine.Plan{Capabilities: map[string]bool{"xbzrle": true}, Parameters: map[string]string{"xbzrle-cache-size": "1000000"}}, "power of two"},
 	} {
 		t.Run(test.qemu+"_"+test.transport+"_"+strings.Join(slices.Sorted(maps.Keys(test.plan.Capabilities)), "_"), func(t *testing.T) {

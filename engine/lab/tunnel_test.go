@@ -30,7 +30,7 @@ func TestTunnelLab(t *testing.T) {
 		qemu string
 		plan engine.Plan
 	}{
-		{"10.0", engine.Plan{Tunnel: engine.TLSTunnel, Capabilities: map[string]bool{"multifd": true}}},
+		{"11.1", engine.Plan{Tunnel: engine.TLSTunnel, Capabilities: map[string]bool{"multifd": true}}},
 		{"7.2", engine.Plan{Tunnel: engine.SSHTunnel}},
 		{"10.0", engine.Plan{Tunnel: engine.TLSTunnel, Mode: record.PostCopyMode}},
 	} {
@@ -113,14 +113,14 @@ func TestTunnelKilled(t *testing.T) {
 
 // TestLinkDownSecure takes the destination's host off the link in post-copy: the guest goes on over a new connection, which is as well protected as the first.
 func TestLinkDownSecure(t *testing.T) {
-	for _, p := range []engine.Plan{{TLS: &engine.TLS{Kind: engine.X509}}, {Tunnel: engine.TLSTunnel}, {Tunnel: engine.SSHTunnel}} {
+	for i, p := range []engine.Plan{{TLS: &engine.TLS{Kind: engine.X509}}, {Tunnel: engine.TLSTunnel}, {Tunnel: engine.SSHTunnel}} {
 		p.Mode, p.StallLimit, p.Parameters = record.PostCopyMode, time.Second, map[string]string{"max-postcopy-bandwidth": fmt.Sprint(24 << 20)}
 		name := "x509"
 		if p.TLS == nil {
 			name = string(p.Tunnel) + "-tunnel"
 		}
 		t.Run(name, func(t *testing.T) {
-			l := up(t, guesttest.QEMU(t, "10.0"), "dirty:rate=1000/s,working-set=8MiB")
+			l := up(t, guesttest.QEMU(t, []string{"11.1", "10.0"}[i%2]), "dirty:rate=1000/s,working-set=8MiB")
 			var back *time.Timer
 			rec, err := l.Migrate(within.Context(t), p, engine.Options{Sampled: func(x record.Sample) {
 				if back == nil && x.Status == "postcopy-active" && x.Remaining != nil && *x.Remaining < 100<<20 {

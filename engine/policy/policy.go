@@ -23,7 +23,38 @@ type Limits struct {
 	CanThrottle            bool          // the capability auto-converge is there and may be used
 	CanSwitchoverBandwidth bool          // the parameter avail-switchover-bandwidth is there: QEMU 8.2 and newer
 	LinkRate               int64         // bytes/s; 0: not known
+	TimedSyncs             bool          // bitmap syncs come by time and end no pass; see Turns
 }
+
+// Turns counts passes by the pages that were sent. QEMU 11.1 with postcopy-ram on syncs its bitmap each 100 ms, wherever it is, so that the count of syncs
+// tells nothing of passes. There a pass ends at the first sync by which as many pages have been sent as were found dirty when it began.
+type Turns struct {
+	begun              bool
+	syncs, sent, found int64 // of the last sync seen; the pages sent before the pass, and those that it began with
+}
+
+// Ends takes the next sample and reports whether it is the first one of a new pass. A sample without figures ends none.
+func (t *Turns) Ends(x *record.Sample) bool {
+	if x.SyncCount == nil || x.Pages == nil || x.Remaining == nil {
+		return false
+	}
+	if !t.begun {
+		*t = Turns{begun: true, syncs: *x.SyncCount, found: *x.Pages + *x.Remaining/pageSize}
+		return false
+	}
+	if *x.SyncCount <= t.syncs {
+		return false
+	}
+	t.syncs = *x.SyncCount
+	if *x.Pages-t.sent < t.found {
+		return false
+	}
+	t.sent, t.found = *x.Pages, *x.Remaining/pageSize
+	return true
+}
+
+// pageSize is that of the x86 guest's RAM in QEMU's dirty bitmap.
+const pageSize = 4096
 
 // gib is the guest's memory in GiB.
 func (l Limits) gib() float64 { return float64(l.MemoryBytes) / (1 << 30) }
@@ -129,6 +160,7 @@ const horizon = time.Duration(1) << 60
 // Follower folds samples one by one into a History and asks the policy at each.
 type Follower struct {
 	policy Policy
+	turns  Turns
 	h      History
 	ended  bool
 }
@@ -166,7 +198,7 @@ func (f *Follower) Observe(x record.Sample) Decision {
 // Made are the decisions so far.
 func (f *Follower) Made() []Decision { return f.h.Made }
 
-// fold adds a sample. A pass begins where the count of bitmap syncs rises. QEMU 7.2 to 10.2 count the set-up's sync as the first,
+// fold adds a sample. A pass begins where the count of bitmap syncs rises, or with Limits.TimedSyncs where Turns says so. QEMU 7.2 to 10.2 count the set-up's sync as the first,
 // 11.1 does not: the rise from 0 to 1 opens no pass.
 func (f *Follower) fold(x record.Sample) {
 	h := &f.h
@@ -175,12 +207,19 @@ func (f *Follower) fold(x record.Sample) {
 		throttle = int(min(max(*x.Throttle, 0), 100))
 	}
 	h.Edge = false
+	turned := f.turns.Ends(&x)
 	if len(h.Series) == 0 {
 		h.Current = Pass{Number: 1, Start: h.Begin, Begin: *x.Remaining}
 	} else {
 		risen := *x.SyncCount - *h.Now.SyncCount
 		if *h.Now.SyncCount == 0 && risen > 0 {
 			risen--
+		}
+		if h.Limits.TimedSyncs {
+			risen = 0
+			if turned {
+				risen = 1
+			}
 		}
 		if risen > 0 {
 			p := h.Current

@@ -2,6 +2,7 @@ package policy
 
 import (
 	"reflect"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -359,6 +360,46 @@ func TestSprint(t *testing.T) {
 		}
 		if !reflect.DeepEqual(got, test.want) {
 			t.Errorf("%s: %+v, want %+v", test.name, got, test.want)
+		}
+	}
+}
+
+// TestTurns: where syncs come by time, a pass ends at the first one by which its work is done.
+func TestTurns(t *testing.T) {
+	x := func(n int, syncs, pages, left int64) record.Sample {
+		t := time.Duration(n) * ms
+		return record.Sample{T: t, Asked: t, Side: record.Source, Status: "active", Transferred: record.Of(pages * 4100),
+			Remaining: record.Of(left * pageSize), SyncCount: record.Of(syncs), Throughput: record.Of(10.0 * mib), Pages: record.Of(pages)}
+	}
+	series := []record.Sample{
+		x(10, 2, 100, 900), // of 1,000 pages
+		x(110, 3, 300, 750), x(210, 4, 600, 500),
+		x(290, 4, 1000, 90),  // all sent, and no sync yet
+		x(310, 5, 1010, 200), // the second pass: 200 pages
+		{T: 320 * ms, Status: "active"},
+		x(410, 6, 1110, 150), x(510, 7, 1215, 180), // the third
+		x(520, 7, 1400, 0),
+	}
+	var turns Turns
+	var ends []time.Duration
+	for i := range series {
+		if turns.Ends(&series[i]) {
+			ends = append(ends, series[i].T)
+		}
+	}
+	if want := []time.Duration{310 * ms, 510 * ms}; !slices.Equal(ends, want) {
+		t.Errorf("passes end at %v, want %v", ends, want)
+	}
+	for timed, want := range map[bool]int{false: 6, true: 3} {
+		var h *History
+		l := limits()
+		l.TimedSyncs = timed
+		f := Follow(func(now *History) Decision { h = now; return Decision{} }, l, Setting{}, 0)
+		for _, x := range series {
+			f.Observe(x)
+		}
+		if h.Current.Number != want || len(h.Passes) != want-1 {
+			t.Errorf("timed %t: pass %d after %d, want pass %d", timed, h.Current.Number, len(h.Passes), want)
 		}
 	}
 }

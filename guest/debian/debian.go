@@ -26,10 +26,11 @@ type What string
 const (
 	QEMU72  What = "qemu-7.2"  // Debian 12's own
 	QEMU100 What = "qemu-10.0" // Debian 12's backports, Debian 13's own
+	QEMU111 What = "qemu-11.1" // Debian 13's backports
 	Kernel  What = "kernel"    // Debian 12's kernel for virtual machines, with its modules; see Generic
 )
 
-// All are the things that the demo and the tests need.
+// All are the things that the demo and the tests need; Extras are more.
 func All() []What { return []What{QEMU72, QEMU100, Kernel} }
 
 // CacheDir is the folder of everything that can be made again: $QMIGRATE_CACHE, else $XDG_CACHE_HOME/qmigrate, else ~/.cache/qmigrate.
@@ -53,6 +54,7 @@ type Error struct {
 func (e *Error) Error() string {
 	mend := "--qemu PATH"
 	switch {
+	case e.What.series() != "":
 	case kernelPackage(e.What) != "":
 		mend = "--kernel PATH --modules DIR"
 	case isExtra(e.What):
@@ -105,13 +107,22 @@ func (s Store) Find(what What) (string, error) {
 }
 
 func (s Store) path(what What) string {
-	if emulatorOf(what) != "" {
+	switch {
+	case emulatorOf(what) != "":
 		return s.block(what)
+	case what.series() != "":
+		return filepath.Join(s.Dir, what.folder(), Program)
 	}
-	if what == Kernel || isExtra(what) {
-		return filepath.Join(s.Dir, what.folder())
+	return filepath.Join(s.Dir, what.folder())
+}
+
+// series is the version of an emulator, "10.0"; "" if what is something else.
+func (what What) series() string {
+	series, ok := strings.CutPrefix(string(what), "qemu-")
+	if !ok {
+		return ""
 	}
-	return filepath.Join(s.Dir, what.folder(), Program)
+	return series
 }
 
 // Ensure gets what, unless it is there; see the function of that name.
@@ -171,7 +182,7 @@ func (s Store) ensure(ctx context.Context, what What) (string, error) {
 		err = s.ensureBlock(ctx, what, tmp)
 	case what == Guest:
 		err = s.ensureGuest(ctx, tmp, root)
-	case isExtra(what) && kernelPackage(what) == "":
+	case isExtra(what) && what.series() == "" && kernelPackage(what) == "":
 		err = s.ensureBundle(ctx, what, tmp, root)
 	default:
 		err = s.fetch(ctx, what, tmp, root)
@@ -184,7 +195,7 @@ func (s Store) ensure(ctx context.Context, what What) (string, error) {
 		return s.path(what), nil
 	}
 	final := filepath.Join(s.Dir, what.folder())
-	if what == QEMU72 || what == QEMU100 {
+	if what.series() != "" {
 		if err := writeWrapper(root, final); err != nil { // it was tried where it is; now for where it goes
 			return "", err
 		}
@@ -205,10 +216,13 @@ func (s Store) there(ctx context.Context, what What) string {
 	if err != nil {
 		return ""
 	}
-	if series, ok := strings.CutPrefix(string(what), "qemu-"); ok {
+	if series := what.series(); series != "" {
 		if err := works(ctx, p, series); err != nil {
 			fmt.Fprintf(s.Log, "%s: getting it again: %v\n", what, err)
 			return ""
+		}
+		if err := coverModules(moduleDir(filepath.Dir(p))); err != nil { // of one that was unpacked by an older qmigrate
+			fmt.Fprintf(s.Log, "%s: %v\n", what, err)
 		}
 	}
 	if emulator := emulatorOf(what); emulator != "" {
@@ -223,8 +237,8 @@ func (s Store) there(ctx context.Context, what What) string {
 
 // installed is this system's own binary if it is of the wanted series.
 func installed(ctx context.Context, what What) string {
-	series, ok := strings.CutPrefix(string(what), "qemu-")
-	if !ok {
+	series := what.series()
+	if series == "" {
 		return ""
 	}
 	p, err := exec.LookPath(Program)

@@ -7,6 +7,7 @@ import (
 	"io"
 	"maps"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"reflect"
 	"slices"
@@ -179,6 +180,7 @@ esac`)
 	write("apt-cache", `shift 2
 case $1 in
 madison) cat <<E
+qemu-system-x86 | 1:11.1.3+ds-1~bpo13+1 | http://mirror.test/debian trixie-backports/main amd64 Packages
 qemu-system-x86 | 1:10.0.2+ds-2~bpo12+1 | http://mirror.test/debian bookworm-backports/main amd64 Packages
 qemu-system-x86 | 1:7.2+dfsg-7+deb12u18 | http://mirror.test/debian bookworm/main amd64 Packages
 E
@@ -188,7 +190,13 @@ esac`)
 	write("dpkg-deb", `cd "$3"; p=$(cat "$2")
 [ "$broken" = disk ] && { echo 'dpkg-deb: error: No space left on device' >&2; exit 2; }
 case $p in
-libc6) mkdir -p lib/x86_64-linux-gnu; : > lib/x86_64-linux-gnu/libc.so.6 ;;
+libc6) if grep -q :11 "${2%/*}/version"; then
+		mkdir -p usr/lib/x86_64-linux-gnu; ld=usr/lib/x86_64-linux-gnu/ld-linux-x86-64.so.2
+		printf '#!/bin/sh\n[ "$1 $3" = "--library-path --argv0" ] || exit 1\nlibs=$2 argv0=$4; shift 4\n"$@" && echo by $argv0 $libs\n' > $ld
+		chmod +x $ld
+	else
+		mkdir -p lib/x86_64-linux-gnu; : > lib/x86_64-linux-gnu/libc.so.6
+	fi ;;
 libfdt1) mkdir -p usr/lib/x86_64-linux-gnu; : > usr/lib/x86_64-linux-gnu/libfdt.so.1 ;;
 qemu*) mkdir -p usr/bin usr/share/seabios usr/share/qemu
 	: > usr/share/seabios/bios-256k.bin; : > usr/share/qemu/linuxboot_dma.bin; : > usr/share/qemu/kvmvapic.bin
@@ -264,6 +272,36 @@ func TestEnsure(t *testing.T) {
 	}
 	if _, err := s.Ensure(within.Context(t), QEMU72); err != nil || !strings.Contains(log.String(), "getting it again") {
 		t.Errorf("%v; said: %s", err, log.String())
+	}
+}
+
+// One that is newer than this system comes with its dynamic linker, and runs by it: the environment stays as it is.
+func TestEnsureWhole(t *testing.T) {
+	ran := fakeApt(t, "")
+	var log strings.Builder
+	s := store(t, &log)
+	p, err := s.Ensure(within.Context(t), QEMU111)
+	if err != nil || strings.Contains(log.String(), "fetching them all") {
+		t.Fatalf("%v; said: %s", err, log.String())
+	}
+	if again, err := s.Ensure(within.Context(t), QEMU111); err != nil || again != p || !strings.Contains(log.String(), "qemu-11.1: there already") {
+		t.Errorf("%s %v, before %s", again, err, p)
+	}
+	clean(t, s, "qemu-11.1")
+	if b, err := os.ReadFile(ran); err != nil || !strings.Contains(string(b), " -t trixie-backports qemu-system-x86=1:11.1.3") {
+		t.Errorf("%s %v", b, err)
+	}
+	t.Setenv("LD_LIBRARY_PATH", "/mine")
+	out, err := exec.Command(p, "-S").Output()
+	root := filepath.Dir(p)
+	libs, program := root+"/usr/lib/x86_64-linux-gnu", root+"/usr/bin/"+Program
+	want := "QEMU emulator version 11.1.3.0\n/mine\n-L " + root + "/usr/share/qemu -L " + root + "/usr/share/seabios -L " + root +
+		"/usr/lib/ipxe/qemu -S\nby " + program + " " + libs + "\n"
+	if err != nil || string(out) != want {
+		t.Errorf("%v: %q, want %q", err, out, want)
+	}
+	if b, err := os.ReadFile(p); err != nil || !strings.Contains(string(b), "\nexport QEMU_MODULE_DIR\nexec ") {
+		t.Errorf("%s %v", b, err)
 	}
 }
 
@@ -386,11 +424,16 @@ func TestRecipes(t *testing.T) {
 		codename string
 		want     recipe
 	}{
-		{QEMU72, "bookworm", recipe{"7.2", []string{"bookworm", "bookworm-security"}, ""}},
-		{QEMU72, "trixie", recipe{"7.2", []string{"bookworm", "bookworm-security"}, ""}},
-		{QEMU100, "bookworm", recipe{"10.0", []string{"bookworm", "bookworm-security", "bookworm-backports"}, "bookworm-backports"}},
-		{QEMU100, "trixie", recipe{"10.0", []string{"trixie", "trixie-security"}, ""}},
-		{Kernel, "trixie", recipe{"", []string{"bookworm", "bookworm-security"}, ""}},
+		{QEMU72, "bookworm", recipe{series: "7.2", suites: []string{"bookworm", "bookworm-security"}}},
+		{QEMU72, "trixie", recipe{series: "7.2", suites: []string{"bookworm", "bookworm-security"}}},
+		{QEMU100, "bookworm", recipe{series: "10.0", suites: []string{"bookworm", "bookworm-security", "bookworm-backports"},
+			target: "bookworm-backports"}},
+		{QEMU100, "trixie", recipe{series: "10.0", suites: []string{"trixie", "trixie-security"}}},
+		{QEMU111, "bookworm", recipe{series: "11.1", suites: []string{"trixie", "trixie-security", "trixie-backports"},
+			target: "trixie-backports", whole: true}},
+		{QEMU111, "trixie", recipe{series: "11.1", suites: []string{"trixie", "trixie-security", "trixie-backports"},
+			target: "trixie-backports"}},
+		{Kernel, "trixie", recipe{suites: []string{"bookworm", "bookworm-security"}}},
 	} {
 		if got := recipeFor(c.what, c.codename); !reflect.DeepEqual(got, c.want) {
 			t.Errorf("%s on %s: %s", c.what, c.codename, fmt.Sprint(got))

@@ -17,6 +17,7 @@ import (
 const (
 	Block72  What = "block-7.2"   // QEMU's own iSCSI and NFS clients, which Debian packs apart from it; they lie with QEMU, which loads no other build's
 	Block100 What = "block-10.0"  //
+	Block111 What = "block-11.1"  //
 	Target   What = "tgt"         // an iSCSI target in user space
 	Ganesha  What = "nfs-ganesha" // an NFS server in user space, with the port mapper
 
@@ -53,7 +54,7 @@ func emulatorOf(what What) What {
 const driverLimit = 20 * time.Second
 
 // ModuleDir is the folder of a QEMU's modules by the path of its program, or of our wrapper script; "" if there is none. Debian's 7.2 goes by
-// where it is, its 10.0 by where it was to be installed; QEMU_MODULE_DIR, which the wrapper sets, comes before both.
+// where it is, its 10.0 and 11.1 by where they were to be installed; QEMU_MODULE_DIR, which the wrapper sets, comes before both.
 func ModuleDir(program string) string {
 	if p, err := filepath.EvalSymlinks(program); err == nil {
 		program = p
@@ -86,13 +87,8 @@ func Libraries(root string) string {
 
 // block is the path of the block drivers for an emulator, there or not.
 func (s Store) block(what What) string {
-	program := s.path(emulatorOf(what))
-	dir := ModuleDir(program)
-	if dir == "" {
-		dir = filepath.Join(filepath.Dir(program), "usr/lib/x86_64-linux-gnu/qemu")
-	}
 	all := modules()
-	return filepath.Join(dir, all[len(all)-1])
+	return filepath.Join(moduleDir(filepath.Dir(s.path(emulatorOf(what)))), all[len(all)-1])
 }
 
 // systemBlock are the block drivers of this system's own emulator: it is its package manager's to add them.
@@ -230,7 +226,9 @@ func (s Store) extra(ctx context.Context, what What) (string, error) {
 	return s.ensure(ctx, what)
 }
 
-// Extras are the things that only some tests, `--storage iscsi|nfs`, `--guest debian` and `--nic e1000` need; they come after All.
-func Extras() []What { return []What{Block72, Block100, Target, Ganesha, Guest, Generic} }
+// Extras are the things that only tests, `--qemu 11.1`, `--storage iscsi|nfs`, `--guest debian` and `--nic e1000` need; they come after All.
+func Extras() []What {
+	return []What{QEMU111, Block72, Block100, Block111, Target, Ganesha, Guest, Generic}
+}
 
 func isExtra(what What) bool { return slices.Contains(Extras(), what) }

@@ -31,6 +31,7 @@ type recipe struct {
 	series string   // of the emulator's version: "7.2"
 	suites []string // source list
 	target string   // apt's -t; "" none
+	whole  bool     // with every library, and the dynamic linker: this system's C library is too old
 }
 
 func recipeFor(what What, codename string) recipe {
@@ -43,6 +44,9 @@ func recipeFor(what What, codename string) recipe {
 	case what == QEMU100:
 		r.series, r.target = "10.0", "bookworm-backports"
 		r.suites = append(r.suites, r.target)
+	case what == QEMU111:
+		r = recipe{series: "11.1", suites: []string{"trixie", "trixie-security", "trixie-backports"},
+			target: "trixie-backports", whole: codename != "trixie"}
 	}
 	return r
 }
@@ -130,14 +134,14 @@ func firstWord(args []string) string {
 	return ""
 }
 
-// lists is apt with the package lists of the suites that as comes from, in tmp.
+// lists is apt with the package lists of the suites that as comes from, in tmp. Nothing counts as installed with ownStatus, or if as comes whole.
 func (s Store) lists(ctx context.Context, what, as What, tmp string, ownStatus bool) (a apt, sys system, err error) {
 	if sys, err = readSystem(s.Root); err != nil {
 		return a, sys, err
 	}
 	r := recipeFor(as, sys.codename)
 	a = apt{dir: filepath.Join(tmp, "apt"), say: func(f string, args ...any) { fmt.Fprintf(s.Log, "%s: %s\n", what, fmt.Sprintf(f, args...)) }}
-	if err := a.configure(sys.sourcesFor(r.suites), ownStatus); err != nil {
+	if err := a.configure(sys.sourcesFor(r.suites), ownStatus || r.whole); err != nil {
 		return a, sys, err
 	}
 	a.say("reading the package lists of %s from %s", strings.Join(r.suites, ", "), sys.mirror.uris[0])
@@ -165,7 +169,7 @@ func (s Store) fetch(ctx context.Context, what What, tmp, root string) error {
 		return err
 	}
 	err = a.emulator(ctx, r, version, root, nil)
-	if err == nil || ctx.Err() != nil {
+	if err == nil || ctx.Err() != nil || r.whole {
 		return err
 	}
 	// What is installed here is in the way, or not enough. Then nothing counts as installed but the C library, which this system's must replace:
@@ -215,7 +219,7 @@ func (a apt) emulator(ctx context.Context, r recipe, version, root string, skip 
 	if err := a.unpack(ctx, root, skip); err != nil {
 		return err
 	}
-	if err := writeWrapper(root, root); err != nil {
+	if err := errors.Join(coverModules(moduleDir(root)), writeWrapper(root, root)); err != nil {
 		return err
 	}
 	for _, f := range []string{"usr/share/seabios/bios-256k.bin", "usr/share/qemu/linuxboot_dma.bin", "usr/share/qemu/kvmvapic.bin"} {
@@ -271,8 +275,9 @@ func (a apt) unpack(ctx context.Context, root string, skip []string) error {
 	return nil
 }
 
-// writeWrapper writes root/qemu-system-x86_64, which runs the emulator from the folder home with the libraries and data in there. It execs, so that
-// the process is QEMU.
+// writeWrapper writes root/qemu-system-x86_64. It runs the emulator from the folder home with the libraries and data in there. It execs, so that
+// the process is QEMU. Where the folder has a C library, it also has the dynamic linker that fits it, and the emulator is run by that one: then
+// /proc/PID/exe names the linker (see SplitLoader), and QEMU's children keep the environment and the libraries of this system.
 func writeWrapper(root, home string) error {
 	q := func(s string) string { return "'" + strings.ReplaceAll(s, "'", `'\''`) + "'" }
 	var libs []string
@@ -286,17 +291,22 @@ func writeWrapper(root, home string) error {
 			libs = append(libs, filepath.Join(home, rel))
 		}
 	}
-	script := "#!/bin/sh\n" +
-		"LD_LIBRARY_PATH=" + q(strings.Join(libs, ":")) + "${LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH}\n" +
-		"export LD_LIBRARY_PATH\n"
-	if m, _ := filepath.Glob(filepath.Join(root, "usr/lib/*-linux-gnu/qemu")); len(m) == 1 {
-		rel, err := filepath.Rel(root, m[0])
-		if err != nil {
-			return err
-		}
-		script += "QEMU_MODULE_DIR=" + q(filepath.Join(home, rel)) + "\nexport QEMU_MODULE_DIR\n"
+	program := q(filepath.Join(home, "usr/bin", Program))
+	script := "#!/bin/sh\n"
+	if by, err := loaderIn(root, home); err != nil {
+		return err
+	} else if by != "" {
+		program = q(by) + " --library-path " + q(strings.Join(libs, ":")) + " --argv0 " + program + " " + program
+	} else {
+		script += "LD_LIBRARY_PATH=" + q(strings.Join(libs, ":")) + "${LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH}\n" +
+			"export LD_LIBRARY_PATH\n"
 	}
-	script += "exec " + q(filepath.Join(home, "usr/bin", Program))
+	rel, err := filepath.Rel(root, moduleDir(root))
+	if err != nil {
+		return err
+	}
+	script += "QEMU_MODULE_DIR=" + q(filepath.Join(home, rel)) + "\nexport QEMU_MODULE_DIR\n"
+	script += "exec " + program
 	for _, d := range []string{"usr/share/qemu", "usr/share/seabios", "usr/lib/ipxe/qemu"} {
 		script += " -L " + q(filepath.Join(home, d))
 	}
@@ -306,6 +316,47 @@ func writeWrapper(root, home string) error {
 		return err
 	}
 	return os.Rename(tmp, filepath.Join(root, Program))
+}
+
+// loaderIn is the path in home of the dynamic linker that was unpacked into root, "" if none was.
+func loaderIn(root, home string) (string, error) {
+	m, _ := filepath.Glob(filepath.Join(root, "usr/lib/*-linux-gnu", loader))
+	old, _ := filepath.Glob(filepath.Join(root, "lib/*-linux-gnu", loader)) // before Debian 13
+	if m = append(m, old...); len(m) == 0 {
+		return "", nil
+	}
+	rel, err := filepath.Rel(root, m[0])
+	return filepath.Join(home, rel), err
+}
+
+// IsLoader reports whether a program is glibc's dynamic linker, by its name.
+func IsLoader(program string) bool {
+	name := filepath.Base(program)
+	return name == loader || name == "ld.so"
+}
+
+// loader is the file name of glibc's dynamic linker.
+const loader = "ld-linux-x86-64.so.2"
+
+// SplitLoader cuts a command line in two: a dynamic linker with its options, which runs the program that the rest begins with. Most command lines
+// begin with the program; then the first part is empty. Source of the options: elf/rtld.c of glibc 2.41.
+func SplitLoader(args []string) (by, rest []string) {
+	if len(args) == 0 || !IsLoader(args[0]) {
+		return nil, args
+	}
+	for i := 1; i < len(args); i++ {
+		switch args[i] {
+		case "--library-path", "--argv0", "--preload", "--audit", "--inhibit-rpath", "--glibc-hwcaps-prepend", "--glibc-hwcaps-mask":
+			i++
+		case "--inhibit-cache":
+		default:
+			if strings.HasPrefix(args[i], "--") { // no program is run: --list, --verify, --help
+				return nil, args
+			}
+			return slices.Clone(args[:i]), args[i:]
+		}
+	}
+	return nil, args
 }
 
 // works runs a QEMU with --version.

@@ -76,7 +76,7 @@ func Dir(t testing.TB) string {
 }
 
 // Versions are the QEMUs that every test of ours runs on.
-func Versions() []string { return []string{"7.2", "10.0"} }
+func Versions() []string { return []string{"7.2", "10.0", "11.1"} }
 
 // QEMU is the path of a QEMU of this series. Without one the test is skipped, or fails if QMIGRATE_REQUIRE_QEMU=1.
 func QEMU(t testing.TB, version string) string {
