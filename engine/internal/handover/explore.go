@@ -42,7 +42,7 @@ type Config struct {
 	Hangs               bool // a fault may be a QEMU that hangs
 	Sick                bool // a fault may be a disk that the destination cannot open
 	Stranger            bool // --recover is given a destination with another guest, that came from elsewhere
-	IntoSwitch          bool // the guest runs until post-copy stops it, as the engine does it; else we stop it just before
+	IntoSwitch          bool // the guest runs until post-copy stops it; else we stop it just before
 	PowersOff           bool // a fault may be that the guest powers itself off
 	Theirs              bool // somebody else may migrate the source elsewhere
 
@@ -50,7 +50,9 @@ type Config struct {
 
 	Former former // what is put back
 	Want   string // the invariant that is looked for; of others only what follows is left out. "": any
-	Limit  int    // states at most; 0 is 3,000,000
+	// Without leaves one of the proposed rules out, or "all".
+	Without string
+	Limit   int // states at most; 0 is 3,000,000
 }
 
 // model is the rules of a Config.
@@ -82,7 +84,7 @@ type node struct {
 	step   string
 }
 
-// Explore visits every state that can be reached, those that need fewer steps first, and ends at the first that is wrong.
+// Explore visits every state that can be reached, those that need fewer steps first. It ends at the first that is wrong.
 func Explore(c Config) Result {
 	m := &model{c}
 	limit := c.Limit

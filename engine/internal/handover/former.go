@@ -54,13 +54,13 @@ func (m *model) decision(s holder.Situation) holder.Decision {
 	case f.has(givenIsThere) && dst.Status == holder.Arrived:
 		s.Gives = false
 	case f.has(deviceIsHanded) && undo && src.Status == holder.Device && dst.Reach == holder.Dead:
-		return said(record.None, "it is lost: the destination QEMU died before it ran, and this source lets nobody go back")
+		return said(record.None, "it is lost: this source lets nobody go back")
 	case f.has(recoversSplit) && !undo && both && split(dst.Status) && dst.Run != holder.Running && !s.Refused:
 		return holder.Decision{Do: holder.RunDestination, Rule: "former: continue what is in post-copy"}
 	case f.has(givesUpCancelling) && src.Status == holder.Cancelling && s.Cancelled:
 		return said(record.Unknown, "the source does not end its migration: the guest is its own")
-	case f.has(killsLoaded) && undo && s.Begun && split(src.Status) && s.Ran != holder.Has && dst.Run != holder.Running &&
-		dst.Reach != holder.Dead && !s.Unended:
+	case f.has(killsLoaded) && undo && s.Begun && split(src.Status) && s.Ran != holder.Has &&
+		dst.Run != holder.Running && dst.Reach != holder.Dead && !s.Unended:
 		return holder.Decision{Do: holder.End, Rule: "former: never ran it, so it is ended"}
 	case f.has(elsewhereGoesBack) && s.Elsewhere:
 		s.Elsewhere = false
@@ -70,7 +70,8 @@ func (m *model) decision(s holder.Situation) holder.Decision {
 		d = holder.Decide(s)
 	}
 	switch {
-	case f.has(cancelsFirst) && d.Do == holder.End && !s.Cancelled && dst.Status == holder.Arrived && src.Status == holder.Active:
+	case f.has(cancelsFirst) && d.Do == holder.End && !s.Cancelled && dst.Status == holder.Arrived &&
+		src.Status == holder.Active:
 		return holder.Decision{Do: holder.Cancel, Rule: "former: cancel, then end the destination"}
 	}
 	return d

@@ -1,78 +1,123 @@
 package handover
 
 import (
-	"os"
-
 	"qmigrate/engine/holder"
 	"qmigrate/engine/record"
 )
 
+// proposal is what a proposed rule looks at.
+type proposal struct {
+	holder.Situation
+	off   string // Config.Without
+	late  bool   // the source is a QEMU 10.0 or newer
+	found holder.Decision
+	ok    bool
+}
+
+// rule decides if no rule before it has, and it is not switched off.
+func (p *proposal) rule(name string, when bool, then holder.Decision) {
+	if p.ok || !when || p.off == "all" || p.off == name {
+		return
+	}
+	then.Rule = "proposed: " + name
+	if then.Text == "" {
+		then.Rule += " " + string(then.Do)
+	} else {
+		then.Rule += ": " + then.Text
+	}
+	p.found, p.ok = then, true
+}
+
 // proposed are rules that the model asks for before holder has them.
 func (m *model) proposed(s holder.Situation) (holder.Decision, bool) {
-	skip := os.Getenv("SKIP")
-	on := func(tag string) bool { return skip != "all" && skip != tag }
-	do := func(what holder.Step, why string) (holder.Decision, bool) {
-		return holder.Decision{Do: what, Rule: "proposed: " + why}, true
-	}
-	src, dst := s.Source, s.Destination
-	asked := src.Reach == holder.Answers
-	ended := src.Status == holder.Failed || src.Status == holder.Cancelled
-	atEnd := asked && src.Run == holder.Finishing && (ended || src.Status == holder.Departed) // for a moment
-	split := src.Status == holder.Split || src.Status == holder.SplitLost || src.Status == holder.SplitMend
-	never := (s.Ran == holder.Never || s.Ran == holder.Maybe && s.Sent < holder.SentCont) && dst.Run != holder.Running
-	gone := dst.Reach == holder.Dead || dst.Reach == holder.Lost
-	told := s.Sent == holder.SentCont
+	p := &proposal{Situation: s, off: m.Without, late: m.Source >= v10}
 	if s.Asker == holder.Recover {
-		switch {
-		case on("R1") && (src.Reach == holder.Dead || src.Reach == holder.Lost) && dst.Reach == holder.Answers && !s.Waited &&
-			dst.Status == holder.Listening:
-			return do(holder.Wait, "R1: a connection may lie in the destination's queue")
-		case on("R2") && atEnd && !s.Waited:
-			return do(holder.Wait, "R2: a source that has failed, or completed, is in finish-migrate for a moment")
-		case on("R10") && atEnd && ended && dst.Reach == holder.Answers && dst.Status == holder.Arrived && dst.Run != holder.Running:
-			return said(record.None, "R10: as P15"), true
-		case on("R11") && told && asked && src.Status == holder.Split && gone && !s.Waited:
-			return do(holder.Wait, "R11: as P21")
-		case on("R11") && told && gone && src.Run != holder.Running:
-			return said(record.None, "R11: this --recover has told the destination to run, and it died"), true
-		case on("R13") && asked && src.Status == holder.Failed && s.Begun && m.Source >= v10 && src.Run == holder.Running && gone && !s.Ended:
-			return said(record.Source, "R13: the destination may have run it, and the source's QEMU has gone back to the switch by itself"), true
-		case on("R12") && asked && src.Status == holder.Failed && s.Begun && m.Source >= v10 && src.Run != holder.Running && gone && !s.Ended:
-			return said(record.None, "R12: from 10.0 on `failed` may be the end of a post-copy: the destination may have run it"), true
-		}
-		return holder.Decision{}, false
+		p.recover()
+	} else {
+		p.undo()
 	}
-	switch {
-	case on("P13") && told && s.Gives && s.Begun && asked && ended && src.Run != holder.Running && never && dst.Reach != holder.Dead && !s.Waited:
-		return do(holder.Wait, "P13: release-ram: the source may have given its memory away, and the rest may be on its way")
-	case on("P13") && told && s.Gives && s.Begun && asked && ended && src.Run != holder.Running && never && dst.Status != holder.Arrived:
-		return said(record.None, "P13: with release-ram the source may have given its memory away: look at both"), true
-	case on("P13") && told && s.Gives && s.Begun && asked && ended && src.Run != holder.Running && never && dst.Reach == holder.Answers && dst.Status == holder.Arrived && !s.Refused:
-		return do(holder.RunDestination, "P13: release-ram, and all memory is there")
-	case on("P13") && told && s.Gives && s.Begun && asked && ended && src.Run != holder.Running && never && dst.Reach != holder.Dead && dst.Status == holder.Arrived:
-		return said(record.Destination, "P13: it is there, paused, and does not start"), true
-	case on("P7") && told && dst.Reach == holder.Answers && dst.Run == holder.InMigrate && !s.Waited:
-		return do(holder.Wait, "P7: it was told, and loads still")
-	case on("P7") && told && dst.Reach == holder.Answers && dst.Run == holder.InMigrate && s.Ran == holder.Maybe:
-		return said(record.None, "P7: it was told, and does not load: let both QEMUs live"), true
-	case on("P20") && asked && src.Run == holder.Running && dst.Reach == holder.Dead && told && s.Ran != holder.Never:
-		return said(record.Source, "P20: it ran on the destination, which died, and the source's QEMU has gone back to the switch by itself"), true
-	case on("P21") && asked && src.Status == holder.Split && dst.Reach == holder.Dead && told && !s.Waited:
-		return do(holder.Wait, "P21: the source says in a moment whether it pauses, or fails and goes back by itself")
-	case on("P18") && asked && s.Ran == holder.Maybe && dst.Reach == holder.Dead && s.Begun && src.Status == holder.Split && !s.Waited:
-		return do(holder.Wait, "P18: as P21")
-	case on("P18") && asked && s.Ran == holder.Maybe && dst.Reach == holder.Dead && s.Begun && split:
-		return said(record.None, "P18: it may have run on the destination, which died"), true
-	case on("P16") && s.Elsewhere && !asked && s.Sent >= holder.SentMigrate && s.Waited &&
-		(dst.Status == holder.None || dst.Status == holder.Listening):
-		return said(record.Unknown, "P16: it may have gone to another QEMU, which may run it"), true
-	case on("P15") && atEnd && ended && s.Waited && never && dst.Reach == holder.Answers && dst.Status == holder.Arrived:
-		return said(record.None, "P15: 10.2 and newer stay in finish-migrate if the destination holds the disks: end it, `cont` on $D"), true
-	case on("P1") && atEnd && !s.Waited:
-		return do(holder.Wait, "P1: a source that has failed, or completed, is in finish-migrate for a moment")
-	case on("P11") && src.Reach == holder.Dead && dst.Reach == holder.Answers && s.Waited && never &&
-		(dst.Status == holder.Listening || dst.Status == holder.Active || dst.Status == holder.Device || dst.Status == holder.Split):
-		return said(record.None, "P11: the source QEMU died, and the destination does not say whether it has all of it"), true
-	}
-	return holder.Decision{}, false
+	return p.found, p.ok
+}
+
+var wait = holder.Decision{Do: holder.Wait}
+
+const (
+	wentBack = "the destination may have run it and died, and the source's QEMU has gone back to the switch by itself"
+	mayRun   = "it may have run on the destination, which died"
+	stays    = "the source has failed and stays in finish-migrate, as 10.2 and newer do if the destination holds the disks: " +
+		"end it, then `cont` on $D"
+	given = "with release-ram the source may have given its memory away: look at both"
+)
+
+func (p *proposal) asked() bool { return p.Source.Reach == holder.Answers }
+
+func (p *proposal) ended() bool {
+	return p.Source.Status == holder.Failed || p.Source.Status == holder.Cancelled
+}
+
+// atEnd: finish-migrate after the end of a migration, which is there for a moment.
+func (p *proposal) atEnd() bool {
+	return p.asked() && p.Source.Run == holder.Finishing && (p.ended() || p.Source.Status == holder.Departed)
+}
+
+func (p *proposal) told() bool { return p.Sent == holder.SentCont }
+
+// whole: the destination has everything and does not run.
+func (p *proposal) whole() bool {
+	return p.Destination.Reach == holder.Answers && p.Destination.Status == holder.Arrived &&
+		p.Destination.Run != holder.Running
+}
+
+func (p *proposal) undo() {
+	src, dst := p.Source, p.Destination
+	asked, there := p.asked(), dst.Reach == holder.Answers
+	never := dst.Run != holder.Running && (p.Ran == holder.Never || p.Ran == holder.Maybe && !p.told())
+	given0 := p.told() && p.Gives && p.Begun && asked && p.ended() && src.Run != holder.Running && never &&
+		dst.Reach != holder.Dead
+	// A source that ends its migration as failed after release-ram: the destination may have the only guest.
+	p.rule("P13", given0 && !p.Waited, wait)
+	p.rule("P13", given0 && p.whole() && !p.Refused, holder.Decision{Do: holder.RunDestination})
+	p.rule("P13", given0, said(record.None, given))
+	// `cont` in inmigrate is noted only, so it is not sent again.
+	p.rule("P7", p.told() && there && dst.Run == holder.InMigrate && !p.Waited, wait)
+	p.rule("P7", p.told() && there && dst.Run == holder.InMigrate && p.Ran == holder.Maybe,
+		said(record.None, "it was told, and does not load: let both QEMUs live"))
+	// A QEMU 10.0 or newer whose destination died may fail, and go back by itself, whatever the destination has done.
+	dead := asked && dst.Reach == holder.Dead
+	p.rule("P20", dead && src.Run == holder.Running && p.told() && p.Ran != holder.Never, said(record.Source, wentBack))
+	p.rule("P21", dead && src.Status == holder.Split && p.told() && !p.Waited, wait)
+	p.rule("P18", dead && src.Status == holder.Split && p.Ran == holder.Maybe && p.Begun && !p.Waited, wait)
+	p.rule("P18", dead && inPostCopy(src) && p.Ran == holder.Maybe && p.Begun, said(record.None, mayRun))
+	p.rule("P16", p.Elsewhere && !asked && p.Sent >= holder.SentMigrate && p.Waited &&
+		(dst.Status == holder.None || dst.Status == holder.Listening),
+		said(record.Unknown, "it may have gone to another QEMU, which may run it"))
+	p.rule("P15", p.atEnd() && p.ended() && p.Waited && never && p.whole(), said(record.None, stays))
+	p.rule("P1", p.atEnd() && !p.Waited, wait)
+	p.rule("P11", src.Reach == holder.Dead && there && p.Waited && never && loads(dst),
+		said(record.None, "the source QEMU died, and the destination does not say whether it has all of it"))
+}
+
+func (p *proposal) recover() {
+	src, dst := p.Source, p.Destination
+	gone := dst.Reach == holder.Dead || dst.Reach == holder.Lost
+	p.rule("R1", !p.asked() && src.Reach != holder.Silent && dst.Reach == holder.Answers && !p.Waited &&
+		dst.Status == holder.Listening, wait) // a connection may lie in its queue
+	p.rule("R2", p.atEnd() && !p.Waited, wait)
+	p.rule("R10", p.atEnd() && p.ended() && p.whole(), said(record.None, stays))
+	// This --recover has told it to run.
+	p.rule("R11", p.told() && gone && p.asked() && src.Status == holder.Split && !p.Waited, wait)
+	p.rule("R11", p.told() && gone && src.Run != holder.Running, said(record.None, mayRun))
+	// From 10.0 on `failed` may be the end of a post-copy.
+	after := p.asked() && src.Status == holder.Failed && p.Begun && p.late && gone && !p.Ended
+	p.rule("R13", after && src.Run == holder.Running, said(record.Source, wentBack))
+	p.rule("R12", after && src.Run != holder.Running, said(record.None, mayRun))
+}
+
+func inPostCopy(q holder.QEMU) bool {
+	return q.Status == holder.Split || q.Status == holder.SplitLost || q.Status == holder.SplitMend
+}
+
+// loads: it has not everything, and is not known not to get it.
+func loads(q holder.QEMU) bool {
+	return q.Status == holder.Listening || q.Status == holder.Active || q.Status == holder.Device || q.Status == holder.Split
 }

@@ -2,97 +2,6 @@ package handover
 
 import "qmigrate/engine/holder"
 
-// pc is what qmigrate waits for.
-type pc uint8
-
-const (
-	pStop         pc = iota // the reply to `stop`, stop-and-copy
-	pStopped                // STOP
-	pMigrate                // the reply to `migrate`
-	pPre                    // the switch-over, or that it is time for post-copy
-	pStopFirst              // the reply to `stop`, just before post-copy
-	pSwitch                 // the reply to migrate-start-postcopy
-	pAll                    // the source has sent all; in post-copy: has given the guest away, and the destination has the package
-	pArrive                 // the destination has loaded all
-	pCont                   // the reply to `cont`
-	pResume                 // RESUME
-	pFollow                 // post-copy: all memory
-	pPaused                 // both sides have paused post-copy
-	pMigrateAgain           // the reply to `migrate` with resume
-	pGoesOn                 // both sides go on
-	pConfirm                // the source's run state, at the end
-	pStopAgain              // the reply to `stop`, to a source that somebody continued
-
-	uLookSource // an undo or a `--recover`: the source's answers
-	uLook       // the destination's
-	uWait       // that a state changes
-	uCancel     // the reply to migrate_cancel
-	uCancelled  // that it had an effect
-	uYanked     // that yank had one
-	uEnd        // the reply to quit
-	uRunSource
-	uRetry // the source refused `cont`: that its state changes
-	uStopSource
-	uRunDestination
-
-	pEnd  // it has ended and has said where the guest is
-	pGone // it was killed
-)
-
-func (p pc) undoes() bool { return p >= uLookSource && p < pEnd }
-
-// reach is holder.Reach.
-type reach uint8
-
-const (
-	answers reach = iota
-	silent
-	lost
-	dead
-)
-
-// mind is what qmigrate knows and how far it has come.
-type mind struct {
-	at       pc
-	recovers bool // this is a `--recover`
-
-	source, dest struct {
-		run   run
-		mig   mig
-		reach reach
-	}
-	sent      holderSent
-	before    holderSent // the `cont` that was sent last, if that is refused
-	ran       uint8      // 0 never, 1 maybe, 2 has
-	stopped   bool       // STOP was seen
-	again     bool       // and RESUME after it
-	leave     bool
-	ask       uint8 // a question for the run state after STOP: 1 sent; 2 "not held" on its way, 3 "held"; 4 and 5 have come
-	pages     bool  // the source was seen sending memory in post-copy
-	begun     bool
-	refused   bool
-	waited    bool
-	cancelled bool
-	unended   bool
-	stuck     bool
-	halted    bool // `stop` was sent to a source that ran beside the destination
-	blind     bool // events of the destination may have been missed
-	fenced    bool // the destination is known dead, because we ended it
-	failed    bool // an event of the source said so
-	parted    bool // the source has said postcopy-*, or may have
-	left      bool // the source has left postcopy-paused
-	ended     bool // the destination was ended by us
-
-	steps, mends uint8
-
-	guest                   uint8 // 1 source, 2 destination, 3 none, 4 unknown
-	told, unfinished, doubt bool
-	saysLost, saysTwice     bool
-	saysBack                bool // the source runs the guest as it was at the switch
-}
-
-type holderSent uint8
-
 // waitsFor is the side that qmigrate waits for a reply of.
 func (s *State) waitsFor() *qemu {
 	switch s.k.at {
@@ -104,7 +13,7 @@ func (s *State) waitsFor() *qemu {
 	return nil
 }
 
-// send sends a command; a side that has not answered the last one gets it after that, which is left out: it is not sent.
+// send sends a command. A side that has not answered the last one does not get it (QEMU would take it after that one).
 func (s *State) send(q *qemu, c command, then pc) {
 	s.k.at = then
 	if q.sent == noCommand && !q.dead {
@@ -199,7 +108,7 @@ func (m *model) handed(k *mind) bool {
 
 // switchesOver: a STOP was the switch-over's.
 func (k *mind) switchesOver() bool {
-	return k.source.mig == device || k.source.mig >= splitDevice && k.source.mig <= splitRecover || k.source.mig == departed
+	return k.source.mig == device || k.source.mig.parts() || k.source.mig == departed
 }
 
 func bad(g mig) bool { return g == failed || g == cancelling || g == cancelled }
@@ -207,7 +116,8 @@ func bad(g mig) bool { return g == failed || g == cancelling || g == cancelled }
 // broken: events say that it cannot go on.
 func (t *State) broken() bool {
 	k := &t.k
-	return k.failed || bad(k.dest.mig) || k.dest.reach != answers || k.source.reach != answers && k.source.mig != departed
+	return k.failed || bad(k.dest.mig) || k.dest.reach != answers ||
+		k.source.reach != answers && k.source.mig != departed
 }
 
 // undo begins to settle a failure.
@@ -251,7 +161,7 @@ func (m *model) advanceOne(t *State) {
 			return
 		}
 		switch {
-		case k.again && k.source.mig == departed && !m.Former.has(waitsOn): // somebody has continued a source that has sent everything
+		case k.again && k.source.mig == departed && !m.Former.has(waitsOn): // somebody has continued it
 			k.undo()
 		case !k.stopped || k.again:
 		case k.ask == 1 && k.switchesOver():
@@ -273,7 +183,8 @@ func (m *model) advanceOne(t *State) {
 		switch {
 		case k.begun && m.handed(k) && (k.dest.mig == split || k.dest.mig == splitPaused || k.dest.mig == arrived):
 			m.commit(t)
-		case !k.begun && k.source.mig == departed, m.Former.has(earlyCont) && k.dest.mig == arrived, m.Former.has(contBeforeArrival):
+		case !k.begun && k.source.mig == departed,
+			m.Former.has(earlyCont) && k.dest.mig == arrived, m.Former.has(contBeforeArrival):
 			k.at = pArrive
 		}
 	case pArrive:
@@ -293,7 +204,8 @@ func (m *model) advanceOne(t *State) {
 			if k.recovers {
 				k.at = uLookSource
 			}
-		case k.source.mig >= splitPaused && k.source.mig <= splitRecover, k.dest.mig >= splitPaused && k.dest.mig <= splitRecover:
+		case k.source.mig == splitPaused || k.source.mig == splitRecover,
+			k.dest.mig == splitPaused || k.dest.mig == splitRecover:
 			m.mend(t)
 		}
 	case pPaused:
@@ -328,7 +240,7 @@ func (m *model) commit(t *State) {
 		return // its end is seen
 	}
 	if k.leave {
-		k.at, k.guest, k.told = pEnd, 2, true
+		k.at, k.guest, k.told = pEnd, onDestination, true
 		if k.begun {
 			k.at = pFollow
 		}
@@ -369,7 +281,7 @@ func (m *model) mend(t *State) {
 func (m *model) giveUp(t *State) {
 	k := &t.k
 	if k.recovers {
-		k.at, k.guest, k.unfinished, k.told = pEnd, 2, true, true
+		k.at, k.guest, k.unfinished, k.told = pEnd, onDestination, true, true
 		return
 	}
 	k.undo()
@@ -430,4 +342,4 @@ func (m *model) replied(t *State, r reply) {
 	}
 }
 
-func (m *model) succeed(k *mind) { k.at, k.guest = pEnd, 2 }
+func (m *model) succeed(k *mind) { k.at, k.guest = pEnd, onDestination }

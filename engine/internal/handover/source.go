@@ -41,7 +41,7 @@ func (s *State) halt() {
 	q.run, q.lock = finishing, false
 }
 
-// sourceSteps are the next steps of the source's migration thread. Minutes tells whether those that need minutes are wanted.
+// sourceSteps are the next steps of the source's migration thread; minutes: those that need minutes.
 func (m *model) sourceSteps(st State, minutes bool, put func(string, State)) {
 	if st.s.dead || st.s.hung {
 		return
@@ -53,8 +53,9 @@ func (m *model) sourceSteps(st State, minutes bool, put func(string, State)) {
 		case s.at == connecting && st.net >= netSilent:
 			m.fallFlat(&t)
 			put("source: its attempt to connect runs out", t)
-		case (s.at == saved || s.at == allPages) && st.d.at == done: // everything has come, and nothing is to be sent again
-		case st.net >= netSilent && !s.err && s.at != idle && s.at != stuck && s.at != halted && s.at != reconnecting && s.at != ending:
+		case (s.at == saved || s.at == allPages) && st.d.at == done: // nothing is to be sent again
+		case s.at == idle, s.at == stuck, s.at == halted, s.at == reconnecting, s.at == ending:
+		case st.net >= netSilent && !s.err:
 			s.err = true
 			put("source: TCP gives the connection up", t)
 		}
@@ -251,7 +252,7 @@ func (m *model) failSwitch(t *State, early bool) {
 			s.turn(failed)
 		}
 		s.at = failing
-	case v10: // fails from postcopy-active, and is in device: nothing happens to the state, and the thread ends ("Unknown ending state")
+	case v10: // fails from postcopy-active, and is in device: the state stays, and the thread ends ("Unknown ending state")
 		m.activate(s, &t.d)
 		s.at = stuck
 		t.hangUp(s)

@@ -17,15 +17,28 @@ func reachOf(r reach) holder.Reach {
 // situation is what the engine would ask about.
 func (m *model) situation(t *State) holder.Situation {
 	k := &t.k
-	s := holder.Situation{
-		Asker: holder.Undo, Sent: holder.Sent(k.sent), Ran: [...]holder.Ran{holder.Never, holder.Maybe, holder.Has}[k.ran],
-		Source:      holder.QEMU{Reach: reachOf(k.source.reach), Run: k.source.run.of(), Status: m.status(k.source.mig), Known: !m.Unknown},
-		Destination: holder.QEMU{Reach: reachOf(k.dest.reach), Run: k.dest.run.of(), Status: k.dest.mig.of(), Known: !m.Unknown},
-		Leave:       k.leave, Tentative: m.Source == v7 && k.source.mig == split && !k.pages && k.dest.mig != arrived, Elsewhere: m.Elsewhere,
-		Refused: k.refused,
-		Begun:   k.begun && (k.parted || !k.source.mig.final() || m.Release && k.source.mig != departed), Gives: m.Release,
-		Waited: k.waited, Cancelled: k.cancelled, Unended: k.unended, Stuck: k.stuck, Stopped: k.halted,
+	side := func(reach reach, run run, status holder.Status) holder.QEMU {
+		return holder.QEMU{Reach: reachOf(reach), Run: run.of(), Status: status, Known: !m.Unknown}
 	}
+	s := holder.Situation{
+		Asker:       holder.Undo,
+		Source:      side(k.source.reach, k.source.run, m.status(k.source.mig)),
+		Destination: side(k.dest.reach, k.dest.run, k.dest.mig.of()),
+		Sent:        holder.Sent(k.sent),
+		Ran:         [...]holder.Ran{holder.Never, holder.Maybe, holder.Has}[k.ran],
+		Leave:       k.leave,
+		Tentative:   m.Source == v7 && k.source.mig == split && !k.pages && k.dest.mig != arrived,
+		Elsewhere:   m.Elsewhere,
+		Refused:     k.refused,
+		Gives:       m.Release,
+		Waited:      k.waited,
+		Cancelled:   k.cancelled,
+		Unended:     k.unended,
+		Stuck:       k.stuck,
+		Stopped:     k.halted,
+	}
+	// A switch that came too late is none: the source has ended and has never said postcopy-*.
+	s.Begun = k.begun && (k.parted || !k.source.mig.final() || m.Release && k.source.mig != departed)
 	if k.ran == 0 && k.blind {
 		s.Ran = holder.Maybe
 	}
@@ -61,7 +74,7 @@ func (m *model) look(t *State, q *qemu, patience bool) bool {
 	switch {
 	case first && q.dead && t.off && !m.Former.has(offIsLost): // SHUTDOWN was told
 		seen.reach = dead
-		k.at, k.guest, k.told = pEnd, 3, true
+		k.at, k.guest, k.told = pEnd, nowhere, true
 		if !t.d.dead {
 			t.perish(&t.d)
 		}
@@ -95,7 +108,8 @@ func (m *model) look(t *State, q *qemu, patience bool) bool {
 		if first && q.run == running {
 			t.sees()
 		}
-		k.cancelled = k.cancelled || first && (q.mig == cancelled || q.mig == failed || q.mig == departed) // ours has ended
+		// Ours has ended.
+		k.cancelled = k.cancelled || first && (q.mig == cancelled || q.mig == failed || q.mig == departed)
 		k.parted = k.parted || first && q.mig >= splitDevice
 		if first && q.at >= pages && q.at <= handshake {
 			k.pages = true
@@ -172,18 +186,20 @@ func (m *model) settle(t *State, d holder.Decision) {
 	k.at = pEnd
 	switch d.Guest {
 	case record.Source:
-		k.guest = 1
+		k.guest = onSource
 	case record.Destination:
-		k.guest = 2
+		k.guest = onDestination
 	case record.None:
-		k.guest = 3
+		k.guest = nowhere
 	default:
-		k.guest = 4
+		k.guest = unknown
 	}
 	k.told, k.unfinished, k.doubt = d.Text != "", d.Unfinished, d.Doubt
 	k.saysLost = strings.HasPrefix(d.Text, "it is lost")
 	k.saysBack = strings.Contains(d.Text, "has gone back")
-	k.saysTwice = strings.Contains(d.Text, "TWICE") || strings.Contains(d.Text, "end the one") || strings.Contains(d.Text, "end the other")
+	for _, words := range []string{"TWICE", "end the one", "end the other"} {
+		k.saysTwice = k.saysTwice || strings.Contains(d.Text, words)
+	}
 }
 
 // end is the fence: quit, then SIGKILL where the process is known.

@@ -44,14 +44,19 @@ const (
 )
 
 func (m mig) String() string {
-	return [...]string{"none", "setup(incoming)", "setup", "active", "device", "cancelling", "cancelled", "failed", "completed(sent)",
-		"completed(received)", "postcopy-device", "postcopy-active", "postcopy-paused", "postcopy-recover", "STOP", "RESUME"}[m]
+	return [...]string{"none", "setup(incoming)", "setup", "active", "device", "cancelling", "cancelled", "failed",
+		"completed(sent)", "completed(received)", "postcopy-device", "postcopy-active", "postcopy-paused",
+		"postcopy-recover", "STOP", "RESUME"}[m]
 }
 
 func (m mig) of() holder.Status {
-	return [...]holder.Status{holder.None, holder.Listening, holder.Setup, holder.Active, holder.Active, holder.Cancelling, holder.Cancelled,
-		holder.Failed, holder.Departed, holder.Arrived, holder.Device, holder.Split, holder.SplitLost, holder.SplitMend}[m]
+	return [...]holder.Status{holder.None, holder.Listening, holder.Setup, holder.Active, holder.Active,
+		holder.Cancelling, holder.Cancelled, holder.Failed, holder.Departed, holder.Arrived, holder.Device,
+		holder.Split, holder.SplitLost, holder.SplitMend}[m]
 }
+
+// parts: the source is in post-copy.
+func (m mig) parts() bool { return m >= splitDevice && m <= splitRecover }
 
 func (m mig) final() bool { return m <= listening || m >= cancelled && m <= arrived }
 
@@ -103,7 +108,8 @@ const (
 )
 
 func (c command) String() string {
-	return [...]string{"", "stop", "cont", "migrate", "migrate-start-postcopy", "migrate_cancel", "migrate resume", "quit"}[c]
+	return [...]string{"", "stop", "cont", "migrate", "migrate-start-postcopy", "migrate_cancel", "migrate resume",
+		"quit"}[c]
 }
 
 // reply is what came of a command.
@@ -198,21 +204,22 @@ type State struct {
 type excuse uint8
 
 const (
-	// To the source, when it has sent everything, or when we had stopped it to switch to post-copy. It counts until qmigrate has seen that the source
-	// runs; from then on qmigrate must not start the destination.
+	// To the source, when it has sent everything, or when we had stopped it to switch to post-copy. It counts until
+	// qmigrate has seen that the source runs; from then on qmigrate must not start the destination.
 	theySource excuse = 1 << iota
 
 	// To the destination, at any time: nobody but us may.
 	theyDestination
 
-	// Not somebody: a QEMU 10.0 or newer continues its guest by itself when the link is lost between the last page of a post-copy and SHUT. It counts
-	// until qmigrate comes to its end, if it is there.
+	// Not somebody: a QEMU 10.0 or newer continues its guest by itself when the link is lost between the last page of
+	// a post-copy and SHUT. It counts until qmigrate comes to its end, if it is there.
 	itself
 )
 
 // sees: qmigrate sees that the source runs, while the destination was not told to.
 func (s *State) sees() {
-	if !s.k.begun && s.k.at != pStopFirst && s.d.run != running && s.d.sent != cmdCont && !(s.d.run == inMigrate && s.d.was) {
+	told := s.d.run == running || s.d.sent == cmdCont || s.d.run == inMigrate && s.d.was
+	if !told && !s.k.begun && s.k.at != pStopFirst {
 		s.excuse &^= theySource
 	}
 }
