@@ -84,7 +84,7 @@ type node struct {
 	step   string
 }
 
-// Explore visits every state that can be reached, those that need fewer steps first. It ends at the first that is wrong.
+// Explore visits every state that can be reached, those that need fewer steps first, and ends at a wrong one.
 func Explore(c Config) Result {
 	m := &model{c}
 	limit := c.Limit

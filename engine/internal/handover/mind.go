@@ -10,7 +10,7 @@ const (
 	pPre                    // the switch-over, or that it is time for post-copy
 	pStopFirst              // the reply to `stop`, just before post-copy
 	pSwitch                 // the reply to migrate-start-postcopy
-	pAll                    // the source has sent all; post-copy: has given the guest away, and the destination has the package
+	pAll                    // the source has sent all (post-copy: has switched), the destination has the package
 	pArrive                 // the destination has loaded all
 	pCont                   // the reply to `cont`
 	pResume                 // RESUME

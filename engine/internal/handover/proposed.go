@@ -44,8 +44,8 @@ var wait = holder.Decision{Do: holder.Wait}
 const (
 	wentBack = "the destination may have run it and died, and the source's QEMU has gone back to the switch by itself"
 	mayRun   = "it may have run on the destination, which died"
-	stays    = "the source has failed and stays in finish-migrate, as 10.2 and newer do if the destination holds the disks: " +
-		"end it, then `cont` on $D"
+	stays    = "the source has failed and stays in finish-migrate, as 10.2 and newer do if the destination holds the " +
+		"disks: end it, then `cont` on $D"
 	given = "with release-ram the source may have given its memory away: look at both"
 )
 
@@ -102,8 +102,7 @@ func (p *proposal) recover() {
 	gone := dst.Reach == holder.Dead || dst.Reach == holder.Lost
 	p.rule("R1", !p.asked() && src.Reach != holder.Silent && dst.Reach == holder.Answers && !p.Waited &&
 		dst.Status == holder.Listening, wait) // a connection may lie in its queue
-	p.rule("R2", p.atEnd() && !p.Waited, wait)
-	p.rule("R10", p.atEnd() && p.ended() && p.whole(), said(record.None, stays))
+	p.rule("R10", p.atEnd() && p.ended() && p.whole() && p.Waited, said(record.None, stays))
 	// This --recover has told it to run.
 	p.rule("R11", p.told() && gone && p.asked() && src.Status == holder.Split && !p.Waited, wait)
 	p.rule("R11", p.told() && gone && src.Run != holder.Running, said(record.None, mayRun))
@@ -119,5 +118,9 @@ func inPostCopy(q holder.QEMU) bool {
 
 // loads: it has not everything, and is not known not to get it.
 func loads(q holder.QEMU) bool {
-	return q.Status == holder.Listening || q.Status == holder.Active || q.Status == holder.Device || q.Status == holder.Split
+	switch q.Status {
+	case holder.Listening, holder.Active, holder.Device, holder.Split:
+		return true
+	}
+	return false
 }

@@ -252,7 +252,7 @@ func (m *model) failSwitch(t *State, early bool) {
 			s.turn(failed)
 		}
 		s.at = failing
-	case v10: // fails from postcopy-active, and is in device: the state stays, and the thread ends ("Unknown ending state")
+	case v10: // fails from postcopy-active, but is in device: the state stays, and the thread ends
 		m.activate(s, &t.d)
 		s.at = stuck
 		t.hangUp(s)
