@@ -24,7 +24,7 @@ bin/qmigrate: $(AGENT) $(SOURCES)
 $(AGENT): $(wildcard guest/agent/*.go guest/wire/*.go) go.mod
 	$(GO) build -trimpath -ldflags '-s -w' -o $@ ./guest/agent
 
-deps: build ## get QEMU 7.2 and 10.0, the guest's kernel, an iSCSI target, an NFS server and the Debian guest into the cache folder; nothing of the system changes
+deps: build ## get QEMU 7.2, 10.0 and 11.1, the guest's kernel, an iSCSI target, an NFS server and the Debian guest into the cache folder; nothing of the system changes
 	bin/qmigrate doctor --mend
 
 demo: deps ## one live migration between two hosts: make demo ARGS='--mode stop-and-copy'

@@ -7,7 +7,9 @@ import (
 	"strings"
 	"time"
 
+	"qmigrate/engine/holder"
 	"qmigrate/engine/record"
+	"qmigrate/qmp"
 )
 
 // verdict is where an undo left the guest, and what remains to be done by hand.
@@ -101,27 +103,32 @@ func (m *migration) continueSource(ctx context.Context) verdict {
 }
 
 // resume makes a QEMU run its guest. QEMU continues by itself when a migration fails, a moment after it says so, so a `cont`
-// that it refuses is tried again.
+// that it refuses is tried again. One that still waits for its guest only notes the `cont`.
 func resume(ctx context.Context, s *side) error {
 	var refused error
+	state := ""
 	for range 100 {
 		status, err := s.asked(ctx)
 		if err != nil {
 			return err
 		}
-		if status.Running {
+		if state = status.Status; status.Running {
 			return nil
 		}
 		limited, cancel := context.WithTimeout(ctx, answerLimit)
 		refused = s.control.Cont(limited)
 		cancel()
-		if refused != nil {
-			select {
-			case <-time.After(20 * time.Millisecond):
-			case <-ctx.Done():
-				return errors.Join(refused, ctx.Err())
-			}
+		if refused == nil && state == string(holder.InMigrate) {
+			return nil
 		}
+		select {
+		case <-time.After(20 * time.Millisecond):
+		case <-ctx.Done():
+			return errors.Join(refused, ctx.Err())
+		}
+	}
+	if refused == nil {
+		refused = &qmp.CommandError{Command: "cont", Class: "GenericError", Desc: "it takes `cont` and does not stay running: " + state}
 	}
 	return refused
 }

@@ -327,6 +327,8 @@ func (x *trial) afterKill(t *testing.T) {
 	case x.err == nil:
 	case x.killed == record.Destination && !ran && x.a != "running":
 		t.Errorf("the destination died before it ran, and the source is %s: %v", x.a, x.err)
+	case x.killed == record.Destination && !ran && x.rec.GuestOn != record.Source:
+		t.Errorf("the destination died before it ran, and the guest is said to be on %s: %v", x.rec.GuestOn, x.err)
 	case x.killed == record.Source && arrived && x.b != "running":
 		t.Errorf("the source died when the destination had all, and the destination is %s: %v", x.b, x.err)
 	}
@@ -729,7 +731,7 @@ func TestRecover(t *testing.T) {
 				if err := x.somebody(t, record.Source, "cont"); err != nil {
 					t.Fatal(err)
 				}
-			}, holder: record.Source, a: "running", b: "dead"},
+			}, holder: record.Unknown, a: "running", b: "paused", text: "if it never ran there, end"},
 			{name: "completed", make: func(t *testing.T, x *trial) { x.finished(t) }, holder: record.Destination, a: "postmigrate", b: "running"},
 			{name: "completed, source dead", make: func(t *testing.T, x *trial) { x.finished(t); x.kill(t, record.Source) }, holder: record.Destination, a: "dead", b: "running"},
 			{name: "completed, destination dead", make: func(t *testing.T, x *trial) { x.finished(t); x.kill(t, record.Destination) }, holder: record.None, a: "postmigrate", b: "dead", text: "is not known"},

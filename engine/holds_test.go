@@ -397,7 +397,7 @@ func silentCopy() (all []caseOf) {
 					src.later(3*time.Second, func() { src.deaf = false })
 				}
 			}
-			x := moves(within.Context(t), t, 20*time.Second, src, dst, engine.Plan{Mode: record.StopAndCopyMode})
+			x := moves(within.Context(t), t, 40*time.Second, src, dst, engine.Plan{Mode: record.StopAndCopyMode})
 			if back {
 				x.want(t, "running", "dead", "source")
 			} else {

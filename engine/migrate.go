@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"net"
 	"os"
 	"slices"
 	"strings"
@@ -273,13 +274,14 @@ func (m *migration) reserve(ctx context.Context) error {
 		}
 		return fmt.Errorf("listen on %s: %w", m.plan.Listen, err)
 	}
-	if m.plan.Connect == "" {
+	if m.plan.Connect == "" { // the destination itself says where
 		var err error
 		if m.plan.Connect, err = connectURI(ctx, m.dst.control, m.plan.Listen); err != nil {
 			return err
 		}
-	} else { // a tunnel leads where it was built to, and with TLS the other end has proved that it is the destination
-		m.elsewhere = m.plan.Connect != m.plan.Listen && m.plan.Tunnel == "" && m.plan.TLS == nil
+		m.elsewhere = !m.sameAddress()
+	} else {
+		m.elsewhere = !m.sameAddress() || m.plan.Connect != m.plan.Listen && m.plan.Tunnel == "" && m.plan.TLS == nil
 	}
 	if err := m.configure(ctx, m.src); err != nil {
 		return err
@@ -293,6 +295,21 @@ func (m *migration) reserve(ctx context.Context) error {
 	}
 	m.doubts()
 	return nil
+}
+
+// sameAddress tells whether the address at which the destination listens means the destination to the source too: a socket's path and a loopback address
+// do so on one host only. A tunnel leads where it was built to, and with TLS the other end has proved that it is the destination.
+func (m *migration) sameAddress() bool {
+	if m.plan.Tunnel != "" || m.plan.TLS != nil || m.src.ep.Host == m.dst.ep.Host {
+		return true
+	}
+	kind, rest, _ := strings.Cut(m.plan.Connect, ":")
+	if kind != "tcp" {
+		return m.src.facts.here && m.dst.facts.here
+	}
+	host, _, err := net.SplitHostPort(rest)
+	ip := net.ParseIP(host)
+	return err == nil && host != "" && host != "localhost" && (ip == nil || !ip.IsLoopback() && !ip.IsUnspecified())
 }
 
 // configure sets one side's capabilities, those left on by somebody included, and its parameters.
@@ -444,7 +461,8 @@ func (m *migration) sendMigrate(ctx context.Context) error {
 	if err := m.promptly(ctx, m.connect); err != nil {
 		if isRefusal(err) { // nothing of ours is under way: what QEMU says of a migration is somebody else's
 			m.issued = false
-			if info, asked := m.src.control.QueryMigrate(ctx); asked == nil && !idle(info.Status) && info.Status != "failed" {
+			info, asked := m.src.control.QueryMigrate(ctx)
+			if asked == nil && info.Has.Contains(qmp.FieldTransferred) { // under way, or completed from here
 				return fmt.Errorf("migrate to %s: %w (the source's migration is %s)", m.plan.Connect, err, info.Status)
 			}
 		}

@@ -9,8 +9,8 @@ import (
 	"qmigrate/qmp"
 )
 
-// timedSyncs tells whether the source's bitmap syncs come by time instead of at the ends of passes: seen on 11.1.3 with postcopy-ram on,
-// not on 10.0.2.
+// timedSyncs tells whether the source's bitmap syncs come by time instead of at the ends of passes: seen on 11.1.3
+// with postcopy-ram on, not on 10.0.2.
 func (m *migration) timedSyncs() bool {
 	return m.plan.Capabilities["postcopy-ram"] && !m.src.facts.before(11, 0)
 }

@@ -15,7 +15,7 @@ import (
 
 // In post-copy the guest runs on the destination while the rest of its memory is still on the source. From
 // `migrate-start-postcopy` on the migration is never cancelled, for then neither side has the whole guest; what a failure leaves
-// of it is settled by afterSwitch. A link that is lost is mended: both sides pause, and go on over a new connection.
+// of it is settled by settle. A link that is lost is mended: both sides pause, and go on over a new connection.
 
 // Limits of post-copy.
 const (
@@ -110,6 +110,9 @@ func (m *migration) handOver(ctx context.Context, done func() bool) error {
 	if err == nil || limited.Err() == nil {
 		return err
 	}
+	if m.src.handedOver() && !m.src.facts.before(10, 0) { // what is on its way may still come, and without it nobody can run the guest
+		return fmt.Errorf("the switch to post-copy stood still for %s", limit)
+	}
 	m.yank(ctx, m.src)
 	_ = m.drainFor(ctx, killLimit, func() bool { return m.broken() != nil || done() })
 	return fmt.Errorf("the switch to post-copy stood still for %s, and its connection was closed", limit)
@@ -182,11 +185,11 @@ func (m *migration) follow(ctx context.Context) error {
 		limited, cancel := context.WithTimeout(ctx, watchInterval)
 		err := m.until(limited, func() bool { return m.arrived() || m.linkLost() })
 		cancel()
-		if err != nil && limited.Err() == nil && m.src.status == "failed" { // at its end: the destination may have everything
+		if err != nil && limited.Err() == nil && m.src.broke() { // at its end: the destination may have everything
 			_ = m.drainFor(ctx, waitLimit, m.dst.ended)
 		}
 		switch {
-		case m.arrived(), m.dst.done() && m.src.status == "failed":
+		case m.arrived(), m.dst.done() && m.src.broke():
 			m.end(later(m.src.completed, m.dst.completed))
 			m.blocktime(ctx)
 			return nil
@@ -202,13 +205,27 @@ func (m *migration) follow(ctx context.Context) error {
 			}
 			sent, moved = now, time.Now()
 		} else if time.Since(moved) > m.plan.StallLimit && m.dst.done() {
-			m.rec.Warn("the destination has everything, and the source QEMU still waits for its last word: the link was lost; end %s", m.src.ep.Name)
+			m.leaveBehind(ctx)
 			m.end(m.dst.completed)
 			return nil
 		} else if time.Since(moved) > m.plan.StallLimit {
 			return fmt.Errorf("%w: nothing was sent for %s", errLink, m.plan.StallLimit)
 		}
 	}
+}
+
+// broke tells whether this side's migration has failed, or is at it (11.1).
+func (s *side) broke() bool { return s.status == "failed" || s.status == "failing" }
+
+// leaveBehind is for a source that waits for the last word of a destination that has everything, on a link that was lost. It is ended: QEMU 10.0 and newer
+// would run the guest when the connection is given up, minutes later.
+func (m *migration) leaveBehind(ctx context.Context) {
+	if err := m.src.kill(ctx); err != nil {
+		m.rec.Warn("the destination has everything, and the source QEMU still waits for its last word on a link that was lost (%v): "+
+			"end %s at once, for it may run the guest too when its connection is given up", err, m.src.ep.Name)
+		return
+	}
+	m.rec.Warn("the link was lost when the destination had everything: the source QEMU, which waited for its last word, was ended")
 }
 
 // sent is how much the source has sent so far; before, if it does not answer.

@@ -34,14 +34,11 @@ func Recover(ctx context.Context, src, dst *Endpoint, p Plan, o Options) (record
 		c.s.Strangers = m.strangers(ctx)
 	}
 	if c.reaches[m.src] == "" {
-		left, err := m.leftovers(ctx)
-		if err != nil {
-			return record.Unknown, "", fmt.Errorf("inspect source: %w", err)
-		}
-		c.s.Leftover = left
+		c.s.Leftover = m.leftovers(ctx)
 	}
 	if m.src.facts != nil {
-		c.s.Begun = m.src.facts.Capabilities["postcopy-ram"]
+		c.s.Takes = m.src.facts.before(10, 0)
+		c.s.Begun, c.s.Gives = m.src.facts.Capabilities["postcopy-ram"], m.src.facts.Capabilities["release-ram"]
 	}
 	d, ok := c.settle(ctx)
 	if !ok {
@@ -56,6 +53,9 @@ func Recover(ctx context.Context, src, dst *Endpoint, p Plan, o Options) (record
 			text += " (" + strings.Join(c.did, ", ") + ")"
 		}
 		return d.Guest, "", &recoverError{text, c.err}
+	}
+	if d.Nothing && len(c.did) == 0 {
+		text = "there is nothing to recover: " + text
 	}
 	if len(c.did) > 0 {
 		text = strings.Join(c.did, ", ") + ": " + text
@@ -128,7 +128,8 @@ func (m *migration) strangers(ctx context.Context) string {
 	case a.VCPUs != b.VCPUs:
 		differ = fmt.Sprintf("numbers of vCPUs (%d, %d)", a.VCPUs, b.VCPUs)
 	default:
-		if x, y := m.src.uuid(ctx), m.dst.uuid(ctx); x != y {
+		x, asked := m.src.uuid(ctx)
+		if y, err := m.dst.uuid(ctx); asked == nil && err == nil && x != y {
 			differ = fmt.Sprintf("UUIDs (%s, %s)", cmp.Or(x, "none"), cmp.Or(y, "none"))
 		}
 	}
@@ -138,15 +139,16 @@ func (m *migration) strangers(ctx context.Context) string {
 	return fmt.Sprintf("source %s and destination %s have different %s: they are not the two ends of one migration", a.Name, b.Name, differ)
 }
 
-// uuid is the guest's; "" if it has none, or cannot be asked.
-func (s *side) uuid(ctx context.Context) string {
+// uuid is the guest's; "" if it has none.
+func (s *side) uuid(ctx context.Context) (string, error) {
 	var reply struct{ UUID string }
 	ctx, cancel := context.WithTimeout(ctx, answerLimit)
 	defer cancel()
-	if s.control.Execute(ctx, "query-uuid", nil, &reply) != nil || strings.Trim(reply.UUID, "0-") == "" {
-		return ""
+	err := s.control.Execute(ctx, "query-uuid", nil, &reply)
+	if strings.Trim(reply.UUID, "0-") == "" {
+		reply.UUID = ""
 	}
-	return reply.UUID
+	return reply.UUID, err
 }
 
 // mayBegin is what is in the way of a migration between two QEMUs.
@@ -184,13 +186,14 @@ func isRefusal(err error) bool {
 	return errors.As(err, &refusal)
 }
 
-// leftovers tells whether the source has jobs or nodes of mirrors of ours.
-func (m *migration) leftovers(ctx context.Context) (bool, error) {
-	jobs, err := mirrorJobs(ctx, m.src.control)
-	if err != nil || len(jobs) > 0 {
-		return len(jobs) > 0, err
+// leftovers tells whether the source has jobs or nodes of mirrors of ours. One that does not say has none that would matter now.
+func (m *migration) leftovers(ctx context.Context) bool {
+	ctx, cancel := context.WithTimeout(ctx, answerLimit)
+	defer cancel()
+	if jobs, err := mirrorJobs(ctx, m.src.control); err != nil || len(jobs) > 0 {
+		return err == nil
 	}
 	nodes, err := blockNodes(ctx, m.src.control)
 	ours := func(n blockNode) bool { return strings.HasPrefix(n.Name, mirrorPrefix) }
-	return slices.ContainsFunc(nodes, ours), err
+	return err == nil && slices.ContainsFunc(nodes, ours)
 }

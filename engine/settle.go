@@ -1,6 +1,7 @@
 package engine
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"strings"
@@ -22,7 +23,9 @@ const (
 type custody struct {
 	m       *migration
 	s       holder.Situation
-	err     error                   // the last one, for the decision's words
+	err     error                   // why the last step failed, for the decision's words
+	silent  error                   // why a side did not answer, for the same
+	runs    int                     // `cont` that came to nothing
 	did     []string                // what was done, in words
 	ended   bool                    // the destination was ended
 	tried   map[*side]bool          // its monitor was lost, and reaching it again was tried
@@ -51,12 +54,13 @@ func (m *migration) settleAs(ctx context.Context, regard func(*holder.Situation)
 		Leave:     !m.src.facts.Running || m.held || !m.issued && !m.paused,
 		Begun:     m.split,
 		Elsewhere: m.elsewhere,
+		Takes:     m.src.facts.before(10, 0),
 		Gives:     m.plan.Capabilities["release-ram"],
 	}}
 	d, ok := c.settle(ctx)
 	if !ok {
-		return verdict{guest: record.Unknown, mend: fmt.Sprintf("the undo did not come to its end within %s: ask %s and %s for query-status, then `qmigrate migrate --recover`",
-			undoLimit, m.src.ep.Name, m.dst.ep.Name)}
+		return verdict{guest: record.Unknown, mend: fmt.Sprintf("the undo did not come to its end: ask %s and %s for query-status, "+
+			"then `qmigrate migrate --recover`", m.src.ep.Name, m.dst.ep.Name)}
 	}
 	v := verdict{guest: d.Guest, mend: c.fill(d.Text)}
 	if d.Unfinished {
@@ -111,14 +115,15 @@ func (c *custody) do(ctx context.Context, do holder.Step) {
 			c.did = append(c.did, "the migration was cancelled")
 		}
 	case holder.Yank:
-		c.s.Cancelled = true
+		c.s.Yanked = true
 		m.yank(ctx, m.src)
 		c.did = append(c.did, "the migration's connection was closed")
 	case holder.End:
 		c.end(ctx)
 	case holder.RunSource:
-		if err := resume(ctx, m.src); err != nil {
-			c.s.Stuck, c.err = true, err
+		m.committed = false // it is the source's again
+		if err := c.run(ctx, m.src); err != nil {
+			c.s.Stuck = true
 		} else {
 			c.did = append(c.did, continued)
 		}
@@ -128,8 +133,8 @@ func (c *custody) do(ctx context.Context, do holder.Step) {
 	case holder.RunDestination:
 		before := c.s.Sent
 		m.contSent, m.committed, c.s.Sent = true, true, holder.SentCont
-		if err := resume(ctx, m.dst); err != nil {
-			c.s.Refused, c.err = true, err
+		if err := c.run(ctx, m.dst); err != nil {
+			c.s.Refused = true
 			if isRefusal(err) { // it was not done
 				m.contSent, m.committed, c.s.Sent = before == holder.SentCont, before == holder.SentCont, before
 			}
@@ -137,6 +142,19 @@ func (c *custody) do(ctx context.Context, do holder.Step) {
 			c.did = append(c.did, "the guest was started on the destination")
 		}
 	}
+}
+
+// run makes a side run the guest. A side that does not answer was not asked, and the next look tells what it is; the third time counts.
+func (c *custody) run(ctx context.Context, s *side) error {
+	err := resume(ctx, s)
+	if err == nil {
+		return nil
+	}
+	c.err = err
+	if c.runs++; !isRefusal(err) && s.reached() && c.runs < 3 {
+		return nil
+	}
+	return err
 }
 
 // end ends the destination. One that may have run must be known dead, of another it is enough that it is gone as far as can be seen.
@@ -179,9 +197,15 @@ func (c *custody) wait(ctx context.Context) {
 func (c *custody) look(ctx context.Context) {
 	m := c.m
 	before := [2]holder.QEMU{c.s.Source, c.s.Destination}
+	m.settled(ctx)
 	m.catchUp()
 	c.s.Source, c.s.Destination = c.see(ctx, m.src), c.see(ctx, m.dst)
-	m.settled(ctx)
+	m.settled(ctx) // what a side said before it died may be its last word
+	for s, q := range map[*side]*holder.QEMU{m.src: &c.s.Source, m.dst: &c.s.Destination} {
+		if s.facts != nil && q.Reach == holder.Dead {
+			q.Status = s.holds()
+		}
+	}
 	switch {
 	case !m.dst.resumed.IsZero() || c.s.Destination.Reach == holder.Answers && c.s.Destination.Run == holder.Running:
 		c.s.Ran = holder.Has
@@ -191,11 +215,11 @@ func (c *custody) look(ctx context.Context) {
 		c.s.Ran = holder.Never
 	}
 	c.s.Tentative = m.tentative()
-	if before != [2]holder.QEMU{c.s.Source, c.s.Destination} {
-		c.s.Waited, c.s.Refused = false, false
-	}
 	if c.regard != nil {
 		c.regard(&c.s)
+	}
+	if before != [2]holder.QEMU{c.s.Source, c.s.Destination} {
+		c.s.Waited, c.s.Refused = false, false
 	}
 }
 
@@ -205,7 +229,7 @@ func (c *custody) see(ctx context.Context, s *side) holder.QEMU {
 		return holder.QEMU{Reach: reach}
 	}
 	if s == c.m.dst && c.ended {
-		return holder.QEMU{Reach: holder.Dead, Run: holder.RunOf(s.runState), Status: s.holds()}
+		return holder.QEMU{Reach: holder.Dead, Run: holder.RunOf(s.runState), Status: s.holds(), Known: s.ep.Process != nil}
 	}
 	if s.facts == nil { // it was never reached, and nothing was sent to it
 		return holder.QEMU{Reach: holder.Lost, Status: holder.None}
@@ -213,6 +237,7 @@ func (c *custody) see(ctx context.Context, s *side) holder.QEMU {
 	q := holder.QEMU{Reach: holder.Answers, Known: s.ep.Process != nil}
 	err := s.ask(ctx)
 	if !s.reached() {
+		c.silent = cmp.Or(s.gone, s.control.Err(), s.events.Err())
 		switch {
 		case s.quit || s.dead(ctx) || s == c.m.dst && s.status == "failed": // a failed destination exits by itself, and holds nothing that it could run
 			q.Reach = holder.Dead
@@ -231,7 +256,7 @@ func (c *custody) see(ctx context.Context, s *side) holder.QEMU {
 			return c.see(ctx, s)
 		}
 	} else if err != nil {
-		q.Reach, c.err = holder.Silent, err
+		q.Reach, c.silent = holder.Silent, err
 	}
 	s.mute = q.Reach == holder.Silent
 	q.Run, q.Status = holder.RunOf(s.runState), s.holds()
@@ -307,8 +332,8 @@ func (m *migration) settled(ctx context.Context) {
 // fill puts the values into a decision's words.
 func (c *custody) fill(text string) string {
 	words := map[string]string{"S": c.m.src.ep.Name, "D": c.m.dst.ep.Name, "X": c.s.Strangers, "E": "no answer"}
-	if c.err != nil {
-		words["E"] = c.err.Error()
+	if err := cmp.Or(c.err, c.silent); err != nil {
+		words["E"] = err.Error()
 	}
 	return holder.Fill(text, words)
 }
@@ -323,6 +348,9 @@ func (m *migration) guestEnded(ctx context.Context) (verdict, bool) {
 		_ = m.drainFor(ctx, deathLimit, func() bool { return s.gone != nil })
 		if s.gone == nil && s.control.Err() == nil { // it lives on (-no-shutdown)
 			continue
+		}
+		if s == m.src && (m.contSent || !m.dst.resumed.IsZero()) {
+			continue // the guest is the destination's: what ended is the source's old copy of it
 		}
 		if s == m.src && m.listening && m.dst.facts != nil {
 			if err := m.dst.kill(ctx); err != nil {

@@ -199,7 +199,7 @@ func (s *side) take(ev qmp.Event, at time.Time) (pass int, ok bool) {
 			s.stopped = at
 		}
 	case "RESUME":
-		s.resumed = at
+		s.resumed, s.shutdown = at, ""
 	case "SHUTDOWN":
 		if data.Guest {
 			s.shutdown, s.shutdownAt = cmp.Or(data.Reason, "unknown"), at

@@ -32,10 +32,10 @@ func (e *NoQEMUError) Error() string {
 	return fmt.Sprintf("find %s: none in %s; try `make deps`, or --qemu PATH", want, strings.Join(e.Looked, ", "))
 }
 
-// FindQEMU finds a QEMU without fetching anything. want is "10.0" (major.minor), a path, or "" for the newest. It looks at
-// $QMIGRATE_QEMU_<MAJOR>_<MINOR>, then $PATH, then what debian.Ensure unpacked; the first of the wanted version is taken. The
-// unpacked 11.1 is only taken if it is asked for, or if there is no other: so the demo is the same with it and without it. The
-// error is a *NoQEMUError, or that of a binary which does not run.
+// FindQEMU finds a QEMU without fetching anything. want is "10.0" (major.minor), a path, or "" for the newest. It
+// looks at $QMIGRATE_QEMU_<MAJOR>_<MINOR>, then $PATH, then what debian.Ensure unpacked; the first of the wanted
+// version is taken. The unpacked 11.1 is only taken if it is asked for, or if there is no other: so the demo is the
+// same with it and without it. The error is a *NoQEMUError, or that of a binary which does not run.
 func FindQEMU(ctx context.Context, want string) (Binary, error) {
 	if strings.ContainsRune(want, '/') {
 		v, err := Version(ctx, want)

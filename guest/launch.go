@@ -57,10 +57,11 @@ func (e *ArgumentError) Error() string {
 	return fmt.Sprintf("duplicate %s %s: %s", e.Option, e.Value, e.Reason)
 }
 
-// IncomingArgs turns the command line of a running QEMU, program first, or before it the dynamic linker that runs it (debian.SplitLoader), into that
-// of its destination: it waits for a migration (-incoming defer -S),
-// what QEMU creates lies in l.Dir, and it has the three monitors of a VM there. What the guest sees stays as it is. Devices that were plugged in while
-// the source ran, and passwords given to its monitor, are not on its command line: the caller compares. The error joins an *ArgumentError for each option that cannot be had twice.
+// IncomingArgs turns the command line of a running QEMU, program first, or before it the dynamic linker that runs it
+// (debian.SplitLoader), into that of its destination: it waits for a migration (-incoming defer -S), what QEMU
+// creates lies in l.Dir, and it has the three monitors of a VM there. What the guest sees stays as it is. Devices
+// that were plugged in while the source ran, and passwords given to its monitor, are not on its command line: the
+// caller compares. The error joins an *ArgumentError for each option that cannot be had twice.
 func IncomingArgs(args []string, l Launch) (out []string, changes []Change, err error) {
 	if len(args) == 0 || l.Dir == "" {
 		return nil, nil, errors.New("make the destination's command line: the source's and a folder are needed")
@@ -710,7 +711,8 @@ func (m *mover) output(option, value, key string) string {
 	return o.String()
 }
 
-// takesNoValue reports whether an option of QEMU's stands alone. Source: qemu-options.hx of 7.2 and 10.0; 11.1 adds none.
+// takesNoValue reports whether an option of QEMU's stands alone. Source: qemu-options.hx of 7.2 and 10.0; 11.1 adds
+// none.
 func takesNoValue(option string) bool {
 	switch option {
 	case "-S", "-s", "-h", "-help", "-version", "-daemonize", "-snapshot", "-nodefaults", "-no-user-config", "-nographic", "-curses", "-full-screen", "-alt-grab",

@@ -195,7 +195,8 @@ func capRows(all []*engine.Facts, trials []*engine.Trial) (capabilities, paramet
 				legal = ""
 			}
 			m[member.Name] = parameterText(member, f.Parameters[member.Name], legal)
-			if value, usual := f.Parameters[member.Name], t.Defaults[member.Name]; usual != nil && !reflect.DeepEqual(value, usual) { // 11.1 has a list among them
+			value, usual := f.Parameters[member.Name], t.Defaults[member.Name]
+			if usual != nil && !reflect.DeepEqual(value, usual) { // 11.1 has a list among them
 				m[member.Name] += fmt.Sprintf(", default %v without a machine", usual)
 			}
 		}

@@ -209,7 +209,7 @@ func (p *peer) HasThread(id int) bool {
 // commandLine is what a QEMU was started with.
 type commandLine struct {
 	program string   // the file that runs, "" if it is not to be looked at
-	command []string // what starts that program: its path, after that of the dynamic linker and its options where one runs it
+	command []string // what starts that program: its path, and before it the dynamic linker that runs it, if one does
 	args    []string // the whole command line
 	env     []string // the variables of its environment that tell a program where its parts are
 }

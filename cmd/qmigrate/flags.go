@@ -68,7 +68,7 @@ func guestFlags() []cli.Flag {
 		&cli.IntFlag{Name: "vcpus", Category: aboutGuest, Value: 1, Usage: "`N` guest processors"},
 		&cli.StringFlag{Name: "machine", Category: aboutGuest, Value: "pc-q35-7.2", Usage: "`TYPE` versioned machine type, the same on both sides"},
 		&cli.StringFlag{Name: "accelerator", Category: aboutGuest, Value: "auto", Usage: "`NAME` auto, kvm or tcg; auto takes KVM only if a guest really boots under it"},
-		&cli.StringFlag{Name: "qemu", Category: aboutGuest, Usage: "`QEMU` of both sides: a path, or a version such as 10.0; the newest there is if not given"},
+		&cli.StringFlag{Name: "qemu", Category: aboutGuest, Usage: "`QEMU` of both sides: a path, or a version such as 10.0; the newest but for the unpacked 11.1 if not given"},
 		&cli.StringFlag{Name: "source-qemu", Category: aboutGuest, Usage: "`QEMU` of the source alone"},
 		&cli.StringFlag{Name: "destination-qemu", Category: aboutGuest, Usage: "`QEMU` of the destination alone"},
 		&cli.StringFlag{Name: "kernel", Category: aboutGuest, Usage: "`FILE` guest kernel; Debian's if not given"},

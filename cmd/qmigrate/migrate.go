@@ -228,7 +228,8 @@ func printChanges(w io.Writer, all []guest.Change) {
 	}
 }
 
-// commandLineOf is that of the process behind a monitor, with the machine type that its monitor names: its own word may be an alias.
+// commandLineOf is that of the process behind a monitor, with the machine type that its monitor names: its own word
+// may be an alias.
 func commandLineOf(ctx context.Context, e *engine.Endpoint) (machine string, line commandLine, err error) {
 	p, ok := e.Process.(*peer)
 	if !ok {
@@ -242,8 +243,8 @@ func commandLineOf(ctx context.Context, e *engine.Endpoint) (machine string, lin
 		return "", line, fmt.Errorf("launch destination: %w", err)
 	}
 	if !line.isQEMU() {
-		return "", line, fmt.Errorf("launch destination: process %d behind %s is no QEMU but %s: start the destination yourself", p.proc.PID(), e.Name,
-			first(line.program, "not to be looked at"))
+		return "", line, fmt.Errorf("launch destination: process %d behind %s is no QEMU but %s: start the destination yourself",
+			p.proc.PID(), e.Name, first(line.program, "not to be looked at"))
 	}
 	return facts.Machine, line, nil
 }

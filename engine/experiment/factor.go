@@ -147,7 +147,7 @@ func factors() []factor {
 			c.Lab.Accelerator = text
 			return oneOf(text, "auto", "kvm", "tcg")
 		}},
-		{"qemu", "10.0", "QEMU of both sides: a path, or a version; the newest there is if not given", func(c *Cell, text string) error {
+		{"qemu", "10.0", "QEMU of both sides: a path, or a version; the newest but for the unpacked 11.1 if not given", func(c *Cell, text string) error {
 			c.Lab.SourceQEMU, c.Lab.DestinationQEMU = text, text
 			return nil
 		}},

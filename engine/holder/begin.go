@@ -67,7 +67,7 @@ var migrateRules = []rule{
 		"mirrors of ours are left", "",
 		func(s Situation) bool { return s.Leftover },
 		doubt(record.Source, "source $S still has $L of an interrupted migration\t`qmigrate migrate "+
-			"--recover` with the same endpoints removes them"),
+			"--recover` with the same endpoints removes them, if no other qmigrate is at work"),
 	},
 	{
 		"may begin", "",

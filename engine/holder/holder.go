@@ -172,11 +172,13 @@ type Situation struct {
 	Elsewhere bool // where the source connects to was not told by the destination itself: it may have reached another QEMU
 	Refused   bool // the destination refused a `cont` of this undo
 	Begun     bool // migrate-start-postcopy was sent; Recover: it may have been, for postcopy-ram is on
+	Takes     bool // the source's QEMU takes migrate_cancel in post-copy, and its guest back: before 10.0
 	Gives     bool // release-ram: what the source has sent in post-copy is no longer there
 
 	// Undo and Recover: what was tried already, so that each step is tried once.
 	Waited    bool // the limit of waiting for the present states is over
-	Cancelled bool // migrate_cancel and yank were sent to the source
+	Cancelled bool // migrate_cancel was sent to the source, and yank if that did not help
+	Yanked    bool // yank alone was sent to it
 	Ended     bool // Recover has ended the destination, which did not run
 	Unended   bool // the destination could not be ended
 	Stuck     bool // the source refused a `cont`
@@ -195,7 +197,7 @@ const (
 	Stay           Step = "stay"            // nothing: the decision is final
 	Wait           Step = "wait"            // until the states change, within a limit; then Waited
 	Cancel         Step = "cancel"          // migrate_cancel on the source, and yank if that does not end it; then Cancelled
-	Yank           Step = "yank"            // close the source's connection only, where migrate_cancel might cross the switch to post-copy; then Cancelled
+	Yank           Step = "yank"            // close the source's connection only, where migrate_cancel might cross the switch to post-copy; then Yanked
 	End            Step = "end destination" // quit, then SIGKILL: the fence; then it is Dead, or Unended
 	RunSource      Step = "cont source"
 	StopSource     Step = "stop source"
@@ -208,6 +210,7 @@ type Decision struct {
 	Rule       string        // its name in the table
 	Do         Step          //
 	Guest      record.Holder // where the guest is when Do is Stay
+	Nothing    bool          // Recover: there was nothing to do
 	Unfinished bool          // it runs on the destination, and a part of its memory is still on the source
 	Doubt      bool          // Recover: not what was asked for; Text is an error
 	Text       string        // why, and what to do; "" if there is nothing to do; its $ words are Fill's

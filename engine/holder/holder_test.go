@@ -48,11 +48,27 @@ func every(asker Asker, f func(Situation)) {
 		func(s *Situation) { s.Elsewhere = true },
 		func(s *Situation) { s.Gives = true },
 		func(s *Situation) { s.Refused = true },
+		func(s *Situation) { s.Gives, s.Refused = true, true },
+		func(s *Situation) { s.Gives, s.Stopped = true, true },
+		func(s *Situation) { s.Gives, s.Unended = true, true },
+		func(s *Situation) { s.Gives, s.Begun = true, true },
+		func(s *Situation) { s.Elsewhere, s.Unended = true, true },
+		func(s *Situation) { s.Yanked = true },
+		func(s *Situation) { s.Takes = true },
+		func(s *Situation) { s.Takes, s.Begun, s.Tentative = true, true, true },
+		func(s *Situation) { s.Yanked, s.Tentative = true, true },
+		func(s *Situation) { s.Yanked, s.Begun = true, true },
+		func(s *Situation) { s.Source.Known = true },
 		func(s *Situation) { s.Stuck = true },
 		func(s *Situation) { s.Stopped = true },
 		func(s *Situation) { s.Destination.Known = true },
 		func(s *Situation) { s.Leftover = true },
 		func(s *Situation) { s.Begun = true },
+		func(s *Situation) {
+			if s.Asker == Recover {
+				s.Sent = SentCont
+			}
+		},
 		func(s *Situation) { s.Strangers = "why" },
 		func(s *Situation) { s.Ended = true },
 	}
@@ -71,7 +87,7 @@ func every(asker Asker, f func(Situation)) {
 							continue
 						}
 						for i, set := range rare {
-							if i > 0 && bits > 3 { // the rare ones with what was waited for and cancelled
+							if i > 0 && bits&^0b10011 != 0 { // the rare ones with what was waited for, cancelled, and the last bit
 								continue
 							}
 							x := s
@@ -113,7 +129,7 @@ func broken(s Situation, d Decision) string {
 		}
 	case Cancel, Yank:
 		switch {
-		case s.Cancelled:
+		case d.Do == Cancel && s.Cancelled || d.Do == Yank && s.Yanked:
 			return "cancels twice"
 		case src.Reach == Dead || src.Reach == Lost:
 			return "cancels on a source that cannot be asked"
@@ -136,7 +152,13 @@ func broken(s Situation, d Decision) string {
 			return "ends somebody else's guest"
 		case s.Asker == Recover && src.home() && dst.whole():
 			return "ends a guest that the source has never sent"
-		case s.handed() && s.Sent >= SentSwitch && dst.loaded() && !src.runs() && !(src.Status == Departed && dst.whole() && !s.Gives):
+		case s.Asker == Recover && dst.Run != InMigrate && !dst.loaded() && dst.Status != Device:
+			return "ends a QEMU that is no destination"
+		case s.Asker == Recover && dst.whole() && src.Status == Departed && src.Run != Post:
+			return "ends what may be the newer of two guests"
+		case s.Begun && s.Gives && src.ended() && dst.whole():
+			return "ends the only guest with all its memory"
+		case s.handed() && s.Sent >= SentSwitch && (dst.loaded() || !s.Takes && dst.Status == Active && src.Status != Departed) && !src.runs() && !(src.Status == Departed && dst.whole() && !s.Gives):
 			return "ends the only QEMU that can run the guest"
 		}
 	case RunSource:
@@ -157,7 +179,7 @@ func broken(s Situation, d Decision) string {
 			return "continues a guest that was paused"
 		}
 	case StopSource:
-		if s.Stopped || !dst.runs() {
+		if s.Stopped || !dst.runs() && !(s.Begun && s.Gives && src.ended() && dst.whole()) {
 			return "stops a source that alone runs the guest"
 		}
 	case RunDestination:
@@ -172,7 +194,8 @@ func broken(s Situation, d Decision) string {
 		case !dst.loaded():
 			return "starts a destination that has not loaded everything"
 		case src.Reach == Dead && dst.whole():
-		case s.Begun && s.Gives && src.ended() && dst.whole(): // the source has no whole guest any more
+		case s.spent() && dst.whole(): // the source has no whole guest any more
+		case s.jammed() && dst.whole(): // the source can run nothing any more
 		case !MayRun(s):
 			return "starts the destination before the commit point"
 		case src.Reach == Lost && src.Status != Departed && !s.handed():
@@ -185,6 +208,8 @@ func broken(s Situation, d Decision) string {
 		return ""
 	}
 	switch {
+	case d.Guest == record.None && (!undo || s.Sent >= SentMigrate) && (src.runs() || dst.runs() && !dst.Status.split()):
+		return "says that nobody runs it, while a side does"
 	case d.Text == "" && (d.Guest == record.None || d.Guest == record.Unknown) && s.Sent != SentNothing:
 		return "nobody runs it, and nobody is told what to do"
 	case undo && d.Guest == record.Source && src.Run != Running && !s.Leave:
@@ -244,6 +269,47 @@ func TestEvery(t *testing.T) {
 	}
 	if have, err := os.ReadFile(page); err != nil || string(have) != want {
 		t.Errorf("%s is out of date (%v): go test ./engine/holder -run TestEvery -update", page, err)
+	}
+}
+
+// TestEnds: from every situation a decision comes to its end in a few steps, if the QEMUs do nothing and each step that can fail does. The flags
+// are set as the engine sets them.
+func TestEnds(t *testing.T) {
+	for _, asker := range []Asker{Undo, Recover} {
+		t.Run(string(asker), func(t *testing.T) {
+			t.Parallel()
+			longest, n := 0, 0
+			every(asker, func(s Situation) {
+				if s.Waited || s.Cancelled || s.Unended {
+					return // such a situation comes up on the way from another one
+				}
+				begin, steps := s, 0
+				for ; steps < 20; steps++ {
+					switch d := Decide(s); d.Do {
+					case Stay, Mend:
+						longest = max(longest, steps)
+						n++
+						return
+					case Wait:
+						s.Waited = true
+					case Cancel:
+						s.Cancelled = true
+					case Yank:
+						s.Yanked = true
+					case End:
+						s.Unended = true
+					case RunSource:
+						s.Stuck = true
+					case StopSource:
+						s.Stopped = true
+					case RunDestination:
+						s.Refused = true
+					}
+				}
+				t.Fatalf("no end after %d steps from %+v", steps, begin)
+			})
+			t.Logf("%d situations, at most %d steps", n, longest)
+		})
 	}
 }
 

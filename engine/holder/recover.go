@@ -8,7 +8,7 @@ import "qmigrate/engine/record"
 // sends: the source is at a migration that has not ended, before or beside post-copy.
 func (q QEMU) sends() bool { return q.Status == Setup || q.Status == Active || q.Status == Cancelling }
 
-// away: it has never sent this guest, or another migration has brought it here.
+// home: it has never sent this guest, or another migration has brought it here.
 func (q QEMU) home() bool { return q.Status == None || q.Status == Listening || q.Status == Arrived }
 
 // fresh: it waits for a guest, and nothing has come.
@@ -50,8 +50,28 @@ var recoverRules = []rule{
 			"migration has to go on with it"),
 	},
 	{
-		"a side hangs", "what it holds is not known",
-		func(s Situation) bool { return s.Source.Reach == Silent || s.Destination.Reach == Silent },
+		"source silent, destination ended", "the destination never ran it",
+		func(s Situation) bool { return s.Source.Reach == Silent && s.Ended },
+		doubt(record.Unknown, "$E; the destination never ran it and was ended: $S has the only guest: when it answers again, "+
+			"`cont` there runs it if it is paused"),
+	},
+	{
+		"source silent", "it may have the only guest, or the destination may",
+		func(s Situation) bool { return s.Source.Reach == Silent },
+		doubt(record.Unknown, "$E; do not end that QEMU while it may have the guest: if it hangs in its migration, `yank` frees "+
+			"it, or the end of the destination where that has not all of it; if its host is surely dead and query-migrate "+
+			"on $D says completed, `cont` on $D"),
+	},
+	{
+		"destination silent, all was sent", "it may have run the guest",
+		func(s Situation) bool {
+			return s.Destination.Reach == Silent && s.Source.Status == Departed && !s.Source.runs()
+		},
+		doubt(record.Unknown, "$E; the migration had completed, so $D has the guest: do not end it, try again when it answers"),
+	},
+	{
+		"destination silent", "it was not told to run",
+		func(s Situation) bool { return s.Destination.Reach == Silent },
 		doubt(record.Unknown, "$E; if that QEMU hangs, end it, then try again"),
 	},
 
@@ -60,7 +80,8 @@ var recoverRules = []rule{
 		"source out of reach: wait for the rest", "the last of it may be on its way",
 		func(s Situation) bool {
 			return s.Source.out() && s.Destination.Reach == Answers && !s.Waited &&
-				(s.Destination.Status == Active || s.Destination.Status == Device || s.Destination.Status == Split)
+				(s.Destination.Status == Active || s.Destination.Status == Device ||
+					s.Destination.Status == Split || s.Destination.Status == Listening)
 		},
 		step(Wait),
 	},
@@ -74,9 +95,14 @@ var recoverRules = []rule{
 	},
 	{
 		"source out of reach, destination runs", "it has the guest",
+		func(s Situation) bool { return s.Source.out() && s.Destination.Run == Running && s.Destination.whole() },
+		stay(record.Destination, "the guest runs on the destination already; the source QEMU cannot be reached"),
+	},
+	{
+		"source out of reach, destination runs another guest", "no migration has brought it there",
 		func(s Situation) bool { return s.Source.out() && s.Destination.Run == Running },
-		stay(record.Destination, "the guest runs on the destination already; the source QEMU cannot be "+
-			"reached"),
+		doubt(record.Unknown, "$E; $D runs a guest that no migration has brought there: give the QEMU that waited for this one "+
+			"as --destination"),
 	},
 	{
 		"source out of reach, destination is not whole", "only the source has it all",
@@ -108,7 +134,7 @@ var recoverRules = []rule{
 	},
 	{
 		"source refuses to run", "a person has to see why",
-		func(s Situation) bool { return s.Stuck && s.Source.Run != Running },
+		func(s Situation) bool { return s.Stuck && s.Source.Run != Running && !s.Destination.runs() },
 		doubt(record.None, "it is paused on the source, which does not continue it ($E): `cont` on $S"),
 	},
 
@@ -176,6 +202,33 @@ var recoverRules = []rule{
 
 	// The destination is out of reach. It has not run the guest unless the migration completed or went over to post-copy.
 	{
+		"the destination was told, and died: wait", "the source says in a moment whether it pauses or fails",
+		func(s Situation) bool {
+			return s.Sent == SentCont && s.unseen() && s.Source.Status == Split && !s.Waited
+		},
+		step(Wait),
+	},
+	{
+		"the destination was told, and died", "what it did since is lost",
+		func(s Situation) bool { return s.Sent == SentCont && s.unseen() && !s.Source.runs() },
+		doubt(record.None, "this recovery has told the destination to run it, and the destination died ($E): the source holds it "+
+			"as it was when it stopped; `cont` on $S goes back to then where its QEMU lets it, which is safe only if "+
+			"nothing outside it has seen what it did since"),
+	},
+	{
+		"destination out of reach, a failed post-copy, source runs", "a link lost at the very end makes the source's QEMU run it",
+		func(s Situation) bool { return s.unseen() && s.Begun && s.Source.Status == Failed && s.Source.runs() },
+		stay(record.Source, "the guest runs on the source, whose migration has failed; if it had gone over to post-copy, the "+
+			"destination may have run it too, and must not run any more: end $D"),
+	},
+	{
+		"destination out of reach, a failed post-copy", "`failed` may be the end of a post-copy",
+		func(s Situation) bool { return s.unseen() && s.Begun && s.Source.Status == Failed },
+		doubt(record.None, "$E; the migration has failed, perhaps in post-copy, so the destination may have run the guest: if "+
+			"that QEMU is surely dead, `cont` on $S goes back to the switch, which is safe only if nothing outside the "+
+			"guest has seen what it did since"),
+	},
+	{
 		"destination out of reach, source in post-copy", "the destination may have run it",
 		func(s Situation) bool {
 			return s.unseen() && (s.Source.Status.split() || s.Source.Status == Device && s.Waited)
@@ -190,14 +243,33 @@ var recoverRules = []rule{
 		step(Wait),
 	},
 	{
-		"destination out of reach: end the migration", "the source keeps its guest",
-		func(s Situation) bool { return s.unseen() && !s.Source.Status.Final() && !s.Cancelled },
+		"destination out of reach, never seen", "the migration may go to another QEMU",
+		func(s Situation) bool {
+			return s.unseen() && s.Destination.Reach == Lost && s.Source.sends() && s.Destination.untouched()
+		},
+		doubt(record.Unknown, "$E; a migration is under way from $S, and whether it goes there is not known: if nobody drives it, "+
+			"`migrate_cancel` on $S ends it, and the guest stays there; nothing was changed"),
+	},
+	{
+		"destination dead: end the migration, which may go over to post-copy", "migrate_cancel might cross the switch",
+		func(s Situation) bool { return s.unseen() && s.Begun && s.Source.Status == Active && !s.Yanked },
+		step(Yank),
+	},
+	{
+		"destination dead: end the migration", "the source keeps its guest",
+		func(s Situation) bool { return s.unseen() && !s.Source.Status.Final() && !s.Cancelled && !s.Yanked },
 		step(Cancel),
 	},
 	{
 		"destination out of reach: wait for its end", "usually milliseconds",
 		func(s Situation) bool { return s.unseen() && !s.Source.Status.Final() && !s.Waited },
 		step(Wait),
+	},
+	{
+		"destination out of reach, all was sent, source runs", "the destination may have run it before, or run it still",
+		func(s Situation) bool { return s.unseen() && s.Source.Status == Departed && s.Source.runs() },
+		doubt(record.Unknown, "$E; the migration had completed, and somebody has continued $S, which runs the guest: make sure "+
+			"that the destination QEMU does not run it too"),
 	},
 	{
 		"destination out of reach, source runs", "it has the guest",
@@ -250,6 +322,14 @@ var recoverRules = []rule{
 			"the one that has the guest as --destination"),
 	},
 	{
+		"post-copy, the destination does not load, the source can go back", "QEMU before 10.0 takes migrate_cancel",
+		func(s Situation) bool {
+			return s.Takes && !s.Gives && s.Source.Status.split() && s.Destination.Run == InMigrate &&
+				s.Destination.Status == Active && s.Waited && !s.Unended
+		},
+		step(End),
+	},
+	{
 		"post-copy, not its other end", "what it holds is of another migration",
 		func(s Situation) bool {
 			return s.Source.Status.split() && !s.Destination.loaded() && s.Destination.Status != Device &&
@@ -274,7 +354,7 @@ var recoverRules = []rule{
 	},
 	{
 		"post-copy, the source does not say", "a closed connection makes it say which side has it",
-		func(s Situation) bool { return s.Source.Status.split() && s.Tentative && !s.Cancelled },
+		func(s Situation) bool { return s.Source.Status.split() && s.Tentative && !s.Yanked },
 		step(Yank),
 	},
 	{
@@ -348,6 +428,14 @@ var recoverRules = []rule{
 			"$D, look which of the two is wanted, and end the other"),
 	},
 	{
+		"the source took its guest back, and may have given its memory up", "release-ram frees what was sent",
+		func(s Situation) bool {
+			return (s.Destination.Status.split() || s.Destination.Status == Device || s.Destination.whole()) && s.Begun &&
+				s.Gives && s.Source.ended()
+		},
+		doubt(record.Unknown, lookAtBoth),
+	},
+	{
 		"the source took its guest back", "what the destination waits for will not come",
 		func(s Situation) bool {
 			return (s.Destination.Status.split() || s.Destination.Status == Device) && !s.Unended
@@ -359,13 +447,15 @@ var recoverRules = []rule{
 	{
 		"destination runs it", "the migration is over",
 		func(s Situation) bool {
-			return s.Destination.Run == Running && s.Source.Status == Departed && s.Source.Run == Post
+			return s.Destination.Run == Running && s.Destination.loaded() && s.Source.Status == Departed && s.Source.Run == Post
 		},
 		stay(record.Destination, "the guest runs on the destination already; the source QEMU can be ended"),
 	},
 	{
 		"destination runs it, the source has run since", "which of the two is the newer is not known",
-		func(s Situation) bool { return s.Destination.Run == Running && s.Source.Status == Departed },
+		func(s Situation) bool {
+			return s.Destination.Run == Running && s.Destination.loaded() && s.Source.Status == Departed
+		},
 		doubt(record.Unknown, "the migration had completed, $D runs its guest, and somebody has run $S since, "+
 			"where it is paused now: end the one whose guest is the older"),
 	},
@@ -389,6 +479,14 @@ var recoverRules = []rule{
 
 	// The source is at a migration.
 	{
+		"not its other end", "it does not wait for a guest, and has got none",
+		func(s Situation) bool {
+			return s.Destination.Reach == Answers && s.Destination.Run != InMigrate && !s.Destination.loaded() &&
+				s.Destination.Status != Device
+		},
+		doubt(record.Unknown, "$D does not wait for a migration, and none has come to it: "+notTwoEnds),
+	},
+	{
 		"to another destination", "nothing has come to this one",
 		func(s Situation) bool { return s.Source.sends() && s.Destination.Status == None },
 		doubt(record.Unknown, "a migration is under way from $S, and $D is not its other end, for it does not "+
@@ -410,11 +508,18 @@ var recoverRules = []rule{
 			"give the one that it goes to as --destination; nothing was changed"),
 	},
 	{
-		"another guest is there", "the source still sends, and runs",
+		"another guest is there", "the source still sends, and runs, or has sent nothing yet",
 		func(s Situation) bool {
-			return s.Source.sends() && s.Destination.whole() && s.Source.runs() && s.Source.Status != Cancelling
+			return s.Destination.whole() && (s.Source.Status == Setup || s.Source.Status == Active && s.Source.runs())
 		},
 		doubt(record.Unknown, "a migration is under way from $S, and $D has all of a guest already: "+notTwoEnds),
+	},
+	{
+		"the source can run nothing any more, all is there", "it has failed, and takes no `cont` in finish-migrate",
+		func(s Situation) bool {
+			return s.jammed() && s.Destination.whole() && s.Destination.Reach == Answers && !s.Refused
+		},
+		step(RunDestination),
 	},
 	{
 		"all is there, not completed: the fence first",
@@ -425,14 +530,14 @@ var recoverRules = []rule{
 	{
 		"end the migration, which may go over to post-copy", "migrate_cancel might cross the switch",
 		func(s Situation) bool {
-			return s.Begun && s.Source.Status == Active && !s.Cancelled && !(s.Destination.whole() && s.Unended)
+			return s.Begun && s.Source.Status == Active && !s.Yanked && !(s.Destination.whole() && s.Unended)
 		},
 		step(Yank),
 	},
 	{
 		"end the migration", "the source keeps its guest",
 		func(s Situation) bool {
-			return s.Source.sends() && !s.Cancelled && !(s.Destination.whole() && s.Unended)
+			return s.Source.sends() && !s.Cancelled && !s.Yanked && !(s.Destination.whole() && s.Unended)
 		},
 		step(Cancel),
 	},
@@ -490,6 +595,12 @@ var recoverRules = []rule{
 			"; give the QEMU that the guest came from as --source"),
 	},
 	{
+		"all is there, and the source runs since", "which of the two is the newer is not known",
+		func(s Situation) bool { return s.Source.Status == Departed && s.Source.runs() && s.Destination.whole() },
+		doubt(record.Unknown, "the migration had completed, and somebody has continued $S, which runs the guest; $D has it too, "+
+			"paused: if it never ran there, end $D"),
+	},
+	{
 		"nothing happened", "the source runs and the destination waits",
 		func(s Situation) bool { return s.Source.runs() && s.Destination.Status == None && !s.Leftover },
 		stay(record.Source, "there is nothing to recover: the guest runs on the source, and the destination "+
@@ -504,8 +615,7 @@ var recoverRules = []rule{
 		"nothing happened, the guest is paused",
 		"a migration would have made the destination listen before it stopped the guest",
 		func(s Situation) bool { return s.Source.home() && s.Destination.Status == None },
-		stay(record.Source, "there is nothing to recover: the guest is paused on the source, where `cont` "+
-			"runs it, and the destination waits"),
+		nothing("the guest is paused on the source, where `cont` runs it, and the destination waits"),
 	},
 	{
 		"end the destination", "the fence: before the source goes on, the destination is known dead",

@@ -20,6 +20,11 @@ func unfinished(text string) Decision {
 	return Decision{Do: Stay, Guest: record.Destination, Text: text, Unfinished: true}
 }
 
+// nothing is an end of `--recover` where nothing was to be done.
+func nothing(text string) Decision {
+	return Decision{Do: Stay, Guest: record.Source, Text: text, Nothing: true}
+}
+
 // doubt is an end of `--recover` or of a new `migrate` that is an error.
 func doubt(guest record.Holder, text string) Decision {
 	return Decision{Do: Stay, Guest: guest, Text: text, Doubt: true}

@@ -39,6 +39,19 @@ var sentRules = []rule{
 		stay(record.None, "the source is dead and the destination does not start ($E): `cont` on $D"),
 	},
 	{
+		"source out of reach, nothing has come: wait", "a connection may lie in the destination's queue",
+		func(s Situation) bool {
+			return s.Elsewhere && s.Source.Reach != Answers && s.Destination.untouched() && !s.Waited
+		},
+		step(Wait),
+	},
+	{
+		"source out of reach, perhaps sent elsewhere", "the QEMU that it went to may run it",
+		func(s Situation) bool { return s.Elsewhere && s.Source.Reach != Answers && s.Destination.untouched() },
+		stay(record.Unknown, "the source cannot be asked, and nothing has come to $D: if it lives, $S has the guest; if it had "+
+			"sent all of it, another QEMU may run it"),
+	},
+	{
 		"source dead: wait for the rest", "the last of it may be on the way",
 		func(s Situation) bool { return s.Source.Reach == Dead && s.Destination.Reach == Answers && !s.Waited },
 		step(Wait),
@@ -128,10 +141,24 @@ var sentRules = []rule{
 		step(Cancel),
 	},
 	{
-		"source silent: end the destination",
-		"it is not whole, and its end frees a source that hangs in a write to it",
-		func(s Situation) bool { return s.Source.Reach == Silent && s.killable() },
+		"source silent: end the destination", "it is not whole, and its end frees a source that hangs in a write to it",
+		func(s Situation) bool {
+			return s.Source.Reach == Silent && s.killable() && (s.Destination.Reach == Answers || s.Source.Known)
+		},
 		step(End),
+	},
+	{
+		"both silent", "the source's host may be dead, and the destination whole by now",
+		func(s Situation) bool {
+			return s.Source.Reach == Silent && s.Destination.Reach != Dead && !s.Unended
+		},
+		stay(record.Unknown, "neither QEMU answers: the guest is the source's unless query-migrate on $D says completed: "+
+			"`qmigrate migrate --recover` once they answer"),
+	},
+	{
+		"source silent: wait", "the destination's end may have freed it",
+		func(s Situation) bool { return s.Source.Reach == Silent && !s.Waited },
+		step(Wait),
 	},
 	{
 		"source silent", "the guest is its own",
@@ -157,6 +184,28 @@ var sentRules = []rule{
 			"another QEMU, which may run it: look there; if it surely runs nowhere, `cont` on $S runs it"),
 	},
 	{
+		"at its end for a moment", "finish-migrate ends by itself",
+		func(s Situation) bool {
+			return s.Source.Run == Finishing && (s.Source.ended() || s.Source.Status == Departed) && !s.Waited
+		},
+		step(Wait),
+	},
+	{
+		"the source can run nothing any more, all is there", "it has failed, and takes no `cont` in finish-migrate",
+		func(s Situation) bool {
+			return s.jammed() && s.Destination.Reach == Answers && s.Destination.whole() && !s.Refused && !s.Leave
+		},
+		step(RunDestination),
+	},
+	{
+		"the source can run nothing any more, the destination does not start", "only it has the guest in a usable form",
+		func(s Situation) bool {
+			return s.jammed() && s.Destination.Reach == Answers && s.Destination.whole()
+		},
+		stay(record.None, "the source QEMU has failed and takes no `cont`, and the destination, which has all of it, does not "+
+			"start: `cont` on $D"),
+	},
+	{
 		"all is there: the fence first",
 		"the destination may hold the locks that the source needs to go on; the source has just answered",
 		func(s Situation) bool { return s.Destination.whole() && s.killable() },
@@ -165,7 +214,7 @@ var sentRules = []rule{
 	{
 		"end the migration", "the source keeps its guest",
 		func(s Situation) bool {
-			return !s.Source.Status.Final() && !s.Cancelled && !(s.Destination.whole() && s.Unended)
+			return !s.Source.Status.Final() && !(s.Begun && s.Destination.Reach != Dead) && !s.Cancelled && !(s.Destination.whole() && s.Unended)
 		},
 		step(Cancel),
 	},

@@ -11,6 +11,21 @@ var switchRules = []rule{
 		stay(record.None, bothDied),
 	},
 	{
+		"switched, destination may have run, dead: wait", "the source says in a moment whether it pauses or fails",
+		func(s Situation) bool {
+			return s.Begun && s.Source.Reach == Answers && s.Destination.Reach == Dead && s.Ran == Maybe &&
+				s.Source.Status == Split && !s.Waited
+		},
+		step(Wait),
+	},
+	{
+		"switched, destination may have run, dead", "its last events were not seen",
+		func(s Situation) bool {
+			return s.Begun && s.Destination.Reach == Dead && s.Ran == Maybe && s.Source.Status.split()
+		},
+		stay(record.None, "it may have run on the destination, which died. "+goBack),
+	},
+	{
 		"switched, destination dead, memory given up", "the source has freed what it had sent",
 		func(s Situation) bool { return s.handed() && s.Destination.Reach == Dead && s.Gives },
 		stay(record.None, "it is lost: the destination QEMU died before it ran, and with release-ram the "+
@@ -20,7 +35,7 @@ var switchRules = []rule{
 		"switched, destination dead: take it back",
 		"nothing has changed since the source stopped; QEMU before 10.0 lets it go",
 		func(s Situation) bool {
-			return s.handed() && s.Destination.Reach == Dead && s.Source.Reach == Answers &&
+			return (s.handed() || s.Takes && s.Begun && s.Source.Status.split()) && s.Ran == Never && s.Destination.Reach == Dead && s.Source.Reach == Answers &&
 				s.Source.Status != Departed && !s.Cancelled
 		},
 		step(Cancel),
@@ -104,6 +119,27 @@ var switchRules = []rule{
 		step(End),
 	},
 	{
+		"switched, and somebody has continued the source", "it had given the guest away",
+		func(s Situation) bool { return s.handed() && s.Source.runs() && s.Destination.Reach != Dead },
+		stay(record.Unknown, "somebody has continued the source, which had given the guest away: the destination was not told "+
+			"to run it: end the one of $S and $D whose guest is the older"),
+	},
+	{
+		"switched, the destination does not load, the source can go back", "QEMU before 10.0 takes migrate_cancel",
+		func(s Situation) bool {
+			return s.Takes && !s.Gives && s.Begun && s.Source.Reach == Answers && s.Source.Status.split() &&
+				s.Destination.Reach == Answers && s.Destination.Run == InMigrate && !s.Destination.loaded() &&
+				s.Ran == Never && s.Waited && !s.Unended
+		},
+		step(End),
+	},
+	{
+		"switched, and nothing has come", "the QEMU that it went to may run it",
+		func(s Situation) bool { return s.handed() && s.Destination.Reach != Dead && s.Destination.untouched() },
+		stay(record.Unknown, "the source has gone over to post-copy, and nothing has come to $D: it may have gone to another "+
+			"QEMU, which may run it: look there, and let $S live"),
+	},
+	{
 		"switched, and nobody runs it", "the destination could not be told, or is not known to be whole",
 		func(s Situation) bool { return s.handed() && s.Destination.Reach != Dead },
 		stay(record.None, "it is paused on both sides, and only the destination can run it: `cont` on $D where "+
@@ -112,40 +148,26 @@ var switchRules = []rule{
 
 	// Post-copy was asked for, and the source has not given it away yet, as far as is known.
 	{
-		"switch asked for, the source is at its end for a moment", "finish-migrate ends by itself",
-		func(s Situation) bool {
-			return s.Begun && s.Source.Reach == Answers && s.Source.Run == Finishing && s.Source.ended() && !s.Waited
-		},
-		step(Wait),
-	},
-	{
 		"switch asked for, memory may be given up, all is there", "release-ram frees it before the last check",
 		func(s Situation) bool {
-			return s.Begun && s.Gives && s.Source.Reach == Answers && s.Source.ended() && !s.Source.runs() &&
-				s.Destination.Reach == Answers && s.Destination.whole() && !s.Refused && !s.Leave
+			return s.spent() && s.Destination.Reach == Answers && s.Destination.whole() && !s.Refused && !s.Leave
 		},
 		step(RunDestination),
 	},
 	{
 		"switch asked for, memory may be given up: wait", "the rest may be on its way",
-		func(s Situation) bool {
-			return s.Begun && s.Gives && s.Source.Reach == Answers && s.Source.ended() && !s.Source.runs() &&
-				s.Destination.Reach != Dead && !s.Waited
-		},
+		func(s Situation) bool { return s.spent() && s.Destination.Reach != Dead && !s.Waited },
 		step(Wait),
 	},
 	{
 		"switch asked for, memory may be given up", "release-ram frees it before the last check",
-		func(s Situation) bool {
-			return s.Begun && s.Gives && s.Source.Reach == Answers && s.Source.ended() && !s.Source.runs()
-		},
-		stay(record.None, "with release-ram the source may have given up what it had sent: look at the memory on $S "+
-			"before `cont` there, or on $D if its query-migrate says completed"),
+		func(s Situation) bool { return s.spent() },
+		stay(record.None, lookAtBoth),
 	},
 	{
 		"switch under way, source silent: wait", "it usually ends by itself",
 		func(s Situation) bool {
-			return s.Begun && s.Source.Reach == Silent && s.Destination.Reach == Answers && !s.Waited
+			return s.Begun && s.Source.Reach == Silent && s.Destination.Reach != Dead && !s.Waited
 		},
 		step(Wait),
 	},
@@ -153,15 +175,13 @@ var switchRules = []rule{
 		"switch under way, source silent: free it", "it may hang in a write to a destination that is not loaded",
 		func(s Situation) bool {
 			return s.Begun && s.Source.Reach == Silent && s.Destination.Reach == Answers &&
-				!s.Destination.loaded() && s.Destination.Status != Device && !s.Cancelled
+				!s.Destination.loaded() && s.Destination.Status != Device && !s.Yanked
 		},
 		step(Yank),
 	},
 	{
 		"switch under way, source silent", "it may have given the guest away",
-		func(s Situation) bool {
-			return s.Begun && s.Source.Reach == Silent && s.Destination.Reach == Answers
-		},
+		func(s Situation) bool { return s.Begun && s.Source.Reach == Silent && s.Destination.Reach != Dead },
 		stay(record.Unknown, "the source does not answer in the switch to post-copy: end neither QEMU; "+
 			"`qmigrate migrate --recover` once it answers"),
 	},
@@ -169,7 +189,7 @@ var switchRules = []rule{
 		"switch under way", "it usually ends by itself, and closing its connection may cost the guest",
 		func(s Situation) bool {
 			return s.Begun && s.Source.Reach == Answers && !s.Source.Status.Final() &&
-				s.Destination.Reach != Dead && !s.Cancelled && !s.Waited
+				s.Destination.Reach != Dead && !s.Yanked && !s.Waited
 		},
 		step(Wait),
 	},
@@ -178,7 +198,7 @@ var switchRules = []rule{
 		"safe before the switch and after it; migrate_cancel could cross it",
 		func(s Situation) bool {
 			return s.Begun && s.Source.Reach == Answers && !s.Source.Status.Final() &&
-				s.Destination.Reach != Dead && !s.Cancelled
+				s.Destination.Reach != Dead && !s.Yanked
 		},
 		step(Yank),
 	},
@@ -192,7 +212,7 @@ var switchRules = []rule{
 	{
 		"switch under way for too long", "whose it is is not known",
 		func(s Situation) bool {
-			return s.Begun && s.Source.Reach == Answers && (s.Source.Status.split() ||
+			return s.Begun && s.Source.Reach == Answers && !s.Source.runs() && (s.Source.Status.split() ||
 				s.Source.Status == Device || s.Source.Run == Finishing)
 		},
 		stay(record.None, "it stands still on the source, whose QEMU does not end the switch to post-copy: "+laterAgain),

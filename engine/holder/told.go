@@ -19,6 +19,30 @@ var toldRules = []rule{
 			"is the older"),
 	},
 	{
+		"switch asked for, the source runs what it has given up: stop it", "the destination has all of it, and the source may not",
+		func(s Situation) bool {
+			return s.Begun && s.Gives && s.Source.runs() && s.Source.ended() && s.Destination.Reach == Answers &&
+				!s.Destination.runs() && s.Ran == Never && s.Destination.whole() && !s.Stopped && !s.Refused
+		},
+		step(StopSource),
+	},
+	{
+		"switch asked for, the source runs what it may have given up: wait", "the rest may be on its way",
+		func(s Situation) bool {
+			return s.Begun && s.Gives && s.Source.runs() && s.Source.ended() && s.Destination.Reach == Answers &&
+				!s.Destination.whole() && !s.Waited
+		},
+		step(Wait),
+	},
+	{
+		"the source has failed, memory may be given up, all is there", "neither may be ended by us",
+		func(s Situation) bool {
+			return s.Begun && s.Gives && s.Source.Reach == Answers && s.Source.ended() && s.Source.runs() &&
+				s.Destination.Reach != Dead && s.Destination.whole()
+		},
+		stay(record.Unknown, lookAtBoth),
+	},
+	{
 		"destination runs, source dead: wait for the rest", "the last of the memory may be on its way",
 		func(s Situation) bool {
 			return s.told() && s.Destination.runs() && s.Destination.Status == Split && !s.Waited &&
@@ -72,17 +96,32 @@ var toldRules = []rule{
 		stay(record.Destination, ""),
 	},
 	{
+		"destination may have run, source runs", "neither may be ended by us",
+		func(s Situation) bool {
+			return s.told() && s.Destination.Reach == Answers && s.Ran != Never && s.Source.runs()
+		},
+		stay(record.Unknown, "the destination was told to run it and is paused, and somebody has continued "+
+			"the source: end the one whose guest is the older: $S or $D"),
+	},
+	{
 		"destination has run and is paused", "somebody stopped it there, or its disk did",
 		func(s Situation) bool { return s.told() && s.Destination.Reach == Answers && s.Ran == Has },
 		stay(record.Destination, "it is there, paused: `cont` on $D"),
 	},
 	{
-		"destination may have run, source runs", "neither may be ended by us",
+		"told, and loads still: wait", "it starts by itself when it has loaded everything",
 		func(s Situation) bool {
-			return s.told() && s.Destination.Reach == Answers && s.Ran == Maybe && s.Source.runs()
+			return s.told() && s.Destination.Reach == Answers && s.Destination.Run == InMigrate && !s.Waited
 		},
-		stay(record.Unknown, "the destination was told to run it and is paused, and somebody has continued "+
-			"the source: end the one whose guest is the older: $S or $D"),
+		step(Wait),
+	},
+	{
+		"told, and does not load", "it starts by itself if it ever has everything",
+		func(s Situation) bool {
+			return s.told() && s.Destination.Reach == Answers && s.Destination.Run == InMigrate && !s.Source.runs() &&
+				(s.handed() || s.Ran == Maybe)
+		},
+		stay(record.None, "$D was told to run it and has not loaded it: let both QEMUs live; "+laterAgain),
 	},
 	{
 		"`cont` lost with a monitor", "it is the destination's since the first `cont`",
@@ -97,26 +136,38 @@ var toldRules = []rule{
 		stay(record.Destination, "it is there, paused, and does not start ($E): `cont` on $D"),
 	},
 	{
+		"told, never ran, memory may be given up: wait", "the rest may be on its way",
+		func(s Situation) bool {
+			return s.told() && s.Destination.Reach == Answers && s.spent() && !s.Destination.whole() && !s.Waited
+		},
+		step(Wait),
+	},
+	{
+		"told, never ran, memory may be given up", "release-ram frees it before the last check",
+		func(s Situation) bool {
+			return s.told() && s.Destination.Reach == Answers && s.spent() && !s.Destination.whole()
+		},
+		stay(record.None, lookAtBoth),
+	},
+	{
+		"told, never ran, memory may be given up, all is there: again", "the destination alone has it for certain",
+		func(s Situation) bool {
+			return s.told() && s.Destination.Reach == Answers && s.spent() && !s.Refused
+		},
+		step(RunDestination),
+	},
+	{
+		"told, never ran, memory may be given up, all is there", "the destination alone has it for certain",
+		func(s Situation) bool { return s.told() && s.Destination.Reach == Answers && s.spent() },
+		stay(record.Destination, "it is there, paused, and does not start ($E): `cont` on $D runs it"),
+	},
+	{
 		"told, never ran, source has it back", "the source has not given it away",
 		func(s Situation) bool {
 			return s.told() && s.Destination.Reach == Answers && s.Source.Reach == Answers && !s.Unended &&
 				(s.Source.back() || s.Source.runs())
 		},
 		step(End),
-	},
-	{
-		"told, and loads still: wait", "it starts by itself when it has loaded everything",
-		func(s Situation) bool {
-			return s.told() && s.Destination.Reach == Answers && s.Destination.Run == InMigrate && !s.Waited
-		},
-		step(Wait),
-	},
-	{
-		"told, and does not load", "it starts by itself if it ever has everything",
-		func(s Situation) bool {
-			return s.told() && s.Destination.Reach == Answers && s.Destination.Run == InMigrate && s.handed()
-		},
-		stay(record.None, "$D was told to run it and has not loaded it: let both QEMUs live; "+laterAgain),
 	},
 	{
 		"told, never ran, nobody else can run it: again",
@@ -149,6 +200,11 @@ var toldRules = []rule{
 		step(End),
 	},
 	{
+		"told, never ran, cannot be ended, source runs", "the destination was seen not to run",
+		func(s Situation) bool { return s.told() && s.Destination.Reach == Answers && s.Source.runs() },
+		stay(record.Source, "the destination QEMU was told to run it, does not, and could not be ended ($E): end $D at once"),
+	},
+	{
 		"told, never ran, cannot be ended", "the fence does not hold",
 		func(s Situation) bool { return s.told() && s.Destination.Reach == Answers },
 		stay(record.None, "it is paused on both sides, and the destination could not be ended ($E): end $D, "+
@@ -179,6 +235,13 @@ var toldRules = []rule{
 		"told, both dead", "nobody is left",
 		func(s Situation) bool { return s.told() && s.Source.Reach == Dead },
 		stay(record.None, bothDied),
+	},
+	{
+		"told, destination dead, source in post-copy: wait", "the source says in a moment whether it pauses or fails",
+		func(s Situation) bool {
+			return s.told() && s.Source.Reach == Answers && s.Source.Status == Split && !s.Waited
+		},
+		step(Wait),
 	},
 	{
 		"ran and died in post-copy", "what it had changed died with it",

@@ -23,6 +23,17 @@ func (q QEMU) back() bool {
 // ended: its migration has come to an end without success.
 func (q QEMU) ended() bool { return q.Status == Cancelled || q.Status == Failed }
 
+// spent: the source has failed with release-ram, so what it sent in post-copy may be gone from it.
+func (s Situation) spent() bool {
+	return s.Begun && s.Gives && s.Source.Reach == Answers && s.Source.ended() && !s.Source.runs()
+}
+
+// jammed: the source has failed and stands still in finish-migrate, where QEMU takes no `cont`: from 10.2 on it does so if the destination holds
+// the disks. It can run nothing any more.
+func (s Situation) jammed() bool {
+	return s.Source.Reach == Answers && s.Source.Run == Finishing && s.Source.ended() && s.Waited
+}
+
 // handed: the source has given the guest away in post-copy and cannot take it back by itself any more.
 func (s Situation) handed() bool {
 	return (s.Source.Status.split() || s.Begun && s.Source.Status == Departed) && !s.Tentative
@@ -46,7 +57,9 @@ const (
 	partThere  = "it is lost: the source QEMU died while a part of its memory was still there; the destination stands still at the first page that it misses"
 	laterAgain = "`qmigrate migrate --recover` with the same endpoints goes on from there"
 	laterLink  = "let both QEMUs live, mend the link, then `qmigrate migrate --recover --source $S --destination $D`"
-	goBack     = "The source holds it as it was when it stopped; `cont` on $S goes back to then, which is safe only if nothing outside it, a disk above all, has seen what it did since"
+	lookAtBoth = "with release-ram the source may have given up what it had sent: look at the memory on $S before `cont` " +
+		"there, or on $D if its query-migrate says completed"
+	goBack = "The source holds it as it was when it stopped; `cont` on $S goes back to then, which is safe only if nothing outside it, a disk above all, has seen what it did since"
 )
 
 var undoRules = slices.Concat(beforeRules, toldRules, switchRules, sentRules)
@@ -72,13 +85,31 @@ var beforeRules = []rule{
 		step(Wait),
 	},
 	{
+		"source runs again, destination ran and died", "its QEMU, or somebody, has gone back to the switch",
+		func(s Situation) bool {
+			return s.Source.runs() && s.Destination.Reach == Dead && s.told() && s.Ran != Never
+		},
+		stay(record.Source, "it may have run on the destination, which died, and runs on the source again as it was at the "+
+			"switch-over: what it did in between is lost, and a disk may have seen it"),
+	},
+	{
 		"source runs, destination dead", "nobody else can run it",
 		func(s Situation) bool { return s.Source.runs() && s.Destination.Reach == Dead },
 		stay(record.Source, ""),
 	},
 	{
+		"source refuses to run, destination runs", "two QEMUs, and perhaps two guests",
+		func(s Situation) bool {
+			return s.Stuck && s.Source.Reach == Answers && s.Source.Run != Running && s.Destination.runs()
+		},
+		stay(record.Unknown, "the source is paused and is not continued ($E), and $D runs a guest: look whether it is the same"),
+	},
+	{
 		"source refuses to run", "the destination is dead; a person has to see why",
-		func(s Situation) bool { return s.Stuck && s.Source.Reach == Answers && s.Source.Run != Running },
+		func(s Situation) bool {
+			return s.Stuck && s.Source.Reach == Answers && s.Source.Run != Running &&
+				!s.Destination.runs()
+		},
 		stay(record.None, "it is paused on the source, which does not continue it ($E): `cont` on $S, the "+
 			"destination is dead"),
 	},
@@ -108,6 +139,11 @@ var beforeRules = []rule{
 		func(s Situation) bool { return s.Sent < SentMigrate && s.Source.Reach == Silent },
 		stay(record.Unknown, "nothing was sent, and the source does not answer: it has the guest; "+askSource+
 			", `cont` runs it if it is paused there"),
+	},
+	{
+		"source runs, the destination waits in vain", "it could not be ended",
+		func(s Situation) bool { return s.Sent == SentIncoming && s.Unended && s.Source.Run == Running },
+		stay(record.Source, "the destination QEMU still waits for a migration and could not be ended ($E): end $D"),
 	},
 	{
 		"source runs before `migrate`", "it never lost the guest",

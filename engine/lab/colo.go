@@ -273,7 +273,8 @@ func tryCOLO(ctx context.Context, h hostnet.Host, primary, secondary, dir string
 		}
 		defer conns[i].Close()
 		if err := conns[i].SetMigrateCapabilities(ctx, map[string]bool{"x-colo": true, "events": true}); err != nil {
-			// 11.1.3 wants return-path with it, and with that its primary does not get into step with the stages of engine.COLO (seen).
+			// 11.1.3 wants return-path with it, and with that its primary does not get into step with the stages of
+			// engine.COLO (seen).
 			return &engine.UnsupportedError{Feature: fmt.Sprintf("COLO on QEMU %s", conns[i].Greeting().Version),
 				Have: fmt.Sprintf("%v; mode colo works with primaries such as QEMU 7.2: try --qemu 7.2", err)}
 		}

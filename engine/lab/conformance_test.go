@@ -44,6 +44,14 @@ func unless72(source, destination string) string {
 	return ""
 }
 
+// only111 is for what QEMU has from 10.1 on: refused unless both sides are 11.1.
+func only111(source, destination string) string {
+	if source != "11.1" || destination != "11.1" {
+		return "refused"
+	}
+	return ""
+}
+
 func caps(names ...string) map[string]bool {
 	m := map[string]bool{}
 	for _, n := range names {
@@ -89,12 +97,7 @@ func ways() []way {
 		{name: "channels", plan: engine.Plan{Channels: engine.FormChannels}, want: unless72},
 		{name: "post-copy preempt", plan: engine.Plan{Mode: record.PostCopyMode, Capabilities: caps("postcopy-preempt")}},
 		{name: "post-copy blocktime", plan: engine.Plan{Mode: record.PostCopyMode, Capabilities: caps("postcopy-blocktime")}},
-		{name: "post-copy multifd", plan: engine.Plan{Mode: record.PostCopyMode, Capabilities: caps("multifd")}, want: func(source, destination string) string {
-			if source != "11.1" || destination != "11.1" { // both sides have it from 10.1
-				return "refused"
-			}
-			return ""
-		}},
+		{name: "post-copy multifd", plan: engine.Plan{Mode: record.PostCopyMode, Capabilities: caps("multifd")}, want: only111},
 		{name: "post-copy recovery", plan: engine.Plan{Mode: record.PostCopyMode, StallLimit: time.Second, Parameters: params("max-postcopy-bandwidth", fmt.Sprint(24<<20))}, run: linkDown},
 		{name: "tls x509", plan: engine.Plan{TLS: &engine.TLS{Kind: engine.X509}}},
 		{name: "tls psk", plan: engine.Plan{TLS: &engine.TLS{Kind: engine.PSK}}},
@@ -196,8 +199,8 @@ func pairs() (all [][2]string) {
 	return all
 }
 
-// fast are the ways that are tried each time, in turns: each has every QEMU once as its source and once as its destination. The
-// others have tests of their own, and `make conformance` tries all of all pairs.
+// fast are the ways that are tried each time, in turns: each has every QEMU once as its source and once as its
+// destination. The others have tests of their own, and `make conformance` tries all of all pairs.
 var fast = []string{"pre-copy", "stop-and-copy", "post-copy", "hybrid", "validation"}
 
 // row is one line of the campaign's file, so that it goes on where it was.

@@ -31,7 +31,7 @@ type Spec struct {
 	Guest           guest.Spec    // memory, vCPUs, machine, NIC model, disk bus; the lab fills in the rest
 	CPUCap          int           // percent of one processor that the guest's vCPUs may take together, on each host; 0: no limit
 	CPUCapPeriod    time.Duration // in which the cap holds; 0: hostnet.CPUCapPeriod
-	SourceQEMU      string        // "10.0", a path, or "" for the newest
+	SourceQEMU      string        // "10.0", a path, or "" for the newest: see guest.FindQEMU
 	DestinationQEMU string        // likewise
 	Image           guest.ImageSpec
 	Accelerator     string        // auto (default), kvm, tcg

@@ -16,8 +16,9 @@ import (
 	"qmigrate/qmp"
 )
 
-// Throwaway starts a QEMU once more, on this machine, with no guest in it (-machine none), tries on it what introspection cannot tell, and
-// ends it. command is its binary, and before it what runs that; env is what the binary needs to find its parts; accelerator is that of the QEMU it stands for.
+// Throwaway starts a QEMU once more, on this machine, with no guest in it (-machine none), tries on it what
+// introspection cannot tell, and ends it. command is its binary, and before it what runs that; env is what the binary
+// needs to find its parts; accelerator is that of the QEMU it stands for.
 func Throwaway(ctx context.Context, command, env []string, accelerator string) (*engine.Trial, error) {
 	trial, err := throwaway(ctx, command, env, accelerator)
 	if err != nil {

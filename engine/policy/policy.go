@@ -26,8 +26,9 @@ type Limits struct {
 	TimedSyncs             bool          // bitmap syncs come by time and end no pass; see Turns
 }
 
-// Turns counts passes by the pages that were sent. QEMU 11.1 with postcopy-ram on syncs its bitmap each 100 ms, wherever it is, so that the count of syncs
-// tells nothing of passes. There a pass ends at the first sync by which as many pages have been sent as were found dirty when it began.
+// Turns counts passes by the pages that were sent. QEMU 11.1 with postcopy-ram on syncs its bitmap each 100 ms,
+// wherever it is, so that the count of syncs tells nothing of passes. There a pass ends at the first sync by which as
+// many pages have been sent as were found dirty when it began.
 type Turns struct {
 	begun              bool
 	syncs, sent, found int64 // of the last sync seen; the pages sent before the pass, and those that it began with
@@ -198,8 +199,8 @@ func (f *Follower) Observe(x record.Sample) Decision {
 // Made are the decisions so far.
 func (f *Follower) Made() []Decision { return f.h.Made }
 
-// fold adds a sample. A pass begins where the count of bitmap syncs rises, or with Limits.TimedSyncs where Turns says so. QEMU 7.2 to 10.2 count the set-up's sync as the first,
-// 11.1 does not: the rise from 0 to 1 opens no pass.
+// fold adds a sample. A pass begins where the count of bitmap syncs rises, or with Limits.TimedSyncs where Turns says
+// so. QEMU 7.2 to 10.2 count the set-up's sync as the first, 11.1 does not: the rise from 0 to 1 opens no pass.
 func (f *Follower) fold(x record.Sample) {
 	h := &f.h
 	throttle := 0

@@ -368,8 +368,8 @@ func TestSprint(t *testing.T) {
 func TestTurns(t *testing.T) {
 	x := func(n int, syncs, pages, left int64) record.Sample {
 		t := time.Duration(n) * ms
-		return record.Sample{T: t, Asked: t, Side: record.Source, Status: "active", Transferred: record.Of(pages * 4100),
-			Remaining: record.Of(left * pageSize), SyncCount: record.Of(syncs), Throughput: record.Of(10.0 * mib), Pages: record.Of(pages)}
+		return record.Sample{T: t, Asked: t, Side: record.Source, Status: "active", SyncCount: record.Of(syncs), Pages: record.Of(pages),
+			Transferred: record.Of(pages * 4100), Remaining: record.Of(left * pageSize), Throughput: record.Of(10.0 * mib)}
 	}
 	series := []record.Sample{
 		x(10, 2, 100, 900), // of 1,000 pages

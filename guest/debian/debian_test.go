@@ -192,7 +192,8 @@ esac`)
 case $p in
 libc6) if grep -q :11 "${2%/*}/version"; then
 		mkdir -p usr/lib/x86_64-linux-gnu; ld=usr/lib/x86_64-linux-gnu/ld-linux-x86-64.so.2
-		printf '#!/bin/sh\n[ "$1 $3" = "--library-path --argv0" ] || exit 1\nlibs=$2 argv0=$4; shift 4\n"$@" && echo by $argv0 $libs\n' > $ld
+		echo '#!/bin/sh' > $ld
+		echo '[ "$1 $3" = "--library-path --argv0" ] && libs=$2 argv0=$4 && shift 4 && "$@" && echo by $argv0 $libs' >> $ld
 		chmod +x $ld
 	else
 		mkdir -p lib/x86_64-linux-gnu; : > lib/x86_64-linux-gnu/libc.so.6
@@ -284,19 +285,21 @@ func TestEnsureWhole(t *testing.T) {
 	if err != nil || strings.Contains(log.String(), "fetching them all") {
 		t.Fatalf("%v; said: %s", err, log.String())
 	}
-	if again, err := s.Ensure(within.Context(t), QEMU111); err != nil || again != p || !strings.Contains(log.String(), "qemu-11.1: there already") {
+	again, err := s.Ensure(within.Context(t), QEMU111)
+	if err != nil || again != p || !strings.Contains(log.String(), "qemu-11.1: there already") {
 		t.Errorf("%s %v, before %s", again, err, p)
 	}
 	clean(t, s, "qemu-11.1")
-	if b, err := os.ReadFile(ran); err != nil || !strings.Contains(string(b), " -t trixie-backports qemu-system-x86=1:11.1.3") {
+	wantRan := " -t trixie-backports qemu-system-x86=1:11.1.3"
+	if b, err := os.ReadFile(ran); err != nil || !strings.Contains(string(b), wantRan) {
 		t.Errorf("%s %v", b, err)
 	}
 	t.Setenv("LD_LIBRARY_PATH", "/mine")
 	out, err := exec.Command(p, "-S").Output()
 	root := filepath.Dir(p)
 	libs, program := root+"/usr/lib/x86_64-linux-gnu", root+"/usr/bin/"+Program
-	want := "QEMU emulator version 11.1.3.0\n/mine\n-L " + root + "/usr/share/qemu -L " + root + "/usr/share/seabios -L " + root +
-		"/usr/lib/ipxe/qemu -S\nby " + program + " " + libs + "\n"
+	want := "QEMU emulator version 11.1.3.0\n/mine\n-L " + root + "/usr/share/qemu -L " + root + "/usr/share/seabios" +
+		" -L " + root + "/usr/lib/ipxe/qemu -S\nby " + program + " " + libs + "\n"
 	if err != nil || string(out) != want {
 		t.Errorf("%v: %q, want %q", err, out, want)
 	}

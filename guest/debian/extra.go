@@ -53,8 +53,9 @@ func emulatorOf(what What) What {
 // driverLimit is for a QEMU that should end at once.
 const driverLimit = 20 * time.Second
 
-// ModuleDir is the folder of a QEMU's modules by the path of its program, or of our wrapper script; "" if there is none. Debian's 7.2 goes by
-// where it is, its 10.0 and 11.1 by where they were to be installed; QEMU_MODULE_DIR, which the wrapper sets, comes before both.
+// ModuleDir is the folder of a QEMU's modules by the path of its program, or of our wrapper script; "" if there is
+// none. Debian's 7.2 goes by where it is, its 10.0 and 11.1 by where they were to be installed; QEMU_MODULE_DIR,
+// which the wrapper sets, comes before both.
 func ModuleDir(program string) string {
 	if p, err := filepath.EvalSymlinks(program); err == nil {
 		program = p
@@ -226,7 +227,8 @@ func (s Store) extra(ctx context.Context, what What) (string, error) {
 	return s.ensure(ctx, what)
 }
 
-// Extras are the things that only tests, `--qemu 11.1`, `--storage iscsi|nfs`, `--guest debian` and `--nic e1000` need; they come after All.
+// Extras are the things that only tests, `--qemu 11.1`, `--storage iscsi|nfs`, `--guest debian` and `--nic e1000`
+// need; they come after All.
 func Extras() []What {
 	return []What{QEMU111, Block72, Block100, Block111, Target, Ganesha, Guest, Generic}
 }

@@ -134,7 +134,8 @@ func firstWord(args []string) string {
 	return ""
 }
 
-// lists is apt with the package lists of the suites that as comes from, in tmp. Nothing counts as installed with ownStatus, or if as comes whole.
+// lists is apt with the package lists of the suites that as comes from, in tmp. Nothing counts as installed with
+// ownStatus, or if as comes whole.
 func (s Store) lists(ctx context.Context, what, as What, tmp string, ownStatus bool) (a apt, sys system, err error) {
 	if sys, err = readSystem(s.Root); err != nil {
 		return a, sys, err
@@ -275,9 +276,10 @@ func (a apt) unpack(ctx context.Context, root string, skip []string) error {
 	return nil
 }
 
-// writeWrapper writes root/qemu-system-x86_64. It runs the emulator from the folder home with the libraries and data in there. It execs, so that
-// the process is QEMU. Where the folder has a C library, it also has the dynamic linker that fits it, and the emulator is run by that one: then
-// /proc/PID/exe names the linker (see SplitLoader), and QEMU's children keep the environment and the libraries of this system.
+// writeWrapper writes root/qemu-system-x86_64. It runs the emulator from the folder home with the libraries and data
+// in there. It execs, so that the process is QEMU. Where the folder has a C library, it also has the dynamic linker
+// that fits it, and the emulator is run by that one: then /proc/PID/exe names the linker (see SplitLoader), and
+// QEMU's children keep the environment and the libraries of this system.
 func writeWrapper(root, home string) error {
 	q := func(s string) string { return "'" + strings.ReplaceAll(s, "'", `'\''`) + "'" }
 	var libs []string
@@ -338,8 +340,9 @@ func IsLoader(program string) bool {
 // loader is the file name of glibc's dynamic linker.
 const loader = "ld-linux-x86-64.so.2"
 
-// SplitLoader cuts a command line in two: a dynamic linker with its options, which runs the program that the rest begins with. Most command lines
-// begin with the program; then the first part is empty. Source of the options: elf/rtld.c of glibc 2.41.
+// SplitLoader cuts a command line in two: a dynamic linker with its options, which runs the program that the rest
+// begins with. Most command lines begin with the program; then the first part is empty. Source of the options:
+// elf/rtld.c of glibc 2.41.
 func SplitLoader(args []string) (by, rest []string) {
 	if len(args) == 0 || !IsLoader(args[0]) {
 		return nil, args

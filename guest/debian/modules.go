@@ -7,17 +7,20 @@ import (
 	"path/filepath"
 )
 
-// moduleNames are the modules that Debian builds of QEMU 7.2 to 11.1 may look for, but for those that Block72 and its like bring.
-// Source: the names in the programs, and the packages qemu-system-common, -gui, -modules-opengl, -modules-spice and qemu-block-extra.
+// moduleNames are the modules that Debian builds of QEMU 7.2 to 11.1 may look for, but for those that Block72 and its
+// like bring. Source: the names in the programs, and the packages qemu-system-common, -gui, -modules-opengl,
+// -modules-spice and qemu-block-extra.
 func moduleNames() []string {
 	return []string{
 		"accel-qtest", "accel-qtest-x86_64", "accel-tcg-i386", "accel-tcg-x86_64",
-		"audio-alsa", "audio-dbus", "audio-jack", "audio-oss", "audio-pa", "audio-pipewire", "audio-sdl", "audio-sndio", "audio-spice",
+		"audio-alsa", "audio-dbus", "audio-jack", "audio-oss", "audio-pa", "audio-pipewire", "audio-sdl", "audio-sndio",
+		"audio-spice",
 		"block-blkio", "block-curl", "block-dmg-bz2", "block-dmg-lzfse", "block-gluster", "block-rbd", "block-ssh",
 		"chardev-baum", "chardev-spice",
-		"hw-display-qxl", "hw-display-virtio-gpu", "hw-display-virtio-gpu-gl", "hw-display-virtio-gpu-pci", "hw-display-virtio-gpu-pci-gl",
-		"hw-display-virtio-gpu-pci-rutabaga", "hw-display-virtio-gpu-rutabaga", "hw-display-virtio-vga", "hw-display-virtio-vga-gl",
-		"hw-display-virtio-vga-rutabaga", "hw-s390x-virtio-gpu-ccw", "hw-uefi-vars", "hw-usb-host", "hw-usb-redirect", "hw-usb-smartcard",
+		"hw-display-qxl", "hw-display-virtio-gpu", "hw-display-virtio-gpu-gl", "hw-display-virtio-gpu-pci",
+		"hw-display-virtio-gpu-pci-gl", "hw-display-virtio-gpu-pci-rutabaga", "hw-display-virtio-gpu-rutabaga",
+		"hw-display-virtio-vga", "hw-display-virtio-vga-gl", "hw-display-virtio-vga-rutabaga", "hw-s390x-virtio-gpu-ccw",
+		"hw-uefi-vars", "hw-usb-host", "hw-usb-redirect", "hw-usb-smartcard",
 		"ui-curses", "ui-dbus", "ui-egl-headless", "ui-gtk", "ui-opengl", "ui-sdl", "ui-spice-app", "ui-spice-core",
 	}
 }
@@ -30,9 +33,9 @@ func moduleDir(root string) string {
 	return filepath.Join(root, "usr/lib/x86_64-linux-gnu/qemu")
 }
 
-// coverModules puts an empty file in the place of each module that an unpacked QEMU has not. Without it QEMU goes on to look in this system's folder.
-// There it may find the module of another build, refuse it, and abort at the next one (util/module.c: dso_init_list is not empty). An empty file is
-// refused too, but harms nothing: "file too short".
+// coverModules puts an empty file in the place of each module that an unpacked QEMU has not. Without it QEMU goes on
+// to look in this system's folder. There it may find the module of another build, refuse it, and abort at the next
+// one (util/module.c: dso_init_list is not empty). An empty file is refused too, but harms nothing: "file too short".
 func coverModules(dir string) error {
 	if err := os.MkdirAll(dir, 0o755); err != nil {
 		return err

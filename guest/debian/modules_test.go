@@ -16,7 +16,8 @@ import (
 
 func TestCoverModules(t *testing.T) {
 	dir := filepath.Join(t.TempDir(), "qemu")
-	if err := errors.Join(os.Mkdir(dir, 0o755), os.WriteFile(filepath.Join(dir, "ui-curses.so"), []byte("x"), 0o600)); err != nil {
+	kept := filepath.Join(dir, "ui-curses.so")
+	if err := errors.Join(os.Mkdir(dir, 0o755), os.WriteFile(kept, []byte("x"), 0o600)); err != nil {
 		t.Fatal(err)
 	}
 	for range 2 {
@@ -28,7 +29,7 @@ func TestCoverModules(t *testing.T) {
 	if err != nil || len(files) != len(moduleNames()) {
 		t.Errorf("%d files, want %d: %v", len(files), len(moduleNames()), err)
 	}
-	if b, err := os.ReadFile(filepath.Join(dir, "ui-curses.so")); err != nil || string(b) != "x" {
+	if b, err := os.ReadFile(kept); err != nil || string(b) != "x" {
 		t.Errorf("a module that was there: %q %v", b, err)
 	}
 	for _, name := range modules() { // it would count as there
@@ -38,7 +39,8 @@ func TestCoverModules(t *testing.T) {
 	}
 }
 
-// An unpacked QEMU loads all its modules, and none of another build's that lies in one of its other folders, here the one in /run.
+// An unpacked QEMU loads all its modules, and none of another build's that lies in one of its other folders, here the
+// one in /run.
 func TestForeignModules(t *testing.T) {
 	if os.Geteuid() != 0 {
 		t.Skip("not root: a mount namespace is needed")
@@ -74,7 +76,8 @@ func TestForeignModules(t *testing.T) {
 				t.Fatal(err)
 			}
 			dir := t.TempDir()
-			for _, m := range regexp.MustCompile(`\x00((?:accel|audio|block|chardev|hw|ui)-[a-z0-9-]+)\x00`).FindAllSubmatch(code, -1) {
+			names := regexp.MustCompile(`\x00((?:accel|audio|block|chardev|hw|ui)-[a-z0-9-]+)\x00`)
+			for _, m := range names.FindAllSubmatch(code, -1) {
 				if err := os.WriteFile(filepath.Join(dir, string(m[1])+".so"), poison, 0o644); err != nil {
 					t.Fatal(err)
 				}
@@ -88,8 +91,9 @@ func TestForeignModules(t *testing.T) {
 				"-machine", "none", "-nodefaults", "-display", "none", "-qmp", "stdio")
 			cmd.Stdin = strings.NewReader(`{"execute":"qmp_capabilities"}{"execute":"qom-list-types"}{"execute":"quit"}`)
 			said, err := cmd.CombinedOutput()
-			if err != nil || !strings.Contains(string(said), `"name": "usb-redir"`) || strings.Contains(string(said), "/run/qemu") {
-				t.Errorf("%v: %s", err, regexp.MustCompile(`(?m)^\{.*\n?`).ReplaceAllString(string(said), ""))
+			text := string(said)
+			if err != nil || !strings.Contains(text, `"name": "usb-redir"`) || strings.Contains(text, "/run/qemu") {
+				t.Errorf("%v: %s", err, regexp.MustCompile(`(?m)^\{.*\n?`).ReplaceAllString(text, ""))
 			}
 		})
 	}
