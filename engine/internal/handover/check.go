@@ -6,12 +6,12 @@ const (
 	endsTheirs   = "9: somebody else's migration is cancelled"
 )
 
-// runnable tells which side could still run the guest as it is now; fenced: if the destination were dead.
-func (m *model) runnable(t *State, fenced bool) (source, destination bool) {
+// runnable tells which side could still run the guest as it is now.
+func (m *model) runnable(t *State) (source, destination bool) {
 	if t.other || t.off {
 		return false, false
 	}
-	source = !t.s.dead && !t.ran && !t.gave && m.goesBack(t, fenced || t.d.dead)
+	source = !t.s.dead && !t.ran && !t.gave && m.goesBack(t)
 	if t.d.dead {
 		return source, false
 	}
@@ -32,7 +32,7 @@ func (m *model) runnable(t *State, fenced bool) (source, destination bool) {
 }
 
 // goesBack tells whether the source can be made to run its guest, or does so by itself.
-func (m *model) goesBack(t *State, alone bool) bool {
+func (m *model) goesBack(t *State) bool {
 	s := &t.s
 	if s.run != finishing {
 		return true
@@ -45,7 +45,7 @@ func (m *model) goesBack(t *State, alone bool) bool {
 		case s.mig == splitDevice:
 			return true
 		case m.Source == v7: // takes migrate_cancel
-			return alone && (!s.err || s.mig == cancelling)
+			return t.d.dead && (!s.err || s.mig == cancelling)
 		}
 		return s.at == allPages && s.err // fails
 	}
@@ -67,7 +67,7 @@ func (m *model) wrongNow(t *State) string {
 	case t.gave && sourceRuns && !t.they():
 		return "8: the source runs, and has given its memory away"
 	}
-	source, destination := m.runnable(t, false)
+	source, destination := m.runnable(t)
 	some, end := source || destination, t.k.at == pEnd
 	switch {
 	case end && t.k.saysLost && (some || t.off) && !t.late && t.slow == m.Slow: // what is slow may look lost
@@ -111,7 +111,7 @@ func (m *model) vague(t *State) bool {
 // wrongAtRest is what must not be when qmigrate has ended and no QEMU moves by itself any more.
 func (m *model) wrongAtRest(t *State) string {
 	k := &t.k
-	source, destination := m.runnable(t, false)
+	source, destination := m.runnable(t)
 	sourceRuns := !t.s.dead && t.s.run == running
 	destinationRuns := !t.d.dead && t.d.run == running
 	others := t.they() || t.meddled

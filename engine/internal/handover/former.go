@@ -57,6 +57,9 @@ func (m *model) decision(s holder.Situation) holder.Decision {
 		return said(record.None, "it is lost: this source lets nobody go back")
 	case f.has(recoversSplit) && !undo && both && split(dst.Status) && dst.Run != holder.Running && !s.Refused:
 		return holder.Decision{Do: holder.RunDestination, Rule: "former: continue what is in post-copy"}
+	case f.has(arrivalIsDeparture) && !undo && src.Status == holder.Departed && src.Run == holder.Running &&
+		dst.Status == holder.Arrived && dst.Run == holder.Paused && !s.Unended:
+		return holder.Decision{Do: holder.End, Rule: "former: the source runs it"}
 	case f.has(givesUpCancelling) && src.Status == holder.Cancelling && s.Cancelled:
 		return said(record.Unknown, "the source does not end its migration: the guest is its own")
 	case f.has(killsLoaded) && undo && s.Begun && split(src.Status) && s.Ran != holder.Has &&

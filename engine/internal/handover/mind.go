@@ -71,6 +71,7 @@ type mind struct {
 	refused   bool
 	waited    bool
 	cancelled bool
+	yanked    bool
 	unended   bool
 	stuck     bool
 	halted    bool // `stop` was sent to a source that ran beside the destination

@@ -220,7 +220,7 @@ func (m *model) undoSteps(st State, put func(string, State)) {
 		}
 	case uCancelled, uYanked:
 		if t.s.dead || t.s.mig.final() || k.at == uYanked && m.changed(&t) {
-			k.cancelled, k.at = true, uLookSource
+			k.at = uLookSource
 			put("qmigrate: the source has obeyed", t)
 		}
 	case uCancel, uRunSource, uStopSource:

@@ -92,6 +92,7 @@ func (p *proposal) undo() {
 		(dst.Status == holder.None || dst.Status == holder.Listening),
 		said(record.Unknown, "it may have gone to another QEMU, which may run it"))
 	p.rule("P15", p.atEnd() && p.ended() && p.Waited && never && p.whole(), said(record.None, stays))
+	p.takesBack(never && !p.told())
 	p.rule("P1", p.atEnd() && !p.Waited, wait)
 	p.rule("P11", src.Reach == holder.Dead && there && p.Waited && never && loads(dst),
 		said(record.None, "the source QEMU died, and the destination does not say whether it has all of it"))
@@ -102,6 +103,7 @@ func (p *proposal) recover() {
 	gone := dst.Reach == holder.Dead || dst.Reach == holder.Lost
 	p.rule("R1", !p.asked() && src.Reach != holder.Silent && dst.Reach == holder.Answers && !p.Waited &&
 		dst.Status == holder.Listening, wait) // a connection may lie in its queue
+	p.takesBack(dst.Run != holder.Running)
 	p.rule("R10", p.atEnd() && p.ended() && p.whole() && p.Waited, said(record.None, stays))
 	// This --recover has told it to run.
 	p.rule("R11", p.told() && gone && p.asked() && src.Status == holder.Split && !p.Waited, wait)
@@ -110,6 +112,15 @@ func (p *proposal) recover() {
 	after := p.asked() && src.Status == holder.Failed && p.Begun && p.late && gone && !p.Ended
 	p.rule("R13", after && src.Run == holder.Running, said(record.Source, wentBack))
 	p.rule("R12", after && src.Run != holder.Running, said(record.None, mayRun))
+}
+
+// takesBack is for a source that takes migrate_cancel in post-copy. It does so only while its connection lives: once that
+// is broken, by yank or by the end of the destination, it pauses, and a cancelled one that is paused stays cancelling.
+func (p *proposal) takesBack(never bool) {
+	waits := p.asked() && p.Takes && inPostCopy(p.Source) && p.Destination.Reach == holder.Answers &&
+		p.Destination.Run == holder.InMigrate && p.Destination.Status == holder.Active && p.Waited && never
+	p.rule("P22", waits && !p.Yanked && !p.Cancelled, holder.Decision{Do: holder.Cancel})
+	p.rule("P22", waits, said(record.None, "the destination does not load it: let both QEMUs live"))
 }
 
 func inPostCopy(q holder.QEMU) bool {

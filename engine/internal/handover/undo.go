@@ -31,8 +31,10 @@ func (m *model) situation(t *State) holder.Situation {
 		Elsewhere:   m.Elsewhere,
 		Refused:     k.refused,
 		Gives:       m.Release,
+		Takes:       m.Source == v7,
 		Waited:      k.waited,
 		Cancelled:   k.cancelled,
+		Yanked:      k.yanked,
 		Unended:     k.unended,
 		Stuck:       k.stuck,
 		Stopped:     k.halted,
@@ -158,10 +160,11 @@ func (m *model) decide(t *State) string {
 	case holder.Wait:
 		k.at = uWait
 	case holder.Cancel:
+		k.cancelled = true
 		t.send(&t.s, cmdCancel, uCancel)
 	case holder.Yank:
 		m.yank(t, &t.s)
-		k.at = uYanked
+		k.yanked, k.at = true, uYanked
 	case holder.End:
 		m.end(t)
 	case holder.RunSource:
@@ -230,7 +233,10 @@ func (m *model) killDestination(t *State) {
 	if t.d.dead {
 		return
 	}
-	src, dst := m.runnable(t, true)
+	after := *t
+	after.perish(&after.d)
+	src, _ := m.runnable(&after)
+	_, dst := m.runnable(t)
 	if (t.ran || dst && !src || m.Stranger) && !t.late {
 		t.wrong = endedTheOnly
 	}
@@ -243,7 +249,7 @@ func (m *model) undone(t *State, r reply) {
 	switch k.at {
 	case uCancel:
 		if k.at = uCancelled; r == refused {
-			k.cancelled, k.at = true, uLookSource
+			k.at = uLookSource
 		}
 	case uEnd:
 		k.at, k.ended, k.fenced = uLookSource, true, true // it said yes and closed its monitor
@@ -281,7 +287,9 @@ func (m *model) expires(t *State) bool {
 		if k.begun {
 			m.yank(t, &t.s)
 		}
+		begun := k.begun
 		k.undo()
+		k.yanked = begun
 	case pFollow:
 		m.mend(t)
 	case pPaused, pMigrateAgain, pGoesOn:
@@ -306,7 +314,7 @@ func (m *model) expires(t *State) bool {
 		m.yank(t, &t.s)
 		k.at = uYanked
 	case uYanked:
-		k.cancelled, k.at = true, uLookSource
+		k.at = uLookSource
 	case uEnd:
 		k.unended, k.at = true, uLookSource
 	case uRetry:
