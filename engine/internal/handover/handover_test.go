@@ -8,7 +8,7 @@ import (
 	"time"
 )
 
-// deep explores with larger budgets, for minutes.
+// deep explores with two faults too, for minutes. What is cut at the limit of states is said.
 var deep = os.Getenv("QMIGRATE_MODEL") == "deep"
 
 // explored are the configurations in which nothing may be wrong.
@@ -30,7 +30,10 @@ func explored() []Config {
 					all = append(all, live, killed)
 				}
 				if deep {
-					live.Faults, killed.Faults, killed.Recovers = 2, 2, 2
+					live, killed = base, base
+					live.Faults, live.Asks = 2, 1
+					killed.Faults, killed.Crashes, killed.Recovers = 2, 1, 1
+					live.Limit, killed.Limit = 6_000_000, 6_000_000
 					all = append(all, live, killed)
 				}
 			}
@@ -72,7 +75,7 @@ func TestHandover(t *testing.T) {
 		if r.Wrong != "" {
 			t.Errorf("%v: %v", c, r)
 		}
-		if r.Cut {
+		if r.Cut && !deep {
 			t.Errorf("%v: not all of it was explored", c)
 		}
 		states, depth, ends = states+r.States, max(depth, r.Depth), ends+r.Ends
