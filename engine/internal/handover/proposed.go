@@ -35,5 +35,11 @@ func (m *model) proposed(s holder.Situation) (d holder.Decision, ok bool) {
 		s.Sent != holder.SentCont
 	rule("P22", waits && !s.Yanked && !s.Cancelled, holder.Decision{Do: holder.Cancel})
 	rule("P22", waits, said(record.None, "the destination does not load it: let both QEMUs live"))
+
+	// A destination that died with its host breaks no connection. A closed one makes the source say whether it can go
+	// back: in postcopy-device, and after the last page, from 10.0 on, it does.
+	dead := asked && dst.Reach == holder.Dead && !s.Takes && (src.Status == holder.Device || src.Status == holder.Split)
+	rule("P23", dead && s.Waited && !s.Yanked, holder.Decision{Do: holder.Yank})
+	rule("P23", dead && s.Yanked && !s.Waited, holder.Decision{Do: holder.Wait})
 	return d, ok
 }

@@ -280,6 +280,10 @@ func (m *model) mend(t *State) {
 // giveUp leaves a post-copy whose link could not be mended.
 func (m *model) giveUp(t *State) {
 	k := &t.k
+	if k.recovers && (t.s.dead || t.d.dead) {
+		k.at = uLookSource
+		return
+	}
 	if k.recovers {
 		k.at, k.guest, k.unfinished, k.told = pEnd, onDestination, true, true
 		return
