@@ -107,6 +107,9 @@ func (h trigger) Handle(_ context.Context, r slog.Record) error {
 		if a.Key == "line" || a.Key == "name" {
 			text = a.Value.String()
 		}
+		if r.Message == "decided" {
+			text += a.String() + " "
+		}
 		return true
 	})
 	if r.Message == "stage" {

@@ -3,6 +3,7 @@ package engine_test
 import (
 	"fmt"
 	"net"
+	"strings"
 	"testing"
 	"time"
 
@@ -107,6 +108,13 @@ func (d drop) run(t *testing.T, qemu string) {
 	if ran && x.a == "running" {
 		t.Fatalf("TWO GUESTS RUN: the source runs it, which the destination has run: %v", x.err)
 	}
+	defer func() {
+		if t.Failed() {
+			x.trigger.mu.Lock()
+			defer x.trigger.mu.Unlock()
+			t.Logf("error: %v\n%s", x.err, strings.Join(x.trigger.seen, "\n"))
+		}
+	}()
 	// The link is back, and somebody asks what can be done.
 	l.set(true)
 	before := [2]string{x.a, x.b}

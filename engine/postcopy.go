@@ -110,7 +110,8 @@ func (m *migration) handOver(ctx context.Context, done func() bool) error {
 	if err == nil || limited.Err() == nil {
 		return err
 	}
-	if m.src.handedOver() && !m.src.facts.before(10, 0) { // what is on its way may still come, and without it nobody can run the guest
+	if _, answers := m.src.asked(ctx); answers == nil && m.src.handedOver() {
+		// What is on its way may still come, and without it only a source before 10.0 can go back, and not once it has noticed that the link is lost.
 		return fmt.Errorf("the switch to post-copy stood still for %s", limit)
 	}
 	m.yank(ctx, m.src)

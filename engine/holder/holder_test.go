@@ -133,7 +133,7 @@ func broken(s Situation, d Decision) string {
 			return "cancels twice"
 		case src.Reach == Dead || src.Reach == Lost:
 			return "cancels on a source that cannot be asked"
-		case d.Do == Cancel && s.handed() && dst.Reach != Dead:
+		case d.Do == Cancel && s.handed() && dst.Reach != Dead && !s.takesBack():
 			return "cancels what the source has given away"
 		case d.Do == Cancel && dst.whole() && dst.Reach != Dead && (undo || dst.Reach == Answers):
 			return "cancels before the fence, though the destination has all of it"
@@ -195,7 +195,6 @@ func broken(s Situation, d Decision) string {
 			return "starts a destination that has not loaded everything"
 		case src.Reach == Dead && dst.whole():
 		case s.spent() && dst.whole(): // the source has no whole guest any more
-		case s.jammed() && dst.whole(): // the source can run nothing any more
 		case !MayRun(s):
 			return "starts the destination before the commit point"
 		case src.Reach == Lost && src.Status != Departed && !s.handed():

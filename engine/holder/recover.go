@@ -322,12 +322,12 @@ var recoverRules = []rule{
 			"the one that has the guest as --destination"),
 	},
 	{
-		"post-copy, the destination does not load, the source can go back", "QEMU before 10.0 takes migrate_cancel",
+		"post-copy, the destination does not load, the source can go back",
+		"QEMU before 10.0 takes migrate_cancel, but not once it has noticed that the link is lost",
 		func(s Situation) bool {
-			return s.Takes && !s.Gives && s.Source.Status.split() && s.Destination.Run == InMigrate &&
-				s.Destination.Status == Active && s.Waited && !s.Unended
+			return s.takesBack() && s.Destination.Reach == Answers && s.Waited && !s.Cancelled
 		},
-		step(End),
+		step(Cancel),
 	},
 	{
 		"post-copy, not its other end", "what it holds is of another migration",
@@ -515,11 +515,11 @@ var recoverRules = []rule{
 		doubt(record.Unknown, "a migration is under way from $S, and $D has all of a guest already: "+notTwoEnds),
 	},
 	{
-		"the source can run nothing any more, all is there", "it has failed, and takes no `cont` in finish-migrate",
-		func(s Situation) bool {
-			return s.jammed() && s.Destination.whole() && s.Destination.Reach == Answers && !s.Refused
-		},
-		step(RunDestination),
+		"the source has failed and does not end, all is there",
+		"from 10.2 on it stays so if the destination holds the disks; an older one may be slow, and runs its guest then",
+		func(s Situation) bool { return s.jammed() && s.Destination.whole() },
+		doubt(record.None, "the source has failed and does not end its migration, and the destination has all of it, paused: end "+
+			"$S, then `qmigrate migrate --recover` again"),
 	},
 	{
 		"all is there, not completed: the fence first",

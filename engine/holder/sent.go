@@ -184,26 +184,11 @@ var sentRules = []rule{
 			"another QEMU, which may run it: look there; if it surely runs nowhere, `cont` on $S runs it"),
 	},
 	{
-		"at its end for a moment", "finish-migrate ends by itself",
-		func(s Situation) bool {
-			return s.Source.Run == Finishing && (s.Source.ended() || s.Source.Status == Departed) && !s.Waited
-		},
-		step(Wait),
-	},
-	{
-		"the source can run nothing any more, all is there", "it has failed, and takes no `cont` in finish-migrate",
-		func(s Situation) bool {
-			return s.jammed() && s.Destination.Reach == Answers && s.Destination.whole() && !s.Refused && !s.Leave
-		},
-		step(RunDestination),
-	},
-	{
-		"the source can run nothing any more, the destination does not start", "only it has the guest in a usable form",
-		func(s Situation) bool {
-			return s.jammed() && s.Destination.Reach == Answers && s.Destination.whole()
-		},
-		stay(record.None, "the source QEMU has failed and takes no `cont`, and the destination, which has all of it, does not "+
-			"start: `cont` on $D"),
+		"the source has failed and does not end, all is there",
+		"from 10.2 on it stays so if the destination holds the disks; an older one may be slow, and runs its guest then",
+		func(s Situation) bool { return s.jammed() && s.Destination.Reach != Dead && s.Destination.whole() },
+		stay(record.None, "the source has failed and does not end its migration, and the destination has all of it, paused: once "+
+			"$S is surely dead, `cont` on $D"),
 	},
 	{
 		"all is there: the fence first",

@@ -4,6 +4,14 @@ import "qmigrate/engine/record"
 
 // switchRules are for a post-copy whose destination was not told to run yet.
 var switchRules = []rule{
+	{
+		"switched, the destination does not load, the source can go back",
+		"QEMU before 10.0 takes migrate_cancel, but not once it has noticed that the link is lost",
+		func(s Situation) bool {
+			return s.Begun && s.takesBack() && s.Destination.Reach == Answers && s.Waited && !s.Cancelled
+		},
+		step(Cancel),
+	},
 	// Post-copy: the source has given it away, and the destination has not run it.
 	{
 		"switched, both dead", "nobody is left",
@@ -32,11 +40,9 @@ var switchRules = []rule{
 			"source has already given up what it had sent"),
 	},
 	{
-		"switched, destination dead: take it back",
-		"nothing has changed since the source stopped; QEMU before 10.0 lets it go",
+		"switched, destination dead: take it back", "nothing has changed since the source stopped; QEMU before 10.0 lets it go",
 		func(s Situation) bool {
-			return (s.handed() || s.Takes && s.Begun && s.Source.Status.split()) && s.Ran == Never && s.Destination.Reach == Dead && s.Source.Reach == Answers &&
-				s.Source.Status != Departed && !s.Cancelled
+			return s.Begun && s.takesBack() && s.Destination.Reach == Dead && !s.Cancelled
 		},
 		step(Cancel),
 	},
@@ -49,13 +55,13 @@ var switchRules = []rule{
 		step(Wait),
 	},
 	{
-		"switched, destination dead, no way back", "QEMU 10.0 and newer refuse",
+		"switched, destination dead, no way back", "QEMU 10.0 and newer refuse, and older ones hang once they have noticed",
 		func(s Situation) bool {
 			return s.handed() && s.Destination.Reach == Dead && s.Source.Reach == Answers &&
 				s.Source.Status != Departed
 		},
 		stay(record.None, "it is lost: the destination QEMU died before it ran, and this source QEMU lets "+
-			"nobody go back from post-copy ($E); its memory can be read there with dump-guest-memory"),
+			"nobody go back from post-copy; its memory can be read there with dump-guest-memory"),
 	},
 	{
 		"switched, source dead, all is there", "the destination has everything",
@@ -125,15 +131,6 @@ var switchRules = []rule{
 			"to run it: end the one of $S and $D whose guest is the older"),
 	},
 	{
-		"switched, the destination does not load, the source can go back", "QEMU before 10.0 takes migrate_cancel",
-		func(s Situation) bool {
-			return s.Takes && !s.Gives && s.Begun && s.Source.Reach == Answers && s.Source.Status.split() &&
-				s.Destination.Reach == Answers && s.Destination.Run == InMigrate && !s.Destination.loaded() &&
-				s.Ran == Never && s.Waited && !s.Unended
-		},
-		step(End),
-	},
-	{
 		"switched, and nothing has come", "the QEMU that it went to may run it",
 		func(s Situation) bool { return s.handed() && s.Destination.Reach != Dead && s.Destination.untouched() },
 		stay(record.Unknown, "the source has gone over to post-copy, and nothing has come to $D: it may have gone to another "+
@@ -198,7 +195,8 @@ var switchRules = []rule{
 		"safe before the switch and after it; migrate_cancel could cross it",
 		func(s Situation) bool {
 			return s.Begun && s.Source.Reach == Answers && !s.Source.Status.Final() &&
-				s.Destination.Reach != Dead && !s.Yanked
+				s.Destination.Reach != Dead && !s.Yanked &&
+				(!s.Source.Status.split() || s.Destination.loaded())
 		},
 		step(Yank),
 	},

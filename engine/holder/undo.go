@@ -28,8 +28,15 @@ func (s Situation) spent() bool {
 	return s.Begun && s.Gives && s.Source.Reach == Answers && s.Source.ended() && !s.Source.runs()
 }
 
+// takesBack: the source's QEMU gives its guest back when its post-copy is cancelled, and the destination has never had it. Before 10.0 it takes
+// migrate_cancel then; in postcopy-paused its migration's thread would wait for ever, and the guest with it (7.2.22, postcopy_pause).
+func (s Situation) takesBack() bool {
+	return s.Takes && !s.Gives && s.Source.Reach == Answers && s.Source.Status == Split && s.Ran == Never &&
+		(s.Destination.Reach == Dead || s.Destination.Run == InMigrate && s.Destination.Status == Active)
+}
+
 // jammed: the source has failed and stands still in finish-migrate, where QEMU takes no `cont`: from 10.2 on it does so if the destination holds
-// the disks. It can run nothing any more.
+// the disks. An older one is only slow.
 func (s Situation) jammed() bool {
 	return s.Source.Reach == Answers && s.Source.Run == Finishing && s.Source.ended() && s.Waited
 }
@@ -66,6 +73,14 @@ var undoRules = slices.Concat(beforeRules, toldRules, switchRules, sentRules)
 
 // beforeRules are for a source that runs alone, and for what comes before `migrate`.
 var beforeRules = []rule{
+	{
+		"the source is at its end for a moment", "finish-migrate ends by itself",
+		func(s Situation) bool {
+			return s.Sent >= SentMigrate && s.Source.Reach == Answers && s.Source.Run == Finishing &&
+				(s.Source.ended() || s.Source.Status == Departed) && !s.Waited
+		},
+		step(Wait),
+	},
 	{
 		"source runs, destination dead: end the migration",
 		"a dead host breaks no connection, so it may send for long",
