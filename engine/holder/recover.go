@@ -325,7 +325,7 @@ var recoverRules = []rule{
 		"post-copy, the destination does not load, the source can go back",
 		"QEMU before 10.0 takes migrate_cancel, but not once it has noticed that the link is lost",
 		func(s Situation) bool {
-			return s.takesBack() && s.Destination.Reach == Answers && s.Waited && !s.Cancelled
+			return s.takesBack() && s.Sent != SentCont && s.Destination.Reach == Answers && s.Waited && !s.Cancelled
 		},
 		step(Cancel),
 	},

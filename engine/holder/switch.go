@@ -5,6 +5,17 @@ import "qmigrate/engine/record"
 // switchRules are for a post-copy whose destination was not told to run yet.
 var switchRules = []rule{
 	{
+		"switched, destination dead, the source does not notice: wait", "it usually does in a moment",
+		func(s Situation) bool { return s.Begun && s.blind() && !s.Waited },
+		step(Wait),
+	},
+	{
+		"switched, destination dead, the source does not notice",
+		"a host that dies breaks no connection; a closed one makes the source say whether it can go back",
+		func(s Situation) bool { return s.Begun && s.blind() && !s.Yanked },
+		step(Yank),
+	},
+	{
 		"switched, the destination does not load, the source can go back",
 		"QEMU before 10.0 takes migrate_cancel, but not once it has noticed that the link is lost",
 		func(s Situation) bool {

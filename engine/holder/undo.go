@@ -35,6 +35,12 @@ func (s Situation) takesBack() bool {
 		(s.Destination.Reach == Dead || s.Destination.Run == InMigrate && s.Destination.Status == Active)
 }
 
+// blind: the destination is dead, and the source, which it had not run for, still counts on it in a post-copy that it cannot cancel.
+func (s Situation) blind() bool {
+	return !s.Takes && s.Source.Reach == Answers && s.Destination.Reach == Dead &&
+		(s.Source.Status == Device || s.Source.Status == Split)
+}
+
 // jammed: the source has failed and stands still in finish-migrate, where QEMU takes no `cont`: from 10.2 on it does so if the destination holds
 // the disks. An older one is only slow.
 func (s Situation) jammed() bool {

@@ -50,9 +50,7 @@ type Config struct {
 
 	Former former // what is put back
 	Want   string // the invariant that is looked for; of others only what follows is left out. "": any
-	// Without leaves one of the proposed rules out, or "all".
-	Without string
-	Limit   int // states at most; 0 is 3,000,000
+	Limit  int    // states at most; 0 is 3,000,000
 }
 
 // model is the rules of a Config.

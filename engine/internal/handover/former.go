@@ -68,10 +68,7 @@ func (m *model) decision(s holder.Situation) holder.Decision {
 	case f.has(elsewhereGoesBack) && s.Elsewhere:
 		s.Elsewhere = false
 	}
-	d, ok := m.proposed(s)
-	if !ok {
-		d = holder.Decide(s)
-	}
+	d := holder.Decide(s)
 	switch {
 	case f.has(cancelsFirst) && d.Do == holder.End && !s.Cancelled && dst.Status == holder.Arrived &&
 		src.Status == holder.Active:

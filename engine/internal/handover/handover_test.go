@@ -69,7 +69,6 @@ func TestHandover(t *testing.T) {
 	begun := time.Now()
 	states, depth, ends := 0, 0, 0
 	for _, c := range explored() {
-		c.Without = os.Getenv("QMIGRATE_MODEL_WITHOUT")
 		r := Explore(c)
 		t.Logf("%v: %v", c, strings.SplitN(r.String(), "\n", 2)[0])
 		if r.Wrong != "" {
