@@ -11,7 +11,7 @@ FUZZTIME ?= 20s
 
 export CGO_ENABLED ?= 0
 
-.PHONY: help deps build demo test lint bench conformance fuzz clean
+.PHONY: help deps build demo test lint bench conformance chaos model fuzz clean
 
 help: ## list the targets
 	@awk -F':.*## ' '/^[a-z]+:.*## / { printf "%-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -51,6 +51,13 @@ conformance: deps ## every way by every pair of QEMUs, into docs/conformance.md;
 	@if [ -n "$(FRESH)" ]; then rm -f bench/conformance.jsonl; fi
 	QMIGRATE_CONFORMANCE="$(CURDIR)/bench/conformance.jsonl" QMIGRATE_CONFORMANCE_DOC="$(CURDIR)/docs/conformance.md" QMIGRATE_CONFORMANCE_FOR="$(FOR)" \
 		$(GO) test -count=1 -v -run '^TestConformance$$' -timeout 90m ./engine/lab
+
+CHAOS ?= 30
+chaos: deps ## CHAOS=30 kills and as many links dropped without notice on each QEMU, at random moments; QMIGRATE_SEED=N repeats one
+	QMIGRATE_REQUIRE_QEMU=1 QMIGRATE_CHAOS=$(CHAOS) $(GO) test -count=1 -v -timeout 3h -run '^(TestKillAtRandom|TestDropAtRandom)$$' ./engine
+
+model: $(AGENT) ## the model of the hand-over with larger budgets than in the tests: minutes, and some GiB of memory
+	QMIGRATE_MODEL=deep $(GO) test -count=1 -v -timeout 3h ./engine/internal/handover
 
 fuzz: $(AGENT) ## each fuzz target for FUZZTIME
 	@for pkg in $$($(GO) list ./...); do \

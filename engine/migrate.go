@@ -44,6 +44,7 @@ type migration struct {
 	issued     bool           // `migrate` was sent
 	issuedAt   time.Time      // and when
 	split      bool           // `migrate-start-postcopy` was sent
+	yanked     bool           // the source's connection was closed in the switch to post-copy
 	elsewhere  bool           // where the source connects to was not told by the destination itself
 	contSent   bool           // `cont` was sent to the destination
 	committed  bool           // and the guest is the destination's: a source that runs it again is stopped
@@ -371,8 +372,12 @@ func (m *migration) preCopy(ctx context.Context) error {
 		m.alarm = alarm.C
 	}
 	for {
-		if err := m.until(limited, func() bool { return !m.src.stopped.IsZero() && !m.src.again() || m.due() }); err != nil {
+		stopped := func() bool { return !m.src.stopped.IsZero() && !m.src.again() }
+		if err := m.until(limited, func() bool { return stopped() || m.due() || m.src.done() }); err != nil {
 			return err
+		}
+		if m.src.done() && m.src.again() {
+			return errors.New("somebody has continued the source, which had sent everything")
 		}
 		if m.due() {
 			if err := m.startPostCopy(ctx); err != nil {
@@ -458,7 +463,11 @@ func holds(runState string) bool {
 
 func (m *migration) sendMigrate(ctx context.Context) error {
 	m.issued, m.issuedAt = true, time.Now()
-	if err := m.promptly(ctx, m.connect); err != nil {
+	// Whoever wants to stop waits a little for QEMU's answer, for a refusal means that what is under way is somebody else's.
+	patient, cancel := context.WithCancelCause(context.WithoutCancel(ctx))
+	defer cancel(nil)
+	defer context.AfterFunc(ctx, func() { time.AfterFunc(answerLimit, func() { cancel(context.Cause(ctx)) }) })()
+	if err := m.promptly(patient, m.connect); err != nil {
 		if isRefusal(err) { // nothing of ours is under way: what QEMU says of a migration is somebody else's
 			m.issued = false
 			info, asked := m.src.control.QueryMigrate(ctx)
@@ -571,6 +580,9 @@ func (m *migration) confirm(ctx context.Context) error {
 		return fmt.Errorf("destination QEMU went away: %w", m.dst.control.Err())
 	} else if err != nil {
 		m.rec.Warn("the destination has started the guest and does not answer since: %v", err)
+	}
+	if err := m.src.ask(ctx); err != nil { // its events come before its answer, and take sees to a source that runs
+		m.log.Info("ask source", "err", err)
 	}
 	m.catchUp()
 	return nil

@@ -97,6 +97,13 @@ func ask(ctx context.Context, vm *guest.VM) (string, error) {
 	}
 	defer c.Close()
 	s, err := c.QueryStatus(ctx)
+	for range 20 { // a source is in finish-migrate for a moment after it has said completed
+		if err != nil || s.Status != "finish-migrate" {
+			break
+		}
+		time.Sleep(5 * time.Millisecond)
+		s, err = c.QueryStatus(ctx)
+	}
 	return s.Status, err
 }
 

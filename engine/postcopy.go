@@ -114,6 +114,7 @@ func (m *migration) handOver(ctx context.Context, done func() bool) error {
 		// What is on its way may still come, and without it only a source before 10.0 can go back, and not once it has noticed that the link is lost.
 		return fmt.Errorf("the switch to post-copy stood still for %s", limit)
 	}
+	m.yanked = true
 	m.yank(ctx, m.src)
 	_ = m.drainFor(ctx, killLimit, func() bool { return m.broken() != nil || done() })
 	return fmt.Errorf("the switch to post-copy stood still for %s, and its connection was closed", limit)

@@ -52,7 +52,8 @@ func (m *migration) settleAs(ctx context.Context, regard func(*holder.Situation)
 		Asker:     holder.Undo,
 		Sent:      m.lastSent(),
 		Leave:     !m.src.facts.Running || m.held || !m.issued && !m.paused,
-		Begun:     m.split,
+		Yanked:    m.yanked,
+		Cancelled: m.issued && m.src.finished,
 		Elsewhere: m.elsewhere,
 		Takes:     m.src.facts.before(10, 0),
 		Gives:     m.plan.Capabilities["release-ram"],
@@ -201,6 +202,7 @@ func (c *custody) look(ctx context.Context) {
 	m.catchUp()
 	c.s.Source, c.s.Destination = c.see(ctx, m.src), c.see(ctx, m.dst)
 	m.settled(ctx) // what a side said before it died may be its last word
+	m.catchUp()    // and what it said before it answered
 	for s, q := range map[*side]*holder.QEMU{m.src: &c.s.Source, m.dst: &c.s.Destination} {
 		if s.facts != nil && q.Reach == holder.Dead {
 			q.Status = s.holds()
@@ -215,6 +217,9 @@ func (c *custody) look(ctx context.Context) {
 		c.s.Ran = holder.Never
 	}
 	c.s.Tentative = m.tentative()
+	if c.s.Asker == holder.Undo { // a switch that came too late was none
+		c.s.Begun = m.split && (m.src.parted || !c.s.Source.Status.Final())
+	}
 	if c.regard != nil {
 		c.regard(&c.s)
 	}
@@ -263,22 +268,24 @@ func (c *custody) see(ctx context.Context, s *side) holder.QEMU {
 	return q
 }
 
-// ask asks for the run state and the state of the migration, with a limit of its own.
+// ask asks for the run state and the state of the migration, with a limit of its own. It asks on the monitor on which the events come: what an answer
+// tells has its events before it there. On another one an answer "paused" could overtake the RESUME before it.
 func (s *side) ask(ctx context.Context) error {
-	if s.control == nil || s.gone != nil {
+	if s.events == nil || s.gone != nil {
 		return s.gone
-	}
-	status, err := s.asked(ctx)
-	if err != nil {
-		return err
 	}
 	limited, cancel := context.WithTimeout(ctx, answerLimit)
 	defer cancel()
-	info, err := s.control.QueryMigrate(limited)
+	status, err := s.events.QueryStatus(limited)
+	if err != nil {
+		return err
+	}
+	info, err := s.events.QueryMigrate(limited)
 	if err != nil {
 		return err
 	}
 	s.runState, s.status = status.Status, info.Status
+	s.parted = s.parted || strings.HasPrefix(info.Status, "postcopy-")
 	if idle(info.Status) && len(info.SocketAddress) > 0 {
 		s.status = "setup" // it listens, for which 7.2 has no status
 	}
@@ -309,7 +316,7 @@ func (s *side) look(info *qmp.MigrationInfo) {
 // continues when the connection breaks up to just after the device state was sent (migration/migration.c, postcopy_start; read in 7.2.22). A page
 // that is sent after the guest was stopped shows that this is behind it.
 func (m *migration) tentative() bool {
-	return m.src.facts != nil && m.src.facts.before(10, 0) && m.src.status == "postcopy-active" && !m.src.given
+	return m.src.facts != nil && m.src.facts.before(10, 0) && m.src.status == "postcopy-active" && !m.src.given && !m.dst.done()
 }
 
 // look finds out who is left: of a side whose monitor has ended, whether it is dead, and if not, what it says when it is reached again.

@@ -5,6 +5,7 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -33,6 +34,8 @@ type side struct {
 	outgoing   bool         // the last answer to query-migrate was a source's: it had a section ram
 	since      *int64       // bytes sent when it was first asked after it had gone over to post-copy
 	given      bool         // and more was sent since: it cannot take its guest back any more
+	finished   bool         // its migration has come to an end: what comes later is somebody else's
+	parted     bool         // it was in post-copy
 	shutdown   string       // the guest has ended itself, and this was QEMU's reason: guest-shutdown, guest-reset, guest-panic
 	stopped    time.Time    // the first STOP, or the first since it was continued
 	resumed    time.Time    // the last RESUME
@@ -189,6 +192,8 @@ func (s *side) take(ev qmp.Event, at time.Time) (pass int, ok bool) {
 	switch ev.Name {
 	case "MIGRATION":
 		s.status = data.Status
+		s.finished = s.finished || s.done() || data.Status == "failed" || data.Status == "cancelled"
+		s.parted = s.parted || strings.HasPrefix(data.Status, "postcopy-")
 		if data.Status == "completed" {
 			s.completed = at
 		}
