@@ -148,7 +148,8 @@ func (m *migration) watch(ctx context.Context) {
 	}
 }
 
-// noteFar notes whether the end of a copy of a stopped guest is far: QEMU has more to send than its last stage will, by a second at the present rate.
+// noteFar notes whether the end of a copy of a stopped guest is far: QEMU has more to send than its last stage will,
+// by a second at the present rate.
 func (m *migration) noteFar(ctx context.Context, control *qmp.Conn) error {
 	info, err := control.QueryMigrate(ctx)
 	if err == nil {
@@ -165,8 +166,9 @@ func (m *migration) unwatch() {
 }
 
 // hangs is why a side that was silent for the limit of hanging is given up; nil if it is not. A source in its switch-over answers late, and that takes as
-// long as it takes, until the destination has it all. A source whose guest was stopped first is not in it as long as the end is far. When both are silent while the guest runs, it is rather the way to them that is
-// broken: nothing that is sent would arrive, and the migration may go on well without us.
+// long as it takes, until the destination has it all. A source whose guest was stopped first is not in it as long as
+// the end is far. When both are silent while the guest runs, it is rather the way to them that is broken: nothing
+// that is sent would arrive, and the migration may go on well without us.
 func (m *migration) hangs(s *side) error {
 	limit, other := m.plan.hangLimit(), m.src
 	if s == m.src {

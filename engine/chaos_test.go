@@ -325,7 +325,8 @@ func (x *trial) truth(t *testing.T) {
 		}
 	}
 	lost := strings.Contains(x.err.Error(), "lost:") || strings.Contains(x.err.Error(), "it ran on the destination, which died")
-	// From 10.0 on a source whose link is lost at the very end of post-copy ends its migration, with what was on its way.
+	// From 10.0 on a source whose link is lost at the very end of post-copy ends its migration, with what was on its
+	// way.
 	byQEMU := x.rec.PostCopy != nil && strings.Contains(x.err.Error(), "the source has ended its migration")
 	if lost && (x.killed == "" && !byQEMU || stage.Guest != record.None) {
 		t.Errorf("a guest is said to be lost, killed was %q: %v", x.killed, x.err)

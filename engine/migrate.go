@@ -298,8 +298,9 @@ func (m *migration) reserve(ctx context.Context) error {
 	return nil
 }
 
-// sameAddress tells whether the address at which the destination listens means the destination to the source too: a socket's path and a loopback address
-// do so on one host only. A tunnel leads where it was built to, and with TLS the other end has proved that it is the destination.
+// sameAddress tells whether the address at which the destination listens means the destination to the source too: a
+// socket's path and a loopback address do so on one host only. A tunnel leads where it was built to, and with TLS the
+// other end has proved that it is the destination.
 func (m *migration) sameAddress() bool {
 	if m.plan.Tunnel != "" || m.plan.TLS != nil || m.src.ep.Host == m.dst.ep.Host {
 		return true
@@ -425,8 +426,9 @@ func (m *migration) whoStopped(ctx, limited context.Context) error {
 	return err
 }
 
-// sendRest waits until the source has sent everything. A link that was lost without notice holds it for ever: in a write, or for the destination's last
-// word. So a source that answers and has sent nothing for the limit of hanging is given up. One that does not answer is at its switch-over.
+// sendRest waits until the source has sent everything. A link that was lost without notice holds it for ever: in a
+// write, or for the destination's last word. So a source that answers and has sent nothing for the limit of hanging
+// is given up. One that does not answer is at its switch-over.
 func (m *migration) sendRest(ctx context.Context) error {
 	for sent, moved := int64(-1), time.Now(); ; {
 		limited, cancel := context.WithTimeoutCause(ctx, answerLimit, errOnTheWay)
@@ -463,7 +465,8 @@ func holds(runState string) bool {
 
 func (m *migration) sendMigrate(ctx context.Context) error {
 	m.issued, m.issuedAt = true, time.Now()
-	// Whoever wants to stop waits a little for QEMU's answer, for a refusal means that what is under way is somebody else's.
+	// Whoever wants to stop waits a little for QEMU's answer, for a refusal means that what is under way is somebody
+	// else's.
 	patient, cancel := context.WithCancelCause(context.WithoutCancel(ctx))
 	defer cancel(nil)
 	defer context.AfterFunc(ctx, func() { time.AfterFunc(answerLimit, func() { cancel(context.Cause(ctx)) }) })()
@@ -588,9 +591,10 @@ func (m *migration) confirm(ctx context.Context) error {
 	return nil
 }
 
-// stopAgain stops a source that runs although the guest is the destination's: somebody has continued it, which QEMU does not refuse, or QEMU itself
-// has. A post-copy whose link is lost while the source waits for the destination's last word fails there, and 10.0 and newer then run the
-// guest (migration/migration.c, migration_completion and migration_iteration_finish).
+// stopAgain stops a source that runs although the guest is the destination's: somebody has continued it, which QEMU
+// does not refuse, or QEMU itself has. A post-copy whose link is lost while the source waits for the destination's
+// last word fails there, and 10.0 and newer then run the guest (migration/migration.c, migration_completion and
+// migration_iteration_finish).
 func (m *migration) stopAgain() {
 	ctx, cancel := context.WithTimeout(context.Background(), answerLimit)
 	defer cancel()

@@ -111,7 +111,8 @@ func (m *migration) handOver(ctx context.Context, done func() bool) error {
 		return err
 	}
 	if _, answers := m.src.asked(ctx); answers == nil && m.src.handedOver() {
-		// What is on its way may still come, and without it only a source before 10.0 can go back, and not once it has noticed that the link is lost.
+		// What is on its way may still come, and without it only a source before 10.0 can go back, and not once it
+		// has noticed that the link is lost.
 		return fmt.Errorf("the switch to post-copy stood still for %s", limit)
 	}
 	m.yanked = true
@@ -125,8 +126,9 @@ func (s *side) loading() bool {
 	return s.status == "postcopy-active" || s.status == "postcopy-paused" || s.done()
 }
 
-// handedOver tells whether the source has given the guest away. In postcopy-device (10.2 and newer) it has not: there it waits for the destination's word
-// that everything is loaded, and runs the guest itself if the link breaks before that.
+// handedOver tells whether the source has given the guest away. In postcopy-device (10.2 and newer) it has not: there
+// it waits for the destination's word that everything is loaded, and runs the guest itself if the link breaks before
+// that.
 func (s *side) handedOver() bool {
 	return strings.HasPrefix(s.status, "postcopy-") && s.status != "postcopy-device" || s.done()
 }
@@ -156,8 +158,9 @@ func (m *migration) surelyGiven(ctx context.Context) error {
 // errLink is the end of a turn of post-copy for want of a link.
 var errLink = errors.New("the link was lost")
 
-// followUp is the rest of a post-copy: turns of post-copy, with a recovery between two of them. The limit of recovery begins anew only when something
-// was sent since the last one, else a link that breaks again and again would be mended for ever.
+// followUp is the rest of a post-copy: turns of post-copy, with a recovery between two of them. The limit of recovery
+// begins anew only when something was sent since the last one, else a link that breaks again and again would be
+// mended for ever.
 func (m *migration) followUp(ctx context.Context) error {
 	for {
 		err := m.do(ctx, stage{record.PostCopy, m.follow})
@@ -219,8 +222,8 @@ func (m *migration) follow(ctx context.Context) error {
 // broke tells whether this side's migration has failed, or is at it (11.1).
 func (s *side) broke() bool { return s.status == "failed" || s.status == "failing" }
 
-// leaveBehind is for a source that waits for the last word of a destination that has everything, on a link that was lost. It is ended: QEMU 10.0 and newer
-// would run the guest when the connection is given up, minutes later.
+// leaveBehind is for a source that waits for the last word of a destination that has everything, on a link that was
+// lost. It is ended: QEMU 10.0 and newer would run the guest when the connection is given up, minutes later.
 func (m *migration) leaveBehind(ctx context.Context) {
 	if err := m.src.kill(ctx); err != nil {
 		m.rec.Warn("the destination has everything, and the source QEMU still waits for its last word on a link that was lost (%v): "+
@@ -289,8 +292,8 @@ func (m *migration) mendLink(ctx context.Context) error {
 	}
 }
 
-// errAtTheEnd is why a source is not paused that has sent everything and waits for the destination's last word: QEMU 10.0 and newer would take the closed
-// connection for a failure, and run the guest that runs on the destination.
+// errAtTheEnd is why a source is not paused that has sent everything and waits for the destination's last word: QEMU
+// 10.0 and newer would take the closed connection for a failure, and run the guest that runs on the destination.
 var errAtTheEnd = errors.New("the link was lost when the source had sent everything, and it waits for the destination's last word: it cannot be paused there")
 
 // allSent tells whether the source has nothing left to send.
@@ -301,8 +304,9 @@ func (m *migration) allSent(ctx context.Context) bool {
 	return err == nil && info.Status == "postcopy-active" && info.Has.Contains(qmp.FieldRemaining) && info.Remaining == 0
 }
 
-// pauseBoth sees to it that both sides know that the link is lost. The one that has not noticed is told, past whatever holds its main loop. QEMU before
-// 8.2 refuses that in the recovery's handshake; there its connection is closed.
+// pauseBoth sees to it that both sides know that the link is lost. The one that has not noticed is told, past
+// whatever holds its main loop. QEMU before 8.2 refuses that in the recovery's handshake; there its connection is
+// closed.
 func (m *migration) pauseBoth(ctx context.Context) error {
 	for _, s := range []*side{m.src, m.dst} {
 		if s.status == "postcopy-paused" || !strings.HasPrefix(s.status, "postcopy-") {

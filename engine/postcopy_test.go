@@ -28,8 +28,8 @@ func stageNames(r *record.Migration) (names []record.StageName) {
 	return names
 }
 
-// TestPostCopy moves a guest in each mode that goes over to post-copy. Slow, because a source of 11.1.3 may fail where its pre-copy is about to
-// end when post-copy begins (docs/compatibility.md).
+// TestPostCopy moves a guest in each mode that goes over to post-copy. Slow, because a source of 11.1.3 may fail
+// where its pre-copy is about to end when post-copy begins (docs/compatibility.md).
 func TestPostCopy(t *testing.T) {
 	six := []record.StageName{"initialization", "reservation", "pre-copy", "stop-and-copy", "commitment", "activation"}
 	guesttest.EachQEMU(t, func(t *testing.T, qemu string) {

@@ -15,10 +15,11 @@ import (
 	"qmigrate/qmp"
 )
 
-// Recover ends what an interrupted run left behind two QEMUs, and returns which side has the guest now and, in one sentence, what was done and why.
-// It decides from what both say of themselves (holder.Recover): the source goes on unless the migration completed, for only then can the
-// destination have been told to run; if it completed and the source has not run since, the destination goes on. It may be called again
-// after an error, and when there is nothing to recover.
+// Recover ends what an interrupted run left behind two QEMUs, and returns which side has the guest now and, in one
+// sentence, what was done and why. It decides from what both say of themselves (holder.Recover): the source goes on
+// unless the migration completed, for only then can the destination have been told to run; if it completed and the
+// source has not run since, the destination goes on. It may be called again after an error, and when there is nothing
+// to recover.
 //
 // A post-copy that is paused goes on over a new connection, for which p says where to listen and to connect; p is not used otherwise.
 func Recover(ctx context.Context, src, dst *Endpoint, p Plan, o Options) (record.Holder, string, error) {
@@ -27,7 +28,10 @@ func Recover(ctx context.Context, src, dst *Endpoint, p Plan, o Options) (record
 	c := &custody{m: m, s: holder.Situation{Asker: holder.Recover}, reaches: map[*side]holder.Reach{}}
 	for _, s := range []*side{m.src, m.dst} {
 		if err := s.open(ctx, m.opts); err != nil {
-			c.reaches[s], c.err = reach(err), errors.Join(c.err, err)
+			if c.reaches[s] = reach(err); c.err != nil {
+				err = fmt.Errorf("%w; %w", c.err, err) // in one line
+			}
+			c.err = err
 		}
 	}
 	if len(c.reaches) == 0 {
@@ -81,8 +85,9 @@ type recoverError struct {
 func (e *recoverError) Error() string { return e.text }
 func (e *recoverError) Unwrap() error { return e.err }
 
-// reach is what an endpoint that could not be opened tells. Nobody listens on a unix socket whose QEMU is dead; behind an address of another machine,
-// or where there is no socket, that nobody listens means nothing. Any other error is a QEMU that is there and does not answer as it should.
+// reach is what an endpoint that could not be opened tells. Nobody listens on a unix socket whose QEMU is dead;
+// behind an address of another machine, or where there is no socket, that nobody listens means nothing. Any other
+// error is a QEMU that is there and does not answer as it should.
 func reach(err error) holder.Reach {
 	var op *net.OpError
 	switch {
@@ -94,7 +99,8 @@ func reach(err error) holder.Reach {
 	return holder.Silent
 }
 
-// recoverPostCopy goes on with a post-copy that nobody attends, whose destination runs: nothing is cancelled, for both sides have a part of the guest.
+// recoverPostCopy goes on with a post-copy that nobody attends, whose destination runs: nothing is cancelled, for
+// both sides have a part of the guest.
 func (m *migration) recoverPostCopy(ctx context.Context) (record.Holder, string, error) {
 	m.rec.PostCopy = &record.PostCopyFigures{}
 	m.split, m.contSent, m.committed = true, true, true
@@ -186,7 +192,8 @@ func isRefusal(err error) bool {
 	return errors.As(err, &refusal)
 }
 
-// leftovers tells whether the source has jobs or nodes of mirrors of ours. One that does not say has none that would matter now.
+// leftovers tells whether the source has jobs or nodes of mirrors of ours. One that does not say has none that would
+// matter now.
 func (m *migration) leftovers(ctx context.Context) bool {
 	ctx, cancel := context.WithTimeout(ctx, answerLimit)
 	defer cancel()

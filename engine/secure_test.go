@@ -368,8 +368,9 @@ func TestTLSLeftover(t *testing.T) {
 	})
 }
 
-// TestSentElsewhere: a source that has sent everything to an address that the user gave, and of which nothing has come to our destination, does
-// not leave the guest waiting for ever. But the guest may run where it was sent to: the source is not continued, and what may be is said.
+// TestSentElsewhere: a source that has sent everything to an address that the user gave, and of which nothing has
+// come to our destination, does not leave the guest waiting for ever. But the guest may run where it was sent to: the
+// source is not continued, and what may be is said.
 func TestSentElsewhere(t *testing.T) {
 	src, dst := pair(t, guesttest.QEMU(t, "10.0"), nil)
 	l, err := hostnet.Local().Listen(within.Context(t), "tcp", "127.0.0.1:0")

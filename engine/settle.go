@@ -145,7 +145,8 @@ func (c *custody) do(ctx context.Context, do holder.Step) {
 	}
 }
 
-// run makes a side run the guest. A side that does not answer was not asked, and the next look tells what it is; the third time counts.
+// run makes a side run the guest. A side that does not answer was not asked, and the next look tells what it is; the
+// third time counts.
 func (c *custody) run(ctx context.Context, s *side) error {
 	err := resume(ctx, s)
 	if err == nil {
@@ -158,7 +159,8 @@ func (c *custody) run(ctx context.Context, s *side) error {
 	return err
 }
 
-// end ends the destination. One that may have run must be known dead, of another it is enough that it is gone as far as can be seen.
+// end ends the destination. One that may have run must be known dead, of another it is enough that it is gone as far
+// as can be seen.
 func (c *custody) end(ctx context.Context) {
 	m := c.m
 	told := c.s.Sent == holder.SentCont || c.s.Ran == holder.Has
@@ -268,8 +270,9 @@ func (c *custody) see(ctx context.Context, s *side) holder.QEMU {
 	return q
 }
 
-// ask asks for the run state and the state of the migration, with a limit of its own. It asks on the monitor on which the events come: what an answer
-// tells has its events before it there. On another one an answer "paused" could overtake the RESUME before it.
+// ask asks for the run state and the state of the migration, with a limit of its own. It asks on the monitor on which
+// the events come: what an answer tells has its events before it there. On another one an answer "paused" could
+// overtake the RESUME before it.
 func (s *side) ask(ctx context.Context) error {
 	if s.events == nil || s.gone != nil {
 		return s.gone
@@ -312,14 +315,16 @@ func (s *side) look(info *qmp.MigrationInfo) {
 	}
 }
 
-// tentative tells whether a source that says post-copy may still take its guest back. QEMU before 10.0 says so before it stops the guest, and fails and
-// continues when the connection breaks up to just after the device state was sent (migration/migration.c, postcopy_start; read in 7.2.22). A page
-// that is sent after the guest was stopped shows that this is behind it.
+// tentative tells whether a source that says post-copy may still take its guest back. QEMU before 10.0 says so before
+// it stops the guest, and fails and continues when the connection breaks up to just after the device state was sent
+// (migration/migration.c, postcopy_start; read in 7.2.22). A page that is sent after the guest was stopped shows that
+// this is behind it.
 func (m *migration) tentative() bool {
 	return m.src.facts != nil && m.src.facts.before(10, 0) && m.src.status == "postcopy-active" && !m.src.given && !m.dst.done()
 }
 
-// look finds out who is left: of a side whose monitor has ended, whether it is dead, and if not, what it says when it is reached again.
+// look finds out who is left: of a side whose monitor has ended, whether it is dead, and if not, what it says when it
+// is reached again.
 func (m *migration) look(ctx context.Context) { (&custody{m: m}).look(ctx) }
 
 // settled takes in every event of a side that has died: the socket still holds what QEMU sent.
@@ -345,7 +350,8 @@ func (c *custody) fill(text string) string {
 	return holder.Fill(text, words)
 }
 
-// guestEnded is for a guest that has shut down, or was reset where that ends QEMU: nothing is lost, and nobody has it.
+// guestEnded is for a guest that has shut down, or was reset where that ends QEMU: nothing is lost, and nobody has
+// it.
 func (m *migration) guestEnded(ctx context.Context) (verdict, bool) {
 	m.catchUp()
 	for _, s := range []*side{m.src, m.dst} {

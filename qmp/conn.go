@@ -183,8 +183,9 @@ func (c *Conn) Close() error {
 	return nil
 }
 
-// fail ends every call, and lets the reader take in what QEMU has sent before: a QEMU that has died may have left events in the socket, and a
-// command that cannot be written any more must not keep them from their subscribers. The reader then ends the connection.
+// fail ends every call, and lets the reader take in what QEMU has sent before: a QEMU that has died may have left
+// events in the socket, and a command that cannot be written any more must not keep them from their subscribers. The
+// reader then ends the connection.
 func (c *Conn) fail(err error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()

@@ -542,8 +542,9 @@ func (g gate) Handle(_ context.Context, r slog.Record) error {
 	return nil
 }
 
-// TestLastEvents: what a QEMU has sent before it died reaches the subscribers, also when a command that could not be written any more has told of its
-// death before the events were read. Whether the guest has run may hang on the last of them.
+// TestLastEvents: what a QEMU has sent before it died reaches the subscribers, also when a command that could not be
+// written any more has told of its death before the events were read. Whether the guest has run may hang on the last
+// of them.
 func TestLastEvents(t *testing.T) {
 	g := gate{at: "FIRST", held: make(chan struct{}), open: make(chan struct{}), once: new(sync.Once)}
 	nc := fake(t, ready(func(nc net.Conn, _ *bufio.Reader) {

@@ -2,7 +2,8 @@ package holder
 
 import "qmigrate/engine/record"
 
-// Whether a new migration may begin between two QEMUs, and if not, what is in its way. Text is the problem, then, behind a tab, its mend.
+// Whether a new migration may begin between two QEMUs, and if not, what is in its way. Text is the problem, then,
+// behind a tab, its mend.
 
 var migrateRules = []rule{
 	{
@@ -64,7 +65,7 @@ var migrateRules = []rule{
 			"else start it with -incoming defer, not with an address"),
 	},
 	{
-		"mirrors of ours are left", "",
+		"our mirrors are left", "",
 		func(s Situation) bool { return s.Leftover },
 		doubt(record.Source, "source $S still has $L of an interrupted migration\t`qmigrate migrate "+
 			"--recover` with the same endpoints removes them, if no other qmigrate is at work"),

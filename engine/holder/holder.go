@@ -1,9 +1,10 @@
-// Package holder decides who holds the guest: what an undo, `--recover` and a new `migrate` do next, from what both QEMUs say of themselves and
-// from what this run has sent. It is arithmetic on values: no clock, no I/O, no QMP. The engine looks, asks Decide, does the one step that it
-// names, and looks again, until a decision is final.
+// Package holder decides who holds the guest: what an undo, `--recover` and a new `migrate` do next, from what both
+// QEMUs say of themselves and from what this run has sent. It is arithmetic on values: no clock, no I/O, no QMP. The
+// engine looks, asks Decide, does the one step that it names, and looks again, until a decision is final.
 //
-// Why each rule is safe is docs/decisions/0002-who-holds-the-guest.md; docs/who-holds-the-guest.md is the table of all rules, made from this code.
-// The model in engine/internal/handover runs the same functions against both QEMUs by their sources' rules.
+// Why each rule is safe is docs/decisions/0002-who-holds-the-guest.md; docs/who-holds-the-guest.md is the table of
+// all rules, made from this code. The model in engine/internal/handover runs the same functions against both QEMUs by
+// their sources' rules.
 package holder
 
 import (
@@ -25,7 +26,8 @@ const (
 // Sent is how far this run had come: the last command that counts. It is Undo's alone.
 type Sent int
 
-// The commands that count, in the order in which they are sent. A command counts from before it is sent. If QEMU refuses it, it was not sent.
+// The commands that count, in the order in which they are sent. A command counts from before it is sent. If QEMU
+// refuses it, it was not sent.
 const (
 	SentNothing Sent = iota
 	SentIncoming
@@ -73,7 +75,8 @@ func RunOf(state string) Run {
 // Status is what query-migrate says, as far as it matters who holds the guest.
 type Status string
 
-// The states of a migration. Where it came from is asked of `completed` alone: a guest that once arrived says `completed` too, without `ram`.
+// The states of a migration. Where it came from is asked of `completed` alone: a guest that once arrived says
+// `completed` too, without `ram`.
 const (
 	None       Status = "none"
 	Listening  Status = "setup (incoming)" // nothing has come to it
@@ -90,8 +93,8 @@ const (
 	SplitMend  Status = "postcopy-recover" // and postcopy-recover-setup
 )
 
-// StatusOf is the Status of query-migrate's word. Sent says whether the reply was one of a source: it has `ram`, or it is the status of a
-// migration that the QEMU has sent for certain. Waiting is the run state inmigrate.
+// StatusOf is the Status of query-migrate's word. Sent says whether the reply was one of a source: it has `ram`, or
+// it is the status of a migration that the QEMU has sent for certain. Waiting is the run state inmigrate.
 func StatusOf(word string, sent, waiting bool) Status {
 	switch word {
 	case "", "none":
@@ -216,8 +219,9 @@ type Decision struct {
 	Text       string        // why, and what to do; "" if there is nothing to do; its $ words are Fill's
 }
 
-// Fill puts values for the words that begin with $ in a Decision's Text: $S and $D the endpoints, $E the last error, $X why they are strangers,
-// $s and $d the run states, $m and $n what the source and the destination say of their migrations, $L what mirrors have left.
+// Fill puts values for the words that begin with $ in a Decision's Text: $S and $D the endpoints, $E the last error,
+// $X why they are strangers, $s and $d the run states, $m and $n what the source and the destination say of their
+// migrations, $L what mirrors have left.
 func Fill(text string, words map[string]string) string {
 	var pairs []string
 	for k, v := range words {
@@ -226,8 +230,9 @@ func Fill(text string, words map[string]string) string {
 	return strings.NewReplacer(pairs...).Replace(text)
 }
 
-// MayRun is the commit point of every mode: whether the destination may be told to run. The source has stopped, has sent everything (in post-copy:
-// everything but memory) and can no longer take its guest back; the destination has loaded that.
+// MayRun is the commit point of every mode: whether the destination may be told to run. The source has stopped, has
+// sent everything (in post-copy: everything but memory) and can no longer take its guest back; the destination has
+// loaded that.
 func MayRun(s Situation) bool {
 	src, dst := s.Source, s.Destination
 	if src.runs() {

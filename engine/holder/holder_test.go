@@ -35,7 +35,8 @@ func qemus() (all []QEMU) {
 	return all
 }
 
-// every calls f with every situation: all pairs of states, with all that was sent and tried. Flags that few rules look at are set one at a time.
+// every calls f with every situation: all pairs of states, with all that was sent and tried. Flags that few rules
+// look at are set one at a time.
 func every(asker Asker, f func(Situation)) {
 	all := qemus()
 	sent, ran := []Sent{SentNothing}, []Ran{Never}
@@ -221,7 +222,8 @@ func broken(s Situation, d Decision) string {
 	return ""
 }
 
-// TestEvery decides every situation. Each decision keeps the laws, each rule decides something, and docs/who-holds-the-guest.md is the table of them.
+// TestEvery decides every situation. Each decision keeps the laws, each rule decides something, and
+// docs/who-holds-the-guest.md is the table of them.
 func TestEvery(t *testing.T) {
 	counts := map[Asker]map[string]int{}
 	var mu sync.Mutex
@@ -271,8 +273,8 @@ func TestEvery(t *testing.T) {
 	}
 }
 
-// TestEnds: from every situation a decision comes to its end in a few steps, if the QEMUs do nothing and each step that can fail does. The flags
-// are set as the engine sets them.
+// TestEnds: from every situation a decision comes to its end in a few steps, if the QEMUs do nothing and each step
+// that can fail does. The flags are set as the engine sets them.
 func TestEnds(t *testing.T) {
 	for _, asker := range []Asker{Undo, Recover} {
 		t.Run(string(asker), func(t *testing.T) {

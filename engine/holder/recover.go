@@ -2,8 +2,8 @@ package holder
 
 import "qmigrate/engine/record"
 
-// What `--recover` does. Nobody knows what was sent; the states of both sides say enough wherever both live. Nothing is ended or cancelled that is not
-// known to be the other end of the same migration.
+// What `--recover` does. Nobody knows what was sent; the states of both sides say enough wherever both live. Nothing
+// is ended or cancelled that is not known to be the other end of the same migration.
 
 // sends: the source is at a migration that has not ended, before or beside post-copy.
 func (q QEMU) sends() bool { return q.Status == Setup || q.Status == Active || q.Status == Cancelling }
@@ -200,7 +200,8 @@ var recoverRules = []rule{
 		doubt(record.Unknown, "$S and $D both run a guest: "+notTwoEnds),
 	},
 
-	// The destination is out of reach. It has not run the guest unless the migration completed or went over to post-copy.
+	// The destination is out of reach. It has not run the guest unless the migration completed or went over to
+	// post-copy.
 	{
 		"the destination was told, and died: wait", "the source says in a moment whether it pauses or fails",
 		func(s Situation) bool {

@@ -255,7 +255,7 @@ var toldRules = []rule{
 		stay(record.None, "it ran on the destination, which died. "+goBack),
 	},
 	{
-		"may have run and died", "the same, for its last events were not seen",
+		"may have run and died", "its last events were not seen",
 		func(s Situation) bool { return s.told() && s.Ran == Maybe },
 		stay(record.None, "it may have run on the destination, which died. "+goBack),
 	},

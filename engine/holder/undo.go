@@ -6,7 +6,8 @@ import (
 	"qmigrate/engine/record"
 )
 
-// What a live run does after a failure, in the order in which the rules are tried. The first one whose condition holds decides.
+// What a live run does after a failure, in the order in which the rules are tried. The first one whose condition
+// holds decides.
 
 // untouched: nothing of this migration has come to the destination, as far as it said last.
 func (q QEMU) untouched() bool { return q.Status == None || q.Status == Listening || q.Status == "" }
@@ -28,21 +29,23 @@ func (s Situation) spent() bool {
 	return s.Begun && s.Gives && s.Source.Reach == Answers && s.Source.ended() && !s.Source.runs()
 }
 
-// takesBack: the source's QEMU gives its guest back when its post-copy is cancelled, and the destination has never had it. Before 10.0 it takes
-// migrate_cancel then; in postcopy-paused its migration's thread would wait for ever, and the guest with it (7.2.22, postcopy_pause).
+// takesBack: the source's QEMU gives its guest back when its post-copy is cancelled, and the destination has never
+// had it. Before 10.0 it takes migrate_cancel then; in postcopy-paused its migration's thread would wait for ever,
+// and the guest with it (7.2.22, postcopy_pause).
 func (s Situation) takesBack() bool {
 	return s.Takes && !s.Gives && s.Source.Reach == Answers && s.Source.Status == Split && s.Ran == Never &&
 		(s.Destination.Reach == Dead || s.Destination.Run == InMigrate && s.Destination.Status == Active)
 }
 
-// blind: the destination is dead, and the source, which it had not run for, still counts on it in a post-copy that it cannot cancel.
+// blind: the destination is dead, and the source, which it had not run for, still counts on it in a post-copy that it
+// cannot cancel.
 func (s Situation) blind() bool {
 	return !s.Takes && s.Source.Reach == Answers && s.Destination.Reach == Dead &&
 		(s.Source.Status == Device || s.Source.Status == Split)
 }
 
-// jammed: the source has failed and stands still in finish-migrate, where QEMU takes no `cont`: from 10.2 on it does so if the destination holds
-// the disks. An older one is only slow.
+// jammed: the source has failed and stands still in finish-migrate, where QEMU takes no `cont`: from 10.2 on it does
+// so if the destination holds the disks. An older one is only slow.
 func (s Situation) jammed() bool {
 	return s.Source.Reach == Answers && s.Source.Run == Finishing && s.Source.ended() && s.Waited
 }
@@ -137,7 +140,7 @@ var beforeRules = []rule{
 
 	// Nothing of ours is under way.
 	{
-		"end a destination that waits in vain", "nothing of ours comes any more, and it can do nothing else",
+		"end a destination that waits in vain", "nothing comes to it any more, and it can do nothing else",
 		func(s Situation) bool {
 			return s.Sent == SentIncoming && s.killable() && !s.told() && (s.Destination.untouched() ||
 				s.Destination.Status == Failed || s.Destination.Status == Cancelled)

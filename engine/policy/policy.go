@@ -34,7 +34,8 @@ type Turns struct {
 	syncs, sent, found int64 // of the last sync seen; the pages sent before the pass, and those that it began with
 }
 
-// Ends takes the next sample and reports whether it is the first one of a new pass. A sample without figures ends none.
+// Ends takes the next sample and reports whether it is the first one of a new pass. A sample without figures ends
+// none.
 func (t *Turns) Ends(x *record.Sample) bool {
 	if x.SyncCount == nil || x.Pages == nil || x.Remaining == nil {
 		return false

@@ -39,7 +39,8 @@ const (
 	Cancelled Outcome = "cancelled" // we were asked to stop; the guest runs on the source
 	Recovered Outcome = "recovered" // something broke past the switch-over and the guest was brought back to life
 
-	// GuestEnded: the guest shut down, or was reset where that ends QEMU (-no-reboot): nobody has it, and nothing was lost.
+	// GuestEnded: the guest shut down, or was reset where that ends QEMU (-no-reboot): nobody has it, and nothing was
+	// lost.
 	GuestEnded Outcome = "guest-ended"
 )
 

@@ -118,7 +118,8 @@ func (m *model) destinationSteps(st State, put func(string, State)) {
 	}
 }
 
-// begin is the bottom half at the end of loading: the guest stands still there, unless somebody said `cont` meanwhile.
+// begin is the bottom half at the end of loading: the guest stands still there, unless somebody said `cont`
+// meanwhile.
 func (m *model) begin(t *State, takesDisks bool) {
 	d := &t.d
 	ok := true

@@ -1,7 +1,7 @@
-// Package handover is a model of the hand-over of a guest: both QEMUs by the rules of their sources (7.2, 10.0, 11.1),
-// the stream between them, the monitors, qmigrate with its undo and its `--recover`, and an adversary that breaks
-// things. Explore visits every interleaving within the budgets of a Config, and checks what decision 2 promises: never
-// two that run the guest, never silently none, the record true, no wait without an end.
+// Package handover is a model of the hand-over of a guest: both QEMUs by the rules of their sources (7.2, 10.0,
+// 11.1), the stream between them, the monitors, qmigrate with its undo and its `--recover`, and an adversary that
+// breaks things. Explore visits every interleaving within the budgets of a Config, and checks what decision 2
+// promises: never two that run the guest, never silently none, the record true, no wait without an end.
 //
 // It is not a simulation of time or of memory: a stage takes as long as it takes, and memory is three words (none, a
 // part, all). It is not a test of the engine's code either: qmigrate's forward path, and how it carries out
@@ -10,7 +10,8 @@
 //
 // Nobody imports it. Its tests run it.
 //
-// What the QEMUs do was read in migration.c, savevm.c, cpus.c and qmp-cmds.c of 7.2, 10.0.2 and about 11.0. Simplified:
+// What the QEMUs do was read in migration.c, savevm.c, cpus.c and qmp-cmds.c of 7.2, 10.0.2 and about 11.0.
+// Simplified:
 //
 //   - A stretch of QEMU's code under the big lock that sends one thing is one step. Meanwhile no command is taken.
 //   - One query answers for the run state and the migration of a side at one instant. First the source is asked, then

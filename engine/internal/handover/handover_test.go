@@ -108,8 +108,8 @@ func stranger(c *Config)           { c.Stranger = true }
 func powersOff(c *Config)          { c.PowersOff = true }
 func releases(c *Config)           { c.Release, c.Sick = true, true }
 
-// TestFormer puts each former rule back, and breaks others on purpose: each must be found. The numbers are those of the
-// interleavings of issue 9; 10, leftovers of mirrors, is not in the model.
+// TestFormer puts each former rule back, and breaks others on purpose: each must be found. The numbers are those of
+// the interleavings of issue 9; 10, leftovers of mirrors, is not in the model.
 func TestFormer(t *testing.T) {
 	for _, x := range []struct {
 		name  string

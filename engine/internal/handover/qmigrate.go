@@ -13,7 +13,8 @@ func (s *State) waitsFor() *qemu {
 	return nil
 }
 
-// send sends a command. A side that has not answered the last one does not get it (QEMU would take it after that one).
+// send sends a command. A side that has not answered the last one does not get it (QEMU would take it after that
+// one).
 func (s *State) send(q *qemu, c command, then pc) {
 	s.k.at = then
 	if q.sent == noCommand && !q.dead {
