@@ -1,8 +1,8 @@
 package engine
 
 import (
+	"cmp"
 	"context"
-	"errors"
 	"fmt"
 	"strings"
 	"time"
@@ -127,7 +127,7 @@ func resume(ctx context.Context, s *side) error {
 		select {
 		case <-time.After(20 * time.Millisecond):
 		case <-ctx.Done():
-			return errors.Join(refused, ctx.Err())
+			return cmp.Or(refused, ctx.Err())
 		}
 	}
 	if refused == nil {

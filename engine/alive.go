@@ -1,6 +1,7 @@
 package engine
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -201,7 +202,7 @@ func (s *side) regain(ctx context.Context) {
 	ctx, cancel := context.WithTimeout(ctx, answerLimit)
 	defer cancel()
 	if s.gone == nil {
-		s.gone = fmt.Errorf("%s QEMU's monitor was lost: %w", s.role, errors.Join(s.control.Err(), s.events.Err()))
+		s.gone = fmt.Errorf("%s QEMU's monitor was lost: %w", s.role, cmp.Or(s.control.Err(), s.events.Err()))
 	}
 	s.control.Close()
 	s.events.Close()

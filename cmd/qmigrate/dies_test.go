@@ -34,6 +34,7 @@ func monitor(runState, migration, socket string) *fake {
 			"query-migrate-capabilities": `[{"state": false, "capability": "xbzrle"}, {"state": false, "capability": "events"}]`,
 			"query-migrate-parameters":   `{"max-bandwidth": 134217728, "downtime-limit": 300}`,
 			"query-migrate":              migration,
+			"query-block-jobs":           "[]",
 			"query-chardev":              fmt.Sprintf(`[{"frontend-open": true, "filename": "unix:%s,server=on", "label": "control"}]`, socket),
 			"query-commands":             `[{"name": "query-status"}, {"name": "query-qmp-schema"}]`,
 			"query-qmp-schema":           `[{"name": "migrate-set-parameters", "ret-type": "0", "meta-type": "command", "arg-type": "1"}, {"name": "0", "members": [], "meta-type": "object"}, {"name": "1", "members": [{"name": "max-bandwidth", "default": null, "type": "int"}], "meta-type": "object"}, {"name": "int", "json-type": "int", "meta-type": "builtin"}]`,
