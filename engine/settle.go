@@ -244,7 +244,7 @@ func (c *custody) see(ctx context.Context, s *side) holder.QEMU {
 	q := holder.QEMU{Reach: holder.Answers, Known: s.ep.Process != nil}
 	err := s.ask(ctx)
 	if !s.reached() {
-		c.silent = cmp.Or(s.gone, s.control.Err(), s.events.Err())
+		c.silent = fmt.Errorf("%s %s: %w", s.role, s.ep.Name, cmp.Or(s.gone, s.control.Err(), s.events.Err()))
 		switch {
 		case s.quit || s.dead(ctx) || s == c.m.dst && s.status == "failed": // a failed destination exits by itself, and holds nothing that it could run
 			q.Reach = holder.Dead
@@ -263,7 +263,7 @@ func (c *custody) see(ctx context.Context, s *side) holder.QEMU {
 			return c.see(ctx, s)
 		}
 	} else if err != nil {
-		q.Reach, c.silent = holder.Silent, err
+		q.Reach, c.silent = holder.Silent, fmt.Errorf("%s %s: %w", s.role, s.ep.Name, err)
 	}
 	s.mute = q.Reach == holder.Silent
 	q.Run, q.Status = holder.RunOf(s.runState), s.holds()
