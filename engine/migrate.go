@@ -182,8 +182,8 @@ func (m *migration) initialize(ctx context.Context) error {
 		m.rec.Warn("%s", warning)
 	}
 	if f := m.src.facts; m.plan.Mode == record.HybridMode && f.Accelerator == "tcg" && !f.before(11, 0) {
-		m.rec.Warn("source QEMU %s under TCG loses a page or more when it goes over to post-copy after passes (seen on 11.1.3, in 11 of 18 "+
-			"runs, and in none of 6 with post-copy from the start): the guest on the destination may be corrupt; use mode post-copy "+
+		m.rec.Warn("source QEMU %s under TCG loses a page or more of passes that are made with postcopy-ram on (seen on 11.1.3, in 11 of "+
+			"18 runs of mode hybrid, and in none of 6 with post-copy from the start): the guest on the destination may be corrupt; use mode post-copy "+
 			"or another QEMU", f.Version)
 	}
 	var err error
