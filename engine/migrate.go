@@ -181,11 +181,6 @@ func (m *migration) initialize(ctx context.Context) error {
 	for _, warning := range unsafeSource(m.src.facts) {
 		m.rec.Warn("%s", warning)
 	}
-	if f := m.src.facts; m.plan.Mode == record.HybridMode && f.Accelerator == "tcg" && !f.before(11, 0) {
-		m.rec.Warn("source QEMU %s under TCG loses a page or more of passes that are made with postcopy-ram on (seen on 11.1.3, in 11 of "+
-			"18 runs of mode hybrid, and in none of 6 with post-copy from the start): the guest on the destination may be corrupt; use mode post-copy "+
-			"or another QEMU", f.Version)
-	}
 	var err error
 	if m.parameters, err = m.plan.resolve(m.src.facts, m.dst.facts); err != nil {
 		return err
@@ -199,6 +194,7 @@ func (m *migration) initialize(ctx context.Context) error {
 	if err := m.preparePolicy(); err != nil {
 		return err
 	}
+	m.warnTimedSyncs()
 	if err := m.prepareMirrors(ctx); err != nil {
 		return err
 	}
