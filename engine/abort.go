@@ -67,7 +67,8 @@ func (m *migration) endSource(ctx context.Context) error {
 	if isRefusal(err) { // post-copy, on 10.0 and newer
 		return err
 	}
-	if limited.Err() != nil { // it hangs
+	jams := m.split && m.src.facts.jams()
+	if limited.Err() != nil && !jams { // it hangs
 		m.yank(ctx, m.src)
 		_ = m.drainFor(ctx, answerLimit, m.src.ended)
 		return err
@@ -80,7 +81,7 @@ func (m *migration) endSource(ctx context.Context) error {
 			m.src.status = info.Status
 		}
 	}
-	if m.drainFor(ctx, answerLimit, m.src.ended) == nil {
+	if m.drainFor(ctx, answerLimit, m.src.ended) == nil || jams {
 		return err
 	}
 	m.yank(ctx, m.src)

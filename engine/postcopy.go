@@ -115,6 +115,9 @@ func (m *migration) handOver(ctx context.Context, done func() bool) error {
 		// has noticed that the link is lost.
 		return fmt.Errorf("the switch to post-copy stood still for %s", limit)
 	}
+	if m.src.facts.jams() { // its guest would be lost by that; as long as the connection lives, what is on its way may come
+		return fmt.Errorf("the switch to post-copy stood still for %s", limit)
+	}
 	m.yanked = true
 	m.yank(ctx, m.src)
 	_ = m.drainFor(ctx, killLimit, func() bool { return m.broken() != nil || done() })

@@ -41,7 +41,7 @@ func Recover(ctx context.Context, src, dst *Endpoint, p Plan, o Options) (record
 		c.s.Leftover = m.leftovers(ctx)
 	}
 	if m.src.facts != nil {
-		c.s.Takes = m.src.facts.before(10, 0)
+		c.s.Takes, c.s.Jams = m.src.facts.before(10, 0), m.src.facts.jams()
 		c.s.Begun, c.s.Gives = m.src.facts.Capabilities["postcopy-ram"], m.src.facts.Capabilities["release-ram"]
 	}
 	d, ok := c.settle(ctx)

@@ -175,6 +175,7 @@ type Situation struct {
 	Elsewhere bool // where the source connects to was not told by the destination itself: it may have reached another QEMU
 	Refused   bool // the destination refused a `cont` of this undo
 	Begun     bool // migrate-start-postcopy was sent; Recover: it may have been, for postcopy-ram is on
+	Jams      bool // the source's QEMU keeps its guest for ever if its connection breaks in the switch to post-copy: 9.0 to 10.1
 	Takes     bool // the source's QEMU takes migrate_cancel in post-copy, and its guest back: before 10.0
 	Gives     bool // release-ram: what the source has sent in post-copy is no longer there
 

@@ -56,6 +56,8 @@ func every(asker Asker, f func(Situation)) {
 		func(s *Situation) { s.Elsewhere, s.Unended = true, true },
 		func(s *Situation) { s.Yanked = true },
 		func(s *Situation) { s.Takes = true },
+		func(s *Situation) { s.Jams = true },
+		func(s *Situation) { s.Jams, s.Begun = true, true },
 		func(s *Situation) { s.Takes, s.Begun, s.Tentative = true, true, true },
 		func(s *Situation) { s.Yanked, s.Tentative = true, true },
 		func(s *Situation) { s.Yanked, s.Begun = true, true },

@@ -253,7 +253,9 @@ var recoverRules = []rule{
 	},
 	{
 		"destination dead: end the migration, which may go over to post-copy", "migrate_cancel might cross the switch",
-		func(s Situation) bool { return s.unseen() && s.Begun && s.Source.Status == Active && !s.Yanked },
+		func(s Situation) bool {
+			return s.unseen() && s.Begun && !s.Jams && s.Source.Status == Active && !s.Yanked
+		},
 		step(Yank),
 	},
 	{
@@ -531,7 +533,7 @@ var recoverRules = []rule{
 	{
 		"end the migration, which may go over to post-copy", "migrate_cancel might cross the switch",
 		func(s Situation) bool {
-			return s.Begun && s.Source.Status == Active && !s.Yanked && !(s.Destination.whole() && s.Unended)
+			return s.Begun && !s.Jams && s.Source.Status == Active && !s.Yanked && !(s.Destination.whole() && s.Unended)
 		},
 		step(Yank),
 	},

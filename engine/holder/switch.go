@@ -182,7 +182,7 @@ var switchRules = []rule{
 	{
 		"switch under way, source silent: free it", "it may hang in a write to a destination that is not loaded",
 		func(s Situation) bool {
-			return s.Begun && s.Source.Reach == Silent && s.Destination.Reach == Answers &&
+			return s.Begun && !s.Jams && s.Source.Reach == Silent && s.Destination.Reach == Answers &&
 				!s.Destination.loaded() && s.Destination.Status != Device && !s.Yanked
 		},
 		step(Yank),
@@ -202,10 +202,18 @@ var switchRules = []rule{
 		step(Wait),
 	},
 	{
+		"switch under way: cancel", "migrate_cancel comes before the switch or is refused after it; a closed connection jams this QEMU",
+		func(s Situation) bool {
+			return s.Begun && s.Jams && !s.Destination.whole() && s.Source.Reach == Answers && s.Source.Status == Active &&
+				s.Destination.Reach != Dead && !s.Cancelled
+		},
+		step(Cancel),
+	},
+	{
 		"switch under way: cut the connection",
 		"safe before the switch and after it; migrate_cancel could cross it",
 		func(s Situation) bool {
-			return s.Begun && s.Source.Reach == Answers && !s.Source.Status.Final() &&
+			return s.Begun && !s.Jams && s.Source.Reach == Answers && !s.Source.Status.Final() &&
 				s.Destination.Reach != Dead && !s.Yanked &&
 				(!s.Source.Status.split() || s.Destination.loaded())
 		},
