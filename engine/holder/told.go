@@ -211,6 +211,22 @@ var toldRules = []rule{
 			"then `cont` on $S"),
 	},
 	{
+		"ran, silent, source dead, memory missing: wait", "the last of the memory may be on its way",
+		func(s Situation) bool {
+			return s.told() && s.Destination.Reach == Silent && s.Ran == Has && s.Destination.Status.split() &&
+				s.Source.Reach == Dead && !s.Waited
+		},
+		step(Wait),
+	},
+	{
+		"ran, silent, source dead, memory missing", "it stands still at a page that died with the source",
+		func(s Situation) bool {
+			return s.told() && s.Destination.Reach == Silent && s.Ran == Has && s.Destination.Status.split() &&
+				s.Source.Reach == Dead
+		},
+		stay(record.None, partThere),
+	},
+	{
 		"ran, silent since", "it was started there",
 		func(s Situation) bool { return s.told() && s.Destination.Reach == Silent && s.Ran == Has },
 		stay(record.Destination, "it was started there, and $D does not answer since"),
