@@ -119,7 +119,7 @@ func (d drop) run(t *testing.T, qemu string) {
 	l.set(true)
 	before := [2]string{x.a, x.b}
 	again := engine.Plan{Listen: uri, StallLimit: time.Second, RecoverLimit: 15 * time.Second}
-	for range 2 { // the second finds what the first has made
+	for i := range 4 { // the second finds what the first has made; TCP may need a while to try the link again
 		holder, said, err := engine.Recover(within.Context(t), x.from, x.to, again, engine.Options{})
 		x.look(t)
 		t.Logf("--recover: %s, source %s, destination %s: %s %v", holder, x.a, x.b, said, err)
@@ -128,7 +128,7 @@ func (d drop) run(t *testing.T, qemu string) {
 			t.Fatalf("TWO GUESTS RUN after recovery from %v: %s %v", before, said, err)
 		case err == nil && (holder == record.Source && x.a != "running" || holder == record.Destination && x.b != "running"):
 			t.Errorf("recovery from %v says %q; source %s, destination %s", before, said, x.a, x.b)
-		case x.a != "running" && x.b != "running" && !ran:
+		case i == 3 && x.a != "running" && x.b != "running" && !ran:
 			t.Errorf("nobody runs it after recovery from %v: source %s, destination %s: %s %v", before, x.a, x.b, said, err)
 		}
 	}
