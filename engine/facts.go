@@ -46,7 +46,7 @@ type Facts struct {
 	Backends       []Backend        // nil: not asked for, see readBackends
 
 	sent       bool     // query-migrate spoke of a migration from here: it had a section ram
-	mirrors    []string // the mirror jobs of ours that it has
+	mirrors    []string // our mirror jobs that it has
 	here       bool     // the process is known, so it runs on this machine
 	memoryLock *int64   // what QEMU's process may lock, in bytes; nil: all, or it is not known
 	vcpuThread int      // the first vCPU's thread, as QEMU's host numbers it; 0: QEMU names none

@@ -190,7 +190,7 @@ type Situation struct {
 
 	// Recover and Migrate.
 	Strangers string // why they cannot be the two ends of one migration; "" if nothing speaks against it
-	Leftover  bool   // the source has mirror jobs or nodes of ours
+	Leftover  bool   // the source has our mirror jobs or nodes
 }
 
 // Step is what the engine does next.

@@ -492,7 +492,7 @@ var recoverRules = []rule{
 	{
 		"to another destination", "nothing has come to this one",
 		func(s Situation) bool { return s.Source.sends() && s.Destination.Status == None },
-		doubt(record.Unknown, "a migration is under way from $S, and $D is not its other end, for it does not "+
+		doubt(record.Unknown, "a migration is under way from $S, and $D is not its other end: it does not "+
 			"even listen: give the one that it goes to as --destination; nothing was changed"),
 	},
 	{
