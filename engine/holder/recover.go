@@ -336,9 +336,17 @@ var recoverRules = []rule{
 		"post-copy, not its other end", "what it holds is of another migration",
 		func(s Situation) bool {
 			return s.Source.Status.split() && !s.Destination.loaded() && s.Destination.Status != Device &&
-				(s.Destination.Status != Active || s.Waited)
+				s.Destination.Status != Active
 		},
 		doubt(record.Unknown, "the source is in post-copy, and $D is not its other end: "+notTwoEnds),
+	},
+	{
+		"post-copy, the destination has not loaded it", "a link that was lost delivers the rest when TCP tries it again",
+		func(s Situation) bool {
+			return s.Source.Status.split() && !s.Destination.loaded() && s.Destination.Status == Active && s.Waited
+		},
+		doubt(record.Unknown, "the source has given the guest away, and $D has not loaded all of it: let both QEMUs live, and "+
+			"try again: a link that was lost and is back may need a minute"),
 	},
 	{
 		"post-copy, the source runs", "QEMU before 10.0 says post-copy before it stops the guest",
