@@ -58,7 +58,9 @@ func Inspect(ctx context.Context, ep *Endpoint, o Options) (*Facts, error) {
 	if err != nil {
 		return nil, fmt.Errorf("reach %s: %w", ep.Name, err)
 	}
-	conn, err := qmp.NewConn(ctx, nc, qmp.Options{Logger: o.Logger})
+	limited, cancel := context.WithTimeout(ctx, inspectLimit) // one that hangs never greets
+	defer cancel()
+	conn, err := qmp.NewConn(limited, nc, qmp.Options{Logger: o.Logger})
 	if err != nil {
 		return nil, fmt.Errorf("talk to %s: %w", ep.Name, err)
 	}

@@ -63,7 +63,9 @@ func (s *side) open(ctx context.Context, o Options) error {
 		if err != nil {
 			return nil, fmt.Errorf("reach %s %s: %w", s.role, s.ep.Name, err)
 		}
-		conn, err := qmp.NewConn(ctx, nc, s.options)
+		limited, cancel := context.WithTimeout(ctx, inspectLimit) // one that hangs never greets
+		defer cancel()
+		conn, err := qmp.NewConn(limited, nc, s.options)
 		if err != nil {
 			return nil, fmt.Errorf("talk to %s %s: %w", s.role, s.ep.Name, err)
 		}
@@ -99,7 +101,9 @@ func (s *side) open(ctx context.Context, o Options) error {
 		if err != nil {
 			return fmt.Errorf("reach %s %s: %w", s.role, s.ep.Name, err)
 		}
-		if s.sampler, err = qmp.NewSampler(ctx, nc); err != nil {
+		limited, cancel := context.WithTimeout(ctx, inspectLimit)
+		defer cancel()
+		if s.sampler, err = qmp.NewSampler(limited, nc); err != nil {
 			return fmt.Errorf("talk to %s %s: %w", s.role, s.ep.Name, err)
 		}
 		return nil
