@@ -15,12 +15,13 @@ import (
 	"syscall"
 	"time"
 
+	"qmigrate/guest/debian"
 	"qmigrate/hostnet"
 	"qmigrate/qmp"
 )
 
-// maxSocketPath is the longest path that a unix socket address holds on Linux (sun_path less its NUL).
-const maxSocketPath = 107
+// MaxSocketPath is the longest path that a unix socket address holds on Linux (sun_path less its NUL).
+const MaxSocketPath = 107
 
 // quitLimit is how long Close waits for QEMU to take `quit` and to go before it is killed.
 const quitLimit = 2 * time.Second
@@ -63,8 +64,8 @@ func Start(ctx context.Context, h hostnet.Host, s Spec) (*VM, error) {
 
 // start runs argv in the new folder s.Dir and waits for the control monitor.
 func start(ctx context.Context, h hostnet.Host, s Spec, argv, env []string) (_ *VM, err error) {
-	if p := s.Socket(Control); len(p) > maxSocketPath-2 { // sampler.qmp is as long; events.qmp shorter
-		return nil, fmt.Errorf("start guest: socket path %s is longer than the kernel's %d bytes: use a shorter folder", p, maxSocketPath)
+	if p := s.Socket(Control); len(p) > MaxSocketPath-2 { // sampler.qmp is as long; events.qmp shorter
+		return nil, fmt.Errorf("start guest: socket path %s is longer than the kernel's %d bytes: use a shorter folder", p, MaxSocketPath)
 	}
 	if err := h.MkdirAll(s.Dir, 0o700); err != nil {
 		return nil, fmt.Errorf("make folder %s: %w", s.Dir, err)
@@ -267,4 +268,39 @@ func tail(h hostnet.Host, name string) string {
 		}
 	}
 	return strings.Join(lines, "; ")
+}
+
+// rsplit cuts s at its last sep.
+func rsplit(s, sep string) (head, tail string) {
+	i := strings.LastIndex(s, sep)
+	if i < 0 {
+		return "", s
+	}
+	return s[:i], s[i+len(sep):]
+}
+
+// Cmdline splits the content of /proc/PID/cmdline or /proc/PID/environ.
+func Cmdline(b []byte) []string {
+	b = bytes.TrimSuffix(b, []byte{0})
+	if len(b) == 0 {
+		return nil
+	}
+	var a []string
+	for f := range bytes.SplitSeq(b, []byte{0}) {
+		a = append(a, string(f))
+	}
+	return a
+}
+
+// StartIncoming starts a QEMU on h with a command line made by launch.IncomingArgs with Options.Dir dir, and returns when it answers. The VM has the three
+// monitors of every VM, but no agent. Only Close or Kill ends it.
+func StartIncoming(ctx context.Context, h hostnet.Host, argv, env []string, dir string) (*VM, error) {
+	if len(argv) == 0 || dir == "" {
+		return nil, errors.New("start destination: a command line and a folder are needed")
+	}
+	if _, err := h.Stat(dir); err == nil {
+		return nil, fmt.Errorf("start destination: folder %s exists: it needs one of its own", dir)
+	}
+	_, program := debian.SplitLoader(argv)
+	return start(ctx, h, Spec{Name: path.Base(dir), QEMU: program[0], Dir: dir, Incoming: true, Paused: true}, argv, env)
 }

@@ -188,7 +188,7 @@ func (o *output) String() string {
 // patience ends a program that hangs: no story's takes half of it.
 const patience = time.Minute
 
-func launch(ts *testscript.TestScript, args []string) *program {
+func startProgram(ts *testscript.TestScript, args []string) *program {
 	p := &program{cmd: exec.Command(args[0], args[1:]...)}
 	for _, dir := range filepath.SplitList(ts.Getenv("PATH")) {
 		if name := filepath.Join(dir, args[0]); !strings.Contains(args[0], "/") {
@@ -237,11 +237,11 @@ func (p *program) wait(ts *testscript.TestScript, want string) {
 }
 
 func status(ts *testscript.TestScript, _ bool, args []string) {
-	launch(ts, args[1:]).wait(ts, args[0])
+	startProgram(ts, args[1:]).wait(ts, args[0])
 }
 
 func start(ts *testscript.TestScript, _ bool, args []string) {
-	of(ts).running[args[0]] = launch(ts, args[1:])
+	of(ts).running[args[0]] = startProgram(ts, args[1:])
 }
 
 func await(ts *testscript.TestScript, _ bool, args []string) {

@@ -1,9 +1,11 @@
-package guest
+// Package launch makes the command line of a migration's destination from that of its source.
+//
+// It knows what QEMU's options take (files, sockets, ports, devices), so that the destination takes nothing that the
+// source holds. It starts nothing: guest.StartIncoming does.
+package launch
 
 import (
-	"bytes"
 	"cmp"
-	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -12,12 +14,12 @@ import (
 	"slices"
 	"strings"
 
+	"qmigrate/guest"
 	"qmigrate/guest/debian"
-	"qmigrate/hostnet"
 )
 
-// Launch says how the destination of a QEMU differs from its source.
-type Launch struct {
+// Options say how the destination of a QEMU differs from its source.
+type Options struct {
 	Dir          string            // folder on the destination for all that QEMU creates (sockets, pid file, logs); needed
 	QEMU         string            // another binary; default the source's
 	Machine      string            // the source's machine type as its monitor names it ("pc-q35-7.2"); default as its command line has it, which may be an alias
@@ -62,12 +64,12 @@ func (e *ArgumentError) Error() string {
 // creates lies in l.Dir, and it has the three monitors of a VM there. What the guest sees stays as it is. Devices
 // that were plugged in while the source ran, and passwords given to its monitor, are not on its command line: the
 // caller compares. The error joins an *ArgumentError for each option that cannot be had twice.
-func IncomingArgs(args []string, l Launch) (out []string, changes []Change, err error) {
+func IncomingArgs(args []string, l Options) (out []string, changes []Change, err error) {
 	if len(args) == 0 || l.Dir == "" {
 		return nil, nil, errors.New("make the destination's command line: the source's and a folder are needed")
 	}
-	m := &mover{Launch: l, used: map[string]bool{}}
-	for _, role := range []string{Control, Events, Sampler} {
+	m := &mover{Options: l, used: map[string]bool{}}
+	for _, role := range []string{guest.Control, guest.Events, guest.Sampler} {
 		m.used[role+".qmp"] = true
 	}
 	m.used["qemu.log"] = true
@@ -104,8 +106,8 @@ func IncomingArgs(args []string, l Launch) (out []string, changes []Change, err 
 	if !slices.ContainsFunc(args, func(a string) bool { return a == "-S" || a == "--S" }) {
 		m.note("-S", "", "-S", "the guest starts when it is told to")
 	}
-	for _, role := range []string{Control, Events, Sampler} {
-		m.add("-chardev", "socket,id="+monitorPrefix+role+",server=on,wait=off,path="+comma(m.socket(Spec{Dir: l.Dir}.Socket(role))), "our own monitor")
+	for _, role := range []string{guest.Control, guest.Events, guest.Sampler} {
+		m.add("-chardev", "socket,id="+monitorPrefix+role+",server=on,wait=off,path="+comma(m.socket(guest.Spec{Dir: l.Dir}.Socket(role))), "our own monitor")
 		m.out = append(m.out, "-mon", "chardev="+monitorPrefix+role+",mode=control")
 	}
 	if err := errors.Join(m.errs...); err != nil {
@@ -119,7 +121,7 @@ const monitorPrefix = "qmigrate-"
 
 // mover carries one IncomingArgs.
 type mover struct {
-	Launch
+	Options
 	used    map[string]bool // names taken in Dir
 	out     []string
 	changes []Change
@@ -163,8 +165,8 @@ func (m *mover) moved(from string) string {
 
 // socket checks the length of a socket's path.
 func (m *mover) socket(p string) string {
-	if len(p) > maxSocketPath {
-		m.refuse("socket", p, fmt.Sprintf("is longer than the kernel's %d bytes: use a shorter folder", maxSocketPath))
+	if len(p) > guest.MaxSocketPath {
+		m.refuse("socket", p, fmt.Sprintf("is longer than the kernel's %d bytes: use a shorter folder", guest.MaxSocketPath))
 	}
 	return p
 }
@@ -721,137 +723,4 @@ func takesNoValue(option string) bool {
 		return true
 	}
 	return false
-}
-
-// options is a value of the form a,b=c,d=on, in order, in which ",," stands for a comma.
-type options []pair
-
-type pair struct {
-	key, value string
-	bare       bool // no "="
-}
-
-func parseOptions(s string) (o options) {
-	var item strings.Builder
-	end := func() {
-		k, v, ok := strings.Cut(item.String(), "=")
-		if item.Len() > 0 || len(o) == 0 { // nothing after the last comma is nothing
-			o = append(o, pair{k, v, !ok})
-		}
-		item.Reset()
-	}
-	for i := 0; i < len(s); i++ {
-		switch {
-		case s[i] != ',':
-			item.WriteByte(s[i])
-		case i+1 < len(s) && s[i+1] == ',':
-			item.WriteByte(',')
-			i++
-		default:
-			end()
-		}
-	}
-	end()
-	return o
-}
-
-func (o options) String() string {
-	var b strings.Builder
-	for i, p := range o {
-		if i > 0 {
-			b.WriteByte(',')
-		}
-		b.WriteString(comma(p.key))
-		if !p.bare {
-			b.WriteString("=" + comma(p.value))
-		}
-	}
-	return b.String()
-}
-
-// first is the value whose key is implied.
-func (o options) first() string {
-	if len(o) > 0 && o[0].bare {
-		return o[0].key
-	}
-	return ""
-}
-
-// get is the last value of a key, "" if there is none.
-func (o options) get(key string) string {
-	for _, p := range slices.Backward(o) {
-		if p.key == key && !p.bare {
-			return p.value
-		}
-	}
-	return ""
-}
-
-// set replaces the values of a key that is there.
-func (o options) set(key, value string) {
-	for i, p := range o {
-		if p.key == key && !p.bare {
-			o[i].value = value
-		}
-	}
-}
-
-// on reports whether a switch is on: "server", "server=on".
-func (o options) on(key string) bool {
-	for i, p := range slices.Backward(o) {
-		switch {
-		case p.key == key && p.bare && i > 0:
-			return true
-		case p.key == key && !p.bare:
-			return p.value == "on" || p.value == "yes" || p.value == "true" || p.value == "y"
-		case p.key == "no"+key && p.bare && i > 0:
-			return false
-		}
-	}
-	return false
-}
-
-// without leaves out keys and switches; a first value whose key is implied is none.
-func (o options) without(keys ...string) (left options) {
-	for i, p := range o {
-		if i == 0 && p.bare || !slices.Contains(keys, p.key) {
-			left = append(left, p)
-		}
-	}
-	return left
-}
-
-// rsplit cuts s at its last sep.
-func rsplit(s, sep string) (head, tail string) {
-	i := strings.LastIndex(s, sep)
-	if i < 0 {
-		return "", s
-	}
-	return s[:i], s[i+len(sep):]
-}
-
-// Cmdline splits the content of /proc/PID/cmdline or /proc/PID/environ.
-func Cmdline(b []byte) []string {
-	b = bytes.TrimSuffix(b, []byte{0})
-	if len(b) == 0 {
-		return nil
-	}
-	var a []string
-	for f := range bytes.SplitSeq(b, []byte{0}) {
-		a = append(a, string(f))
-	}
-	return a
-}
-
-// StartIncoming starts a QEMU on h with a command line made by IncomingArgs with Launch.Dir dir, and returns when it answers. The VM has the three
-// monitors of every VM, but no agent. Only Close or Kill ends it.
-func StartIncoming(ctx context.Context, h hostnet.Host, argv, env []string, dir string) (*VM, error) {
-	if len(argv) == 0 || dir == "" {
-		return nil, errors.New("start destination: a command line and a folder are needed")
-	}
-	if _, err := h.Stat(dir); err == nil {
-		return nil, fmt.Errorf("start destination: folder %s exists: it needs one of its own", dir)
-	}
-	_, program := debian.SplitLoader(argv)
-	return start(ctx, h, Spec{Name: path.Base(dir), QEMU: program[0], Dir: dir, Incoming: true, Paused: true}, argv, env)
 }

@@ -1,0 +1,71 @@
+package guest_test
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"qmigrate/guest"
+	"qmigrate/guest/guesttest"
+	"qmigrate/guest/launch"
+	"qmigrate/hostnet"
+)
+
+// A guest that a user started moves to the destination that its own command line describes.
+func TestStartIncoming(t *testing.T) {
+	guesttest.EachQEMU(t, func(t *testing.T, bin string) {
+		base := guesttest.Dir(t)
+		src, err := guest.StartIncoming(limited(t), hostnet.Local(), []string{bin, "-nodefaults", "-display", "none", "-machine", "q35", "-m", "63",
+			"-chardev", "socket,id=control,path=" + base + "/src/control.qmp,server=on,wait=off", "-mon", "chardev=control,mode=control",
+			"-serial", "file:" + base + "/src/serial.log", "-pidfile", base + "/src/pid", "-device", "virtio-rng-pci"}, nil, base+"/src")
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer src.Close()
+		cmdline, err := os.ReadFile(fmt.Sprintf("/proc/%d/cmdline", src.Process().PID()))
+		if err != nil {
+			t.Fatal(err)
+		}
+		// The program is QEMU itself by now: the wrapper's folder of data is on its command line, that of libraries in its environment.
+		environ, err := os.ReadFile(fmt.Sprintf("/proc/%d/environ", src.Process().PID()))
+		if err != nil {
+			t.Fatal(err)
+		}
+		c := monitor(t, src)
+		machine, err := c.MachineType(limited(t))
+		if err != nil {
+			t.Fatal(err)
+		}
+		c.Close()
+		args, changes, err := launch.IncomingArgs(guest.Cmdline(cmdline), launch.Options{Dir: base + "/dst", Machine: machine})
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, c := range changes {
+			t.Log(c)
+		}
+		dst, err := guest.StartIncoming(limited(t), hostnet.Local(), args, guest.Cmdline(environ), base+"/dst")
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer dst.Close()
+		c = monitor(t, dst)
+		if s, err := c.QueryStatus(limited(t)); err != nil || s.Status != "inmigrate" {
+			t.Errorf("%+v %v", s, err)
+		}
+		c.Close()
+		migrate(t, src, dst, filepath.Join(base, "m.sock"))
+		if _, err := guest.StartIncoming(limited(t), hostnet.Local(), args, nil, base+"/dst"); err == nil || !strings.Contains(err.Error(), "exists") {
+			t.Error(err)
+		}
+		for range 2 {
+			if err := errors.Join(dst.Close(), src.Close()); err != nil {
+				t.Error(err)
+			}
+		}
+		gone(t, base+"/dst")
+	})
+}
