@@ -6,6 +6,7 @@ import (
 	"context"
 	"fmt"
 	"io"
+	"io/fs"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -29,6 +30,9 @@ const (
 	QEMU111 What = "qemu-11.1" // Debian 13's backports
 	Kernel  What = "kernel"    // Debian 12's kernel for virtual machines, with its modules; see Generic
 )
+
+// ForDemo are the things that the demo needs.
+func ForDemo() []What { return []What{QEMU100, Kernel} }
 
 // All are the things that the demo and the tests need; Extras are more.
 func All() []What { return []What{QEMU72, QEMU100, Kernel} }
@@ -102,7 +106,10 @@ func (s Store) Find(what What) (string, error) {
 		return "", err
 	}
 	p := s.path(what)
-	_, err = os.Stat(p)
+	info, err := os.Stat(p)
+	if err == nil && emulatorOf(what) != "" && info.Size() == 0 { // see coverModules
+		err = fs.ErrNotExist
+	}
 	return p, err
 }
 

@@ -169,18 +169,23 @@ func (s Store) ensureBlock(ctx context.Context, what What, tmp string) error {
 	return errors.Join(HasDriver(ctx, program, "iscsi"), HasDriver(ctx, program, "nfs"))
 }
 
-// HasDriver tries whether a QEMU has the block driver iscsi or nfs, be it in a module: it then fails to reach port 1, or a path that nobody
-// exports, on this machine. (A missing parameter would be told before the module is looked for.)
+// HasDriver tries whether a QEMU has the block driver iscsi or nfs, be it in a module: it then fails to reach port 1,
+// or a path that nobody exports, on this machine. A missing parameter, the node's name too, would be told before the
+// module is looked for.
 func HasDriver(ctx context.Context, program, driver string) error {
 	try := map[string]string{
-		"iscsi": "driver=iscsi,transport=tcp,portal=127.0.0.1:1,target=none,lun=0",
-		"nfs":   "driver=nfs,server.type=inet,server.host=127.0.0.1,path=/none/none",
+		"iscsi": "driver=iscsi,transport=tcp,portal=127.0.0.1:1,target=none,lun=0,node-name=try",
+		"nfs":   "driver=nfs,server.type=inet,server.host=127.0.0.1,path=/none/none,node-name=try",
 	}[driver]
 	ctx, cancel := context.WithTimeout(ctx, driverLimit)
 	defer cancel()
 	out, err := exec.CommandContext(ctx, program, "-machine", "none", "-display", "none", "-nodefaults", "-blockdev", try).CombinedOutput()
-	if err == nil || ctx.Err() != nil || strings.Contains(string(out), "Unknown driver") || strings.Contains(string(out), "Unable to load") {
-		return fmt.Errorf("%s has no block driver %s (it says %q): `make deps` gets it for the QEMUs that it unpacks, and for the system's own `apt install %s`", program, driver, strings.TrimSpace(string(out)), blockPackage)
+	said := string(out)
+	missing := slices.ContainsFunc([]string{"Unknown driver", "Unable to load", "failed to open module"},
+		func(s string) bool { return strings.Contains(said, s) })
+	if err == nil || ctx.Err() != nil || missing {
+		return fmt.Errorf("%s has no block driver %s (it says %q): `make deps` gets it for the QEMUs that it unpacks, "+
+			"and for the system's own `apt install %s`", program, driver, strings.TrimSpace(said), blockPackage)
 	}
 	return nil
 }

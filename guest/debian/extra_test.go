@@ -39,6 +39,7 @@ func TestHasDriver(t *testing.T) {
 		"there":    {"echo 'iSCSI: Failed to connect to LUN : Connection refused' >&2; exit 1", true},
 		"unknown":  {"echo \"Unknown driver 'iscsi'\" >&2; exit 1", false},
 		"unloaded": {"echo 'Unable to load module iscsi' >&2; exit 1", false},
+		"covered":  {"echo 'failed to open module: block-iscsi.so: file too short' >&2; exit 1", false},
 		"no error": {"exit 0", false},
 	} {
 		program := filepath.Join(t.TempDir(), Program)

@@ -7,15 +7,15 @@ import (
 	"path/filepath"
 )
 
-// moduleNames are the modules that Debian builds of QEMU 7.2 to 11.1 may look for, but for those that Block72 and its
-// like bring. Source: the names in the programs, and the packages qemu-system-common, -gui, -modules-opengl,
-// -modules-spice and qemu-block-extra.
+// moduleNames are the modules that Debian builds of QEMU 7.2 to 11.1 may look for. Source: the names in the programs,
+// and the packages qemu-system-common, -gui, -modules-opengl, -modules-spice and qemu-block-extra.
 func moduleNames() []string {
 	return []string{
 		"accel-qtest", "accel-qtest-x86_64", "accel-tcg-i386", "accel-tcg-x86_64",
 		"audio-alsa", "audio-dbus", "audio-jack", "audio-oss", "audio-pa", "audio-pipewire", "audio-sdl", "audio-sndio",
 		"audio-spice",
-		"block-blkio", "block-curl", "block-dmg-bz2", "block-dmg-lzfse", "block-gluster", "block-rbd", "block-ssh",
+		"block-blkio", "block-curl", "block-dmg-bz2", "block-dmg-lzfse", "block-gluster", "block-iscsi",
+		"block-nfs", "block-rbd", "block-ssh",
 		"chardev-baum", "chardev-spice",
 		"hw-display-qxl", "hw-display-virtio-gpu", "hw-display-virtio-gpu-gl", "hw-display-virtio-gpu-pci",
 		"hw-display-virtio-gpu-pci-gl", "hw-display-virtio-gpu-pci-rutabaga", "hw-display-virtio-gpu-rutabaga",
