@@ -11,7 +11,7 @@ FUZZTIME ?= 20s
 
 export CGO_ENABLED ?= 0
 
-.PHONY: help deps build demo test lint bench conformance chaos model fuzz clean
+.PHONY: help deps build demo needs test lint bench conformance chaos model fuzz clean
 
 help: ## list the targets
 	@awk -F':.*## ' '/^[a-z]+:.*## / { printf "%-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -27,8 +27,13 @@ $(AGENT): $(wildcard guest/agent/*.go guest/wire/*.go) go.mod
 deps: build ## get QEMU 7.2, 10.0 and 11.1, the guest's kernel, an iSCSI target, an NFS server and the Debian guest into the cache folder; nothing of the system changes
 	bin/qmigrate doctor --mend
 
-demo: deps ## one live migration between two hosts: make demo ARGS='--mode stop-and-copy'
+demo: ## one live migration between two hosts: make demo ARGS='--mode stop-and-copy'
+	@$(MAKE) --no-print-directory -j2 build needs
 	bin/qmigrate demo $(ARGS)
+
+# What the demo needs comes while the compiler works. With ARGS the demo may need other things, and says so itself.
+needs:
+	$(GO) run -trimpath ./guest/debian/get $(if $(ARGS),|| true)
 
 test: deps ## every test that this machine can run; QMIGRATE_REQUIRE_QEMU=1 makes a missing QEMU a failure
 	@set -e; all="$$($(GO) list ./...)"; raced="$$($(GO) list $(RACE))"; \
