@@ -16,6 +16,7 @@ import (
 	"qmigrate/engine"
 	"qmigrate/engine/lab"
 	"qmigrate/engine/record/units"
+	"qmigrate/engine/report/text"
 	"qmigrate/guest"
 	"qmigrate/hostnet"
 	"qmigrate/qmp"
@@ -224,16 +225,16 @@ func parameterText(m qmp.Member, value any, legal string) string {
 }
 
 func printCaps(w io.Writer, all []*engine.Facts, trials []*engine.Trial, everything bool) {
-	t := table{align: "l" + strings.Repeat("l", len(all))}
+	t := table{Align: "l" + strings.Repeat("l", len(all))}
 	line := func(name string, value func(*engine.Facts) string) {
 		cells := []string{name}
 		for _, f := range all {
 			cells = append(cells, value(f))
 		}
-		t.row(cells...)
+		t.Row(cells...)
 	}
 	line("", func(f *engine.Facts) string { return f.Name })
-	line("version", func(f *engine.Facts) string { return shortVersion(f.Version) })
+	line("version", func(f *engine.Facts) string { return text.Version(f.Version) })
 	line("machine", func(f *engine.Facts) string { return f.Machine })
 	line("memory", func(f *engine.Facts) string { return units.FormatSize(f.MemoryBytes) })
 	line("vCPUs", func(f *engine.Facts) string { return fmt.Sprint(f.VCPUs) })
@@ -249,8 +250,8 @@ func printCaps(w io.Writer, all []*engine.Facts, trials []*engine.Trial, everyth
 		rows  []capRow
 	}{{"capability", capabilities}, {"parameter", parameters}} {
 		same := 0
-		t.row("")
-		t.row(part.title)
+		t.Row("")
+		t.Row(part.title)
 		for _, row := range part.rows {
 			if len(slices.Compact(slices.Clone(row.values))) == 1 && !everything {
 				same++
@@ -260,13 +261,13 @@ func printCaps(w io.Writer, all []*engine.Facts, trials []*engine.Trial, everyth
 			for _, v := range row.values {
 				cells = append(cells, first(v, "(none)"))
 			}
-			t.row(cells...)
+			t.Row(cells...)
 		}
 		if same > 0 {
-			t.row("  (same)", fmt.Sprintf("%d more: --all", same))
+			t.Row("  (same)", fmt.Sprintf("%d more: --all", same))
 		}
 	}
-	t.print(w)
+	t.Print(w, page(w))
 	for _, f := range all {
 		for _, reason := range f.Blockers {
 			fmt.Fprintf(w, "\n%s\n", fold(f.Name+" cannot migrate: "+reason, 2, page(w)))
@@ -276,12 +277,12 @@ func printCaps(w io.Writer, all []*engine.Facts, trials []*engine.Trial, everyth
 
 func printAbilities(w io.Writer, all []engine.Ability) {
 	fmt.Fprintln(w)
-	t := table{align: "lll"}
-	t.row("way to migrate", "can", "why")
+	t := table{Align: "lll"}
+	t.Row("way to migrate", "can", "why")
 	for _, a := range all {
-		t.row("  "+a.Name, string(a.Can), a.Why)
+		t.Row("  "+a.Name, string(a.Can), a.Why)
 	}
-	t.print(w)
+	t.Print(w, page(w))
 }
 
 func printExclusions(w io.Writer, all []engine.Exclusion) {
@@ -289,12 +290,12 @@ func printExclusions(w io.Writer, all []engine.Exclusion) {
 		return
 	}
 	fmt.Fprintln(w)
-	t := table{align: "ll"}
-	t.row("capability", "does not go with")
+	t := table{Align: "ll"}
+	t.Row("capability", "does not go with")
 	for _, e := range all {
-		t.row("  "+e.Capability, strings.Join(e.With, ", "))
+		t.Row("  "+e.Capability, strings.Join(e.With, ", "))
 	}
-	t.print(w)
+	t.Print(w, page(w))
 }
 
 func printVerdict(w io.Writer, refusals, doubts []engine.Mismatch) {

@@ -2,7 +2,6 @@ package main
 
 import (
 	"fmt"
-	"io"
 	"time"
 
 	"github.com/urfave/cli/v2"
@@ -81,32 +80,4 @@ func (c *commands) coloRun(x *cli.Context, p engine.Plan, s *lab.Spec) (*coloRun
 		}
 	}
 	return r, nil
-}
-
-// printCOLO says what keeping a secondary in step was and cost. docs/colo.md has the whole definitions.
-func printCOLO(w io.Writer, r *record.Migration) {
-	f := r.COLO
-	if f == nil || f.Protected == nil {
-		return
-	}
-	t := table{align: "lrl"}
-	t.row("in step", "value", "what it is")
-	row := func(name string, v *time.Duration, text string) {
-		if v != nil {
-			t.row(name, units.FormatDuration(*v), text)
-		}
-	}
-	row("protected", f.Protected, "from the first command to the end of the first whole checkpoint")
-	t.row("checkpoints", count(int64(f.Checkpoints)), "whole ones")
-	row("checkpoint p50", f.CheckpointP50, "the guest stood still for one: STOP to RESUME on the primary")
-	row("checkpoint p99", f.CheckpointP99, "")
-	row("between p50", f.IntervalP50, "it ran between two")
-	if f.StoppedPercent != nil {
-		t.row("stood still", fmt.Sprintf("%.1f %%", *f.StoppedPercent), "of the time from the first checkpoint to the last")
-	}
-	row("noticed", f.Noticed, "from the kill to the first sign of it")
-	row("failover", f.Failover, "from the first sign until the side that is left runs the guest alone, heard")
-	row("protected again", f.Reprotection, "with a new secondary, from its first command to the end of its first checkpoint")
-	fmt.Fprintln(w)
-	t.print(w)
 }

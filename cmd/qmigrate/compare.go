@@ -139,12 +139,12 @@ func printComparison(w io.Writer, a *compare.Answer) {
 		if cell.Name != "" {
 			fmt.Fprintln(w, fold(cell.Name, 2, page(w)))
 		}
-		t := table{align: "llrrlrlr"}
+		t := table{Align: "llrrlrlr"}
 		if len(a.Groups) > 1 {
-			t.row("measure", "group", "n", "median", "95 % interval", "change", "95 % interval", "p")
+			t.Row("measure", "group", "n", "median", "95 % interval", "change", "95 % interval", "p")
 		} else {
-			t.align = "lrrl"
-			t.row("measure", "n", "median", "95 % interval")
+			t.Align = "lrrl"
+			t.Row("measure", "n", "median", "95 % interval")
 		}
 		last := ""
 		for _, r := range cell.Rows {
@@ -155,15 +155,15 @@ func printComparison(w io.Writer, a *compare.Answer) {
 			last = r.Title
 			row := []string{title, r.Group, count(int64(r.Median.N)), valueText(r.Unit, r.Median.Value), intervalText(r.Unit, r.Median)}
 			if len(a.Groups) == 1 {
-				t.row(slices.Delete(row, 1, 2)...)
+				t.Row(slices.Delete(row, 1, 2)...)
 			} else {
-				t.row(append(row, changeCells(r)...)...)
+				t.Row(append(row, changeCells(r)...)...)
 			}
 			if len(r.Outliers) > 0 {
 				notes = append(notes, outlierText(cell.Name, r))
 			}
 		}
-		t.print(w)
+		t.Print(w, page(w))
 	}
 	if len(a.Groups) > 1 {
 		fmt.Fprintln(w, "\n"+fold(fmt.Sprintf("p: Mann-Whitney, after Holm over %s, of which %d differ (*: p below %s). Change: Hodges-Lehmann shift, in percent of %s's median.",

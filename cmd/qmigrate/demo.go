@@ -1,7 +1,6 @@
 package main
 
 import (
-	"encoding/json"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -84,7 +83,7 @@ func (c *commands) runDemo(x *cli.Context) error {
 		return l.Migrate(x.Context, p, o)
 	})
 	if rec != nil {
-		err = errors.Join(err, c.show(x, folder, rec))
+		err = c.keep(x, folder, rec, err)
 	}
 	if x.Bool("keep") && rec != nil {
 		err = errors.Join(err, l.Leave())
@@ -150,30 +149,4 @@ func schemas() qmp.SchemaCache {
 		return qmp.SchemaCache{}
 	}
 	return qmp.SchemaCache{Dir: dir + "/schema"}
-}
-
-// show writes the record and prints it, for people and for machines. A migration that was refused before anything changed is
-// none: only --json tells of it.
-func (c *commands) show(x *cli.Context, folder *record.Folder, rec *record.Migration) error {
-	refused := rec.Error != nil && rec.Error.Stage == record.Initialization
-	var err error
-	if !refused {
-		if err = folder.Append(rec); err != nil {
-			err = fmt.Errorf("keep the record of this migration (%s, %s): %w", rec.Outcome, holderText(rec.GuestOn), err)
-		}
-	}
-	if x.Bool("json") {
-		line, jsonErr := json.Marshal(rec)
-		if jsonErr == nil {
-			_, jsonErr = fmt.Fprintf(c.stdout, "%s\n", line)
-		}
-		err = errors.Join(err, jsonErr)
-	}
-	if !x.Bool("quiet") && !refused {
-		printRecord(c.stderr, rec)
-		if err == nil {
-			fmt.Fprintf(c.stderr, "\nrecord    %s/records.jsonl, id %s\nseries    %s\n", folder.Path(), rec.ID, folder.SamplesPath(rec.ID))
-		}
-	}
-	return err
 }

@@ -50,12 +50,12 @@ func (c *commands) runExport(x *cli.Context) error {
 		return usagef("--table %s: have %s", x.String("table"), strings.Join(names, ", "))
 	}
 	if x.Bool("columns") {
-		out := &table{align: "lll"}
-		out.row("column", "type", "unit")
+		out := &table{Align: "lll"}
+		out.Row("column", "type", "unit")
 		for _, column := range t.Columns() {
-			out.row(column.Name, string(column.Type), column.Unit)
+			out.Row(column.Name, string(column.Type), column.Unit)
 		}
-		out.print(c.stdout)
+		out.Print(c.stdout, page(c.stdout))
 		return nil
 	}
 	folders, err := recordFolders(x, "export")

@@ -2,8 +2,6 @@ package main
 
 import (
 	"context"
-	"fmt"
-	"io"
 	"path/filepath"
 
 	"github.com/urfave/cli/v2"
@@ -26,6 +24,7 @@ func fileFlags(format string) []cli.Flag {
 		&cli.StringFlag{Name: "timeout", Category: aboutMigration, Value: "0s", Usage: "`TIME` give up after it; 0s: never"},
 		&cli.StringFlag{Name: "out", Category: aboutOutput, Value: "out", Usage: "`DIR` append the record to DIR/records.jsonl"},
 		&cli.BoolFlag{Name: "json", Category: aboutOutput, Usage: "print the record, one line, on standard output"},
+		detailsFlag(),
 		quietFlag(),
 		logLevelFlag(),
 	}
@@ -135,40 +134,5 @@ func (c *commands) runFile(x *cli.Context, side string, run filer) error {
 	defer folder.Close()
 	rec, err := c.observe(x, log, p, func(p engine.Plan, o engine.Options) (*record.Migration, error) { return run(x.Context, e, p, f, o) })
 	rec.Hosts.Kernel, rec.Hosts.CPU = lab.Machine()
-	if showErr := c.show(x, folder, rec); err == nil {
-		err = showErr
-	}
-	return err
-}
-
-// printSaved is the head of a record of save or restore: what is where, and what state the guest was left in.
-func printSaved(w io.Writer, r *record.Migration) {
-	where := holderText(r.GuestOn)
-	switch r.Saved.RunState {
-	case "":
-	case "running":
-		where += ", running"
-	case "postmigrate":
-		where += ", paused (postmigrate): `cont` runs it on, if it has not been restored elsewhere"
-	default:
-		where += ", " + r.Saved.RunState
-	}
-	fmt.Fprintf(w, "\n%s\n", fold(fmt.Sprintf("%s: %s; %s", r.Mode, r.Outcome, where), 2, page(w)))
-	version := first(r.QEMU.SourceVersion, r.QEMU.DestinationVersion)
-	fmt.Fprintf(w, "QEMU %s, %s, %s, %s, %s\n", shortVersion(version), r.QEMU.Machine, r.QEMU.Accelerator, units.FormatSize(r.QEMU.MemoryBytes), plural(int64(r.QEMU.VCPUs), "vCPU", "vCPUs"))
-	text := "file " + r.Saved.Path + ", " + r.Saved.Format
-	if r.Saved.Size != nil && r.Saved.Allocated != nil {
-		text += fmt.Sprintf(", %s, %s on the disk", units.FormatSize(*r.Saved.Size), units.FormatSize(*r.Saved.Allocated))
-	}
-	fmt.Fprintln(w, fold(text, 2, page(w)))
-	if x := r.Snapshot; x != nil {
-		text := "snapshot in " + units.FormatDuration(x.Duration)
-		if x.Stopped != nil {
-			text += ", the guest stopped for " + units.FormatDuration(*x.Stopped)
-		}
-		if x.Stall != nil && x.StallError != nil {
-			text += fmt.Sprintf(", its longest silence %s +/- %s", units.FormatDuration(*x.Stall), units.FormatDuration(*x.StallError))
-		}
-		fmt.Fprintln(w, fold(text, 2, page(w)))
-	}
+	return c.keep(x, folder, rec, err)
 }

@@ -43,9 +43,14 @@ func planFlags() []cli.Flag {
 		&cli.StringFlag{Name: "sample-interval", Category: aboutMigration, Value: "10ms", Usage: "`TIME` how often query-migrate and query-status are asked; 0ms: never"},
 		&cli.StringFlag{Name: "out", Category: aboutOutput, Value: "out", Usage: "`DIR` append the record to DIR/records.jsonl"},
 		&cli.BoolFlag{Name: "json", Category: aboutOutput, Usage: "print the record, one line, on standard output"},
+		detailsFlag(),
 		quietFlag(),
 		logLevelFlag(),
 	}
+}
+
+func detailsFlag() cli.Flag {
+	return &cli.BoolFlag{Name: "details", Category: aboutOutput, Usage: "print everything that was measured, not one screen of it"}
 }
 
 func quietFlag() cli.Flag {
@@ -274,22 +279,6 @@ func first(values ...string) string {
 		}
 	}
 	return ""
-}
-
-// count prints a number in groups of three.
-func count(n int64) string {
-	text := strconv.FormatInt(n, 10)
-	for i := len(text) - 3; i > 0 && text[i-1] != '-'; i -= 3 {
-		text = text[:i] + "," + text[i:]
-	}
-	return text
-}
-
-func plural(n int64, one, many string) string {
-	if n == 1 {
-		return fmt.Sprintf("1 %s", one)
-	}
-	return count(n) + " " + many
 }
 
 // switchAfter reads N or TIME.

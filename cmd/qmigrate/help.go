@@ -3,7 +3,6 @@ package main
 import (
 	"fmt"
 	"io"
-	"regexp"
 	"slices"
 	"strings"
 
@@ -118,31 +117,6 @@ func flagText(f cli.Flag) (placeholder, text, value string) {
 		placeholder, text, _ = strings.Cut(rest, "` ")
 	}
 	return placeholder, text, value
-}
-
-// measured is a number before its unit, which stay together.
-var measured = regexp.MustCompile(`(\d) (ns|us|ms|s|%|B|[KMG]iB)(\W|$)`)
-
-// fold breaks a text between words so that no line is wider than width; further lines are indented, and so is a text that is.
-func fold(text string, indent, width int) string {
-	own := len(text) - len(strings.TrimLeft(text, " "))
-	var b strings.Builder
-	b.WriteString(text[:own])
-	at := indent + own
-	for i, word := range strings.Fields(measured.ReplaceAllString(text, "$1\x00$2$3")) {
-		word = strings.ReplaceAll(word, "\x00", " ")
-		switch {
-		case i > 0 && at+1+len(word) > width && (indent+own+len(word) <= width || at > width): // a word that fits nowhere stays
-			b.WriteString("\n" + strings.Repeat(" ", indent+own))
-			at = indent + own
-		case i > 0:
-			b.WriteString(" ")
-			at++
-		}
-		b.WriteString(word)
-		at += len(word)
-	}
-	return b.String()
 }
 
 // folding folds the lines that are written to it, each whole.

@@ -59,7 +59,8 @@ func run(ctx context.Context, args []string, stdin io.Reader, stdout, stderr io.
 	}()
 	ctx, stop := signalContext(ctx)
 	defer stop()
-	app := newApp(stdin, stdout, stderr)
+	c := &commands{stdin: stdin, stdout: stdout, stderr: stderr, said: map[string]bool{}}
+	app := newApp(c)
 	args, err := arrange(app, args)
 	if err == nil {
 		err = app.RunContext(ctx, args)
@@ -71,12 +72,8 @@ func run(ctx context.Context, args []string, stdin io.Reader, stdout, stderr io.
 	if errors.As(err, &child) {
 		return int(child)
 	}
-	said := map[string]bool{} // both sides may fail for the same reason
-	for line := range strings.Lines(strings.TrimSpace(err.Error())) {
-		if line = strings.TrimRight(line, "\n"); !said[line] {
-			fmt.Fprintf(stderr, "qmigrate: %s\n", line)
-		}
-		said[line] = true
+	for _, line := range c.errorLines(err) {
+		fmt.Fprintln(stderr, line)
 	}
 	return statusOf(ctx, err)
 }
@@ -130,20 +127,19 @@ func crashFile(p any) string {
 	return f.Name()
 }
 
-func newApp(stdin io.Reader, stdout, stderr io.Writer) *cli.App {
-	c := &commands{stdin: stdin, stdout: stdout, stderr: stderr}
+func newApp(c *commands) *cli.App {
 	app := &cli.App{
 		Name:                 "qmigrate",
 		Usage:                "live-migrate QEMU guests over QMP, and measure what happens",
 		Version:              version,
-		Reader:               stdin,
-		Writer:               stdout,
-		ErrWriter:            stderr,
+		Reader:               c.stdin,
+		Writer:               c.stdout,
+		ErrWriter:            c.stderr,
 		HideHelpCommand:      true,
 		HideVersion:          true,
 		EnableBashCompletion: true,
 		Commands: []*cli.Command{
-			c.demo(), c.run(), c.report(), c.compare(), c.export(), c.migrate(), c.save(), c.restore(), c.caps(), c.lab(), c.doctor(), c.version(), c.completion(),
+			c.demo(), c.run(), c.show(), c.report(), c.compare(), c.export(), c.migrate(), c.save(), c.restore(), c.caps(), c.lab(), c.doctor(), c.version(), c.completion(),
 		},
 		ExitErrHandler: func(*cli.Context, error) {}, // run prints and decides
 		OnUsageError:   onUsageError,
@@ -175,6 +171,26 @@ func onUsageError(x *cli.Context, err error, _ bool) error {
 type commands struct {
 	stdin          io.Reader
 	stdout, stderr io.Writer
+	said           map[string]bool // lines of errors that have been printed
+}
+
+// errorLines are the lines of an error that have not been said yet: both sides may fail for the same reason. On a terminal they are folded.
+func (c *commands) errorLines(err error) (lines []string) {
+	if err == nil {
+		return nil
+	}
+	for line := range strings.Lines(strings.TrimSpace(err.Error())) {
+		line = "qmigrate: " + strings.TrimRight(line, "\n")
+		if c.said[line] {
+			continue
+		}
+		c.said[line] = true
+		if columns(c.stderr) > 0 { // what reads a pipe takes a line whole
+			line = fold(line, 2, page(c.stderr))
+		}
+		lines = append(lines, strings.Split(line, "\n")...)
+	}
+	return lines
 }
 
 // logger writes to standard error from the level asked for; a nil Logger is silent.

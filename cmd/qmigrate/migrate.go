@@ -142,10 +142,7 @@ func (c *commands) runMigrate(x *cli.Context) error {
 			rec.Warn("the destination that was launched could not be ended: %v", closeErr)
 		}
 	}
-	if showErr := c.show(x, folder, rec); err == nil {
-		err = showErr
-	}
-	return err
+	return c.keep(x, folder, rec, err)
 }
 
 // mayGoOn tells whether this is a post-copy that may go on over a new connection: wherever its guest is but on the source, or if that is not known.

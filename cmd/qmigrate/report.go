@@ -91,15 +91,15 @@ func printReport(w io.Writer, r *report.Report) {
 		if x.Text != "" {
 			fmt.Fprintf(w, "%s\n", fold(x.Text, 0, page(w)))
 		}
-		t := table{align: x.Align}
+		t := table{Align: x.Align}
 		for _, row := range append([][]string{x.Head}, x.Rows...) {
 			cells := make([]string, len(row))
 			for i, cell := range row {
 				cells[i] = printable(cell)
 			}
-			t.row(cells...)
+			t.Row(cells...)
 		}
-		t.print(w)
+		t.Print(w, page(w))
 	}
 }
 

@@ -240,12 +240,12 @@ func (c *commands) printCells(e *experiment.Experiment, p *experiment.Plan) {
 		left[t.Cell]++
 	}
 	fmt.Fprintln(c.stderr)
-	t := table{align: "rrl"}
-	t.row("trials", "left", "cell")
+	t := table{Align: "rrl"}
+	t.Row("trials", "left", "cell")
 	for _, cell := range e.Cells {
-		t.row(fmt.Sprint(cell.Sweep.Repeats), fmt.Sprint(left[cell]), cell.Name)
+		t.Row(fmt.Sprint(cell.Sweep.Repeats), fmt.Sprint(left[cell]), cell.Name)
 	}
-	t.print(c.stderr)
+	t.Print(c.stderr, page(c.stderr))
 }
 
 func (c *commands) printSummary(e *experiment.Experiment, folder *record.Folder, s *experiment.Summary) {

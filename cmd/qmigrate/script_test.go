@@ -5,7 +5,6 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
-	"flag"
 	"fmt"
 	"io"
 	"net"
@@ -32,8 +31,6 @@ import (
 	"qmigrate/qmp"
 )
 
-var update = flag.Bool("update", false, "write the golden files anew")
-
 // TestScripts plays the stories of testdata/scripts. Beside testscript's own commands they have:
 //
 //	status N PROGRAM ARG...        run a program, which has to exit with status N
@@ -42,7 +39,7 @@ var update = flag.Bool("update", false, "write the golden files anew")
 //	interrupt NAME [SIGNAL]        SIGINT, or another by its name
 //	finish NAME N                  until it exits, with status N; its output is then stdout and stderr
 //	oneline                        the last program's standard error is one line of ours, and no stack
-//	lines FILE                     the last program's standard error has these lines, in this order, as regular expressions
+//	lines FILE [stdout]            the last program's standard error, or output, has these lines, in this order, as regular expressions
 //	startqemu VERSION DIR [ARG...] a QEMU without a guest's system, with control, events and sampler.qmp in DIR
 //	killqemu DIR                   SIGKILL
 //	dead DIR                       nobody listens there any more
@@ -272,7 +269,7 @@ func oneline(ts *testscript.TestScript, _ bool, _ []string) {
 }
 
 func lines(ts *testscript.TestScript, _ bool, args []string) {
-	rest := strings.Split(ts.ReadFile("stderr"), "\n")
+	rest := strings.Split(ts.ReadFile(append(args, "stderr")[1]), "\n")
 	for want := range strings.Lines(ts.ReadFile(args[0])) {
 		want = strings.TrimSpace(want)
 		i := slices.IndexFunc(rest, regexp.MustCompile(want).MatchString)

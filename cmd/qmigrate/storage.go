@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"slices"
 	"strings"
 
@@ -13,6 +12,7 @@ import (
 	"qmigrate/engine"
 	"qmigrate/engine/record"
 	"qmigrate/engine/record/units"
+	"qmigrate/engine/report/text"
 	"qmigrate/engine/storage"
 	"qmigrate/guest"
 	"qmigrate/guest/debian"
@@ -53,61 +53,12 @@ func mirror(x *cli.Context) (m engine.Mirror, err error) {
 	return m, nil
 }
 
-// diskParts say what became of the guest's acknowledged writes.
-func diskParts(d *record.DiskCheck) []string {
-	if d == nil {
-		return nil
-	}
-	parts := []string{fmt.Sprintf("%s acknowledged, %s lost, %s wrong of %s", plural(d.WritesAcknowledged, "write", "writes"), count(d.WritesLost), count(d.BlocksWrong), plural(d.BlocksChecked, "block", "blocks"))}
-	if d.WriteErrors > 0 {
-		parts = append(parts, plural(d.WriteErrors, "write", "writes")+" refused")
-	}
-	if d.WriteLongest != nil {
-		parts = append(parts, "slowest write "+units.FormatDuration(*d.WriteLongest)+" on the guest's clock")
-	}
-	if d.ImagesIdentical != nil {
-		same := "images identical"
-		if !*d.ImagesIdentical {
-			same = "images DIFFER"
-			if d.BlocksDifferent != nil {
-				same += " in " + plural(*d.BlocksDifferent, "block", "blocks")
-			}
-		}
-		parts = append(parts, same)
-	}
-	return parts
-}
-
-// printMirrors prints how each disk was copied.
-func printMirrors(w io.Writer, all []record.Mirror) {
-	if len(all) == 0 {
-		return
-	}
-	t := table{align: "llrrrr"}
-	t.row("mirror", "copy mode", "size", "sent", "in step after", "ended in")
-	for _, m := range all {
-		sent, ready, finish := "-", "-", "-"
-		if m.Transferred != nil {
-			sent = units.FormatSize(*m.Transferred)
-		}
-		if m.Ready != nil {
-			ready = units.FormatDuration(*m.Ready)
-		}
-		if m.Finish != nil {
-			finish = units.FormatDuration(*m.Finish)
-		}
-		t.row(m.Node, m.CopyMode, units.FormatSize(m.Bytes), sent, ready, finish)
-	}
-	fmt.Fprintln(w)
-	t.print(w)
-}
-
 // wrongDisks is the error of a migration after which the guest's disks are not as they should be.
 func wrongDisks(r *record.Migration) error {
 	if r == nil || r.DiskCheck == nil || r.DiskCheck.OK() {
 		return nil
 	}
-	return fmt.Errorf("the guest's disks are wrong: %s", strings.Join(diskParts(r.DiskCheck), "; "))
+	return fmt.Errorf("the guest's disks are wrong: %s", strings.Join(text.DiskCheck(r.DiskCheck), "; "))
 }
 
 // storageFindings say what --storage iscsi and nfs lack.

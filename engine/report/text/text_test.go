@@ -1,9 +1,9 @@
-package main
+package text
 
 import (
 	"bytes"
+	"flag"
 	"io"
-	"math"
 	"os"
 	"path/filepath"
 	"strings"
@@ -13,10 +13,12 @@ import (
 	"qmigrate/engine/record"
 )
 
+var update = flag.Bool("update", false, "write the golden files anew")
+
 // golden compares text with the file of that name in testdata/golden, or writes it with -update.
 func golden(t *testing.T, name, text string) {
 	t.Helper()
-	path := filepath.Join("..", "..", "testdata", "golden", name)
+	path := filepath.Join("..", "..", "..", "testdata", "golden", name)
 	if *update {
 		if err := os.WriteFile(path, []byte(text), 0o644); err != nil {
 			t.Fatal(err)
@@ -70,84 +72,28 @@ func sample() *record.Migration {
 	return r
 }
 
-func TestPrintRecord(t *testing.T) {
-	printRecord(io.Discard, &record.Migration{}) // what is absent is left out
-	cancelled := sample()
-	cancelled.Outcome, cancelled.GuestOn = record.Cancelled, record.Source
-	cancelled.Error = &record.Error{Stage: record.PreCopy, Message: "stopped by signal interrupt"}
-	cancelled.Stages, cancelled.Passes = cancelled.Stages[:3], cancelled.Passes[:1]
-	cancelled.Downtime, cancelled.Total = record.Downtime{}, record.Total{Wall: 2 * time.Second}
-	cancelled.Network, cancelled.Guest, cancelled.Sampling, cancelled.MemoryCheck = &record.Network{}, &record.Guest{}, nil, nil
-	for name, r := range map[string]*record.Migration{"completed.txt": sample(), "cancelled.txt": cancelled} {
+// cancelled is a record by hand of a migration that was stopped in its first pass.
+func cancelled() *record.Migration {
+	r := sample()
+	r.Outcome, r.GuestOn = record.Cancelled, record.Source
+	r.Error = &record.Error{Stage: record.PreCopy, Message: "stopped by signal interrupt"}
+	r.Stages, r.Passes = r.Stages[:3], r.Passes[:1]
+	r.Downtime, r.Total = record.Downtime{}, record.Total{Wall: 2 * time.Second}
+	r.Network, r.Guest, r.Sampling, r.MemoryCheck = &record.Network{}, &record.Guest{}, nil, nil
+	return r
+}
+
+func TestDetails(t *testing.T) {
+	Page{W: io.Discard}.Details(&record.Migration{}) // what is absent is left out
+	for name, r := range map[string]*record.Migration{"completed.txt": sample(), "cancelled.txt": cancelled()} {
 		var b bytes.Buffer
-		printRecord(&b, r)
+		Page{W: &b}.Details(r)
 		golden(t, name, b.String())
 		for line := range strings.Lines(b.String()) {
-			if line = strings.TrimRight(line, "\n"); len(line) > pageWidth || line != strings.TrimRight(line, " ") {
+			if line = strings.TrimRight(line, "\n"); len(line) > MaxWidth || line != strings.TrimRight(line, " ") {
 				t.Errorf("%s: %d columns, or blanks at its end: %q", name, len(line), line)
 			}
 		}
-	}
-}
-
-// TestLiveText: whatever QEMU says, the line fits into 80 columns.
-func TestLiveText(t *testing.T) {
-	for _, n := range []int64{-1, 0, 1, 1023, 1024, 999_999, 1 << 30, 1023 << 30, 1 << 50, math.MaxInt64, math.MinInt64} {
-		for _, f := range []float64{-1, 0, 0.1, 1e3, 1 << 30, 1e15, 1e300, math.Inf(1), math.NaN()} {
-			for _, status := range []string{"active", "device", "pre-switchover", "postcopy-paused", strings.Repeat("x", 200)} {
-				s := record.Sample{Status: status, Transferred: record.Of(n), Remaining: record.Of(n), Throughput: record.Of(f), DirtyPagesRate: record.Of(n), SyncCount: record.Of(n), Throttle: record.Of(n)}
-				for _, d := range []time.Duration{0, time.Second, 1000 * time.Hour, math.MaxInt64, math.MinInt64} {
-					if text := liveText(s, n, d); len(text) > liveWidth || strings.ContainsAny(text, "\n\r\t") {
-						t.Fatalf("%d columns: %q", len(text), text)
-					}
-				}
-			}
-		}
-	}
-	usual := record.Sample{Status: "active", Transferred: record.Of(int64(1)), Remaining: record.Of(int64(66_000_000)), Throughput: record.Of(33e6), DirtyPagesRate: record.Of(int64(0)), SyncCount: record.Of(int64(12)), Throttle: record.Of(int64(20))}
-	if got, want := liveText(usual, 20_000, 12345*time.Millisecond), "pass 12   62.9 MiB left  sent 31.5 MiB/s  dirtied 78.1 MiB/s   12.3 s  -20% CPU"; got != want {
-		t.Errorf("got  %q\nwant %q", got, want)
-	}
-}
-
-// TestLiveLine: a sample without figures prints nothing, one pass is printed at most every liveEvery, a narrow terminal is not overrun.
-func TestLiveLine(t *testing.T) {
-	var b bytes.Buffer
-	l := &liveLine{w: &b, columns: func() int { return 20 }}
-	l.sample(record.Sample{Status: "setup"})
-	if b.Len() > 0 {
-		t.Errorf("printed %q of nothing", &b)
-	}
-	s := record.Sample{Status: "active", Transferred: record.Of(int64(1)), Remaining: record.Of(int64(1)), Throughput: record.Of(1.0), DirtyPagesRate: record.Of(int64(0)), SyncCount: record.Of(int64(1))}
-	for range 100 {
-		l.sample(s)
-	}
-	s.SyncCount = record.Of(int64(2))
-	l.sample(s)
-	l.clear()
-	lines := strings.Split(b.String(), "\r\x1b[K")
-	if len(lines) < 4 || len(lines) > 10 || !strings.HasPrefix(lines[1], "pass 1") || !strings.HasPrefix(lines[len(lines)-2], "pass 2") {
-		t.Errorf("%q", lines)
-	}
-	for _, line := range lines {
-		if len(line) > 19 {
-			t.Errorf("%d columns of 20: %q", len(line), line)
-		}
-	}
-	if b.Reset(); true {
-		l.mirrored(37<<20, 64<<20)
-	}
-	if got := b.String(); got != "\r\x1b[Kstorage  37 MiB of " {
-		t.Errorf("%q", got)
-	}
-	if got := mirrorText(37<<20, 64<<20, 2*time.Second); got != "storage  37 MiB of 64 MiB    2.0 s" {
-		t.Errorf("%q", got)
-	}
-	if got := mirrorText(math.MaxInt64, math.MaxInt64, math.MaxInt64); len(got) > liveWidth {
-		t.Errorf("%d columns: %q", len(got), got)
-	}
-	if newLiveLine(&b) != nil {
-		t.Error("a live line without a terminal")
 	}
 }
 
@@ -159,17 +105,8 @@ func TestFold(t *testing.T) {
 		{"a-word-that-is-too-long b", "a-word-that-is-too-long\n  b"},
 		{"a word-that-is-too-long b", "a word-that-is-too-long\n  b"},
 	} {
-		if got := fold(c.text, 2, 9); got != c.want {
-			t.Errorf("fold(%q) = %q, want %q", c.text, got, c.want)
-		}
-	}
-}
-
-func TestNear(t *testing.T) {
-	have := []string{"demo", "migrate", "lab", "doctor"}
-	for name, want := range map[string]string{"dmo": "did you mean demo?", "doktor": "did you mean doctor?", "lba": "have demo, migrate, lab, doctor", "x": "have demo, migrate, lab, doctor"} {
-		if got := near(name, have, "have ", ""); got != want {
-			t.Errorf("near(%s) = %q, want %q", name, got, want)
+		if got := Fold(c.text, 2, 9); got != c.want {
+			t.Errorf("Fold(%q) = %q, want %q", c.text, got, c.want)
 		}
 	}
 }
@@ -181,7 +118,7 @@ func TestLongPassesAreCut(t *testing.T) {
 		r.Passes = append(r.Passes, record.Pass{Pass: i + 1})
 	}
 	var b strings.Builder
-	printPasses(&b, r)
+	Page{W: &b}.passes(r)
 	rows := strings.Split(strings.TrimSpace(b.String()), "\n")
 	if len(rows) != 1+firstPasses+1+lastPasses || !strings.Contains(b.String(), "980 more") || !strings.Contains(rows[len(rows)-1], "1000") {
 		t.Errorf("%d rows:\n%s", len(rows), b.String())

@@ -1,10 +1,8 @@
-package main
+package text
 
 import (
 	"fmt"
-	"io"
 	"math"
-	"os"
 	"slices"
 	"strings"
 	"time"
@@ -14,9 +12,9 @@ import (
 	"qmigrate/guest/wire"
 )
 
-// printPhases prints what the guest did, and what that took of the hosts, before, during and after the migration.
-func printPhases(w io.Writer, r *record.Migration) {
-	t := table{align: "lrrr"}
+// phases prints what the guest did, and what that took of the hosts, before, during and after the migration.
+func (p Page) phases(r *record.Migration) {
+	t := Table{Align: "lrrr"}
 	row := func(name string, format func(float64) string, values ...*float64) {
 		cells := []string{name}
 		some := false
@@ -28,10 +26,10 @@ func printPhases(w io.Writer, r *record.Migration) {
 			cells, some = append(cells, format(*v)), true
 		}
 		if some {
-			t.row(cells...)
+			t.Row(cells...)
 		}
 	}
-	t.row("", "before", "during", "after")
+	t.Row("", "before", "during", "after")
 	if g := r.Guest; g != nil {
 		row("guest, "+eventName(r)+"/s", number, g.EventsBefore, g.EventsDuring, g.EventsAfter)
 	}
@@ -78,19 +76,19 @@ func printPhases(w io.Writer, r *record.Migration) {
 		row("host CPU, "+string(side), func(v float64) string { return fmt.Sprintf("%.0f %%", v) },
 			mean(s, math.MinInt64, 0), mean(s, 0, end), mean(s, end, math.MaxInt64))
 	}
-	if len(t.rows) > 1 {
-		fmt.Fprintln(w)
-		t.print(w)
+	if len(t.Rows) > 1 {
+		fmt.Fprintln(p.W)
+		t.Print(p.W, p.width())
 	}
 	if g := r.Guest; g != nil && g.Blackout != nil {
 		text := fmt.Sprintf("%s without an event", between(*g.Blackout, g.BlackoutError))
 		if g.Brownout != nil {
 			text += fmt.Sprintf("; brownout %s below 95 %% of the rate before", between(*g.Brownout, g.BrownoutError))
 		}
-		fmt.Fprintf(w, "\n%-10s%s\n", "blackout", fold(text, 10, page(w)))
+		fmt.Fprintf(p.W, "\n%-10s%s\n", "blackout", Fold(text, 10, p.width()))
 	}
 	if text := threadsText(r); text != "" {
-		fmt.Fprintf(w, "%-10s%s\n", "threads", fold(text, 10, page(w)))
+		fmt.Fprintf(p.W, "%-10s%s\n", "threads", Fold(text, 10, p.width()))
 	}
 }
 
@@ -107,7 +105,7 @@ func number(v float64) string {
 	if v < 100 {
 		return fmt.Sprintf("%.1f", v)
 	}
-	return count(int64(math.Round(v)))
+	return Count(int64(math.Round(v)))
 }
 
 func between(v time.Duration, margin *time.Duration) string {
@@ -172,8 +170,8 @@ const (
 // sparkWidth is the widest that the picture of a timeline is.
 const sparkWidth = 80
 
-// printTimeline draws the timeline, a row a series, and below them where the migration began, where the guest stopped and where it ran again.
-func printTimeline(w io.Writer, r *record.Migration) {
+// timeline draws the timeline, a row a series, and below them where the migration began, where the guest stopped and where it ran again.
+func (p Page) timeline(r *record.Migration) {
 	if len(r.Timeline) == 0 {
 		return
 	}
@@ -184,17 +182,17 @@ func printTimeline(w io.Writer, r *record.Migration) {
 		name = max(name, min(len(s.Name), 20))
 	}
 	steps := []rune(sparkASCII)
-	if utf8Locale() {
+	if p.Blocks {
 		steps = []rune(sparkBlocks)
 	}
 	const scale = 17 // columns for what the top of a row is
-	columns := max(min(page(w), sparkWidth)-name-2-scale, 10)
+	columns := max(min(p.width(), sparkWidth)-name-2-scale, 10)
 	step := columnStep(last-first, columns)
 	n := int((last - first + step - 1) / step)
 	if n <= 0 {
 		return
 	}
-	fmt.Fprintln(w)
+	fmt.Fprintln(p.W)
 	for _, s := range r.Timeline {
 		values := make([]*float64, n)
 		var all []float64
@@ -217,7 +215,7 @@ func printTimeline(w io.Writer, r *record.Migration) {
 				line[i] = steps[min(max(int(math.Ceil(*v/top*float64(len(steps)-1))), 0), len(steps)-1)]
 			}
 		}
-		fmt.Fprintf(w, "%-*.*s  %s  %s\n", name, name, s.Name, string(line), strings.TrimSpace("top "+rowScale(top, s.Unit)))
+		fmt.Fprintf(p.W, "%-*.*s  %s  %s\n", name, name, s.Name, string(line), strings.TrimSpace("top "+rowScale(top, s.Unit)))
 	}
 	letters := []rune(strings.Repeat(" ", n+3)) // a mark at the end may need a place behind it
 	var legend []string
@@ -237,10 +235,10 @@ func printTimeline(w io.Writer, r *record.Migration) {
 		legend = append(legend, fmt.Sprintf("%s %s %s", m.letter, m.text, units.FormatDuration(at)))
 	}
 	if text := strings.TrimRight(string(letters), " "); text != "" {
-		fmt.Fprintf(w, "%-*s  %s\n", name, "", text)
+		fmt.Fprintf(p.W, "%-*s  %s\n", name, "", text)
 	}
 	legend = append(legend, "a column "+units.FormatDuration(step))
-	fmt.Fprintf(w, "%-*s  %s\n", name, "", fold(strings.Join(legend, ", "), name+2, min(page(w), sparkWidth)))
+	fmt.Fprintf(p.W, "%-*s  %s\n", name, "", Fold(strings.Join(legend, ", "), name+2, min(p.width(), sparkWidth)))
 }
 
 // columnStep is how much time a column has, so that all of it fits: at least the bins' 100 ms, and with two digits or so.
@@ -287,18 +285,4 @@ func rowScale(v float64, unit string) string {
 		return fmt.Sprintf("%.3g", v) + strings.TrimPrefix(unit, "segments")
 	}
 	return number(v) + strings.TrimPrefix(unit, "segments")
-}
-
-// utf8Locale tells whether what reads our output takes UTF-8, by the words of the POSIX locale; a dumb terminal takes nothing.
-func utf8Locale() bool {
-	if os.Getenv("TERM") == "dumb" {
-		return false
-	}
-	for _, name := range []string{"LC_ALL", "LC_CTYPE", "LANG"} {
-		if v := os.Getenv(name); v != "" {
-			v = strings.ToLower(v)
-			return strings.Contains(v, "utf-8") || strings.Contains(v, "utf8")
-		}
-	}
-	return false
 }
