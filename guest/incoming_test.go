@@ -40,7 +40,7 @@ func TestStartIncoming(t *testing.T) {
 			t.Fatal(err)
 		}
 		c.Close()
-		args, changes, err := launch.IncomingArgs(guest.Cmdline(cmdline), launch.Options{Dir: base + "/dst", Machine: machine})
+		args, changes, err := launch.Destination(guest.Cmdline(cmdline), launch.Options{Dir: base + "/dst", Machine: machine})
 		if err != nil {
 			t.Fatal(err)
 		}

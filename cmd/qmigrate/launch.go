@@ -57,7 +57,7 @@ func (c *commands) launch(x *cli.Context, src *engine.Endpoint) (*guest.VM, erro
 			into[from] = to
 		}
 	}
-	args, changes, err := launch.IncomingArgs(line.args, change)
+	args, changes, err := launch.Destination(line.args, change)
 	if err != nil {
 		return nil, fmt.Errorf("launch destination: %w", err)
 	}

@@ -1,17 +1,18 @@
 // Package launch makes the command line of a migration's destination from that of its source.
 //
-// It knows what QEMU's options take (files, sockets, ports, devices), so that the destination takes nothing that the
-// source holds. It starts nothing: guest.StartIncoming does.
+// Rules says what QEMU's options have of their host (files, sockets, ports, devices), Held what the kernel says that
+// the source has, Process what else a second QEMU must be like. So the destination takes nothing that the source
+// holds. The package starts nothing: guest.StartIncoming does.
 package launch
 
 import (
 	"cmp"
-	"encoding/json"
 	"errors"
 	"fmt"
-	"maps"
+	"net/netip"
 	"path"
 	"slices"
+	"strconv"
 	"strings"
 
 	"qmigrate/guest"
@@ -24,21 +25,45 @@ type Options struct {
 	QEMU         string            // another binary; default the source's
 	Machine      string            // the source's machine type as its monitor names it ("pc-q35-7.2"); default as its command line has it, which may be an alias
 	Paths        map[string]string // path of the source's: the destination's, instead of one in Dir. A path mapped to itself stays
-	TAPs         map[string]string // TAP interface of the source's: the destination's
+	TAPs         map[string]string // network interface of the source's: the destination's
 	Ports        map[string]string // TCP or UDP port of the source's: the destination's
 	OtherNetwork bool              // the destination is in another network namespace or machine: the same ports and interface names are free there
+	Held         *Held             // what the source holds; nil: all that its command line names
+	// ReadFile reads a file as the source sees it, for -readconfig; nil refuses that option.
+	ReadFile func(name string) ([]byte, error)
+}
+
+// Line is a destination's command line.
+type Line struct {
+	Args     []string
+	Changes  []Change
+	Forwards []Forward // ports that it has not got yet
+}
+
+// Forward is a port of the host that leads to a guest through QEMU's user network. Two QEMUs cannot have it at once.
+type Forward struct {
+	Netdev string // "" is the only user network
+	Rule   string // tcp:127.0.0.1:2222-:22, as hostfwd_add takes it
+}
+
+// Address is the rule's host part, as hostfwd_remove takes it.
+func (f Forward) Address() string {
+	host, _, _ := strings.Cut(f.Rule, "-")
+	return host
 }
 
 // Change is one difference between the two command lines, for people to read.
 type Change struct {
 	Option   string // "-pidfile"; "" for the program
-	From, To string // values; "" for an option that was added or dropped
+	From, To string // values; "" for an option that was added or dropped; both the same for one that is only named
 	Why      string
 }
 
 func (c Change) String() string {
 	s := strings.TrimSpace(c.Option + " ")
 	switch {
+	case c.From == c.To:
+		s += " kept: " + c.From
 	case c.From == "":
 		s += " added: " + c.To
 	case c.To == "":
@@ -56,76 +81,107 @@ type ArgumentError struct {
 }
 
 func (e *ArgumentError) Error() string {
-	return fmt.Sprintf("duplicate %s %s: %s", e.Option, e.Value, e.Reason)
+	return fmt.Sprintf("duplicate %s: %s", strings.TrimSpace(e.Option+" "+e.Value), e.Reason)
 }
 
-// IncomingArgs turns the command line of a running QEMU, program first, or before it the dynamic linker that runs it
+// Destination turns the command line of a running QEMU, program first, or before it the dynamic linker that runs it
 // (debian.SplitLoader), into that of its destination: it waits for a migration (-incoming defer -S), what QEMU
-// creates lies in l.Dir, and it has the three monitors of a VM there. What the guest sees stays as it is. Devices
+// creates lies in o.Dir, and it has the three monitors of a VM there. What the guest sees stays as it is. Devices
 // that were plugged in while the source ran, and passwords given to its monitor, are not on its command line: the
 // caller compares. The error joins an *ArgumentError for each option that cannot be had twice.
-func IncomingArgs(args []string, l Options) (out []string, changes []Change, err error) {
-	if len(args) == 0 || l.Dir == "" {
-		return nil, nil, errors.New("make the destination's command line: the source's and a folder are needed")
+func Destination(args []string, o Options) (*Line, error) {
+	if len(args) == 0 || o.Dir == "" {
+		return nil, errors.New("make the destination's command line: the source's and a folder are needed")
 	}
-	m := &mover{Options: l, used: map[string]bool{}}
+	m := &mover{Options: o, used: map[string]bool{"qemu.log": true}}
 	for _, role := range []string{guest.Control, guest.Events, guest.Sampler} {
 		m.used[role+".qmp"] = true
 	}
-	m.used["qemu.log"] = true
 	by, rest := debian.SplitLoader(args)
 	m.out = append(by, rest[0])
-	if l.QEMU != "" && l.QEMU != rest[0] {
-		m.out = []string{l.QEMU}
-		m.note("", rest[0], l.QEMU, "as asked")
+	if o.QEMU != "" && o.QEMU != rest[0] {
+		m.out = []string{o.QEMU}
+		m.note("", rest[0], o.QEMU, "as asked")
 	}
-	machine := false
-	for i := len(by) + 1; i < len(args); i++ {
-		a := args[i]
-		if !strings.HasPrefix(a, "-") || a == "-" { // an image: the first disk
-			m.out = append(m.out, m.mapped("image", a))
-			continue
-		}
-		option := "-" + strings.TrimLeft(a, "-")
-		if takesNoValue(option) {
-			m.flag(a, option)
-			continue
-		}
-		if i+1 == len(args) {
-			return nil, nil, fmt.Errorf("make the destination's command line: %s has no value", a)
-		}
-		i++
-		machine = machine || option == "-machine" || option == "-M"
-		m.option(a, option, args[i])
+	words, err := split(rest[1:])
+	if err != nil {
+		return nil, err
 	}
-	if l.Machine != "" && !machine {
-		m.add("-machine", l.Machine, "the source's default")
+	words = m.set(m.readConfigs(words))
+	machine, paused := false, false
+	for _, w := range words {
+		switch {
+		case w.option == "":
+			m.out = append(m.out, m.mapped("image", w.value))
+		case w.flag:
+			paused = paused || w.option == "-S"
+			m.flag(w)
+		default:
+			machine = machine || w.option == "-machine" || w.option == "-M"
+			m.option(w)
+		}
+	}
+	if o.Machine != "" && !machine {
+		m.add("-machine", o.Machine, "the source's default")
 	}
 	m.add("-incoming", "defer", "wait for the migration")
 	m.out = append(m.out, "-S")
-	if !slices.ContainsFunc(args, func(a string) bool { return a == "-S" || a == "--S" }) {
+	if !paused {
 		m.note("-S", "", "-S", "the guest starts when it is told to")
 	}
 	for _, role := range []string{guest.Control, guest.Events, guest.Sampler} {
-		m.add("-chardev", "socket,id="+monitorPrefix+role+",server=on,wait=off,path="+comma(m.socket(guest.Spec{Dir: l.Dir}.Socket(role))), "our own monitor")
+		m.add("-chardev", "socket,id="+monitorPrefix+role+",server=on,wait=off,path="+comma(m.socket(guest.Spec{Dir: o.Dir}.Socket(role))), "our own monitor")
 		m.out = append(m.out, "-mon", "chardev="+monitorPrefix+role+",mode=control")
 	}
 	if err := errors.Join(m.errs...); err != nil {
-		return nil, nil, err
+		return nil, err
 	}
-	return m.out, m.changes, nil
+	return &Line{m.out, m.changes, m.forwards}, nil
 }
 
-// monitorPrefix begins the names of the chardevs that IncomingArgs adds; a source that was launched so has them already.
+// monitorPrefix begins the names of the chardevs that Destination adds; a source that was launched so has them already.
 const monitorPrefix = "qmigrate-"
 
-// mover carries one IncomingArgs.
+// word is an option with its value, or an image, whose option is "".
+type word struct {
+	raw, option, value string
+	flag               bool // it has no value
+}
+
+// split reads a command line without its program.
+func split(args []string) (words []word, err error) {
+	for i := 0; i < len(args); i++ {
+		a := args[i]
+		if !strings.HasPrefix(a, "-") || a == "-" { // an image: the first disk
+			words = append(words, word{value: a})
+			continue
+		}
+		w := word{raw: a, option: "-" + strings.TrimLeft(a, "-")}
+		switch {
+		case flags[w.option]:
+			w.flag = true
+		case i+1 < len(args) && (known(w.option) || !strings.HasPrefix(args[i+1], "-")):
+			i++
+			w.value = args[i]
+		case known(w.option):
+			return nil, fmt.Errorf("make the destination's command line: %s has no value", a)
+		default:
+			w.flag = true // one that we do not know, and another option follows
+		}
+		words = append(words, w)
+	}
+	return words, nil
+}
+
+// mover carries one Destination.
 type mover struct {
 	Options
-	used    map[string]bool // names taken in Dir
-	out     []string
-	changes []Change
-	errs    []error
+	used     map[string]bool // names taken in Dir
+	out      []string
+	changes  []Change
+	forwards []Forward
+	errs     []error
+	moves    bool // the option at hand names something else than the source's
 }
 
 func (m *mover) note(option, from, to, why string) {
@@ -156,11 +212,15 @@ func (m *mover) place(base string) string {
 }
 
 // moved is where a file that QEMU creates goes.
-func (m *mover) moved(from string) string {
-	if to, ok := m.Paths[from]; ok {
-		return to
+func (m *mover) moved(option, value, from string) string {
+	to, ok := m.Paths[from]
+	if !ok {
+		return m.place(from)
 	}
-	return m.place(from)
+	if what, held := m.Held.path(to); held {
+		m.refuse(option, value, to+" is the source's "+what+": name another path for "+from)
+	}
+	return to
 }
 
 // socket checks the length of a socket's path.
@@ -181,194 +241,306 @@ func (m *mover) mapped(option, from string) string {
 	return to
 }
 
-// peer is the destination's path of something that somebody else serves.
-func (m *mover) peer(option, value, from, what string) string {
-	to, ok := m.Paths[from]
+// port is the destination's port: mapped, or the same where it is free; ok is false if the source holds it.
+func (m *mover) port(network, from string) (to string, ok bool) {
+	to, mapped := m.Ports[from]
+	switch {
+	case from == "" || from == "0", m.OtherNetwork && !mapped:
+		return from, true
+	case m.OtherNetwork:
+		return to, true
+	case !mapped:
+		return from, m.Held != nil && !m.Held.port(network, from)
+	}
+	return to, !m.Held.port(network, to)
+}
+
+// needPort is port for what cannot do without.
+func (m *mover) needPort(option, value, network, from string) string {
+	to, ok := m.port(network, from)
 	if !ok {
-		m.refuse(option, value, what+" "+from+" serves the source: give the destination one of its own (a path for "+from+")")
+		m.refuse(option, value, "the source holds port "+to+": name another port for "+from)
 	}
 	return to
 }
 
-// port is the destination's port: mapped, or the same where it is free; ok is false if the source holds it.
-func (m *mover) port(from string) (to string, ok bool) {
-	if to, ok := m.Ports[from]; ok {
-		return to, true
+// flag handles an option without a value.
+func (m *mover) flag(w word) {
+	r, _ := ruleFor(w.option, nil, "")
+	_, free := m.port("tcp", "1234")
+	switch {
+	case w.option == "-S": // added at the end
+	case w.option == "-s" && free:
+		m.out = append(m.out, w.raw)
+	case w.option == "-s":
+		m.note(w.option, w.raw, "", "the source holds the debugger's port")
+	case w.option == "-curses":
+		m.out = append(m.out, "-display", "none")
+		m.note(w.option, w.raw, "-display none", "the destination has no terminal")
+	case r.Does == Drop:
+		m.note(w.option, w.raw, "", "the source's own: "+r.Has)
+	case r.Does == Refuse:
+		m.refuse(w.option, "", r.Has+" "+outOfReach)
+	default:
+		m.unknown(w)
+		m.out = append(m.out, w.raw)
 	}
-	return from, m.OtherNetwork || from == "0"
 }
 
-// flag handles an option without a value.
-func (m *mover) flag(raw, option string) {
-	switch option {
-	case "-S":
-		return // added at the end
-	case "-daemonize":
-		m.note(option, raw, "", "we watch the process")
-	case "-s":
-		if !m.OtherNetwork {
-			m.note(option, raw, "", "the source holds the debugger's port")
-			return
-		}
-		m.out = append(m.out, raw)
-	case "-snapshot":
-		m.refuse(option, "", "the source's temporary disk images are out of the destination's reach")
-	default:
-		m.out = append(m.out, raw)
+const outOfReach = "cannot be had twice: start the destination yourself"
+
+// unknown names an option that no rule is about.
+func (m *mover) unknown(w word) {
+	if !known(w.option) {
+		m.changes = append(m.changes, Change{w.option, cmp.Or(w.value, w.raw), cmp.Or(w.value, w.raw), "not known to us, and it names nothing that the source holds"})
 	}
 }
 
 // option handles an option with its value.
-func (m *mover) option(raw, option, value string) {
-	to := value
+func (m *mover) option(w word) {
+	option, to := w.option, w.value
 	switch option {
-	case "-incoming", "-loadvm":
-		if value != "defer" {
-			m.note(option, value, "", "the state comes by the migration")
-		}
-		return
-	case "-writeconfig":
-		m.note(option, value, "", "the source wrote it")
-		return
-	case "-add-fd":
-		m.refuse(option, value, "descriptors that another program opened for the source: let that program start the destination")
-		return
-	case "-pidfile", "-D":
-		to = m.moved(value)
-		m.note(option, value, to, "the source's own")
-	case "-machine", "-M":
-		to = m.machine(option, value)
-	case "-chardev":
-		if to = m.chardev(option, value); to == "" {
-			return
-		}
-	case "-mon":
-		if o := parseOptions(value); strings.HasPrefix(cmp.Or(o.get("chardev"), o.first()), monitorPrefix) {
-			return
-		}
-	case "-qmp", "-qmp-pretty", "-monitor", "-serial", "-parallel", "-debugcon":
-		to = m.character(option, value)
-	case "-gdb":
-		if !m.OtherNetwork {
-			m.note(option, value, "", "the source holds the debugger's port")
-			return
-		}
-	case "-vnc":
-		to = m.vnc(option, value)
-	case "-spice":
-		to = m.spice(option, value)
-	case "-display":
-		if o := parseOptions(value); o.first() == "curses" {
-			to = "none"
-			m.note(option, value, to, "the destination has no terminal")
-		}
-	case "-netdev", "-nic", "-net":
-		to = m.net(option, value)
-	case "-object":
-		to = m.object(option, value)
-	case "-device":
-		to = m.device(option, value)
-	case "-trace", "-audiodev":
-		key := "file"
-		if option == "-audiodev" {
-			key = "path"
-		}
-		to = m.output(option, value, key)
-	case "-name", "-append", "-uuid", "-smbios", "-fw_cfg":
+	case "-name", "-append", "-uuid":
 		// texts for the guest: nothing in them is ours to read
+	case "-machine", "-M":
+		to = m.machine(option, w.value)
+	case "-mon":
+		if o := parseOptions(w.value); strings.HasPrefix(cmp.Or(o.get("chardev"), o.first()), monitorPrefix) {
+			return
+		}
+	case "-qmp", "-qmp-pretty", "-monitor", "-serial", "-parallel", "-debugcon", "-qtest", "-gdb":
+		to = m.character(option, w.value)
+		if option == "-gdb" && to != w.value && strings.HasPrefix(w.value, "tcp:") { // a debugger that is told where finds it
+			m.note(option, w.value, "", "the source holds the debugger's port")
+			return
+		}
+		m.note(option, w.value, to, "the source's own")
+	case "-vnc":
+		to = m.vnc(option, w.value)
+	case "-spice":
+		to = m.spice(option, w.value)
+	case "-display":
+		var ok bool
+		if to, ok = m.display(option, w.value); !ok {
+			return
+		}
 	default:
-		to = m.rest(option, value)
-	}
-	m.out = append(m.out, raw, to)
-}
-
-// rest maps the caller's paths in any other option, and refuses descriptors.
-func (m *mover) rest(option, value string) string {
-	if strings.HasPrefix(value, "{") {
-		return m.json(option, value)
-	}
-	if to, ok := m.Paths[value]; ok {
-		m.note(option, value, to, "as asked")
-		return to
-	}
-	o := parseOptions(value)
-	m.descriptors(option, value, o)
-	changed := false
-	for i, p := range o {
-		if to, ok := m.Paths[p.value]; ok && !p.bare {
-			m.note(option, p.value, to, "as asked")
-			o[i].value, changed = to, true
+		var ok bool
+		if to, ok = m.keys(w); !ok {
+			return
 		}
 	}
-	if !changed {
-		return value
-	}
-	return o.String()
+	m.out = append(m.out, w.raw, to)
 }
 
-// descriptors refuses a value that names open files.
-func (m *mover) descriptors(option, value string, o options) bool {
-	for _, p := range o {
+// keys applies the rules of an option to each key of its value; ok is false if nothing is left of it.
+func (m *mover) keys(w word) (to string, ok bool) {
+	option := w.option
+	if r, found := ruleFor(option, nil, ""); found && r.Kind == "" {
+		switch r.Does {
+		case Drop:
+			if w.value != "defer" {
+				m.note(option, w.value, "", "the source's own: "+r.Has)
+			}
+			return "", false
+		case Refuse:
+			m.refuse(option, w.value, r.Has+", which "+outOfReach)
+			return w.value, true
+		case Move:
+			to := m.moved(option, w.value, w.value)
+			m.note(option, w.value, to, "the source's own")
+			return to, true
+		default: // a path
+			if isDescriptor("", w.value) {
+				m.refuse(option, w.value, descriptors(w.value))
+			}
+			return m.mapped(option, w.value), true
+		}
+	}
+	v, err := parseValue(w.value)
+	if err != nil {
+		m.refuse(option, w.value, err.Error())
+		return w.value, true
+	}
+	if option == "-chardev" && strings.HasPrefix(v.get("id"), monitorPrefix) {
+		return "", false
+	}
+	kinds := v.kinds()
+	if r, found := ruleFor(option, kinds, ""); found && r.Does == Refuse {
+		m.refuse(option, w.value, r.Has+", which "+outOfReach)
+		return w.value, true
+	}
+	m.moves = false
+	before := len(m.changes)
+	var left options
+	var without []string // keys that went with another
+	for i, p := range v.options {
 		if isDescriptor(p.key, p.value) {
-			m.refuse(option, value, "it uses descriptors ("+p.key+"="+p.value+") that another program, such as libvirt, opened for the source: let that program start the destination")
-			return true
+			m.refuse(option, w.value, descriptors(p.key+"="+p.value))
+			return w.value, true
+		}
+		switch r, found := ruleFor(option, kinds, plainKey(p.key)); {
+		case p.value == "" && (!p.bare || i > 0): // a switch, or nothing
+			left = append(left, p)
+		case !found:
+			left = append(left, m.other(w, p))
+		default:
+			p, gone, ok := m.key(w, r, v, p)
+			without = append(without, gone...)
+			if ok {
+				left = append(left, p)
+			}
 		}
 	}
-	return false
+	if v.options = left.without(without...); len(left) == 0 {
+		m.note(option, w.value, "", "the source's own")
+		return "", false
+	}
+	if option == "-chardev" && v.on("server") { // nobody is waited for
+		v.options = append(v.without("wait", "nowait"), pair{key: "wait", value: "off"})
+		m.moves = true
+	}
+	if to = v.String(); v.json != nil && slices.Equal(v.options, v.before) {
+		to = w.value
+	}
+	if len(m.changes) == before {
+		m.unknown(w)
+	}
+	if m.moves {
+		m.note(option, w.value, to, why(option))
+	}
+	return to, true
+}
+
+func why(option string) string {
+	if option == "-netdev" || option == "-nic" || option == "-net" {
+		return "the destination's own network"
+	}
+	return "the source's own"
+}
+
+func descriptors(of string) string {
+	return "it uses descriptors (" + of + ") that another program, such as libvirt, opened for the source: let that program start the destination"
+}
+
+// key applies a rule to a pair of v; ok is false if it is dropped, gone are the keys that go with what it was.
+func (m *mover) key(w word, r Rule, v value, p pair) (_ pair, gone []string, ok bool) {
+	from := p.value
+	switch r.Does {
+	case Keep, Disk:
+		if strings.HasPrefix(from, "nvme:") {
+			m.refuse(w.option, w.value, "a device of the host, which "+outOfReach)
+		}
+		p.value = m.mapped(w.option, from)
+		return p, nil, true
+	case Drop:
+		m.note(w.option, p.key+"="+from, "", "the source's own: "+r.Has)
+		return p, nil, false
+	case Later:
+		p.value, ok = m.forward(w, v, from)
+		m.moves = m.moves || p.value != from
+		return p, nil, ok
+	case Refuse:
+		if v.on(p.key) || r.Key == "rr" || r.Key == "port" {
+			m.refuse(w.option, w.value, r.Has+", which "+outOfReach)
+		}
+		return p, nil, true
+	case Move:
+		p.value = m.moved(w.option, w.value, from)
+	case Listen:
+		p.value, gone = m.socket(m.moved(w.option, w.value, from)), []string{"abstract", "tight", "addr.abstract", "addr.tight"}
+	case Port: // of a chardev: the rest has functions of its own
+		if p.value, ok = m.port("tcp", from); !ok {
+			p = pair{key: "path", value: m.socket(m.place(cmp.Or(v.get("id"), "socket") + ".sock"))}
+			gone = []string{"host", "to", "ipv4", "ipv6", "nodelay", "mptcp"}
+		}
+	case PortOnly:
+		p.value = m.portOnly(w, r, v, p)
+	case Ask:
+		if r.Kind == "memory-backend-file" && !v.on("share") {
+			p.value = m.mapped(w.option, from)
+			return p, nil, true
+		}
+		p.value = m.ask(w.option, w.value, from, r.Has)
+	case TAP:
+		p.value = m.tap(w.option, w.value, from)
+	case Replace: // guestfwd
+		if head, dev, ok := strings.Cut(from, "-"); ok && !strings.HasPrefix(dev, "cmd:") {
+			p.value = head + "-" + m.character(w.option, dev)
+		}
+	}
+	m.moves = true
+	return p, gone, true
+}
+
+// portOnly is the destination's port of something that nothing else can stand for.
+func (m *mover) portOnly(w word, r Rule, v value, p pair) string {
+	network := "udp"
+	switch {
+	case r.Kind == "passt": // 2222:22,8080
+		items := strings.Split(p.value, ",")
+		for i, item := range items {
+			from, to, ok := strings.Cut(item, ":")
+			if items[i] = m.needPort(w.option, w.value, r.Key[:3], from); ok {
+				items[i] += ":" + to
+			}
+		}
+		return strings.Join(items, ",")
+	case r.Kind == "l2tpv3" && !v.on("udp"), r.Key == "localaddr" && v.get("udp") == "", r.Kind == "dgram" && isMulticast(v.get("remote.host")):
+		return p.value // no port of the host's, or one that several may have
+	case r.Key == "listen", r.Kind == "stream server":
+		network = "tcp"
+	}
+	_, port := rsplit(p.value, ":")
+	return strings.TrimSuffix(p.value, port) + m.needPort(w.option, w.value, network, port)
+}
+
+func isMulticast(host string) bool {
+	a, err := netip.ParseAddr(host)
+	return err == nil && a.IsMulticast()
+}
+
+// other handles a key that no rule is about: it may name what the source holds all the same.
+func (m *mover) other(w word, p pair) pair {
+	if _, ok := m.Paths[p.value]; ok && !p.bare {
+		p.value = m.mapped(w.option, p.value)
+		return p
+	}
+	named := p.value
+	if p.bare {
+		named = p.key
+	}
+	if what, ok := m.Held.named(p.key, named, m.OtherNetwork); ok {
+		m.refuse(w.option, w.value, named+" is the source's "+what+": start the destination yourself")
+	}
+	return p
+}
+
+// ask is the destination's path of something that cannot be shared.
+func (m *mover) ask(option, value, from, what string) string {
+	to, ok := m.Paths[from]
+	if !ok {
+		m.refuse(option, value, from+" serves the source ("+what+"): give the destination one of its own (a path for "+from+")")
+	}
+	return to
+}
+
+// plainKey is a key without the numbers of a list.
+func plainKey(key string) string {
+	parts := strings.Split(strings.TrimSuffix(key, ".str"), ".")
+	parts = slices.DeleteFunc(parts, func(p string) bool { return strings.Trim(p, "0123456789") == "" })
+	if n := len(parts); n > 1 && parts[n-1] == "filename" { // file.filename, backing.file.filename
+		return "filename"
+	}
+	return strings.Join(parts, ".")
 }
 
 func isDescriptor(key, value string) bool {
 	switch key {
-	case "fd", "fds", "vhostfd", "vhostfds":
+	case "fd", "fds", "vhostfd", "vhostfds", "sock_fd", "sock-fds":
 		return value != ""
 	}
 	return strings.HasPrefix(value, "/dev/fdset/")
-}
-
-// json is rest for the JSON form.
-func (m *mover) json(option, value string) string {
-	d := json.NewDecoder(strings.NewReader(value))
-	d.UseNumber()
-	var v any
-	if err := d.Decode(&v); err != nil {
-		m.refuse(option, value, "not JSON: "+err.Error())
-		return value
-	}
-	changed, refused := false, false
-	var walk func(key string, v any) any
-	walk = func(key string, v any) any {
-		switch v := v.(type) {
-		case map[string]any:
-			for _, k := range slices.Sorted(maps.Keys(v)) { // in one order, for the texts
-				v[k] = walk(k, v[k])
-			}
-		case []any:
-			for i := range v {
-				v[i] = walk(key, v[i])
-			}
-		case string:
-			if isDescriptor(key, v) && !refused {
-				refused = true
-				m.refuse(option, value, "it uses descriptors ("+key+" "+v+") that another program, such as libvirt, opened for the source: let that program start the destination")
-			}
-			if to, ok := m.Paths[v]; ok {
-				changed = true
-				m.note(option, v, to, "as asked")
-				return to
-			}
-		}
-		return v
-	}
-	v = walk("", v)
-	if !changed {
-		return value
-	}
-	b, err := json.Marshal(v)
-	if err != nil {
-		m.refuse(option, value, err.Error())
-		return value
-	}
-	return string(b)
 }
 
 func (m *mover) machine(option, value string) string {
@@ -388,57 +560,6 @@ func (m *mover) machine(option, value string) string {
 	return o.String()
 }
 
-// chardev handles a character device; "" drops it.
-func (m *mover) chardev(option, value string) string {
-	o := parseOptions(value)
-	if strings.HasPrefix(o.get("id"), monitorPrefix) {
-		return ""
-	}
-	if m.descriptors(option, value, o) {
-		return value
-	}
-	if l := o.get("logfile"); l != "" {
-		o.set("logfile", m.moved(l))
-	}
-	switch kind := cmp.Or(o.get("backend"), o.first()); kind {
-	case "socket":
-		o = m.socketOptions(option, value, o, o.get("id"))
-	case "file":
-		o.set("path", m.moved(o.get("path")))
-	case "pipe", "serial", "tty", "parallel", "parport":
-		o.set("path", m.peer(option, value, o.get("path"), "the host's "+kind))
-	case "udp":
-		if p := o.get("localport"); p != "" {
-			to, ok := m.port(p)
-			if !ok {
-				m.refuse(option, value, "the source holds port "+p+": give the destination another")
-			}
-			o.set("localport", to)
-		}
-	}
-	m.note(option, value, o.String(), "the source's own")
-	return o.String()
-}
-
-// socketOptions handles what a chardev socket and a -netdev stream share: a server's address goes into Dir, a client's is the caller's to say.
-func (m *mover) socketOptions(option, value string, o options, name string) options {
-	if !o.on("server") {
-		if p := o.get("path"); p != "" {
-			o.set("path", m.peer(option, value, p, "the socket"))
-		}
-		return o // a TCP client may connect twice
-	}
-	if p := o.get("path"); p != "" {
-		o.set("path", m.socket(m.moved(p)))
-		o = o.without("abstract", "tight")
-	} else if to, ok := m.port(o.get("port")); ok {
-		o.set("port", to)
-	} else {
-		o = append(o.without("path", "host", "port", "to", "ipv4", "ipv6", "nodelay", "mptcp"), pair{key: "path", value: m.socket(m.place(cmp.Or(name, "socket") + ".sock"))})
-	}
-	return append(o.without("wait", "nowait"), pair{key: "wait", value: "off"})
-}
-
 // character handles the short form of a character device: unix:PATH,server, tcp:HOST:PORT,server, file:PATH, ...
 func (m *mover) character(option, value string) string {
 	mux := ""
@@ -451,63 +572,76 @@ func (m *mover) character(option, value string) string {
 	switch kind {
 	case "unix":
 		o := parseOptions(rest)
-		if m.descriptors(option, value, o) {
-			return value
+		for _, p := range o {
+			if isDescriptor(p.key, p.value) {
+				m.refuse(option, value, descriptors(p.key+"="+p.value))
+				return value
+			}
 		}
 		if len(o) == 0 || o.first() == "" {
 			break
 		}
 		if from := o[0].key; o.on("server") {
-			o[0].key = m.socket(m.moved(from))
+			o[0].key = m.socket(m.moved(option, value, from))
 			o = append(o.without("wait", "nowait", "abstract", "tight"), pair{key: "wait", value: "off"})
 		} else {
-			o[0].key = m.peer(option, value, from, "the socket")
+			o[0].key = m.ask(option, value, from, "socket of a server")
 		}
 		to = "unix:" + o.String()
 	case "tcp", "telnet", "tn3270", "websocket":
 		o := parseOptions(rest)
-		if !o.on("server") {
+		if !o.on("server") && option != "-gdb" {
 			break
 		}
 		host, port := rsplit(o.first(), ":")
-		if p, ok := m.port(port); ok {
+		if p, ok := m.port("tcp", port); ok {
 			o[0].key = host + ":" + p
 			o = append(o.without("wait", "nowait"), pair{key: "wait", value: "off"})
 			to = kind + ":" + o.String()
+			if option == "-gdb" { // it listens and does not wait
+				to = kind + ":" + host + ":" + p
+			}
 		} else {
 			to = "unix:" + comma(m.socket(m.place(strings.TrimPrefix(option, "-")+".sock"))) + ",server=on,wait=off"
 		}
 	case "udp":
 		// udp:REMOTE@LOCAL
-		if _, local, ok := strings.Cut(rest, "@"); ok {
-			_, port := rsplit(local, ":")
-			if _, ok := m.port(port); !ok {
-				m.refuse(option, value, "the source holds port "+port+": use -chardev udp, or another network")
-			}
+		if remote, local, ok := strings.Cut(rest, "@"); ok {
+			host, port := rsplit(local, ":")
+			to = "udp:" + remote + "@" + host + ":" + m.needPort(option, value, "udp", port)
 		}
 	case "file":
-		to = "file:" + m.moved(rest)
+		to = "file:" + m.moved(option, value, rest)
 	case "pipe":
-		to = "pipe:" + m.peer(option, value, rest, "the pipe")
+		to = "pipe:" + m.ask(option, value, rest, "pipe")
 	default:
 		if strings.HasPrefix(v, "/dev/") {
-			to = m.peer(option, value, v, "the host's device")
+			to = m.ask(option, value, v, "device of the host")
 		}
 	}
-	m.note(option, value, mux+to, "the source's own")
 	return mux + to
 }
 
-// vnc moves a display that others connect to into a unix socket, for the source holds the port.
+// vnc moves a display that others connect to into a unix socket where the source holds the port.
 func (m *mover) vnc(option, value string) string {
 	o := parseOptions(value)
+	at := 0
+	for i, p := range o { // vnc=:1, in a file of -readconfig
+		if p.key == "vnc" && !p.bare {
+			at, o[i] = i, pair{key: p.value, bare: true}
+		}
+	}
+	if len(o) == 0 {
+		return value
+	}
+	o[0], o[at] = o[at], o[0]
 	addr := o.first()
 	if addr == "" || addr == "none" || o.on("reverse") {
 		return value
 	}
 	if p, ok := strings.CutPrefix(addr, "unix:"); ok {
-		o[0].key = "unix:" + m.socket(m.moved(p))
-	} else if m.OtherNetwork {
+		o[0].key = "unix:" + m.socket(m.moved(option, value, p))
+	} else if m.vncFree(o) {
 		return value
 	} else {
 		o[0].key = "unix:" + m.socket(m.place("vnc.sock"))
@@ -517,12 +651,29 @@ func (m *mover) vnc(option, value string) string {
 	return o.String()
 }
 
+// vncFree reports whether a display's ports are free: 5900 and more for the display, 5700 and more for a websocket.
+func (m *mover) vncFree(o options) bool {
+	_, display := rsplit(o.first(), ":")
+	n, err := strconv.Atoi(display)
+	if err != nil {
+		return m.OtherNetwork
+	}
+	free := func(port string) bool { _, ok := m.port("tcp", port); return ok }
+	web := o.get("websocket")
+	if o.on("websocket") {
+		web = strconv.Itoa(5700 + n)
+	}
+	return free(strconv.Itoa(5900+n)) && free(web) && o.get("to") == ""
+}
+
 func (m *mover) spice(option, value string) string {
 	o := parseOptions(value)
+	_, free := m.port("tcp", o.get("port"))
+	_, freeTLS := m.port("tcp", o.get("tls-port"))
 	switch {
 	case o.on("unix"):
-		o.set("addr", m.socket(m.moved(o.get("addr"))))
-	case m.OtherNetwork:
+		o.set("addr", m.socket(m.moved(option, value, o.get("addr"))))
+	case free && freeTLS:
 		return value
 	default:
 		o = append(o.without("port", "tls-port", "addr", "ipv4", "ipv6"), pair{key: "unix", value: "on"}, pair{key: "addr", value: m.socket(m.place("spice.sock"))})
@@ -531,95 +682,33 @@ func (m *mover) spice(option, value string) string {
 	return o.String()
 }
 
-// net handles a network's backend.
-func (m *mover) net(option, value string) string {
-	if strings.HasPrefix(value, "{") {
-		return m.netJSON(option, value)
+// display handles -display; ok is false if its place was taken by another option.
+func (m *mover) display(option, value string) (to string, ok bool) {
+	v, err := parseValue(value)
+	if err != nil {
+		m.refuse(option, value, err.Error())
+		return value, true
 	}
-	o := parseOptions(value)
-	if m.descriptors(option, value, o) {
-		return value
+	switch kind := cmp.Or(v.get("type"), v.first()); {
+	case kind == "curses":
+		to = "none"
+		m.note(option, value, to, "the destination has no terminal")
+		return to, true
+	case kind == "spice-app": // its socket is named after the guest
+		to = "unix=on,disable-ticketing=on,addr=" + comma(m.socket(m.place("spice.sock")))
+		if v.on("gl") {
+			to = "gl=on," + to
+		}
+		m.out = append(m.out, "-spice", to)
+		m.note(option, value, "-spice "+to, "the source's own")
+		return "", false
+	case strings.HasPrefix(value, "vnc="):
+		return "vnc=" + m.vnc(option, strings.TrimPrefix(value, "vnc=")), true
 	}
-	switch cmp.Or(o.get("type"), o.first()) {
-	case "tap":
-		if from := o.get("ifname"); from != "" {
-			o.set("ifname", m.tap(option, value, from))
-		}
-	case "vhost-vdpa":
-		o.set("vhostdev", m.peer(option, value, o.get("vhostdev"), "the host's device"))
-	case "user":
-		for i, p := range o {
-			if p.key == "hostfwd" {
-				o[i].value = m.forward(option, value, p.value)
-			}
-		}
-	case "socket":
-		if l := o.get("listen"); l != "" {
-			host, port := rsplit(l, ":")
-			to, ok := m.port(port)
-			if !ok {
-				m.refuse(option, value, "the source holds port "+port+": give the destination another")
-			}
-			o.set("listen", host+":"+to)
-		}
-	case "stream":
-		if o.on("server") {
-			if p := o.get("addr.path"); p != "" {
-				o.set("addr.path", m.socket(m.moved(p)))
-			} else if to, ok := m.port(o.get("addr.port")); ok {
-				o.set("addr.port", to)
-			} else {
-				m.refuse(option, value, "the source holds port "+o.get("addr.port")+": give the destination another")
-			}
-		} else if p := o.get("addr.path"); p != "" {
-			o.set("addr.path", m.peer(option, value, p, "the socket"))
-		}
-	}
-	m.note(option, value, o.String(), "the destination's own network")
-	return o.String()
+	return m.keys(word{raw: option, option: option, value: value})
 }
 
-// netJSON handles the JSON form of -netdev: only what is on no one else is duplicated.
-func (m *mover) netJSON(option, value string) string {
-	var n struct {
-		Type, Ifname string
-		Hostfwd      []any
-		Server       bool
-	}
-	if err := json.Unmarshal([]byte(value), &n); err != nil {
-		m.refuse(option, value, "not JSON of a network: "+err.Error())
-		return value
-	}
-	before := len(m.errs)
-	to := m.json(option, value)
-	switch {
-	case len(m.errs) > before:
-	case n.Ifname != "":
-		tap := m.tap(option, value, n.Ifname)
-		if tap == n.Ifname || tap == "" {
-			break
-		}
-		var all map[string]any
-		d := json.NewDecoder(strings.NewReader(to))
-		d.UseNumber()
-		if err := d.Decode(&all); err != nil {
-			m.refuse(option, value, err.Error())
-			break
-		}
-		all["ifname"] = tap
-		b, err := json.Marshal(all)
-		if err != nil {
-			m.refuse(option, value, err.Error())
-			break
-		}
-		m.note(option, value, string(b), "the destination's own network")
-		return string(b)
-	case (len(n.Hostfwd) > 0 || n.Server) && !m.OtherNetwork:
-		m.refuse(option, value, "the source holds its ports: use another network")
-	}
-	return to
-}
-
+// tap is the destination's network interface.
 func (m *mover) tap(option, value, from string) string {
 	to, ok := m.TAPs[from]
 	switch {
@@ -628,99 +717,30 @@ func (m *mover) tap(option, value, from string) string {
 	case m.OtherNetwork:
 		return from
 	}
-	m.refuse(option, value, "the source holds the TAP interface "+from+": name another for the destination")
+	m.refuse(option, value, "the source holds the interface "+from+": name another for the destination")
 	return ""
 }
 
-// forward maps the host's port in tcp:HOST:PORT-GUEST:PORT. The same port cannot be had twice, and nobody would find another that we picked.
-func (m *mover) forward(option, value, rule string) string {
+// forward maps the host's port in tcp:HOST:PORT-GUEST:PORT. now is false for a port that the source holds: nobody
+// would find another that we picked, so it is moved when the guest has moved.
+func (m *mover) forward(w word, v value, rule string) (to string, now bool) {
 	host, guest, ok := strings.Cut(rule, "-")
 	if !ok || strings.HasPrefix(host, "unix:") {
-		m.refuse(option, value, "hostfwd="+rule+" is the source's: name another for the destination")
-		return rule
+		m.refuse(w.option, w.value, "hostfwd="+rule+" is the source's: "+outOfReach)
+		return rule, true
 	}
 	head, port := rsplit(host, ":")
-	to, ok := m.port(port)
-	if !ok {
-		m.refuse(option, value, "the source holds port "+port+" (hostfwd): name another for the destination")
+	network, _, _ := strings.Cut(host, ":")
+	if network != "udp" {
+		network = "tcp"
 	}
-	return head + ":" + to + "-" + guest
-}
-
-func (m *mover) object(option, value string) string {
-	kind, share, file := "", false, ""
-	if strings.HasPrefix(value, "{") {
-		var o struct {
-			Type    string `json:"qom-type"`
-			Share   bool   `json:"share"`
-			MemPath string `json:"mem-path"`
-		}
-		if err := json.Unmarshal([]byte(value), &o); err != nil {
-			m.refuse(option, value, "not JSON of an object: "+err.Error())
-			return value
-		}
-		kind, share, file = o.Type, o.Share, o.MemPath
-	} else {
-		o := parseOptions(value)
-		kind, share, file = cmp.Or(o.get("qom-type"), o.first()), o.on("share"), o.get("mem-path")
+	if to, ok := m.port(network, port); ok {
+		return head + ":" + to + "-" + guest, true
+	} else if to != port {
+		m.refuse(w.option, w.value, "the source holds port "+to+": name another port for "+port)
+		return rule, true
 	}
-	switch {
-	case kind == "memory-backend-file" && share && m.Paths[file] == "":
-		m.refuse(option, value, "RAM in a shared file: two guests would write one memory (give a path for "+file+")")
-		return value
-	case kind == "filter-dump":
-		return m.output(option, value, "file")
-	}
-	return m.rest(option, value)
-}
-
-func (m *mover) device(option, value string) string {
-	driver := ""
-	if strings.HasPrefix(value, "{") {
-		var d struct {
-			Driver string `json:"driver"`
-		}
-		if err := json.Unmarshal([]byte(value), &d); err != nil {
-			m.refuse(option, value, "not JSON of a device: "+err.Error())
-			return value
-		}
-		driver = d.Driver
-	} else {
-		o := parseOptions(value)
-		driver = cmp.Or(o.get("driver"), o.first())
-	}
-	switch {
-	case strings.HasPrefix(driver, "vfio-"), driver == "usb-host":
-		m.refuse(option, value, "a device of the host's, which the source holds")
-		return value
-	case strings.HasPrefix(driver, "vhost-vsock-"):
-		m.refuse(option, value, "its context number can be used once on a machine")
-		return value
-	}
-	return m.rest(option, value)
-}
-
-// output moves the file that an option writes.
-func (m *mover) output(option, value, key string) string {
-	if strings.HasPrefix(value, "{") {
-		return m.rest(option, value)
-	}
-	o := parseOptions(value)
-	if f := o.get(key); f != "" {
-		o.set(key, m.moved(f))
-	}
-	m.note(option, value, o.String(), "the source's own")
-	return o.String()
-}
-
-// takesNoValue reports whether an option of QEMU's stands alone. Source: qemu-options.hx of 7.2 and 10.0; 11.1 adds
-// none.
-func takesNoValue(option string) bool {
-	switch option {
-	case "-S", "-s", "-h", "-help", "-version", "-daemonize", "-snapshot", "-nodefaults", "-no-user-config", "-nographic", "-curses", "-full-screen", "-alt-grab",
-		"-ctrl-grab", "-no-quit", "-sdl", "-portrait", "-usb", "-no-acpi", "-no-hpet", "-no-fd-bootchk", "-win2k-hack", "-enable-kvm", "-no-reboot",
-		"-no-shutdown", "-only-migratable", "-preconfig", "-singlestep", "-mem-prealloc", "-semihosting", "-xen-attach", "-xen-domid-restrict", "-enable-sync-profile", "-nodefconfig", "-old-param":
-		return true
-	}
-	return false
+	m.forwards = append(m.forwards, Forward{v.get("id"), rule})
+	m.note(w.option, "hostfwd="+rule, "", "the source holds port "+port+": it is moved when the guest has moved")
+	return rule, false
 }

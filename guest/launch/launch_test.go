@@ -50,17 +50,20 @@ func TestIncomingArgs(t *testing.T) {
 				}
 				keep = append(keep, f)
 			}
-			out, changes, err := launch.IncomingArgs(args, l)
+			line, err := launch.Destination(args, l)
 			var b strings.Builder
 			if err != nil {
-				if out != nil || changes != nil {
-					t.Errorf("%q %v with an error", out, changes)
+				if line != nil {
+					t.Errorf("%v with an error", line)
 				}
 				fmt.Fprintf(&b, "error: %s\n", strings.ReplaceAll(err.Error(), "\n", "\nerror: "))
 			} else {
-				fmt.Fprintf(&b, "%s\n\n", strings.Join(out, "\n"))
-				for _, c := range changes {
+				fmt.Fprintf(&b, "%s\n\n", strings.Join(line.Args, "\n"))
+				for _, c := range line.Changes {
 					fmt.Fprintf(&b, "# %s\n", c)
+				}
+				for _, f := range line.Forwards {
+					fmt.Fprintf(&b, "later: hostfwd_remove %s; hostfwd_add %s\n", strings.TrimSpace(f.Netdev+" "+f.Address()), strings.TrimSpace(f.Netdev+" "+f.Rule))
 				}
 			}
 			if *update {
@@ -83,13 +86,14 @@ func FuzzIncomingArgs(f *testing.F) {
 	}
 	f.Fuzz(func(t *testing.T, s string) {
 		l := launch.Options{Dir: "/run/b", Machine: "pc-q35-7.2"}
-		out, changes, err := launch.IncomingArgs(strings.Split(s, "\n"), l)
+		line, err := launch.Destination(strings.Split(s, "\n"), l)
 		if err != nil {
-			if out != nil || changes != nil {
-				t.Errorf("%q %v with %v", out, changes, err)
+			if line != nil {
+				t.Errorf("%v with %v", line, err)
 			}
 			return
 		}
+		out := line.Args
 		count := func(a string) (n int) {
 			for _, o := range out {
 				if o == a {
@@ -101,8 +105,8 @@ func FuzzIncomingArgs(f *testing.F) {
 		if count("-incoming") < 1 || count("-S") < 1 {
 			t.Errorf("does not wait: %q", out)
 		}
-		again, _, err := launch.IncomingArgs(out, l)
-		if err != nil || !slices.Equal(again, out) {
+		again, err := launch.Destination(out, l)
+		if err != nil || !slices.Equal(again.Args, out) {
 			t.Errorf("of %q\ncame %q\nand of that %q, %v", s, out, again, err)
 		}
 	})

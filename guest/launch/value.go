@@ -1,9 +1,138 @@
 package launch
 
 import (
+	"encoding/json"
+	"fmt"
+	"maps"
 	"slices"
+	"strconv"
 	"strings"
 )
+
+// value is an option's value: text of the form a,b=c,d=on, or the same as JSON.
+type value struct {
+	options
+	json any // nil for text
+	// what the leaves of json were
+	before options
+}
+
+// parseValue reads either form. The keys of JSON are those that the text would have: addr.path, hostfwd.0.
+func parseValue(s string) (value, error) {
+	if !strings.HasPrefix(s, "{") {
+		return value{options: parseOptions(s)}, nil
+	}
+	d := json.NewDecoder(strings.NewReader(s))
+	d.UseNumber()
+	v := value{}
+	if err := d.Decode(&v.json); err != nil {
+		return v, fmt.Errorf("not JSON: %w", err)
+	}
+	flatten("", v.json, &v.options)
+	v.before = slices.Clone(v.options)
+	return v, nil
+}
+
+// flatten lists the leaves of JSON, keys in order.
+func flatten(key string, v any, into *options) {
+	under := func(k string) string { return strings.TrimPrefix(key+"."+k, ".") }
+	switch v := v.(type) {
+	case map[string]any:
+		for _, k := range slices.Sorted(maps.Keys(v)) {
+			flatten(under(k), v[k], into)
+		}
+	case []any:
+		for i := range v {
+			flatten(under(strconv.Itoa(i)), v[i], into)
+		}
+	case bool:
+		*into = append(*into, pair{key: key, value: map[bool]string{true: "on", false: "off"}[v]})
+	default:
+		*into = append(*into, pair{key: key, value: fmt.Sprint(v)})
+	}
+}
+
+// kinds are the values that say what an option is about: its backend, type or driver, and with " server" if it listens.
+func (v value) kinds() (all []string) {
+	add := func(k string) {
+		if v.on("server") {
+			all = append(all, k+" server")
+			return
+		}
+		all = append(all, k)
+	}
+	if k := v.first(); k != "" {
+		add(k)
+	}
+	for _, p := range v.options {
+		switch last := p.key[strings.LastIndex(p.key, ".")+1:]; {
+		case p.bare:
+		case last == "driver", p.key == "type", p.key == "backend", p.key == "qom-type":
+			add(p.value)
+		}
+	}
+	return all
+}
+
+// String is the value in the form that it came in.
+func (v value) String() string {
+	if v.json == nil {
+		return v.options.String()
+	}
+	for _, p := range v.before {
+		if !slices.Contains(v.options, p) {
+			v.json = graft(v.json, strings.Split(p.key, "."), nil)
+		}
+	}
+	for _, p := range v.options {
+		if !slices.Contains(v.before, p) {
+			var leaf any = p.value
+			switch p.value {
+			case "on", "off":
+				leaf = p.value == "on"
+			}
+			v.json = graft(v.json, strings.Split(p.key, "."), leaf)
+		}
+	}
+	b, err := json.Marshal(prune(v.json))
+	if err != nil {
+		panic(err) // it was JSON
+	}
+	return string(b)
+}
+
+// graft puts leaf at the end of path, or takes away what is there if leaf is nil.
+func graft(v any, path []string, leaf any) any {
+	if len(path) == 0 {
+		return leaf
+	}
+	if list, ok := v.([]any); ok {
+		if i, err := strconv.Atoi(path[0]); err == nil && i < len(list) {
+			list[i] = graft(list[i], path[1:], leaf)
+		}
+		return list
+	}
+	m, ok := v.(map[string]any)
+	if !ok {
+		m = map[string]any{}
+	}
+	m[path[0]] = graft(m[path[0]], path[1:], leaf)
+	return m
+}
+
+// prune removes what graft emptied.
+func prune(v any) any {
+	switch v := v.(type) {
+	case []any:
+		return slices.DeleteFunc(v, func(e any) bool { return prune(e) == nil })
+	case map[string]any:
+		maps.DeleteFunc(v, func(_ string, e any) bool { return prune(e) == nil })
+		if len(v) == 0 {
+			return nil
+		}
+	}
+	return v
+}
 
 // options is a value of the form a,b=c,d=on, in order, in which ",," stands for a comma.
 type options []pair
@@ -111,7 +240,6 @@ func rsplit(s, sep string) (head, tail string) {
 	}
 	return s[:i], s[i+len(sep):]
 }
-
 
 // comma doubles the commas of a value, as QEMU's option syntax wants them.
 func comma(s string) string { return strings.ReplaceAll(s, ",", ",,") }

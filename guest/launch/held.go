@@ -1,0 +1,319 @@
+package launch
+
+import (
+	"bufio"
+	"bytes"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"io/fs"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+
+	"golang.org/x/sys/unix"
+)
+
+// Held is what the kernel says that a process holds and another cannot have as well, or would write to.
+type Held struct {
+	Sockets []Socket // bound or listening
+	Files   []File   // regular files and pipes that are open for writing, or locked
+
+	dir  string                      // what relative paths start from
+	file func(string) (fileID, bool) // the file that a path names for the process
+}
+
+// Socket is a bound socket.
+type Socket struct {
+	Network   string // tcp, udp, unix; the kernel's tables of IPv6 count as tcp and udp. It has none of vsock
+	Address   string // 127.0.0.1:5900, [::]:5900, /run/a.qmp, @abstract
+	Listening bool
+	inode     uint64
+	id        fileID // of a path
+}
+
+// File is an open file.
+type File struct {
+	Path   string // as the kernel has it
+	Locked bool
+	id     fileID
+}
+
+type fileID struct{ dev, ino uint64 }
+
+// ReadHeld asks the kernel what a process holds. Ports are those of the process's own network namespace.
+func ReadHeld(pid int) (*Held, error) {
+	base := fmt.Sprintf("/proc/%d", pid)
+	dir, err := os.Readlink(base + "/cwd")
+	if err != nil {
+		return nil, fmt.Errorf("ask what process %d holds: %w", pid, err)
+	}
+	h := &Held{dir: dir, file: func(p string) (fileID, bool) { return fileAs(pid, p) }}
+	locked := map[fileID]bool{}
+	if b, err := os.ReadFile("/proc/locks"); err == nil {
+		locked = parseLocks(b)
+	}
+	inodes := map[uint64]bool{}
+	all, err := os.ReadDir(base + "/fd")
+	if err != nil {
+		return nil, fmt.Errorf("ask what process %d holds: %w", pid, err)
+	}
+	for _, e := range all {
+		name, err := os.Readlink(base + "/fd/" + e.Name())
+		if err != nil {
+			continue // closed since
+		}
+		if n, ok := strings.CutPrefix(name, "socket:["); ok {
+			if inode, err := strconv.ParseUint(strings.TrimSuffix(n, "]"), 10, 64); err == nil {
+				inodes[inode] = true
+			}
+			continue
+		}
+		var st unix.Stat_t
+		if unix.Stat(base+"/fd/"+e.Name(), &st) != nil || st.Mode&unix.S_IFMT != unix.S_IFREG && st.Mode&unix.S_IFMT != unix.S_IFIFO || !strings.HasPrefix(name, "/") {
+			continue
+		}
+		id := fileID{st.Dev, st.Ino}
+		info, err := os.ReadFile(base + "/fdinfo/" + e.Name())
+		if err == nil && (writes(info) || locked[id]) {
+			h.Files = append(h.Files, File{name, locked[id], id})
+		}
+	}
+	for _, table := range []string{"tcp", "tcp6", "udp", "udp6", "udplite", "udplite6", "unix"} {
+		b, err := os.ReadFile(base + "/net/" + table)
+		if errors.Is(err, fs.ErrNotExist) {
+			continue // a kernel without IPv6
+		}
+		if err != nil {
+			return nil, fmt.Errorf("ask what process %d holds: %w", pid, err)
+		}
+		parse := parseInet
+		if table == "unix" {
+			parse = parseUnix
+		}
+		sockets, err := parse(strings.TrimRight(strings.TrimSuffix(table, "lite6"), "6"), b)
+		if err != nil {
+			return nil, fmt.Errorf("read %s/net/%s: %w", base, table, err)
+		}
+		for _, s := range sockets {
+			if !inodes[s.inode] {
+				continue
+			}
+			if s.Network == "unix" && !strings.HasPrefix(s.Address, "@") {
+				s.id, _ = h.file(h.abs(s.Address))
+			}
+			h.Sockets = append(h.Sockets, s)
+		}
+	}
+	return h, nil
+}
+
+// parseInet reads /proc/PID/net/tcp and its siblings: listening sockets of TCP, all of UDP. Source: proc_pid_net(5).
+func parseInet(network string, b []byte) (all []Socket, err error) {
+	network = strings.TrimSuffix(network, "lite")
+	for _, f := range fields(b) {
+		if len(f) < 10 {
+			return nil, fmt.Errorf("want 10 columns, not %q", strings.Join(f, " "))
+		}
+		const listen = "0A"
+		if network == "tcp" && f[3] != listen {
+			continue
+		}
+		address, err := parseAddress(f[1])
+		if err != nil {
+			return nil, err
+		}
+		inode, err := strconv.ParseUint(f[9], 10, 64)
+		if err != nil {
+			return nil, err
+		}
+		all = append(all, Socket{Network: network, Address: address.String(), Listening: f[3] == listen, inode: inode})
+	}
+	return all, nil
+}
+
+// parseAddress reads 0100007F:1770: 32-bit words in the machine's byte order, which is little-endian on x86-64.
+func parseAddress(s string) (netip.AddrPort, error) {
+	host, port, _ := strings.Cut(s, ":")
+	b, err := hex.DecodeString(host)
+	if err != nil || len(b) != 4 && len(b) != 16 {
+		return netip.AddrPort{}, fmt.Errorf("%q is no address", s)
+	}
+	n, err := strconv.ParseUint(port, 16, 16)
+	if err != nil {
+		return netip.AddrPort{}, fmt.Errorf("%q is no address", s)
+	}
+	for i := 0; i < len(b); i += 4 {
+		slices.Reverse(b[i : i+4])
+	}
+	a, _ := netip.AddrFromSlice(b)
+	return netip.AddrPortFrom(a, uint16(n)), nil
+}
+
+// parseUnix reads /proc/PID/net/unix: the sockets that have a name.
+func parseUnix(network string, b []byte) (all []Socket, err error) {
+	for _, f := range fields(b) {
+		if len(f) < 7 {
+			return nil, fmt.Errorf("want 7 columns, not %q", strings.Join(f, " "))
+		}
+		if len(f) == 7 {
+			continue
+		}
+		flags, err := strconv.ParseUint(f[3], 16, 64)
+		if err != nil {
+			return nil, err
+		}
+		inode, err := strconv.ParseUint(f[6], 10, 64)
+		if err != nil {
+			return nil, err
+		}
+		const acceptcon = 1 << 16
+		all = append(all, Socket{Network: network, Address: strings.Join(f[7:], " "), Listening: flags&acceptcon != 0, inode: inode})
+	}
+	return all, nil
+}
+
+// fields are the columns of a table's lines but the first.
+func fields(b []byte) (all [][]string) {
+	lines := bufio.NewScanner(bytes.NewReader(b))
+	for lines.Scan() {
+		if f := strings.Fields(lines.Text()); len(f) > 0 {
+			all = append(all, f)
+		}
+	}
+	if len(all) == 0 {
+		return nil
+	}
+	return all[1:]
+}
+
+// parseLocks reads /proc/locks: the files that anybody has locked. An open file description's lock names no process.
+func parseLocks(b []byte) map[fileID]bool {
+	all := map[fileID]bool{}
+	lines := bufio.NewScanner(bytes.NewReader(b))
+	for lines.Scan() {
+		for _, f := range strings.Fields(lines.Text()) { // 08:01:123
+			p := strings.Split(f, ":")
+			if len(p) != 3 {
+				continue
+			}
+			major, err1 := strconv.ParseUint(p[0], 16, 32)
+			minor, err2 := strconv.ParseUint(p[1], 16, 32)
+			ino, err3 := strconv.ParseUint(p[2], 10, 64)
+			if err1 == nil && err2 == nil && err3 == nil {
+				all[fileID{unix.Mkdev(uint32(major), uint32(minor)), ino}] = true
+			}
+		}
+	}
+	return all
+}
+
+// writes reads the flags of /proc/PID/fdinfo/N.
+func writes(info []byte) bool {
+	for line := range strings.Lines(string(info)) {
+		if n, ok := strings.CutPrefix(line, "flags:"); ok {
+			flags, err := strconv.ParseUint(strings.TrimSpace(n), 8, 64)
+			return err == nil && flags&unix.O_ACCMODE != unix.O_RDONLY
+		}
+	}
+	return false
+}
+
+func (h *Held) abs(p string) string {
+	if filepath.IsAbs(p) {
+		return filepath.Clean(p)
+	}
+	return filepath.Join(h.dir, p)
+}
+
+// path says what the process has at a path.
+func (h *Held) path(p string) (what string, ok bool) {
+	if h == nil || p == "" {
+		return "", false
+	}
+	p = h.abs(p)
+	id, exists := fileID{}, false
+	if h.file != nil {
+		id, exists = h.file(p)
+	}
+	for _, s := range h.Sockets {
+		if s.Network == "unix" && (h.abs(s.Address) == p && !strings.HasPrefix(s.Address, "@") || exists && s.id == id) {
+			return "socket", true
+		}
+	}
+	for _, f := range h.Files {
+		if f.Path == p || exists && f.id == id {
+			return "file, open for writing", true
+		}
+	}
+	return "", false
+}
+
+// port reports whether the process has a port: listening for TCP, bound for UDP.
+func (h *Held) port(network, port string) bool {
+	return h != nil && slices.ContainsFunc(h.Sockets, func(s Socket) bool {
+		_, p := rsplit(s.Address, ":")
+		return s.Network == network && p == port
+	})
+}
+
+// named looks in the value of a key for whatever the process holds.
+func (h *Held) named(key, value string, otherNetwork bool) (what string, ok bool) {
+	if h == nil {
+		return "", false
+	}
+	pieces := []string{value}
+	for piece := range strings.SplitSeq(value, ",") {
+		pieces = append(pieces, piece)
+		for _, sep := range []string{"=", ":"} {
+			if _, after, ok := strings.Cut(piece, sep); ok {
+				pieces = append(pieces, after)
+			}
+		}
+	}
+	for _, piece := range pieces {
+		if strings.Contains(piece, "/") || slices.ContainsFunc(h.Files, func(f File) bool { return f.Path == h.abs(piece) }) {
+			if what, ok := h.path(piece); ok {
+				return what, true
+			}
+		}
+		if otherNetwork || piece == "" {
+			continue
+		}
+		for _, s := range h.Sockets {
+			if s.Network == "unix" && strings.HasPrefix(s.Address, "@") && strings.TrimPrefix(s.Address, "@") == strings.TrimPrefix(piece, "@") {
+				return "abstract socket", true
+			}
+		}
+		if _, port := rsplit(piece, ":"); strings.Contains(piece, ":") || strings.Contains(key, "port") {
+			for _, network := range []string{"tcp", "udp"} {
+				if h.port(network, port) {
+					return strings.ToUpper(network) + " port", true
+				}
+			}
+		}
+	}
+	return "", false
+}
+
+// fileAs is the file that a path names for a process, in its root and its mount namespace.
+func fileAs(pid int, name string) (fileID, bool) {
+	root, err := unix.Open(fmt.Sprintf("/proc/%d/root", pid), unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return fileID{}, false
+	}
+	defer unix.Close(root)
+	fd, err := unix.Openat2(root, name, &unix.OpenHow{Flags: unix.O_PATH | unix.O_CLOEXEC, Resolve: unix.RESOLVE_IN_ROOT})
+	if err != nil {
+		return fileID{}, false
+	}
+	defer unix.Close(fd)
+	var st unix.Stat_t
+	if unix.Fstat(fd, &st) != nil {
+		return fileID{}, false
+	}
+	return fileID{st.Dev, st.Ino}, true
+}

@@ -1,0 +1,266 @@
+package launch
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+
+	"golang.org/x/sys/unix"
+
+	"qmigrate/guest"
+	"qmigrate/guest/debian"
+)
+
+// Process is what /proc says of a process of this machine: what a second one like it must be started with.
+type Process struct {
+	PID     int
+	Program string   // the file that runs, in its root; a dynamic linker that runs it is looked through. "" if it may not be looked at
+	Changed bool     // that file is not there any more: removed, or replaced by another, as an upgrade does
+	Args    []string // the command line, with Program and before it the linker in place of how it was called
+	Env     []string // all of its environment but what a service manager gave to it alone
+	Dir     string   // its working folder; with -daemonize, which leaves it, the one that it was started in
+	UID     int      // the user that it acts as
+	Cgroup  string   // content of /proc/PID/cgroup
+	Limits  Limits
+	Network uint64 // its network namespace; equal numbers are one
+
+	otherRoot, otherMounts bool
+}
+
+// Limits are what a process may have; nil is no limit.
+type Limits struct {
+	Files  *int64 // open at a time
+	Locked *int64 // bytes of locked memory
+	Space  *int64 // bytes of address space
+}
+
+// ReadProcess looks at a process. One that may not be looked at has no Program, which is no error.
+func ReadProcess(pid int) (*Process, error) {
+	p := &Process{PID: pid}
+	base := fmt.Sprintf("/proc/%d", pid)
+	exe, err := os.Readlink(base + "/exe")
+	if err != nil {
+		return p, nil
+	}
+	exe, p.Changed = strings.CutSuffix(exe, " (deleted)")
+	read := func(name string) (b []byte) {
+		if err == nil {
+			b, err = os.ReadFile(base + "/" + name)
+		}
+		return b
+	}
+	cmdline, environ, status, limits := read("cmdline"), read("environ"), read("status"), read("limits")
+	p.Cgroup = string(read("cgroup"))
+	if err == nil {
+		p.Dir, err = os.Readlink(base + "/cwd")
+	}
+	if err == nil {
+		p.UID, err = effectiveUser(status)
+	}
+	if err == nil {
+		p.Limits, err = parseLimits(limits)
+	}
+	if err == nil {
+		err = p.namespaces()
+	}
+	if err != nil {
+		return nil, fmt.Errorf("look at process %d: %w", pid, err)
+	}
+	args := guest.Cmdline(cmdline)
+	p.Env, p.Dir = environment(guest.Cmdline(environ), args, p.Dir)
+	by, rest := debian.SplitLoader(args)
+	switch {
+	case len(args) == 0:
+		p.Program = exe
+	case len(by) > 0 && debian.IsLoader(exe):
+		p.Program = rest[0]
+		if !filepath.IsAbs(p.Program) {
+			p.Program = filepath.Join(p.Dir, p.Program)
+		}
+		by[0] = exe
+		p.Args = append(append(by, p.Program), rest[1:]...)
+		p.Changed = p.Changed || removed(read("maps"), p.Program)
+	default:
+		p.Program = exe
+		p.Args = append([]string{exe}, args[1:]...)
+	}
+	return p, nil
+}
+
+// Command is what starts the program: its path, and before it the dynamic linker that runs it, if one does.
+func (p *Process) Command() []string {
+	by, _ := debian.SplitLoader(p.Args)
+	return append(by, p.Program)
+}
+
+// IsQEMU tells a QEMU by its name: qemu-system-x86_64, qemu-kvm, .qemu-system-x86_64-wrapped.
+func (p *Process) IsQEMU() bool { return strings.Contains(filepath.Base(p.Program), "qemu") }
+
+// Parts are the variables of its environment that tell a program where its parts are.
+func (p *Process) Parts() []string {
+	return slices.DeleteFunc(slices.Clone(p.Env), func(v string) bool { return !isPart(v) })
+}
+
+// EnvFor is the environment for another program: all but where the parts of this one are.
+func (p *Process) EnvFor() []string { return slices.DeleteFunc(slices.Clone(p.Env), isPart) }
+
+func isPart(v string) bool { return strings.HasPrefix(v, "LD_") || strings.HasPrefix(v, "QEMU_") }
+
+// Startable says why a second process like this one cannot be started by us, here.
+func (p *Process) Startable() error {
+	switch us := os.Geteuid(); {
+	case p.UID != us:
+		return fmt.Errorf("process %d runs as user %d, and we are user %d: its program and files are that user's; run qmigrate as that user", p.PID, p.UID, us)
+	case p.otherRoot:
+		return fmt.Errorf("process %d runs in a container or a chroot: its program and files are not those of this root; run qmigrate there, or start the destination yourself", p.PID)
+	}
+	if p.Changed {
+		if _, err := os.Stat(p.Program); err != nil {
+			return fmt.Errorf("%s, the program of process %d, has been removed: name another QEMU", p.Program, p.PID)
+		}
+	}
+	if name, other := p.otherFile(); other {
+		return fmt.Errorf("process %d has mounts of its own: %s is another file for it than here; start the destination yourself", p.PID, name)
+	}
+	return nil
+}
+
+// otherFile finds a word of the command line that names another file for the process than for us.
+func (p *Process) otherFile() (string, bool) {
+	if !p.otherMounts {
+		return "", false
+	}
+	for _, arg := range p.Args {
+		for _, piece := range strings.FieldsFunc(arg, func(r rune) bool { return strings.ContainsRune(`,=:"`, r) }) {
+			if !strings.HasPrefix(piece, "/") {
+				continue
+			}
+			theirs, there := fileAs(p.PID, piece)
+			ours, here := fileAs(os.Getpid(), piece)
+			if there && (!here || theirs != ours) && !strings.HasPrefix(piece, "/proc/") {
+				return piece, true
+			}
+		}
+	}
+	return "", false
+}
+
+// ReadFile reads a file as the process sees it: in its root, from its working folder.
+func (p *Process) ReadFile(name string) ([]byte, error) {
+	if !filepath.IsAbs(name) {
+		name = filepath.Join(p.Dir, name)
+	}
+	return os.ReadFile(filepath.Join(fmt.Sprintf("/proc/%d/root", p.PID), name))
+}
+
+// Manager names the service manager that owns the process and may start it again when it ends; "" if none is seen.
+func (p *Process) Manager() string { return manager(p.Cgroup) }
+
+// manager reads /proc/PID/cgroup. Units of a user's session, and scopes, which nobody starts again, do not count.
+func manager(cgroup string) string {
+	for line := range strings.Lines(cgroup) {
+		parts := strings.Split(strings.TrimSpace(line), "/")
+		for i, part := range slices.Backward(parts) {
+			name, scope := strings.CutSuffix(part, ".scope")
+			switch {
+			case scope && i > 0 && parts[i-1] == "qemu.slice":
+				return "Proxmox VE (VM " + name + ")"
+			case scope && strings.HasPrefix(name, "machine-qemu"):
+				return "libvirt (" + part + ")"
+			case strings.HasSuffix(part, ".service") && !strings.HasPrefix(part, "user@"):
+				return "systemd (" + part + ")"
+			case scope:
+				return ""
+			}
+		}
+	}
+	return ""
+}
+
+// namespaces compares the process's with ours.
+func (p *Process) namespaces() error {
+	id := func(name string) (id fileID, err error) {
+		var st unix.Stat_t
+		if err := unix.Stat(name, &st); err != nil {
+			return id, &os.PathError{Op: "stat", Path: name, Err: err}
+		}
+		return fileID{st.Dev, st.Ino}, nil
+	}
+	var errs []error
+	of := func(who, what string) fileID {
+		f, err := id("/proc/" + who + "/" + what)
+		errs = append(errs, err)
+		return f
+	}
+	it := strconv.Itoa(p.PID)
+	p.otherRoot = of(it, "root") != of("self", "root")
+	p.otherMounts = of(it, "ns/mnt") != of("self", "ns/mnt")
+	p.Network = of(it, "ns/net").ino
+	return errors.Join(errs...)
+}
+
+// environment is what a second process is to have of a first one's, and the folder to start it in.
+func environment(env, args []string, cwd string) (keep []string, dir string) {
+	dir = cwd
+	for _, v := range env {
+		name, value, ok := strings.Cut(v, "=")
+		switch name {
+		case "NOTIFY_SOCKET", "LISTEN_PID", "LISTEN_FDS", "LISTEN_FDNAMES", "WATCHDOG_PID", "WATCHDOG_USEC", "INVOCATION_ID", "JOURNAL_STREAM", "SYSTEMD_EXEC_PID", "MAINPID":
+			continue
+		case "PWD":
+			if slices.ContainsFunc(args, func(a string) bool { return a == "-daemonize" || a == "--daemonize" }) && filepath.IsAbs(value) {
+				dir = value
+			}
+		}
+		if ok {
+			keep = append(keep, v)
+		}
+	}
+	return keep, dir
+}
+
+// effectiveUser reads the second number of Uid: in /proc/PID/status.
+func effectiveUser(status []byte) (int, error) {
+	for line := range strings.Lines(string(status)) {
+		if f := strings.Fields(line); len(f) == 5 && f[0] == "Uid:" {
+			return strconv.Atoi(f[2])
+		}
+	}
+	return 0, errors.New("its status names no user")
+}
+
+// parseLimits reads /proc/PID/limits: columns of soft and hard limits.
+func parseLimits(b []byte) (l Limits, err error) {
+	into := map[string]**int64{"Max open files": &l.Files, "Max locked memory": &l.Locked, "Max address space": &l.Space}
+	for line := range strings.Lines(string(b)) {
+		for name, to := range into {
+			rest, ok := strings.CutPrefix(line, name)
+			if !ok {
+				continue
+			}
+			f := strings.Fields(rest)
+			if len(f) < 2 {
+				return l, fmt.Errorf("limits: %q has no limit", line)
+			}
+			if f[0] == "unlimited" {
+				continue
+			}
+			n, err := strconv.ParseInt(f[0], 10, 64)
+			if err != nil {
+				return l, fmt.Errorf("limits: %w", err)
+			}
+			*to = &n
+		}
+	}
+	return l, nil
+}
+
+// removed reports whether a file that /proc/PID/maps names has been removed since.
+func removed(maps []byte, name string) bool {
+	return bytes.Contains(maps, []byte(" "+name+" (deleted)\n"))
+}
