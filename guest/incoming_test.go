@@ -2,8 +2,6 @@ package guest_test
 
 import (
 	"errors"
-	"fmt"
-	"os"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -18,19 +16,16 @@ import (
 func TestStartIncoming(t *testing.T) {
 	guesttest.EachQEMU(t, func(t *testing.T, bin string) {
 		base := guesttest.Dir(t)
-		src, err := guest.StartIncoming(limited(t), hostnet.Local(), []string{bin, "-nodefaults", "-display", "none", "-machine", "q35", "-m", "63",
+		src, err := guest.StartIncoming(limited(t), hostnet.Local(), hostnet.Command{Args: []string{bin, "-nodefaults", "-display", "none", "-machine", "q35", "-m", "63",
 			"-chardev", "socket,id=control,path=" + base + "/src/control.qmp,server=on,wait=off", "-mon", "chardev=control,mode=control",
-			"-serial", "file:" + base + "/src/serial.log", "-pidfile", base + "/src/pid", "-device", "virtio-rng-pci"}, nil, base+"/src")
+			"-serial", "file:" + base + "/src/serial.log", "-pidfile", base + "/src/pid", "-device", "virtio-rng-pci"}}, base+"/src")
 		if err != nil {
 			t.Fatal(err)
 		}
 		defer src.Close()
-		cmdline, err := os.ReadFile(fmt.Sprintf("/proc/%d/cmdline", src.Process().PID()))
-		if err != nil {
-			t.Fatal(err)
-		}
-		// The program is QEMU itself by now: the wrapper's folder of data is on its command line, that of libraries in its environment.
-		environ, err := os.ReadFile(fmt.Sprintf("/proc/%d/environ", src.Process().PID()))
+		// The program is QEMU itself by now: the wrapper's folder of data is on its command line, that of libraries in its
+		// environment.
+		p, err := launch.ReadProcess(src.Process().PID())
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -40,14 +35,15 @@ func TestStartIncoming(t *testing.T) {
 			t.Fatal(err)
 		}
 		c.Close()
-		args, changes, err := launch.Destination(guest.Cmdline(cmdline), launch.Options{Dir: base + "/dst", Machine: machine})
+		line, err := launch.Destination(p.Args, launch.Options{Dir: base + "/dst", Machine: machine})
 		if err != nil {
 			t.Fatal(err)
 		}
-		for _, c := range changes {
+		for _, c := range line.Changes {
 			t.Log(c)
 		}
-		dst, err := guest.StartIncoming(limited(t), hostnet.Local(), args, guest.Cmdline(environ), base+"/dst")
+		again := hostnet.Command{Args: line.Args, Env: p.Env, Only: true, Dir: p.Dir}
+		dst, err := guest.StartIncoming(limited(t), hostnet.Local(), again, base+"/dst")
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -58,7 +54,7 @@ func TestStartIncoming(t *testing.T) {
 		}
 		c.Close()
 		migrate(t, src, dst, filepath.Join(base, "m.sock"))
-		if _, err := guest.StartIncoming(limited(t), hostnet.Local(), args, nil, base+"/dst"); err == nil || !strings.Contains(err.Error(), "exists") {
+		if _, err := guest.StartIncoming(limited(t), hostnet.Local(), again, base+"/dst"); err == nil || !strings.Contains(err.Error(), "exists") {
 			t.Error(err)
 		}
 		for range 2 {

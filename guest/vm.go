@@ -59,11 +59,11 @@ func Start(ctx context.Context, h hostnet.Host, s Spec) (*VM, error) {
 	if _, err := h.Stat(s.Dir); err == nil {
 		return nil, fmt.Errorf("start guest: folder %s exists: a guest needs one of its own", s.Dir)
 	}
-	return start(ctx, h, s, append([]string{s.QEMU}, s.Args()...), nil)
+	return start(ctx, h, s, hostnet.Command{Args: append([]string{s.QEMU}, s.Args()...)})
 }
 
-// start runs argv in the new folder s.Dir and waits for the control monitor.
-func start(ctx context.Context, h hostnet.Host, s Spec, argv, env []string) (_ *VM, err error) {
+// start runs c with the new folder s.Dir and waits for the control monitor.
+func start(ctx context.Context, h hostnet.Host, s Spec, c hostnet.Command) (_ *VM, err error) {
 	if p := s.Socket(Control); len(p) > MaxSocketPath-2 { // sampler.qmp is as long; events.qmp shorter
 		return nil, fmt.Errorf("start guest: socket path %s is longer than the kernel's %d bytes: use a shorter folder", p, MaxSocketPath)
 	}
@@ -77,8 +77,9 @@ func start(ctx context.Context, h hostnet.Host, s Spec, argv, env []string) (_ *
 		}
 	}()
 	// QEMU makes its sockets with the umask it finds; exec keeps the process.
-	cmd := append([]string{"/bin/sh", "-c", `umask 0177; exec "$@"`, "sh"}, argv...)
-	vm.proc, err = h.Start(ctx, hostnet.Command{Args: cmd, Env: env, Log: s.Socket("log")})
+	c.Args = append([]string{"/bin/sh", "-c", `umask 0177; exec "$@"`, "sh"}, c.Args...)
+	c.Log = s.Socket("log")
+	vm.proc, err = h.Start(ctx, c)
 	if err != nil {
 		return nil, fmt.Errorf("start %s: %w", s.QEMU, err)
 	}
@@ -292,15 +293,16 @@ func Cmdline(b []byte) []string {
 	return a
 }
 
-// StartIncoming starts a QEMU on h with a command line made by launch.IncomingArgs with Options.Dir dir, and returns when it answers. The VM has the three
-// monitors of every VM, but no agent. Only Close or Kill ends it.
-func StartIncoming(ctx context.Context, h hostnet.Host, argv, env []string, dir string) (*VM, error) {
-	if len(argv) == 0 || dir == "" {
+// StartIncoming starts a QEMU on h with a command line made by launch.Destination with Options.Dir dir, and returns
+// when it answers. The VM has the three monitors of every VM, but no agent. Only Close or Kill ends it. c's streams
+// and log are not used: qemu.log in dir has what it says.
+func StartIncoming(ctx context.Context, h hostnet.Host, c hostnet.Command, dir string) (*VM, error) {
+	if len(c.Args) == 0 || dir == "" {
 		return nil, errors.New("start destination: a command line and a folder are needed")
 	}
 	if _, err := h.Stat(dir); err == nil {
 		return nil, fmt.Errorf("start destination: folder %s exists: it needs one of its own", dir)
 	}
-	_, program := debian.SplitLoader(argv)
-	return start(ctx, h, Spec{Name: path.Base(dir), QEMU: program[0], Dir: dir, Incoming: true, Paused: true}, argv, env)
+	_, program := debian.SplitLoader(c.Args)
+	return start(ctx, h, Spec{Name: path.Base(dir), QEMU: program[0], Dir: dir, Incoming: true, Paused: true}, c)
 }

@@ -63,6 +63,8 @@ type Clock struct {
 type Command struct {
 	Args []string // Args[0] is the program, looked up in our PATH
 	Env  []string // added to ours
+	Only bool     // Env is the whole environment: ours is not added
+	Dir  string   // folder that it starts in; "" is ours
 	Log  string   // file on the host that standard output and error are appended to (made with mode 0600); "" discards them
 
 	Stdin          io.Reader // nil reads nothing

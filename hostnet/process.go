@@ -28,7 +28,10 @@ func (m machine) Start(ctx context.Context, c Command) (Process, error) {
 		return nil, fmt.Errorf("start %s: %w", c.Args[0], err)
 	}
 	cmd := exec.Command(c.Args[0], c.Args[1:]...)
-	cmd.Env = append(os.Environ(), c.Env...)
+	cmd.Dir = c.Dir
+	if cmd.Env = c.Env; !c.Only {
+		cmd.Env = append(os.Environ(), c.Env...)
+	}
 	cmd.WaitDelay = streamGrace
 	if c.attached() {
 		cmd.Stdin, cmd.Stdout, cmd.Stderr = c.Stdin, c.Stdout, c.Stderr

@@ -111,15 +111,18 @@ func programOf(e *engine.Endpoint, f *engine.Facts) binary {
 	if !ok {
 		return binary{why: f.Name + " is not on this machine, as far as is known"}
 	}
-	line, err := p.commandLine()
+	proc, err := p.process()
+	if err == nil && proc.IsQEMU() { // nor does root run a user's program
+		err = proc.Startable()
+	}
 	switch {
 	case err != nil:
 		return binary{why: err.Error()}
-	case !line.isQEMU():
+	case !proc.IsQEMU():
 		return binary{why: fmt.Sprintf("the process behind %s is no QEMU that can be started here (%s)", f.Name,
-			first(line.program, "not to be looked at"))}
+			first(proc.Program, "not to be looked at"))}
 	}
-	return binary{command: line.command, env: line.env}
+	return binary{command: proc.Command(), env: proc.Parts()}
 }
 
 // facts asks an endpoint, or a QEMU that is started for it; own tells which.

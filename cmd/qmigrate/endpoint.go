@@ -4,12 +4,10 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"maps"
 	"net"
 	"net/url"
 	"os"
 	"path/filepath"
-	"slices"
 	"strings"
 	"syscall"
 	"time"
@@ -19,7 +17,7 @@ import (
 	"qmigrate/engine"
 	"qmigrate/engine/lab"
 	"qmigrate/guest"
-	"qmigrate/guest/debian"
+	"qmigrate/guest/launch"
 	"qmigrate/hostnet"
 )
 
@@ -206,48 +204,12 @@ func (p *peer) HasThread(id int) bool {
 	return p.proc != nil && lab.NewProcess(hostnet.Local(), p.proc).HasThread(id)
 }
 
-// commandLine is what a QEMU was started with.
-type commandLine struct {
-	program string   // the file that runs, "" if it is not to be looked at
-	command []string // what starts that program: its path, and before it the dynamic linker that runs it, if one does
-	args    []string // the whole command line
-	env     []string // the variables of its environment that tell a program where its parts are
-}
-
-// isQEMU tells a QEMU by its name: qemu-system-x86_64, qemu-kvm, .qemu-system-x86_64-wrapped.
-func (c commandLine) isQEMU() bool { return strings.Contains(filepath.Base(c.program), "qemu") }
-
-// commandLine reads it from the process; the error says what cannot be read.
-func (p *peer) commandLine() (c commandLine, err error) {
+// process is what /proc says of it.
+func (p *peer) process() (*launch.Process, error) {
 	if p.proc == nil {
-		return c, errNoProcess
+		return nil, errNoProcess
 	}
-	if c.program, err = os.Readlink(fmt.Sprintf("/proc/%d/exe", p.proc.PID())); err != nil {
-		return commandLine{}, nil
-	}
-	c.command = []string{c.program}
-	line, err := hostnet.Local().ReadFile(fmt.Sprintf("/proc/%d/cmdline", p.proc.PID()))
-	if err != nil {
-		return c, fmt.Errorf("read command line of process %d: %w", p.proc.PID(), err)
-	}
-	c.args = guest.Cmdline(line)
-	if by, rest := debian.SplitLoader(c.args); len(by) > 0 && debian.IsLoader(c.program) {
-		c.program, c.command = rest[0], append(by, rest[0])
-	}
-	vars, err := hostnet.Local().ReadFile(fmt.Sprintf("/proc/%d/environ", p.proc.PID()))
-	if err != nil {
-		return c, fmt.Errorf("read environment of process %d: %w", p.proc.PID(), err)
-	}
-	keep := map[string]string{}
-	for _, v := range guest.Cmdline(vars) {
-		if name, value, ok := strings.Cut(v, "="); ok && (name == "LD_LIBRARY_PATH" || strings.HasPrefix(name, "QEMU_")) {
-			keep[name] = value
-		}
-	}
-	for _, name := range slices.Sorted(maps.Keys(keep)) {
-		c.env = append(c.env, name+"="+keep[name])
-	}
-	return c, nil
+	return launch.ReadProcess(p.proc.PID())
 }
 
 // MainThreadCPU is the processor time of QEMU's main thread.

@@ -2,53 +2,55 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
+	"net"
+	"os/exec"
 	"path/filepath"
 	"strings"
+	"time"
 
 	"github.com/urfave/cli/v2"
+	"golang.org/x/sys/unix"
 
 	"qmigrate/engine"
+	"qmigrate/engine/record"
+	"qmigrate/engine/record/units"
 	"qmigrate/guest"
 	"qmigrate/guest/launch"
 	"qmigrate/hostnet"
+	"qmigrate/qmp"
 )
 
-// launch starts the destination from the command line of the process behind the source's monitor.
-func (c *commands) launch(x *cli.Context, src *engine.Endpoint) (*guest.VM, error) {
-	dir, ok := strings.CutPrefix(x.String("destination"), "unix:")
-	if !ok {
-		return nil, usagef("--destination %s: with --launch give the folder that is to be made for it, as in unix:/run/b", x.String("destination"))
+// launched is a destination that we started; nil if it was there before.
+type launched struct {
+	*guest.VM
+	doubts   []string         // for the record
+	forwards []launch.Forward // ports that the source holds until its guest has gone
+}
+
+// Close ends it.
+func (l *launched) Close() error {
+	if l == nil {
+		return nil
 	}
-	dir, err := filepath.Abs(dir)
+	return l.VM.Close()
+}
+
+// launch starts the destination from the command line of the process behind the source's monitor. Until it runs nothing
+// has changed; if it fails nothing is left of it. p.Listen is filled in where the default cannot be reached.
+func (c *commands) launch(x *cli.Context, src *engine.Endpoint, p *engine.Plan) (*launched, error) {
+	dir, host, err := launchFolder(x)
 	if err != nil {
 		return nil, err
 	}
-	host, err := hostnet.Find(x.Context, x.String("destination-host"))
-	if err != nil {
-		return nil, usageError{err}
-	}
-	if _, err := host.Stat(filepath.Join(dir, guest.Control+".qmp")); err == nil {
-		return nil, fmt.Errorf("launch destination: %s exists and has a monitor: if an interrupted migration left it, `qmigrate migrate --recover` with the same endpoints keeps the guest; then remove that folder, or give another one", dir)
-	}
-	if _, err := host.Stat(dir); err == nil {
-		return nil, fmt.Errorf("launch destination: %s exists: give a folder that does not, it is made for the destination's sockets and logs", dir)
-	}
-	machine, line, err := commandLineOf(x.Context, src)
+	facts, proc, err := processOf(x.Context, src)
 	if err != nil {
 		return nil, err
 	}
-	change := launch.Options{Dir: dir, Machine: machine, OtherNetwork: x.String("destination-host") != "local", TAPs: map[string]string{}, Paths: map[string]string{}}
-	if want := x.String("destination-qemu"); want != "" {
-		b, err := guest.FindQEMU(x.Context, want)
-		if err != nil {
-			return nil, err
-		}
-		change.QEMU = b.Path
-		line.env = nil // it says where the other one's parts are
-	}
-	for flag, into := range map[string]map[string]string{"tap": change.TAPs, "path": change.Paths} {
+	change := launch.Options{Dir: dir, Machine: facts.Machine, Paths: map[string]string{}, TAPs: map[string]string{}, Ports: map[string]string{}, ReadFile: proc.ReadFile}
+	for flag, into := range map[string]map[string]string{"tap": change.TAPs, "path": change.Paths, "port": change.Ports} {
 		for _, text := range x.StringSlice(flag) {
 			from, to, ok := strings.Cut(text, "=")
 			if !ok || from == "" || to == "" {
@@ -57,14 +59,224 @@ func (c *commands) launch(x *cli.Context, src *engine.Endpoint) (*guest.VM, erro
 			into[from] = to
 		}
 	}
-	args, changes, err := launch.Destination(line.args, change)
+	network, err := networkOf(x.String("destination-host"))
 	if err != nil {
 		return nil, fmt.Errorf("launch destination: %w", err)
 	}
-	if !x.Bool("quiet") {
-		printChanges(c.stderr, changes)
+	if change.OtherNetwork = network != proc.Network; change.OtherNetwork {
+		if err := listenAcross(x, p, dir); err != nil {
+			return nil, err
+		}
 	}
-	return guest.StartIncoming(x.Context, host, args, line.env, dir)
+	l := &launched{}
+	env := proc.Env
+	if want := x.String("destination-qemu"); want != "" {
+		b, err := guest.FindQEMU(x.Context, want)
+		if err != nil {
+			return nil, err
+		}
+		change.QEMU, env = b.Path, proc.EnvFor()
+	}
+	if err := startable(proc, change.QEMU != ""); err != nil {
+		return nil, fmt.Errorf("launch destination: %w", err)
+	}
+	if proc.Changed && change.QEMU == "" {
+		now, err := versionOf(x.Context, proc)
+		if err != nil {
+			return nil, fmt.Errorf("launch destination: %s has been replaced since the source was started from it: %w: name another with --destination-qemu", proc.Program, err)
+		}
+		l.doubts = append(l.doubts, fmt.Sprintf("%s has been replaced since the source, QEMU %s, was started from it: the destination is QEMU %s", proc.Program, facts.Version, now))
+	}
+	if err := launch.Room(memoryOf(facts)); err != nil {
+		return nil, fmt.Errorf("launch destination: %w", err)
+	}
+	if change.Held, err = launch.ReadHeld(proc.PID); err != nil {
+		return nil, fmt.Errorf("launch destination: %w", err)
+	}
+	line, err := launch.Destination(proc.Args, change)
+	if err != nil {
+		return nil, launchError(err)
+	}
+	l.forwards = line.Forwards
+	l.doubts = append(l.doubts, proc.Less()...)
+	if m := proc.Manager(); m != "" {
+		l.doubts = append(l.doubts, m+" owns the source: when the source ends it may be started again, on the disks that the destination has by then; disable it there first")
+	}
+	if !x.Bool("quiet") {
+		printChanges(c.stderr, line.Changes)
+		for _, d := range l.doubts {
+			fmt.Fprintln(c.stderr, "launch:", d)
+		}
+	}
+	l.VM, err = guest.StartIncoming(x.Context, host, hostnet.Command{Args: line.Args, Env: env, Only: true, Dir: proc.Dir}, dir)
+	if err != nil {
+		return nil, err
+	}
+	return l, nil
+}
+
+// launchFolder is the folder that is to be made for the destination, and its host.
+func launchFolder(x *cli.Context) (string, hostnet.Host, error) {
+	dir, ok := strings.CutPrefix(x.String("destination"), "unix:")
+	if !ok {
+		return "", nil, usagef("--destination %s: with --launch give the folder that is to be made for it, as in unix:/run/b", x.String("destination"))
+	}
+	dir, err := filepath.Abs(dir)
+	if err != nil {
+		return "", nil, err
+	}
+	host, err := hostnet.Find(x.Context, x.String("destination-host"))
+	if err != nil {
+		return "", nil, usageError{err}
+	}
+	if _, err := host.Stat(filepath.Join(dir, guest.Control+".qmp")); err == nil {
+		return "", nil, fmt.Errorf("launch destination: %s exists and has a monitor: if an interrupted migration left it, `qmigrate migrate --recover` with the same endpoints keeps the guest; then remove that folder, or give another one", dir)
+	}
+	if _, err := host.Stat(dir); err == nil {
+		return "", nil, fmt.Errorf("launch destination: %s exists: give a folder that does not, it is made for the destination's sockets and logs", dir)
+	}
+	return dir, host, nil
+}
+
+// processOf is the process behind a monitor, and what its monitor says: the machine type of its own words may be an
+// alias.
+func processOf(ctx context.Context, e *engine.Endpoint) (*engine.Facts, *launch.Process, error) {
+	p, ok := e.Process.(*peer)
+	if !ok {
+		return nil, nil, usagef("--launch needs the source's process: give --source as a unix socket of this machine")
+	}
+	facts, err := engine.Inspect(ctx, e, engine.Options{})
+	if err != nil {
+		return nil, nil, err
+	}
+	proc, err := p.process()
+	if err != nil {
+		return nil, nil, fmt.Errorf("launch destination: %w", err)
+	}
+	if !proc.IsQEMU() {
+		return nil, nil, fmt.Errorf("launch destination: process %d behind %s is no QEMU but %s: start the destination yourself",
+			proc.PID, e.Name, first(proc.Program, "not to be looked at"))
+	}
+	return facts, proc, nil
+}
+
+// startable is why a second process like the source cannot be started here; its program does not matter with another.
+func startable(p *launch.Process, other bool) error {
+	if other {
+		q := *p
+		q.Changed = false
+		p = &q
+	}
+	return p.Startable()
+}
+
+// versionOf asks the program that is there now.
+func versionOf(ctx context.Context, p *launch.Process) (string, error) {
+	command := append(p.Command(), "--version")
+	cmd := exec.CommandContext(ctx, command[0], command[1:]...)
+	cmd.Env = p.Env
+	out, err := cmd.Output()
+	if err != nil {
+		return "", fmt.Errorf("ask it for its version: %w", err)
+	}
+	_, v, _ := strings.Cut(string(out), "version ")
+	v, _, _ = strings.Cut(v, "\n")
+	return v, nil
+}
+
+// networkOf is the network namespace of a host of ours.
+func networkOf(host string) (uint64, error) {
+	file := "/proc/self/ns/net"
+	if name, ok := strings.CutPrefix(host, "netns:"); ok {
+		file = "/run/netns/" + name
+	}
+	var st unix.Stat_t
+	if err := unix.Stat(file, &st); err != nil {
+		return 0, fmt.Errorf("find the network of %s: %w", host, err)
+	}
+	return st.Ino, nil
+}
+
+// listenAcross sees to it that a source in another network can reach the destination: a socket in the new folder can be
+// reached from any, 127.0.0.1 from none.
+func listenAcross(x *cli.Context, p *engine.Plan, dir string) error {
+	host, _, _ := net.SplitHostPort(strings.TrimPrefix(p.Listen, "tcp:"))
+	ip := net.ParseIP(host)
+	switch local := p.Listen == "" || host == "localhost" || ip.IsLoopback(); {
+	case !local || x.IsSet("tunnel") || p.Connect != "":
+	case p.Listen == "" && p.TLS == nil:
+		p.Listen = "unix:" + filepath.Join(dir, "migration.sock")
+	default:
+		return usagef("--listen %s: the source is in another network namespace than the destination: give --listen tcp:ADDRESS:0 with an address of %s that the source can reach", p.Listen, x.String("destination-host"))
+	}
+	return nil
+}
+
+// memoryOf is what a second guest needs of this host.
+func memoryOf(f *engine.Facts) launch.Memory {
+	need := launch.Memory{Huge: map[int64]int64{}}
+	for _, b := range f.RAM {
+		if size, err := units.Size(strings.ReplaceAll(b.PageSize, " ", "")); err == nil && size > 64<<10 {
+			need.Huge[size] += b.Bytes
+			continue
+		}
+		need.Ordinary += b.Bytes
+	}
+	if len(f.RAM) == 0 {
+		need.Ordinary = f.MemoryBytes
+	}
+	return need
+}
+
+// launchError turns the settings that an option lacks into flags.
+func launchError(err error) error {
+	err = fmt.Errorf("launch destination: %w", err)
+	if refused := (*launch.ArgumentError)(nil); errors.As(err, &refused) {
+		return fmt.Errorf("%w; --path, --port and --tap OLD=NEW name others for the destination", err)
+	}
+	return err
+}
+
+// forwardLimit is the time that moving all port forwardings may take.
+const forwardLimit = 10 * time.Second
+
+// moveForwards takes the ports that lead to the guest from the source and gives them to the destination, where the guest
+// is now. What fails is a warning.
+func (l *launched) moveForwards(ctx context.Context, src, dst *engine.Endpoint, rec *record.Migration) {
+	if l == nil || len(l.forwards) == 0 || rec.GuestOn != record.Destination {
+		return
+	}
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), forwardLimit) // the guest has moved, Ctrl-C or not
+	defer cancel()
+	for _, f := range l.forwards {
+		err := humanMonitor(ctx, src, "hostfwd_remove "+strings.TrimSpace(f.Netdev+" "+f.Address()), "removed")
+		if err == nil {
+			err = humanMonitor(ctx, dst, "hostfwd_add "+strings.TrimSpace(f.Netdev+" "+f.Rule), "")
+		}
+		if err != nil {
+			rec.Warn("the port forwarding %s could not be moved to the destination: %v: end the source, then give the destination's monitor `hostfwd_add %s`",
+				f.Rule, err, strings.TrimSpace(f.Netdev+" "+f.Rule))
+		}
+	}
+}
+
+// humanMonitor gives a command whose answer has to have a text in it; an answer of no words is that of a command that
+// has nothing to say.
+func humanMonitor(ctx context.Context, e *engine.Endpoint, line, want string) error {
+	nc, err := e.Control(ctx)
+	if err != nil {
+		return err
+	}
+	conn, err := qmp.NewConn(ctx, nc, qmp.Options{})
+	if err != nil {
+		return err
+	}
+	defer conn.Close()
+	said, err := conn.HumanMonitor(ctx, line)
+	if said = strings.TrimSpace(said); err == nil && (want == "" && said != "" || !strings.Contains(said, want)) {
+		err = fmt.Errorf("%s: %s", line, said)
+	}
+	return err
 }
 
 // printChanges says how the destination's command line differs from the source's, as a diff.
@@ -72,8 +284,12 @@ func printChanges(w io.Writer, all []launch.Change) {
 	fmt.Fprintln(w, "launch: the destination's command line is the source's but for")
 	for _, ch := range all {
 		option := first(ch.Option, "program")
+		if ch.From == ch.To {
+			fmt.Fprintf(w, "  = %s (%s)\n", strings.TrimSpace(option+" "+strings.TrimPrefix(ch.To, option)), ch.Why)
+			continue
+		}
 		if ch.From != "" {
-			fmt.Fprintf(w, "  - %s\n", strings.TrimSpace(option+" "+ch.From))
+			fmt.Fprintf(w, "  - %s\n", strings.TrimSpace(option+" "+strings.TrimPrefix(ch.From, option)))
 		}
 		switch {
 		case ch.To == "":
@@ -84,25 +300,4 @@ func printChanges(w io.Writer, all []launch.Change) {
 			fmt.Fprintf(w, "  + %s %s (%s)\n", option, ch.To, ch.Why)
 		}
 	}
-}
-
-// commandLineOf is that of the process behind a monitor, with the machine type that its monitor names: its own word
-// may be an alias.
-func commandLineOf(ctx context.Context, e *engine.Endpoint) (machine string, line commandLine, err error) {
-	p, ok := e.Process.(*peer)
-	if !ok {
-		return "", line, usagef("--launch needs the source's process: give --source as a unix socket of this machine")
-	}
-	facts, err := engine.Inspect(ctx, e, engine.Options{})
-	if err != nil {
-		return "", line, err
-	}
-	if line, err = p.commandLine(); err != nil {
-		return "", line, fmt.Errorf("launch destination: %w", err)
-	}
-	if !line.isQEMU() {
-		return "", line, fmt.Errorf("launch destination: process %d behind %s is no QEMU but %s: start the destination yourself",
-			p.proc.PID(), e.Name, first(line.program, "not to be looked at"))
-	}
-	return facts.Machine, line, nil
 }

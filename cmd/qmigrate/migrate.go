@@ -11,7 +11,6 @@ import (
 	"qmigrate/engine"
 	"qmigrate/engine/lab"
 	"qmigrate/engine/record"
-	"qmigrate/guest"
 )
 
 func (c *commands) migrate() *cli.Command {
@@ -38,6 +37,7 @@ func (c *commands) migrate() *cli.Command {
 			&cli.StringFlag{Name: "destination-host", Category: aboutLaunch, Value: "local", Usage: "`HOST` where to start it, local or netns:NAME"},
 			&cli.StringFlag{Name: "destination-qemu", Category: aboutLaunch, Usage: "`QEMU` another one, a path or a version"},
 			&cli.StringSliceFlag{Name: "tap", Category: aboutLaunch, Usage: "`OLD=NEW` the destination's TAP for one of the source's; may be given again"},
+			&cli.StringSliceFlag{Name: "port", Category: aboutLaunch, Usage: "`OLD=NEW` the destination's TCP or UDP port for one of the source's; may be given again"},
 			&cli.StringSliceFlag{Name: "path", Category: aboutLaunch, Usage: "`OLD=NEW` the destination's file for one of the source's, such as the image of a disk that is mirrored; may be given again"},
 		),
 		Action: c.runMigrate,
@@ -56,7 +56,7 @@ func (c *commands) runMigrate(x *cli.Context) error {
 	if both := shared(x.String("source"), x.String("destination")); both != "" {
 		return usagef("--source and --destination are the same QEMU, both name %s: give the monitors of two", both)
 	}
-	for _, flag := range []string{"destination-host", "destination-qemu", "tap", "path"} {
+	for _, flag := range []string{"destination-host", "destination-qemu", "tap", "path", "port"} {
 		if x.IsSet(flag) && !x.Bool("launch") {
 			return usagef("--%s is for --launch: give that too, or leave it out", flag)
 		}
@@ -99,35 +99,35 @@ func (c *commands) runMigrate(x *cli.Context) error {
 		return err
 	}
 	defer folder.Close()
-	var launched *guest.VM
+	var started *launched
 	if x.Bool("launch") {
-		if launched, err = c.launch(x, src); err != nil {
+		if started, err = c.launch(x, src, &p); err != nil {
 			return err
 		}
 	}
 	dst, err := parseEndpoint(x.String("destination"))
 	if err != nil {
-		return err
+		return errors.Join(err, started.Close())
 	}
 	dst.Host = x.String("destination-host")
 	through, err := openTunnel(x, &p, src, dst)
 	if err != nil {
-		if launched != nil {
-			err = errors.Join(err, launched.Close())
-		}
-		return err
+		return errors.Join(err, started.Close())
 	}
 	removeCredentials, err := credentials(x.Context, &p, src, dst)
 	if err != nil {
-		if launched != nil {
-			err = errors.Join(err, launched.Close())
-		}
-		return err
+		return errors.Join(err, started.Close())
 	}
 	rec, err := c.observe(x, log, p, func(p engine.Plan, o engine.Options) (*record.Migration, error) {
 		return engine.Migrate(x.Context, src, dst, p, o)
 	})
 	through.note(rec)
+	started.moveForwards(x.Context, src, dst, rec)
+	if started != nil {
+		for _, d := range started.doubts {
+			rec.Warn("%s", d)
+		}
+	}
 	if p.TLS != nil && mayGoOn(rec) {
 		rec.Warn("the TLS credentials stay in %s and %s: a post-copy that goes on may need them", p.TLS.SourceDir, p.TLS.DestinationDir)
 	} else if removeErr := removeCredentials(); removeErr != nil {
@@ -137,8 +137,8 @@ func (c *commands) runMigrate(x *cli.Context) error {
 		rec.Hosts.Kernel, rec.Hosts.CPU = lab.Machine()
 	}
 	// A destination that we started is ended when it surely has not got the guest. Where that is not known, it stays.
-	if launched != nil && (rec.GuestOn == record.Source || rec.Error != nil && (rec.Error.Stage == record.Initialization || rec.Error.Stage == record.Reservation)) {
-		if closeErr := launched.Close(); closeErr != nil {
+	if started != nil && (rec.GuestOn == record.Source || rec.Error != nil && (rec.Error.Stage == record.Initialization || rec.Error.Stage == record.Reservation)) {
+		if closeErr := started.Close(); closeErr != nil {
 			rec.Warn("the destination that was launched could not be ended: %v", closeErr)
 		}
 	}

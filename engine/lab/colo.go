@@ -259,7 +259,7 @@ func tryCOLO(ctx context.Context, h hostnet.Host, primary, secondary, dir string
 		if i == 1 {
 			argv = append(argv, "-incoming", "defer")
 		}
-		vm, startErr := guest.StartIncoming(ctx, h, argv, nil, d)
+		vm, startErr := guest.StartIncoming(ctx, h, hostnet.Command{Args: argv}, d)
 		if startErr != nil {
 			return fmt.Errorf("try COLO: %w", startErr)
 		}

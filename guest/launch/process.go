@@ -9,6 +9,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"syscall"
 
 	"golang.org/x/sys/unix"
 
@@ -120,8 +121,12 @@ func (p *Process) Startable() error {
 		return fmt.Errorf("process %d runs in a container or a chroot: its program and files are not those of this root; run qmigrate there, or start the destination yourself", p.PID)
 	}
 	if p.Changed {
-		if _, err := os.Stat(p.Program); err != nil {
+		info, err := os.Stat(p.Program)
+		if err != nil {
 			return fmt.Errorf("%s, the program of process %d, has been removed: name another QEMU", p.Program, p.PID)
+		}
+		if st, ok := info.Sys().(*syscall.Stat_t); ok && st.Uid != 0 && int(st.Uid) != os.Geteuid() {
+			return fmt.Errorf("%s, the program of process %d, has been replaced by user %d: name another QEMU", p.Program, p.PID, st.Uid)
 		}
 	}
 	if name, other := p.otherFile(); other {

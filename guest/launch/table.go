@@ -1,6 +1,10 @@
 package launch
 
-import "strings"
+import (
+	"maps"
+	"slices"
+	"strings"
+)
 
 // Rule is what one word of QEMU's command line has of its host, and what becomes of it in the destination's.
 type Rule struct {
@@ -114,7 +118,7 @@ var rules = []Rule{
 	{"-chardev", "socket", "path", "socket of a server", Ask, "socket,id=c,path=/run/a/vhost"},
 	{"-chardev", "udp", "localport", "UDP port", PortOnly, "udp,id=c,host=10.0.0.1,port=5,localport=6"},
 	{"-chardev", "file", "path", "file, created", Move, "file,id=c,path=/var/log/c"},
-	{"-chardev", "file", "input-path", "file, read", Keep, "file,id=c,path=/var/log/c,input-path=/srv/in"},
+	{"-chardev", "file", "input-path", "file, read", Keep, "file,id=c,input-path=/srv/in"},
 	{"-chardev", "pty", "path", "link, created", Move, "pty,id=c,path=/run/a/pty"},
 	{"-chardev", "pipe", "path", "pipe", Ask, "pipe,id=c,path=/run/a/pipe"},
 	{"-chardev", "serial", "path", "device of the host", Ask, "serial,id=c,path=/dev/ttyS0"},
@@ -157,11 +161,11 @@ var rules = []Rule{
 	{"-plugin", "", "file", "file, read", Keep, "file=/srv/plugin.so"},
 	{"-dump-vmstate", "", "", "file, created", Drop, "/tmp/vmstate"},
 	{"-icount", "", "rr", "a recording of the source's", Refuse, "shift=7,rr=record,rrfile=/tmp/rr"},
-	{"-incoming", "", "", "how the source began", Drop, "tcp:0:4444"},
-	{"-loadvm", "", "", "how the source began", Drop, "snap"},
-	{"-preconfig", "", "", "how the source began", Drop, ""},
-	{"-daemonize", "", "", "how the source began", Drop, ""},
-	{"-run-with", "", "exit-with-parent", "the source's own parent", Drop, "exit-with-parent=on"},
+	{"-incoming", "", "", "how its process began", Drop, "tcp:0:4444"},
+	{"-loadvm", "", "", "how its process began", Drop, "snap"},
+	{"-preconfig", "", "", "how its process began", Drop, ""},
+	{"-daemonize", "", "", "how its process began", Drop, ""},
+	{"-run-with", "", "exit-with-parent", "its own parent", Drop, "exit-with-parent=on"},
 	{"-object", "memory-backend-file", "mem-path", "file behind memory that is shared", Ask, "memory-backend-file,id=m,size=1G,share=on,mem-path=/dev/shm/a"},
 	{"-object", "filter-dump", "file", "file, created", Move, "filter-dump,id=d,netdev=n,file=/tmp/n.pcap"},
 	{"-object", "input-linux", "evdev", "device of the host", Ask, "input-linux,id=i,evdev=/dev/input/event0"},
@@ -190,6 +194,16 @@ func words(s string) map[string]bool {
 	}
 	return m
 }
+
+// Plain are the options that hold nothing, sorted.
+func Plain() []string {
+	all := slices.AppendSeq(slices.Collect(maps.Keys(plain)), maps.Keys(flags))
+	all = slices.DeleteFunc(all, func(o string) bool { r, ruled := ruleFor(o, nil, ""); return ruled && r.Option == o })
+	return slices.Sorted(slices.Values(all))
+}
+
+// Known reports whether an option is one of QEMU's that we know, and whether it takes a value.
+func Known(option string) (ok, value bool) { return known(option), !flags[option] }
 
 // known reports whether an option is one of QEMU's that we know.
 func known(option string) bool {

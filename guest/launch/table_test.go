@@ -1,0 +1,180 @@
+package launch_test
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"regexp"
+	"slices"
+	"strings"
+	"testing"
+
+	"qmigrate/guest/guesttest"
+	"qmigrate/guest/launch"
+)
+
+// files are what -readconfig reads.
+func files(name string) ([]byte, error) {
+	if name != "/etc/a.cfg" {
+		return nil, os.ErrNotExist
+	}
+	return []byte("[chardev \"c\"]\n  backend = \"socket\"\n  path = \"/run/a/c\"\n  server = \"on\"\n"), nil
+}
+
+// Every rule does what it says with its example, when the source holds all that the example names.
+func TestRules(t *testing.T) {
+	for _, r := range launch.Rules() {
+		t.Run(strings.TrimSpace(r.Option+" "+r.Kind+" "+r.Key), func(t *testing.T) {
+			args := []string{"qemu", r.Option}
+			if r.Example != "" {
+				args = append(args, r.Example)
+			}
+			if r.Option == "-set" {
+				args = append([]string{"qemu", "-chardev", "socket,id=c,path=/run/a/c,server=on"}, args[1:]...)
+			}
+			o := launch.Options{Dir: "/run/b", Machine: "pc-q35-7.2", ReadFile: files}
+			line, err := launch.Destination(args, o)
+			refused := (*launch.ArgumentError)(nil)
+			if errors.As(err, &refused) != (err != nil) {
+				t.Fatal(err)
+			}
+			mine := func() string { // without what every destination has
+				if line == nil {
+					return ""
+				}
+				own := strings.Index(strings.Join(line.Args, "\n"), "-incoming\ndefer")
+				return strings.Join(line.Args, "\n")[:own]
+			}
+			switch words := mine(); r.Does {
+			case launch.Keep, launch.Disk:
+				if err != nil || !strings.Contains(words, r.Example) || strings.Contains(words, "/run/b") {
+					t.Errorf("want it kept: %q %v", words, err)
+				}
+			case launch.Move, launch.Listen:
+				if err != nil || !strings.Contains(words, "/run/b/") || strings.Contains(words, r.Example) {
+					t.Errorf("want it in the folder: %q %v", words, err)
+				}
+			case launch.Port:
+				if err != nil || strings.Contains(words, r.Example) || len(line.Changes) < 5 {
+					t.Errorf("want it off the port, and named: %q %v", words, err)
+				}
+			case launch.Later:
+				if err != nil || len(line.Forwards) != 1 || strings.Contains(words, "hostfwd") || !strings.HasPrefix(line.Forwards[0].Rule, line.Forwards[0].Address()+"-") {
+					t.Errorf("want it later: %q %v", words, err)
+				}
+			case launch.Drop:
+				named := line != nil && slices.ContainsFunc(line.Changes, func(c launch.Change) bool { return c.Option == r.Option && c.To == "" })
+				if err != nil || !named || strings.Contains(words, r.Option) {
+					t.Errorf("want it dropped, and named: %q %v", words, err)
+				}
+			case launch.Replace:
+				if err != nil || len(line.Changes) < 6 || strings.Contains("\n"+words, "\n"+r.Example+"\n") && r.Example != "" {
+					t.Errorf("want another in its place: %q %v", words, err)
+				}
+			case launch.Refuse, launch.PortOnly, launch.Ask, launch.TAP:
+				if err == nil || refused.Option != r.Option {
+					t.Errorf("want it refused, and named: %q %v", words, err)
+				}
+			default:
+				t.Errorf("what is %q?", r.Does)
+			}
+			// The words of --path, --port and --tap are taken, and on another network ports and interfaces are free.
+			if o.Paths, o.Ports, o.TAPs = everyWord(r.Example); r.Does == launch.Ask || r.Does == launch.PortOnly || r.Does == launch.TAP {
+				if line, err = launch.Destination(args, o); err != nil || strings.Contains(mine(), r.Example) {
+					t.Errorf("want what is asked for: %q %v", mine(), err)
+				}
+			}
+			if r.Does == launch.Port || r.Does == launch.PortOnly || r.Does == launch.Later || r.Does == launch.TAP {
+				o = launch.Options{Dir: "/run/b", OtherNetwork: true}
+				if line, err = launch.Destination(args, o); err != nil || !strings.Contains(strings.ReplaceAll(mine(), ",wait=off", ""), r.Example) {
+					t.Errorf("want it kept on another network: %q %v", mine(), err)
+				}
+			}
+		})
+	}
+}
+
+// everyWord maps each path, port and interface of a value to another.
+func everyWord(value string) (paths, ports, taps map[string]string) {
+	paths, ports, taps = map[string]string{}, map[string]string{}, map[string]string{}
+	for _, w := range regexp.MustCompile(`[^,=":@]+(:a)?`).FindAllString(value, -1) {
+		if strings.HasPrefix(w, "/") {
+			paths[w] = "/2" + strings.ReplaceAll(w, "/", "_")
+		}
+		if strings.Trim(w, "0123456789") == "" {
+			ports[w] = "1" + w
+		}
+		taps[w] = "2" + w
+	}
+	return paths, ports, taps
+}
+
+// Every option that a QEMU names in its help is known, and takes a value where it says so.
+func TestEveryOption(t *testing.T) {
+	guesttest.EachQEMU(t, func(t *testing.T, bin string) {
+		out, err := exec.CommandContext(t.Context(), bin, "-help").Output()
+		if err != nil {
+			t.Fatal(err)
+		}
+		// An option begins its line; one blank stands before its value, several before what it is.
+		lines := regexp.MustCompile(`(?m)^--?([A-Za-z][\w-]*)(?:/-(\w+)| or -(\w+))?(.*)$`).FindAllStringSubmatch(string(out), -1)
+		if len(lines) < 100 {
+			t.Fatalf("only %d options in its help", len(lines))
+		}
+		for _, l := range lines {
+			takes := regexp.MustCompile(`^ \S|^\[|^ +file +use `).MatchString(l[4])
+			for _, name := range l[1:4] {
+				if name == "" {
+					continue
+				}
+				switch name { // whose lines are unlike the others
+				case "M":
+					takes = true
+				case "async-teardown":
+					takes = false
+				}
+				if known, value := launch.Known("-" + name); !known {
+					t.Errorf("-%s is not known: %s", name, l[0])
+				} else if takes != value {
+					t.Errorf("-%s takes a value: %v, and we think %v: %s", name, takes, value, l[0])
+				}
+			}
+		}
+	})
+}
+
+// The manual's page is the table.
+func TestPage(t *testing.T) {
+	const page = "../../docs/launch.md"
+	var b strings.Builder
+	b.WriteString("# What `migrate --launch` does with each option\n\n" +
+		"Written from guest/launch by `go test ./guest/launch -run TestPage -update`; the test fails where this page is out of date.\n\n" +
+		"`--launch` starts a second QEMU from the command line of the first, on the same machine. Two QEMUs cannot have everything twice. This is each option of QEMU 7.2 to 11.1 that can open,\n" +
+		"create or hold something, and what becomes of it. What the source holds is asked of the kernel: its listening sockets, its UDP ports, its socket paths and abstract names, the files that\n" +
+		"it has open for writing or has locked. Ports and abstract names count within a network namespace. The kernel has no table of vsock: a context number counts on the whole host. `-readconfig`\n" +
+		"and `-set` are read first and count as the options that they stand for. An option that is not here, and not in the list at the end, passes and is named, unless it names something that the source holds; that is refused.\n" +
+		"`-qmp`, `-monitor`, `-parallel`, `-debugcon`, `-qtest` and `-gdb` take all that `-serial` takes; `-nic` and `-net` all that `-netdev` takes.\n\n" +
+		"The program is the file that the source runs (`/proc/PID/exe`, a dynamic linker looked through), in the source's working folder and with its environment. It is refused where the source runs as\n" +
+		"another user or under another root, where the program has been removed, and where there is no memory for a second guest. A program that has been replaced, as by an upgrade, is named with both versions.\n\n" +
+		"| option | of | key | what it has | what becomes of it |\n|---|---|---|---|---|\n")
+	for _, r := range launch.Rules() {
+		fmt.Fprintf(&b, "| `%s` | %s | %s | %s | %s |\n", r.Option, code(r.Kind), code(r.Key), r.Has, r.Does)
+	}
+	fmt.Fprintf(&b, "\nThese hold nothing and stay: `%s`.\n", strings.Join(launch.Plain(), "`, `"))
+	if *update {
+		if err := os.WriteFile(page, []byte(b.String()), 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if is, err := os.ReadFile(page); err != nil || string(is) != b.String() {
+		t.Errorf("%s is out of date (%v): go test ./guest/launch -run TestPage -update", page, err)
+	}
+}
+
+func code(s string) string {
+	if s == "" {
+		return ""
+	}
+	return "`" + s + "`"
+}
