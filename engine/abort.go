@@ -17,6 +17,7 @@ type verdict struct {
 	guest   record.Holder
 	mend    string
 	outcome record.Outcome // if it does not follow from guest and cause
+	ended   *side          // GuestEnded: where
 }
 
 // abort brings the guest back to where it can run, whatever the failure, and says where that is. Ctrl-C does not stop it.
@@ -24,6 +25,11 @@ func (m *migration) abort(ctx context.Context, name record.StageName, cause erro
 	undo, cancel := context.WithTimeout(context.WithoutCancel(ctx), undoLimit)
 	defer cancel()
 	m.unwatch()
+	m.catchUp()
+	if s := m.src; s.shutdown != "" && !s.livesOn() && !s.done() { // the destination may have failed of it first
+		cause = m.howEnded(s)
+	}
+	m.undoing = true
 	if reason := m.dst.why(); reason != "" && m.listening && !strings.Contains(cause.Error(), reason) {
 		cause = fmt.Errorf("%w (destination QEMU%s)", cause, reason)
 	}
@@ -33,7 +39,7 @@ func (m *migration) abort(ctx context.Context, name record.StageName, cause erro
 	}
 	v := m.undo(undo)
 	if v.outcome == record.GuestEnded {
-		cause = m.howEnded() // not what broke because of it
+		cause = m.howEnded(v.ended) // not what broke because of it
 	}
 	m.end(time.Now()) // the stage that failed lasts until the guest is where it can run
 	m.undoMirrors(undo)
@@ -54,6 +60,7 @@ func (m *migration) abort(ctx context.Context, name record.StageName, cause erro
 	if v.mend != "" {
 		m.rec.Error.Message += ": " + v.mend
 	}
+	m.tellLife()
 	m.log.Info("aborted", "stage", name, "guest", v.guest, "cause", cause)
 	return err
 }
@@ -91,7 +98,7 @@ func (m *migration) endSource(ctx context.Context) error {
 
 // continueSource makes the source run the guest, as it did before; the caller has seen to the fence.
 func (m *migration) continueSource(ctx context.Context) verdict {
-	if !m.src.facts.Running || m.held {
+	if !m.src.facts.Running || m.held != "" {
 		return verdict{guest: record.Source}
 	}
 	if err := resume(ctx, m.src); err != nil {
@@ -116,7 +123,7 @@ func resume(ctx context.Context, s *side) error {
 		if err != nil {
 			return err
 		}
-		if state = status.Status; status.Running {
+		if state = status.Status; status.Running || state == "suspended" { // which takes a `cont`, and sleeps on
 			return nil
 		}
 		limited, cancel := context.WithTimeout(ctx, answerLimit)

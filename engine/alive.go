@@ -175,7 +175,7 @@ func (m *migration) hangs(s *side) error {
 	if s == m.src {
 		other = m.dst
 	}
-	running := m.src.stopped.IsZero() || m.src.again()
+	running := !m.src.still()
 	switch {
 	case s == m.src && !running && !m.dst.done() && !m.far.Load():
 		return nil
@@ -185,9 +185,6 @@ func (m *migration) hangs(s *side) error {
 	}
 	return fmt.Errorf("%s QEMU has not answered for %s: is it stopped, or stuck?", s.role, limit)
 }
-
-// again tells whether this side has run the guest since it was stopped.
-func (s *side) again() bool { return s.resumed.After(s.stopped) }
 
 // proved tells whether the endpoint's process is this QEMU: it has the vCPU threads that QEMU names. Who listens on a socket may
 // also be a forwarder, or a manager that made the socket, and neither's death would be the guest's.

@@ -101,7 +101,7 @@ func (m *migration) decide(ctx context.Context, x record.Sample) error {
 	}
 	m.rec.Decisions = append(m.rec.Decisions, d.Record())
 	m.log.Info("policy", "action", d.Action, "pass", d.Pass, "text", d.Text)
-	if m.split || !m.src.stopped.IsZero() && !m.src.again() {
+	if m.split || m.src.still() {
 		return nil // it was decided before: after migrate-start-postcopy neither side could go back
 	}
 	set := func(s policy.Setting) error {

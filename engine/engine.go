@@ -157,7 +157,11 @@ func (e *StageError) Error() string {
 		return e.Err.Error()
 	}
 	if e.Ended {
-		return fmt.Sprintf("%s: %v", e.Stage, e.Err)
+		text := fmt.Sprintf("%s: %v", e.Stage, e.Err)
+		if e.Mend != "" {
+			text += "; " + e.Mend
+		}
+		return text
 	}
 	where := map[record.Holder]string{
 		record.Source:      "the guest is on the source",

@@ -69,6 +69,7 @@ func Save(ctx context.Context, src *Endpoint, p Plan, f File, o Options) (*recor
 	s.rec.Outcome, s.rec.GuestOn = record.Completed, record.Source
 	s.reset(ctx)
 	s.describe(ctx, s.src)
+	s.tellLife()
 	if s.src.gone != nil || s.src.control.Err() != nil {
 		s.rec.GuestOn = record.File
 		s.rec.Warn("the source QEMU went away after the guest was saved: it is in the file alone")
@@ -98,6 +99,7 @@ func Restore(ctx context.Context, dst *Endpoint, p Plan, f File, o Options) (*re
 	s.rec.Outcome, s.rec.GuestOn = record.Completed, record.Destination
 	s.reset(ctx)
 	s.describe(ctx, s.dst)
+	s.tellLife()
 	return s.figured(), nil
 }
 
@@ -373,8 +375,11 @@ func (s *filing) snapshot(ctx context.Context) error {
 		return err
 	}
 	x := &record.SnapshotFigures{Duration: s.src.completed.Sub(s.issuedAt)}
-	if s.src.again() && !s.src.stopped.IsZero() {
-		x.Stopped, x.StopError = record.Of(s.src.resumed.Sub(s.src.stopped)), record.Of(2*s.src.stampError())
+	if stands := s.src.stands; len(stands) == 1 && !stands[0].from.Before(s.issuedAt) {
+		x.Stopped, x.StopError = record.Of(stands[0].to.Sub(stands[0].from)), record.Of(2*s.src.stampError())
+		s.src.stands = nil // it was QEMU's
+	} else if len(stands) > 1 || s.src.still() {
+		s.rec.Warn("the guest was stopped by somebody else too: how long it stood still for the save itself is not known")
 	}
 	s.rec.Snapshot = x
 	return nil
@@ -426,7 +431,7 @@ func (s *filing) keep(context.Context) error {
 // goOn runs the guest: on the source after it was saved, or on the destination. Nobody can cancel it.
 func (s *filing) goOn(ctx context.Context) error {
 	switch {
-	case s.holder == s.src && (!s.file.Continue || s.file.Background || !s.src.facts.Running), s.holder == s.dst && s.file.Paused:
+	case s.holder == s.src && (!s.file.Continue || s.file.Background || !s.src.facts.Running || s.held != ""), s.holder == s.dst && s.file.Paused:
 		return nil
 	case s.holder == s.src && s.src.gone != nil:
 		return nil // Save says so
@@ -450,6 +455,12 @@ func (s *filing) unsave(ctx context.Context) verdict {
 	if s.src.facts == nil {
 		return verdict{guest: record.Unknown, mend: "the source was not reached, and nothing was changed"}
 	}
+	if s.file.Background {
+		s.src.stands = nil // it cannot be told who stopped it
+	}
+	if s.src.shutdown != "" && !s.src.livesOn() {
+		_ = s.drainFor(ctx, killLimit, func() bool { return s.src.gone != nil })
+	}
 	s.look(ctx)
 	if s.issued && !s.saved && s.src.gone == nil {
 		_ = s.endSource(ctx)
@@ -471,6 +482,8 @@ func (s *filing) unsave(ctx context.Context) verdict {
 		s.reset(ctx)
 	case s.saved:
 		return verdict{guest: record.File, mend: "`qmigrate restore --file " + s.file.Path + "` runs it, once the source is surely dead"}
+	case s.endedItself(ctx):
+		return verdict{guest: record.None, outcome: record.GuestEnded, ended: s.src, mend: "there is no file"}
 	case s.src.dead(ctx):
 		return verdict{guest: record.None, mend: "it is lost: the source QEMU died before it was saved"}
 	default:
@@ -482,6 +495,11 @@ func (s *filing) unsave(ctx context.Context) verdict {
 	}
 	v.mend = cmp.Or(v.mend, mend)
 	return v
+}
+
+// endedItself tells whether the guest ended the source QEMU.
+func (s *filing) endedItself(ctx context.Context) bool {
+	return s.src.itself && s.src.shutdown != "" && s.src.dead(ctx)
 }
 
 // examineDestination changes nothing.
@@ -653,6 +671,7 @@ func (s *filing) reset(ctx context.Context) {
 // describe says in what state the guest is left.
 func (s *filing) describe(ctx context.Context, on *side) {
 	if status, err := on.asked(context.WithoutCancel(ctx)); err == nil {
+		on.runState = status.Status
 		s.rec.Saved.RunState = status.Status
 	}
 }

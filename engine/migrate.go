@@ -39,7 +39,8 @@ type migration struct {
 	listening  bool           // migrate-incoming was sent: this destination can do nothing else any more
 	paused     bool           // we stopped the source ourselves
 	stream     *os.File       // the source's end of a stream by descriptors, until it has it
-	held       bool           // somebody else has stopped the guest
+	held       string         // the run state of a guest that something else has stopped; "": nothing has
+	undoing    bool           // what happens now is the undo's doing
 	asked      <-chan string  // the source's run state, asked for after a STOP; nil once it is known
 	issued     bool           // `migrate` was sent
 	issuedAt   time.Time      // and when
@@ -105,6 +106,7 @@ func Migrate(ctx context.Context, src, dst *Endpoint, p Plan, o Options) (*recor
 		return m.rec, m.abort(ctx, record.Activation, err)
 	}
 	m.rec.Outcome, m.rec.GuestOn = record.Completed, record.Destination
+	m.tellLife()
 	return m.rec, nil
 }
 
@@ -346,11 +348,7 @@ func (m *migration) preCopy(ctx context.Context) error {
 	m.watch(ctx)
 	if still {
 		if m.src.facts.Running {
-			m.paused = true
-			if err := m.promptly(ctx, m.src.control.Stop); err != nil {
-				return fmt.Errorf("stop source: %w", err)
-			}
-			if err := m.until(ctx, func() bool { return !m.src.stopped.IsZero() }); err != nil {
+			if err := m.stopSource(ctx); err != nil {
 				return err
 			}
 		}
@@ -374,8 +372,7 @@ func (m *migration) preCopy(ctx context.Context) error {
 		m.alarm = alarm.C
 	}
 	for {
-		stopped := func() bool { return !m.src.stopped.IsZero() && !m.src.again() }
-		if err := m.until(limited, func() bool { return stopped() || m.due() || m.src.done() }); err != nil {
+		if err := m.until(limited, func() bool { return m.src.still() || m.due() || m.src.done() }); err != nil {
 			return err
 		}
 		if m.src.done() && m.src.again() {
@@ -387,7 +384,7 @@ func (m *migration) preCopy(ctx context.Context) error {
 			}
 			ctx = context.WithoutCancel(ctx)
 			limited = ctx
-			if err := m.handOver(ctx, func() bool { return !m.src.stopped.IsZero() }); err != nil {
+			if err := m.handOver(ctx, m.src.still); err != nil {
 				return err
 			}
 			continue
@@ -400,6 +397,29 @@ func (m *migration) preCopy(ctx context.Context) error {
 			return nil
 		}
 	}
+}
+
+// stopSource stops a guest that is to be copied while it stands still. One that stands still already is held: it stays
+// so. A guest that sleeps has no STOP before QEMU 9.0.
+func (m *migration) stopSource(ctx context.Context) error {
+	m.catchUp()
+	m.paused = true
+	asked := time.Now()
+	if err := m.promptly(ctx, m.src.control.Stop); err != nil {
+		return fmt.Errorf("stop source: %w", err)
+	}
+	if err := m.until(ctx, func() bool { return m.src.still() || !m.src.asleep.IsZero() }); err != nil {
+		return err
+	}
+	if !m.src.still() || m.src.stopped.Add(m.src.stampError()).After(asked) {
+		return nil
+	}
+	status, err := m.src.asked(ctx)
+	if err != nil {
+		return fmt.Errorf("ask source why the guest stands still: %w", err)
+	}
+	m.held = status.Status
+	return nil
 }
 
 // whoStopped finds out after a STOP whether it was the switch-over's or somebody else's `stop`. The source is asked, but not waited
@@ -419,11 +439,13 @@ func (m *migration) whoStopped(ctx, limited context.Context) error {
 	if m.split { // which nobody can cancel
 		wait = m.handOver
 	}
-	if err := wait(ctx, func() bool { return m.asked == nil || switching() }); err != nil || !m.held {
+	if err := wait(ctx, func() bool { return m.asked == nil || switching() }); err != nil || m.held == "" {
 		return err
 	}
 	err := wait(limited, switching)
-	m.held = !m.src.again()
+	if m.src.again() {
+		m.held = ""
+	}
 	return err
 }
 
@@ -453,15 +475,6 @@ func (m *migration) sendRest(ctx context.Context) error {
 			return fmt.Errorf("the source has stopped the guest and has sent nothing for %s: its link is lost", limit)
 		}
 	}
-}
-
-// holds tells whether a source of this run state, after a STOP, is one that somebody stopped.
-func holds(runState string) bool {
-	switch runState {
-	case "", "running", "finish-migrate", "postmigrate":
-		return false
-	}
-	return true
 }
 
 func (m *migration) sendMigrate(ctx context.Context) error {
@@ -539,6 +552,12 @@ func (m *migration) commit(context.Context) error {
 	if m.src.again() {
 		return errors.New("somebody has continued the source, which runs the guest again")
 	}
+	if s := m.src; s.shutdown != "" && s.itself && !s.livesOn() { // just before it was stopped
+		_ = m.drainFor(context.Background(), deathLimit, func() bool { return s.gone != nil })
+		if s.gone != nil {
+			return m.howEnded(s)
+		}
+	}
 	if s := m.asTold(); !holder.MayRun(s) {
 		return fmt.Errorf("the source says %q and the destination %q: it may not be told to run", m.src.status, m.dst.status)
 	}
@@ -559,8 +578,7 @@ func (m *migration) activate(ctx context.Context) error {
 	if !m.src.facts.Running {
 		return nil
 	}
-	if m.held {
-		m.rec.Warn("somebody stopped the guest during the migration: it is left paused on the destination, where `cont` runs it")
+	if m.held != "" { // tellLife says why
 		return nil
 	}
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), activateLimit)
@@ -580,7 +598,8 @@ func (m *migration) activate(ctx context.Context) error {
 // QEMU would not refuse? The guest is the destination's now, so such a source is stopped again.
 func (m *migration) confirm(ctx context.Context) error {
 	ctx = context.WithoutCancel(ctx)
-	if _, err := m.dst.asked(ctx); m.dst.control.Err() != nil {
+	status, err := m.dst.asked(ctx)
+	if m.dst.runState = cmp.Or(status.Status, m.dst.runState); m.dst.control.Err() != nil {
 		return fmt.Errorf("destination QEMU went away: %w", m.dst.control.Err())
 	} else if err != nil {
 		m.rec.Warn("the destination has started the guest and does not answer since: %v", err)
@@ -639,7 +658,9 @@ func (m *migration) until(ctx context.Context, done func() bool) error {
 		case ev, ok := <-m.dst.C:
 			m.take(m.dst, ev, ok)
 		case state := <-m.asked:
-			m.asked, m.held = nil, holds(state)
+			if m.asked = nil; halted(state) {
+				m.held = state
+			}
 		case x := <-m.observed():
 			if err := m.decide(ctx, x); err != nil {
 				return err
@@ -671,15 +692,16 @@ func (m *migration) cause(ctx context.Context) error {
 // broken is why the migration cannot go on, as far as the events told.
 func (m *migration) broken() error {
 	for _, s := range []*side{m.src, m.dst} {
+		failed, cancelled := s.broke(), s.status == "cancelled" || s.status == "cancelling"
 		switch {
-		case s.status == "failed", s.status == "failing":
+		case s.shutdown != "" && !s.livesOn() && (failed || cancelled), // it ends its migration on its way out
+			s.shutdown != "" && s.gone != nil && (s.itself || s == m.dst || !s.done()):
+			return m.howEnded(s)
+		case failed:
 			return fmt.Errorf("%s QEMU: migration failed%s", s.role, s.why())
-		case s.status == "cancelled", s.status == "cancelling":
+		case cancelled:
 			return fmt.Errorf("%s QEMU: migration was cancelled by somebody else", s.role)
 		}
-	}
-	if (m.src.shutdown != "" && m.src.gone != nil) || (m.dst.shutdown != "" && m.dst.gone != nil) {
-		return m.howEnded()
 	}
 	if m.src.gone != nil && m.src.status != "completed" {
 		return m.src.gone
@@ -707,10 +729,22 @@ func (m *migration) take(s *side, ev qmp.Event, ok bool) {
 	if s == m.src && ev.Name == "RESUME" && m.committed {
 		defer m.stopAgain()
 	}
-	if pass, ok := s.take(ev, at); ok && s == m.src {
-		m.passes = append(m.passes, passEdge{raw: pass, at: at, stopped: !s.stopped.IsZero()})
+	if pass, ok := s.take(ev, at, m.undisturbed(s)); ok && s == m.src {
+		m.passes = append(m.passes, passEdge{raw: pass, at: at})
 		m.poll.kick()
 	}
+}
+
+// undisturbed tells whether a RESUME of this side now is not the migration's own: its undo's, a failure's, or the
+// destination's first.
+func (m *migration) undisturbed(s *side) bool {
+	switch {
+	case m.undoing:
+		return false
+	case s == m.dst:
+		return !s.started.IsZero()
+	}
+	return slices.Contains([]string{"", "none", "setup", "active"}, s.status)
 }
 
 func later(a, b time.Time) time.Time {

@@ -42,9 +42,8 @@ func turned(edges []passEdge, samples []record.Sample) (kept []passEdge) {
 
 // passEdge is one MIGRATION_PASS: the instant of a bitmap sync.
 type passEdge struct {
-	raw     int // QEMU's own number
-	at      time.Time
-	stopped bool // STOP had been seen
+	raw int // QEMU's own number
+	at  time.Time
 }
 
 // passes derives the passes from the edges and the samples.
@@ -69,7 +68,7 @@ func passes(begin, stop, end time.Time, limit time.Duration, edges []passEdge, s
 	}
 	spans := []span{{at: begin, stopped: !stop.IsZero() && !stop.After(begin)}}
 	for _, e := range edges {
-		if e.raw > 1 && !e.stopped && e.at.After(begin) && (stop.IsZero() || e.at.Before(stop)) {
+		if e.raw > 1 && e.at.After(begin) && (stop.IsZero() || e.at.Before(stop)) {
 			spans = append(spans, span{at: e.at})
 		}
 	}
@@ -167,7 +166,7 @@ func (m *migration) figures(last *qmp.MigrationInfo) {
 	if m.timedSyncs() && p != nil {
 		m.passes = turned(m.passes, p.samples)
 	}
-	if m.split && !m.dst.resumed.IsZero() {
+	if m.split && !m.dst.started.IsZero() {
 		m.splitPasses(last)
 	} else {
 		rec.Passes = passes(m.issuedAt, m.src.stopped, m.lastPassEnd(), m.plan.DowntimeLimit, m.passes, rec.Samples, last, rec.Origin)
@@ -190,23 +189,35 @@ func (m *migration) figures(last *qmp.MigrationInfo) {
 		return
 	}
 	rec.Total.QEMUTotal, rec.Total.QEMUSetup = record.Of(last.TotalTime), record.Of(last.SetupTime)
-	d := &rec.Downtime
+	m.downtimes(last)
+	if m.src.sub.Dropped()+m.dst.sub.Dropped() > 0 {
+		rec.Warn("%d events of the source's monitor and %d of the destination's were lost: the passes may be incomplete", m.src.sub.Dropped(), m.dst.sub.Dropped())
+	}
+}
+
+// downtimes fills in what the two QEMUs tell of the downtime: from the last STOP before the switch-over to the first
+// RESUME after it. A guest that did not run before or does not run after has none.
+func (m *migration) downtimes(last *qmp.MigrationInfo) {
+	rec, d := m.rec, &m.rec.Downtime
+	if m.held != "" || !m.src.asleep.IsZero() {
+		rec.Warn("the guest stood still when the switch-over came: no downtime is measured")
+		return
+	}
 	if last.Has.Contains(qmp.FieldDowntime) && last.Downtime > rec.Total.Wall {
 		rec.Warn("query-migrate says that the downtime was %s, more than the whole migration took: not kept", last.Downtime) // post-copy, seen on 7.2.22
 	} else if last.Has.Contains(qmp.FieldDowntime) {
 		d.QEMU, d.QEMUError = record.Of(last.Downtime), record.Of(time.Millisecond) // the wire's unit
 	}
-	if !m.src.stopped.IsZero() && m.dst.resumed.After(m.src.stopped) {
-		d.Wire = record.Of(m.dst.resumed.Sub(m.src.stopped))
+	if !m.src.stopped.IsZero() && m.dst.started.After(m.src.stopped) {
+		d.Wire = record.Of(m.dst.started.Sub(m.src.stopped))
 		d.WireError = record.Of(m.src.stampError() + m.dst.stampError())
 	}
-	if p != nil {
-		if down, e, ok := bracket(p.src, p.dst); ok {
+	if p := m.poll; p != nil {
+		if down, e, ok := bracket(p.src, p.dst, m.src.ran, m.dst.halted()); ok {
 			d.Status, d.StatusError = record.Of(down), record.Of(e)
+		} else if !m.src.ran.IsZero() || !m.dst.halted().IsZero() {
+			rec.Warn("the guest was stopped more than once, and query-status does not tell these stops apart: its downtime is left out")
 		}
-	}
-	if m.src.sub.Dropped()+m.dst.sub.Dropped() > 0 {
-		rec.Warn("%d events of the source's monitor and %d of the destination's were lost: the passes may be incomplete", m.src.sub.Dropped(), m.dst.sub.Dropped())
 	}
 }
 
@@ -214,18 +225,18 @@ func (m *migration) figures(last *qmp.MigrationInfo) {
 // answers in post-copy, so the first sample after RESUME tells how much had been sent by then.
 func (m *migration) splitPasses(last *qmp.MigrationInfo) {
 	rec := m.rec
-	resumed := m.dst.resumed.Sub(rec.Origin)
+	resumed := m.dst.started.Sub(rec.Origin)
 	i := slices.IndexFunc(rec.Samples, func(x record.Sample) bool { return x.Asked >= resumed && x.Transferred != nil })
 	var then *qmp.MigrationInfo
 	if i >= 0 {
 		then = &qmp.MigrationInfo{Has: qmp.FieldTransferred, Transferred: *rec.Samples[i].Transferred}
 	}
-	rec.Passes = passes(m.issuedAt, m.src.stopped, m.dst.resumed, m.plan.DowntimeLimit, m.passes, rec.Samples, then, rec.Origin)
-	end := later(later(m.src.completed, m.dst.completed), m.dst.resumed)
+	rec.Passes = passes(m.issuedAt, m.src.stopped, m.dst.started, m.plan.DowntimeLimit, m.passes, rec.Samples, then, rec.Origin)
+	end := later(later(m.src.completed, m.dst.completed), m.dst.started)
 	if !m.arrived() {
 		end = later(m.edge, end)
 	}
-	p := record.Pass{Pass: len(rec.Passes) + 1, Start: resumed, Duration: end.Sub(m.dst.resumed), PostCopy: true}
+	p := record.Pass{Pass: len(rec.Passes) + 1, Start: resumed, Duration: end.Sub(m.dst.started), PostCopy: true}
 	for _, x := range rec.Samples {
 		if x.Asked >= resumed && x.Transferred != nil && x.T <= end.Sub(rec.Origin) {
 			p.Remaining = x.Remaining

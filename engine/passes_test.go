@@ -39,7 +39,7 @@ func TestPasses(t *testing.T) {
 	}{{
 		name:    "7.2 to 10.2: set-up and final sync are announced, the deciding sync opens no pass",
 		stop:    900,
-		edges:   []passEdge{{raw: 1, at: at(11)}, {raw: 2, at: at(500)}, {raw: 3, at: at(899)}, {raw: 4, at: at(901), stopped: true}},
+		edges:   []passEdge{{raw: 1, at: at(11)}, {raw: 2, at: at(500)}, {raw: 3, at: at(899)}, {raw: 4, at: at(901)}},
 		samples: series([4]int64{20, 0, 40960, 0}, [4]int64{490, 1000, 4096, 10}, [4]int64{501, 1010, 8192, 11}, [4]int64{898, 2000, 4096, 20}),
 		want:    []want{{10, 490, 1010, 10, 4096, false}, {500, 400, 990, 2, 4096, false}, {900, 50, 500, 15, 0, true}},
 	}, {
@@ -96,7 +96,7 @@ func TestBracket(t *testing.T) {
 	// The source stopped in 10..21 and the destination started in 30..41, so it stood still for 9 to 31 ms.
 	src := []answer{a(0, 1, true), a(10, 11, true), a(20, 21, false)}
 	dst := []answer{a(20, 21, false), a(30, 31, false), a(40, 41, true)}
-	down, e, ok := bracket(src, dst)
+	down, e, ok := bracket(src, dst, time.Time{}, time.Time{})
 	if !ok || down != 20*ms || e != 11*ms {
 		t.Errorf("bracket: %v +/- %v, %v; want 20ms +/- 11ms", down, e, ok)
 	}
@@ -106,7 +106,7 @@ func TestBracket(t *testing.T) {
 		"no edge before": {{a(20, 21, false)}, dst},
 		"nothing":        {},
 	} {
-		if _, _, ok := bracket(sides[0], sides[1]); ok {
+		if _, _, ok := bracket(sides[0], sides[1], time.Time{}, time.Time{}); ok {
 			t.Errorf("%s: there is no bracket", name)
 		}
 	}
@@ -165,7 +165,7 @@ func TestEmptyPostCopy(t *testing.T) {
 	m := &migration{
 		plan: Plan{DowntimeLimit: 300 * ms}, issuedAt: at(10), edge: at(100),
 		rec: &record.Migration{Origin: origin, Samples: series([4]int64{20, 0, 40960, 0}, [4]int64{101, 2500, 0, 10})},
-		src: &side{stopped: at(90), completed: at(100)}, dst: &side{resumed: at(100), completed: at(100)},
+		src: &side{life: life{stopped: at(90)}, completed: at(100)}, dst: &side{life: life{started: at(100)}, completed: at(100)},
 	}
 	m.splitPasses(&qmp.MigrationInfo{Has: qmp.FieldTransferred, Status: "completed", Transferred: 2500})
 	p := m.rec.Passes[len(m.rec.Passes)-1]

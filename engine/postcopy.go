@@ -56,7 +56,7 @@ func (p Plan) postCopies() bool {
 // due tells whether it is time to go over.
 func (m *migration) due() bool {
 	switch {
-	case m.split || !m.src.stopped.IsZero() || m.src.status != "active":
+	case m.split || m.src.still() || m.src.status != "active":
 		return false
 	case m.converge != nil && m.converge.postCopy:
 		return true
@@ -76,7 +76,7 @@ func (m *migration) passesEnded() int {
 	}
 	n := 0
 	for _, e := range m.passes {
-		if e.raw > 1 && !e.stopped {
+		if e.raw > 1 && !(m.src.still() && e.at.After(m.src.stopped)) {
 			n++
 		}
 	}

@@ -51,7 +51,7 @@ func (m *migration) settleAs(ctx context.Context, regard func(*holder.Situation)
 	c := &custody{m: m, regard: regard, s: holder.Situation{
 		Asker:     holder.Undo,
 		Sent:      m.lastSent(),
-		Leave:     !m.src.facts.Running || m.held || !m.issued && !m.paused,
+		Leave:     !m.src.facts.Running || m.held != "" || !m.issued && !m.paused,
 		Yanked:    m.yanked,
 		Cancelled: m.issued && m.src.finished,
 		Elsewhere: m.elsewhere,
@@ -220,6 +220,7 @@ func (c *custody) look(ctx context.Context) {
 		c.s.Ran = holder.Never
 	}
 	c.s.Tentative = m.tentative()
+	c.s.Leave = c.s.Leave || c.s.Asker == holder.Undo && unable(m.src.runState)
 	if c.s.Asker == holder.Undo { // a switch that came too late was none
 		c.s.Begun = m.split && (m.src.parted || !c.s.Source.Status.Final())
 	}
@@ -354,45 +355,4 @@ func (c *custody) fill(text string) string {
 		words["E"] = err.Error()
 	}
 	return holder.Fill(text, words)
-}
-
-// guestEnded is for a guest that has shut down, or was reset where that ends QEMU: nothing is lost, and nobody has
-// it.
-func (m *migration) guestEnded(ctx context.Context) (verdict, bool) {
-	m.catchUp()
-	for _, s := range []*side{m.src, m.dst} {
-		if s.facts == nil || s.shutdown == "" {
-			continue
-		}
-		_ = m.drainFor(ctx, deathLimit, func() bool { return s.gone != nil })
-		if s.gone == nil && s.control.Err() == nil { // it lives on (-no-shutdown)
-			continue
-		}
-		if s == m.src && (m.contSent || !m.dst.resumed.IsZero()) {
-			continue // the guest is the destination's: what ended is the source's old copy of it
-		}
-		if s == m.src && m.listening && m.dst.facts != nil {
-			if err := m.dst.kill(ctx); err != nil {
-				m.rec.Warn("the destination QEMU still waits for the guest: %v: end it", err)
-			}
-		}
-		return verdict{guest: record.None, outcome: record.GuestEnded}, true
-	}
-	return verdict{}, false
-}
-
-// howEnded says what the guest did to end its QEMU, and when.
-func (m *migration) howEnded() error {
-	for _, s := range []*side{m.src, m.dst} {
-		if s.shutdown == "" {
-			continue
-		}
-		did := "shut down"
-		if strings.Contains(s.shutdown, "reset") {
-			did = "was reset, which ends its QEMU (-no-reboot)"
-		}
-		return fmt.Errorf("the guest %s on the %s, %s after the first command (QEMU's reason: %s): nothing was lost", did, s.role,
-			s.shutdownAt.Sub(m.rec.Origin).Round(time.Millisecond), s.shutdown)
-	}
-	return nil
 }

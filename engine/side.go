@@ -1,7 +1,6 @@
 package engine
 
 import (
-	"cmp"
 	"context"
 	"encoding/json"
 	"fmt"
@@ -28,24 +27,21 @@ type side struct {
 	offset  time.Duration // that host's realtime clock minus ours
 	skew    time.Duration // the error of offset
 
-	heard      atomic.Int64 // when it last answered while it was watched, in ns of the epoch
-	status     string       // of the last MIGRATION event, or of the last answer since
-	runState   string       // of the first answer to query-status, or of the last that was asked for a decision
-	outgoing   bool         // the last answer to query-migrate was a source's: it had a section ram
-	since      *int64       // bytes sent when it was first asked after it had gone over to post-copy
-	given      bool         // and more was sent since: it cannot take its guest back any more
-	finished   bool         // its migration has come to an end: what comes later is somebody else's
-	parted     bool         // it was in post-copy
-	shutdown   string       // the guest has ended itself, and this was QEMU's reason: guest-shutdown, guest-reset, guest-panic
-	stopped    time.Time    // the first STOP, or the first since it was continued
-	resumed    time.Time    // the last RESUME
-	completed  time.Time    // MIGRATION completed
-	shutdownAt time.Time    // SHUTDOWN
-	gone       error        // why the monitor went away
-	blind      bool         // it went away, and not because QEMU died: events may have been missed
-	secured    bool         // TLS objects of ours may be there
-	mute       bool         // it did not answer when an undo asked it last
-	quit       bool         // QEMU took `quit` and then closed the monitor, which it does when its vCPUs have stopped
+	heard     atomic.Int64 // when it last answered while it was watched, in ns of the epoch
+	status    string       // of the last MIGRATION event, or of the last answer since
+	runState  string       // of the first answer to query-status, or of the last that was asked for a decision
+	outgoing  bool         // the last answer to query-migrate was a source's: it had a section ram
+	since     *int64       // bytes sent when it was first asked after it had gone over to post-copy
+	given     bool         // and more was sent since: it cannot take its guest back any more
+	finished  bool         // its migration has come to an end: what comes later is somebody else's
+	parted    bool         // it was in post-copy
+	completed time.Time    // MIGRATION completed
+	gone      error        // why the monitor went away
+	blind     bool         // it went away, and not because QEMU died: events may have been missed
+	secured   bool         // TLS objects of ours may be there
+	mute      bool         // it did not answer when an undo asked it last
+	quit      bool         // QEMU took `quit` and then closed the monitor, which it does when its vCPUs have stopped
+	life                   // the guest's
 }
 
 // eventBuffer holds every event that a migration sends while we are busy with a command; MIGRATION_PASS, the most
@@ -182,14 +178,9 @@ func (s *side) at(ev qmp.Event) time.Time {
 // stampError is the error of a time from at: the stamp's microsecond and the clock's offset.
 func (s *side) stampError() time.Duration { return time.Microsecond + s.skew }
 
-// take notes one event; pass is the number of a MIGRATION_PASS.
-func (s *side) take(ev qmp.Event, at time.Time) (pass int, ok bool) {
-	var data struct {
-		Status string `json:"status"`
-		Pass   int    `json:"pass"`
-		Guest  bool   `json:"guest"`
-		Reason string `json:"reason"`
-	}
+// take notes one event; pass is the number of a MIGRATION_PASS. Undisturbed is life.take's.
+func (s *side) take(ev qmp.Event, at time.Time, undisturbed bool) (pass int, ok bool) {
+	var data eventData
 	if len(ev.Data) > 0 && json.Unmarshal(ev.Data, &data) != nil {
 		return 0, false // data of another shape belongs to an event that we do not know
 	}
@@ -203,16 +194,8 @@ func (s *side) take(ev qmp.Event, at time.Time) (pass int, ok bool) {
 		}
 	case "MIGRATION_PASS":
 		return data.Pass, true
-	case "STOP":
-		if s.stopped.IsZero() || s.again() {
-			s.stopped = at
-		}
-	case "RESUME":
-		s.resumed, s.shutdown = at, ""
-	case "SHUTDOWN":
-		if data.Guest {
-			s.shutdown, s.shutdownAt = cmp.Or(data.Reason, "unknown"), at
-		}
+	default:
+		s.life.take(ev.Name, data, at, undisturbed)
 	}
 	return 0, false
 }

@@ -68,6 +68,8 @@ func RunOf(state string) Run {
 	switch r := Run(state); r {
 	case Running, InMigrate, Finishing, Post:
 		return r
+	case "suspended": // the guest sleeps (ACPI S3), and wakes by itself
+		return Running
 	}
 	return Paused
 }

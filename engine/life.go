@@ -1,0 +1,324 @@
+package engine
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"qmigrate/engine/record"
+)
+
+// life is what the guest of one side did by itself, and what was done to it, as that QEMU's events tell. This file is
+// the one place that knows what these events mean for a migration, for its figures and for its words.
+type life struct {
+	stopped time.Time // the first STOP, or the first since it was continued
+	resumed time.Time // the last RESUME
+	started time.Time // the first RESUME
+	ran     time.Time // since when it runs, or last ran: the last RESUME or WAKEUP; zero: it was never stopped
+	asleep  time.Time // SUSPEND (ACPI S3); zero: it is awake. QEMU 7.2 wakes it for the switch-over, 9.0 and newer do not
+
+	shutdown   string    // the reason of SHUTDOWN in QEMU's word: guest-shutdown, host-qmp-quit, ...
+	shutdownAt time.Time // and when
+	itself     bool      // it is the guest's doing, or a reset that ends its QEMU (-no-reboot)
+
+	stands []stand // those that the migration did not make, and that are over
+	deeds  []deed  // the rest, in their order
+}
+
+// stand is a time in which the guest did not run.
+type stand struct{ from, to time.Time }
+
+// deed is one event, or some of one kind.
+type deed struct {
+	event, detail string // detail: QEMU's reason, or the action that it took
+	at            time.Time
+	times         int
+	lasted        time.Duration // of a SUSPEND: until WAKEUP, 0: it did not come
+}
+
+// eventData is what the data of the events that are looked at may have.
+type eventData struct {
+	Status string `json:"status"`
+	Pass   int    `json:"pass"`
+	Guest  bool   `json:"guest"`
+	Reason string `json:"reason"`
+	Action string `json:"action"`
+}
+
+// take notes one event. Undisturbed says that a RESUME now is not the migration's: somebody else's, then.
+func (l *life) take(name string, data eventData, at time.Time, undisturbed bool) {
+	switch name {
+	case "STOP":
+		if l.stopped.IsZero() || l.again() {
+			l.stopped = at
+		}
+	case "RESUME":
+		if undisturbed && l.still() {
+			l.stands = append(l.stands, stand{l.stopped, at})
+		}
+		if l.started.IsZero() {
+			l.started = at
+		}
+		l.resumed, l.ran, l.shutdown = at, at, ""
+	case "SUSPEND":
+		l.asleep = at
+		l.deeds = append(l.deeds, deed{event: name, at: at, times: 1})
+	case "WAKEUP":
+		for i := range l.deeds {
+			if d := &l.deeds[i]; d.event == "SUSPEND" && d.at.Equal(l.asleep) {
+				d.lasted = at.Sub(d.at)
+			}
+		}
+		if !l.still() { // else it was woken for the switch-over, after it was stopped
+			l.ran, l.asleep = at, time.Time{}
+		}
+	case "SHUTDOWN":
+		l.shutdown, l.shutdownAt = data.Reason, at
+		if l.shutdown == "" {
+			l.shutdown = "unknown"
+		}
+		l.itself = data.Guest || data.Reason == "host-qmp-system-reset"
+	case "BLOCK_IO_ERROR":
+		if data.Action == "stop" {
+			l.did(name, data.Reason, at)
+		}
+	case "RESET":
+		l.asleep = time.Time{}
+		l.did(name, data.Reason, at)
+	case "GUEST_PANICKED", "WATCHDOG", "POWERDOWN":
+		l.did(name, data.Action, at)
+	}
+}
+
+// did notes a deed, or one more of a kind: a guest may be reset again and again.
+func (l *life) did(event, detail string, at time.Time) {
+	for i := range l.deeds {
+		if l.deeds[i].event == event {
+			l.deeds[i].times++
+			return
+		}
+	}
+	l.deeds = append(l.deeds, deed{event: event, detail: detail, at: at, times: 1})
+}
+
+// again tells whether this side has run the guest since it was stopped.
+func (l *life) again() bool { return l.resumed.After(l.stopped) }
+
+// still tells whether the guest was stopped and has not been continued.
+func (l *life) still() bool { return !l.stopped.IsZero() && !l.again() }
+
+// halted is when a guest that had started first did not run, zero: it ran on.
+func (l *life) halted() time.Time {
+	var first time.Time
+	sooner := func(at time.Time) {
+		if at.After(l.started) && (first.IsZero() || at.Before(first)) {
+			first = at
+		}
+	}
+	for _, x := range l.stands {
+		sooner(x.from)
+	}
+	for _, d := range l.deeds {
+		if d.event == "SUSPEND" {
+			sooner(d.at)
+		}
+	}
+	sooner(l.stopped)
+	return first
+}
+
+// livesOn tells whether the guest was stopped by its shutdown, which is what -no-shutdown does: its QEMU stays.
+func (l *life) livesOn() bool { return l.still() && !l.stopped.Before(l.shutdownAt) }
+
+// cause is what the guest did to end its QEMU, or what was done to it, and why that was its QEMU's end.
+func (l *life) cause() (did, why string) {
+	switch {
+	case l.shutdown == "guest-reset" || l.shutdown == "host-qmp-system-reset":
+		return "the guest was reset", ", which its QEMU takes for a shutdown (-no-reboot)"
+	case l.shutdown == "guest-panic":
+		return "the guest panicked", ", which its QEMU takes for a shutdown (-action panic=shutdown)"
+	case l.itself:
+		return "the guest shut down", ""
+	}
+	return "somebody ended the QEMU", ""
+}
+
+// words are what a deed is called. Where is the side, when the time.
+func (d deed) words(where record.Holder, when string) string {
+	text := map[string]string{
+		"RESET":          "the guest was reset",
+		"SUSPEND":        "the guest was suspended (ACPI S3)",
+		"GUEST_PANICKED": "the guest panicked",
+		"WATCHDOG":       "the guest's watchdog fired",
+		"POWERDOWN":      "somebody asked the guest to power down",
+		"BLOCK_IO_ERROR": "a disk error stopped the guest",
+	}[d.event]
+	first := ""
+	if d.times > 1 {
+		text += fmt.Sprintf(" %d times", d.times)
+		first = ", first"
+	}
+	text += fmt.Sprintf(" on the %s%s %s", where, first, when)
+	if d.detail != "" {
+		text += " (" + d.detail + ")"
+	}
+	if d.event == "SUSPEND" && d.lasted > 0 {
+		text += ", and woke after " + long(d.lasted)
+	}
+	return text
+}
+
+// halted tells whether a QEMU that says this run state, after a STOP, has a guest that the migration did not stop.
+func halted(runState string) bool {
+	switch runState {
+	case "", "running", "finish-migrate", "postmigrate":
+		return false
+	}
+	return true
+}
+
+// unable tells whether a guest in this run state is not to be run by a plain `cont`, whatever the migration does.
+func unable(runState string) bool {
+	switch runState {
+	case "shutdown", "guest-panicked", "internal-error", "io-error", "watchdog", "debug", "prelaunch":
+		return true
+	}
+	return false
+}
+
+// left says why the guest does not run on the side where it is now, and what makes it run.
+func left(runState string, where record.Holder) string {
+	anew := fmt.Sprintf("`system_reset` and then `cont` on the %s start it anew", where)
+	switch runState {
+	case "paused":
+		return fmt.Sprintf("somebody stopped the guest meanwhile: it is left paused on the %s, where `cont` runs it", where)
+	case "suspended":
+		return fmt.Sprintf("the guest sleeps (ACPI S3) on the %s: `system_wakeup` there wakes it", where)
+	case "shutdown":
+		return "the guest has shut down, and its QEMU stays (-no-shutdown): " + anew
+	case "guest-panicked":
+		return "the guest has panicked, which stops it: " + anew
+	case "internal-error":
+		return "an internal error of the emulator stopped the guest, and the source QEMU's standard error may say which: " + anew
+	case "io-error":
+		return fmt.Sprintf("a disk error stopped the guest: mend the disk, then `cont` on the %s runs it", where)
+	case "watchdog":
+		return fmt.Sprintf("the guest's watchdog stopped it: `cont` on the %s runs it on; %s", where, anew)
+	case "prelaunch":
+		return fmt.Sprintf("the guest was reset while it stood still: `cont` on the %s starts it", where)
+	}
+	return fmt.Sprintf("the guest is left %s on the %s, where `cont` runs it", runState, where)
+}
+
+// when says how far a stage had come at that instant.
+func (m *migration) when(at time.Time) string {
+	since := at.Sub(m.rec.Origin)
+	name, begun := record.Initialization, time.Duration(0)
+	for _, s := range m.rec.Stages {
+		if s.Start <= since {
+			name, begun = s.Name, s.Start
+		}
+	}
+	return long(since-begun) + " into " + string(name)
+}
+
+// long is a duration as a sentence has it: as exact as it matters.
+func long(d time.Duration) string {
+	if d = max(d, 0); d < time.Second {
+		return fmt.Sprintf("%d ms", d.Milliseconds())
+	}
+	return fmt.Sprintf("%.1f s", d.Seconds())
+}
+
+// howEnded says why a side's QEMU ended, and when. Nil: it did not say.
+func (m *migration) howEnded(s *side) error {
+	if s.shutdown == "" {
+		return nil
+	}
+	did, why := s.cause()
+	text := fmt.Sprintf("%s on the %s %s%s (QEMU's reason: %s)", did, s.role, m.when(s.shutdownAt), why, s.shutdown)
+	if s.itself {
+		text += ": nothing was lost"
+	}
+	return errors.New(text)
+}
+
+// guestEnded is for a guest that has shut down, or was reset where that ends QEMU: nothing is lost, and nobody has
+// it.
+func (m *migration) guestEnded(ctx context.Context) (verdict, bool) {
+	m.catchUp()
+	for _, s := range []*side{m.src, m.dst} {
+		if s.facts == nil || s.shutdown == "" || !s.itself {
+			continue
+		}
+		limit := killLimit
+		if s.livesOn() {
+			limit = deathLimit
+		}
+		_ = m.drainFor(ctx, limit, func() bool { return s.gone != nil || s.shutdown == "" })
+		if s.gone == nil && s.control.Err() == nil { // it lives on (-no-shutdown)
+			continue
+		}
+		v := verdict{guest: record.None, outcome: record.GuestEnded, ended: s}
+		if s == m.dst {
+			if m.split { // what its end makes of the source: 10.0 and newer may run the guest again (stopAgain)
+				_ = m.drainFor(ctx, deathLimit, func() bool { return m.src.ended() || m.src.linkless() })
+			}
+			v.mend = fmt.Sprintf("end the source QEMU too (%s), which holds what it had before", m.src.ep.Name)
+			return v, true
+		}
+		if m.contSent || !m.dst.resumed.IsZero() {
+			continue // the guest is the destination's: what ended is the source's old copy of it
+		}
+		if m.listening && m.dst.facts != nil {
+			if err := m.dst.kill(ctx); err != nil {
+				m.rec.Warn("the destination QEMU still waits for the guest: %v: end it", err)
+			}
+		}
+		return v, true
+	}
+	return verdict{}, false
+}
+
+// tellLife warns of what the guest did and of what was done to it, and says how it is left where that is not as it
+// was.
+func (m *migration) tellLife() {
+	if m.rec.Outcome == record.GuestEnded { // the error says it
+		return
+	}
+	for _, s := range []*side{m.src, m.dst} {
+		for _, d := range s.deeds {
+			m.rec.Warn("%s", d.words(s.role, m.when(d.at)))
+		}
+		if s.shutdown != "" && s.itself && s.gone == nil {
+			m.rec.Warn("the guest shut down on the %s %s (%s), and its QEMU stays", s.role, m.when(s.shutdownAt), s.shutdown)
+		}
+		if n := len(s.stands); n == 1 {
+			m.rec.Warn("the guest was stopped on the %s %s and continued %s later, by somebody else: its downtimes are those of the switch-over alone",
+				s.role, m.when(s.stands[0].from), long(s.stands[0].to.Sub(s.stands[0].from)))
+		} else if n > 1 {
+			var sum time.Duration
+			for _, x := range s.stands {
+				sum += x.to.Sub(x.from)
+			}
+			m.rec.Warn("the guest was stopped and continued %d times on the %s, first %s, for %s in all, by somebody else: its downtimes are those of the switch-over alone",
+				n, s.role, m.when(s.stands[0].from), long(sum))
+		}
+	}
+	if where := m.holding(); where != nil && m.src.facts != nil && m.src.facts.Running && where.facts != nil &&
+		(halted(where.runState) || where.runState == "suspended") {
+		m.rec.Warn("%s", left(where.runState, where.role))
+	}
+}
+
+// holding is the side that has the guest, nil if neither has.
+func (m *migration) holding() *side {
+	switch m.rec.GuestOn {
+	case record.Source:
+		return m.src
+	case record.Destination:
+		return m.dst
+	}
+	return nil
+}
