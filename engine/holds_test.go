@@ -75,6 +75,7 @@ type result struct {
 	err      error
 	text     string // all that it said
 	took     time.Duration
+	rec      *record.Migration // of a migration
 }
 
 // moves migrates, within the limit.
@@ -88,7 +89,7 @@ func moves(ctx context.Context, t *testing.T, limit time.Duration, src, dst *fak
 			usual := func(text string) bool { return strings.Contains(w, text) }
 			return usual("not compared") || usual("did not keep it") || usual("loses dirty pages")
 		})
-		x.guest, x.outcome, x.err, x.text = r.GuestOn, r.Outcome, err, fmt.Sprint(err, " ", warnings)
+		x.guest, x.outcome, x.err, x.text, x.rec = r.GuestOn, r.Outcome, err, fmt.Sprint(err, " ", warnings), r
 		return err
 	})
 	x.took = time.Since(begun)

@@ -216,7 +216,7 @@ func (m *migration) when(at time.Time) string {
 	since := at.Sub(m.rec.Origin)
 	name, begun := record.Initialization, time.Duration(0)
 	for _, s := range m.rec.Stages {
-		if s.Start <= since {
+		if s.Start < since {
 			name, begun = s.Name, s.Start
 		}
 	}
@@ -293,6 +293,10 @@ func (m *migration) tellLife() {
 		}
 		if s.shutdown != "" && s.itself && s.gone == nil {
 			m.rec.Warn("the guest shut down on the %s %s (%s), and its QEMU stays", s.role, m.when(s.shutdownAt), s.shutdown)
+		}
+		if s == m.src && m.paused && len(s.stands) > 0 { // the first was our own
+			m.rec.Warn("somebody continued the guest on the source %s: it ran while it was copied", m.when(s.stands[0].to))
+			continue
 		}
 		if n := len(s.stands); n == 1 {
 			m.rec.Warn("the guest was stopped on the %s %s and continued %s later, by somebody else: its downtimes are those of the switch-over alone",

@@ -552,7 +552,7 @@ func (m *migration) commit(context.Context) error {
 	if m.src.again() {
 		return errors.New("somebody has continued the source, which runs the guest again")
 	}
-	if s := m.src; s.shutdown != "" && s.itself && !s.livesOn() { // just before it was stopped
+	if s := m.src; s.shutdown != "" && s.itself && m.held == "" { // just before it was stopped
 		_ = m.drainFor(context.Background(), deathLimit, func() bool { return s.gone != nil })
 		if s.gone != nil {
 			return m.howEnded(s)

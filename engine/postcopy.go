@@ -192,8 +192,9 @@ func (m *migration) follow(ctx context.Context) error {
 	for {
 		limited, cancel := context.WithTimeout(ctx, watchInterval)
 		err := m.until(limited, func() bool { return m.arrived() || m.linkLost() })
+		broken := err != nil && limited.Err() == nil
 		cancel()
-		if err != nil && limited.Err() == nil && m.src.broke() { // at its end: the destination may have everything
+		if broken && m.src.broke() { // at its end: the destination may have everything
 			_ = m.drainFor(ctx, waitLimit, m.dst.ended)
 		}
 		switch {
@@ -201,7 +202,7 @@ func (m *migration) follow(ctx context.Context) error {
 			m.end(later(m.src.completed, m.dst.completed))
 			m.blocktime(ctx)
 			return nil
-		case err != nil && limited.Err() == nil:
+		case broken:
 			return err
 		case m.linkLost():
 			return fmt.Errorf("%w: source %s, destination %s", errLink, m.src.status, m.dst.status)
@@ -284,6 +285,7 @@ func (m *migration) mendLink(ctx context.Context) error {
 			return nil
 		}
 		m.log.Info("post-copy recovery", "attempt", attempt, "err", err)
+		m.catchUp()
 		if broken := m.broken(); broken != nil {
 			return broken
 		}

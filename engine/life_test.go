@@ -1,0 +1,90 @@
+package engine
+
+import (
+	"strings"
+	"testing"
+	"time"
+
+	"qmigrate/engine/record"
+)
+
+// TestLife: what QEMU's events tell of one side's guest.
+func TestLife(t *testing.T) {
+	zero := time.Now()
+	at := func(n int) time.Time { return zero.Add(time.Duration(n) * ms) }
+	type happens struct {
+		at   int
+		name string
+		data eventData
+	}
+	for name, c := range map[string]struct {
+		events []happens
+		still  bool
+		ran    int // 0: never
+		stands int
+		asleep bool
+		itself bool
+		halted int // 0: never
+	}{
+		"stopped":                   {events: []happens{{10, "STOP", eventData{}}}, still: true, halted: 10},
+		"stopped twice":             {events: []happens{{10, "STOP", eventData{}}, {12, "RESUME", eventData{}}, {20, "STOP", eventData{}}}, still: true, ran: 12, stands: 1, halted: 20},
+		"started":                   {events: []happens{{10, "RESUME", eventData{}}}, ran: 10},
+		"started, then stopped":     {events: []happens{{10, "RESUME", eventData{}}, {20, "STOP", eventData{}}, {30, "RESUME", eventData{}}}, ran: 30, stands: 1, halted: 20},
+		"slept and woke":            {events: []happens{{10, "SUSPEND", eventData{}}, {20, "WAKEUP", eventData{}}}, ran: 20, halted: 10},
+		"sleeps":                    {events: []happens{{10, "SUSPEND", eventData{}}, {20, "STOP", eventData{}}}, still: true, asleep: true, halted: 10},
+		"woken for the switch-over": {events: []happens{{10, "SUSPEND", eventData{}}, {20, "STOP", eventData{}}, {21, "WAKEUP", eventData{}}}, still: true, asleep: true, halted: 10},
+		"reset in its sleep":        {events: []happens{{10, "SUSPEND", eventData{}}, {20, "RESET", eventData{}}}, halted: 10},
+		"shut down":                 {events: []happens{{10, "SHUTDOWN", eventData{Guest: true, Reason: "guest-shutdown"}}}, itself: true},
+		"reset by somebody":         {events: []happens{{10, "SHUTDOWN", eventData{Reason: "host-qmp-system-reset"}}}, itself: true},
+		"ended by somebody":         {events: []happens{{10, "SHUTDOWN", eventData{Reason: "host-signal"}}}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			var l life
+			for _, e := range c.events {
+				l.take(e.name, e.data, at(e.at), true)
+			}
+			is := func(got time.Time, want int) bool {
+				return got.IsZero() && want == 0 || want > 0 && got.Equal(at(want))
+			}
+			if l.still() != c.still || !is(l.ran, c.ran) || len(l.stands) != c.stands || l.asleep.IsZero() == c.asleep || l.itself != c.itself {
+				t.Errorf("%+v, want %+v", l, c)
+			}
+			if !is(l.halted(), c.halted) {
+				t.Errorf("halted %v", l.halted().Sub(zero))
+			}
+		})
+	}
+}
+
+// TestBracketOfManyStops: the bracket is that of the last stop before the destination ran, or there is none.
+func TestBracketOfManyStops(t *testing.T) {
+	zero := time.Now()
+	at := func(n int) time.Time { return zero.Add(time.Duration(n) * ms) }
+	a := func(n int, running bool) answer { return answer{at(n), at(n + 1), running} }
+	// The source stood still in 15..35 too. It stopped for good in 50..61, the destination ran in 70..81, and stood still again from 85 to 95.
+	src := []answer{a(0, true), a(10, true), a(20, false), a(30, false), a(40, true), a(50, true), a(60, false), a(70, false)}
+	dst := []answer{a(60, false), a(70, false), a(80, true), a(90, false), a(100, true)}
+	down, e, ok := bracket(src, dst, at(35), at(85))
+	if !ok || down-e > 15*ms || down+e < 25*ms || down+e > 31*ms {
+		t.Errorf("%v +/- %v, %v: want all of 15 to 25 ms, and no more than 31", down, e, ok)
+	}
+	short := append([]answer{a(0, true), a(20, false)}, src[6:]...) // nobody asked between the two stops
+	if down, e, ok := bracket(short, dst, at(35), at(85)); ok {
+		t.Errorf("%v +/- %v: nothing tells the stops apart", down, e)
+	}
+	if down, e, ok := bracket(src, append([]answer{a(60, false), a(90, false)}, dst[4:]...), at(35), at(85)); ok {
+		t.Errorf("%v +/- %v: nothing tells the starts apart", down, e)
+	}
+}
+
+// TestLeft: each run state of QEMU in which a guest does not run has words and a mend.
+func TestLeft(t *testing.T) {
+	for _, state := range []string{
+		"debug", "guest-panicked", "internal-error", "io-error", "paused", "prelaunch", "restore-vm", "save-vm", "shutdown", "suspended", "watchdog", "colo", "new",
+	} {
+		text := left(state, record.Destination)
+		if !strings.Contains(text, "on the destination") || !strings.Contains(text, "`") {
+			t.Errorf("%s: %s", state, text)
+		}
+	}
+}
