@@ -36,12 +36,12 @@ const (
 	coloExit               = "COLO_EXIT"
 )
 
-// Scheduler is a Process whose threads can be told how to share the processors, which COLO needs under TCG: docs/colo.md says why.
+// Scheduler is a Process whose threads can be made to give way to each other, which COLO needs under TCG: docs/colo.md says why.
 type Scheduler interface {
 	// Threads are the numbers of its threads.
 	Threads() ([]int, error)
-	// Yield puts all its threads on one processor, where the given ones run only when no other of them wants to. undo gives
-	// the processors back.
+	// Yield makes the given threads wait, whenever they come back from a futex call, until all others sleep or have had their
+	// share. It goes on if we die, and ends with the threads, or by undo.
 	Yield(threads []int) (undo func() error, err error)
 }
 
@@ -52,7 +52,7 @@ type colo struct {
 	cards [2][]string // the NICs' backends, of the primary and of the secondary
 
 	threads []int        // of the primary's process before `migrate`: those that come later yield
-	unbind  func() error // gives the primary its processors back; nil: they were not taken
+	hurry   func() error // ends the yielding; nil: it has not begun
 
 	entered   time.Time // the primary's first RESUME in COLO
 	sent      []passEdge
@@ -149,9 +149,11 @@ func (c *colo) initialize(ctx context.Context) error {
 			return err
 		}
 	}
-	if _, ok := c.src.ep.Process.(Scheduler); src.Accelerator == "tcg" && !ok {
-		return &UnsupportedError{"COLO under TCG on " + src.Name,
-			"its migration thread dead-locks at a checkpoint unless its threads can be scheduled, for which its process must be known: give an endpoint on a host of ours, or use KVM"}
+	if src.Accelerator == "tcg" {
+		if err := mayYield(c.src.ep.Process); err != nil {
+			return &UnsupportedError{"COLO under TCG on " + src.Name,
+				fmt.Sprintf("its migration thread dead-locks at a checkpoint unless it can be made to yield (%v): use KVM otherwise", err)}
+		}
 	}
 	for i, s := range []*side{c.src, c.dst} {
 		if c.cards[i], err = netdevs(ctx, s.control); err != nil {
@@ -354,6 +356,23 @@ func neverEnters(f *Facts) error {
 		"its migration completed instead: migration_switchover_prepare always goes to `device`, and migration_completion begins COLO only from `active` (migration/migration.c; read and seen in 10.0.2): use a primary such as QEMU 7.2; this one can be the secondary"}
 }
 
+// mayYield tries yielding on a thread that is there.
+func mayYield(process Process) error {
+	p, ok := process.(Scheduler)
+	if !ok {
+		return errors.New("for which its process must be known: give an endpoint on a host of ours")
+	}
+	threads, err := p.Threads()
+	if err != nil {
+		return err
+	}
+	undo, err := p.Yield(threads[:1])
+	if err != nil {
+		return err
+	}
+	return undo()
+}
+
 // yield makes the primary's migration thread give way to the others. Why: at each checkpoint QEMU under TCG waits for its vCPUs on a
 // condition variable with the big lock, which that thread does not hold then (docs/colo.md), unless they have answered before it looks.
 func (c *colo) yield() error {
@@ -363,7 +382,7 @@ func (c *colo) yield() error {
 		return err
 	}
 	since := slices.DeleteFunc(now, func(id int) bool { return slices.Contains(c.threads, id) })
-	if c.unbind, err = p.Yield(since); err != nil {
+	if c.hurry, err = p.Yield(since); err != nil {
 		return fmt.Errorf("COLO under TCG dead-locks unless QEMU's migration thread yields to the others: %w", err)
 	}
 	return nil
@@ -582,9 +601,9 @@ func (c *colo) retreat(ctx context.Context) error {
 	if err := c.leave(ctx, c.src); err != nil {
 		return err
 	}
-	if c.unbind != nil {
-		if err := c.unbind(); err != nil {
-			c.rec.Warn("the primary stays on one processor: %v", err)
+	if c.hurry != nil {
+		if err := c.hurry(); err != nil {
+			c.rec.Warn("threads of the primary go on yielding: %v", err)
 		}
 	}
 	return nil
@@ -662,8 +681,8 @@ func (c *colo) settle(ctx context.Context) verdict {
 	if err := c.releasePrimary(ctx); err != nil && c.src.gone == nil {
 		c.rec.Warn("filters are left on the primary: %v", err)
 	}
-	if c.unbind != nil {
-		_ = c.unbind()
+	if c.hurry != nil {
+		_ = c.hurry()
 	}
 	return v
 }

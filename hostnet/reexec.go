@@ -20,21 +20,25 @@ import (
 // marker is the environment variable that tells a copy of this program, started by itself in new namespaces, what it is.
 const (
 	marker      = "QMIGRATE_HOSTNET"
-	markReexec  = "reexec" // made by Reexec, namespaces still bare
-	markInside  = "inside" // the same, set up
-	markCheck   = "check"  // made by Check: answer what works here
-	markNothing = "exit"   // made by Check, to see whether it can be made
+	markReexec  = "reexec"         // made by Reexec, namespaces still bare
+	markInside  = "inside"         // the same, set up
+	markCheck   = "check"          // made by Check: answer what works here
+	markNothing = "exit"           // made by Check, to see whether it can be made
+	markYield   = "QMIGRATE_YIELD" // made by Yield: trace the threads that the variable of this name lists
 	checkFlag   = "-qmigrate.hostnet.check"
+	yieldFlag   = "-qmigrate.hostnet.yield"
 )
 
-// Main must be the first call of main (and of TestMain): in a copy of the program that Check started it answers and
-// exits; otherwise it does nothing.
+// Main must be the first call of main (and of TestMain): in a copy of the program that Check or Yield started it does
+// its work and exits; otherwise it does nothing.
 func Main() {
 	switch os.Getenv(marker) {
 	case markCheck:
 		os.Exit(answerCheck(os.Stdout))
 	case markNothing:
 		os.Exit(0)
+	case markYield:
+		os.Exit(answerYield(os.Stdout, os.Getenv(markYield)))
 	}
 }
 

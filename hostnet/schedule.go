@@ -1,30 +1,33 @@
 package hostnet
 
 import (
+	"bufio"
+	"cmp"
 	"errors"
 	"fmt"
 	"os"
-	"slices"
+	"os/exec"
 	"strconv"
-
-	"golang.org/x/sys/unix"
+	"strings"
+	"syscall"
+	"time"
 )
 
-// Scheduled is a Process that can be told how its threads share the processors. A child and a process that was found are; both
-// need no privilege for it where the process is the caller's own.
+// Scheduled is a Process whose threads can be made to give way to each other. A child and a process that was found are.
 type Scheduled interface {
 	// Threads are the numbers of its threads, as its host counts.
 	Threads() ([]int, error)
-	// Yield puts all its threads on one processor, and the given ones into SCHED_IDLE: there they run only while no other thread
-	// of the process wants to, and one that wakes up takes the processor from them at once. undo gives the processors
-	// back; a thread cannot leave SCHED_IDLE without privilege, and those given stay in it.
+	// Yield makes the given threads give way: whenever one comes back from a futex call, which is how a thread takes a lock, wakes
+	// others or waits for them, it goes on only when all other threads of the process sleep, or have run for a while. A small
+	// process traces them for that. It stays if we die, and ends with the threads; undo ends it before. Tracing needs root, or a
+	// kernel that lets a user trace all of his processes (kernel.yama.ptrace_scope 0).
 	Yield(threads []int) (undo func() error, err error)
 }
 
 func (p *child) Threads() ([]int, error)                       { return threads(p.PID()) }
-func (p *child) Yield(idle []int) (func() error, error)        { return yield(p.PID(), idle) }
+func (p *child) Yield(to []int) (undo func() error, _ error)   { return yield(p.PID(), to) }
 func (p *found) Threads() ([]int, error)                       { return threads(p.pid) }
-func (p *found) Yield(idle []int) (undo func() error, _ error) { return yield(p.pid, idle) }
+func (p *found) Yield(some []int) (undo func() error, _ error) { return yield(p.pid, some) }
 
 func threads(pid int) ([]int, error) {
 	entries, err := os.ReadDir(fmt.Sprintf("/proc/%d/task", pid))
@@ -43,53 +46,39 @@ func threads(pid int) ([]int, error) {
 	return all, nil
 }
 
-func yield(pid int, idle []int) (undo func() error, err error) {
-	var allowed unix.CPUSet
-	if err := unix.SchedGetaffinity(pid, &allowed); err != nil {
-		return nil, fmt.Errorf("read processors of process %d: %w", pid, os.NewSyscallError("sched_getaffinity", err))
+// yieldLimit is how long the tracing process may take to begin.
+const yieldLimit = 10 * time.Second
+
+// yield starts a copy of this program that traces the threads, in a session of its own so that no Ctrl-C ends it early.
+func yield(pid int, some []int) (undo func() error, err error) {
+	if _, err := threads(pid); err != nil {
+		return nil, err
 	}
-	undo = func() error { return onProcessors(pid, &allowed) }
-	// One of those that it may use: another one for the next process, so that two QEMUs on one machine do not share theirs.
-	var usable []int
-	for cpu := range len(allowed) * 64 {
-		if allowed.IsSet(cpu) {
-			usable = append(usable, cpu)
-		}
+	cmd := exec.Command("/proc/self/exe", yieldFlag)
+	cmd.Env = append(os.Environ(), marker+"="+markYield, markYield+"="+strings.Trim(fmt.Sprint(append([]int{pid}, some...)), "[]"))
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
+	out, err := cmd.StdoutPipe()
+	if err != nil {
+		return nil, err
 	}
-	var one unix.CPUSet
-	one.Set(usable[pid%len(usable)])
-	if err := onProcessors(pid, &one); err != nil {
-		return nil, errors.Join(err, undo())
+	if err := cmd.Start(); err != nil {
+		return nil, fmt.Errorf("start the process that traces process %d: %w", pid, err)
 	}
-	for _, id := range idle {
-		attr := unix.SchedAttr{Size: unix.SizeofSchedAttr, Policy: unix.SCHED_IDLE}
-		if err := unix.SchedSetAttr(id, &attr, 0); err != nil && !errors.Is(err, unix.ESRCH) { // a thread may have ended
-			return nil, errors.Join(fmt.Errorf("make thread %d of process %d yield: %w", id, pid, os.NewSyscallError("sched_setattr", err)), undo())
-		}
+	late := time.AfterFunc(yieldLimit, func() { _ = cmd.Process.Kill() })
+	said, err := bufio.NewReader(out).ReadString('\n')
+	late.Stop()
+	ended := make(chan struct{})
+	go func() {
+		defer close(ended)
+		_ = cmd.Wait() // how it ends tells nothing: usually we kill it
+	}()
+	undo = func() error {
+		_ = cmd.Process.Kill() // the kernel lets the threads go
+		<-ended
+		return nil
+	}
+	if said = strings.TrimSpace(said); said != tracing {
+		return nil, errors.Join(fmt.Errorf("trace the threads of process %d: %s", pid, cmp.Or(said, fmt.Sprint(err))), undo())
 	}
 	return undo, nil
-}
-
-// onProcessors binds every thread of the process; those that it makes meanwhile inherit from one that is bound, or are found in the next turn.
-func onProcessors(pid int, set *unix.CPUSet) error {
-	var bound []int
-	for {
-		all, err := threads(pid)
-		if err != nil {
-			return err
-		}
-		again := false
-		for _, id := range all {
-			if slices.Contains(bound, id) {
-				continue
-			}
-			if err := unix.SchedSetaffinity(id, set); err != nil && !errors.Is(err, unix.ESRCH) {
-				return fmt.Errorf("bind thread %d of process %d: %w", id, pid, os.NewSyscallError("sched_setaffinity", err))
-			}
-			bound, again = append(bound, id), true
-		}
-		if !again {
-			return nil
-		}
-	}
 }

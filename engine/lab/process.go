@@ -88,7 +88,7 @@ func (p Process) Threads() ([]int, error) {
 	return s.Threads()
 }
 
-// Yield puts all its threads on one processor and makes the given ones give way to the others.
+// Yield makes the given threads give way to all others of the process.
 func (p Process) Yield(threads []int) (undo func() error, err error) {
 	s, err := p.scheduled()
 	if err != nil {
@@ -101,5 +101,5 @@ func (p Process) scheduled() (hostnet.Scheduled, error) {
 	if s, ok := p.proc.(hostnet.Scheduled); ok {
 		return s, nil
 	}
-	return nil, &hostnet.UnsupportedError{Feature: "scheduling of threads", Reason: "the processes of host " + p.host.Name() + " cannot be told how to share processors"}
+	return nil, &hostnet.UnsupportedError{Feature: "yielding threads", Reason: "the threads of processes of host " + p.host.Name() + " cannot be traced from here"}
 }
