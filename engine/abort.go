@@ -39,7 +39,7 @@ func (m *migration) abort(ctx context.Context, name record.StageName, cause erro
 	}
 	v := m.undo(undo)
 	if v.outcome == record.GuestEnded {
-		cause = m.howEnded(v.ended) // not what broke because of it
+		cause = fmt.Errorf("%w: nothing was lost", m.howEnded(v.ended)) // not what broke because of it
 	}
 	m.end(time.Now()) // the stage that failed lasts until the guest is where it can run
 	m.undoMirrors(undo)

@@ -219,6 +219,12 @@ func (x *trial) cut(h record.Holder) {
 // somebody is another client of a QEMU. It returns QEMU's answer.
 func (x *trial) somebody(t *testing.T, h record.Holder, command string) error {
 	t.Helper()
+	return x.somebodySets(t, h, command, nil)
+}
+
+// somebodySets is somebody with the command's arguments.
+func (x *trial) somebodySets(t *testing.T, h record.Holder, command string, args any) error {
+	t.Helper()
 	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
 	defer cancel()
 	nc, err := x.vm(h).Dial(ctx, guest.Sampler)
@@ -230,7 +236,7 @@ func (x *trial) somebody(t *testing.T, h record.Holder, command string) error {
 		t.Fatal(err)
 	}
 	defer c.Close()
-	return c.Execute(ctx, command, nil, nil)
+	return c.Execute(ctx, command, args, nil)
 }
 
 // run migrates; fire happens at the edge, or after a time if there is no edge.

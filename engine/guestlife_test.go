@@ -128,6 +128,33 @@ func TestGuestEnds(t *testing.T) {
 			x.ended(t)
 			untold(t, dst, "cont")
 		}},
+		{"the waiting destination is reset", func(t *testing.T) {
+			src, dst := switches(t, func(_, dst *fakeQEMU, _ func()) {
+				dst.do(func() { endsWith(dst, "host-qmp-system-reset", false) })
+			})
+			x := moves(within.Context(t), t, 20*time.Second, src, dst, engine.Plan{})
+			x.want(t, "running", "dead", "source")
+			x.says(t, "the machine that waits for the guest was reset on the destination", "!nothing was lost")
+			if x.outcome != record.Failed {
+				t.Errorf("outcome %s", x.outcome)
+			}
+		}},
+		{"the source of a post-copy is reset", func(t *testing.T) {
+			src, dst := splitting(t, "10.0")
+			dst.on["cont"] = newFakeCont(dst)
+			src.on["migrate-start-postcopy"] = func(begin func()) func() {
+				return func() {
+					begin()
+					src.later(2*soon, func() { endsWith(src, "host-qmp-system-reset", false) })
+					dst.later(2*soon+20*time.Millisecond, func() { dst.migrating("postcopy-paused") })
+				}
+			}(src.on["migrate-start-postcopy"])
+			x := moves(within.Context(t), t, 20*time.Second, src, dst, engine.Plan{Mode: record.PostCopyMode})
+			x.says(t, "the machine that the guest had left was reset on the source", "!nothing was lost")
+			if x.outcome == guestEnded {
+				t.Errorf("outcome %s: half of its memory is lost: %s", x.outcome, x.text)
+			}
+		}},
 		{"by somebody's quit", func(t *testing.T) {
 			x := inPreCopy("host-qmp-quit", false)
 			x.want(t, "dead", "dead|inmigrate", "none")
@@ -262,7 +289,7 @@ func TestGuestLivesOn(t *testing.T) {
 		says        []string
 	}{
 		{"shut down", "shutdown", []string{`"SHUTDOWN","data":{"guest":true,"reason":"guest-shutdown"}`, `"STOP"`},
-			[]string{"the guest shut down on the source", "and its QEMU stays", "`system_reset` and then `cont`"}},
+			[]string{"the guest shut down on the source", "that QEMU stays", "`system_reset` and then `cont`"}},
 		{"panicked", "guest-panicked", []string{`"GUEST_PANICKED","data":{"action":"pause"}`, `"STOP"`},
 			[]string{"the guest panicked on the source", "(pause)", "`system_reset` and then `cont`"}},
 		{"disk error", "io-error", []string{`"BLOCK_IO_ERROR","data":{"action":"stop","operation":"write","reason":"No space left on device"}`, `"STOP"`},

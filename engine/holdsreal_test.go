@@ -192,25 +192,52 @@ func TestSilentSource(t *testing.T) {
 
 // powerOff is a disk whose boot sector waits for a time and then powers the machine off.
 func powerOff(t *testing.T, after time.Duration) string {
-	t.Helper()
 	us := uint32(after.Microseconds())
-	disk := make([]byte, 1<<20)
-	copy(disk, []byte{
+	return bootSector(t,
 		0xb4, 0x86, // mov ah, 0x86: wait
-		0xb9, byte(us >> 16), byte(us >> 24), // mov cx, high half of the microseconds
-		0xba, byte(us), byte(us >> 8), // mov dx, low half
+		0xb9, byte(us>>16), byte(us>>24), // mov cx, high half of the microseconds
+		0xba, byte(us), byte(us>>8), // mov dx, low half
 		0xcd, 0x15, // int 0x15
 		0xba, 0x04, 0x06, // mov dx, 0x604: q35's PM1a control block
 		0xb8, 0x00, 0x20, // mov ax, 0x2000: sleep, to S5
 		0xef,       // out dx, ax
 		0xeb, 0xfe, // jmp $
-	})
+	)
+}
+
+// sleepsWhenReset is a disk whose boot sector suspends the machine (S3) from the second boot on. A byte of the clock's
+// memory, which outlives a reset, tells it which one it is.
+func sleepsWhenReset(t *testing.T) string {
+	return bootSector(t,
+		0xb0, 0x7f, 0xe6, 0x70, // mov al, 0x7f; out 0x70, al: the byte
+		0xe4, 0x71, 0x3c, 0x5a, // in al, 0x71; cmp al, 0x5a: ours?
+		0x74, 0x0a, // je: second boot
+		0xb0, 0x7f, 0xe6, 0x70, 0xb0, 0x5a, 0xe6, 0x71, // from now on it is
+		0xeb, 0xfe, // jmp $
+		0xba, 0x04, 0x06, // mov dx, 0x604: q35's PM1a control block
+		0xb8, 0x00, 0x24, // mov ax, 0x2400: sleep, to S3
+		0xef,       // out dx, ax
+		0xeb, 0xfe, // jmp $
+	)
+}
+
+// bootSector is a disk with this code in its boot sector.
+func bootSector(t *testing.T, code ...byte) string {
+	t.Helper()
+	disk := make([]byte, 1<<20)
+	copy(disk, code)
 	disk[510], disk[511] = 0x55, 0xaa
-	name := filepath.Join(guesttest.Dir(t), "off")
+	name := filepath.Join(guesttest.Dir(t), "boot")
 	if err := os.WriteFile(name, disk, 0o600); err != nil {
 		t.Fatal(err)
 	}
 	return name
+}
+
+// boots is how a QEMU boots from such a disk.
+func boots(disk string) []string {
+	drive := "if=none,id=d,format=raw,readonly=on,file=" + disk
+	return []string{"-drive", drive, "-device", "virtio-blk-pci,drive=d,bootindex=0"}
 }
 
 // TestPowersOff is case 15 of TestHoldsPreCopy: a guest that powers itself off while it is copied.
@@ -220,8 +247,7 @@ func TestPowersOff(t *testing.T) {
 		disk := powerOff(t, 700*time.Millisecond)
 		x := newTrial(t, qemu, true, func(a, b *guest.Spec) {
 			a.Memory, b.Memory = 512<<20, 512<<20 // takes seconds to copy
-			drive := "if=none,id=d,format=raw,readonly=on,file=" + disk
-			a.Extra = []string{"-drive", drive, "-device", "virtio-blk-pci,drive=d,bootindex=0"}
+			a.Extra = boots(disk)
 			b.Extra = a.Extra
 		})
 		x.plan = engine.Plan{MaxBandwidth: slow}
@@ -237,6 +263,68 @@ func TestPowersOff(t *testing.T) {
 		if !errors.As(x.err, &stage) || !strings.Contains(said, "shut down") || strings.Contains(said, "is lost") {
 			t.Error(said)
 		}
+	})
+}
+
+// TestGuestLife: in one migration a guest is stopped and continued, reset, and goes to sleep. QEMU 7.2 wakes it for the
+// switch-over. With -no-reboot the same reset is its end.
+func TestGuestLife(t *testing.T) {
+	active := got(record.Source, `"status": "active"`)
+	guesttest.EachQEMU(t, func(t *testing.T, qemu string) {
+		t.Run("lives", func(t *testing.T) {
+			t.Parallel()
+			disk := sleepsWhenReset(t)
+			x := newTrial(t, qemu, true, func(a, b *guest.Spec) {
+				a.Memory, b.Memory = 512<<20, 512<<20 // takes half a minute to copy, unless it is told to be fast
+				a.Extra, b.Extra = boots(disk), boots(disk)
+			})
+			x.plan = engine.Plan{MaxBandwidth: slow}
+			x.run(t, active, 0, func() {
+				x.background.Go(func() {
+					_ = x.somebody(t, record.Source, "stop")
+					_ = x.somebody(t, record.Source, "cont")
+					for n := 0; !x.trigger.saw(record.Source, `"SUSPEND"`); n++ {
+						if n%200 == 0 { // it may have been reset before it had booted
+							_ = x.somebody(t, record.Source, "system_reset")
+						}
+						time.Sleep(10 * time.Millisecond)
+						if n == 2000 {
+							t.Error("the guest never slept")
+							break
+						}
+					}
+					_ = x.somebodySets(t, record.Source, "migrate-set-parameters", map[string]any{"max-bandwidth": 1 << 30})
+				})
+			})
+			x.check(t)
+			x.say(t, "reset and sleep")
+			if asleep := x.b == "suspended"; asleep == strings.Contains(qemu, "7.2") || x.rec.Outcome != record.Completed {
+				t.Errorf("destination %s, %s: %v", x.b, x.rec.Outcome, x.err)
+			}
+			said := fmt.Sprint(x.rec.Warnings)
+			for _, text := range []string{"stopped on the source", "and continued", "reset", "host-qmp-system-reset", "suspended (ACPI S3) on the source"} {
+				if !strings.Contains(said, text) {
+					t.Errorf("%q is not in %s", text, said)
+				}
+			}
+			if x.rec.Downtime != (record.Downtime{}) {
+				t.Errorf("a guest that slept had a downtime: %+v", x.rec.Downtime)
+			}
+		})
+		t.Run("ends", func(t *testing.T) {
+			t.Parallel()
+			x := newTrial(t, qemu, true, func(a, b *guest.Spec) { a.Extra, b.Extra = []string{"-no-reboot"}, []string{"-no-reboot"} })
+			x.plan = engine.Plan{MaxBandwidth: slow}
+			x.run(t, active, 0, func() {
+				x.background.Go(func() { _ = x.somebody(t, record.Source, "system_reset") })
+			})
+			x.killed = record.Source // by itself
+			x.look(t)
+			x.say(t, "reset under -no-reboot")
+			if x.a != "dead" || x.b != "dead" || x.rec.Outcome != guestEnded || !strings.Contains(fmt.Sprint(x.err), "the guest was reset on the source") {
+				t.Errorf("source %s, destination %s, %s: %v", x.a, x.b, x.rec.Outcome, x.err)
+			}
+		})
 	})
 }
 

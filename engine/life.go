@@ -2,8 +2,8 @@ package engine
 
 import (
 	"context"
-	"errors"
 	"fmt"
+	"strings"
 	"time"
 
 	"qmigrate/engine/record"
@@ -88,6 +88,9 @@ func (l *life) take(name string, data eventData, at time.Time, undisturbed bool)
 		l.did(name, data.Reason, at)
 	case "GUEST_PANICKED", "WATCHDOG", "POWERDOWN":
 		l.did(name, data.Action, at)
+		if name == "WATCHDOG" && data.Action == "poweroff" { // QEMU exits, without SHUTDOWN
+			l.shutdown, l.shutdownAt, l.itself = "watchdog", at, true
+		}
 	}
 }
 
@@ -138,6 +141,8 @@ func (l *life) cause() (did, why string) {
 		return "the guest was reset", ", which its QEMU takes for a shutdown (-no-reboot)"
 	case l.shutdown == "guest-panic":
 		return "the guest panicked", ", which its QEMU takes for a shutdown (-action panic=shutdown)"
+	case l.shutdown == "watchdog":
+		return "the guest's watchdog fired", ", which its QEMU takes for its end (-action watchdog=poweroff)"
 	case l.itself:
 		return "the guest shut down", ""
 	}
@@ -169,10 +174,10 @@ func (d deed) words(where record.Holder, when string) string {
 	return text
 }
 
-// halted tells whether a QEMU that says this run state, after a STOP, has a guest that the migration did not stop.
-func halted(runState string) bool {
+// stands tells whether a QEMU that says this run state, after a STOP, has a guest that the migration did not stop.
+func stands(runState string) bool {
 	switch runState {
-	case "", "running", "finish-migrate", "postmigrate":
+	case "", "running", "inmigrate", "finish-migrate", "postmigrate", "colo":
 		return false
 	}
 	return true
@@ -200,7 +205,7 @@ func left(runState string, where record.Holder) string {
 	case "guest-panicked":
 		return "the guest has panicked, which stops it: " + anew
 	case "internal-error":
-		return "an internal error of the emulator stopped the guest, and the source QEMU's standard error may say which: " + anew
+		return "an internal error of the emulator stopped the guest, and its QEMU's standard error may say which: " + anew
 	case "io-error":
 		return fmt.Sprintf("a disk error stopped the guest: mend the disk, then `cont` on the %s runs it", where)
 	case "watchdog":
@@ -237,11 +242,19 @@ func (m *migration) howEnded(s *side) error {
 		return nil
 	}
 	did, why := s.cause()
-	text := fmt.Sprintf("%s on the %s %s%s (QEMU's reason: %s)", did, s.role, m.when(s.shutdownAt), why, s.shutdown)
-	if s.itself {
-		text += ": nothing was lost"
+	return fmt.Errorf("%s on the %s %s%s (QEMU's reason: %s)", m.whose(s, s.shutdownAt, did), s.role, m.when(s.shutdownAt), why, s.shutdown)
+}
+
+// whose is what was done, with the right name for a machine that has not the guest then.
+func (m *migration) whose(s *side, at time.Time, did string) string {
+	has := m.dst.started.IsZero() || at.Before(m.dst.started)
+	switch {
+	case s == m.src && !has:
+		return strings.Replace(did, "the guest", "the machine that the guest had left", 1)
+	case s == m.dst && has:
+		return strings.Replace(did, "the guest", "the machine that waits for the guest", 1)
 	}
-	return errors.New(text)
+	return did
 }
 
 // guestEnded is for a guest that has shut down, or was reset where that ends QEMU: nothing is lost, and nobody has
@@ -249,7 +262,7 @@ func (m *migration) howEnded(s *side) error {
 func (m *migration) guestEnded(ctx context.Context) (verdict, bool) {
 	m.catchUp()
 	for _, s := range []*side{m.src, m.dst} {
-		if s.facts == nil || s.shutdown == "" || !s.itself {
+		if s.facts == nil || s.shutdown == "" || !s.itself || s == m.dst && s.started.IsZero() {
 			continue
 		}
 		limit := killLimit
@@ -289,10 +302,10 @@ func (m *migration) tellLife() {
 	}
 	for _, s := range []*side{m.src, m.dst} {
 		for _, d := range s.deeds {
-			m.rec.Warn("%s", d.words(s.role, m.when(d.at)))
+			m.rec.Warn("%s", m.whose(s, d.at, d.words(s.role, m.when(d.at))))
 		}
 		if s.shutdown != "" && s.itself && s.gone == nil {
-			m.rec.Warn("the guest shut down on the %s %s (%s), and its QEMU stays", s.role, m.when(s.shutdownAt), s.shutdown)
+			m.rec.Warn("%v, and that QEMU stays", m.howEnded(s))
 		}
 		if s == m.src && m.paused && len(s.stands) > 0 { // the first was our own
 			m.rec.Warn("somebody continued the guest on the source %s: it ran while it was copied", m.when(s.stands[0].to))
@@ -311,7 +324,7 @@ func (m *migration) tellLife() {
 		}
 	}
 	if where := m.holding(); where != nil && m.src.facts != nil && m.src.facts.Running && where.facts != nil &&
-		(halted(where.runState) || where.runState == "suspended") {
+		(stands(where.runState) || where.runState == "suspended") {
 		m.rec.Warn("%s", left(where.runState, where.role))
 	}
 }

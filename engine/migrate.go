@@ -658,7 +658,7 @@ func (m *migration) until(ctx context.Context, done func() bool) error {
 		case ev, ok := <-m.dst.C:
 			m.take(m.dst, ev, ok)
 		case state := <-m.asked:
-			if m.asked = nil; halted(state) {
+			if m.asked = nil; stands(state) {
 				m.held = state
 			}
 		case x := <-m.observed():

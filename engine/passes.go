@@ -199,6 +199,9 @@ func (m *migration) figures(last *qmp.MigrationInfo) {
 // RESUME after it. A guest that did not run before or does not run after has none.
 func (m *migration) downtimes(last *qmp.MigrationInfo) {
 	rec, d := m.rec, &m.rec.Downtime
+	if rec.Mode == record.COLOMode { // both sides are stopped at each checkpoint
+		return
+	}
 	if m.held != "" || !m.src.asleep.IsZero() {
 		rec.Warn("the guest stood still when the switch-over came: no downtime is measured")
 		return
