@@ -15,7 +15,8 @@ type life struct {
 	stopped time.Time // the first STOP, or the first since it was continued
 	resumed time.Time // the last RESUME
 	started time.Time // the first RESUME
-	ran     time.Time // since when it runs, or last ran: the last RESUME or WAKEUP; zero: it was never stopped
+	ran     time.Time // when the last RESUME or WAKEUP came; zero: it was never stopped
+	halted  time.Time // when the first STOP or SUSPEND came after it had started; zero: it ran on
 	asleep  time.Time // SUSPEND (ACPI S3); zero: it is awake. QEMU 7.2 wakes it for the switch-over, 9.0 and newer do not
 
 	shutdown   string    // the reason of SHUTDOWN in QEMU's word: guest-shutdown, host-qmp-quit, ...
@@ -46,8 +47,12 @@ type eventData struct {
 	Action string `json:"action"`
 }
 
-// take notes one event. Undisturbed says that a RESUME now is not the migration's: somebody else's, then.
-func (l *life) take(name string, data eventData, at time.Time, undisturbed bool) {
+// take notes one event, which happened at one instant and came at another. Undisturbed says that a RESUME now is not the
+// migration's: somebody else's, then.
+func (l *life) take(name string, data eventData, at, came time.Time, undisturbed bool) {
+	if (name == "STOP" || name == "SUSPEND") && !l.started.IsZero() && l.halted.IsZero() {
+		l.halted = came
+	}
 	switch name {
 	case "STOP":
 		if l.stopped.IsZero() || l.again() {
@@ -60,7 +65,7 @@ func (l *life) take(name string, data eventData, at time.Time, undisturbed bool)
 		if l.started.IsZero() {
 			l.started = at
 		}
-		l.resumed, l.ran, l.shutdown = at, at, ""
+		l.resumed, l.ran, l.shutdown = at, came, ""
 	case "SUSPEND":
 		l.asleep = at
 		l.deeds = append(l.deeds, deed{event: name, at: at, times: 1})
@@ -71,7 +76,7 @@ func (l *life) take(name string, data eventData, at time.Time, undisturbed bool)
 			}
 		}
 		if !l.still() { // else it was woken for the switch-over, after it was stopped
-			l.ran, l.asleep = at, time.Time{}
+			l.ran, l.asleep = came, time.Time{}
 		}
 	case "SHUTDOWN":
 		l.shutdown, l.shutdownAt = data.Reason, at
@@ -110,26 +115,6 @@ func (l *life) again() bool { return l.resumed.After(l.stopped) }
 
 // still tells whether the guest was stopped and has not been continued.
 func (l *life) still() bool { return !l.stopped.IsZero() && !l.again() }
-
-// halted is when a guest that had started first did not run, zero: it ran on.
-func (l *life) halted() time.Time {
-	var first time.Time
-	sooner := func(at time.Time) {
-		if at.After(l.started) && (first.IsZero() || at.Before(first)) {
-			first = at
-		}
-	}
-	for _, x := range l.stands {
-		sooner(x.from)
-	}
-	for _, d := range l.deeds {
-		if d.event == "SUSPEND" {
-			sooner(d.at)
-		}
-	}
-	sooner(l.stopped)
-	return first
-}
 
 // livesOn tells whether the guest was stopped by its shutdown, which is what -no-shutdown does: its QEMU stays.
 func (l *life) livesOn() bool { return l.still() && !l.stopped.Before(l.shutdownAt) }

@@ -26,14 +26,15 @@ func TestLife(t *testing.T) {
 		itself bool
 		halted int // 0: never
 	}{
-		"stopped":                   {events: []happens{{10, "STOP", eventData{}}}, still: true, halted: 10},
+		"stopped":                   {events: []happens{{10, "STOP", eventData{}}}, still: true},
 		"stopped twice":             {events: []happens{{10, "STOP", eventData{}}, {12, "RESUME", eventData{}}, {20, "STOP", eventData{}}}, still: true, ran: 12, stands: 1, halted: 20},
 		"started":                   {events: []happens{{10, "RESUME", eventData{}}}, ran: 10},
 		"started, then stopped":     {events: []happens{{10, "RESUME", eventData{}}, {20, "STOP", eventData{}}, {30, "RESUME", eventData{}}}, ran: 30, stands: 1, halted: 20},
-		"slept and woke":            {events: []happens{{10, "SUSPEND", eventData{}}, {20, "WAKEUP", eventData{}}}, ran: 20, halted: 10},
-		"sleeps":                    {events: []happens{{10, "SUSPEND", eventData{}}, {20, "STOP", eventData{}}}, still: true, asleep: true, halted: 10},
-		"woken for the switch-over": {events: []happens{{10, "SUSPEND", eventData{}}, {20, "STOP", eventData{}}, {21, "WAKEUP", eventData{}}}, still: true, asleep: true, halted: 10},
-		"reset in its sleep":        {events: []happens{{10, "SUSPEND", eventData{}}, {20, "RESET", eventData{}}}, halted: 10},
+		"slept and woke":            {events: []happens{{10, "SUSPEND", eventData{}}, {20, "WAKEUP", eventData{}}}, ran: 20},
+		"sleeps":                    {events: []happens{{10, "SUSPEND", eventData{}}, {20, "STOP", eventData{}}}, still: true, asleep: true},
+		"started, then slept":       {events: []happens{{10, "RESUME", eventData{}}, {20, "SUSPEND", eventData{}}}, ran: 10, asleep: true, halted: 20},
+		"woken for the switch-over": {events: []happens{{10, "SUSPEND", eventData{}}, {20, "STOP", eventData{}}, {21, "WAKEUP", eventData{}}}, still: true, asleep: true},
+		"reset in its sleep":        {events: []happens{{10, "SUSPEND", eventData{}}, {20, "RESET", eventData{}}}},
 		"shut down":                 {events: []happens{{10, "SHUTDOWN", eventData{Guest: true, Reason: "guest-shutdown"}}}, itself: true},
 		"reset by somebody":         {events: []happens{{10, "SHUTDOWN", eventData{Reason: "host-qmp-system-reset"}}}, itself: true},
 		"ended by somebody":         {events: []happens{{10, "SHUTDOWN", eventData{Reason: "host-signal"}}}},
@@ -41,7 +42,7 @@ func TestLife(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			var l life
 			for _, e := range c.events {
-				l.take(e.name, e.data, at(e.at), true)
+				l.take(e.name, e.data, at(e.at), at(e.at), true)
 			}
 			is := func(got time.Time, want int) bool {
 				return got.IsZero() && want == 0 || want > 0 && got.Equal(at(want))
@@ -49,8 +50,8 @@ func TestLife(t *testing.T) {
 			if l.still() != c.still || !is(l.ran, c.ran) || len(l.stands) != c.stands || l.asleep.IsZero() == c.asleep || l.itself != c.itself {
 				t.Errorf("%+v, want %+v", l, c)
 			}
-			if !is(l.halted(), c.halted) {
-				t.Errorf("halted %v", l.halted().Sub(zero))
+			if !is(l.halted, c.halted) {
+				t.Errorf("halted %v", l.halted.Sub(zero))
 			}
 		})
 	}

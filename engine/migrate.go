@@ -399,27 +399,24 @@ func (m *migration) preCopy(ctx context.Context) error {
 	}
 }
 
-// stopSource stops a guest that is to be copied while it stands still. One that stands still already is held: it stays
+// stopSource stops a guest that is to be copied while it stands still. One that stands still already is held, and stays
 // so. A guest that sleeps has no STOP before QEMU 9.0.
 func (m *migration) stopSource(ctx context.Context) error {
-	m.catchUp()
+	if m.catchUp(); m.src.still() {
+		status, err := m.src.asked(ctx)
+		if err != nil {
+			return fmt.Errorf("ask source why the guest stands still: %w", err)
+		}
+		if stands(status.Status) {
+			m.held = status.Status
+			return nil
+		}
+	}
 	m.paused = true
-	asked := time.Now()
 	if err := m.promptly(ctx, m.src.control.Stop); err != nil {
 		return fmt.Errorf("stop source: %w", err)
 	}
-	if err := m.until(ctx, func() bool { return m.src.still() || !m.src.asleep.IsZero() }); err != nil {
-		return err
-	}
-	if !m.src.still() || m.src.stopped.Add(m.src.stampError()).After(asked) {
-		return nil
-	}
-	status, err := m.src.asked(ctx)
-	if err != nil {
-		return fmt.Errorf("ask source why the guest stands still: %w", err)
-	}
-	m.held = status.Status
-	return nil
+	return m.until(ctx, func() bool { return m.src.still() || !m.src.asleep.IsZero() })
 }
 
 // whoStopped finds out after a STOP whether it was the switch-over's or somebody else's `stop`. The source is asked, but not waited
@@ -442,11 +439,7 @@ func (m *migration) whoStopped(ctx, limited context.Context) error {
 	if err := wait(ctx, func() bool { return m.asked == nil || switching() }); err != nil || m.held == "" {
 		return err
 	}
-	err := wait(limited, switching)
-	if m.src.again() {
-		m.held = ""
-	}
-	return err
+	return wait(limited, switching)
 }
 
 // sendRest waits until the source has sent everything. A link that was lost without notice holds it for ever: in a
@@ -724,6 +717,9 @@ func (m *migration) take(s *side, ev qmp.Event, ok bool) {
 		m.takeMirror(ev, at)
 		if ev.Name == "RESUME" {
 			m.asked = nil // an answer to a question about the STOP before it would be stale
+			if m.undisturbed(s) {
+				m.held = ""
+			}
 		}
 	}
 	if s == m.src && ev.Name == "RESUME" && m.committed {

@@ -216,9 +216,9 @@ func (m *migration) downtimes(last *qmp.MigrationInfo) {
 		d.WireError = record.Of(m.src.stampError() + m.dst.stampError())
 	}
 	if p := m.poll; p != nil {
-		if down, e, ok := bracket(p.src, p.dst, m.src.ran, m.dst.halted()); ok {
+		if down, e, ok := bracket(p.src, p.dst, m.src.ran, m.dst.halted); ok {
 			d.Status, d.StatusError = record.Of(down), record.Of(e)
-		} else if !m.src.ran.IsZero() || !m.dst.halted().IsZero() {
+		} else if !m.src.ran.IsZero() || !m.dst.halted.IsZero() {
 			rec.Warn("the guest was stopped more than once, and query-status does not tell these stops apart: its downtime is left out")
 		}
 	}

@@ -195,7 +195,7 @@ func (s *side) take(ev qmp.Event, at time.Time, undisturbed bool) (pass int, ok 
 	case "MIGRATION_PASS":
 		return data.Pass, true
 	default:
-		s.life.take(ev.Name, data, at, undisturbed)
+		s.life.take(ev.Name, data, at, ev.Arrived, undisturbed)
 	}
 	return 0, false
 }
