@@ -11,7 +11,7 @@ FUZZTIME ?= 20s
 
 export CGO_ENABLED ?= 0
 
-.PHONY: help deps build demo needs test lint bench conformance chaos model fuzz clean
+.PHONY: help deps build demo needs check test lint bench conformance chaos model fuzz clean
 
 help: ## list the targets
 	@awk -F':.*## ' '/^[a-z]+:.*## / { printf "%-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -42,6 +42,9 @@ test: deps ## every test that this machine can run; QMIGRATE_REQUIRE_QEMU=1 make
 		all="$$(printf '%s\n' $$all | grep -vxF "$$raced")"; \
 	else echo "no C compiler: nothing is tested with the race detector"; fi; \
 	$(GO) test -p 1 -timeout 50m $$all
+
+check: build lint ## build, lint, and the tests that start no QEMU
+	$(GO) test -short ./...
 
 lint: $(AGENT) ## formatting, vet, staticcheck, and the direction of the imports
 	@test -z "$$(gofmt -l .)" || { echo "not gofmt'ed:"; gofmt -l .; exit 1; }

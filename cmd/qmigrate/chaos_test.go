@@ -588,6 +588,7 @@ func (p *place) left() (left []string) {
 // TestDemoKilled kills -9 a demo at any moment, boot, migration and checks: the next one says which side ran the guest, removes all of
 // it, and works.
 func TestDemoKilled(t *testing.T) {
+	guesttest.Starts(t)
 	if _, err := guest.BuildImage(within.Context(t), guest.ImageSpec{}); err != nil {
 		if os.Getenv("QMIGRATE_REQUIRE_QEMU") == "1" {
 			t.Fatal(err)

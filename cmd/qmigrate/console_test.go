@@ -118,6 +118,7 @@ func (b block) run(t *testing.T) {
 
 // TestConsole runs what the documents show.
 func TestConsole(t *testing.T) {
+	guesttest.Starts(t)
 	if works, err := condition(t)("lab"); err != nil || !works {
 		guesttest.Unable(t, "no lab can be had: ", err)
 	}

@@ -35,6 +35,7 @@ func TestRunCommand(t *testing.T) {
 // TestKilledExperiment kills an experiment of real guests at random moments, with the signal that nobody can catch, and starts it again: in the end each
 // of its trials has one record, with its series, and nothing is left of the killed runs. QMIGRATE_CHAOS says how often it is killed.
 func TestKilledExperiment(t *testing.T) {
+	guesttest.Starts(t)
 	if works, err := condition(t)("lab"); err != nil || !works {
 		guesttest.Unable(t, "no lab can be had: ", err)
 	}

@@ -205,8 +205,24 @@ qemu*) mkdir -p usr/bin usr/share/seabios usr/share/qemu
 	printf '#!/bin/sh\necho QEMU emulator version %s; echo "$LD_LIBRARY_PATH"; echo "$@"\n' $v > usr/bin/qemu-system-x86_64; chmod +x usr/bin/qemu-system-x86_64 ;;
 linux*) mkdir -p boot lib/modules/6.1.0-1-test; : > boot/vmlinuz-6.1.0-1-test ;;
 esac`)
-	t.Setenv("PATH", dir+":/usr/bin:/bin")
+	t.Setenv("PATH", dir+":"+tools(t))
 	return log
+}
+
+// tools is a folder with what the scripts of these tests need of this system, and no QEMU that it may have.
+func tools(t *testing.T) string {
+	t.Helper()
+	dir := t.TempDir()
+	for _, name := range []string{"cat", "chmod", "cut", "grep", "mkdir", "sh", "sleep"} {
+		p, err := exec.LookPath(name)
+		if err == nil {
+			err = os.Symlink(p, filepath.Join(dir, name))
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	return dir
 }
 
 func store(t *testing.T, log io.Writer) Store {

@@ -78,9 +78,18 @@ func Dir(t testing.TB) string {
 // Versions are the QEMUs that every test of ours runs on.
 func Versions() []string { return []string{"7.2", "10.0", "11.1"} }
 
+// Starts marks a test that starts a QEMU: `go test -short`, of `make check`, leaves it out.
+func Starts(t testing.TB) {
+	t.Helper()
+	if testing.Short() {
+		t.Skip("-short: no QEMU is started")
+	}
+}
+
 // QEMU is the path of a QEMU of this series. Without one the test is skipped, or fails if QMIGRATE_REQUIRE_QEMU=1.
 func QEMU(t testing.TB, version string) string {
 	t.Helper()
+	Starts(t)
 	b, err := guest.FindQEMU(t.Context(), version)
 	if err != nil {
 		missing(t, err)
@@ -98,6 +107,7 @@ func EachQEMU(t *testing.T, f func(t *testing.T, bin string)) {
 // Image is the image of the lab's guests.
 func Image(t testing.TB) guest.Image {
 	t.Helper()
+	Starts(t)
 	img, err := guest.BuildImage(t.Context(), guest.ImageSpec{})
 	if err != nil {
 		missing(t, err)
