@@ -11,7 +11,7 @@ FUZZTIME ?= 20s
 
 export CGO_ENABLED ?= 0
 
-.PHONY: help deps build demo needs check test lint bench conformance chaos model fuzz clean
+.PHONY: help deps build demo needs install check test lint bench conformance chaos model fuzz clean
 
 help: ## list the targets
 	@awk -F':.*## ' '/^[a-z]+:.*## / { printf "%-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -42,6 +42,17 @@ test: deps ## every test that this machine can run; QMIGRATE_REQUIRE_QEMU=1 make
 		all="$$(printf '%s\n' $$all | grep -vxF "$$raced")"; \
 	else echo "no C compiler: nothing is tested with the race detector"; fi; \
 	$(GO) test -p 1 -timeout 50m $$all
+
+PREFIX ?= /usr/local
+install: build ## the program, its manual page and completions of bash, zsh and fish into PREFIX (/usr/local), below DESTDIR
+	install -d $(addprefix "$(DESTDIR)$(PREFIX)"/,bin share/man/man1 share/bash-completion/completions \
+		share/zsh/site-functions share/fish/vendor_completions.d)
+	install -m 755 bin/qmigrate "$(DESTDIR)$(PREFIX)/bin/"
+	@set -e; put() { bin/qmigrate $$1 > bin/page; install -m 644 bin/page "$(DESTDIR)$(PREFIX)/share/$$2"; rm bin/page; }; \
+	put man man/man1/qmigrate.1; \
+	put "completion bash" bash-completion/completions/qmigrate; \
+	put "completion zsh" zsh/site-functions/_qmigrate; \
+	put "completion fish" fish/vendor_completions.d/qmigrate.fish
 
 check: build lint ## build, lint, and the tests that start no QEMU
 	$(GO) test -short ./...

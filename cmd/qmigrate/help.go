@@ -1,8 +1,10 @@
 package main
 
 import (
+	"cmp"
 	"fmt"
 	"io"
+	"iter"
 	"slices"
 	"strings"
 
@@ -19,13 +21,15 @@ const (
 
 const helpWidth = 80
 
+const exitStatuses = "0 done; 1 failed, or refused before anything was changed; 2 the command line is wrong; " +
+	"3 not migrated, and the guest is safe on the source; 130 the same after a signal."
+
 // setHelp gives the program and each command its help as plain text, which the cli package prints as it stands.
 func setHelp(app *cli.App) {
 	var b strings.Builder
 	fmt.Fprintf(&b, "%s: %s\n\nUsage: %s COMMAND [flags] [arguments]\n\n", app.Name, app.Usage, app.Name)
 	listCommands(&b, app.Commands)
-	b.WriteString("\n" + fold("`"+app.Name+" help COMMAND` tells about one. Exit status: 0 done; 1 failed, or refused before anything was changed; "+
-		"2 the command line is wrong; 3 not migrated, and the guest is safe on the source; 130 the same after a signal.", 0, helpWidth) + "\n")
+	b.WriteString("\n" + fold("`"+app.Name+" help COMMAND` describes a command. Exit status: "+exitStatuses, 0, helpWidth) + "\n")
 	app.CustomAppHelpTemplate = b.String()
 	for _, c := range app.Commands {
 		setCommandHelp(app.Name, c)
@@ -35,18 +39,8 @@ func setHelp(app *cli.App) {
 func setCommandHelp(parent string, c *cli.Command) {
 	c.HideHelpCommand = true
 	name := parent + " " + c.Name
-	usage := name
-	if len(c.Subcommands) > 0 {
-		usage += " COMMAND"
-	}
-	if len(c.Flags) > 0 {
-		usage += " [flags]"
-	}
-	if c.ArgsUsage != "" {
-		usage += " " + c.ArgsUsage
-	}
 	var b strings.Builder
-	fmt.Fprintf(&b, "%s\n\nUsage: %s\n", fold(name+": "+c.Usage, 0, helpWidth), usage)
+	fmt.Fprintf(&b, "%s\n\nUsage: %s\n", fold(name+": "+c.Usage, 0, helpWidth), synopsis(name, c))
 	if c.Description != "" {
 		b.WriteString("\n")
 		for line := range strings.Lines(c.Description) {
@@ -64,6 +58,20 @@ func setCommandHelp(parent string, c *cli.Command) {
 	}
 }
 
+// synopsis is how a command is called.
+func synopsis(name string, c *cli.Command) string {
+	if len(c.Subcommands) > 0 {
+		name += " COMMAND"
+	}
+	if len(c.Flags) > 0 {
+		name += " [flags]"
+	}
+	if c.ArgsUsage != "" {
+		name += " " + c.ArgsUsage
+	}
+	return name
+}
+
 func listCommands(b *strings.Builder, all []*cli.Command) {
 	for _, c := range all {
 		fmt.Fprintf(b, "  %-12s%s\n", c.Name, fold(c.Usage, 14, helpWidth))
@@ -72,18 +80,7 @@ func listCommands(b *strings.Builder, all []*cli.Command) {
 
 func listFlags(b *strings.Builder, flags []cli.Flag) {
 	const column = 28
-	for _, category := range []string{aboutMigration, aboutLaunch, aboutGuest, "", aboutOutput} {
-		of := slices.DeleteFunc(slices.Clone(flags), func(f cli.Flag) bool {
-			c, ok := f.(cli.CategorizableFlag)
-			return !ok || c.GetCategory() != category
-		})
-		if len(of) == 0 {
-			continue
-		}
-		title := category
-		if title == "" {
-			title = "Flags"
-		}
+	for title, of := range underHeadings(flags) {
 		fmt.Fprintf(b, "\n%s\n", title)
 		for _, f := range of {
 			placeholder, text, value := flagText(f)
@@ -97,6 +94,21 @@ func listFlags(b *strings.Builder, flags []cli.Flag) {
 				left += strings.Repeat(" ", column-len(left))
 			}
 			fmt.Fprintf(b, "%s%s\n", left, fold(text, column, helpWidth))
+		}
+	}
+}
+
+// underHeadings yields the headings that flags are listed under, each with its flags.
+func underHeadings(flags []cli.Flag) iter.Seq2[string, []cli.Flag] {
+	return func(yield func(string, []cli.Flag) bool) {
+		for _, category := range []string{aboutMigration, aboutLaunch, aboutGuest, "", aboutOutput} {
+			of := slices.DeleteFunc(slices.Clone(flags), func(f cli.Flag) bool {
+				c, ok := f.(cli.CategorizableFlag)
+				return !ok || c.GetCategory() != category
+			})
+			if len(of) > 0 && !yield(cmp.Or(category, "Flags"), of) {
+				return
+			}
 		}
 	}
 }

@@ -139,7 +139,7 @@ func newApp(c *commands) *cli.App {
 		HideVersion:          true,
 		EnableBashCompletion: true,
 		Commands: []*cli.Command{
-			c.demo(), c.run(), c.show(), c.report(), c.compare(), c.export(), c.migrate(), c.save(), c.restore(), c.caps(), c.lab(), c.doctor(), c.version(), c.completion(),
+			c.demo(), c.run(), c.show(), c.report(), c.compare(), c.export(), c.migrate(), c.save(), c.restore(), c.caps(), c.lab(), c.doctor(), c.version(), c.completion(), c.man(),
 		},
 		ExitErrHandler: func(*cli.Context, error) {}, // run prints and decides
 		OnUsageError:   onUsageError,
@@ -209,28 +209,6 @@ func (c *commands) logger(x *cli.Context) (*slog.Logger, error) {
 func (c *commands) version() *cli.Command {
 	return &cli.Command{Name: "version", Usage: "print this program's version", Action: func(*cli.Context) error {
 		_, err := fmt.Fprintln(c.stdout, "qmigrate", version)
-		return err
-	}}
-}
-
-func (c *commands) completion() *cli.Command {
-	scripts := map[string]string{
-		"bash": `_qmigrate() { local IFS=$'\n'; COMPREPLY=($(compgen -W "$("${COMP_WORDS[@]:0:COMP_CWORD}" "${COMP_WORDS[COMP_CWORD]}" --generate-bash-completion 2>/dev/null)" -- "${COMP_WORDS[COMP_CWORD]}")); }
-complete -o bashdefault -o default -F _qmigrate qmigrate
-`,
-		"zsh": `#compdef qmigrate
-_qmigrate() { local -a o; o=("${(@f)$(${words[@]:0:#words[@]-1} ${words[-1]} --generate-bash-completion 2>/dev/null)}"); compadd -- ${o}; }
-compdef _qmigrate qmigrate
-`,
-		"fish": `complete -c qmigrate -f -a '(set -l t (commandline -opc) (commandline -ct); $t --generate-bash-completion 2>/dev/null)'
-`,
-	}
-	return &cli.Command{Name: "completion", Usage: "print the shell's completion script", ArgsUsage: "bash|zsh|fish", Action: func(x *cli.Context) error {
-		script, ok := scripts[x.Args().First()]
-		if !ok {
-			return usagef("completion takes the name of a shell, bash, zsh or fish, found %q: as in `source <(qmigrate completion bash)`", x.Args().First())
-		}
-		_, err := io.WriteString(c.stdout, script)
 		return err
 	}}
 }
