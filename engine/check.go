@@ -7,6 +7,12 @@ import (
 	"qmigrate/engine/record"
 )
 
+// CheckWords refuses the plan's capabilities and parameters that a QEMU does not know, and parameters' values that it cannot take.
+func (p Plan) CheckWords(f *Facts) error {
+	_, err := p.withDefaults().resolve(f, f)
+	return err
+}
+
 // Check says what is wrong with a plan before any guest is there: what needs no QEMU to be refused and, with the facts of a pair, what that pair refuses
 // by a name, by a value or by Rules. Facts of QEMUs without a guest will do, with the memory, vCPUs and accelerator of the guest that is to come; nil: the
 // pair is not known. Where the credentials of TLS will lie does not matter. The guest's devices, disks and blockers are Migrate's to judge.

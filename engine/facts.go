@@ -9,9 +9,8 @@ import (
 	"strings"
 	"time"
 
-	"github.com/xrash/smetrics"
-
 	"qmigrate/engine/record"
+	"qmigrate/internal/near"
 	"qmigrate/qmp"
 )
 
@@ -281,7 +280,7 @@ func (p Plan) resolve(src, dst *Facts) (map[string]any, error) {
 	for _, f := range []*Facts{src, dst} {
 		for _, name := range slices.Sorted(maps.Keys(p.Capabilities)) {
 			if _, ok := f.Capabilities[name]; !ok {
-				return nil, &UnsupportedError{fmt.Sprintf("capability %s on %s (QEMU %s)", name, f.Name, f.Version), hint(name, slices.Collect(maps.Keys(f.Capabilities)))}
+				return nil, &UnsupportedError{fmt.Sprintf("capability %s on %s (QEMU %s)", name, f.Name, f.Version), near.Hint(name, slices.Sorted(maps.Keys(f.Capabilities)))}
 			}
 		}
 		if len(p.Parameters) == 0 {
@@ -294,7 +293,7 @@ func (p Plan) resolve(src, dst *Facts) (map[string]any, error) {
 		for _, name := range slices.Sorted(maps.Keys(p.Parameters)) {
 			member, ok := members[name]
 			if !ok {
-				return nil, &UnsupportedError{fmt.Sprintf("parameter %s on %s (QEMU %s)", name, f.Name, f.Version), hint(name, slices.Collect(maps.Keys(members)))}
+				return nil, &UnsupportedError{fmt.Sprintf("parameter %s on %s (QEMU %s)", name, f.Name, f.Version), near.Hint(name, slices.Sorted(maps.Keys(members)))}
 			}
 			value, err := typed(member, p.Parameters[name])
 			if err != nil {
@@ -330,19 +329,4 @@ func typed(m qmp.Member, text string) (any, error) {
 		return n, nil
 	}
 	return text, nil
-}
-
-// hint names what is near a wrong name, or everything when nothing is.
-func hint(name string, have []string) string {
-	slices.Sort(have)
-	var near []string
-	for _, h := range have {
-		if smetrics.WagnerFischer(name, h, 1, 1, 1) <= max(2, len(name)/3) || strings.Contains(h, name) || len(h) > 3 && strings.Contains(name, h) {
-			near = append(near, h)
-		}
-	}
-	if len(near) > 0 {
-		return "did you mean " + strings.Join(near, " or ") + "?"
-	}
-	return "have " + strings.Join(have, ", ")
 }

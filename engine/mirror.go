@@ -15,6 +15,7 @@ import (
 
 	"qmigrate/engine/record"
 	"qmigrate/engine/record/units"
+	"qmigrate/internal/near"
 	"qmigrate/qmp"
 )
 
@@ -189,7 +190,7 @@ func (m *migration) prepareMirrors(ctx context.Context) error {
 				have = append(have, n.Name)
 			}
 		}
-		err := &UnsupportedError{fmt.Sprintf("mirror of %s, which %s %s does not have", name, s.role, s.ep.Name), hint(name, have)}
+		err := &UnsupportedError{fmt.Sprintf("mirror of %s, which %s %s does not have", name, s.role, s.ep.Name), near.Hint(name, have)}
 		if len(have) == 0 {
 			err.Have = "its block nodes have no names: start it with -blockdev node-name=..., the same on both sides"
 		}

@@ -144,20 +144,6 @@ func TestEventOnOurClock(t *testing.T) {
 	}
 }
 
-func TestHint(t *testing.T) {
-	have := []string{"xbzrle", "auto-converge", "postcopy-ram", "multifd", "events"}
-	for name, want := range map[string]string{
-		"auto-convergence": "did you mean auto-converge?",
-		"multi-fd":         "did you mean multifd?",
-		"postcopy":         "did you mean postcopy-ram?",
-		"zzzzzz":           "have auto-converge, events, multifd, postcopy-ram, xbzrle",
-	} {
-		if got := hint(name, append([]string(nil), have...)); got != want {
-			t.Errorf("hint(%q) = %q, want %q", name, got, want)
-		}
-	}
-}
-
 // TestEmptyPostCopy: when nothing is left to follow the guest, the last pass takes no time, and has no rate: 0 bytes in 0 s is no number.
 func TestEmptyPostCopy(t *testing.T) {
 	origin := time.Now()

@@ -22,6 +22,7 @@ type Binary struct {
 type NoQEMUError struct {
 	Want   string   // "" any
 	Looked []string // each with what was found there
+	Have   []string // the versions that are unpacked: 10.0
 }
 
 func (e *NoQEMUError) Error() string {
@@ -29,7 +30,11 @@ func (e *NoQEMUError) Error() string {
 	if e.Want != "" {
 		want += " " + e.Want
 	}
-	return fmt.Sprintf("find %s: none in %s; try `make deps`, or --qemu PATH", want, strings.Join(e.Looked, ", "))
+	have := ""
+	if len(e.Have) > 0 {
+		have = "; there are " + strings.Join(e.Have, ", ")
+	}
+	return fmt.Sprintf("find %s: none in %s%s; try `make deps`, or --qemu PATH", want, strings.Join(e.Looked, ", "), have)
 }
 
 // FindQEMU finds a QEMU without fetching anything. want is "10.0" (major.minor), a path, or "" for the newest. It
@@ -48,7 +53,7 @@ func FindQEMU(ctx context.Context, want string) (Binary, error) {
 		return Binary{}, fmt.Errorf("find QEMU %q: want a path with a slash, or a version such as 10.0", want)
 	}
 	var found []Binary
-	var looked []string
+	var looked, unpacked []string
 	look := func(where, path string, must bool) error {
 		v, err := Version(ctx, path)
 		if err != nil {
@@ -88,7 +93,13 @@ func FindQEMU(ctx context.Context, want string) (Binary, error) {
 		if want == "" && what == debian.QEMU111 && len(found) > 0 {
 			continue
 		}
-		if p, err := debian.Find(what); err == nil && (want == "" || string(what) == "qemu-"+want) {
+		p, err := debian.Find(what)
+		if err != nil {
+			continue
+		}
+		series := strings.TrimPrefix(string(what), "qemu-")
+		unpacked = append(unpacked, series)
+		if want == "" || series == want {
 			if err := look(p, p, false); err != nil {
 				return Binary{}, err
 			}
@@ -96,7 +107,7 @@ func FindQEMU(ctx context.Context, want string) (Binary, error) {
 	}
 	if len(found) == 0 {
 		dir, _ := CacheDir()
-		return Binary{}, &NoQEMUError{Want: want, Looked: append(looked, dir)}
+		return Binary{}, &NoQEMUError{Want: want, Looked: append(looked, dir), Have: unpacked}
 	}
 	if want != "" {
 		return found[0], nil

@@ -6,7 +6,8 @@ import (
 	"strings"
 
 	"github.com/urfave/cli/v2"
-	"github.com/xrash/smetrics"
+
+	"qmigrate/internal/near"
 )
 
 const completionFlag = "--generate-bash-completion"
@@ -36,7 +37,7 @@ func arrange(app *cli.App, args []string) ([]string, error) {
 			for _, c := range commands {
 				have = append(have, c.Name)
 			}
-			return nil, usagef("unknown command `%s %s`: %s", name, rest[0], near(rest[0], have, "have ", ""))
+			return nil, usagef("unknown command `%s %s`: %s", name, rest[0], near.Hint(rest[0], have))
 		}
 		name += " " + rest[0]
 		out, rest = append(out, rest[0]), rest[1:]
@@ -87,7 +88,7 @@ func flagWords(command string, flags []cli.Flag, words []string) (int, error) {
 		if command == "qmigrate" {
 			return 0, usagef("unknown flag --%s: a command comes first, as in `qmigrate demo --json`; `qmigrate help` lists them", text)
 		}
-		return 0, usagef("unknown flag --%s: %s", text, near("--"+text, have, "", "`"+command+" --help` lists the flags"))
+		return 0, usagef("unknown flag --%s: %s", text, near.Or(text, have, "`"+command+" --help` lists the flags"))
 	}
 	if _, ok := flags[i].(*cli.BoolFlag); ok {
 		if _, err := strconv.ParseBool(value); given && err != nil {
@@ -109,22 +110,4 @@ func flagWords(command string, flags []cli.Flag, words []string) (int, error) {
 		}
 	}
 	return n, nil
-}
-
-// near suggests the names that a wrong one may have meant; when none is near it is otherwise, or all of them after list.
-func near(name string, have []string, list, otherwise string) string {
-	var close []string
-	for _, h := range have {
-		d := smetrics.WagnerFischer(strings.TrimLeft(name, "-"), strings.TrimLeft(h, "-"), 1, 1, 1)
-		if d <= max(1, len(strings.TrimLeft(name, "-"))/3) {
-			close = append(close, h)
-		}
-	}
-	switch {
-	case len(close) > 0:
-		return "did you mean " + strings.Join(close, " or ") + "?"
-	case otherwise != "":
-		return otherwise
-	}
-	return list + strings.Join(have, ", ")
 }

@@ -1,7 +1,6 @@
 package main
 
 import (
-	"fmt"
 	"time"
 
 	"github.com/urfave/cli/v2"
@@ -75,9 +74,6 @@ func (c *commands) coloRun(x *cli.Context, p engine.Plan, s *lab.Spec) (*coloRun
 	s.COLO = true
 	if !x.IsSet("machine") {
 		s.Guest.Machine = lab.COLOMachine
-		if s.Log != nil {
-			fmt.Fprintf(s.Log, "machine %s: a secondary cannot follow a q35, demo's usual one\n", lab.COLOMachine)
-		}
 	}
 	return r, nil
 }

@@ -46,6 +46,11 @@ func (c *commands) runDemo(x *cli.Context) error {
 	if err != nil {
 		return err
 	}
+	if !hostnet.Inside() { // else it has been done
+		if err := s.Check(x.Context, p, schemas()); err != nil {
+			return err
+		}
+	}
 	folder, err := openFolder(x)
 	if err != nil {
 		return err
@@ -63,6 +68,9 @@ func (c *commands) runDemo(x *cli.Context) error {
 	}
 	if hostnet.Inside() && s.Log != nil && os.Geteuid() == 0 {
 		fmt.Fprintln(c.stderr, "not root: the lab runs in user and network namespaces of its own")
+	}
+	if colo != nil && !x.IsSet("machine") && s.Log != nil {
+		fmt.Fprintf(s.Log, "machine %s: a secondary cannot follow a q35, demo's usual one\n", lab.COLOMachine)
 	}
 	said, err := lab.Sweep(x.Context)
 	for _, line := range said {

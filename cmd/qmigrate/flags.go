@@ -1,7 +1,6 @@
 package main
 
 import (
-	"fmt"
 	"slices"
 	"strconv"
 	"strings"
@@ -17,6 +16,7 @@ import (
 	"qmigrate/engine/storage"
 	"qmigrate/guest"
 	"qmigrate/guest/wire"
+	"qmigrate/internal/near"
 )
 
 // planFlags are those of every command that migrates.
@@ -97,7 +97,7 @@ const demoWorkload = "dirty:rate=2000/s,working-set=16MiB"
 func plan(x *cli.Context) (engine.Plan, error) {
 	p := engine.Plan{Mode: record.Mode(x.String("mode")), Channels: x.String("channels")}
 	if p.Channels != engine.FormURI && p.Channels != engine.FormChannels {
-		return p, usagef("--channels %q: have %s, %s", p.Channels, engine.FormURI, engine.FormChannels)
+		return p, usagef("--channels %q: %s", p.Channels, near.Hint(p.Channels, []string{engine.FormURI, engine.FormChannels}))
 	}
 	modes := []record.Mode{record.PreCopyMode, record.StopAndCopyMode, record.PostCopyMode, record.HybridMode}
 	if demo := x.Command != nil && x.Command.Name == "demo"; p.Mode == record.COLOMode && !demo {
@@ -106,7 +106,7 @@ func plan(x *cli.Context) (engine.Plan, error) {
 		modes = append(modes, record.COLOMode)
 	}
 	if !slices.Contains(modes, p.Mode) {
-		return p, usagef("--mode %q: have %s", p.Mode, strings.Trim(strings.ReplaceAll(fmt.Sprint(modes), " ", ", "), "[]"))
+		return p, usagef("--mode %q: %s", p.Mode, near.Hint(p.Mode, modes))
 	}
 	var err error
 	if p.Policy, err = policy.Parse(x.String("policy")); err != nil {
@@ -180,14 +180,14 @@ func (c *commands) labSpec(x *cli.Context) (lab.Spec, error) {
 	switch s.Accelerator {
 	case "auto", "kvm", "tcg":
 	default:
-		return s, usagef("--accelerator %s: have auto, kvm, tcg", s.Accelerator)
+		return s, usagef("--accelerator %s: %s", s.Accelerator, near.Hint(s.Accelerator, []string{"auto", "kvm", "tcg"}))
 	}
 	if s.Guest.VCPUs < 1 || s.Guest.VCPUs > maxVCPUs {
 		return s, usagef("--vcpus %d: at least 1, at most %d", s.Guest.VCPUs, maxVCPUs)
 	}
 	var err error
 	if !slices.Contains(wire.Guests(), s.Image.Guest) {
-		return s, usagef("--guest %s: have %s", s.Image.Guest, strings.Join(wire.Guests(), ", "))
+		return s, usagef("--guest %s: %s", s.Image.Guest, near.Hint(s.Image.Guest, wire.Guests()))
 	}
 	if s.Guest.Memory, err = units.Size(x.String("memory")); err != nil {
 		return s, usagef("--memory: %w", err)

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"os"
@@ -101,6 +102,9 @@ func (c *commands) runMigrate(x *cli.Context) error {
 	defer folder.Close()
 	var started *launched
 	if x.Bool("launch") {
+		if err := checkWords(x.Context, src, p, o); err != nil {
+			return err
+		}
 		if started, err = c.launch(x, src, &p); err != nil {
 			return err
 		}
@@ -143,6 +147,18 @@ func (c *commands) runMigrate(x *cli.Context) error {
 		}
 	}
 	return c.keep(x, folder, rec, err)
+}
+
+// checkWords refuses what the source's QEMU does not know of the plan's capabilities and parameters, before a destination is started.
+func checkWords(ctx context.Context, src *engine.Endpoint, p engine.Plan, o engine.Options) error {
+	if len(p.Capabilities)+len(p.Parameters) == 0 {
+		return nil
+	}
+	facts, err := engine.Inspect(ctx, src, o)
+	if err != nil {
+		return err
+	}
+	return p.CheckWords(facts)
 }
 
 // mayGoOn tells whether this is a post-copy that may go on over a new connection: wherever its guest is but on the source, or if that is not known.

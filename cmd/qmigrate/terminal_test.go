@@ -71,15 +71,6 @@ func TestLiveLine(t *testing.T) {
 	}
 }
 
-func TestNear(t *testing.T) {
-	have := []string{"demo", "migrate", "lab", "doctor"}
-	for name, want := range map[string]string{"dmo": "did you mean demo?", "doktor": "did you mean doctor?", "lba": "have demo, migrate, lab, doctor", "x": "have demo, migrate, lab, doctor"} {
-		if got := near(name, have, "have ", ""); got != want {
-			t.Errorf("near(%s) = %q, want %q", name, got, want)
-		}
-	}
-}
-
 func TestUTF8Locale(t *testing.T) {
 	for _, c := range []struct {
 		term, all, ctype, lang string

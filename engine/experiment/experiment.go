@@ -17,12 +17,11 @@ import (
 	"time"
 	"unicode"
 
-	"github.com/xrash/smetrics"
-
 	"qmigrate/engine"
 	"qmigrate/engine/lab"
 	"qmigrate/engine/record/units"
 	"qmigrate/guest/wire"
+	"qmigrate/internal/near"
 )
 
 // How often a guest is booted.
@@ -234,7 +233,7 @@ func (r *reader) experiment(root *node, scale string) *Experiment {
 func (r *reader) known(n *node, what string, keys []string) {
 	for _, key := range n.keys {
 		if !slices.Contains(keys, key) {
-			r.wrong(n.table[key].line, "%s has no key %q: %s", what, key, near(key, keys))
+			r.wrong(n.table[key].line, "%s has no key %q: %s", what, key, near.Hint(key, keys))
 		}
 	}
 }
@@ -253,24 +252,7 @@ func nearFactor(word string, more ...string) string {
 	for _, f := range factors() {
 		more = append(more, f.name)
 	}
-	if text := near(word, more); strings.HasPrefix(text, "did you") {
-		return text
-	}
-	return "docs/experiments.md lists them"
-}
-
-// near names what a wrong word may have meant.
-func near(word string, have []string) string {
-	var close []string
-	for _, h := range have {
-		if smetrics.WagnerFischer(word, h, 1, 1, 1) <= max(1, len(word)/3) {
-			close = append(close, h)
-		}
-	}
-	if len(close) > 0 {
-		return "did you mean " + strings.Join(close, " or ") + "?"
-	}
-	return "have " + strings.Join(have, ", ")
+	return near.Or(word, more, "docs/experiments.md lists them")
 }
 
 func (r *reader) text(n *node, key string, into *string) {
@@ -345,7 +327,7 @@ func (r *reader) sweeps(e *Experiment, root, common, overlay *node) {
 	if overlay != nil && r.is(overlay, "sweep of a scale", aTable) {
 		for _, name := range overlay.keys {
 			if _, ok := names[name]; !ok {
-				r.wrong(overlay.table[name].line, "there is no sweep %q: %s", name, near(name, slices.Sorted(maps.Keys(names))))
+				r.wrong(overlay.table[name].line, "there is no sweep %q: %s", name, near.Hint(name, slices.Sorted(maps.Keys(names))))
 			}
 		}
 	} else {
@@ -719,7 +701,7 @@ func (r *reader) figures(e *Experiment, root *node) {
 			}
 		}
 		if f.Sweep != "" && !slices.Contains(sweeps, f.Sweep) {
-			r.wrong(at("sweep"), "sweep %q of a figure: %s", f.Sweep, near(f.Sweep, sweeps))
+			r.wrong(at("sweep"), "sweep %q of a figure: %s", f.Sweep, near.Hint(f.Sweep, sweeps))
 		}
 		if shown := f.Kind == "against" || f.Kind == "ecdf"; shown && f.Show != "" && !isNumber(f.Show) { // a timeline shows a series
 			r.wrong(at("show"), "show %q of a figure: no number of a record has this key: %s", f.Show, nearNumber(f.Show))

@@ -17,6 +17,7 @@ import (
 	"qmigrate/engine/storage"
 	"qmigrate/guest"
 	"qmigrate/guest/wire"
+	"qmigrate/internal/near"
 )
 
 // factor is one thing that an experiment may vary: a flag of the command line, by its name and in its words.
@@ -244,7 +245,7 @@ func oneOf(text string, of ...string) error {
 	if slices.Contains(of, text) {
 		return nil
 	}
-	return fmt.Errorf("have %s", strings.Join(of, ", "))
+	return errors.New(near.Hint(text, of))
 }
 
 func duration(of func(*Cell) *time.Duration) func(*Cell, string) error {

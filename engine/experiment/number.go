@@ -5,6 +5,7 @@ import (
 	"strings"
 
 	"qmigrate/engine/record"
+	"qmigrate/internal/near"
 )
 
 // isNumber tells whether a record has a number of that key, as figures show it: total.wall_ns, or passes, which is how many there were.
@@ -21,10 +22,7 @@ func isNumber(key string) bool {
 func nearNumber(key string) string {
 	var have []string
 	numbers(reflect.TypeFor[record.Migration](), "", func(one string) { have = append(have, one) })
-	if text := near(key, have); strings.HasPrefix(text, "did you") {
-		return text
-	}
-	return "docs/schema.md lists them"
+	return near.Or(key, have, "docs/schema.md lists them")
 }
 
 // numbers tells the keys of all numbers of a record's part; what QEMU names itself ends in *.

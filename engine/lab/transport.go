@@ -9,13 +9,13 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
-	"strings"
 	"sync"
 
 	"golang.org/x/sys/unix"
 
 	"qmigrate/engine"
 	"qmigrate/engine/record"
+	"qmigrate/internal/near"
 )
 
 // The ways that the stream may take between the lab's hosts.
@@ -33,7 +33,7 @@ func Transports() []string { return []string{TCP, Unix, FD, Exec} }
 func CheckTransport(name string, p engine.Plan) error {
 	switch {
 	case name != "" && !slices.Contains(Transports(), name):
-		return fmt.Errorf("transport %q: have %s", name, strings.Join(Transports(), ", "))
+		return fmt.Errorf("transport %q: %s", name, near.Hint(name, Transports()))
 	case name == Exec && (p.Mode == record.PostCopyMode || p.Mode == record.HybridMode || p.Capabilities["return-path"] || p.Capabilities["postcopy-ram"]):
 		return errors.New("transport exec: the lab's is a pipe, one way only, and post-copy and return-path need the way back: take tcp, unix or fd")
 	case name == Exec && p.TLS != nil:

@@ -182,8 +182,10 @@ func TestParse(t *testing.T) {
 		}
 	}
 	for text, want := range map[string]string{
-		"":                      "there are none, timeout, doubling",
-		"nonesuch":              "there are none, timeout, doubling",
+		"":                      "have none, timeout, doubling",
+		"elsewhere":             "have none, timeout, doubling",
+		"swithover":             "did you mean switchover?",
+		"switchover:marginn=1":  "did you mean margin?",
 		"none:x=1":              "it takes none",
 		"stall:":                "not of the form key=value: it takes timeout=40s",
 		"stall:wait=1s":         `no parameter "wait": it takes timeout=40s`,

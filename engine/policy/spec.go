@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"qmigrate/engine/record/units"
+	"qmigrate/internal/near"
 )
 
 // Spec is a policy by its name, with all its values.
@@ -90,7 +91,7 @@ func Parse(text string) (Spec, error) {
 	all := kinds()
 	i := slices.IndexFunc(all, func(k kind) bool { return k.name == name })
 	if i < 0 {
-		return Spec{}, fmt.Errorf("policy %q does not exist: there are %s", name, strings.Join(Names(), ", "))
+		return Spec{}, fmt.Errorf("policy %q does not exist: %s", name, near.Hint(name, Names()))
 	}
 	k := all[i]
 	s := Spec{Name: k.name}
@@ -109,7 +110,7 @@ func Parse(text string) (Spec, error) {
 		}
 		j := slices.IndexFunc(k.parameters, func(p parameter) bool { return p.name == key })
 		if j < 0 {
-			return Spec{}, fmt.Errorf("policy %s has no parameter %q: %s", name, key, k.usage())
+			return Spec{}, fmt.Errorf("policy %s has no parameter %q: %s", name, key, near.Or(key, k.names(), k.usage()))
 		}
 		if seen[key] {
 			return Spec{}, fmt.Errorf("policy %s: %s is given twice", name, key)
@@ -122,6 +123,14 @@ func Parse(text string) (Spec, error) {
 		s.values[j] = v
 	}
 	return s, nil
+}
+
+// names are those of its parameters.
+func (k kind) names() (all []string) {
+	for _, p := range k.parameters {
+		all = append(all, p.name)
+	}
+	return all
 }
 
 // usage says what may be given.

@@ -9,6 +9,7 @@ import (
 	"strings"
 
 	"qmigrate/engine/record/units"
+	"qmigrate/internal/near"
 )
 
 // Kind is where the disks are.
@@ -58,7 +59,7 @@ func Parse(text string) (Spec, error) {
 	kind, rest, more := strings.Cut(text, ":")
 	s := Spec{Kind: Kind(kind), Disks: 1, Size: defaultSize, Format: "raw", Cache: "writeback", Area: defaultArea, Rate: defaultRate, CopyMode: Background, CHAP: true}
 	if !slices.Contains(Kinds(), s.Kind) {
-		return Spec{}, fmt.Errorf("storage %q: have none, shared, mirror, iscsi, nfs", kind)
+		return Spec{}, fmt.Errorf("storage %q: %s", kind, near.Hint(s.Kind, Kinds()))
 	}
 	if s.Kind == None {
 		if more {
@@ -105,7 +106,7 @@ func (k Kind) parameters() []string {
 
 func (s *Spec) set(name, value string) (err error) {
 	if have := s.Kind.parameters(); !slices.Contains(have, name) {
-		return fmt.Errorf("no parameter %q: it has %s", name, strings.Join(have, ", "))
+		return fmt.Errorf("no parameter %q: %s", name, near.Or(name, have, "it has "+strings.Join(have, ", ")))
 	}
 	choice := func(into *string, of ...string) error {
 		if !slices.Contains(of, value) {

@@ -153,9 +153,9 @@ func TestParseWorkloadRefuses(t *testing.T) {
 	}
 	names := strings.Join(all, ", ")
 	for in, want := range map[string]string{
-		"":                                   `parse workload "": no workload "": there are ` + names,
-		"durty":                              `parse workload "durty": no workload "durty": there are ` + names,
-		"durty:x":                            `parse workload "durty:x": no workload "durty": there are ` + names,
+		"":                                   `parse workload "": no workload "": have ` + names,
+		"durty":                              `parse workload "durty": no workload "durty": did you mean dirty?`,
+		"durty:x":                            `parse workload "durty:x": no workload "durty": did you mean dirty?`,
 		"dirty:":                             `parse workload "dirty:": "" is not NAME=VALUE`,
 		"dirty:rate":                         `parse workload "dirty:rate": "rate" is not NAME=VALUE`,
 		"dirty:speed=1":                      `parse workload "dirty:speed=1": dirty has no parameter "speed": ` + params,

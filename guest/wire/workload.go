@@ -8,6 +8,8 @@ import (
 	"strconv"
 	"strings"
 	"time"
+
+	"qmigrate/internal/near"
 )
 
 // Unit says how a parameter's value is written.
@@ -125,7 +127,7 @@ func (w Workload) Validate() error {
 			for _, p := range t.Params {
 				have = append(have, p.Name)
 			}
-			return fmt.Errorf("%s has no parameter %q: it has %s", t.Name, name, strings.Join(have, ", "))
+			return fmt.Errorf("%s has no parameter %q: %s", t.Name, name, near.Or(name, have, "it has "+strings.Join(have, ", ")))
 		}
 		if _, err := t.Params[i].parse(w.Params[name]); err != nil {
 			return fmt.Errorf("%s: %w", name, err)
@@ -197,7 +199,7 @@ func find(name string) (WorkloadType, error) {
 		}
 		have = append(have, t.Name)
 	}
-	return WorkloadType{}, fmt.Errorf("no workload %q: there are %s", name, strings.Join(have, ", "))
+	return WorkloadType{}, fmt.Errorf("no workload %q: %s", name, near.Hint(name, have))
 }
 
 var sizes = []struct {

@@ -1,0 +1,58 @@
+package lab
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"sync"
+
+	"qmigrate/engine"
+	"qmigrate/engine/record"
+	"qmigrate/guest"
+	"qmigrate/qmp"
+)
+
+// Check refuses a plan that this lab's QEMUs refuse by a name, by a value or by engine.Rules, in some tenths of a second and
+// before anything of the lab is there. Where the plan has such words, QEMUs without a guest are started and asked.
+func (s Spec) Check(ctx context.Context, p engine.Plan, schemas qmp.SchemaCache) error {
+	if err := CheckTransport(s.Transport, p); err != nil {
+		return err
+	}
+	if t := p.TLS; t != nil {
+		for _, dir := range []string{t.SourceDir, t.DestinationDir} {
+			if info, err := os.Stat(dir); dir != "" && (err != nil || !info.IsDir()) {
+				return fmt.Errorf("TLS credentials: no folder %s: leave the folders out, and new ones are made", dir)
+			}
+		}
+	}
+	if p.Mode == record.COLOMode { // its own capabilities are tried by Up
+		p.Mode = record.PreCopyMode
+	}
+	if p.Mode == record.PreCopyMode && len(p.Capabilities)+len(p.Parameters) == 0 && p.Policy.String() == "none" {
+		return p.Check(nil, nil)
+	}
+	l := &Lab{spec: s}
+	source, destination, err := l.binaries(ctx)
+	if err != nil {
+		return err
+	}
+	var facts [2]*engine.Facts
+	var errs [2]error
+	var both sync.WaitGroup
+	for i, b := range []guest.Binary{source, destination} {
+		both.Go(func() { facts[i], errs[i] = Facts(ctx, b.Path, "tcg", schemas) })
+	}
+	both.Wait()
+	if err := errors.Join(errs[:]...); err != nil {
+		return err
+	}
+	for i, name := range []string{"source", "destination"} {
+		f := facts[i]
+		f.Name, f.MemoryBytes, f.VCPUs = name, s.Guest.Memory, max(s.Guest.VCPUs, 1)
+		if s.Accelerator != "tcg" { // what it will be is found out later, and what only KVM can do is refused then
+			f.Accelerator = "kvm"
+		}
+	}
+	return p.Check(facts[0], facts[1])
+}
