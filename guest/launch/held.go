@@ -73,8 +73,8 @@ func ReadHeld(pid int) (*Held, error) {
 			continue
 		}
 		var st unix.Stat_t
-		if unix.Stat(base+"/fd/"+e.Name(), &st) != nil || st.Mode&unix.S_IFMT != unix.S_IFREG && st.Mode&unix.S_IFMT != unix.S_IFIFO || !strings.HasPrefix(name, "/") {
-			continue
+		if unix.Stat(base+"/fd/"+e.Name(), &st) != nil || st.Mode&unix.S_IFMT != unix.S_IFREG && st.Mode&unix.S_IFMT != unix.S_IFIFO || st.Nlink == 0 || !strings.HasPrefix(name, "/") {
+			continue // a file that has no name, as a memfd, is found by nobody else
 		}
 		id := fileID{st.Dev, st.Ino}
 		info, err := os.ReadFile(base + "/fdinfo/" + e.Name())
@@ -260,8 +260,9 @@ func (h *Held) port(network, port string) bool {
 	})
 }
 
-// named looks in the value of a key for whatever the process holds.
-func (h *Held) named(key, value string, otherNetwork bool) (what string, ok bool) {
+// named looks in the value of a key for whatever the process holds; ports are host:port, and numbers of a key that
+// speaks of one.
+func (h *Held) named(key, value string, ports bool) (what string, ok bool) {
 	if h == nil {
 		return "", false
 	}
@@ -280,7 +281,7 @@ func (h *Held) named(key, value string, otherNetwork bool) (what string, ok bool
 				return what, true
 			}
 		}
-		if otherNetwork || piece == "" {
+		if !ports || piece == "" {
 			continue
 		}
 		for _, s := range h.Sockets {
@@ -288,7 +289,7 @@ func (h *Held) named(key, value string, otherNetwork bool) (what string, ok bool
 				return "abstract socket", true
 			}
 		}
-		if _, port := rsplit(piece, ":"); strings.Contains(piece, ":") || strings.Contains(key, "port") {
+		if _, port := rsplit(piece, ":"); strings.Count(piece, ":") == 1 || strings.Contains(piece, "]:") || strings.Contains(key, "port") {
 			for _, network := range []string{"tcp", "udp"} {
 				if h.port(network, port) {
 					return strings.ToUpper(network) + " port", true

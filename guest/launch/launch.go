@@ -107,7 +107,12 @@ func Destination(args []string, o Options) (*Line, error) {
 	if err != nil {
 		return nil, err
 	}
-	words = m.set(m.readConfigs(words))
+	words = m.set(m.readConfigs(m.userConfig(words)))
+	for _, w := range words {
+		if v, err := parseValue(w.value); err == nil && slices.Contains([]string{"-netdev", "-nic", "-net"}, w.option) && slices.Contains(v.kinds(), "user") {
+			m.networks++
+		}
+	}
 	machine, paused := false, false
 	for _, w := range words {
 		switch {
@@ -181,6 +186,7 @@ type mover struct {
 	changes  []Change
 	forwards []Forward
 	errs     []error
+	networks int  // user networks
 	moves    bool // the option at hand names something else than the source's
 }
 
@@ -317,6 +323,7 @@ func (m *mover) option(w word) {
 		m.note(option, w.value, to, "the source's own")
 	case "-vnc":
 		to = m.vnc(option, w.value)
+		m.note(option, w.value, to, "the source's own")
 	case "-spice":
 		to = m.spice(option, w.value)
 	case "-display":
@@ -392,8 +399,7 @@ func (m *mover) keys(w word) (to string, ok bool) {
 			}
 		}
 	}
-	if v.options = left.without(without...); len(left) == 0 {
-		m.note(option, w.value, "", "the source's own")
+	if v.options = left.without(without...); len(left) == 0 { // each was noted
 		return "", false
 	}
 	if option == "-chardev" && v.on("server") { // nobody is waited for
@@ -510,10 +516,19 @@ func (m *mover) other(w word, p pair) pair {
 	if p.bare {
 		named = p.key
 	}
-	if what, ok := m.Held.named(p.key, named, m.OtherNetwork); ok {
+	if what, ok := m.Held.named(p.key, named, !m.OtherNetwork && namesPorts(w.option)); ok {
 		m.refuse(w.option, w.value, named+" is the source's "+what+": start the destination yourself")
 	}
 	return p
+}
+
+// namesPorts reports whether an option's words may be ports of the host or abstract sockets, as far as we know.
+func namesPorts(option string) bool {
+	switch option {
+	case "-netdev", "-nic", "-net", "-chardev", "-object":
+		return true
+	}
+	return !known(option)
 }
 
 // ask is the destination's path of something that cannot be shared.
@@ -647,7 +662,6 @@ func (m *mover) vnc(option, value string) string {
 		o[0].key = "unix:" + m.socket(m.place("vnc.sock"))
 		o = o.without("to", "websocket", "ipv4", "ipv6")
 	}
-	m.note(option, value, o.String(), "the source's own")
 	return o.String()
 }
 
@@ -703,7 +717,9 @@ func (m *mover) display(option, value string) (to string, ok bool) {
 		m.note(option, value, "-spice "+to, "the source's own")
 		return "", false
 	case strings.HasPrefix(value, "vnc="):
-		return "vnc=" + m.vnc(option, strings.TrimPrefix(value, "vnc=")), true
+		to = "vnc=" + m.vnc(option, strings.TrimPrefix(value, "vnc="))
+		m.note(option, value, to, "the source's own")
+		return to, true
 	}
 	return m.keys(word{raw: option, option: option, value: value})
 }
@@ -738,6 +754,10 @@ func (m *mover) forward(w word, v value, rule string) (to string, now bool) {
 		return head + ":" + to + "-" + guest, true
 	} else if to != port {
 		m.refuse(w.option, w.value, "the source holds port "+to+": name another port for "+port)
+		return rule, true
+	}
+	if v.get("id") == "" && m.networks > 1 {
+		m.refuse(w.option, w.value, "the source holds port "+port+", and its network has no id among several: name another port for "+port)
 		return rule, true
 	}
 	m.forwards = append(m.forwards, Forward{v.get("id"), rule})

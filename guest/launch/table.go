@@ -99,6 +99,7 @@ var rules = []Rule{
 	{"-netdev", "tap", "ifname", "interface", TAP, "tap,id=t,ifname=tap0,script=no"},
 	{"-netdev", "l2tpv3", "srcport", "UDP port", PortOnly, "l2tpv3,id=l,src=10.0.0.1,dst=10.0.0.2,udp=on,srcport=1701,dstport=1701,txsession=1"},
 	{"-netdev", "socket", "listen", "port, listened on", PortOnly, "socket,id=s,listen=:9000"},
+	{"-netdev", "socket", "mcast", "group that several may be in", Keep, "socket,id=s,mcast=230.0.0.1:9000"},
 	{"-netdev", "socket", "localaddr", "UDP port", PortOnly, "socket,id=s,udp=10.0.0.2:9000,localaddr=10.0.0.1:9001"},
 	{"-netdev", "stream server", "addr.path", "socket, listened on", Listen, "stream,id=s,server=on,addr.type=unix,addr.path=/run/a/net"},
 	{"-netdev", "stream server", "addr.port", "port, listened on", PortOnly, "stream,id=s,server=on,addr.type=inet,addr.host=::,addr.port=9000"},

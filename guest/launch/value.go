@@ -81,7 +81,7 @@ func (v value) String() string {
 	}
 	for _, p := range v.before {
 		if !slices.Contains(v.options, p) {
-			v.json = graft(v.json, strings.Split(p.key, "."), nil)
+			v.json = graft(v.json, strings.Split(p.key, "."), gone{})
 		}
 	}
 	for _, p := range v.options {
@@ -101,7 +101,10 @@ func (v value) String() string {
 	return string(b)
 }
 
-// graft puts leaf at the end of path, or takes away what is there if leaf is nil.
+// gone is what graft leaves where it took something away: null has a meaning of its own.
+type gone struct{}
+
+// graft puts leaf at the end of path.
 func graft(v any, path []string, leaf any) any {
 	if len(path) == 0 {
 		return leaf
@@ -120,15 +123,29 @@ func graft(v any, path []string, leaf any) any {
 	return m
 }
 
-// prune removes what graft emptied.
+// prune removes what is gone, and what has nothing left in it by that.
 func prune(v any) any {
 	switch v := v.(type) {
 	case []any:
-		return slices.DeleteFunc(v, func(e any) bool { return prune(e) == nil })
+		var left []any
+		for _, e := range v {
+			if e = prune(e); e != (gone{}) {
+				left = append(left, e)
+			}
+		}
+		if len(left) == 0 && len(v) > 0 {
+			return gone{}
+		}
+		return append([]any{}, left...)
 	case map[string]any:
-		maps.DeleteFunc(v, func(_ string, e any) bool { return prune(e) == nil })
-		if len(v) == 0 {
-			return nil
+		before := len(v)
+		for k, e := range v {
+			if v[k] = prune(e); v[k] == (gone{}) {
+				delete(v, k)
+			}
+		}
+		if len(v) == 0 && before > 0 {
+			return gone{}
 		}
 	}
 	return v
