@@ -287,7 +287,7 @@ func tell(t *testing.T, vm *guest.VM, do func(*qmp.Conn) error) {
 // Whatever a source has, --launch starts a second QEMU that takes nothing of it, or says in a line why not. Of
 // QMIGRATE_LAUNCH_DRAWS command lines; QMIGRATE_LAUNCH_SEED begins elsewhere.
 func TestLaunchDrawn(t *testing.T) {
-	draws, seed := 9, 1
+	draws, seed := 20, 1
 	for name, into := range map[string]*int{drawsVariable: &draws, seedVariable: &seed} {
 		if text := os.Getenv(name); text != "" {
 			n, err := strconv.Atoi(text)
@@ -528,5 +528,21 @@ func TestListenAcross(t *testing.T) {
 		} else if err != nil && !strings.Contains(err.Error(), "--listen tcp:ADDRESS:0") {
 			t.Error(err)
 		}
+	}
+}
+
+// A QEMU that we start outlives us: it must not hold what our parent left open.
+func TestKeepToOurselves(t *testing.T) {
+	fd, err := unix.Open(filepath.Join(guesttest.Dir(t), "lock"), unix.O_CREAT|unix.O_RDWR, 0o600)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer unix.Close(fd)
+	if flags, err := unix.FcntlInt(uintptr(fd), unix.F_GETFD, 0); err != nil || flags != 0 {
+		t.Fatal(flags, err)
+	}
+	keepToOurselves()
+	if flags, err := unix.FcntlInt(uintptr(fd), unix.F_GETFD, 0); err != nil || flags != unix.FD_CLOEXEC {
+		t.Errorf("a child gets it: %d %v", flags, err)
 	}
 }

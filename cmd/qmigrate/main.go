@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"math"
 	"os"
 	"os/signal"
 	"runtime/debug"
@@ -25,7 +26,14 @@ var version = "devel"
 
 func main() {
 	hostnet.Main()
+	keepToOurselves()
 	os.Exit(run(context.Background(), os.Args, os.Stdin, os.Stdout, os.Stderr))
+}
+
+// keepToOurselves keeps from the processes that we start what our parent left open for us: a QEMU that outlives us would
+// hold a lock of flock(1), or a pipe that somebody reads to its end, for as long as its guest runs.
+func keepToOurselves() {
+	_ = unix.CloseRange(3, math.MaxUint32, unix.CLOSE_RANGE_CLOEXEC) // a kernel before 5.11 has none
 }
 
 // Exit statuses.

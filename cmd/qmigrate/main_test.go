@@ -25,6 +25,7 @@ const pidsFile = "QMIGRATE_TEST_PIDS"
 
 func TestMain(m *testing.M) {
 	hostnet.Main()
+	keepToOurselves()
 	testscript.Main(checked{m}, map[string]func(){"qmigrate": func() {
 		if f, err := os.OpenFile(os.Getenv(pidsFile), os.O_APPEND|os.O_WRONLY, 0); err == nil {
 			fmt.Fprintln(f, os.Getpid())
