@@ -49,7 +49,8 @@ func (c *commands) launch(x *cli.Context, src *engine.Endpoint, p *engine.Plan) 
 	if err != nil {
 		return nil, err
 	}
-	change := launch.Options{Dir: dir, Machine: facts.Machine, Paths: map[string]string{}, TAPs: map[string]string{}, Ports: map[string]string{}, ReadFile: proc.ReadFile}
+	change := launch.Options{Dir: dir, Machine: facts.Machine, ReadFile: proc.ReadFile,
+		Paths: map[string]string{}, TAPs: map[string]string{}, Ports: map[string]string{}}
 	for flag, into := range map[string]map[string]string{"tap": change.TAPs, "path": change.Paths, "port": change.Ports} {
 		for _, text := range x.StringSlice(flag) {
 			from, to, ok := strings.Cut(text, "=")
@@ -83,9 +84,11 @@ func (c *commands) launch(x *cli.Context, src *engine.Endpoint, p *engine.Plan) 
 	if proc.Changed && change.QEMU == "" {
 		now, err := versionOf(x.Context, proc)
 		if err != nil {
-			return nil, fmt.Errorf("launch destination: %s has been replaced since the source was started from it: %w: name another with --destination-qemu", proc.Program, err)
+			return nil, fmt.Errorf("launch destination: %s has been replaced since the source was started from it: %w: "+
+				"name another with --destination-qemu", proc.Program, err)
 		}
-		l.doubts = append(l.doubts, fmt.Sprintf("%s has been replaced since the source, QEMU %s, was started from it: the destination is QEMU %s", proc.Program, facts.Version, now))
+		l.doubts = append(l.doubts, fmt.Sprintf("%s has been replaced since the source, QEMU %s, was started from it: "+
+			"the destination is QEMU %s", proc.Program, facts.Version, now))
 	}
 	if err := launch.Room(memoryOf(facts)); err != nil {
 		return nil, fmt.Errorf("launch destination: %w", err)
@@ -100,7 +103,8 @@ func (c *commands) launch(x *cli.Context, src *engine.Endpoint, p *engine.Plan) 
 	l.forwards = line.Forwards
 	l.doubts = append(l.doubts, proc.Less()...)
 	if m := proc.Manager(); m != "" {
-		l.doubts = append(l.doubts, m+" owns the source: when the source ends it may be started again, on the disks that the destination has by then; disable it there first")
+		l.doubts = append(l.doubts, m+" owns the source: when the source ends it may be started again, on the disks that "+
+			"the destination has by then; disable it there first")
 	}
 	if !x.Bool("quiet") {
 		printChanges(c.stderr, line.Changes)
@@ -108,7 +112,8 @@ func (c *commands) launch(x *cli.Context, src *engine.Endpoint, p *engine.Plan) 
 			fmt.Fprintln(c.stderr, "launch:", d)
 		}
 	}
-	l.VM, err = guest.StartIncoming(x.Context, host, hostnet.Command{Args: line.Args, Env: env, Only: true, Dir: proc.Dir}, dir)
+	command := hostnet.Command{Args: line.Args, Env: env, Only: true, Dir: proc.Dir}
+	l.VM, err = guest.StartIncoming(x.Context, host, command, dir)
 	if err != nil {
 		return nil, err
 	}
@@ -119,7 +124,8 @@ func (c *commands) launch(x *cli.Context, src *engine.Endpoint, p *engine.Plan) 
 func launchFolder(x *cli.Context) (string, hostnet.Host, error) {
 	dir, ok := strings.CutPrefix(x.String("destination"), "unix:")
 	if !ok {
-		return "", nil, usagef("--destination %s: with --launch give the folder that is to be made for it, as in unix:/run/b", x.String("destination"))
+		return "", nil, usagef("--destination %s: with --launch give the folder that is to be made for it, as in unix:/run/b",
+			x.String("destination"))
 	}
 	dir, err := filepath.Abs(dir)
 	if err != nil {
@@ -130,10 +136,12 @@ func launchFolder(x *cli.Context) (string, hostnet.Host, error) {
 		return "", nil, usageError{err}
 	}
 	if _, err := host.Stat(filepath.Join(dir, guest.Control+".qmp")); err == nil {
-		return "", nil, fmt.Errorf("launch destination: %s exists and has a monitor: if an interrupted migration left it, `qmigrate migrate --recover` with the same endpoints keeps the guest; then remove that folder, or give another one", dir)
+		return "", nil, fmt.Errorf("launch destination: %s exists and has a monitor: if an interrupted migration left it, "+
+			"`qmigrate migrate --recover` with the same endpoints keeps the guest; then remove that folder, or give another one", dir)
 	}
 	if _, err := host.Stat(dir); err == nil {
-		return "", nil, fmt.Errorf("launch destination: %s exists: give a folder that does not, it is made for the destination's sockets and logs", dir)
+		return "", nil, fmt.Errorf("launch destination: %s exists: give a folder that does not, "+
+			"it is made for the destination's sockets and logs", dir)
 	}
 	return dir, host, nil
 }
@@ -207,7 +215,8 @@ func listenAcross(x *cli.Context, p *engine.Plan, dir string) error {
 	case p.Listen == "" && p.TLS == nil:
 		p.Listen = "unix:" + filepath.Join(dir, "migration.sock")
 	default:
-		return usagef("--listen %s: the source is in another network namespace than the destination: give --listen tcp:ADDRESS:0 with an address of %s that the source can reach", p.Listen, x.String("destination-host"))
+		return usagef("--listen %s: the source is in another network namespace than the destination: give "+
+			"--listen tcp:ADDRESS:0 with an address of %s that the source can reach", p.Listen, x.String("destination-host"))
 	}
 	return nil
 }
@@ -240,8 +249,8 @@ func launchError(err error) error {
 // forwardLimit is the time that moving all port forwardings may take.
 const forwardLimit = 10 * time.Second
 
-// moveForwards takes the ports that lead to the guest from the source and gives them to the destination, where the guest
-// is now. What fails is a warning.
+// moveForwards takes the ports that lead to the guest from the source and gives them to the destination, where the
+// guest is now. What fails is a warning.
 func (l *launched) moveForwards(ctx context.Context, src, dst *engine.Endpoint, rec *record.Migration) {
 	if l == nil || len(l.forwards) == 0 || rec.GuestOn != record.Destination {
 		return
@@ -254,8 +263,8 @@ func (l *launched) moveForwards(ctx context.Context, src, dst *engine.Endpoint, 
 			err = humanMonitor(ctx, dst, "hostfwd_add "+strings.TrimSpace(f.Netdev+" "+f.Rule), "")
 		}
 		if err != nil {
-			rec.Warn("the port forwarding %s could not be moved to the destination: %v: end the source, then give the destination's monitor `hostfwd_add %s`",
-				f.Rule, err, strings.TrimSpace(f.Netdev+" "+f.Rule))
+			rec.Warn("the port forwarding %s could not be moved to the destination: %v: end the source, then give the "+
+				"destination's monitor `hostfwd_add %s`", f.Rule, err, strings.TrimSpace(f.Netdev+" "+f.Rule))
 		}
 	}
 }

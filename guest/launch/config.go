@@ -11,15 +11,18 @@ import (
 
 // userConfig names the file that QEMU reads by itself, where there is one, like a -readconfig.
 func (m *mover) userConfig(words []word) []word {
-	off := slices.ContainsFunc(words, func(w word) bool { return w.option == "-no-user-config" || w.option == "-nodefconfig" })
-	if off || m.ReadFile == nil {
+	off := func(w word) bool { return w.option == "-no-user-config" || w.option == "-nodefconfig" }
+	if slices.ContainsFunc(words, off) || m.ReadFile == nil {
 		return words
 	}
 	if _, err := m.ReadFile(userConfig); err != nil {
 		return words
 	}
 	m.note("-no-user-config", "", "-no-user-config", "what is in "+userConfig+" is among the options")
-	return append([]word{{raw: "-no-user-config", option: "-no-user-config", flag: true}, {raw: "-readconfig", option: "-readconfig", value: userConfig}}, words...)
+	return append([]word{
+		{raw: "-no-user-config", option: "-no-user-config", flag: true},
+		{raw: "-readconfig", option: "-readconfig", value: userConfig},
+	}, words...)
 }
 
 // userConfig is where Debian's QEMU has it.

@@ -73,8 +73,11 @@ func ReadHeld(pid int) (*Held, error) {
 			continue
 		}
 		var st unix.Stat_t
-		if unix.Stat(base+"/fd/"+e.Name(), &st) != nil || st.Mode&unix.S_IFMT != unix.S_IFREG && st.Mode&unix.S_IFMT != unix.S_IFIFO || st.Nlink == 0 || !strings.HasPrefix(name, "/") {
+		if unix.Stat(base+"/fd/"+e.Name(), &st) != nil || st.Nlink == 0 || !strings.HasPrefix(name, "/") {
 			continue // a file that has no name, as a memfd, is found by nobody else
+		}
+		if kind := st.Mode & unix.S_IFMT; kind != unix.S_IFREG && kind != unix.S_IFIFO {
+			continue
 		}
 		id := fileID{st.Dev, st.Ino}
 		info, err := os.ReadFile(base + "/fdinfo/" + e.Name())
@@ -171,7 +174,8 @@ func parseUnix(network string, b []byte) (all []Socket, err error) {
 			return nil, err
 		}
 		const acceptcon = 1 << 16
-		all = append(all, Socket{Network: network, Address: strings.Join(f[7:], " "), Listening: flags&acceptcon != 0, inode: inode})
+		address := strings.Join(f[7:], " ")
+		all = append(all, Socket{Network: network, Address: address, Listening: flags&acceptcon != 0, inode: inode})
 	}
 	return all, nil
 }
@@ -285,11 +289,12 @@ func (h *Held) named(key, value string, ports bool) (what string, ok bool) {
 			continue
 		}
 		for _, s := range h.Sockets {
-			if s.Network == "unix" && strings.HasPrefix(s.Address, "@") && strings.TrimPrefix(s.Address, "@") == strings.TrimPrefix(piece, "@") {
+			if name, ok := strings.CutPrefix(s.Address, "@"); ok && name == strings.TrimPrefix(piece, "@") {
 				return "abstract socket", true
 			}
 		}
-		if _, port := rsplit(piece, ":"); strings.Count(piece, ":") == 1 || strings.Contains(piece, "]:") || strings.Contains(key, "port") {
+		hostPort := strings.Count(piece, ":") == 1 || strings.Contains(piece, "]:")
+		if _, port := rsplit(piece, ":"); hostPort || strings.Contains(key, "port") {
 			for _, network := range []string{"tcp", "udp"} {
 				if h.port(network, port) {
 					return strings.ToUpper(network) + " port", true

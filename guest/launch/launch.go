@@ -21,14 +21,18 @@ import (
 
 // Options say how the destination of a QEMU differs from its source.
 type Options struct {
-	Dir          string            // folder on the destination for all that QEMU creates (sockets, pid file, logs); needed
-	QEMU         string            // another binary; default the source's
-	Machine      string            // the source's machine type as its monitor names it ("pc-q35-7.2"); default as its command line has it, which may be an alias
-	Paths        map[string]string // path of the source's: the destination's, instead of one in Dir. A path mapped to itself stays
-	TAPs         map[string]string // network interface of the source's: the destination's
-	Ports        map[string]string // TCP or UDP port of the source's: the destination's
-	OtherNetwork bool              // the destination is in another network namespace or machine: the same ports and interface names are free there
-	Held         *Held             // what the source holds; nil: all that its command line names
+	// Dir is the folder on the destination for all that QEMU creates: sockets, pid file, logs. It is needed.
+	Dir  string
+	QEMU string // another binary; default the source's
+	// Machine is the source's machine type as its monitor names it ("pc-q35-7.2"); default as its command line has it,
+	// which may be an alias.
+	Machine string
+	Paths   map[string]string // path of the source's: the destination's. A path mapped to itself stays
+	TAPs    map[string]string // network interface of the source's: the destination's
+	Ports   map[string]string // TCP or UDP port of the source's: the destination's
+	// OtherNetwork says that the destination is in another network namespace: the same ports and interfaces are free.
+	OtherNetwork bool
+	Held         *Held // what the source holds; nil: all that its command line names
 	// ReadFile reads a file as the source sees it, for -readconfig; nil refuses that option.
 	ReadFile func(name string) ([]byte, error)
 }
@@ -109,8 +113,11 @@ func Destination(args []string, o Options) (*Line, error) {
 	}
 	words = m.set(m.readConfigs(m.userConfig(words)))
 	for _, w := range words {
-		if v, err := parseValue(w.value); err == nil && slices.Contains([]string{"-netdev", "-nic", "-net"}, w.option) && slices.Contains(v.kinds(), "user") {
-			m.networks++
+		switch w.option {
+		case "-netdev", "-nic", "-net":
+			if v, err := parseValue(w.value); err == nil && slices.Contains(v.kinds(), "user") {
+				m.networks++
+			}
 		}
 	}
 	machine, paused := false, false
@@ -135,7 +142,8 @@ func Destination(args []string, o Options) (*Line, error) {
 		m.note("-S", "", "-S", "the guest starts when it is told to")
 	}
 	for _, role := range []string{guest.Control, guest.Events, guest.Sampler} {
-		m.add("-chardev", "socket,id="+monitorPrefix+role+",server=on,wait=off,path="+comma(m.socket(guest.Spec{Dir: o.Dir}.Socket(role))), "our own monitor")
+		at := comma(m.socket(guest.Spec{Dir: o.Dir}.Socket(role)))
+		m.add("-chardev", "socket,id="+monitorPrefix+role+",server=on,wait=off,path="+at, "our own monitor")
 		m.out = append(m.out, "-mon", "chardev="+monitorPrefix+role+",mode=control")
 	}
 	if err := errors.Join(m.errs...); err != nil {
@@ -298,7 +306,9 @@ const outOfReach = "cannot be had twice: start the destination yourself"
 // unknown names an option that no rule is about.
 func (m *mover) unknown(w word) {
 	if !known(w.option) {
-		m.changes = append(m.changes, Change{w.option, cmp.Or(w.value, w.raw), cmp.Or(w.value, w.raw), "not known to us, and it names nothing that the source holds"})
+		value := cmp.Or(w.value, w.raw)
+		why := "not known to us, and it names nothing that the source holds"
+		m.changes = append(m.changes, Change{w.option, value, value, why})
 	}
 }
 
@@ -426,7 +436,8 @@ func why(option string) string {
 }
 
 func descriptors(of string) string {
-	return "it uses descriptors (" + of + ") that another program, such as libvirt, opened for the source: let that program start the destination"
+	return "it uses descriptors (" + of + ") that another program, such as libvirt, opened for the source: " +
+		"let that program start the destination"
 }
 
 // key applies a rule to a pair of v; ok is false if it is dropped, gone are the keys that go with what it was.
@@ -454,7 +465,8 @@ func (m *mover) key(w word, r Rule, v value, p pair) (_ pair, gone []string, ok 
 	case Move:
 		p.value = m.moved(w.option, w.value, from)
 	case Listen:
-		p.value, gone = m.socket(m.moved(w.option, w.value, from)), []string{"abstract", "tight", "addr.abstract", "addr.tight"}
+		p.value = m.socket(m.moved(w.option, w.value, from))
+		gone = []string{"abstract", "tight", "addr.abstract", "addr.tight"}
 	case Port: // of a chardev: the rest has functions of its own
 		if p.value, ok = m.port("tcp", from); !ok {
 			p = pair{key: "path", value: m.socket(m.place(cmp.Or(v.get("id"), "socket") + ".sock"))}
@@ -492,7 +504,8 @@ func (m *mover) portOnly(w word, r Rule, v value, p pair) string {
 			}
 		}
 		return strings.Join(items, ",")
-	case r.Kind == "l2tpv3" && !v.on("udp"), r.Key == "localaddr" && v.get("udp") == "", r.Kind == "dgram" && isMulticast(v.get("remote.host")):
+	case r.Kind == "l2tpv3" && !v.on("udp"), r.Key == "localaddr" && v.get("udp") == "",
+		r.Kind == "dgram" && isMulticast(v.get("remote.host")):
 		return p.value // no port of the host's, or one that several may have
 	case r.Key == "listen", r.Kind == "stream server":
 		network = "tcp"
@@ -535,7 +548,8 @@ func namesPorts(option string) bool {
 func (m *mover) ask(option, value, from, what string) string {
 	to, ok := m.Paths[from]
 	if !ok {
-		m.refuse(option, value, from+" serves the source ("+what+"): give the destination one of its own (a path for "+from+")")
+		m.refuse(option, value, from+" serves the source ("+what+"): give the destination one of its own (a path for "+
+			from+")")
 	}
 	return to
 }
@@ -690,7 +704,8 @@ func (m *mover) spice(option, value string) string {
 	case free && freeTLS:
 		return value
 	default:
-		o = append(o.without("port", "tls-port", "addr", "ipv4", "ipv6"), pair{key: "unix", value: "on"}, pair{key: "addr", value: m.socket(m.place("spice.sock"))})
+		o = append(o.without("port", "tls-port", "addr", "ipv4", "ipv6"),
+			pair{key: "unix", value: "on"}, pair{key: "addr", value: m.socket(m.place("spice.sock"))})
 	}
 	m.note(option, value, o.String(), "the source's own")
 	return o.String()
@@ -757,7 +772,8 @@ func (m *mover) forward(w word, v value, rule string) (to string, now bool) {
 		return rule, true
 	}
 	if v.get("id") == "" && m.networks > 1 {
-		m.refuse(w.option, w.value, "the source holds port "+port+", and its network has no id among several: name another port for "+port)
+		m.refuse(w.option, w.value, "the source holds port "+port+", and its network has no id among several: "+
+			"name another port for "+port)
 		return rule, true
 	}
 	m.forwards = append(m.forwards, Forward{v.get("id"), rule})

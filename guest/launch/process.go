@@ -19,8 +19,10 @@ import (
 
 // Process is what /proc says of a process of this machine: what a second one like it must be started with.
 type Process struct {
-	PID     int
-	Program string   // the file that runs, in its root; a dynamic linker that runs it is looked through. "" if it may not be looked at
+	PID int
+	// Program is the file that runs, in its root; a dynamic linker that runs it is looked through. "" if it may not be
+	// looked at.
+	Program string
 	Changed bool     // that file is not there any more: removed, or replaced by another, as an upgrade does
 	Args    []string // the command line, with Program and before it the linker in place of how it was called
 	Env     []string // all of its environment but what a service manager gave to it alone
@@ -116,9 +118,11 @@ func isPart(v string) bool { return strings.HasPrefix(v, "LD_") || strings.HasPr
 func (p *Process) Startable() error {
 	switch us := os.Geteuid(); {
 	case p.UID != us:
-		return fmt.Errorf("process %d runs as user %d, and we are user %d: its program and files are that user's; run qmigrate as that user", p.PID, p.UID, us)
+		return fmt.Errorf("process %d runs as user %d, and we are user %d: its program and files are that user's; "+
+			"run qmigrate as that user", p.PID, p.UID, us)
 	case p.otherRoot:
-		return fmt.Errorf("process %d runs in a container or a chroot: its program and files are not those of this root; run qmigrate there, or start the destination yourself", p.PID)
+		return fmt.Errorf("process %d runs in a container or a chroot: its program and files are not those of this root; "+
+			"run qmigrate there, or start the destination yourself", p.PID)
 	}
 	if p.Changed {
 		info, err := os.Stat(p.Program)
@@ -126,11 +130,13 @@ func (p *Process) Startable() error {
 			return fmt.Errorf("%s, the program of process %d, has been removed: name another QEMU", p.Program, p.PID)
 		}
 		if st, ok := info.Sys().(*syscall.Stat_t); ok && st.Uid != 0 && int(st.Uid) != os.Geteuid() {
-			return fmt.Errorf("%s, the program of process %d, has been replaced by user %d: name another QEMU", p.Program, p.PID, st.Uid)
+			return fmt.Errorf("%s, the program of process %d, has been replaced by user %d: name another QEMU",
+				p.Program, p.PID, st.Uid)
 		}
 	}
 	if name, other := p.otherFile(); other {
-		return fmt.Errorf("process %d has mounts of its own: %s is another file for it than here; start the destination yourself", p.PID, name)
+		return fmt.Errorf("process %d has mounts of its own: %s is another file for it than here; "+
+			"start the destination yourself", p.PID, name)
 	}
 	return nil
 }
@@ -212,13 +218,15 @@ func (p *Process) namespaces() error {
 // environment is what a second process is to have of a first one's, and the folder to start it in.
 func environment(env, args []string, cwd string) (keep []string, dir string) {
 	dir = cwd
+	daemon := slices.ContainsFunc(args, func(a string) bool { return a == "-daemonize" || a == "--daemonize" })
 	for _, v := range env {
 		name, value, ok := strings.Cut(v, "=")
 		switch name {
-		case "NOTIFY_SOCKET", "LISTEN_PID", "LISTEN_FDS", "LISTEN_FDNAMES", "WATCHDOG_PID", "WATCHDOG_USEC", "INVOCATION_ID", "JOURNAL_STREAM", "SYSTEMD_EXEC_PID", "MAINPID":
+		case "NOTIFY_SOCKET", "LISTEN_PID", "LISTEN_FDS", "LISTEN_FDNAMES", "WATCHDOG_PID", "WATCHDOG_USEC",
+			"INVOCATION_ID", "JOURNAL_STREAM", "SYSTEMD_EXEC_PID", "MAINPID":
 			continue
 		case "PWD":
-			if slices.ContainsFunc(args, func(a string) bool { return a == "-daemonize" || a == "--daemonize" }) && filepath.IsAbs(value) {
+			if daemon && filepath.IsAbs(value) {
 				dir = value
 			}
 		}

@@ -1,7 +1,6 @@
 package launch
 
 import (
-	"errors"
 	"fmt"
 	"io/fs"
 	"maps"
@@ -42,7 +41,8 @@ func room(root fs.FS, need Memory, limits Limits, cgroup string) error {
 		dir := fmt.Sprintf("sys/kernel/mm/hugepages/hugepages-%dkB/", size>>10)
 		pages := read(dir + "free_hugepages")[""] - read(dir + "resv_hugepages")[""]
 		if want := (need.Huge[size] + size - 1) / size; pages < want {
-			return fmt.Errorf("%d huge pages of %d KiB are free, and a second guest needs %d: reserve more in /%snr_hugepages", max(pages, 0), size>>10, want, dir)
+			return fmt.Errorf("%d huge pages of %d KiB are free, and a second guest needs %d: reserve more in /%snr_hugepages",
+				max(pages, 0), size>>10, want, dir)
 		}
 	}
 	all := need.Ordinary
@@ -50,12 +50,14 @@ func room(root fs.FS, need Memory, limits Limits, cgroup string) error {
 		all += n
 	}
 	if limits.Space != nil && *limits.Space < all {
-		return fmt.Errorf("our processes may have %s of address space, and a second guest needs %s: raise `ulimit -v`", mebibytes(*limits.Space), mebibytes(all))
+		return fmt.Errorf("our processes may have %s of address space, and a second guest needs %s: raise `ulimit -v`",
+			mebibytes(*limits.Space), mebibytes(all))
 	}
 	const kibi = 1 << 10
 	if m := read("proc/meminfo"); m != nil {
 		if have := (m["MemAvailable"] + m["SwapFree"]) * kibi; have < need.Ordinary {
-			return fmt.Errorf("%s of memory and swap are free, and a second guest needs %s: make room, or move it to another machine", mebibytes(have), mebibytes(need.Ordinary))
+			return fmt.Errorf("%s of memory and swap are free, and a second guest needs %s: make room, "+
+				"or move it to another machine", mebibytes(have), mebibytes(need.Ordinary))
 		}
 	}
 	for line := range strings.Lines(cgroup) {
@@ -72,7 +74,7 @@ func room(root fs.FS, need Memory, limits Limits, cgroup string) error {
 		}
 		for dir := path.Join(base, f[2]); strings.HasPrefix(dir, base); dir = path.Dir(dir) {
 			b, err := fs.ReadFile(root, path.Join(dir, limit))
-			if errors.Is(err, fs.ErrNotExist) || err != nil {
+			if err != nil {
 				continue
 			}
 			most, err := strconv.ParseInt(strings.TrimSpace(string(b)), 10, 64)
@@ -80,8 +82,10 @@ func room(root fs.FS, need Memory, limits Limits, cgroup string) error {
 				continue
 			}
 			cache := read(path.Join(dir, "memory.stat"))
-			if have := most - read(path.Join(dir, used))[""] + cache["inactive_file"] + cache["active_file"]; have < need.Ordinary {
-				return fmt.Errorf("the control group /%s has room for %s more, and a second guest needs %s: raise %s, or run qmigrate in another group", dir, mebibytes(max(have, 0)), mebibytes(need.Ordinary), limit)
+			have := most - read(path.Join(dir, used))[""] + cache["inactive_file"] + cache["active_file"]
+			if have < need.Ordinary {
+				return fmt.Errorf("the control group /%s has room for %s more, and a second guest needs %s: raise %s, "+
+					"or run qmigrate in another group", dir, mebibytes(max(have, 0)), mebibytes(need.Ordinary), limit)
 			}
 		}
 	}
@@ -123,7 +127,8 @@ func (p *Process) Less() (doubts []string) {
 			if l.theirs != nil {
 				theirs = strconv.FormatInt(*l.theirs, 10)
 			}
-			doubts = append(doubts, fmt.Sprintf("the source may have %s %s, the destination %d: raise qmigrate's own limit with `ulimit`", theirs, l.what, *l.ours))
+			doubts = append(doubts, fmt.Sprintf("the source may have %s %s, the destination %d: "+
+				"raise qmigrate's own limit with `ulimit`", theirs, l.what, *l.ours))
 		}
 	}
 	return doubts
