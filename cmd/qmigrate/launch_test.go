@@ -349,7 +349,12 @@ func launchDrawn(t *testing.T, bin string, newest bool, seed uint64) string {
 	}
 	defer src.Close()
 	if d.exit {
-		tell(t, src, func(c *qmp.Conn) error { return c.Execute(t.Context(), "x-exit-preconfig", nil, nil) })
+		var refused error
+		tell(t, src, func(c *qmp.Conn) error { refused = c.Execute(t.Context(), "x-exit-preconfig", nil, nil); return nil })
+		if refused != nil { // it tries the rest of its options only now
+			t.Logf("%q: %v", d.args, refused)
+			return "impossible"
+		}
 	}
 	pid := src.Process().PID()
 	before := state(t, pid, d.dir)
@@ -358,8 +363,10 @@ func launchDrawn(t *testing.T, bin string, newest bool, seed uint64) string {
 		t.Helper()
 		t.Errorf(format+"\nsource %q\nflags %q\nsaid %s", append(args, d.args, d.flags, said)...)
 	}
-	refused := (*launch.ArgumentError)(nil)
+	refused, ended := (*launch.ArgumentError)(nil), (*guest.StartError)(nil)
 	switch {
+	case errors.As(err, &ended) && strings.Contains(ended.Log, "in use"): // somebody took the port that was free
+		return "impossible"
 	case err != nil && !errors.As(err, &refused):
 		complain("neither started nor refused: %v", err)
 	case d.refused != (err != nil):

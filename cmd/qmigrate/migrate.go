@@ -26,7 +26,7 @@ func (c *commands) migrate() *cli.Command {
 			&cli.StringFlag{Name: "source", Category: aboutMigration, Usage: "`E` endpoint of the QEMU that runs the guest"},
 			&cli.StringFlag{Name: "destination", Category: aboutMigration, Usage: "`E` endpoint of the QEMU that waits for it"},
 		}, append(planFlags(), mirrorFlags()...)...),
-			&cli.StringFlag{Name: "listen", Category: aboutMigration, Usage: "`URI` where the destination listens, as QEMU's migrate-incoming takes it; tcp:127.0.0.1:0, a port of its choice, if not given"},
+			&cli.StringFlag{Name: "listen", Category: aboutMigration, Usage: "`URI` where the destination listens, as QEMU's migrate-incoming takes it; tcp:127.0.0.1:0, a port of its choice, if not given, and with --launch into another network namespace a socket in the new folder"},
 			&cli.StringFlag{Name: "connect", Category: aboutMigration, Usage: "`URI` where the source connects to, if not to where the destination listens"},
 			&cli.StringFlag{Name: "tunnel-to", Category: aboutMigration, Usage: "`ssh://USER@HOST[:PORT]` the sshd of the destination's host, for --tunnel ssh; --listen is as that host has it"},
 			&cli.StringFlag{Name: "tunnel-identity", Category: aboutMigration, Usage: "`FILE` private key for it, not encrypted; ~/.ssh/id_ed25519 if not given"},
