@@ -599,7 +599,7 @@ func TestSomebodyElse(t *testing.T) {
 		}{
 			{name: "cancels", at: active, who: s, commands: []string{"migrate_cancel"}, a: "running", b: "dead"},
 			{name: "cancels before switch-over", at: event(s, "STOP"), who: s, commands: []string{"migrate_cancel"}, plan: 3},
-			{name: "quits the destination", at: active, who: d, commands: []string{"quit"}, a: "running", b: "dead", want: "destination QEMU"},
+			{name: "quits the destination", at: active, who: d, commands: []string{"quit"}, a: "running", b: "dead", want: "destination"},
 			{name: "quits the full destination", at: completed, who: d, commands: []string{"quit"}, a: "running", b: "dead", want: "destination"},
 			{name: "quits the source", at: active, who: s, commands: []string{"quit"}},
 			{name: "stops the guest", at: active, who: s, commands: []string{"stop"}, a: "postmigrate", b: "paused", want: "somebody stopped the guest"},

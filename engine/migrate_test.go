@@ -140,8 +140,9 @@ func wantRecord(t *testing.T, r *record.Migration) {
 			t.Errorf("pass %d does not follow: %+v", p.Pass, r.Passes)
 		}
 	}
-	if d := r.Downtime; d.Wire != nil && d.Status != nil && (*d.Wire-*d.Status).Abs() > *d.StatusError+*d.WireError {
-		t.Errorf("wire %v is outside of the bracket %v +/- %v", *d.Wire, *d.Status, *d.StatusError)
+	// QEMU leaves the state `running` before it sends STOP, and enters it after RESUME.
+	if d := r.Downtime; d.Wire != nil && d.Status != nil && *d.Wire > *d.Status+*d.StatusError+*d.WireError {
+		t.Errorf("wire %v is longer than the bracket %v +/- %v allows", *d.Wire, *d.Status, *d.StatusError)
 	}
 }
 
