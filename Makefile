@@ -11,7 +11,7 @@ FUZZTIME ?= 20s
 
 export CGO_ENABLED ?= 0
 
-.PHONY: help deps build demo needs install check test lint bench conformance chaos model fuzz clean
+.PHONY: help deps build demo needs install check test beside lint bench conformance chaos model fuzz clean
 
 help: ## list the targets
 	@awk -F':.*## ' '/^[a-z]+:.*## / { printf "%-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -56,6 +56,11 @@ install: build ## the program, its manual page and completions of bash, zsh and 
 
 check: build lint ## build, lint, and the tests that start no QEMU
 	$(GO) test -short ./...
+
+beside: deps ## as root: the tests of guest and guest/debian once more where Debian's QEMU 7.2 is installed; nothing of the system changes
+	@qemu="$${QMIGRATE_CACHE:-$${XDG_CACHE_HOME:-$$HOME/.cache}/qmigrate}/qemu-7.2"; \
+	if [ -d "$$qemu" ]; then testdata/beside-qemu "$$qemu" $(GO) test -count=1 ./guest ./guest/debian; \
+	else echo "QEMU 7.2 is installed here: make test was beside it"; fi
 
 lint: $(AGENT) ## formatting, vet, staticcheck, and the direction of the imports
 	@test -z "$$(gofmt -l .)" || { echo "not gofmt'ed:"; gofmt -l .; exit 1; }

@@ -28,7 +28,7 @@ type COLOTrial struct {
 	Reprotect   bool          // give the guest a new secondary after a kill, for as long as Run
 }
 
-const probeLimit = 20 * time.Second // two QEMUs without a machine, started and ended
+const probeLimit = time.Minute // two QEMUs without a machine, started and ended, on a busy machine
 
 // COLO keeps the lab's guest in step with a secondary on the other host while it is observed, does what the trial says, checks the guest's memory
 // on the side that is left, and returns the whole record. Afterwards the lab's source is that side, and its destination the new

@@ -301,7 +301,7 @@ func (s state) look(ctx context.Context, dir string, owned bool) (sides []Side) 
 }
 
 func runState(ctx context.Context, v *vmState) (string, error) {
-	ctx, cancel := context.WithTimeout(ctx, 500*time.Millisecond)
+	ctx, cancel := context.WithTimeout(ctx, 2*time.Second)
 	defer cancel()
 	host, err := hostnet.Find(ctx, v.Host)
 	if err != nil {

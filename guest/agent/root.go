@@ -13,7 +13,7 @@ import (
 )
 
 // rootLimit is how long the root's disk may take to appear behind its driver.
-const rootLimit = 5 * time.Second
+const rootLimit = 20 * time.Second
 
 // enterRoot makes the disk of that serial, a squashfs that is only read, this process's root, below a tmpfs that takes all writes: they are guest memory, and
 // migrate with it. What was mounted in the initramfs moves along.

@@ -78,7 +78,7 @@ func loadModule(name, params string) error {
 }
 
 // linkLimit is how long eth0 may take to appear behind its driver.
-const linkLimit = 2 * time.Second
+const linkLimit = 10 * time.Second
 
 // configure brings the network up: lo, eth0 with its address, the default route. Without ip only lo.
 func configure(c clock, ip netip.Prefix, gateway netip.Addr) error {

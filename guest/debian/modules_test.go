@@ -45,6 +45,9 @@ func TestCoverModules(t *testing.T) {
 // An unpacked QEMU loads all its modules, and none of another build's in the folders of a QEMU that this system has.
 // Both folders are made in a mount namespace: the one compiled in, and the one in /run.
 func TestForeignModules(t *testing.T) {
+	if testing.Short() {
+		t.Skip("-short: no QEMU is started")
+	}
 	if os.Geteuid() != 0 {
 		t.Skip("not root: a mount namespace is needed")
 	}
