@@ -57,10 +57,10 @@ install: build ## the program, its manual page and completions of bash, zsh and 
 check: build lint ## build, lint, and the tests that start no QEMU
 	$(GO) test -short ./...
 
-beside: deps ## as root: the tests of guest and guest/debian once more where Debian's QEMU 7.2 is installed; nothing of the system changes
+beside: $(AGENT) ## as root: the tests of guest and guest/debian once more where QEMU 7.2 is installed; nothing of the system changes
 	@qemu="$${QMIGRATE_CACHE:-$${XDG_CACHE_HOME:-$$HOME/.cache}/qmigrate}/qemu-7.2"; \
 	if [ -d "$$qemu" ]; then testdata/beside-qemu "$$qemu" $(GO) test -count=1 ./guest ./guest/debian; \
-	else echo "QEMU 7.2 is installed here: make test was beside it"; fi
+	else echo "no unpacked QEMU 7.2: make deps gets it, unless it is installed here: then make test is beside it"; fi
 
 lint: $(AGENT) ## formatting, vet, staticcheck, and the direction of the imports
 	@test -z "$$(gofmt -l .)" || { echo "not gofmt'ed:"; gofmt -l .; exit 1; }

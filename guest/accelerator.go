@@ -101,7 +101,7 @@ func findAccelerator(ctx context.Context, h hostnet.Host, s Spec) (Accelerator, 
 // kept: it costs nothing, and may have another cause.
 func tryKVM(ctx context.Context, h hostnet.Host, s Spec) (a Accelerator, keep bool, err error) {
 	s.Name += "-probe"
-	s.Dir = cmp.Or(s.Dir, path.Join("/tmp", fmt.Sprintf("qmig-%d", os.Getpid()))) + "-probe"
+	s.Dir = cmp.Or(s.Dir, path.Join(os.TempDir(), fmt.Sprintf("qmig-%d", os.Getpid()))) + "-probe"
 	s.Accelerator, s.Memory, s.VCPUs, s.NIC.TAP = "kvm", 256<<20, 1, ""
 	s.Incoming, s.Paused, s.KeepLogs = false, false, false
 	if err := h.RemoveAll(s.Dir); err != nil { // of a run that was killed

@@ -3,10 +3,12 @@ package guest_test
 import (
 	"errors"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 
 	"qmigrate/guest"
+	"qmigrate/guest/debian"
 	"qmigrate/guest/guesttest"
 	"qmigrate/guest/launch"
 	"qmigrate/hostnet"
@@ -42,12 +44,22 @@ func TestStartIncoming(t *testing.T) {
 		for _, c := range line.Changes {
 			t.Log(c)
 		}
-		again := hostnet.Command{Args: line.Args, Env: p.Env, Only: true, Dir: p.Dir}
+		// One that was started by hand does not say where its modules are.
+		const modules = "QEMU_MODULE_DIR="
+		env := slices.DeleteFunc(slices.Clone(p.Env), func(v string) bool { return strings.HasPrefix(v, modules) })
+		again := hostnet.Command{Args: line.Args, Env: env, Only: true, Dir: p.Dir}
 		dst, err := guest.StartIncoming(limited(t), hostnet.Local(), again, base+"/dst")
 		if err != nil {
 			t.Fatal(err)
 		}
 		defer dst.Close()
+		started, err := launch.ReadProcess(dst.Process().PID())
+		if err != nil {
+			t.Fatal(err)
+		}
+		if own := debian.OwnModules(bin); own != "" && !slices.Contains(started.Env, modules+own) {
+			t.Errorf("environment %q: no %s", started.Env, modules+own)
+		}
 		c = monitor(t, dst)
 		if s, err := c.QueryStatus(limited(t)); err != nil || s.Status != "inmigrate" {
 			t.Errorf("%+v %v", s, err)

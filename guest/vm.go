@@ -10,6 +10,7 @@ import (
 	"net"
 	"os"
 	"path"
+	"slices"
 	"strconv"
 	"strings"
 	"syscall"
@@ -76,6 +77,9 @@ func start(ctx context.Context, h hostnet.Host, s Spec, c hostnet.Command) (_ *V
 			err = errors.Join(err, vm.Close())
 		}
 	}()
+	if dir := debian.OwnModules(s.QEMU); dir != "" { // the wrapper says so too, but not everybody starts it by the wrapper
+		c.Env = append(slices.Clone(c.Env), "QEMU_MODULE_DIR="+dir)
+	}
 	// QEMU makes its sockets with the umask it finds; exec keeps the process.
 	c.Args = append([]string{"/bin/sh", "-c", `umask 0177; exec "$@"`, "sh"}, c.Args...)
 	c.Log = s.Socket("log")

@@ -5,6 +5,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 )
 
 // moduleNames are the modules that Debian builds of QEMU 7.2 to 11.1 may look for. Source: the names in the programs,
@@ -53,4 +54,23 @@ func coverModules(dir string) error {
 		}
 	}
 	return nil
+}
+
+// OwnModules is the folder of the modules of a QEMU that Ensure unpacked, by the path of its program or of its wrapper
+// script, for QEMU_MODULE_DIR; "" if the program is another, or its folder is not whole (see coverModules).
+func OwnModules(program string) string {
+	if p, err := filepath.EvalSymlinks(program); err == nil {
+		program = p
+	}
+	for _, root := range []string{filepath.Dir(program), filepath.Join(filepath.Dir(program), "../..")} {
+		dir := moduleDir(root)
+		missing := func(name string) bool {
+			_, err := os.Stat(filepath.Join(dir, name+".so"))
+			return err != nil
+		}
+		if !slices.ContainsFunc(moduleNames(), missing) {
+			return dir
+		}
+	}
+	return ""
 }

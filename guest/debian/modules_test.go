@@ -34,8 +34,27 @@ func TestCoverModules(t *testing.T) {
 		t.Errorf("a module that was there: %q %v", b, err)
 	}
 	covered := Store{Dir: t.TempDir()}
-	if err := coverModules(filepath.Dir(covered.path(Block100))); err != nil {
+	dir = filepath.Dir(covered.path(Block100))
+	wrapper := covered.path(QEMU100)
+	program := filepath.Join(filepath.Dir(wrapper), "usr/bin", Program)
+	if got := OwnModules(wrapper); got != "" {
+		t.Errorf("own modules where there are none: %s", got)
+	}
+	if err := errors.Join(coverModules(dir), os.Symlink(program, filepath.Join(covered.Dir, "link"))); err != nil {
 		t.Fatal(err)
+	}
+	if err := errors.Join(os.Mkdir(filepath.Dir(program), 0o755), os.WriteFile(program, nil, 0o755)); err != nil {
+		t.Fatal(err)
+	}
+	for _, p := range []string{wrapper, program, filepath.Join(covered.Dir, "link")} {
+		if got := OwnModules(p); got != dir {
+			t.Errorf("own modules of %s in %q, want %s", p, got, dir)
+		}
+	}
+	for _, p := range []string{"", Program, filepath.Join(dir, "x"), "/usr/bin/" + Program} {
+		if got := OwnModules(p); got != "" {
+			t.Errorf("own modules of %s in %s", p, got)
+		}
 	}
 	if p, err := covered.Find(Block100); !errors.Is(err, fs.ErrNotExist) {
 		t.Errorf("an empty file counts as %s: %s %v", Block100, p, err)
