@@ -55,6 +55,12 @@ func helpers() map[string]func() error {
 				}
 			}
 			cmd := self(os.Getenv("THEN"))
+			program, err := inMemory()
+			if err != nil {
+				return err
+			}
+			defer program.Close()
+			cmd.Path = fmt.Sprintf("/proc/self/fd/%d", program.Fd())
 			cmd.Stdin, cmd.Stdout = os.Stdin, os.Stdout
 			cmd.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: 65534, Gid: 65534}, Pdeathsig: syscall.SIGKILL}
 			return passStatus(cmd)
@@ -145,6 +151,25 @@ func privateDevices(tun string) error {
 		return err
 	}
 	return os.Chmod(tunDevice, os.FileMode(mode))
+}
+
+// inMemory is this program where every user may run it. Its own folder is its builder's alone under umask 077.
+func inMemory() (*os.File, error) {
+	fd, err := unix.MemfdCreate("hostnet.test", unix.MFD_CLOEXEC)
+	if err != nil {
+		return nil, err
+	}
+	program := os.NewFile(uintptr(fd), "hostnet.test")
+	from, err := os.Open("/proc/self/exe")
+	if err == nil {
+		_, err = io.Copy(program, from)
+		err = errors.Join(err, from.Close())
+	}
+	if err != nil {
+		program.Close()
+		return nil, err
+	}
+	return program, nil
 }
 
 func insideRootless() error {

@@ -70,7 +70,14 @@ func TestYield(t *testing.T) {
 	}
 	waker := answer()
 	for _, s := range []Scheduled{p.(Scheduled), found.(Scheduled)} {
-		if n := misses(); n == 0 {
+		late := misses()
+		for range 50 { // on a busy machine the one that wakes may lose its processor each time
+			if late > 0 {
+				break
+			}
+			late = misses()
+		}
+		if late == 0 {
 			t.Error("without yielding the work was always done in time")
 		}
 		undo, err := s.Yield([]int{waker})
