@@ -98,7 +98,7 @@ func (m *migration) endSource(ctx context.Context) error {
 
 // continueSource makes the source run the guest, as it did before; the caller has seen to the fence.
 func (m *migration) continueSource(ctx context.Context) verdict {
-	if !m.src.facts.Running || m.held != "" {
+	if !m.src.facts.live() || m.held != "" {
 		return verdict{guest: record.Source}
 	}
 	if err := resume(ctx, m.src); err != nil {
@@ -123,7 +123,7 @@ func resume(ctx context.Context, s *side) error {
 		if err != nil {
 			return err
 		}
-		if state = status.Status; status.Running || state == "suspended" { // which takes a `cont`, and sleeps on
+		if state = status.Status; status.Running || state == asleep { // which takes a `cont`, and sleeps on
 			return nil
 		}
 		limited, cancel := context.WithTimeout(ctx, answerLimit)

@@ -72,12 +72,16 @@ const amdCopies = 0x0183f3ff
 func compareCPU(src, dst *Facts, refuse, doubt func(problem, mend string)) {
 	a, b := src.CPU, dst.CPU
 	if lost := a.lacks(b); len(lost) > 0 {
-		refuse(fmt.Sprintf("the destination's CPU lacks what the guest sees on the source: %s", list(lost)),
-			fmt.Sprintf("start the destination with the source's -cpu (model %s and the same flags), on a host and an accelerator that can give them", a.model()))
+		mend := fmt.Sprintf("start the destination with %s, on a host and an accelerator that can give them", a.option())
+		if a.model() == "max" || a.model() == "host" {
+			mend = fmt.Sprintf("-cpu %s is what a host, an accelerator and a version of QEMU can do: choose a "+
+				"destination that can do these, or start the guest anew with a named model", a.model())
+		}
+		refuse("the destination's CPU lacks what the guest sees on the source: "+list(lost), mend)
 	}
 	if gained := b.lacks(a); len(gained) > 0 {
-		doubt(fmt.Sprintf("the destination's CPU has what the guest does not see on the source: %s", list(gained)),
-			fmt.Sprintf("the guest may find it after its next start; the source's -cpu (model %s and the same flags) avoids it", a.model()))
+		doubt("the destination's CPU has what the guest does not see on the source: "+list(gained),
+			fmt.Sprintf("the guest may find it after its next start; %s on the destination avoids it", a.option()))
 	}
 	differ := ""
 	for _, name := range slices.Sorted(maps.Keys(a.Identity)) {
@@ -87,13 +91,25 @@ func compareCPU(src, dst *Facts, refuse, doubt func(problem, mend string)) {
 	}
 	switch {
 	case differ != "":
-		refuse(fmt.Sprintf("CPU models differ: source %s, destination %s%s", a.model(), b.model(), differ), "start the destination with -cpu "+a.model()+" and the source's flags")
+		refuse(fmt.Sprintf("CPU models differ: source %s, destination %s%s", a.model(), b.model(), differ), "start "+
+			"the destination with "+a.option())
 	case !a.sameModel(b) && a.Type != "" && b.Type != "":
-		doubt(fmt.Sprintf("CPU models differ: source %s, destination %s", a.model(), b.model()), "start the destination with -cpu "+a.model()+" and the source's flags")
+		doubt(fmt.Sprintf("CPU models differ: source %s, destination %s", a.model(), b.model()), "start the "+
+			"destination with "+a.option())
 	}
 	if src.Accelerator != dst.Accelerator {
-		doubt(fmt.Sprintf("accelerators differ: source %s, destination %s: QEMU's own tests have no such pair", src.Accelerator, dst.Accelerator), "start the destination with -accel "+src.Accelerator)
+		doubt(fmt.Sprintf("accelerators differ: source %s, destination %s: QEMU's own tests have no such "+
+			"pair", src.Accelerator, dst.Accelerator),
+			fmt.Sprintf("start the destination with -accel %s if its host can do that", src.Accelerator))
 	}
+}
+
+// option is how a destination gets this CPU.
+func (c CPU) option() string {
+	if c.model() == "" {
+		return "the source's -cpu"
+	}
+	return "the source's -cpu (model " + c.model() + " and the same flags)"
 }
 
 // list is names in one line: the first of many.

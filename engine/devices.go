@@ -234,17 +234,27 @@ func compareDevices(src, dst *Facts, refuse, doubt func(problem, mend string)) {
 	}
 	missing, extra := outermost(a, b, other), outermost(b, a, other)
 	for _, d := range missing {
-		at := func(e Device) bool { return e.Type == d.Type && e.ID == d.ID && e.Bus == d.Bus }
+		at := func(e Device) bool {
+			return e.Type == d.Type && e.ID == d.ID && e.Bus == d.Bus && d.where() != "" && e.where() != d.where()
+		}
 		if i := slices.IndexFunc(extra, at); i >= 0 {
 			refuse(fmt.Sprintf("device %s on the source is at %s on the destination", d, extra[i].where()),
 				"start the destination with the device at the source's address (addr=, port=, nr= or lun= of its -device)")
 			extra = slices.Delete(extra, i, i+1)
 			continue
 		}
-		serious(d)(fmt.Sprintf("device %s is missing on the destination", d), "start the destination with it, or unplug it on the source (device_del)")
+		mend := d.with()
+		if d.ID != "" && d.pluggable() {
+			mend += ", or unplug it on the source (device_del " + d.ID + ")"
+		}
+		serious(d)(fmt.Sprintf("device %s is missing on the destination", d), mend)
 	}
 	for _, d := range extra {
-		serious(d)(fmt.Sprintf("device %s is on the destination only: the guest would find it after its next look", d), "start the destination without it, or plug it in on the source (device_add)")
+		mend := d.without()
+		if d.pluggable() {
+			mend += ", or plug it in on the source (device_add " + d.Type + ")"
+		}
+		serious(d)(fmt.Sprintf("device %s is on the destination only: the guest would find it after its next look", d), mend)
 	}
 	for _, path := range slices.Sorted(maps.Keys(a)) {
 		d := a[path]
@@ -252,13 +262,77 @@ func compareDevices(src, dst *Facts, refuse, doubt func(problem, mend string)) {
 		switch {
 		case !both:
 		case other(d, e):
-			serious(d)(fmt.Sprintf("device %s on the source is %s on the destination", d, e.Type), "start the destination with -device "+d.Type+" there")
+			serious(d)(fmt.Sprintf("device %s on the source is %s on the destination", d, e.Type), d.with())
 		case d.PCI != e.PCI:
 			refuse(fmt.Sprintf("device %s has PCI id %s on the source, %s on the destination", d, d.PCI, e.PCI), "give both the same properties (disable-legacy, disable-modern, vendor and device ids)")
 		default:
 			compareProperties(d, e, refuse, doubt)
 		}
 	}
+}
+
+// machineSwitches are the options of -machine that put a device there, or leave it out.
+var machineSwitches = map[string]string{
+	"hpet":      "hpet",
+	"vmport":    "vmport",
+	"vmmouse":   "vmport",
+	"isa-pit":   "pit",
+	"kvm-pit":   "pit",
+	"isa-i8259": "pic",
+	"kvm-i8259": "pic",
+	"i8042":     "i8042",
+	"ICH9-SMB":  "smbus", "ich9-ahci": "sata",
+}
+
+// byMachine is the option of -machine that decides whether a device is there; "" if it is no such device. One that
+// has an id, or an address other than the machine's own, was given by -device.
+func (d Device) byMachine() string {
+	if d.ID != "" || d.Type == "ich9-ahci" && d.where() != "PCI address 1f.2" {
+		return ""
+	}
+	return machineSwitches[d.Type]
+}
+
+// with is how a destination gets a device of the source.
+func (d Device) with() string {
+	switch option := d.byMachine(); {
+	case option != "":
+		return fmt.Sprintf("start the destination with -machine %s=on", option)
+	case d.onboard():
+		return "start the destination with the source's -machine options and -device " + d.Type + " if it was " +
+			"given on the command line"
+	}
+	return "start the destination with -device " + d.Type + ", with the source's options and address"
+}
+
+// without is how a destination gets rid of a device that the source has not.
+func (d Device) without() string {
+	switch option := d.byMachine(); {
+	case option != "":
+		return fmt.Sprintf("start the destination with -machine %s=off", option)
+	case d.onboard():
+		return "start the destination with the source's -machine options, and without -device " + d.Type
+	case d.ID == "":
+		return "start the destination without it (-nodefaults leaves out what QEMU adds unasked)"
+	}
+	return "start the destination without it"
+}
+
+// pluggable tells whether a device can be plugged in and unplugged while the guest runs, as far as its bus and type
+// tell.
+func (d Device) pluggable() bool {
+	switch d.Bus {
+	case "usb-bus", "SCSI", "virtio-serial-bus":
+		return true
+	case "PCI", "PCIE":
+		if slices.ContainsFunc([]string{"VGA", "-vga", "root-port", "pcie-pci-bridge", "ioh3420", "isa-",
+			"vmcoreinfo"}, func(part string) bool { return strings.Contains(d.Type, part) }) {
+			return false
+		}
+		return d.Bus == "PCI" && strings.HasPrefix(d.Path,
+			"i440FX") || len(pciAddresses(d.Path)) > 1 // behind a port or a bridge; a root complex has no slots
+	}
+	return false
 }
 
 func byPath(all []Device) map[string]Device {
@@ -307,7 +381,13 @@ func compareProperties(d, e Device, refuse, doubt func(problem, mend string)) {
 			continue
 		}
 		mend := fmt.Sprintf("start the destination's device with %s=%s", name, strings.Trim(here, `"`))
-		if here == `""` {
+		switch {
+		case strings.HasSuffix(name, "4g-mem-size"):
+			mend = "start the destination with the source's -m and -machine max-ram-below-4g="
+		case d.onboard():
+			mend = fmt.Sprintf("start the destination with the source's -machine options, or -global "+
+				"%s.%s=%s", d.Type, name, strings.Trim(here, `"`))
+		case here == `""`:
 			mend = fmt.Sprintf("start the destination's device without %s=", name)
 		}
 		switch {

@@ -18,8 +18,16 @@ type Disk struct {
 	ReadOnly  bool
 	Removable bool
 	Direct    bool // past the host's page cache (cache.direct=on)
+	Bitmaps   []Bitmap
 
 	mirrored bool // the migration copies it
+	flash    bool // it is the firmware's flash memory: its content travels with the guest's memory
+}
+
+// Bitmap is a dirty bitmap of a disk.
+type Bitmap struct {
+	Name       string
+	Persistent bool // kept in the image
 }
 
 // disks brings the drives and the devices together.
@@ -27,6 +35,9 @@ func disks(blocks []qmp.BlockDevice, devices []Device) (all []Disk) {
 	for _, b := range blocks {
 		d := Disk{Name: b.Device, Removable: b.Removable}
 		if m := b.Inserted; m != nil {
+			for _, b := range m.Bitmaps {
+				d.Bitmaps = append(d.Bitmaps, Bitmap{b.Name, b.Persistent})
+			}
 			d.Node, d.File, d.Driver, d.Bytes, d.ReadOnly, d.Direct = m.Node, m.File, m.Driver, m.Image.VirtualSize, m.ReadOnly, m.Cache.Direct
 		}
 		if d.Name == "" {
@@ -35,7 +46,7 @@ func disks(blocks []qmp.BlockDevice, devices []Device) (all []Disk) {
 		for _, dev := range devices {
 			drive := strings.Trim(dev.Properties["drive"], `"`)
 			if drive != "" && (drive == b.Device || drive == d.Node) {
-				d.Device = dev.Path
+				d.Device, d.flash = dev.Path, strings.HasPrefix(dev.Type, "cfi.pflash")
 			}
 		}
 		all = append(all, d)
@@ -74,10 +85,12 @@ func compareDisks(src, dst *Facts, refuse, doubt func(problem, mend string)) {
 		case d.Node == "" && e.Node == "":
 			continue
 		case d.Node != "" && e.Node == "":
-			say(fmt.Sprintf("disk %s has no medium on the destination", name), "start the destination with the source's medium in it ("+d.File+")")
+			say(fmt.Sprintf("disk %s has no medium on the destination, and %s on the source", name, d.File), "put the "+
+				"source's medium into it (blockdev-change-medium, or on the command line)")
 			continue
 		case d.Node == "":
-			say(fmt.Sprintf("disk %s has a medium on the destination only", name), "eject it on the destination")
+			say(fmt.Sprintf("disk %s has no medium on the source, and %s on the destination", name, e.File), "eject "+
+				"it on the destination (`eject`, blockdev-remove-medium)")
 			continue
 		case d.Bytes != e.Bytes:
 			say(fmt.Sprintf("sizes of disk %s differ: source %d KiB (%s), destination %d KiB (%s)", name, d.Bytes>>10, d.File, e.Bytes>>10, e.File),
@@ -85,12 +98,13 @@ func compareDisks(src, dst *Facts, refuse, doubt func(problem, mend string)) {
 		}
 		switch {
 		case !d.ReadOnly && e.ReadOnly:
-			refuse(fmt.Sprintf("disk %s is read-only on the destination", name), "start the destination with it writable, as on the source")
+			refuse(fmt.Sprintf("disk %s is writable on the source and read-only on the destination", name), "start "+
+				"the destination with it writable, as on the source")
 		case d.ReadOnly && !e.ReadOnly:
 			doubt(fmt.Sprintf("disk %s is read-only on the source and writable on the destination", name), "start the destination with it read-only (readonly=on)")
 		}
 		switch {
-		case d.ReadOnly || d.Removable || d.mirrored:
+		case d.ReadOnly || d.Removable || d.mirrored || d.flash:
 		case d.Driver != "raw" && strings.HasPrefix(d.File, "nfs://"):
 			// QEMU's NFS client knows a file's length from when it opened it, before the source made it longer (block/nfs.c, read in an
 			// older form, has no bdrv_getlength). Seen on 7.2.22 and 10.0.2: of 274 acknowledged writes 109 read as zeros on the destination.

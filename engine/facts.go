@@ -2,6 +2,7 @@ package engine
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"maps"
 	"slices"
@@ -43,12 +44,19 @@ type Facts struct {
 	MemorySlots    int64            // for memory that is plugged in later
 	MaxMemoryBytes int64            // with that; 0: none can be
 	Backends       []Backend        // nil: not asked for, see readBackends
+	BaseBytes      int64            // MemoryBytes without MemoryDevices
+	MemoryDevices  []MemoryDevice   // what was plugged in
+	MachineTypes   []string         // those of QEMU's binary; nil: not asked for, see readMachineTypes
+	UUID           string           // the guest's; "" if it has none
+	Jobs           []Job            // block jobs, those of our mirrors excepted
 
-	sent       bool     // query-migrate spoke of a migration from here: it had a section ram
-	mirrors    []string // our mirror jobs that it has
-	here       bool     // the process is known, so it runs on this machine
-	memoryLock *int64   // what QEMU's process may lock, in bytes; nil: all, or it is not known
-	vcpuThread int      // the first vCPU's thread, as QEMU's host numbers it; 0: QEMU names none
+	dumps      bool              // dump-guest-memory is at work
+	scripts    map[string]string // the network backends that a script sets up, and the script
+	sent       bool              // query-migrate spoke of a migration from here: it had a section ram
+	mirrors    []string          // our mirror jobs that it has
+	here       bool              // the process is known, so it runs on this machine
+	memoryLock *int64            // what QEMU's process may lock, in bytes; nil: all, or it is not known
+	vcpuThread int               // the first vCPU's thread, as QEMU's host numbers it; 0: QEMU names none
 }
 
 // Inspect opens the endpoint's control monitor, reads the facts and lets it go.
@@ -69,7 +77,9 @@ func Inspect(ctx context.Context, ep *Endpoint, o Options) (*Facts, error) {
 		f.Schema, f.SchemaKnown, err = o.Schemas.Schema(ctx, conn)
 	}
 	if err == nil {
-		err = together(ctx, func(ctx context.Context) error { return readBackends(ctx, conn, f) }, func(ctx context.Context) error { return readNetwork(ctx, conn, f) }, func(ctx context.Context) error { return readIdentity(ctx, conn, f) })
+		err = together(ctx, func(ctx context.Context) error { return readBackends(ctx, conn, f) },
+			func(ctx context.Context) error { return readIdentity(ctx, conn, f) },
+			func(ctx context.Context) error { return readMachineTypes(ctx, conn, f) })
 	}
 	if err != nil {
 		return nil, fmt.Errorf("inspect %s: %w", ep.Name, err)
@@ -140,9 +150,22 @@ func readFacts(ctx context.Context, c *qmp.Conn, name string) (*Facts, error) {
 		f.Chardevs, err = chardevs(ctx, c)
 		return err
 	}, func(ctx context.Context) (err error) {
-		f.mirrors, err = mirrorJobs(ctx, c)
+		f.mirrors, f.Jobs, err = blockJobs(ctx, c)
 		return err
-	}, func(ctx context.Context) error { return readMachine(ctx, c, f) })
+	}, func(ctx context.Context) error {
+		var dump struct{ Status string }
+		err := c.Execute(ctx, "query-dump", nil, &dump)
+		f.dumps = dump.Status == "active"
+		return optional(err)
+	}, func(ctx context.Context) (err error) {
+		f.UUID, err = readUUID(ctx, c)
+		return optional(err)
+	}, func(ctx context.Context) error { return readNetwork(ctx, c, f) },
+		func(ctx context.Context) error { return readMachine(ctx, c, f) })
+	var refused *qmp.CommandError
+	if errors.As(err, &refused) && strings.Contains(refused.Desc, "machine initialization has completed") {
+		err = fmt.Errorf("this QEMU was started with -preconfig and has no machine yet: send it x-exit-preconfig (%w)", err)
+	}
 	if err != nil {
 		return nil, err
 	}
@@ -183,18 +206,38 @@ func (f *Facts) before(major, minor int) bool {
 // Mismatch is one reason why a pair cannot migrate, and what would mend it.
 type Mismatch struct{ Problem, Mend string }
 
-func (m Mismatch) Error() string { return m.Problem + ": " + m.Mend }
+func (m Mismatch) Error() string {
+	if m.Mend == "" {
+		return m.Problem
+	}
+	return m.Problem + ": " + m.Mend
+}
 
 // Compare says everything that keeps a guest behind src from moving to dst.
 func Compare(src, dst *Facts) []Mismatch {
 	refusals, _ := compareMachines(src, dst)
-	return append(compareStates(src, dst), refusals...)
+	stops, _ := sortOut(Conditions(src, dst, Plan{}))
+	return slices.Concat(compareStates(src, dst), stops, refusals)
 }
 
 // Doubts says what might go wrong with a pair that Compare lets pass.
 func Doubts(src, dst *Facts) []Mismatch {
 	_, doubts := compareMachines(src, dst)
-	return doubts
+	_, warnings := sortOut(Conditions(src, dst, Plan{}))
+	return append(warnings, doubts...)
+}
+
+// sortOut parts the findings: those that keep a guest from moving, and those that are only said.
+func sortOut(all []Finding) (refusals, doubts []Mismatch) {
+	for _, f := range all {
+		switch f.Answer {
+		case Wait, Refuse:
+			refusals = append(refusals, f.Mismatch)
+		case Warn:
+			doubts = append(doubts, f.Mismatch)
+		}
+	}
+	return refusals, doubts
 }
 
 // compareStates finds a pair that is not source and destination, and machines that cannot be the same.
@@ -209,18 +252,59 @@ func compareStates(src, dst *Facts) (all []Mismatch) {
 		}
 	}
 	if src.Machine != dst.Machine {
-		add("machine types differ: source %s, destination %s", "start the destination with -machine "+src.Machine, src.Machine, dst.Machine)
+		add("machine types differ: source %s, destination %s", machineMend(src, dst), src.Machine, dst.Machine)
 	}
-	if src.MemoryBytes != dst.MemoryBytes {
-		add("memory differs: source %d KiB, destination %d KiB", fmt.Sprintf("start the destination with -m %dk", src.MemoryBytes>>10), src.MemoryBytes>>10, dst.MemoryBytes>>10)
+	if a, b := src.base(), dst.base(); a != b {
+		add("memory differs: source %d KiB, destination %d KiB", "start the destination with "+
+			""+memoryOption(src), a>>10, b>>10)
 	}
+	compareMemoryDevices(src, dst, func(problem, mend string) { all = append(all, Mismatch{problem, mend}) })
 	if src.VCPUs != dst.VCPUs {
-		add("vCPUs differ: source %d, destination %d", fmt.Sprintf("start the destination with -smp %d", src.VCPUs), src.VCPUs, dst.VCPUs)
+		add("vCPUs differ: source %d, destination %d", "start the destination with "+smpOption(src), src.VCPUs, dst.VCPUs)
 	}
 	for _, reason := range src.Blockers {
-		add("source cannot migrate: %s", "remove what blocks it (device_del, or start the guest without it)", reason)
+		if !src.dumps { // it is waited for
+			add("source cannot migrate: %s", blockerMend(reason), reason)
+		}
 	}
 	return all
+}
+
+// machineMend is how two machine types become one. A QEMU has only so many.
+func machineMend(src, dst *Facts) string {
+	if len(dst.MachineTypes) == 0 || slices.Contains(dst.MachineTypes, src.Machine) {
+		return "start the destination with -machine " + src.Machine
+	}
+	mend := fmt.Sprintf("destination QEMU %s has no %s: use a QEMU there that has it", dst.Version, src.Machine)
+	family := src.Machine[:strings.LastIndex(src.Machine, "-")+1] // pc-q35- of pc-q35-7.2
+	var common []string
+	for _, name := range dst.MachineTypes {
+		if family != "" && strings.HasPrefix(name, family) && slices.Contains(src.MachineTypes,
+			name) && !slices.Contains(common, name) {
+			common = append(common, name)
+		}
+	}
+	if len(common) > 0 {
+		slices.Sort(common)
+		mend += ", or start the guest anew with a machine type that both have (" + list(common) + ")"
+	}
+	return mend
+}
+
+// blockerMend is what to do about a reason of QEMU's for not migrating.
+func blockerMend(reason string) string {
+	switch has := func(words string) bool { return strings.Contains(reason, words) }; {
+	case has("VirtFS"):
+		return "unmount the share in the guest"
+	case has("non-migratable CPU"):
+		return "start the guest anew without the CPU flag that QEMU names"
+	case has("non-migratable device"):
+		return "unplug that device (device_del) if it can be, or start the guest anew without it"
+	case has("format used by node"):
+		return "convert the image, or copy it to one of format raw or qcow2 while the guest runs (blockdev-mirror, " +
+			"job-complete)"
+	}
+	return "undo what QEMU names"
 }
 
 // unsafeSource says in what way this source is known to lose memory.

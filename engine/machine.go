@@ -1,6 +1,7 @@
 package engine
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -69,6 +70,17 @@ func topology(slots []qmp.CPUSlot) map[string]int64 {
 	return all
 }
 
+// MemoryDevice is memory that was plugged in: a DIMM, or virtio-mem. Source: qapi/machine.json, MemoryDeviceInfo.
+type MemoryDevice struct {
+	Kind   string // dimm, nvdimm, virtio-pmem, virtio-mem, ...
+	ID     string // "" if it has none
+	Memdev string // the id of its memory backend, by which its RAMBlock is named
+	Bytes  int64
+	Slot   int64 // of a DIMM
+	Node   int64 // of NUMA
+	Addr   int64 // in the guest's memory
+}
+
 // readMemory reads how much memory there is, and room for more.
 func readMemory(ctx context.Context, c *qmp.Conn, f *Facts) (err error) {
 	var m struct {
@@ -79,12 +91,49 @@ func readMemory(ctx context.Context, c *qmp.Conn, f *Facts) (err error) {
 	if err = optional(c.Property(ctx, "/machine", "memory", &m)); err != nil { // 7.1 and later have it
 		return err
 	}
-	if f.MemoryBytes, f.MemorySlots = m.Size, m.Slots; m.Size > 0 && m.Max <= m.Size && m.Slots == 0 {
+	if f.MemoryBytes, f.BaseBytes, f.MemorySlots = m.Size, m.Size, m.Slots; m.Size > 0 && m.Max <= m.Size && m.Slots == 0 {
 		return nil
 	}
 	f.MaxMemoryBytes = m.Max
-	f.MemoryBytes, err = c.MemorySize(ctx) // with what has been plugged in
-	return err
+	if f.MemoryBytes, err = c.MemorySize(ctx); err != nil { // with what has been plugged in
+		return err
+	}
+	if f.BaseBytes == 0 {
+		f.BaseBytes = f.MemoryBytes
+	}
+	list, err := c.MemoryDevices(ctx)
+	for _, d := range list {
+		_, backend, _ := strings.Cut(d.Data.Memdev, "/objects/")
+		f.MemoryDevices = append(f.MemoryDevices, MemoryDevice{d.Type, d.Data.ID, backend, d.Data.Size, d.Data.Slot,
+			d.Data.Node, d.Data.Addr + d.Data.Memaddr})
+	}
+	return optional(err)
+}
+
+// readUUID reads the guest's UUID; "" if it has none.
+func readUUID(ctx context.Context, c *qmp.Conn) (string, error) {
+	var reply struct{ UUID string }
+	err := c.Execute(ctx, "query-uuid", nil, &reply)
+	if strings.Trim(reply.UUID, "0-") == "" {
+		reply.UUID = ""
+	}
+	return reply.UUID, err
+}
+
+// readMachineTypes reads which machine types the binary has. It is asked where the two sides' differ.
+func readMachineTypes(ctx context.Context, c *qmp.Conn, f *Facts) error {
+	var list []struct {
+		Name  string `json:"name"`
+		Alias string `json:"alias"`
+	}
+	err := c.Execute(ctx, "query-machines", nil, &list)
+	for _, m := range list {
+		f.MachineTypes = append(f.MachineTypes, m.Name)
+		if m.Alias != "" {
+			f.MachineTypes = append(f.MachineTypes, m.Alias)
+		}
+	}
+	return optional(err)
 }
 
 // readFeatures reads what the guest's first CPU can do; others have the same.
@@ -103,11 +152,11 @@ func readFeatures(ctx context.Context, c *qmp.Conn, f *Facts) error {
 	return nil
 }
 
-// readNetwork reads what is behind the network cards. It is for `caps`, for it costs more than it tells.
+// readNetwork reads what is behind the network cards.
 func readNetwork(ctx context.Context, c *qmp.Conn, f *Facts) error {
 	text, err := c.HumanMonitor(ctx, "info network")
 	if err == nil {
-		f.Netdevs = parseNetdevs(text)
+		f.Netdevs, f.scripts = parseNetdevs(text)
 	}
 	return optional(err)
 }
@@ -151,17 +200,24 @@ func readBackends(ctx context.Context, c *qmp.Conn, f *Facts) error {
 //
 //	nic: index=0,type=nic,model=virtio-net-pci,macaddr=52:54:00:71:6d:01
 //	 \ net: index=0,type=tap,ifname=tap0,...
-func parseNetdevs(text string) map[string]string {
-	all := map[string]string{}
+//
+// scripts are those that set up a TAP.
+func parseNetdevs(text string) (kinds, scripts map[string]string) {
+	kinds, scripts = map[string]string{}, map[string]string{}
 	for line := range strings.Lines(text) {
 		name, rest, ok := strings.Cut(strings.Trim(line, " \\\r\n"), ": ")
 		_, kind, typed := strings.Cut(rest, "type=")
 		kind, _, _ = strings.Cut(kind, ",")
-		if ok && typed && kind != "nic" {
-			all[name] = kind
+		if !ok || !typed || kind == "nic" {
+			continue
+		}
+		kinds[name] = kind
+		_, script, has := strings.Cut(rest, ",script=")
+		if script, _, _ = strings.Cut(script, ","); kind == "tap" && has && script != "" && script != "no" {
+			scripts[name] = script
 		}
 	}
-	return all
+	return kinds, scripts
 }
 
 // compareMachines finds where the two machines differ: what keeps a guest from moving, and what only might matter.
@@ -177,6 +233,7 @@ func compareMachines(src, dst *Facts) (refusals, doubts []Mismatch) {
 	compareMemory(src, dst, refuse)
 	compareDisks(src, dst, refuse, doubt)
 	compareNetwork(src, dst, doubt)
+	compareUUIDs(src, dst, doubt)
 	for _, side := range []struct {
 		name string
 		of   *Facts
@@ -196,17 +253,53 @@ func compareMachines(src, dst *Facts) (refusals, doubts []Mismatch) {
 
 // compareTopology compares how the CPUs are arranged, in the words that both have: it is in the guest's CPUID, ACPI tables and APIC ids.
 func compareTopology(src, dst *Facts, refuse func(problem, mend string)) {
+	if src.VCPUs != dst.VCPUs {
+		return // that is said
+	}
 	var here, there []string
 	for _, name := range slices.Sorted(maps.Keys(src.Topology)) {
-		other, both := dst.Topology[name]
-		if both && other != src.Topology[name] && name != "cpus" { // how many there are is compared by itself
-			here = append(here, fmt.Sprintf("%s=%d", name, src.Topology[name]))
-			there = append(there, fmt.Sprintf("%s=%d", name, other))
+		a := src.Topology[name]
+		b, both := dst.Topology[name]
+		switch {
+		case !both || a == b || name == "cpus": // how many there are is compared by itself
+		case name == "nodes":
+			refuse(fmt.Sprintf("NUMA nodes of the CPUs differ: source %d, destination %d", a, b), "start the "+
+				"destination with the source's -numa")
+		default:
+			here, there = append(here, fmt.Sprintf("%s=%d", name, a)), append(there, fmt.Sprintf("%s=%d", name, b))
 		}
 	}
-	if len(here) > 0 && src.VCPUs == dst.VCPUs {
-		refuse(fmt.Sprintf("CPU topology differs: source %s, destination %s", strings.Join(here, ","), strings.Join(there, ",")), "start the destination with the source's -smp: "+strings.Join(here, ","))
+	if len(here) > 0 {
+		refuse(fmt.Sprintf("CPU topology differs: source %s, destination "+
+			"%s", strings.Join(here, ","), strings.Join(there, ",")), "start the destination with "+smpOption(src))
 	}
+}
+
+// smpOption is the -smp of a guest. What is one by default is left out: not every QEMU knows every word.
+func smpOption(f *Facts) string {
+	text := fmt.Sprintf("-smp %d", f.VCPUs)
+	if most := f.Topology["maxcpus"]; most > int64(f.VCPUs) {
+		text += fmt.Sprintf(",maxcpus=%d", most)
+	}
+	for _, name := range []string{"sockets", "dies", "clusters", "modules", "cores", "threads"} {
+		if n := f.Topology[name]; n > 1 || n == 1 && (name == "sockets" || name == "cores") {
+			text += fmt.Sprintf(",%s=%d", name, n)
+		}
+	}
+	return text
+}
+
+// compareUUIDs: the guest has read its UUID when it started, and QEMU compares them with validate-uuid alone.
+func compareUUIDs(src, dst *Facts, say func(problem, mend string)) {
+	if src.UUID == dst.UUID {
+		return
+	}
+	mend := "start the destination with -uuid " + src.UUID
+	if src.UUID == "" {
+		mend = "start the destination without -uuid"
+	}
+	say(fmt.Sprintf("UUIDs differ: source %s, destination %s: the guest finds another one after its next "+
+		"reset", cmp.Or(src.UUID, "none"), cmp.Or(dst.UUID, "none")), mend)
 }
 
 // compareNetwork looks at what is behind the network cards.
@@ -222,9 +315,12 @@ func compareNetwork(src, dst *Facts, doubt func(problem, mend string)) {
 		a, b := src.Netdevs[here], dst.Netdevs[there]
 		switch {
 		case here != "" && there == "":
-			doubt(fmt.Sprintf("network card %s has no backend on the destination: the guest loses its network", d), "start the destination with a -netdev for it")
+			doubt(fmt.Sprintf("network card %s has the backend %s on the source and none on the destination: the "+
+				"guest loses its network", d, here), "start the destination with a -netdev for it")
 		case d.Type == "virtio-net-device" && a == "tap" && b != "" && b != "tap" && !strings.HasPrefix(b, "vhost"):
-			doubt(fmt.Sprintf("network card %s has a TAP on the source and a %s backend on the destination: QEMU refuses it (\"saved image requires vnet_hdr=on\") unless the source's TAP has vnet_hdr=off", d, b), "start the destination with a TAP too")
+			doubt(fmt.Sprintf("network card %s has a TAP on the source and a %s backend on the destination: QEMU "+
+				"refuses it (\"saved image requires vnet_hdr=on\") unless the source's TAP has "+
+				"vnet_hdr=off", d, b), "start the destination with a TAP too (-netdev tap)")
 		}
 	}
 }
@@ -233,6 +329,9 @@ func compareNetwork(src, dst *Facts, doubt func(problem, mend string)) {
 func compareFor(src, dst *Facts, p Plan) (refusals, doubts []Mismatch) {
 	refuse := func(problem, mend string) { refusals = append(refusals, Mismatch{problem, mend}) }
 	doubt := func(problem, mend string) { doubts = append(doubts, Mismatch{problem, mend}) }
+	if p.Capabilities["validate-uuid"] {
+		compareUUIDs(src, dst, refuse)
+	}
 	if p.Capabilities["x-ignore-shared"] {
 		compareShared(src, dst, refuse, doubt)
 	}
@@ -253,6 +352,11 @@ func (m *migration) compare(ctx context.Context) error {
 			return fmt.Errorf("ask for memory backends: %w", err)
 		}
 	}
+	if src.Machine != dst.Machine {
+		if err := both(readMachineTypes); err != nil {
+			return fmt.Errorf("ask for machine types: %w", err)
+		}
+	}
 	if !src.CPU.sameModel(dst.CPU) {
 		if err := both(readIdentity); err != nil {
 			return fmt.Errorf("ask for CPU models: %w", err)
@@ -263,7 +367,8 @@ func (m *migration) compare(ctx context.Context) error {
 	}
 	refusals, doubts := compareMachines(src, dst)
 	more, warnings := compareFor(src, dst, m.plan)
-	refusals = slices.Concat(compareStates(src, dst), refusals, more)
+	stops, states := sortOut(Conditions(src, dst, m.plan))
+	refusals = slices.Concat(compareStates(src, dst), stops, refusals, more)
 	switch len(refusals) {
 	case 0:
 	case 1:
@@ -271,7 +376,7 @@ func (m *migration) compare(ctx context.Context) error {
 	default:
 		return fmt.Errorf("%w (and %d more: see `qmigrate caps`)", refusals[0], len(refusals)-1)
 	}
-	for _, d := range append(doubts, warnings...) {
+	for _, d := range slices.Concat(states, doubts, warnings) {
 		m.rec.Warn("%s", d)
 	}
 	return nil

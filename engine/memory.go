@@ -1,7 +1,10 @@
 package engine
 
 import (
+	"cmp"
 	"fmt"
+	"maps"
+	"slices"
 	"strconv"
 	"strings"
 )
@@ -46,12 +49,83 @@ func parseRAMBlocks(text string) (all []RAMBlock) {
 	return all
 }
 
+// base is the memory that the guest was started with.
+func (f *Facts) base() int64 {
+	if f.BaseBytes > 0 {
+		return f.BaseBytes
+	}
+	return f.MemoryBytes
+}
+
+// memoryOption is the -m of a guest, with the room for what is plugged in.
+func memoryOption(f *Facts) string {
+	text := fmt.Sprintf("-m %dk", f.base()>>10)
+	if f.MemorySlots > 0 {
+		text += fmt.Sprintf(",slots=%d", f.MemorySlots)
+	}
+	if f.MaxMemoryBytes > f.base() {
+		text += fmt.Sprintf(",maxmem=%dk", f.MaxMemoryBytes>>10)
+	}
+	return text
+}
+
+// dimms are the memory devices that are on no bus, and so are not among Facts.Devices.
+func dimms(f *Facts) map[string]MemoryDevice {
+	all := map[string]MemoryDevice{}
+	for _, d := range f.MemoryDevices {
+		if d.Kind == "dimm" || d.Kind == "nvdimm" {
+			all[d.Memdev] = d
+		}
+	}
+	return all
+}
+
+// options are those with which a QEMU has this memory from the start.
+func (d MemoryDevice) options() string {
+	device := map[string]string{"dimm": "pc-dimm"}[d.Kind]
+	if device == "" {
+		device = d.Kind
+	}
+	if d.ID != "" {
+		device += ",id=" + d.ID
+	}
+	return fmt.Sprintf("-object memory-backend-ram,id=%s,size=%dk -device "+
+		"%s,memdev=%s,node=%d,slot=%d,addr=%#x", d.Memdev, d.Bytes>>10, device, d.Memdev, d.Node, d.Slot, d.Addr)
+}
+
+func (d MemoryDevice) String() string {
+	return fmt.Sprintf("%d KiB at %#x (slot %d)", d.Bytes>>10, d.Addr, d.Slot)
+}
+
+// compareMemoryDevices compares the DIMMs, whatever their own ids: the stream names their backends.
+func compareMemoryDevices(src, dst *Facts, refuse func(problem, mend string)) {
+	here, there := dimms(src), dimms(dst)
+	for _, name := range slices.Sorted(maps.Keys(here)) {
+		d := here[name]
+		e, ok := there[name]
+		switch d.ID = cmp.Or(d.ID, e.ID); {
+		case !ok:
+			refuse(fmt.Sprintf("memory %s that was plugged in on the source, %s, is missing on the "+
+				"destination", name, d), "start the destination with "+d.options())
+		case d.Bytes != e.Bytes || d.Addr != e.Addr || d.Slot != e.Slot || d.Node != e.Node:
+			refuse(fmt.Sprintf("memory %s that was plugged in differs: source %s, destination "+
+				"%s", name, d, e), "start the destination with "+d.options())
+		}
+	}
+	for _, name := range slices.Sorted(maps.Keys(there)) {
+		if _, ok := here[name]; !ok {
+			refuse(fmt.Sprintf("memory %s, %s, is on the destination only", name, there[name]), "start the "+
+				"destination without it")
+		}
+	}
+}
+
 // compareMemory finds what QEMU says about memory when the stream begins: "Unknown ramblock", "Size mismatch" (migration/ram.c,
 // parse_ramblock).
 func compareMemory(src, dst *Facts, refuse func(problem, mend string)) {
 	if src.MemorySlots != dst.MemorySlots || src.MaxMemoryBytes != dst.MaxMemoryBytes {
 		refuse(fmt.Sprintf("room for memory that is plugged in differs: source %s, destination %s", slots(src), slots(dst)),
-			"start the destination with the source's -m, slots= and maxmem= included")
+			"start the destination with "+memoryOption(src))
 	}
 	if len(src.RAM) == 0 || len(dst.RAM) == 0 {
 		return
@@ -68,16 +142,24 @@ func compareMemory(src, dst *Facts, refuse func(problem, mend string)) {
 			devices[rootBus+a[0]] = true
 		}
 	}
+	plugged := dimms(src)
 	for _, b := range src.RAM {
+		if _, said := plugged[b.Name]; said {
+			continue
+		}
 		other, ok := there[b.Name]
 		device, part, ofDevice := strings.Cut(b.Name, "/")
 		ofDevice = ofDevice && strings.HasPrefix(b.Name, rootBus)
-		mend := "start the destination with the source's memory backends (-object memory-backend-..., -machine memory-backend=)"
+		mend := fmt.Sprintf("start the destination with the source's memory backends, under the same ids (this "+
+			"one: -object memory-backend-...,id=%s,size=%dk)", b.Name, b.Bytes>>10)
+		if b.Name == "pc.ram" {
+			mend = "start the destination without -machine memory-backend= and -numa memdev="
+		}
 		switch {
 		case strings.HasSuffix(b.Name, ".rom"):
 			mend = "give the device on the destination the source's romfile= (one of the same size, or none)"
 		case strings.HasPrefix(b.Name, "system.flash") || strings.HasSuffix(b.Name, ".bios"):
-			mend = "start the destination with firmware images of the source's sizes"
+			mend = "start the destination with the source's firmware images (-bios, -pflash), or others of these sizes"
 		case ofDevice:
 			mend = "start the destination's device with the source's memory size (vgamem_mb= and the like)"
 		}
@@ -87,7 +169,7 @@ func compareMemory(src, dst *Facts, refuse func(problem, mend string)) {
 			refuse(fmt.Sprintf("%s of the device at %s is missing on the destination", part, strings.TrimPrefix(device, rootBus)), mend)
 		case !ok:
 			refuse(fmt.Sprintf("memory block %s is missing on the destination (%s)", b.Name, names(dst.RAM)), mend)
-		case b.Bytes == other.Bytes || src.MemoryBytes != dst.MemoryBytes && b.Bytes == src.MemoryBytes: // the latter has been said
+		case b.Bytes == other.Bytes || src.base() != dst.base() && b.Bytes == src.base(): // the latter has been said
 		case (other.MaxBytes > other.Bytes || strings.HasPrefix(b.Name, "/rom@")) && b.Bytes <= other.MaxBytes: // it takes the source's size
 		default:
 			refuse(fmt.Sprintf("memory block %s differs: source %d KiB, destination %d KiB", b.Name, b.Bytes>>10, other.MaxBytes>>10), mend)
@@ -100,7 +182,9 @@ func comparePages(src, dst *Facts, refuse func(problem, mend string)) {
 	for _, b := range src.RAM {
 		for _, e := range dst.RAM {
 			if b.Name == e.Name && b.PageSize != e.PageSize {
-				refuse(fmt.Sprintf("page sizes of memory block %s differ, which post-copy does not take: source %s, destination %s", b.Name, b.PageSize, e.PageSize), "back both by pages of one size")
+				refuse(fmt.Sprintf("page sizes of memory block %s differ, which post-copy does not take: source %s, "+
+					"destination %s", b.Name, b.PageSize, e.PageSize), "back the destination's by pages of the source's "+
+					"size (memory-backend-ram, or memory-backend-file on hugetlbfs)")
 			}
 		}
 	}
@@ -120,6 +204,9 @@ func names(all []RAMBlock) string {
 		if !strings.Contains(b.Name, "/") && b.Bytes >= 1<<20 && !strings.HasPrefix(b.Name, "pc.bios") {
 			text = append(text, b.Name)
 		}
+	}
+	if len(text) == 0 {
+		return "it has none of this size"
 	}
 	return "it has " + list(text)
 }

@@ -173,6 +173,9 @@ func (m *migration) initialize(ctx context.Context) error {
 	if err := m.openBoth(ctx); err != nil {
 		return err
 	}
+	if err := m.settleSource(ctx); err != nil {
+		return err
+	}
 	if err := m.introspect(ctx); err != nil {
 		return err
 	}
@@ -200,13 +203,7 @@ func (m *migration) initialize(ctx context.Context) error {
 	if err := m.prepareMirrors(ctx); err != nil {
 		return err
 	}
-	if err := firstMismatch(Rules(m.src.facts, m.dst.facts, m.plan)); err != nil {
-		return err
-	}
-	if !m.src.facts.Running {
-		m.rec.Warn("the guest was %s when the migration began: it is left paused on the destination, and no downtime is measured", m.src.facts.RunState)
-	}
-	return nil
+	return firstMismatch(Rules(m.src.facts, m.dst.facts, m.plan))
 }
 
 // openBoth opens the two sides at the same time. If one cannot be reached, the other may hold, paused, what an interrupted migration
@@ -340,14 +337,14 @@ func (m *migration) configure(ctx context.Context, s *side) error {
 // preCopy sends `migrate` and waits for the guest to be stopped by QEMU's own rule. A guest that is to be copied while it
 // stands still is stopped first, and the stage is empty.
 func (m *migration) preCopy(ctx context.Context) error {
-	still := m.plan.Mode == record.StopAndCopyMode || !m.src.facts.Running
+	still := m.plan.Mode == record.StopAndCopyMode || !m.src.facts.live()
 	if still {
 		m.converge = nil // there are no passes that a policy could end
 	}
 	m.startPolling(ctx)
 	m.watch(ctx)
 	if still {
-		if m.src.facts.Running {
+		if m.src.facts.live() && !(m.src.facts.RunState == asleep && m.src.facts.wakes()) {
 			if err := m.stopSource(ctx); err != nil {
 				return err
 			}
@@ -568,11 +565,19 @@ func (m *migration) asTold() holder.Situation {
 
 // activate starts the guest on the destination. Nobody can cancel it.
 func (m *migration) activate(ctx context.Context) error {
-	if !m.src.facts.Running {
+	if !m.src.facts.live() {
 		return nil
 	}
 	if m.held != "" { // tellLife says why
 		return nil
+	}
+	// A guest that fell asleep on the way arrives asleep at a QEMU before 9.0, which takes `cont` and does nothing.
+	if !m.src.asleep.IsZero() && m.dst.facts.wakes() {
+		if status, err := m.dst.asked(ctx); err == nil && status.Status == asleep {
+			m.rec.Warn("the guest fell asleep (S3) during the migration: on the destination, QEMU %s, its clock stands "+
+				"still when it wakes up, until `stop` and `cont`", m.dst.facts.Version)
+			return nil
+		}
 	}
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), activateLimit)
 	defer cancel()

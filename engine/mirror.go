@@ -74,16 +74,22 @@ func blockNodes(ctx context.Context, c *qmp.Conn) (all []blockNode, err error) {
 
 // mirrorJobs are the jobs of mirrors of ours, by their names.
 func mirrorJobs(ctx context.Context, c *qmp.Conn) (names []string, err error) {
-	var jobs []struct {
-		Device string `json:"device"`
-	}
-	err = c.Execute(ctx, "query-block-jobs", nil, &jobs)
-	for _, j := range jobs {
-		if strings.HasPrefix(j.Device, mirrorPrefix) {
-			names = append(names, j.Device)
+	names, _, err = blockJobs(ctx, c)
+	return names, err
+}
+
+// blockJobs are the jobs of mirrors of ours, by their names, and the others.
+func blockJobs(ctx context.Context, c *qmp.Conn) (ours []string, others []Job, err error) {
+	var all []Job
+	err = c.Execute(ctx, "query-block-jobs", nil, &all)
+	for _, j := range all {
+		if strings.HasPrefix(j.ID, mirrorPrefix) {
+			ours = append(ours, j.ID)
+		} else {
+			others = append(others, j)
 		}
 	}
-	return names, err
+	return ours, others, err
 }
 
 // checkMirror refuses in the plan what needs no QEMU to be refused.
@@ -293,17 +299,13 @@ func (m *migration) watchDestination(ctx context.Context) (_ context.Context, st
 func (m *migration) tellMirrored(ctx context.Context) {
 	ctx, cancel := context.WithTimeout(ctx, answerLimit)
 	defer cancel()
-	var jobs []struct {
-		Device string `json:"device"`
-		Offset int64  `json:"offset"`
-		Length int64  `json:"len"`
-	}
+	var jobs []Job
 	if m.src.control.Execute(ctx, "query-block-jobs", nil, &jobs) != nil {
 		return
 	}
 	var copied, all int64
 	for _, j := range jobs {
-		if strings.HasPrefix(j.Device, mirrorPrefix) {
+		if strings.HasPrefix(j.ID, mirrorPrefix) {
 			copied, all = copied+j.Offset, all+j.Length
 		}
 	}

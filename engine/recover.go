@@ -147,14 +147,9 @@ func (m *migration) strangers(ctx context.Context) string {
 
 // uuid is the guest's; "" if it has none.
 func (s *side) uuid(ctx context.Context) (string, error) {
-	var reply struct{ UUID string }
 	ctx, cancel := context.WithTimeout(ctx, answerLimit)
 	defer cancel()
-	err := s.control.Execute(ctx, "query-uuid", nil, &reply)
-	if strings.Trim(reply.UUID, "0-") == "" {
-		reply.UUID = ""
-	}
-	return reply.UUID, err
+	return readUUID(ctx, s.control)
 }
 
 // mayBegin is what is in the way of a migration between two QEMUs.

@@ -51,7 +51,7 @@ func (m *migration) settleAs(ctx context.Context, regard func(*holder.Situation)
 	c := &custody{m: m, regard: regard, s: holder.Situation{
 		Asker:     holder.Undo,
 		Sent:      m.lastSent(),
-		Leave:     !m.src.facts.Running || m.held != "" || !m.issued && !m.paused,
+		Leave:     !m.src.facts.live() || m.held != "" || !m.issued && !m.paused,
 		Yanked:    m.yanked,
 		Cancelled: m.issued && m.src.finished,
 		Elsewhere: m.elsewhere,

@@ -115,7 +115,16 @@ func (s *side) open(ctx context.Context, o Options) error {
 	if err != nil {
 		return err
 	}
+	s.learn(facts)
+	return nil
+}
+
+// learn takes the facts, and what the process adds to them.
+func (s *side) learn(facts *Facts) {
 	s.facts, s.runState = facts, facts.RunState
+	if s.asleep = (time.Time{}); facts.RunState == asleep {
+		s.asleep = time.Now()
+	}
 	facts.here = s.ep.Process != nil && s.proved()
 	if s.ep.Process != nil && !facts.here {
 		ep := *s.ep // the caller's stays as it is
@@ -127,7 +136,6 @@ func (s *side) open(ctx context.Context, o Options) error {
 			s.facts.memoryLock = &limit
 		}
 	}
-	return nil
 }
 
 // together runs all at the same time and returns when all have ended: with the first error, which ends the others' context.

@@ -36,7 +36,11 @@ type BlockMedium struct {
 	File     string `json:"file"`
 	Driver   string `json:"drv"`
 	ReadOnly bool   `json:"ro"`
-	Cache    struct {
+	Bitmaps  []struct {
+		Name       string `json:"name"`
+		Persistent bool   `json:"persistent"`
+	} `json:"dirty-bitmaps"`
+	Cache struct {
 		Direct bool `json:"direct"`
 	} `json:"cache"`
 	Image struct {
@@ -84,5 +88,26 @@ type MemoryBackend struct {
 func (c *Conn) MemoryBackends(ctx context.Context) ([]MemoryBackend, error) {
 	var list []MemoryBackend
 	err := c.Execute(ctx, "query-memdev", nil, &list)
+	return list, err
+}
+
+// MemoryDevice is memory that was plugged in. Source: qapi/machine.json, MemoryDeviceInfo.
+type MemoryDevice struct {
+	Type string `json:"type"` // dimm, nvdimm, virtio-pmem, virtio-mem, ...
+	Data struct {
+		ID      string `json:"id"`
+		Memdev  string `json:"memdev"` // the QOM path of its backend
+		Size    int64  `json:"size"`   // bytes
+		Slot    int64  `json:"slot"`
+		Node    int64  `json:"node"`
+		Addr    int64  `json:"addr"`    // of a DIMM
+		Memaddr int64  `json:"memaddr"` // of the virtio devices
+	} `json:"data"`
+}
+
+// MemoryDevices lists what was plugged in as memory.
+func (c *Conn) MemoryDevices(ctx context.Context) ([]MemoryDevice, error) {
+	var list []MemoryDevice
+	err := c.Execute(ctx, "query-memory-devices", nil, &list)
 	return list, err
 }

@@ -74,8 +74,12 @@ func (c *commands) runCaps(x *cli.Context) error {
 	printCaps(c.stdout, all, trials, x.Bool("all") || len(all) == 1)
 	printAbilities(c.stdout, abilities(all, trials))
 	printExclusions(c.stdout, engine.Exclusions(all[0], all[len(all)-1]))
-	if len(all) == 2 && !thrown {
+	switch {
+	case thrown:
+	case len(all) == 2:
 		printVerdict(c.stdout, engine.Compare(all[0], all[1]), engine.Doubts(all[0], all[1]))
+	default:
+		printConditions(c.stdout, engine.Conditions(all[0], nil, engine.Plan{}))
 	}
 	return nil
 }
@@ -319,6 +323,14 @@ func printVerdict(w io.Writer, refusals, doubts []engine.Mismatch) {
 	}
 }
 
+// printConditions says what a migration does about the state of one QEMU as a source.
+func printConditions(w io.Writer, all []engine.Finding) {
+	fmt.Fprintln(w, "\nas a source:")
+	for _, f := range all {
+		fmt.Fprintf(w, "  %s\n", fold(fmt.Sprintf("%s: %s", f.Answer, f.Mismatch), 4, page(w)))
+	}
+}
+
 // capsJSON is what `caps --json` prints.
 func capsJSON(all []*engine.Facts, trials []*engine.Trial, thrown bool) any {
 	type parameter struct {
@@ -367,12 +379,17 @@ func capsJSON(all []*engine.Facts, trials []*engine.Trial, thrown bool) any {
 		Disks        []disk               `json:"disks"`
 		Trial        trial                `json:"trial"`
 	}
+	type condition struct {
+		Answer string `json:"answer"` // of a migration: move, warn, wait, refuse
+		Text   string `json:"text"`
+	}
 	out := struct {
-		QEMUs    []qemu    `json:"qemus"`
-		Modes    []ability `json:"modes"`
-		Exclude  any       `json:"exclude"` // a capability, and those that it does not go with
-		Problems []string  `json:"problems,omitempty"`
-		Doubts   []string  `json:"doubts,omitempty"`
+		QEMUs      []qemu      `json:"qemus"`
+		Conditions []condition `json:"conditions,omitempty"` // of the first QEMU as a source
+		Modes      []ability   `json:"modes"`
+		Exclude    any         `json:"exclude"` // a capability, and those that it does not go with
+		Problems   []string    `json:"problems,omitempty"`
+		Doubts     []string    `json:"doubts,omitempty"`
 	}{}
 	for i, f := range all {
 		t := trials[i]
@@ -395,6 +412,15 @@ func capsJSON(all []*engine.Facts, trials []*engine.Trial, thrown bool) any {
 	out.Exclude = exclude
 	for _, a := range abilities(all, trials) {
 		out.Modes = append(out.Modes, ability{a.Name, string(a.Can), a.Why})
+	}
+	if !thrown {
+		var dst *engine.Facts
+		if len(all) == 2 {
+			dst = all[1]
+		}
+		for _, f := range engine.Conditions(all[0], dst, engine.Plan{}) {
+			out.Conditions = append(out.Conditions, condition{string(f.Answer), f.Error()})
+		}
 	}
 	if len(all) == 2 && !thrown {
 		for _, m := range engine.Compare(all[0], all[1]) {

@@ -56,7 +56,7 @@ type Run string
 
 // The run states.
 const (
-	Running   Run = "running"
+	Running   Run = "running"        // and suspended: it sleeps (S3), and may wake up by itself
 	Paused    Run = "paused"         // any state in which the guest stands still and `cont` would run it, none of those below
 	InMigrate Run = "inmigrate"      // waits for a guest
 	Finishing Run = "finish-migrate" // stopped by its own migration, which is not at its end

@@ -1,0 +1,152 @@
+package engine_test
+
+import (
+	"encoding/binary"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"qmigrate/engine"
+	"qmigrate/engine/lab"
+	"qmigrate/engine/record"
+	"qmigrate/guest"
+	"qmigrate/guest/guesttest"
+	"qmigrate/guest/guesttest/within"
+	"qmigrate/qmp"
+)
+
+// Real-mode code of a guest that is nothing but its firmware: 8, 16 or 32 bits to an I/O port.
+func out8(port uint16, v byte) []byte {
+	return append(binary.LittleEndian.AppendUint16([]byte{0xb0, v, 0xba}, port), 0xee)
+}
+
+func out16(port, v uint16) []byte {
+	return append(binary.LittleEndian.AppendUint16(append(binary.LittleEndian.AppendUint16([]byte{0xb8}, v), 0xba),
+		port), 0xef)
+}
+
+func out32(port uint16, v uint32) []byte {
+	return append(binary.LittleEndian.AppendUint16(append(binary.LittleEndian.AppendUint32([]byte{0x66, 0xb8}, v),
+		0xba), port), 0x66, 0xef)
+}
+
+// firmware runs the code after the first start, and stands still after it and after each further one.
+func firmware(t *testing.T, code ...[]byte) string {
+	t.Helper()
+	const size = 64 << 10
+	b := []byte{0xfa, 0x31, 0xc0, 0x8e, 0xd8, // cli; ds = 0
+		0x81, 0x3e, 0x00, 0x10, 0x5a, 0x5a, // cmp word [0x1000], 0x5a5a
+		0x75, 0x03, 0xf4, 0xeb, 0xfd, // if it is that: hlt, for ever
+		0xc7, 0x06, 0x00, 0x10, 0x5a, 0x5a} // set it
+	b = append(append(b, slices.Concat(code...)...), 0xf4, 0xeb, 0xfd)
+	b = append(b, make([]byte, size-len(b))...)
+	copy(b[size-16:], []byte{0xea, 0, 0, 0, 0xf0}) // the reset vector: jump to f000:0
+	name := filepath.Join(guesttest.Dir(t), "firmware")
+	if err := os.WriteFile(name, b, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	return name
+}
+
+// acpi puts the ACPI registers of a PIIX4 at 0x600 and writes SLP_TYP and SLP_EN there: type 1 is S3, 0 is off.
+func acpi(sleepType uint16) []byte {
+	return slices.Concat(out32(0xcf8, 0x80000b40), out32(0xcfc, 0x601), out32(0xcf8, 0x80000b80), out8(0xcfc, 1),
+		out16(0x604, sleepType<<10|1<<13))
+}
+
+// writeDisk writes one sector to the first IDE disk.
+func writeDisk() []byte {
+	return slices.Concat(out8(0x1f6, 0xe0), out8(0x1f2, 1), out8(0x1f3, 0), out8(0x1f4, 0), out8(0x1f5, 0),
+		out8(0x1f7, 0x30),
+		[]byte{0xba, 0xf7, 0x01, 0xec, 0xa8, 0x08, 0x74, 0xfb, // until the disk asks for data
+			0xb9, 0x00, 0x01, 0xba, 0xf0, 0x01, 0xef, 0xe2, 0xfd}) // 256 words
+}
+
+// TestArrives: a guest that did not run when it was moved is on the destination what it was on the source, and the
+// record says so.
+func TestArrives(t *testing.T) {
+	t.Parallel()
+	stories := map[string]struct {
+		code   []byte
+		args   string
+		paused bool // started with -S
+		state  string
+	}{
+		"asleep":    {code: acpi(1), state: "suspended"},
+		"shut down": {code: acpi(0), args: "-no-shutdown", state: "shutdown"},
+		"panicked":  {code: out8(0x505, 1), args: "-device pvpanic -action panic=pause", state: "guest-panicked"},
+		"bad disk": {code: writeDisk(), state: "io-error",
+			args: "-drive if=ide,werror=stop,format=raw,file.driver=blkdebug,file.image.driver=null-co,file.image.size=1M,file.inject-error.0.event=write_aio,file.inject-error.0.iotype=write"},
+		"never started": {paused: true, state: "prelaunch"},
+	}
+	for _, c := range []struct {
+		src, dst, story string
+		mode            record.Mode
+		want            string // the run state on the destination; "": it is refused
+		said            string
+	}{
+		{"10.0", "10.0", "asleep", record.PreCopyMode, "suspended", "it arrives asleep"},
+		{"10.0", "11.1", "asleep", record.StopAndCopyMode, "suspended", "it arrives asleep"},
+		{"7.2", "10.0", "asleep", record.StopAndCopyMode, "running", "wakes it up"},
+		{"7.2", "7.2", "asleep", record.PreCopyMode, "running", "wakes it up"},
+		{"10.0", "7.2", "asleep", record.PreCopyMode, "", "its clock would stand still"},
+		{"10.0", "10.0", "shut down", record.PreCopyMode, "shutdown", "`system_reset` and `cont`"},
+		{"10.0", "10.0", "panicked", record.PreCopyMode, "guest-panicked", "has panicked"},
+		{"10.0", "10.0", "bad disk", record.PreCopyMode, "io-error", "an error of its disk"},
+		{"7.2", "10.0", "bad disk", record.StopAndCopyMode, "io-error", "an error of its disk"},
+		{"11.1", "11.1", "never started", record.PreCopyMode, "prelaunch", "never been started"},
+	} {
+		t.Run(c.story+" "+c.src+" to "+c.dst, func(t *testing.T) {
+			s := stories[c.story]
+			args := append([]string{"-bios", firmware(t, s.code)}, strings.Fields(s.args)...)
+			src, dst := pair(t, guesttest.QEMU(t, c.src), func(src, dst *guest.Spec) {
+				src.Machine, dst.Machine, dst.QEMU = "pc-i440fx-7.2", "pc-i440fx-7.2", guesttest.QEMU(t, c.dst)
+				src.Memory, dst.Memory = 32<<20+8<<10, 32<<20+8<<10
+				src.Extra, dst.Extra, src.Paused = args, args, s.paused
+			})
+			for deadline := time.Now().Add(time.Minute); state(t, src) != s.state; time.Sleep(20 * time.Millisecond) {
+				if time.Now().After(deadline) {
+					t.Fatalf("the guest is %s, want %s", state(t, src), s.state)
+				}
+			}
+			r, err := engine.Migrate(within.Context(t), lab.Endpoint(src), lab.Endpoint(dst), engine.Plan{Mode: c.mode},
+				engine.Options{})
+			if c.want == "" {
+				if err == nil || !strings.Contains(err.Error(), c.said) || state(t, src) != s.state || state(t,
+					dst) != "inmigrate" {
+					t.Errorf("%v; want %q and nothing changed", err, c.said)
+				}
+				return
+			}
+			if err != nil {
+				t.Fatal(err)
+			}
+			if got := state(t, dst); got != c.want || r.GuestOn != record.Destination {
+				t.Errorf("it is %s on the %s, want %s", got, r.GuestOn, c.want)
+			}
+			if !strings.Contains(strings.Join(r.Warnings, "\n"), c.said) {
+				t.Errorf("warnings %q, want %q", r.Warnings, c.said)
+			}
+			if c.want != "suspended" {
+				return
+			}
+			monitor, err := qmp.Dial(within.Context(t), "unix", dst.Spec().Socket(guest.Control), qmp.Options{})
+			if err != nil {
+				t.Fatal(err)
+			}
+			err = monitor.Execute(within.Context(t), "system_wakeup", nil, nil)
+			monitor.Close()
+			if err != nil {
+				t.Errorf("the guest cannot be woken up: %v", err)
+			}
+			for deadline := time.Now().Add(time.Minute); state(t, dst) != "running"; time.Sleep(20 * time.Millisecond) {
+				if time.Now().After(deadline) {
+					t.Fatalf("the guest was woken up and is %s", state(t, dst))
+				}
+			}
+		})
+	}
+}

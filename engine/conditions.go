@@ -1,0 +1,470 @@
+package engine
+
+import (
+	"context"
+	"fmt"
+	"maps"
+	"slices"
+	"strings"
+	"time"
+
+	"qmigrate/engine/holder"
+)
+
+// Answer is what a migration does about something that it finds in the source.
+type Answer string
+
+// The answers.
+const (
+	Move   Answer = "move"   // as it is
+	Warn   Answer = "warn"   // move, and the record says what to see to
+	Wait   Answer = "wait"   // for its end, within waitForEnd; else refuse
+	Refuse Answer = "refuse" // before anything is changed
+)
+
+// Finding is a condition of the source that holds, and the answer to it.
+type Finding struct {
+	Answer Answer
+	Mismatch
+}
+
+// condition is one line of the table: something that a source may be in, and the one answer to it.
+type condition struct {
+	name   string                      // for docs/compatibility.md
+	state  string                      // the run state that it is about; "": any
+	when   func(*combination) []string // what was found, one text for each; nil: the run state alone decides
+	answer Answer
+	said   string // $S, $v: the source and its version; $w: the destination's version; $x: what was found
+	mend   string // what to do, or to see to
+	why    string // for the docs
+}
+
+// once is a condition that holds or not.
+func once(holds func(*combination) bool) func(*combination) []string {
+	return func(c *combination) []string {
+		if holds(c) {
+			return []string{""}
+		}
+		return nil
+	}
+}
+
+// wakes tells whether this QEMU cannot keep a sleeping guest asleep, as 9.0 can. One before it wakes the guest up
+// at the switch-over
+// (7.2: migration_completion), and as a destination does not start the clocks of a guest that arrives asleep: they
+// stand still
+// when it wakes up (seen on 7.2.22).
+func (f *Facts) wakes() bool { return f.before(9, 0) }
+
+// conditions is the table. The first line that holds for the run state decides about it; of the others each one
+// that holds counts.
+//
+// A destination takes over the run state of a guest that did not run (migration/migration.c,
+// process_incoming_migration_bh, and
+// migration/global_state.c; 7.2 and 10.0). It aborts on one that may not follow inmigrate: debug, save-vm, restore-vm
+// (runstate_transitions_def). So does a source of 9.0 and newer when the migration fails.
+func conditions() []condition {
+	const (
+		arrives = "it arrives so on the destination"
+		stopJob = "let it end (query-block-jobs), or cancel it (block-job-cancel), then migrate"
+	)
+	return []condition{
+		{name: "`running`", state: "running", answer: Move, said: "the guest runs", why: "it runs on"},
+		{
+			name: "`suspended` (ACPI S3), a destination before 9.0 and a source that is not", state: "suspended",
+			when:   once(func(c *combination) bool { return !c.src.wakes() && c.dst != nil && c.dst.wakes() }),
+			answer: Refuse,
+			said: "the guest sleeps (S3): on the destination, QEMU $w, its clock would stand still when it wakes up " +
+				"(mended in 9.0)",
+			mend: "wake it up first (`system_wakeup`), or use QEMU >= 9.0 there",
+			why:  "seen on 7.2.22: the clock runs on only after `stop` and `cont`",
+		},
+		{
+			name:   "`suspended`, a source before 9.0",
+			state:  "suspended",
+			when:   once(func(c *combination) bool { return c.src.wakes() }),
+			answer: Warn,
+			said:   "the guest sleeps (S3), and source QEMU $v wakes it up at the switch-over (until 9.0)",
+			mend:   "it runs on the destination",
+			why:    "seen on 7.2.22, to 7.2.22 and 10.0.2",
+		},
+		{
+			name:   "`suspended`",
+			state:  "suspended",
+			answer: Warn,
+			said:   "the guest sleeps (S3)",
+			mend:   "it arrives asleep, and wakes up there as it would here",
+			why:    "the destination is sent `cont`, without which nothing can wake it up (seen on 10.0.2, 11.1.3)",
+		},
+		{
+			name: "`paused`", state: "paused", answer: Warn, said: "the guest was paused when the migration began",
+			mend: "it is left paused on the destination, where `cont` runs it, and no downtime is measured",
+			why:  "somebody paused it on purpose",
+		},
+		{
+			name:   "`prelaunch`",
+			state:  "prelaunch",
+			answer: Warn,
+			said:   "the guest has never been started (prelaunch)",
+			mend:   arrives + ", where `cont` starts it",
+			why:    "the source was started with -S",
+		},
+		{
+			name:   "`io-error`",
+			state:  "io-error",
+			answer: Warn,
+			said:   "the guest was stopped by an error of its disk (io-error)",
+			mend:   arrives + ", where `cont` repeats the request that failed: run it when its disk works there",
+			why:    "a bad disk is a reason to move; QEMU fails, and the guest stays, if the disk refuses a flush too",
+		},
+		{
+			name:   "`watchdog`",
+			state:  "watchdog",
+			answer: Warn,
+			said:   "the guest was stopped by its watchdog",
+			mend:   arrives + ", where `cont` runs it on",
+			why:    "the guest may hang: `system_reset` starts it anew",
+		},
+		{
+			name:   "`guest-panicked`",
+			state:  "guest-panicked",
+			answer: Warn,
+			said:   "the guest has panicked",
+			mend:   arrives + ", where `system_reset` and `cont` start it anew",
+			why:    "its memory can be looked at there",
+		},
+		{
+			name:   "`internal-error`",
+			state:  "internal-error",
+			answer: Warn,
+			said:   "the guest was stopped by an internal error of QEMU or KVM",
+			mend:   arrives + ", where only `system_reset` and `cont` start it anew", why: "QEMU refuses `cont` before a reset",
+		},
+		{
+			name:   "`shutdown`",
+			state:  "shutdown",
+			answer: Warn,
+			said:   "the guest has shut down, and -no-shutdown keeps its QEMU",
+			mend:   arrives + ", where only `system_reset` and `cont` start it anew", why: "QEMU refuses `cont` before a reset",
+		},
+		{
+			name: "`debug`", state: "debug", answer: Refuse, said: "the guest stands at a breakpoint of a debugger (-gdb)",
+			mend: "let the debugger run it on, or detach it and send `cont`",
+			why:  "both QEMUs would abort: the guest would be lost",
+		},
+		{
+			name:   "`save-vm`",
+			state:  "save-vm",
+			answer: Wait,
+			said:   "source $S saves its guest, or its memory is dumped (save-vm)",
+			mend:   "migrate when that has ended",
+			why:    "the guest runs on by itself at its end",
+		},
+		{
+			name:   "`restore-vm`",
+			state:  "restore-vm",
+			answer: Wait,
+			said:   "source $S loads a snapshot of its guest (restore-vm)",
+			mend:   "migrate when that has ended",
+			why:    "the guest runs on by itself at its end",
+		},
+		{
+			name:   "`finish-migrate`",
+			state:  "finish-migrate",
+			answer: Wait,
+			said:   "source $S is at the end of a migration (finish-migrate)",
+			mend:   "migrate when it has ended; `qmigrate migrate --recover` ends one that was interrupted",
+			why:    "as long as the migration goes on, see the last line; after its end the run state follows in a moment",
+		},
+		{
+			name:   "`colo`",
+			state:  "colo",
+			answer: Refuse,
+			said:   "the guest is kept in step with a secondary by COLO",
+			mend:   "end that first (`x-colo-lost-heartbeat` on both QEMUs)",
+			why:    "QEMU can do one migration at a time",
+		},
+		{
+			name:   "`inmigrate`",
+			state:  "inmigrate",
+			answer: Refuse,
+			why:    "it waits for a guest and has none: the two ends may be swapped",
+		},
+		{
+			name: "`postmigrate`", state: "postmigrate", answer: Refuse,
+			why: "the guest has been sent away: `--recover` says where it is ([who holds the guest](who-holds-the-guest.md))",
+		},
+
+		{
+			name:   "parameter `mode` is not `normal` (8.2 and newer)",
+			when:   (*combination).odd,
+			answer: Warn,
+			said:   "parameter mode was $x, which makes `migrate` something else than a move",
+			mend:   "the migration sets it to normal, and leaves it so",
+			why:    "cpr-reboot stops the guest before the first pass; cpr-transfer needs channels of its own",
+		},
+		{
+			name: "a memory dump is under way", when: once(func(c *combination) bool { return c.src.dumps }), answer: Wait,
+			said: "the memory of source $S is being dumped (dump-guest-memory)", mend: "migrate when query-dump says completed",
+			why: "QEMU refuses `migrate` until then",
+		},
+		{
+			name:   "a block job that writes to an image of the guest: commit, stream, amend",
+			when:   jobs("commit", "stream", "amend"),
+			answer: Refuse,
+			said:   "$x is at work on the source",
+			mend:   stopJob,
+			why:    "QEMU fails at the switch-over (commit), or goes on writing to an image that the destination uses (stream)",
+		},
+		{
+			name:   "a block job `backup`",
+			when:   jobs("backup"),
+			answer: Refuse,
+			said:   "$x is at work on the source",
+			mend:   stopJob,
+			why:    "QEMU fails at the switch-over",
+		},
+		{
+			name:   "a block job `mirror` that is not ready, a source before 10.0",
+			when:   unfinishedMirrors,
+			answer: Refuse,
+			said:   "$x is at work on the source, and is not ready",
+			mend:   stopJob,
+			why:    "QEMU aborts at the switch-over (seen on 7.2.22)",
+		},
+		{
+			name:   "a block job `mirror`, or another one",
+			when:   otherJobs,
+			answer: Warn,
+			said:   "$x is at work on the source, and stays there",
+			mend:   "its copy lacks what the guest writes on the destination; if the copy is wanted, let the job end first",
+			why:    "whoever migrates the disks himself has such a job",
+		},
+		{
+			name:   "a dirty bitmap that is kept in memory only, without the capability dirty-bitmaps",
+			when:   bitmaps,
+			answer: Warn,
+			said:   "$x stays on the source",
+			mend: "the next backup has to be a full one; --capability dirty-bitmaps=on moves bitmaps where drives or " +
+				"nodes have the same names on both sides",
+			why: "a persistent bitmap goes with its image",
+		},
+		{
+			name:   "a TPM (swtpm)",
+			when:   devices("tpm-"),
+			answer: Warn,
+			said:   "the state of $x is in a process beside QEMU (swtpm)",
+			mend:   "QEMU sends it to the destination's own swtpm; the two must not use one folder at the same time",
+			why:    "QEMU sends the TPM's state",
+		},
+		{
+			name:   "vhost-user: virtiofsd, vhost-user-blk and others",
+			when:   vhostUser,
+			answer: Warn,
+			said:   "the state of $x is in a process beside QEMU (vhost-user, virtiofsd)",
+			mend:   "QEMU does not move it: the destination's process must find the same files or device",
+			why:    "QEMU knows only the rings",
+		},
+		{
+			name:   "UEFI variables in a flash file that can be written",
+			when:   flash,
+			answer: Warn,
+			said:   "the guest's firmware keeps its variables in $x",
+			mend: "the destination's QEMU writes them into its own file when the guest runs there; it must be one " +
+				"that it may write",
+			why: "hw/block/pflash_cfi01.c, postload_update_cb",
+		},
+		{
+			name:   "a TAP with a script",
+			when:   scripts,
+			answer: Warn,
+			said:   "the network backend $x was set up by a script on the source's host",
+			mend:   "see that the destination's host has done the same (bridge, addresses, filters)",
+			why:    "QEMU runs it when it starts, and another one when it ends",
+		},
+		{
+			name: "a migration of somebody else", when: func(*combination) []string { return nil }, answer: Refuse,
+			why: "its state is in [who holds the guest](who-holds-the-guest.md), A new `migrate`, with what to do",
+		},
+		{
+			name:   "`-preconfig`",
+			when:   func(*combination) []string { return nil },
+			answer: Refuse,
+			why:    "there is no machine yet: `x-exit-preconfig` makes it",
+		},
+	}
+}
+
+// Conditions says in what state a source is and what else is going on there, each with the answer of a migration by
+// this plan. The first
+// is about the run state, unless it depends on who holds the guest, about which Compare speaks. dst is nil where it
+// is not known.
+func Conditions(src, dst *Facts, p Plan) (all []Finding) {
+	c := &combination{p.withDefaults(), src, dst}
+	version := ""
+	if dst != nil {
+		version = dst.Version
+	}
+	add := func(l condition, found string) {
+		fill := func(text string) string {
+			return holder.Fill(text, map[string]string{"S": src.Name, "v": src.Version, "w": version, "x": found})
+		}
+		if l.said != "" {
+			all = append(all, Finding{l.answer, Mismatch{fill(l.said), fill(l.mend)}})
+		}
+	}
+	add(runState(c), "")
+	for _, l := range conditions() {
+		if l.state != "" {
+			continue
+		}
+		for _, found := range l.when(c) {
+			add(l, found)
+		}
+	}
+	return all
+}
+
+// runState is the line about the source's run state; one that this program does not know arrives as QEMU takes it.
+func runState(c *combination) condition {
+	for _, l := range conditions() {
+		if l.state == c.src.RunState && (l.when == nil || len(l.when(c)) > 0) {
+			return l
+		}
+	}
+	return condition{state: c.src.RunState, answer: Warn, said: fmt.Sprintf("the guest is in a run state that "+
+		"is not known here (%s)", c.src.RunState), mend: "it is left so on the destination"}
+}
+
+// live tells whether the guest goes on by itself: it runs, or sleeps (S3) and may wake up.
+func (f *Facts) live() bool { return f.Running || f.RunState == asleep }
+
+// asleep is the run state of a guest in ACPI S3.
+const asleep = "suspended"
+
+// odd are the sides whose `migrate` would be something else.
+func (c *combination) odd() (all []string) {
+	for _, side := range []struct {
+		name string
+		of   *Facts
+	}{{"source", c.src}, {"destination", c.dst}} {
+		if mode := c.param(side.of, "mode"); mode != "" && mode != "normal" {
+			all = append(all, mode+" on the "+side.name)
+		}
+	}
+	return all
+}
+
+// Job is a block job. Source: qapi/block-core.json, BlockJobInfo.
+type Job struct {
+	ID     string `json:"device"`
+	Type   string `json:"type"` // mirror, commit, stream, backup, ...
+	Length int64  `json:"len"`
+	Offset int64  `json:"offset"`
+	Ready  bool   `json:"ready"` // a mirror's copy has been the same as its disk once
+}
+
+// jobs are the block jobs of these types.
+func jobs(types ...string) func(*combination) []string {
+	return func(c *combination) []string {
+		return c.jobs(func(j Job) bool { return slices.Contains(types, j.Type) })
+	}
+}
+
+// unfinishedMirrors are mirrors that write to what QEMU has closed.
+func unfinishedMirrors(c *combination) []string {
+	return c.jobs(func(j Job) bool { return j.Type == "mirror" && !j.Ready && c.src.before(10, 0) })
+}
+
+// otherJobs are those of which no other line speaks.
+func otherJobs(c *combination) []string {
+	return c.jobs(func(j Job) bool {
+		return !slices.Contains([]string{"commit", "stream", "amend", "backup"},
+			j.Type) && !(j.Type == "mirror" && !j.Ready && c.src.before(10, 0))
+	})
+}
+
+// jobs are the source's block jobs that which accepts, in words.
+func (c *combination) jobs(which func(Job) bool) (all []string) {
+	for _, j := range c.src.Jobs {
+		if which(j) {
+			all = append(all, fmt.Sprintf("block job %s (%s)", j.ID, j.Type))
+		}
+	}
+	return all
+}
+
+func bitmaps(c *combination) (all []string) {
+	for _, d := range c.src.Disks {
+		for _, b := range d.Bitmaps {
+			if !b.Persistent && !c.on("dirty-bitmaps") {
+				all = append(all, fmt.Sprintf("dirty bitmap %s of disk %s", b.Name, d.Name))
+			}
+		}
+	}
+	return all
+}
+
+// devices are those whose type begins so.
+func devices(prefix string) func(*combination) []string {
+	return func(c *combination) (all []string) {
+		for _, d := range c.src.Devices {
+			if strings.HasPrefix(d.Type, prefix) && !strings.HasPrefix(d.Bus,
+				"virtio-") { // not the inner half of a virtio device
+				all = append(all, "device "+d.String())
+			}
+		}
+		return all
+	}
+}
+
+func vhostUser(c *combination) []string {
+	all := devices("vhost-user-")(c)
+	for _, name := range slices.Sorted(maps.Keys(c.src.Netdevs)) {
+		if c.src.Netdevs[name] == "vhost-user" {
+			all = append(all, "network backend "+name)
+		}
+	}
+	return all
+}
+
+func flash(c *combination) (all []string) {
+	for _, d := range c.src.Disks {
+		if d.flash && !d.ReadOnly && d.Node != "" {
+			all = append(all, d.File)
+		}
+	}
+	return all
+}
+
+func scripts(c *combination) (all []string) {
+	for _, name := range slices.Sorted(maps.Keys(c.src.scripts)) {
+		all = append(all, fmt.Sprintf("%s (%s)", name, c.src.scripts[name]))
+	}
+	return all
+}
+
+// waitForEnd is how long a migration waits for something on the source that ends by itself.
+const waitForEnd = 10 * time.Second
+
+// settleSource waits for what ends by itself on the source. What the source said before that is asked again.
+func (m *migration) settleSource(ctx context.Context) error {
+	waits := func() bool {
+		_, may := mayBegin(m.src.facts, m.dst.facts)
+		return may && slices.ContainsFunc(Conditions(m.src.facts, m.dst.facts, m.plan),
+			func(f Finding) bool { return f.Answer == Wait })
+	}
+	for begun := time.Now(); waits() && time.Since(begun) < waitForEnd; {
+		select {
+		case <-time.After(lookPause):
+		case <-ctx.Done():
+			return m.cause(ctx)
+		}
+		f, err := inspect(ctx, m.src.control, m.src.ep.Name)
+		if err != nil {
+			return fmt.Errorf("inspect source %s: %w", m.src.ep.Name, err)
+		}
+		m.src.learn(f)
+	}
+	return nil
+}
