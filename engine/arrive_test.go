@@ -150,3 +150,43 @@ func TestArrives(t *testing.T) {
 		})
 	}
 }
+
+// TestWaitsForItsEnd: what ends by itself on the source is waited for, and then the migration goes on.
+func TestWaitsForItsEnd(t *testing.T) {
+	t.Parallel()
+	for _, state := range []string{"save-vm", "restore-vm", "finish-migrate"} {
+		src, dst := newFake(t, "source", state, "none"), newFake(t, "destination", "inmigrate", "none")
+		dst.refuse["migrate-set-capabilities"] = func() string {
+			return "it came to " + src.runState()
+		}
+		asked := 0
+		src.on["query-status"] = func() {
+			if asked++; asked == 3 {
+				src.status = "running"
+			}
+		}
+		_, err := engine.Migrate(within.Context(t), src.endpoint(), dst.endpoint(), engine.Plan{}, engine.Options{})
+		if err == nil || !strings.Contains(err.Error(), "it came to running") || asked < 3 {
+			t.Errorf("%s: %v after %d questions", state, err, asked)
+		}
+	}
+}
+
+// TestPreconfig: a QEMU that has no machine yet says so in its own way.
+func TestPreconfig(t *testing.T) {
+	t.Parallel()
+	for _, who := range []string{"source", "destination"} {
+		src, dst := newFake(t, "source", "running", "none"), newFake(t, "destination", "inmigrate", "none")
+		for _, q := range []*fakeQEMU{src, dst} {
+			if q.name == who {
+				q.refuse["query-migrate"] = func() string {
+					return "The command 'query-migrate' is permitted only after machine initialization has completed"
+				}
+			}
+		}
+		_, err := engine.Migrate(within.Context(t), src.endpoint(), dst.endpoint(), engine.Plan{}, engine.Options{})
+		if err == nil || !strings.HasPrefix(err.Error(), "inspect "+who) || !strings.Contains(err.Error(), "x-exit-preconfig") {
+			t.Errorf("%s: %v", who, err)
+		}
+	}
+}

@@ -49,20 +49,17 @@ func once(holds func(*combination) bool) func(*combination) []string {
 	}
 }
 
-// wakes tells whether this QEMU cannot keep a sleeping guest asleep, as 9.0 can. One before it wakes the guest up
-// at the switch-over
-// (7.2: migration_completion), and as a destination does not start the clocks of a guest that arrives asleep: they
-// stand still
-// when it wakes up (seen on 7.2.22).
+// wakes tells whether this QEMU cannot keep a sleeping guest asleep, as 9.0 can. As a source it wakes the guest up at
+// the switch-over (7.2: migration_completion). As a destination it does not start the clocks of a guest that arrives
+// asleep: they stand still when the guest wakes up (seen on 7.2.22).
 func (f *Facts) wakes() bool { return f.before(9, 0) }
 
-// conditions is the table. The first line that holds for the run state decides about it; of the others each one
-// that holds counts.
+// conditions is the table. Of the lines about the run state the first that holds decides. Of the others each one that
+// holds counts.
 //
-// A destination takes over the run state of a guest that did not run (migration/migration.c,
-// process_incoming_migration_bh, and
-// migration/global_state.c; 7.2 and 10.0). It aborts on one that may not follow inmigrate: debug, save-vm, restore-vm
-// (runstate_transitions_def). So does a source of 9.0 and newer when the migration fails.
+// A destination takes over the run state of a guest that did not run (process_incoming_migration_bh in
+// migration/migration.c, and migration/global_state.c; 7.2 and 10.0). It aborts on one that may not follow inmigrate:
+// debug, save-vm, restore-vm (runstate_transitions_def). So does a source of 9.0 and newer when the migration fails.
 func conditions() []condition {
 	const (
 		arrives = "it arrives so on the destination"
@@ -138,14 +135,16 @@ func conditions() []condition {
 			state:  "internal-error",
 			answer: Warn,
 			said:   "the guest was stopped by an internal error of QEMU or KVM",
-			mend:   arrives + ", where only `system_reset` and `cont` start it anew", why: "QEMU refuses `cont` before a reset",
+			mend:   arrives + ", where only `system_reset` and `cont` start it anew",
+			why:    "QEMU refuses `cont` before a reset",
 		},
 		{
 			name:   "`shutdown`",
 			state:  "shutdown",
 			answer: Warn,
 			said:   "the guest has shut down, and -no-shutdown keeps its QEMU",
-			mend:   arrives + ", where only `system_reset` and `cont` start it anew", why: "QEMU refuses `cont` before a reset",
+			mend:   arrives + ", where only `system_reset` and `cont` start it anew",
+			why:    "QEMU refuses `cont` before a reset",
 		},
 		{
 			name: "`debug`", state: "debug", answer: Refuse, said: "the guest stands at a breakpoint of a debugger (-gdb)",
@@ -204,9 +203,12 @@ func conditions() []condition {
 			why:    "cpr-reboot stops the guest before the first pass; cpr-transfer needs channels of its own",
 		},
 		{
-			name: "a memory dump is under way", when: once(func(c *combination) bool { return c.src.dumps }), answer: Wait,
-			said: "the memory of source $S is being dumped (dump-guest-memory)", mend: "migrate when query-dump says completed",
-			why: "QEMU refuses `migrate` until then",
+			name:   "a memory dump is under way",
+			when:   once(func(c *combination) bool { return c.src.dumps }),
+			answer: Wait,
+			said:   "the memory of source $S is being dumped (dump-guest-memory)",
+			mend:   "migrate when query-dump says completed",
+			why:    "QEMU refuses `migrate` until then",
 		},
 		{
 			name:   "a block job that writes to an image of the guest: commit, stream, amend",
@@ -296,9 +298,8 @@ func conditions() []condition {
 }
 
 // Conditions says in what state a source is and what else is going on there, each with the answer of a migration by
-// this plan. The first
-// is about the run state, unless it depends on who holds the guest, about which Compare speaks. dst is nil where it
-// is not known.
+// this plan. The first is about the run state, except where who holds the guest decides: then Compare says it. dst is
+// nil where it is not known.
 func Conditions(src, dst *Facts, p Plan) (all []Finding) {
 	c := &combination{p.withDefaults(), src, dst}
 	version := ""
@@ -332,8 +333,10 @@ func runState(c *combination) condition {
 			return l
 		}
 	}
-	return condition{state: c.src.RunState, answer: Warn, said: fmt.Sprintf("the guest is in a run state that "+
-		"is not known here (%s)", c.src.RunState), mend: "it is left so on the destination"}
+	return condition{
+		state: c.src.RunState, answer: Warn, mend: "it is left so on the destination",
+		said: fmt.Sprintf("the guest is in a run state that is not known here (%s)", c.src.RunState),
+	}
 }
 
 // live tells whether the guest goes on by itself: it runs, or sleeps (S3) and may wake up.
@@ -371,7 +374,7 @@ func jobs(types ...string) func(*combination) []string {
 	}
 }
 
-// unfinishedMirrors are mirrors that write to what QEMU has closed.
+// unfinishedMirrors are those that make an old source abort, for they write to what it has closed.
 func unfinishedMirrors(c *combination) []string {
 	return c.jobs(func(j Job) bool { return j.Type == "mirror" && !j.Ready && c.src.before(10, 0) })
 }
@@ -379,15 +382,15 @@ func unfinishedMirrors(c *combination) []string {
 // otherJobs are those of which no other line speaks.
 func otherJobs(c *combination) []string {
 	return c.jobs(func(j Job) bool {
-		return !slices.Contains([]string{"commit", "stream", "amend", "backup"},
-			j.Type) && !(j.Type == "mirror" && !j.Ready && c.src.before(10, 0))
+		known := []string{"commit", "stream", "amend", "backup"}
+		return !slices.Contains(known, j.Type) && !(j.Type == "mirror" && !j.Ready && c.src.before(10, 0))
 	})
 }
 
-// jobs are the source's block jobs that which accepts, in words.
-func (c *combination) jobs(which func(Job) bool) (all []string) {
+// jobs are those of the source's block jobs that the function picks, in words.
+func (c *combination) jobs(picks func(Job) bool) (all []string) {
 	for _, j := range c.src.Jobs {
-		if which(j) {
+		if picks(j) {
 			all = append(all, fmt.Sprintf("block job %s (%s)", j.ID, j.Type))
 		}
 	}
@@ -409,8 +412,8 @@ func bitmaps(c *combination) (all []string) {
 func devices(prefix string) func(*combination) []string {
 	return func(c *combination) (all []string) {
 		for _, d := range c.src.Devices {
-			if strings.HasPrefix(d.Type, prefix) && !strings.HasPrefix(d.Bus,
-				"virtio-") { // not the inner half of a virtio device
+			inner := strings.HasPrefix(d.Bus, "virtio-") // the half of a virtio device that its transport holds
+			if strings.HasPrefix(d.Type, prefix) && !inner {
 				all = append(all, "device "+d.String())
 			}
 		}

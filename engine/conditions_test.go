@@ -355,3 +355,18 @@ func TestConditionsPage(t *testing.T) {
 		t.Fatal(err)
 	}
 }
+
+// A mode that somebody left is put back on both sides; where there is none, QEMU knows no such parameter.
+func TestModeIsNormal(t *testing.T) {
+	t.Parallel()
+	for mode, want := range map[any]any{nil: nil, "normal": nil, "cpr-reboot": "normal", "cpr-transfer": "normal"} {
+		m := &migration{parameters: map[string]any{"max-bandwidth": int64(1)}}
+		f := testFacts("x", 10, 0)
+		if mode != nil {
+			f.Parameters["mode"] = mode
+		}
+		if got := m.parametersOf(&side{facts: f})["mode"]; got != want {
+			t.Errorf("mode %v: set to %v, want %v", mode, got, want)
+		}
+	}
+}

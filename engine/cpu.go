@@ -91,15 +91,15 @@ func compareCPU(src, dst *Facts, refuse, doubt func(problem, mend string)) {
 	}
 	switch {
 	case differ != "":
-		refuse(fmt.Sprintf("CPU models differ: source %s, destination %s%s", a.model(), b.model(), differ), "start "+
-			"the destination with "+a.option())
+		refuse(fmt.Sprintf("CPU models differ: source %s, destination %s%s", a.model(), b.model(), differ),
+			"start the destination with "+a.option())
 	case !a.sameModel(b) && a.Type != "" && b.Type != "":
-		doubt(fmt.Sprintf("CPU models differ: source %s, destination %s", a.model(), b.model()), "start the "+
-			"destination with "+a.option())
+		doubt(fmt.Sprintf("CPU models differ: source %s, destination %s", a.model(), b.model()),
+			"start the destination with "+a.option())
 	}
 	if src.Accelerator != dst.Accelerator {
-		doubt(fmt.Sprintf("accelerators differ: source %s, destination %s: QEMU's own tests have no such "+
-			"pair", src.Accelerator, dst.Accelerator),
+		doubt(fmt.Sprintf("accelerators differ: source %s, destination %s: QEMU's own tests have no such pair",
+			src.Accelerator, dst.Accelerator),
 			fmt.Sprintf("start the destination with -accel %s if its host can do that", src.Accelerator))
 	}
 }

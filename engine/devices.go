@@ -273,15 +273,8 @@ func compareDevices(src, dst *Facts, refuse, doubt func(problem, mend string)) {
 
 // machineSwitches are the options of -machine that put a device there, or leave it out.
 var machineSwitches = map[string]string{
-	"hpet":      "hpet",
-	"vmport":    "vmport",
-	"vmmouse":   "vmport",
-	"isa-pit":   "pit",
-	"kvm-pit":   "pit",
-	"isa-i8259": "pic",
-	"kvm-i8259": "pic",
-	"i8042":     "i8042",
-	"ICH9-SMB":  "smbus", "ich9-ahci": "sata",
+	"hpet": "hpet", "vmport": "vmport", "vmmouse": "vmport", "i8042": "i8042", "isa-pit": "pit", "kvm-pit": "pit",
+	"isa-i8259": "pic", "kvm-i8259": "pic", "ICH9-SMB": "smbus", "ich9-ahci": "sata",
 }
 
 // byMachine is the option of -machine that decides whether a device is there; "" if it is no such device. One that
@@ -299,8 +292,7 @@ func (d Device) with() string {
 	case option != "":
 		return fmt.Sprintf("start the destination with -machine %s=on", option)
 	case d.onboard():
-		return "start the destination with the source's -machine options and -device " + d.Type + " if it was " +
-			"given on the command line"
+		return "start the destination with the source's -machine options, and -device " + d.Type + " if the source has it"
 	}
 	return "start the destination with -device " + d.Type + ", with the source's options and address"
 }
@@ -318,19 +310,19 @@ func (d Device) without() string {
 	return "start the destination without it"
 }
 
-// pluggable tells whether a device can be plugged in and unplugged while the guest runs, as far as its bus and type
-// tell.
+// pluggable tells whether a device can be plugged in and unplugged while the guest runs, by its bus and type. A PCI
+// Express root complex has no slots for that: what is behind a port or a bridge can be.
 func (d Device) pluggable() bool {
 	switch d.Bus {
 	case "usb-bus", "SCSI", "virtio-serial-bus":
 		return true
 	case "PCI", "PCIE":
-		if slices.ContainsFunc([]string{"VGA", "-vga", "root-port", "pcie-pci-bridge", "ioh3420", "isa-",
-			"vmcoreinfo"}, func(part string) bool { return strings.Contains(d.Type, part) }) {
-			return false
+		for _, fixed := range []string{"VGA", "-vga", "root-port", "pcie-pci-bridge", "ioh3420", "isa-"} {
+			if strings.Contains(d.Type, fixed) {
+				return false
+			}
 		}
-		return d.Bus == "PCI" && strings.HasPrefix(d.Path,
-			"i440FX") || len(pciAddresses(d.Path)) > 1 // behind a port or a bridge; a root complex has no slots
+		return strings.HasPrefix(d.Path, "i440FX") || len(pciAddresses(d.Path)) > 1
 	}
 	return false
 }

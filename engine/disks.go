@@ -85,12 +85,12 @@ func compareDisks(src, dst *Facts, refuse, doubt func(problem, mend string)) {
 		case d.Node == "" && e.Node == "":
 			continue
 		case d.Node != "" && e.Node == "":
-			say(fmt.Sprintf("disk %s has no medium on the destination, and %s on the source", name, d.File), "put the "+
-				"source's medium into it (blockdev-change-medium, or on the command line)")
+			say(fmt.Sprintf("disk %s has no medium on the destination, and %s on the source", name, d.File),
+				"put the source's medium into it (blockdev-change-medium, or on the command line)")
 			continue
 		case d.Node == "":
-			say(fmt.Sprintf("disk %s has no medium on the source, and %s on the destination", name, e.File), "eject "+
-				"it on the destination (`eject`, blockdev-remove-medium)")
+			say(fmt.Sprintf("disk %s has no medium on the source, and %s on the destination", name, e.File),
+				"eject it on the destination (`eject`, blockdev-remove-medium)")
 			continue
 		case d.Bytes != e.Bytes:
 			say(fmt.Sprintf("sizes of disk %s differ: source %d KiB (%s), destination %d KiB (%s)", name, d.Bytes>>10, d.File, e.Bytes>>10, e.File),
@@ -98,8 +98,8 @@ func compareDisks(src, dst *Facts, refuse, doubt func(problem, mend string)) {
 		}
 		switch {
 		case !d.ReadOnly && e.ReadOnly:
-			refuse(fmt.Sprintf("disk %s is writable on the source and read-only on the destination", name), "start "+
-				"the destination with it writable, as on the source")
+			refuse(fmt.Sprintf("disk %s is writable on the source and read-only on the destination", name),
+				"start the destination with it writable, as on the source")
 		case d.ReadOnly && !e.ReadOnly:
 			doubt(fmt.Sprintf("disk %s is read-only on the source and writable on the destination", name), "start the destination with it read-only (readonly=on)")
 		}

@@ -255,8 +255,8 @@ func compareStates(src, dst *Facts) (all []Mismatch) {
 		add("machine types differ: source %s, destination %s", machineMend(src, dst), src.Machine, dst.Machine)
 	}
 	if a, b := src.base(), dst.base(); a != b {
-		add("memory differs: source %d KiB, destination %d KiB", "start the destination with "+
-			""+memoryOption(src), a>>10, b>>10)
+		mend := "start the destination with " + memoryOption(src)
+		add("memory differs: source %d KiB, destination %d KiB", mend, a>>10, b>>10)
 	}
 	compareMemoryDevices(src, dst, func(problem, mend string) { all = append(all, Mismatch{problem, mend}) })
 	if src.VCPUs != dst.VCPUs {
@@ -279,8 +279,8 @@ func machineMend(src, dst *Facts) string {
 	family := src.Machine[:strings.LastIndex(src.Machine, "-")+1] // pc-q35- of pc-q35-7.2
 	var common []string
 	for _, name := range dst.MachineTypes {
-		if family != "" && strings.HasPrefix(name, family) && slices.Contains(src.MachineTypes,
-			name) && !slices.Contains(common, name) {
+		same := family != "" && strings.HasPrefix(name, family)
+		if same && slices.Contains(src.MachineTypes, name) && !slices.Contains(common, name) {
 			common = append(common, name)
 		}
 	}
@@ -301,8 +301,8 @@ func blockerMend(reason string) string {
 	case has("non-migratable device"):
 		return "unplug that device (device_del) if it can be, or start the guest anew without it"
 	case has("format used by node"):
-		return "convert the image, or copy it to one of format raw or qcow2 while the guest runs (blockdev-mirror, " +
-			"job-complete)"
+		return "convert the image, or copy it to one of format raw or qcow2 while the guest runs " +
+			"(blockdev-mirror, job-complete)"
 	}
 	return "undo what QEMU names"
 }

@@ -263,15 +263,15 @@ func compareTopology(src, dst *Facts, refuse func(problem, mend string)) {
 		switch {
 		case !both || a == b || name == "cpus": // how many there are is compared by itself
 		case name == "nodes":
-			refuse(fmt.Sprintf("NUMA nodes of the CPUs differ: source %d, destination %d", a, b), "start the "+
-				"destination with the source's -numa")
+			refuse(fmt.Sprintf("NUMA nodes of the CPUs differ: source %d, destination %d", a, b),
+				"start the destination with the source's -numa")
 		default:
 			here, there = append(here, fmt.Sprintf("%s=%d", name, a)), append(there, fmt.Sprintf("%s=%d", name, b))
 		}
 	}
 	if len(here) > 0 {
-		refuse(fmt.Sprintf("CPU topology differs: source %s, destination "+
-			"%s", strings.Join(here, ","), strings.Join(there, ",")), "start the destination with "+smpOption(src))
+		refuse(fmt.Sprintf("CPU topology differs: source %s, destination %s", strings.Join(here, ","),
+			strings.Join(there, ",")), "start the destination with "+smpOption(src))
 	}
 }
 
@@ -298,8 +298,8 @@ func compareUUIDs(src, dst *Facts, say func(problem, mend string)) {
 	if src.UUID == "" {
 		mend = "start the destination without -uuid"
 	}
-	say(fmt.Sprintf("UUIDs differ: source %s, destination %s: the guest finds another one after its next "+
-		"reset", cmp.Or(src.UUID, "none"), cmp.Or(dst.UUID, "none")), mend)
+	say(fmt.Sprintf("UUIDs differ: source %s, destination %s: the guest finds another one after its next reset",
+		cmp.Or(src.UUID, "none"), cmp.Or(dst.UUID, "none")), mend)
 }
 
 // compareNetwork looks at what is behind the network cards.

@@ -89,8 +89,8 @@ func (d MemoryDevice) options() string {
 	if d.ID != "" {
 		device += ",id=" + d.ID
 	}
-	return fmt.Sprintf("-object memory-backend-ram,id=%s,size=%dk -device "+
-		"%s,memdev=%s,node=%d,slot=%d,addr=%#x", d.Memdev, d.Bytes>>10, device, d.Memdev, d.Node, d.Slot, d.Addr)
+	return fmt.Sprintf("-object memory-backend-ram,id=%s,size=%dk -device %s,memdev=%s,node=%d,slot=%d,addr=%#x",
+		d.Memdev, d.Bytes>>10, device, d.Memdev, d.Node, d.Slot, d.Addr)
 }
 
 func (d MemoryDevice) String() string {
@@ -105,17 +105,17 @@ func compareMemoryDevices(src, dst *Facts, refuse func(problem, mend string)) {
 		e, ok := there[name]
 		switch d.ID = cmp.Or(d.ID, e.ID); {
 		case !ok:
-			refuse(fmt.Sprintf("memory %s that was plugged in on the source, %s, is missing on the "+
-				"destination", name, d), "start the destination with "+d.options())
+			refuse(fmt.Sprintf("memory %s that was plugged in on the source, %s, is missing on the destination", name, d),
+				"start the destination with "+d.options())
 		case d.Bytes != e.Bytes || d.Addr != e.Addr || d.Slot != e.Slot || d.Node != e.Node:
-			refuse(fmt.Sprintf("memory %s that was plugged in differs: source %s, destination "+
-				"%s", name, d, e), "start the destination with "+d.options())
+			refuse(fmt.Sprintf("memory %s that was plugged in differs: source %s, destination %s", name, d, e),
+				"start the destination with "+d.options())
 		}
 	}
 	for _, name := range slices.Sorted(maps.Keys(there)) {
 		if _, ok := here[name]; !ok {
-			refuse(fmt.Sprintf("memory %s, %s, is on the destination only", name, there[name]), "start the "+
-				"destination without it")
+			refuse(fmt.Sprintf("memory %s, %s, is on the destination only", name, there[name]),
+				"start the destination without it")
 		}
 	}
 }

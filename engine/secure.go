@@ -301,15 +301,12 @@ func (t *TLS) objects(role record.Holder) (all []map[string]any) {
 	return all
 }
 
-// parametersOf are the plan's parameters and those that name one side's credentials. What a killed run of ours left
-// is unset,
-// and a mode in which `migrate` is something else than a move.
+// parametersOf are the plan's parameters and those that name one side's credentials. What a killed run of ours left is
+// unset, and so is a mode in which `migrate` is something else than a move.
 func (m *migration) parametersOf(s *side) map[string]any {
 	all := maps.Clone(m.parameters)
-	if mode := s.facts.Parameters["mode"]; mode != nil && mode != "normal" {
-		if all["mode"] == nil {
-			all["mode"] = "normal"
-		}
+	if mode := s.facts.Parameters["mode"]; mode != nil && mode != "normal" && all["mode"] == nil {
+		all["mode"] = "normal"
 	}
 	switch {
 	case m.plan.TLS != nil:
