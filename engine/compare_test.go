@@ -1,6 +1,7 @@
 package engine_test
 
 import (
+	"errors"
 	"os"
 	"path/filepath"
 	"slices"
@@ -307,4 +308,36 @@ func TestIgnoreShared(t *testing.T) {
 			})
 		}
 	})
+}
+
+// A DIMM that was plugged in on the source: a destination started with the words of the mend takes the guest.
+func TestMendOfDIMM(t *testing.T) {
+	t.Parallel()
+	const room = "-m 32776k,slots=2,maxmem=1G"
+	for _, versions := range [][2]string{{"7.2", "10.0"}, {"11.1", "11.1"}} {
+		src := pairVM(t, versions[0], "a", "pc-q35-7.2", "", room)
+		ctx := within.Context(t)
+		c, err := qmp.Dial(ctx, "unix", src.Spec().Socket(guest.Control), qmp.Options{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		backend := map[string]any{"qom-type": "memory-backend-ram", "id": "m1", "size": 16 << 20}
+		err = errors.Join(c.Execute(ctx, "object-add", backend, nil),
+			c.Execute(ctx, "device_add", map[string]any{"driver": "pc-dimm", "memdev": "m1", "id": "d1", "slot": 1}, nil))
+		c.Close()
+		if err != nil {
+			t.Fatal(err)
+		}
+		refusals := engine.Compare(inspectVM(t, src), inspectVM(t, pairVM(t, versions[1], "b", "pc-q35-7.2", "", room)))
+		const start = "start the destination with "
+		if len(refusals) != 1 || !strings.HasPrefix(refusals[0].Mend, start+"-object") {
+			t.Fatalf("%v; want the DIMM alone", refusals)
+		}
+		options := room + " " + strings.TrimPrefix(refusals[0].Mend, start)
+		dst := pairVM(t, versions[1], "b", "pc-q35-7.2", "", options)
+		r, err := engine.Migrate(ctx, lab.Endpoint(src), lab.Endpoint(dst), engine.Plan{}, engine.Options{})
+		if err != nil || r.QEMU.MemoryBytes != 32776<<10+16<<20 {
+			t.Errorf("%v: %d bytes with %s: %v", versions, r.QEMU.MemoryBytes, options, err)
+		}
+	}
 }

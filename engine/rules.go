@@ -202,7 +202,11 @@ func ruleTable() []rule {
 		both("dirty-limit", "auto-converge", "either throttles the guest", "leave one of them out"),
 		{func(c *combination) string {
 			if c.on("dirty-limit") && c.either(func(f *Facts) bool { return f.Accelerator != "kvm" }) {
-				return "dirty-limit needs KVM with a dirty ring on both sides"
+				there := "there is no destination"
+				if c.dst != nil {
+					there = "the destination has " + c.dst.Accelerator
+				}
+				return fmt.Sprintf("dirty-limit needs KVM with a dirty ring on both sides: the source has %s, %s", c.src.Accelerator, there)
 			}
 			return ""
 		}, "start both QEMUs with -accel kvm,dirty-ring-size=4096, or use auto-converge"},
@@ -229,10 +233,10 @@ func ruleTable() []rule {
 		}, "give --parameter multifd-compression=none"},
 		{func(c *combination) string {
 			if c.on("mapped-ram") && (c.param(c.src, "tls-creds") != "" || c.param(c.dst, "tls-creds") != "") {
-				return "mapped-ram and TLS exclude each other: a file is no connection"
+				return fmt.Sprintf("mapped-ram and TLS exclude each other (tls-creds is %q on the source): a file is no connection", c.param(c.src, "tls-creds"))
 			}
 			return ""
-		}, "unset tls-creds"},
+		}, "leave --tls out, and unset tls-creds (`migrate-set-parameters` with tls-creds \"\")"},
 		{func(c *combination) string {
 			if kind := c.without("file"); c.on("mapped-ram") && kind != "" {
 				return fmt.Sprintf("mapped-ram needs a file, and the stream is %s", kind)
