@@ -173,7 +173,7 @@ func conditions() []condition {
 			answer: Wait,
 			said:   "source $S is at the end of a migration (finish-migrate)",
 			mend:   "migrate when it has ended; `qmigrate migrate --recover` ends one that was interrupted",
-			why:    "as long as the migration goes on, see the last line; after its end the run state follows in a moment",
+			why:    "the run state follows the migration's end in a moment; while the migration goes on, see below",
 		},
 		{
 			name:   "`colo`",
@@ -292,7 +292,9 @@ func conditions() []condition {
 			name:   "`-preconfig`",
 			when:   func(*combination) []string { return nil },
 			answer: Refuse,
-			why:    "there is no machine yet: `x-exit-preconfig` makes it",
+			said:   "this QEMU was started with -preconfig and has no machine yet",
+			mend:   "send it x-exit-preconfig",
+			why:    "QEMU answers few questions until then",
 		},
 	}
 }
