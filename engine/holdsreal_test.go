@@ -275,22 +275,24 @@ func TestGuestLife(t *testing.T) {
 			t.Parallel()
 			disk := sleepsWhenReset(t)
 			x := newTrial(t, qemu, true, func(a, b *guest.Spec) {
-				a.Memory, b.Memory = 512<<20, 512<<20 // takes half a minute to copy, unless it is told to be fast
-				a.Extra, b.Extra = boots(disk), boots(disk)
+				a.Memory, b.Memory = 512<<20, 512<<20                    // takes half a minute to copy, unless it is told to be fast
+				a.Extra = append(boots(disk), "-action", "reboot=reset") // our guests have -no-reboot
+				b.Extra = a.Extra
 			})
 			x.plan = engine.Plan{MaxBandwidth: slow}
 			x.run(t, active, 0, func() {
 				x.background.Go(func() {
 					_ = x.somebody(t, record.Source, "stop")
 					_ = x.somebody(t, record.Source, "cont")
-					for n := 0; !x.trigger.saw(record.Source, `"SUSPEND"`); n++ {
-						if n%200 == 0 { // it may have been reset before it had booted
-							_ = x.somebody(t, record.Source, "system_reset")
-						}
-						time.Sleep(10 * time.Millisecond)
-						if n == 2000 {
+					// It is reset again if it had not booted yet, each time after a longer while.
+					for wait := 2 * time.Second; !x.trigger.saw(record.Source, `"SUSPEND"`); wait *= 2 {
+						if wait > 40*time.Second {
 							t.Error("the guest never slept")
 							break
+						}
+						_ = x.somebody(t, record.Source, "system_reset")
+						for begun := time.Now(); time.Since(begun) < wait && !x.trigger.saw(record.Source, `"SUSPEND"`); {
+							time.Sleep(10 * time.Millisecond)
 						}
 					}
 					_ = x.somebodySets(t, record.Source, "migrate-set-parameters", map[string]any{"max-bandwidth": 1 << 30})
