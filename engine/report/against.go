@@ -1,6 +1,7 @@
 package report
 
 import (
+	"cmp"
 	"fmt"
 	"math"
 	"slices"
@@ -92,6 +93,10 @@ func axisOf(a *Axis, f factor, trials []*trial) func(level) float64 {
 		var one float64
 		a.Unit, one = scale(f.kind, largest)
 		a.Log = wide(numbers, 16)
+		for _, n := range numbers {
+			a.Ticks = append(a.Ticks, Tick{Value: n / one})
+		}
+		slices.SortFunc(a.Ticks, func(s, t Tick) int { return cmp.Compare(s.Value, t.Value) })
 		return func(l level) float64 { return l.number / one }
 	}
 	for _, l := range present {
@@ -189,7 +194,11 @@ func splitFor(f factor, trials []*trial, others []factor, limit int) []split {
 			return
 		}
 		for _, g := range groupBy(used, rest[:1]) {
-			walk(append(slices.Clone(name), g.name), with, g.trials, rest[1:])
+			part := g.name
+			if l := g.trials[0].levels[rest[0].name]; l.isNumber() && !strings.HasPrefix(part, rest[0].name) {
+				part = rest[0].name + " " + part // a number alone does not say of what
+			}
+			walk(append(slices.Clone(name), part), with, g.trials, rest[1:])
 		}
 	}
 	walk(nil, nil, trials, others)

@@ -39,6 +39,13 @@ type Axis struct {
 	Log      bool
 	Min, Max float64
 	Names    []string // categories: the i-th is at i, and the axis has no other places
+	Ticks    []Tick   // where the values are that were tried; nil: the usual places
+}
+
+// Tick is a place of an axis that is marked; without a label where the one beside it leaves no room.
+type Tick struct {
+	Value float64 `json:"v"`
+	Label string  `json:"label,omitempty"`
 }
 
 // Panel is curves over one y axis.
@@ -186,6 +193,36 @@ func (f *Figure) frame() {
 		return
 	}
 	f.X.limits(xs, false)
+	f.X.label()
+}
+
+// tickLimit is how many values an axis is marked at; of more the usual places are easier to read.
+const tickLimit = 16
+
+// label gives the ticks their labels, from the left, as far as they do not run into each other, and the last one its own.
+func (a *Axis) label() {
+	if len(a.Ticks) > tickLimit {
+		a.Ticks = nil
+	}
+	const letters = 70 // of an axis' length, as wide as the narrowest drawing has it
+	at := func(v float64) float64 {
+		if a.Log {
+			return letters * math.Log(v/a.Min) / math.Log(a.Max/a.Min)
+		}
+		return letters * (v - a.Min) / (a.Max - a.Min)
+	}
+	begin := func(t Tick) float64 { return at(t.Value) - float64(len(tickLabel(t.Value)))/2 }
+	end, last := math.Inf(-1), len(a.Ticks)-1
+	for i := range a.Ticks {
+		t := &a.Ticks[i]
+		room := begin(a.Ticks[last])
+		if i == last {
+			room = math.Inf(1)
+		}
+		if width := float64(len(tickLabel(t.Value))); begin(*t) > end+1 && begin(*t)+width+1 < room {
+			t.Label, end = tickLabel(t.Value), begin(*t)+width
+		}
+	}
 }
 
 // limits sets Min and Max around the values. A logarithmic axis has whole decades where that costs little, and becomes linear where a value is not above 0.

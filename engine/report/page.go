@@ -40,6 +40,7 @@ type (
 		Min   float64  `json:"min"`
 		Max   float64  `json:"max"`
 		Names []string `json:"names,omitempty"`
+		Ticks []Tick   `json:"ticks,omitempty"`
 	}
 	pagePanel struct {
 		Y       pageAxis    `json:"y"`
@@ -183,6 +184,9 @@ func palette() string {
 	return b.String()
 }
 
+// glance is how many rows of results are read at a glance.
+const glance = 8
+
 // HTML is the page, whole in itself: it asks no network for anything, and its policy forbids it.
 func (r *Report) HTML() ([]byte, error) {
 	read := func(name string) string {
@@ -212,6 +216,10 @@ func (r *Report) HTML() ([]byte, error) {
 		}
 		figures = append(figures, x)
 	}
+	short := 0 // the tables of results that are read at a glance stand before the figures
+	for short < len(r.Tables) && strings.HasSuffix(r.Tables[short].Key, "results") && len(r.Tables[short].Rows) <= glance {
+		short++
+	}
 	b, err := json.Marshal(data) // which escapes <, > and &
 	if err != nil {
 		return nil, fmt.Errorf("encode figures: %w", err)
@@ -223,7 +231,7 @@ func (r *Report) HTML() ([]byte, error) {
 	}
 	var out bytes.Buffer
 	err = page.Execute(&out, map[string]any{
-		"Report": r, "Tables": r.Tables, "Figures": figures, "Data": template.JS(b), "UPlotVersion": uPlotVersion,
+		"Report": r, "Answer": r.Tables[:short], "Tables": r.Tables[short:], "Figures": figures, "Data": template.JS(b), "UPlotVersion": uPlotVersion,
 		"Style": template.CSS(read("uPlot.min.css") + palette() + read("page.css")), "UPlot": template.JS(uplot), "Script": template.JS(script),
 		"Policy": "default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src " + hashOf(uplot) + " " + hashOf(script),
 	})

@@ -135,6 +135,8 @@ func (f *Figure) plot(i int) *plot.Plot {
 		if f.tilted() {
 			p.X.Tick.Label.Rotation, p.X.Tick.Label.XAlign, p.X.Tick.Label.YAlign = math.Pi/5, draw.XRight, draw.YTop
 		}
+	case f.X.Ticks != nil:
+		p.X.Tick.Marker = measured(f.X.Ticks)
 	case f.X.Log:
 		p.X.Tick.Marker = decades{}
 	}
@@ -144,7 +146,7 @@ func (f *Figure) plot(i int) *plot.Plot {
 	if !panel.Y.Log {
 		p.Y.Tick.Marker = short{}
 	}
-	if f.X.Names == nil && !f.X.Log {
+	if f.X.Names == nil && f.X.Ticks == nil && !f.X.Log {
 		p.X.Tick.Marker = short{}
 	}
 	grid := plotter.NewGrid()
@@ -181,6 +183,17 @@ func (c categories) Ticks(_, _ float64) []plot.Tick {
 	ticks := make([]plot.Tick, len(c))
 	for i, name := range c {
 		ticks[i] = plot.Tick{Value: float64(i), Label: name}
+	}
+	return ticks
+}
+
+// measured are ticks at the values that were tried.
+type measured []Tick
+
+func (m measured) Ticks(_, _ float64) []plot.Tick {
+	ticks := make([]plot.Tick, len(m))
+	for i, t := range m {
+		ticks[i] = plot.Tick{Value: t.Value, Label: t.Label}
 	}
 	return ticks
 }

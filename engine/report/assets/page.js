@@ -141,7 +141,10 @@
     }
     return all;
   };
-  const places = axis => ({
+  // The places of an axis: those that were tried, or the usual ones.
+  const places = axis => axis.ticks ? {
+    splits: () => axis.ticks.map(t => t.v), filter: (_, splits) => splits, values: () => axis.ticks.map(t => t.label || ""),
+  } : ({
     ...(axis.log ? {splits: () => decades(axis.min, axis.max), filter: (_, splits) => splits} : {}),
     values: (_, splits) => splits.map(v => v == null ? "" : tick(v)),
   });
