@@ -233,6 +233,15 @@ func (h *Held) abs(p string) string {
 	return filepath.Join(h.dir, p)
 }
 
+// exists reports whether there is a file of that name.
+func (h *Held) exists(p string) bool {
+	if h == nil || h.file == nil {
+		return false
+	}
+	_, ok := h.file(h.abs(p))
+	return ok
+}
+
 // path says what the process has at a path.
 func (h *Held) path(p string) (what string, ok bool) {
 	if h == nil || p == "" {

@@ -74,6 +74,9 @@ func ReadProcess(pid int) (*Process, error) {
 	if err != nil {
 		return nil, fmt.Errorf("look at process %d: %w", pid, err)
 	}
+	if strings.HasSuffix(p.Dir, " (deleted)") {
+		p.Dir = "/" // relative names are those of nothing any more
+	}
 	args := guest.Cmdline(cmdline)
 	p.Env, p.Dir = environment(guest.Cmdline(environ), args, p.Dir)
 	by, rest := debian.SplitLoader(args)
