@@ -61,15 +61,9 @@ type Facts struct {
 
 // Inspect opens the endpoint's control monitor, reads the facts and lets it go.
 func Inspect(ctx context.Context, ep *Endpoint, o Options) (*Facts, error) {
-	nc, err := ep.Control(ctx)
+	conn, err := connect(ctx, ep, o)
 	if err != nil {
-		return nil, fmt.Errorf("reach %s: %w", ep.Name, err)
-	}
-	limited, cancel := context.WithTimeout(ctx, inspectLimit) // one that hangs never greets
-	defer cancel()
-	conn, err := qmp.NewConn(limited, nc, qmp.Options{Logger: o.Logger})
-	if err != nil {
-		return nil, fmt.Errorf("talk to %s: %w", ep.Name, err)
+		return nil, err
 	}
 	defer conn.Close()
 	f, err := inspect(ctx, conn, ep.Name)
@@ -85,7 +79,25 @@ func Inspect(ctx context.Context, ep *Endpoint, o Options) (*Facts, error) {
 		return nil, fmt.Errorf("inspect %s: %w", ep.Name, err)
 	}
 	f.here = ep.Process != nil && (&side{ep: ep, facts: f}).proved()
+	if f.here {
+		readOpened(ep, f.Disks)
+	}
 	return f, nil
+}
+
+// connect opens an endpoint's control monitor for some questions.
+func connect(ctx context.Context, ep *Endpoint, o Options) (*qmp.Conn, error) {
+	nc, err := ep.Control(ctx)
+	if err != nil {
+		return nil, fmt.Errorf("reach %s: %w", ep.Name, err)
+	}
+	limited, cancel := context.WithTimeout(ctx, inspectLimit) // one that hangs never greets
+	defer cancel()
+	conn, err := qmp.NewConn(limited, nc, qmp.Options{Logger: o.Logger})
+	if err != nil {
+		return nil, fmt.Errorf("talk to %s: %w", ep.Name, err)
+	}
+	return conn, nil
 }
 
 // inspectLimit is how long a QEMU may take over all these questions together: some milliseconds are usual, and one that was

@@ -365,6 +365,10 @@ func (m *migration) compare(ctx context.Context) error {
 	for i, d := range src.Disks {
 		src.Disks[i].mirrored = slices.Contains(m.plan.Mirror.Nodes, d.Node)
 	}
+	exports, err := readExports(ctx, m.src.control)
+	if err != nil {
+		return fmt.Errorf("ask source %s for its exports: %w", m.src.ep.Name, err)
+	}
 	refusals, doubts := compareMachines(src, dst)
 	more, warnings := compareFor(src, dst, m.plan)
 	stops, states := sortOut(Conditions(src, dst, m.plan))
@@ -378,6 +382,10 @@ func (m *migration) compare(ctx context.Context) error {
 	}
 	for _, d := range slices.Concat(states, doubts, warnings) {
 		m.rec.Warn("%s", d)
+	}
+	if len(exports) > 0 {
+		m.rec.Warn("the source exports disks, and these do not move with the guest: %s: start them on the destination (nbd-server-start, "+
+			"block-export-add) and let their clients connect there", strings.Join(exports, ", "))
 	}
 	return nil
 }

@@ -126,6 +126,9 @@ func (s *side) learn(facts *Facts) {
 		s.asleep = time.Now()
 	}
 	facts.here = s.ep.Process != nil && s.proved()
+	if facts.here {
+		readOpened(s.ep, facts.Disks)
+	}
 	if s.ep.Process != nil && !facts.here {
 		ep := *s.ep // the caller's stays as it is
 		ep.Process, ep.ReadFile = nil, nil

@@ -26,6 +26,7 @@ func (c *Conn) Property(ctx context.Context, path, property string, value any) e
 // BlockDevice is one of the guest's drives. Source: qapi/block-core.json, BlockInfo.
 type BlockDevice struct {
 	Device    string       `json:"device"` // the drive's name; "" if it has only a node
+	Path      string       `json:"qdev"`   // the guest's device: its id, or its path in QOM; "" if it is on none
 	Removable bool         `json:"removable"`
 	Inserted  *BlockMedium `json:"inserted"` // nil: there is none
 }
@@ -43,9 +44,42 @@ type BlockMedium struct {
 	Cache struct {
 		Direct bool `json:"direct"`
 	} `json:"cache"`
-	Image struct {
-		VirtualSize int64 `json:"virtual-size"` // bytes
-	} `json:"image"`
+	Image     BlockImage `json:"image"`
+	Threshold int64      `json:"write_threshold"` // bytes; 0: none
+	Throttle
+}
+
+// BlockImage is an image and, under it, the one that it is based on. Source: qapi/block-core.json, ImageInfo.
+type BlockImage struct {
+	File        string      `json:"filename"`
+	Format      string      `json:"format"`
+	VirtualSize int64       `json:"virtual-size"` // bytes
+	Backing     *BlockImage `json:"backing-image"`
+}
+
+// Throttle is how much a drive may do: bytes or requests a second, 0 for no limit, and how long more of them; the
+// same names that block_set_io_throttle takes. Source: qapi/block-core.json, BlockIOThrottle.
+type Throttle struct {
+	BPS      int64  `json:"bps"`
+	BPSRd    int64  `json:"bps_rd"`
+	BPSWr    int64  `json:"bps_wr"`
+	IOPS     int64  `json:"iops"`
+	IOPSRd   int64  `json:"iops_rd"`
+	IOPSWr   int64  `json:"iops_wr"`
+	BPSMax   int64  `json:"bps_max,omitempty"`
+	BPSRdMax int64  `json:"bps_rd_max,omitempty"`
+	BPSWrMax int64  `json:"bps_wr_max,omitempty"`
+	MaxIOPS  int64  `json:"iops_max,omitempty"`
+	MaxRd    int64  `json:"iops_rd_max,omitempty"`
+	MaxWr    int64  `json:"iops_wr_max,omitempty"`
+	BPSLen   int64  `json:"bps_max_length,omitempty"` // seconds
+	BPSRdLen int64  `json:"bps_rd_max_length,omitempty"`
+	BPSWrLen int64  `json:"bps_wr_max_length,omitempty"`
+	IOPSLen  int64  `json:"iops_max_length,omitempty"`
+	RdLen    int64  `json:"iops_rd_max_length,omitempty"`
+	WrLen    int64  `json:"iops_wr_max_length,omitempty"`
+	IOPSSize int64  `json:"iops_size,omitempty"` // bytes
+	Group    string `json:"group,omitempty"`
 }
 
 // BlockDevices lists the guest's drives.

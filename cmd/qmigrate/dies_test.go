@@ -24,6 +24,7 @@ func monitor(runState, migration, socket string) *fake {
 			"qom-get memory":             `{"size": 67108864, "max-size": 67108864, "slots": 0}`,
 			"qom-get feature-words":      `[]`,
 			"query-block":                `[]`,
+			"query-block-exports":        `[]`,
 			"query-hotpluggable-cpus":    `[]`,
 			"query-memdev":               `[]`,
 			"x-query-ramblock":           `{"human-readable-text": ""}`,

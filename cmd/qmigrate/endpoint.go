@@ -49,7 +49,7 @@ func parseEndpoint(text string) (*engine.Endpoint, error) {
 	}
 	if kind == "unix" {
 		p := &peer{}
-		e.Control, e.Process, e.ReadFile, e.Files = p.dial(e.Control), p, p.readFile, true
+		e.Control, e.Process, e.ReadFile, e.Opened, e.Files = p.dial(e.Control), p, p.readFile, p.opened, true
 	}
 	return e, nil
 }

@@ -49,7 +49,7 @@ func (c *commands) launch(x *cli.Context, src *engine.Endpoint, p *engine.Plan) 
 	if err != nil {
 		return nil, err
 	}
-	change := launch.Options{Dir: dir, Machine: facts.Machine, ReadFile: proc.ReadFile,
+	change := launch.Options{Dir: dir, Machine: facts.Machine, ReadFile: proc.ReadFile, Media: media(facts, *p),
 		Paths: map[string]string{}, TAPs: map[string]string{}, Ports: map[string]string{}}
 	for flag, into := range map[string]map[string]string{"tap": change.TAPs, "path": change.Paths, "port": change.Ports} {
 		for _, text := range x.StringSlice(flag) {

@@ -114,6 +114,13 @@ func (c *commands) runMigrate(x *cli.Context) error {
 		return errors.Join(err, started.Close())
 	}
 	dst.Host = x.String("destination-host")
+	if started != nil {
+		notes, err := launchedDisks(x, src, dst, p)
+		if err != nil {
+			return errors.Join(err, started.Close())
+		}
+		started.doubts = append(started.doubts, notes...)
+	}
 	through, err := openTunnel(x, &p, src, dst)
 	if err != nil {
 		return errors.Join(err, started.Close())

@@ -30,7 +30,8 @@ type Options struct {
 	Ports   map[string]string // TCP or UDP port of the source's: the destination's
 	// OtherNetwork says that the destination is in another network namespace: the same ports and interfaces are free.
 	OtherNetwork bool
-	Held         *Held // what the source holds; nil: all that its command line names
+	Held         *Held    // what the source holds; nil: all that its command line names
+	Media        []Medium // what the source's drives hold now
 	// ReadFile reads a file as the source sees it, for -readconfig; nil refuses that option.
 	ReadFile func(name string) ([]byte, error)
 }
@@ -109,7 +110,7 @@ func Destination(args []string, o Options) (*Line, error) {
 	if err != nil {
 		return nil, err
 	}
-	words = m.set(m.readConfigs(m.userConfig(words)))
+	words = m.presentDrives(m.set(m.readConfigs(m.userConfig(words))))
 	for _, w := range words {
 		switch w.option {
 		case "-netdev", "-nic", "-net":

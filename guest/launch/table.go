@@ -22,7 +22,7 @@ type Action string
 // What becomes of a word that has something of the host.
 const (
 	Keep     Action = "kept; `--path OLD=NEW` names another"
-	Disk     Action = "kept, and compared with what the source has open; `--path OLD=NEW` names another"
+	Disk     Action = "the file and format that the source has there now, or refused; `--path OLD=NEW` names another"
 	Move     Action = "moved into the new folder, or to what `--path OLD=NEW` names"
 	Listen   Action = "moved into the new folder, or to what `--path OLD=NEW` names; nobody is waited for"
 	Port     Action = "kept where the source does not hold the port; `--port OLD=NEW` names another; else a socket in the new folder"

@@ -1,0 +1,235 @@
+package engine
+
+import (
+	"cmp"
+	"context"
+	"fmt"
+	"maps"
+	"path/filepath"
+	"slices"
+	"strings"
+
+	"qmigrate/qmp"
+)
+
+// CarryOver gives a destination that was started from its source's command line what the source was told by its monitor
+// since: the media in its drives, the limits of its disks and the thresholds at which they report. The destination waits
+// for its guest, and the source is only asked. Said is what was carried over, and missing what QEMU does not let be read
+// or set, each in one line.
+func CarryOver(ctx context.Context, src, dst *Endpoint, o Options) (said, missing []string, err error) {
+	a, err := connect(ctx, src, o)
+	if err != nil {
+		return nil, nil, err
+	}
+	defer a.Close()
+	b, err := connect(ctx, dst, o)
+	if err != nil {
+		return nil, nil, err
+	}
+	defer b.Close()
+	ctx, cancel := context.WithTimeout(ctx, inspectLimit)
+	defer cancel()
+	here, err := readRunTime(ctx, a)
+	if err != nil {
+		return nil, nil, fmt.Errorf("ask source %s: %w", src.Name, err)
+	}
+	there, err := readRunTime(ctx, b)
+	if err != nil {
+		return nil, nil, fmt.Errorf("ask destination %s: %w", dst.Name, err)
+	}
+	readOpened(src, here.disks)
+	readOpened(dst, there.disks)
+	todo, missing := here.carry(there)
+	for _, t := range todo {
+		if err := b.Execute(ctx, t.command, t.arguments, nil); err != nil {
+			missing = append(missing, fmt.Sprintf("%s: %v", t.what, err))
+			continue
+		}
+		said = append(said, t.what)
+	}
+	return said, missing, nil
+}
+
+// runTime is what a QEMU may have been told by its monitor since it started.
+type runTime struct {
+	disks    []Disk
+	objects  map[string]string // user's objects: id and type
+	chardevs []string          // labels
+	netdevs  map[string]string // name and type
+	locked   []string          // displays whose password was given to the monitor or on the command line: "VNC"
+}
+
+func readRunTime(ctx context.Context, c *qmp.Conn) (r runTime, err error) {
+	var blocks []qmp.BlockDevice
+	var devices []Device
+	err = together(ctx, func(ctx context.Context) (err error) {
+		blocks, err = c.BlockDevices(ctx)
+		return optional(err)
+	}, func(ctx context.Context) error {
+		tree, err := c.HumanMonitor(ctx, "info qtree")
+		devices = parseDevices(tree)
+		return optional(err)
+	}, func(ctx context.Context) error {
+		var all []struct {
+			Name string `json:"name"`
+			Type string `json:"type"`
+		}
+		err := c.Execute(ctx, "qom-list", map[string]string{"path": "/objects"}, &all)
+		r.objects = map[string]string{}
+		for _, o := range all {
+			kind, ok := strings.CutPrefix(o.Type, "child<")
+			if ok {
+				r.objects[o.Name] = strings.TrimSuffix(kind, ">")
+			}
+		}
+		return optional(err)
+	}, func(ctx context.Context) error {
+		var all []struct {
+			Label string `json:"label"`
+		}
+		err := c.Execute(ctx, "query-chardev", nil, &all)
+		for _, d := range all {
+			r.chardevs = append(r.chardevs, d.Label)
+		}
+		return optional(err)
+	}, func(ctx context.Context) error {
+		text, err := c.HumanMonitor(ctx, "info network")
+		r.netdevs, _ = parseNetdevs(text)
+		return optional(err)
+	}, func(ctx context.Context) error {
+		var vnc, spice struct {
+			Auth string `json:"auth"`
+		}
+		if err := c.Execute(ctx, "query-vnc", nil, &vnc); optional(err) != nil {
+			return err
+		}
+		if vnc.Auth == "vnc" || strings.HasSuffix(vnc.Auth, "+vnc") {
+			r.locked = append(r.locked, "VNC")
+		}
+		if err := c.Execute(ctx, "query-spice", nil, &spice); optional(err) != nil {
+			return err
+		}
+		if spice.Auth == "spice" {
+			r.locked = append(r.locked, "SPICE")
+		}
+		return nil
+	})
+	r.disks = disks(blocks, devices)
+	return r, err
+}
+
+// task is a command that carries something over.
+type task struct {
+	what      string
+	command   string
+	arguments any
+}
+
+// carry says what a destination has to be told to be as the source is, and what it cannot be told.
+func (r runTime) carry(there runTime) (todo []task, missing []string) {
+	byDevice := map[string]Disk{}
+	for _, e := range there.disks {
+		byDevice[e.Device] = e
+		if e.QOM != "" {
+			byDevice[e.QOM] = e
+		}
+	}
+	for _, d := range r.disks {
+		e, ok := byDevice[d.Device]
+		if !ok || d.Device == "" {
+			e, ok = byDevice[d.QOM]
+		}
+		id := cmp.Or(e.QOM, d.QOM) // a device without a drive is in no answer to query-block
+		if !ok && !d.Removable || id == "" {
+			continue
+		}
+		name := cmp.Or(d.Name, d.QOM)
+		if d.Removable {
+			todo = append(todo, medium(name, id, d, e)...)
+		}
+		if d.throttle != e.throttle && d.Node != "" {
+			limits := struct {
+				ID string `json:"id"`
+				qmp.Throttle
+			}{id, d.throttle}
+			todo = append(todo, task{"disk " + name + ": its limits of bytes and requests a second", "block_set_io_throttle", limits})
+		}
+		if d.threshold != e.threshold && e.Node != "" {
+			what := fmt.Sprintf("disk %s: it reports writes behind byte %d", name, d.threshold)
+			todo = append(todo, task{what, "block-set-write-threshold",
+				map[string]any{"node-name": e.Node, "write-threshold": d.threshold}})
+		}
+	}
+	gone := func(what string, ids []string, mend string) {
+		if len(ids) > 0 {
+			missing = append(missing, fmt.Sprintf("%s that the source was given while it ran, and the destination lacks: %s: %s",
+				what, strings.Join(ids, ", "), mend))
+		}
+	}
+	lacks := func(a, b map[string]string) (ids []string) {
+		for _, id := range slices.Sorted(maps.Keys(a)) {
+			if _, ok := b[id]; !ok && !strings.HasPrefix(id, "#") {
+				ids = append(ids, a[id]+" "+id)
+			}
+		}
+		return ids
+	}
+	objects := maps.Clone(r.objects)
+	maps.DeleteFunc(objects, func(_, kind string) bool {
+		return strings.HasPrefix(kind, "monitor-") || strings.HasPrefix(kind, "tls-creds")
+	})
+	gone("objects", lacks(objects, there.objects), "make them there too (object-add) if something is to use them")
+	gone("network backends", lacks(r.netdevs, there.netdevs), "make them there too (netdev_add) if a device is to use them")
+	chardevs := slices.DeleteFunc(slices.Clone(r.chardevs), func(label string) bool {
+		return strings.HasPrefix(label, "qmigrate-") || strings.HasPrefix(label, "compat_monitor") ||
+			slices.Contains(there.chardevs, label)
+	})
+	gone("character devices", chardevs, "make them there too (chardev-add) if a device is to use them")
+	for _, what := range there.locked {
+		missing = append(missing, what+": a password that was given to the source's monitor cannot be read: "+
+			"set it there too (set_password)")
+	}
+	return todo, missing
+}
+
+// medium puts into a drive what the source has in its own.
+func medium(name, id string, d, e Disk) []task {
+	switch {
+	case d.Node == "" && e.Node == "":
+		return nil
+	case d.Node == "":
+		return []task{{fmt.Sprintf("disk %s: it is empty", name), "eject", map[string]any{"id": id, "force": true}}}
+	case len(d.Layers) == 0:
+		return nil
+	case len(e.Layers) > 0 && d.Layers[0].likeness(e.Layers[0], true) <= namesake &&
+		d.Layers[0].ImageFormat() == e.Layers[0].ImageFormat():
+		return nil
+	}
+	file := d.Layers[0].File
+	if file != "" && !filepath.IsAbs(file) && d.Layers[0].Opened != nil {
+		file = d.Layers[0].Opened.Path
+	}
+	mode := "retain"
+	if d.ReadOnly {
+		mode = "read-only"
+	}
+	return []task{{fmt.Sprintf("disk %s: %s is in it", name, cmp.Or(file, d.File)), "blockdev-change-medium",
+		map[string]any{"id": id, "filename": cmp.Or(file, d.File), "format": d.Layers[0].ImageFormat(),
+			"read-only-mode": mode}}}
+}
+
+// readExports names the disks that a QEMU exports, but for those of our mirrors: "disk0 (nbd)".
+func readExports(ctx context.Context, c *qmp.Conn) (names []string, err error) {
+	var all []struct {
+		ID   string `json:"id"`
+		Type string `json:"type"`
+		Node string `json:"node-name"`
+	}
+	err = c.Execute(ctx, "query-block-exports", nil, &all)
+	for _, e := range all {
+		if !strings.HasPrefix(e.ID, mirrorPrefix) {
+			names = append(names, fmt.Sprintf("%s (%s)", e.Node, e.Type))
+		}
+	}
+	return names, optional(err)
+}
