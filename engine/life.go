@@ -35,7 +35,7 @@ type deed struct {
 	event, detail string // detail: QEMU's reason, or the action that it took
 	at            time.Time
 	times         int
-	lasted        time.Duration // of a SUSPEND: until WAKEUP, 0: it did not come
+	lasted        time.Duration // of SUSPEND: until WAKEUP, in sum; 0: it never came
 }
 
 // eventData is what the data of the events that are looked at may have.
@@ -68,11 +68,11 @@ func (l *life) take(name string, data eventData, at, came time.Time, undisturbed
 		l.resumed, l.ran, l.shutdown = at, came, ""
 	case "SUSPEND":
 		l.asleep = at
-		l.deeds = append(l.deeds, deed{event: name, at: at, times: 1})
+		l.did(name, "", at)
 	case "WAKEUP":
 		for i := range l.deeds {
-			if d := &l.deeds[i]; d.event == "SUSPEND" && d.at.Equal(l.asleep) {
-				d.lasted = at.Sub(d.at)
+			if d := &l.deeds[i]; d.event == "SUSPEND" && !l.asleep.IsZero() {
+				d.lasted += at.Sub(l.asleep)
 			}
 		}
 		if !l.still() { // else it was woken for the switch-over, after it was stopped
