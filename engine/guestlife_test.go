@@ -28,7 +28,7 @@ func switchesAs(t *testing.T, state string, once func(src, dst *fakeQEMU, then f
 	src, dst = copying(t), listening(t)
 	then := func() { // with src's lock held
 		src.later(soon, func() {
-			if src.status == "running" {
+			if src.status == "running" || src.status == "suspended" { // 9.0 and newer
 				src.status = "finish-migrate"
 				src.event(`"STOP"`)
 			}
@@ -108,6 +108,16 @@ func TestGuestEnds(t *testing.T) {
 		}
 		return moves(within.Context(t), t, 20*time.Second, src, dst, engine.Plan{Mode: record.PostCopyMode})
 	}
+	justBefore := func(t *testing.T, ends bool) result {
+		src, dst := switches(t, func(src, _ *fakeQEMU, then func()) {
+			src.event(`"SHUTDOWN","data":{"guest":true,"reason":"guest-shutdown"}`)
+			then()
+			if ends {
+				src.later(2*soon, func() { time.AfterFunc(0, src.end) })
+			}
+		})
+		return moves(within.Context(t), t, 20*time.Second, src, dst, engine.Plan{})
+	}
 	all := []caseOf{
 		{"before stop-and-copy", func(t *testing.T) {
 			src, dst := copying(t), listening(t)
@@ -118,15 +128,17 @@ func TestGuestEnds(t *testing.T) {
 			x.says(t, "was reset", "-no-reboot")
 		}},
 		{"just before the switch-over", func(t *testing.T) {
-			src, dst := switches(t, func(src, _ *fakeQEMU, then func()) {
-				then()
-				src.later(soon-20*time.Millisecond, func() { src.event(`"SHUTDOWN","data":{"guest":true,"reason":"guest-shutdown"}`) })
-				src.later(soon+100*time.Millisecond, func() { time.AfterFunc(0, src.end) })
-			})
-			x := moves(within.Context(t), t, 20*time.Second, src, dst, engine.Plan{})
+			x := justBefore(t, true)
 			x.want(t, "dead", "dead", "none")
 			x.ended(t)
-			untold(t, dst, "cont")
+			untold(t, x.dst, "cont")
+		}},
+		{"just before the switch-over, and its QEMU stays", func(t *testing.T) {
+			x := justBefore(t, false)
+			x.want(t, "postmigrate", "paused", "destination")
+			x.says(t, "has shut down, and its QEMU stays", "`system_reset` and then `cont` on the destination")
+			x.none(t)
+			untold(t, x.dst, "cont")
 		}},
 		{"the waiting destination is reset", func(t *testing.T) {
 			src, dst := switches(t, func(_, dst *fakeQEMU, _ func()) {
@@ -303,11 +315,6 @@ func TestGuestLivesOn(t *testing.T) {
 				rests(src, c.state, c.events...)
 				then()
 				dst.on["cont"] = func() { dst.event(`"RESUME"`) } // of a guest that sleeps
-				src.later(soon-10*time.Millisecond, func() {
-					if c.state == "suspended" { // 9.0 and newer
-						src.event(`"STOP"`)
-					}
-				})
 			})
 			x := moves(within.Context(t), t, 20*time.Second, src, dst, engine.Plan{})
 			x.want(t, "postmigrate", c.state, "destination")

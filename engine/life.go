@@ -308,10 +308,15 @@ func (m *migration) tellLife() {
 				n, s.role, m.when(s.stands[0].from), long(sum))
 		}
 	}
-	if where := m.holding(); where != nil && m.src.facts != nil && m.src.facts.Running && where.facts != nil &&
-		(stands(where.runState) || where.runState == "suspended") {
-		m.rec.Warn("%s", left(where.runState, where.role))
+	where := m.holding()
+	if where == nil || where.facts == nil || m.src.facts == nil || !m.src.facts.Running || !stands(where.runState) {
+		return
 	}
+	state := where.runState
+	if where == m.dst && m.held != "" {
+		state = m.held
+	}
+	m.rec.Warn("%s", left(state, where.role))
 }
 
 // holding is the side that has the guest, nil if neither has.

@@ -547,6 +547,7 @@ func (m *migration) commit(context.Context) error {
 		if s.gone != nil {
 			return m.howEnded(s)
 		}
+		m.held = "shutdown" // -no-shutdown: what is on the destination is a guest that has shut down
 	}
 	if s := m.asTold(); !holder.MayRun(s) {
 		return fmt.Errorf("the source says %q and the destination %q: it may not be told to run", m.src.status, m.dst.status)
