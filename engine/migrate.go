@@ -534,7 +534,7 @@ func (m *migration) stopAndCopy(ctx context.Context) error {
 
 // commit is the decision, and it costs nothing: the source has stopped and sent all, the destination has loaded all (in post-copy:
 // all but memory), and neither runs the guest. From here an error goes back to the source only if the destination is known never to have run.
-func (m *migration) commit(context.Context) error {
+func (m *migration) commit(ctx context.Context) error {
 	m.catchUp()
 	if m.dst.gone != nil {
 		return m.dst.gone
@@ -543,7 +543,7 @@ func (m *migration) commit(context.Context) error {
 		return errors.New("somebody has continued the source, which runs the guest again")
 	}
 	if s := m.src; s.shutdown != "" && s.itself && m.held == "" { // just before it was stopped
-		_ = m.drainFor(context.Background(), deathLimit, func() bool { return s.gone != nil })
+		_ = m.drainFor(context.WithoutCancel(ctx), deathLimit, func() bool { return s.gone != nil })
 		if s.gone != nil {
 			return m.howEnded(s)
 		}
