@@ -170,14 +170,14 @@ func TestGuestEnds(t *testing.T) {
 		{"by somebody's quit", func(t *testing.T) {
 			x := inPreCopy("host-qmp-quit", false)
 			x.want(t, "dead", "dead|inmigrate", "none")
-			x.says(t, "somebody ended the QEMU on the source", "host-qmp-quit", "into pre-copy", "!cancelled", "!nothing was lost")
+			x.says(t, "somebody ended the source QEMU", "host-qmp-quit", "into pre-copy", "!cancelled", "!nothing was lost")
 			if x.outcome != record.Failed {
 				t.Errorf("outcome %s", x.outcome)
 			}
 		}},
 		{"by a signal in post-copy", func(t *testing.T) {
 			x := inPostCopy(t, "host-signal", false)
-			x.says(t, "somebody ended the QEMU on the destination", "!nothing was lost")
+			x.says(t, "somebody ended the destination QEMU", "!nothing was lost")
 			if x.outcome == guestEnded {
 				t.Errorf("outcome %s: half of its memory is lost", x.outcome)
 			}

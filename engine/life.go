@@ -119,7 +119,7 @@ func (l *life) still() bool { return !l.stopped.IsZero() && !l.again() }
 // livesOn tells whether the guest was stopped by its shutdown, which is what -no-shutdown does: its QEMU stays.
 func (l *life) livesOn() bool { return l.still() && !l.stopped.Before(l.shutdownAt) }
 
-// cause is what the guest did to end its QEMU, or what was done to it, and why that was its QEMU's end.
+// cause is what the guest did to end its QEMU, or what was done to it, and why that was its QEMU's end. Empty: it was somebody else who ended it.
 func (l *life) cause() (did, why string) {
 	switch {
 	case l.shutdown == "guest-reset" || l.shutdown == "host-qmp-system-reset":
@@ -131,7 +131,7 @@ func (l *life) cause() (did, why string) {
 	case l.itself:
 		return "the guest shut down", ""
 	}
-	return "somebody ended the QEMU", ""
+	return "", ""
 }
 
 // words are what a deed is called. Where is the side, when the time.
@@ -227,6 +227,9 @@ func (m *migration) howEnded(s *side) error {
 		return nil
 	}
 	did, why := s.cause()
+	if did == "" {
+		return fmt.Errorf("somebody ended the %s QEMU %s (its reason: %s)", s.role, m.when(s.shutdownAt), s.shutdown)
+	}
 	return fmt.Errorf("%s on the %s %s%s (QEMU's reason: %s)", m.whose(s, s.shutdownAt, did), s.role, m.when(s.shutdownAt), why, s.shutdown)
 }
 
