@@ -220,7 +220,7 @@ func TestGuestLivesOn(t *testing.T) {
 			x := moves(within.Context(t), t, 20*time.Second, src, dst, engine.Plan{DowntimeLimit: 50 * time.Millisecond})
 			to = time.Now()
 			x.want(t, "postmigrate", "running", "destination")
-			x.says(t, "the guest was stopped on the source", "into pre-copy and continued")
+			x.says(t, "somebody stopped the guest on the source", "into pre-copy and continued it, once")
 			x.shorter(t, from, to)
 			if n := len(x.rec.Passes); n != 4 {
 				t.Errorf("%d passes, want 4: %+v", n, x.rec.Passes)
@@ -257,7 +257,7 @@ func TestGuestLivesOn(t *testing.T) {
 			}
 			x := moves(within.Context(t), t, 20*time.Second, src, dst, engine.Plan{Mode: record.PostCopyMode})
 			x.want(t, "postmigrate", "running", "destination")
-			x.says(t, "the guest was stopped on the destination", "into post-copy and continued")
+			x.says(t, "somebody stopped the guest on the destination", "into post-copy and continued it, once")
 			x.shorter(t, from, to)
 		}},
 		{"stopped on the destination", func(t *testing.T) {
@@ -304,11 +304,13 @@ func TestGuestLivesOn(t *testing.T) {
 			[]string{"the guest shut down on the source", "that QEMU stays", "`system_reset` and then `cont`"}},
 		{"panicked", "guest-panicked", []string{`"GUEST_PANICKED","data":{"action":"pause"}`, `"STOP"`},
 			[]string{"the guest panicked on the source", "(pause)", "`system_reset` and then `cont`"}},
-		{"disk error", "io-error", []string{`"BLOCK_IO_ERROR","data":{"action":"stop","operation":"write","reason":"No space left on device"}`, `"STOP"`},
+		{"disk error", "io-error", []string{`"BLOCK_IO_ERROR","data":{"action":"stop","reason":"No space left on device"}`, `"STOP"`},
 			[]string{"a disk error stopped the guest on the source", "No space left", "mend the disk"}},
-		{"watchdog", "watchdog", []string{`"WATCHDOG","data":{"action":"pause"}`, `"STOP"`}, []string{"the guest's watchdog fired", "`cont`"}},
+		{"watchdog", "watchdog", []string{`"WATCHDOG","data":{"action":"pause"}`, `"STOP"`},
+			[]string{"the guest's watchdog fired", "`cont`"}},
 		{"paused", "paused", []string{`"STOP"`}, []string{"somebody stopped the guest"}},
-		{"suspended", "suspended", []string{`"SUSPEND"`}, []string{"was suspended (ACPI S3) on the source", "`system_wakeup`"}},
+		{"suspended", "suspended", []string{`"SUSPEND"`},
+			[]string{"was suspended (ACPI S3) on the source", "`system_wakeup`"}},
 	} {
 		all = append(all, caseOf{c.name + " and moved", func(t *testing.T) {
 			src, dst := switchesAs(t, c.state, func(src, dst *fakeQEMU, then func()) {
@@ -318,7 +320,7 @@ func TestGuestLivesOn(t *testing.T) {
 			})
 			x := moves(within.Context(t), t, 20*time.Second, src, dst, engine.Plan{})
 			x.want(t, "postmigrate", c.state, "destination")
-			x.says(t, append(slices.Clone(c.says), "on the destination", "!stopped and continued")...)
+			x.says(t, append(slices.Clone(c.says), "on the destination", "!and continued it")...)
 			x.none(t)
 			if c.state != "suspended" {
 				untold(t, dst, "cont")

@@ -304,7 +304,7 @@ func TestGuestLife(t *testing.T) {
 				t.Errorf("destination %s, %s: %v", x.b, x.rec.Outcome, x.err)
 			}
 			said := fmt.Sprint(x.rec.Warnings)
-			for _, text := range []string{"stopped on the source", "and continued", "reset", "host-qmp-system-reset", "suspended (ACPI S3) on the source"} {
+			for _, text := range []string{"stopped the guest on the source", "continued it", "reset", "host-qmp-system-reset", "suspended (ACPI S3) on the source"} {
 				if !strings.Contains(said, text) {
 					t.Errorf("%q is not in %s", text, said)
 				}

@@ -47,8 +47,8 @@ type eventData struct {
 	Action string `json:"action"`
 }
 
-// take notes one event, which happened at one instant and came at another. Undisturbed says that a RESUME now is not the
-// migration's: somebody else's, then.
+// take notes one event, which happened at one instant and came at another. Undisturbed says that a RESUME now is not
+// the migration's: somebody else's, then.
 func (l *life) take(name string, data eventData, at, came time.Time, undisturbed bool) {
 	if (name == "STOP" || name == "SUSPEND") && !l.started.IsZero() && l.halted.IsZero() {
 		l.halted = came
@@ -119,7 +119,8 @@ func (l *life) still() bool { return !l.stopped.IsZero() && !l.again() }
 // livesOn tells whether the guest was stopped by its shutdown, which is what -no-shutdown does: its QEMU stays.
 func (l *life) livesOn() bool { return l.still() && !l.stopped.Before(l.shutdownAt) }
 
-// cause is what the guest did to end its QEMU, or what was done to it, and why that was its QEMU's end. Empty: it was somebody else who ended it.
+// cause is what the guest did to end its QEMU, or what was done to it, and why that was its QEMU's end. Empty: somebody
+// else ended it.
 func (l *life) cause() (did, why string) {
 	switch {
 	case l.shutdown == "guest-reset" || l.shutdown == "host-qmp-system-reset":
@@ -230,7 +231,8 @@ func (m *migration) howEnded(s *side) error {
 	if did == "" {
 		return fmt.Errorf("somebody ended the %s QEMU %s (its reason: %s)", s.role, m.when(s.shutdownAt), s.shutdown)
 	}
-	return fmt.Errorf("%s on the %s %s%s (QEMU's reason: %s)", m.whose(s, s.shutdownAt, did), s.role, m.when(s.shutdownAt), why, s.shutdown)
+	did = m.whose(s, s.shutdownAt, did)
+	return fmt.Errorf("%s on the %s %s%s (QEMU's reason: %s)", did, s.role, m.when(s.shutdownAt), why, s.shutdown)
 }
 
 // whose is what was done, with the right name for a machine that has not the guest then.
@@ -299,16 +301,14 @@ func (m *migration) tellLife() {
 			m.rec.Warn("somebody continued the guest on the source %s: it ran while it was copied", m.when(s.stands[0].to))
 			continue
 		}
-		if n := len(s.stands); n == 1 {
-			m.rec.Warn("the guest was stopped on the %s %s and continued %s later, by somebody else: its downtimes are those of the switch-over alone",
-				s.role, m.when(s.stands[0].from), long(s.stands[0].to.Sub(s.stands[0].from)))
-		} else if n > 1 {
+		if len(s.stands) > 0 {
 			var sum time.Duration
 			for _, x := range s.stands {
 				sum += x.to.Sub(x.from)
 			}
-			m.rec.Warn("the guest was stopped and continued %d times on the %s, first %s, for %s in all, by somebody else: its downtimes are those of the switch-over alone",
-				n, s.role, m.when(s.stands[0].from), long(sum))
+			m.rec.Warn("somebody stopped the guest on the %s %s and continued it, %s, for %s in all: "+
+				"its downtimes are those of the switch-over alone",
+				s.role, m.when(s.stands[0].from), times(len(s.stands)), long(sum))
 		}
 	}
 	where := m.holding()
@@ -320,6 +320,14 @@ func (m *migration) tellLife() {
 		state = m.held
 	}
 	m.rec.Warn("%s", left(state, where.role))
+}
+
+// times is how often something happened, in words.
+func times(n int) string {
+	if n == 1 {
+		return "once"
+	}
+	return fmt.Sprintf("%d times", n)
 }
 
 // holding is the side that has the guest, nil if neither has.

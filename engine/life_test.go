@@ -1,6 +1,7 @@
 package engine
 
 import (
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -12,13 +13,9 @@ import (
 func TestLife(t *testing.T) {
 	zero := time.Now()
 	at := func(n int) time.Time { return zero.Add(time.Duration(n) * ms) }
-	type happens struct {
-		at   int
-		name string
-		data eventData
-	}
 	for name, c := range map[string]struct {
-		events []happens
+		events string    // name and time
+		data   eventData // of the last one
 		still  bool
 		ran    int // 0: never
 		stands int
@@ -26,32 +23,35 @@ func TestLife(t *testing.T) {
 		itself bool
 		halted int // 0: never
 	}{
-		"stopped":                   {events: []happens{{10, "STOP", eventData{}}}, still: true},
-		"stopped twice":             {events: []happens{{10, "STOP", eventData{}}, {12, "RESUME", eventData{}}, {20, "STOP", eventData{}}}, still: true, ran: 12, stands: 1, halted: 20},
-		"started":                   {events: []happens{{10, "RESUME", eventData{}}}, ran: 10},
-		"started, then stopped":     {events: []happens{{10, "RESUME", eventData{}}, {20, "STOP", eventData{}}, {30, "RESUME", eventData{}}}, ran: 30, stands: 1, halted: 20},
-		"slept and woke":            {events: []happens{{10, "SUSPEND", eventData{}}, {20, "WAKEUP", eventData{}}}, ran: 20},
-		"sleeps":                    {events: []happens{{10, "SUSPEND", eventData{}}, {20, "STOP", eventData{}}}, still: true, asleep: true},
-		"started, then slept":       {events: []happens{{10, "RESUME", eventData{}}, {20, "SUSPEND", eventData{}}}, ran: 10, asleep: true, halted: 20},
-		"woken for the switch-over": {events: []happens{{10, "SUSPEND", eventData{}}, {20, "STOP", eventData{}}, {21, "WAKEUP", eventData{}}}, still: true, asleep: true},
-		"reset in its sleep":        {events: []happens{{10, "SUSPEND", eventData{}}, {20, "RESET", eventData{}}}},
-		"shut down":                 {events: []happens{{10, "SHUTDOWN", eventData{Guest: true, Reason: "guest-shutdown"}}}, itself: true},
-		"reset by somebody":         {events: []happens{{10, "SHUTDOWN", eventData{Reason: "host-qmp-system-reset"}}}, itself: true},
-		"ended by somebody":         {events: []happens{{10, "SHUTDOWN", eventData{Reason: "host-signal"}}}},
+		"stopped":                   {events: "STOP 10", still: true},
+		"stopped twice":             {events: "STOP 10, RESUME 12, STOP 20", still: true, ran: 12, stands: 1, halted: 20},
+		"started":                   {events: "RESUME 10", ran: 10},
+		"started, then stopped":     {events: "RESUME 10, STOP 20, RESUME 30", ran: 30, stands: 1, halted: 20},
+		"slept and woke":            {events: "SUSPEND 10, WAKEUP 20", ran: 20},
+		"sleeps":                    {events: "SUSPEND 10, STOP 20", still: true, asleep: true},
+		"started, then slept":       {events: "RESUME 10, SUSPEND 20", ran: 10, asleep: true, halted: 20},
+		"woken for the switch-over": {events: "SUSPEND 10, STOP 20, WAKEUP 21", still: true, asleep: true},
+		"reset in its sleep":        {events: "SUSPEND 10, RESET 20"},
+		"shut down":                 {events: "SHUTDOWN 10", data: eventData{Guest: true, Reason: "guest-shutdown"}, itself: true},
+		"reset by somebody":         {events: "SHUTDOWN 10", data: eventData{Reason: "host-qmp-system-reset"}, itself: true},
+		"ended by somebody":         {events: "SHUTDOWN 10", data: eventData{Reason: "host-signal"}},
 	} {
 		t.Run(name, func(t *testing.T) {
 			var l life
-			for _, e := range c.events {
-				l.take(e.name, e.data, at(e.at), at(e.at), true)
+			for event := range strings.SplitSeq(c.events, ", ") {
+				name, when, _ := strings.Cut(event, " ")
+				n, err := strconv.Atoi(when)
+				if err != nil {
+					t.Fatal(err)
+				}
+				l.take(name, c.data, at(n), at(n), true)
 			}
 			is := func(got time.Time, want int) bool {
 				return got.IsZero() && want == 0 || want > 0 && got.Equal(at(want))
 			}
-			if l.still() != c.still || !is(l.ran, c.ran) || len(l.stands) != c.stands || l.asleep.IsZero() == c.asleep || l.itself != c.itself {
+			if l.still() != c.still || !is(l.ran, c.ran) || !is(l.halted, c.halted) || len(l.stands) != c.stands ||
+				l.asleep.IsZero() == c.asleep || l.itself != c.itself {
 				t.Errorf("%+v, want %+v", l, c)
-			}
-			if !is(l.halted, c.halted) {
-				t.Errorf("halted %v", l.halted.Sub(zero))
 			}
 		})
 	}
@@ -62,8 +62,11 @@ func TestBracketOfManyStops(t *testing.T) {
 	zero := time.Now()
 	at := func(n int) time.Time { return zero.Add(time.Duration(n) * ms) }
 	a := func(n int, running bool) answer { return answer{at(n), at(n + 1), running} }
-	// The source stood still in 15..35 too. It stopped for good in 50..61, the destination ran in 70..81, and stood still again from 85 to 95.
-	src := []answer{a(0, true), a(10, true), a(20, false), a(30, false), a(40, true), a(50, true), a(60, false), a(70, false)}
+	// The source stood still in 15..35 too. It stopped for good in 50..61, the destination ran in 70..81, and stood still
+	// again from 85 to 95.
+	src := []answer{
+		a(0, true), a(10, true), a(20, false), a(30, false), a(40, true), a(50, true), a(60, false), a(70, false),
+	}
 	dst := []answer{a(60, false), a(70, false), a(80, true), a(90, false), a(100, true)}
 	down, e, ok := bracket(src, dst, at(35), at(85))
 	if !ok || down-e > 15*ms || down+e < 25*ms || down+e > 31*ms {
@@ -81,7 +84,8 @@ func TestBracketOfManyStops(t *testing.T) {
 // TestLeft: each run state of QEMU in which a guest does not run has words and a mend.
 func TestLeft(t *testing.T) {
 	for _, state := range []string{
-		"debug", "guest-panicked", "internal-error", "io-error", "paused", "prelaunch", "restore-vm", "save-vm", "shutdown", "suspended", "watchdog", "colo", "new",
+		"debug", "guest-panicked", "internal-error", "io-error", "paused", "prelaunch", "restore-vm", "save-vm", "shutdown",
+		"suspended", "watchdog", "colo", "new",
 	} {
 		text := left(state, record.Destination)
 		if !strings.Contains(text, "on the destination") || !strings.Contains(text, "`") {
