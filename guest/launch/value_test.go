@@ -1,6 +1,9 @@
 package launch
 
-import "testing"
+import (
+	"reflect"
+	"testing"
+)
 
 // What is taken out of JSON takes what it leaves empty with it, and nothing else: null is a value.
 func TestValueJSON(t *testing.T) {
@@ -30,4 +33,38 @@ func TestValueJSON(t *testing.T) {
 	if v, err := parseValue(`{"a":`); err == nil {
 		t.Error(v)
 	}
+}
+
+// What decodes is encoded as what decodes to the same.
+func FuzzValue(f *testing.F) {
+	for _, s := range []string{"a,b=c,,d,e=", `{"a":{"b":[1,"x",null,true]},"c":1.5}`, "", ",", "=", "{", `{"":{}}`} {
+		f.Add(s)
+	}
+	f.Fuzz(func(t *testing.T, s string) {
+		v, err := parseValue(s)
+		if err != nil {
+			return
+		}
+		again, err := parseValue(v.String())
+		if err != nil || !reflect.DeepEqual(again.options, v.options) {
+			t.Errorf("%q is %q, %+v and %+v: %v", s, v, v.options, again.options, err)
+		}
+	})
+}
+
+// A configuration file is options, or an error and nothing.
+func FuzzParseConfig(f *testing.F) {
+	f.Add("[chardev \"a\"]\n  path = \"/a, b\"\n# x\n[memory]\nsize = \"64\"\n")
+	f.Add("[a")
+	f.Fuzz(func(t *testing.T, s string) {
+		words, err := parseConfig([]byte(s))
+		if err != nil && words != nil {
+			t.Errorf("%q: %v with %v", s, words, err)
+		}
+		for _, w := range words {
+			if !known(w.option) || w.flag || w.value == "" {
+				t.Errorf("%q: %+v", s, w)
+			}
+		}
+	})
 }
