@@ -157,6 +157,8 @@ func TestPage(t *testing.T) {
 		"`-qmp`, `-monitor`, `-parallel`, `-debugcon`, `-qtest` and `-gdb` take all that `-serial` takes; `-nic` and `-net` all that `-netdev` takes.\n\n" +
 		"The program is the file that the source runs (`/proc/PID/exe`, a dynamic linker looked through), in the source's working folder and with its environment. It is refused where the source runs as\n" +
 		"another user or under another root, where the program has been removed, and where there is no memory for a second guest. A program that has been replaced, as by an upgrade, is named with both versions.\n\n" +
+		"A port of `hostfwd` moves in the moment after the guest: `hostfwd_remove` on the source, `hostfwd_add` on the destination. Connections through it end. Where that fails the record warns; where qmigrate is killed\n" +
+		"before, `--recover` does not know of the port: end the source, then give the destination's monitor `hostfwd_add ID RULE`.\n\n" +
 		"| option | of | key | what it has | what becomes of it |\n|---|---|---|---|---|\n")
 	for _, r := range launch.Rules() {
 		fmt.Fprintf(&b, "| `%s` | %s | %s | %s | %s |\n", r.Option, code(r.Kind), code(r.Key), r.Has, r.Does)
