@@ -1,6 +1,7 @@
 package lab
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -19,6 +20,7 @@ func (s Spec) Check(ctx context.Context, p engine.Plan, schemas qmp.SchemaCache)
 	if err := CheckTransport(s.Transport, p); err != nil {
 		return err
 	}
+	p.LinkRate = cmp.Or(p.LinkRate, s.LinkRate)
 	if t := p.TLS; t != nil {
 		for _, dir := range []string{t.SourceDir, t.DestinationDir} {
 			if info, err := os.Stat(dir); dir != "" && (err != nil || !info.IsDir()) {
