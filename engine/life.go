@@ -154,8 +154,11 @@ func (d deed) words(where record.Holder, when string) string {
 	if d.detail != "" {
 		text += " (" + d.detail + ")"
 	}
-	if d.event == "SUSPEND" && d.lasted > 0 {
+	switch {
+	case d.lasted > 0 && d.times == 1:
 		text += ", and woke after " + long(d.lasted)
+	case d.lasted > 0:
+		text += ", and slept " + long(d.lasted) + " in all before it last woke"
 	}
 	return text
 }

@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"qmigrate/engine/record"
+	"qmigrate/qmp"
 )
 
 // TestLife: what QEMU's events tell of one side's guest.
@@ -91,5 +92,49 @@ func TestLeft(t *testing.T) {
 		if !strings.Contains(text, "on the destination") || !strings.Contains(text, "`") {
 			t.Errorf("%s: %s", state, text)
 		}
+	}
+}
+
+// TestDowntimes: which of the two QEMUs' downtimes are kept. The guest was stopped at 100 ms, and started at 104.
+func TestDowntimes(t *testing.T) {
+	zero := time.Now()
+	at := func(n int) time.Time { return zero.Add(time.Duration(n) * ms) }
+	for name, c := range map[string]struct {
+		change     func(m *migration)
+		qemu       time.Duration // what QEMU says
+		keep, wire bool
+		warns      string
+	}{
+		"pre-copy":                     {qemu: 3 * ms, keep: true, wire: true},
+		"pre-copy, with its last word": {qemu: 6 * ms, keep: true, wire: true},
+		"post-copy":                    {change: func(m *migration) { m.split = true }, qemu: 3 * ms, keep: true, wire: true},
+		"post-copy, until all is there": {
+			change: func(m *migration) { m.split = true }, qemu: 800 * ms, wire: true, warns: "was 800ms",
+		},
+		"longer than all":        {qemu: time.Hour, wire: true, warns: "was 1h"},
+		"held":                   {change: func(m *migration) { m.held = "paused" }, qemu: 3 * ms, warns: "stood still"},
+		"asleep":                 {change: func(m *migration) { m.src.asleep = at(50) }, qemu: 3 * ms, warns: "stood still"},
+		"paused from the start":  {change: func(m *migration) { m.src.facts.Running = false }, qemu: 3 * ms},
+		"into a file":            {change: func(m *migration) { m.dst.facts = nil }, qemu: 3 * ms},
+		"a start that came late": {change: func(m *migration) { m.dst.resumed = at(900) }, qemu: 3 * ms, keep: true, wire: true},
+	} {
+		t.Run(name, func(t *testing.T) {
+			m := &migration{
+				rec: &record.Migration{Total: record.Total{Wall: time.Second}},
+				src: &side{facts: &Facts{Running: true}, life: life{stopped: at(100)}},
+				dst: &side{facts: &Facts{}, life: life{started: at(104), resumed: at(104)}},
+			}
+			if c.change != nil {
+				c.change(m)
+			}
+			m.downtimes(&qmp.MigrationInfo{Has: qmp.FieldDowntime, Downtime: c.qemu})
+			d, said := m.rec.Downtime, strings.Join(m.rec.Warnings, " ")
+			if (d.QEMU != nil) != c.keep || (d.Wire != nil) != c.wire || d.Wire != nil && *d.Wire != 4*ms {
+				t.Errorf("%+v", d)
+			}
+			if !strings.Contains(said, c.warns) || (said == "") != (c.warns == "") {
+				t.Errorf("warns %q", said)
+			}
+		})
 	}
 }
