@@ -283,7 +283,7 @@ func (q *fakeQEMU) answer(command, arguments string) string {
 		return `"return":{"status":"` + q.migration + `"` + ram + `}`
 	case "query-migrate-capabilities":
 		var all []string
-		for _, name := range []string{"events", "postcopy-ram", "return-path", "release-ram", "pause-before-switchover"} {
+		for _, name := range []string{"events", "postcopy-ram", "return-path", "release-ram", "pause-before-switchover", "background-snapshot"} {
 			all = append(all, `{"capability":"`+name+`","state":false}`)
 		}
 		return `"return":[` + strings.Join(all, ",") + `]`
@@ -300,7 +300,7 @@ func (q *fakeQEMU) answer(command, arguments string) string {
 		q.nodes = without(q.nodes, arguments, command == "blockdev-del")
 		q.jobs = without(q.jobs, arguments, command == "block-job-cancel")
 		return `"return":{}`
-	case "query-chardev", "query-block-exports":
+	case "query-chardev", "query-block-exports", "query-block", "query-qmp-schema":
 		return `"return":[]`
 	case "query-cpus-fast":
 		return `"return":[{"cpu-index":0,"thread-id":1,"qom-path":"/cpu"}]`
@@ -311,7 +311,7 @@ func (q *fakeQEMU) answer(command, arguments string) string {
 			return `"return":"pc-q35-7.2-machine"`
 		}
 	case "qmp_capabilities", "migrate-set-capabilities", "migrate-set-parameters", "migrate-incoming", "migrate", "resume",
-		"migrate-start-postcopy", "migrate-pause", "migrate-recover", "migrate_cancel", "yank", "stop", "cont", "quit":
+		"getfd", "migrate-start-postcopy", "migrate-pause", "migrate-recover", "migrate_cancel", "yank", "stop", "cont", "quit":
 		return `"return":{}`
 	}
 	return `"error":{"class":"CommandNotFound","desc":"The command ` + command + ` has not been found"}`

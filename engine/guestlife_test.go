@@ -3,7 +3,9 @@ package engine_test
 import (
 	"context"
 	"fmt"
+	"path/filepath"
 	"slices"
+	"strings"
 	"testing"
 	"time"
 
@@ -344,4 +346,34 @@ func TestGuestLivesOn(t *testing.T) {
 		}})
 	}
 	atOnce(t, all)
+}
+
+// TestGuestEndsWhileSaved: the guest ends before it is in its file, and there is none.
+func TestGuestEndsWhileSaved(t *testing.T) {
+	for name, background := range map[string]bool{"stopped": false, "in the background": true} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			src := copying(t)
+			src.on["migrate"] = func() {
+				src.migrating("active")
+				src.later(soon, func() { endsWith(src, "host-qmp-system-reset", false) })
+			}
+			ep := src.endpoint()
+			ep.Files = true
+			file := engine.File{Path: filepath.Join(t.TempDir(), "guest"), Background: background}
+			r, err := engine.Save(within.Context(t), ep, small(engine.Plan{}), file, engine.Options{})
+			if r.Outcome != guestEnded || r.GuestOn != record.None {
+				t.Errorf("%s, guest on %s: %v", r.Outcome, r.GuestOn, err)
+			}
+			said := fmt.Sprint(err)
+			for _, text := range []string{"the guest was reset on the source", "nothing was lost", "there is no file"} {
+				if !strings.Contains(said, text) {
+					t.Errorf("%q is not in %s", text, said)
+				}
+			}
+			if left, _ := filepath.Glob(file.Path + "*"); len(left) > 0 {
+				t.Errorf("left behind: %v", left)
+			}
+		})
+	}
 }
