@@ -180,3 +180,50 @@ func code(s string) string {
 	}
 	return "`" + s + "`"
 }
+
+// What counts is what the source holds, not what its words name.
+func TestHeldCounts(t *testing.T) {
+	held := &launch.Held{
+		Sockets: []launch.Socket{{Network: "tcp", Address: "[::]:5901", Listening: true}, {Network: "udp", Address: "0.0.0.0:5353"},
+			{Network: "unix", Address: "/run/a/own", Listening: true}, {Network: "unix", Address: "@name", Listening: true}},
+		Files: []launch.File{{Path: "/var/log/own"}},
+	}
+	for _, c := range []struct {
+		args  []string
+		ports map[string]string
+		paths map[string]string
+		want  string // in the command line; "" is a refusal
+	}{
+		{args: []string{"-vnc", ":1"}, want: "unix:/run/b/vnc.sock"},
+		{args: []string{"-vnc", ":2"}, want: ":2"},
+		{args: []string{"-vnc", ":2,websocket=5901"}, want: "unix:/run/b/vnc.sock"},
+		{args: []string{"-spice", "port=5902,tls-port=5901"}, want: "unix=on,addr=/run/b/spice.sock"},
+		{args: []string{"-spice", "port=5902"}, want: "port=5902"},
+		{args: []string{"-serial", "tcp::5353,server=on"}, want: "tcp::5353,server=on,wait=off"},
+		{args: []string{"-netdev", "user,id=u,hostfwd=udp::5353-:53"}, want: "user,id=u"},
+		{args: []string{"-netdev", "user,id=u,hostfwd=tcp::5353-:53"}, want: "user,id=u,hostfwd=tcp::5353-:53"},
+		{args: []string{"-netdev", "user,id=u,hostfwd=udp::5353-:53"}, ports: map[string]string{"5353": "5354"}, want: "user,id=u,hostfwd=udp::5354-:53"},
+		{args: []string{"-netdev", "user,id=u,hostfwd=tcp::22-:22"}, ports: map[string]string{"22": "5901"}},
+		{args: []string{"-netdev", "socket,id=s,listen=:5901"}},
+		{args: []string{"-netdev", "socket,id=s,listen=:5901"}, ports: map[string]string{"5901": "5902"}, want: "socket,id=s,listen=:5902"},
+		{args: []string{"-netdev", "socket,id=s,listen=:5353"}, want: "socket,id=s,listen=:5353"},
+		{args: []string{"-chardev", "socket,id=c,path=/run/a/x,server=on"}, paths: map[string]string{"/run/a/x": "/run/a/own"}},
+		{args: []string{"-pidfile", "/run/a/pid"}, paths: map[string]string{"/run/a/pid": "/var/log/own"}},
+		{args: []string{"-new", "listen=unix:/run/a/own"}},
+		{args: []string{"-new", "/var/log/own"}},
+		{args: []string{"-new", "a=b,name=name"}},
+		{args: []string{"-new", "port=5901"}},
+		{args: []string{"-new", "size=5901,path=/run/a/other"}, want: "size=5901,path=/run/a/other"},
+		{args: []string{"-device", "e1000,mac=52:54:00:12:59:01,addr=5901"}, want: "e1000,mac=52:54:00:12:59:01,addr=5901"},
+		{args: []string{"-device", "new-device,socket=/run/a/own"}},
+	} {
+		line, err := launch.Destination(append([]string{"qemu"}, c.args...), launch.Options{Dir: "/run/b", Held: held, Ports: c.ports, Paths: c.paths})
+		refused := (*launch.ArgumentError)(nil)
+		switch {
+		case c.want == "" && !errors.As(err, &refused):
+			t.Errorf("%q %v %v is not refused: %v %v", c.args, c.ports, c.paths, line, err)
+		case c.want != "" && (err != nil || !strings.HasSuffix(line.Args[2], c.want)):
+			t.Errorf("%q %v: %v %v", c.args, c.ports, line, err)
+		}
+	}
+}
