@@ -377,7 +377,7 @@ func staleAnswer() []caseOf {
 		p := engine.Plan{StallLimit: 2 * time.Second, RecoverLimit: 2 * time.Second}
 		x := moves(within.Context(t), t, 15*time.Second, src, dst, p)
 		x.want(t, "postmigrate", "running", "destination")
-		x.says(t, "!somebody stopped")
+		x.says(t, "!left paused")
 		if x.err != nil {
 			t.Error(x.err)
 		}
