@@ -46,7 +46,7 @@ func (c *commands) runShow(x *cli.Context) error {
 	}
 	var cause []string
 	if r.Error != nil {
-		why := fmt.Sprintf("%s: %s", r.Error.Stage, printable(r.Error.Message))
+		why := fmt.Sprintf("%s: %s", r.Error.Stage, r.Error.Message)
 		cause = strings.Split(fold(why, 2, page(c.stdout)), "\n")
 	}
 	printRecord(c.stdout, x, dir, r, cause)
@@ -136,6 +136,8 @@ func (c *commands) find(dir, id string) (found *record.Migration, line []byte, e
 // printRecord prints a record, in one screen or with all its details, and where it is; dir is empty where it could not
 // be kept.
 func printRecord(w io.Writer, x *cli.Context, dir string, r *record.Migration, cause []string) {
+	p := paper(w)
+	p.W = plain{w}
 	var foot []string
 	if dir != "" {
 		foot = append(foot, fmt.Sprintf("record    %s, id %s", filepath.Join(dir, record.RecordsFile), r.ID))
@@ -144,16 +146,33 @@ func printRecord(w io.Writer, x *cli.Context, dir string, r *record.Migration, c
 		if dir != "" {
 			foot = append(foot, "details   "+shellLine([]string{"qmigrate", "show", dir, r.ID, "--details"}))
 		}
-		paper(w).Screen(r, cause, foot)
+		p.Screen(r, cause, foot)
 		return
 	}
-	paper(w).Details(r)
+	p.Details(r)
 	if dir != "" {
 		foot = append([]string{""}, append(foot, "series    "+filepath.Join(dir, "samples", r.ID+".jsonl"))...)
 	}
 	for _, line := range append(foot, cause...) {
-		fmt.Fprintln(w, line)
+		fmt.Fprintln(p.W, line)
 	}
+}
+
+// plain keeps the text of a record, which may be somebody else's, from steering a terminal.
+type plain struct{ w io.Writer }
+
+func (p plain) Write(b []byte) (int, error) {
+	for line := range strings.Lines(string(b)) {
+		text, end := strings.CutSuffix(line, "\n")
+		text = printable(text)
+		if end {
+			text += "\n"
+		}
+		if _, err := io.WriteString(p.w, text); err != nil {
+			return 0, err
+		}
+	}
+	return len(b), nil
 }
 
 // keep writes the record and prints it, for people and for machines, with failed, the error that the migration ended
@@ -161,9 +180,11 @@ func printRecord(w io.Writer, x *cli.Context, dir string, r *record.Migration, c
 // of it.
 func (c *commands) keep(x *cli.Context, folder *record.Folder, rec *record.Migration, failed error) error {
 	refused := rec.Error != nil && rec.Error.Stage == record.Initialization
+	dir := folder.Path()
 	var err error
 	if !refused {
 		if err = folder.Append(rec); err != nil {
+			dir = "" // there is nothing to point at
 			err = fmt.Errorf("keep the record of this migration (%s, %s): %w", rec.Outcome, text.Holder(rec.GuestOn), err)
 		}
 	}
@@ -176,10 +197,6 @@ func (c *commands) keep(x *cli.Context, folder *record.Folder, rec *record.Migra
 	}
 	failed = errors.Join(failed, err)
 	if !x.Bool("quiet") && !refused {
-		dir := folder.Path()
-		if err != nil {
-			dir = ""
-		}
 		if !x.Bool("details") { // they begin with a blank line
 			fmt.Fprintln(c.stderr)
 		}
