@@ -93,7 +93,7 @@ func (m *migration) promptly(ctx context.Context, step func(context.Context) err
 	return err
 }
 
-// watch has both sides asked again and again whether they answer, until unwatch; until takes in what is found. QEMU answers while it
+// watch has both sides asked again and again, over both monitors, whether they answer, until unwatch; until takes in what is found. QEMU answers while it
 // copies, for its incoming side lets the main loop go on every so many pages (migration/ram.c, ram_load_precopy).
 func (m *migration) watch(ctx context.Context) {
 	if m.dst.control == nil { // a file
@@ -112,7 +112,7 @@ func (m *migration) watch(ctx context.Context) {
 		return err
 	}
 	for _, s := range []*side{m.src, m.dst} {
-		control := s.control // an undo may replace that one
+		control, events := s.control, s.events // an undo may replace these
 		s.heard.Store(time.Now().UnixNano())
 		both.Go(func() {
 			tick := time.NewTicker(min(watchInterval, limit/8))
@@ -120,6 +120,9 @@ func (m *migration) watch(ctx context.Context) {
 			for control.Err() == nil { // its end is told by the events
 				limited, done := context.WithTimeout(ctx, limit)
 				err := question(limited, control, s)
+				if err == nil && events != control { // without it nothing that is waited for would come
+					_, err = events.QueryStatus(limited)
+				}
 				late := limited.Err() != nil
 				done()
 				switch {
@@ -214,12 +217,29 @@ func (s *side) regain(ctx context.Context) {
 	}
 	sub := conn.Subscribe(eventBuffer)
 	info, err := conn.QueryMigrate(ctx)
+	if err == nil {
+		err = s.another(ctx, conn, info)
+	}
 	if err != nil {
+		s.gone = fmt.Errorf("%w; %w", s.gone, err)
 		conn.Close()
 		return
 	}
 	s.control, s.events, s.sub, s.C, s.gone = conn, conn, sub, sub.C, nil
 	s.status = info.Status
+}
+
+// another is an error if what answers at the endpoint now is a QEMU that was started since: its vCPU's thread is another one, or it knows
+// nothing of a migration that was under way, which a QEMU never forgets.
+func (s *side) another(ctx context.Context, conn *qmp.Conn, info *qmp.MigrationInfo) error {
+	cpus, err := conn.CPUs(ctx)
+	switch {
+	case err != nil:
+		return err
+	case len(cpus) > 0 && s.facts != nil && cpus[0].Thread != s.facts.vcpuThread, !idle(s.status) && s.status != "setup" && idle(info.Status):
+		return errors.New("another QEMU answers there now")
+	}
+	return nil
 }
 
 // kill ends the QEMU and returns nil when it is gone as far as can be seen: its process is dead, or it took `quit` and closed its

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"maps"
+	"net"
 	"slices"
 	"strconv"
 	"strings"
@@ -67,6 +68,7 @@ func Inspect(ctx context.Context, ep *Endpoint, o Options) (*Facts, error) {
 	}
 	defer conn.Close()
 	f, err := inspect(ctx, conn, ep.Name)
+	err = ep.because(err, nil)
 	if err == nil {
 		f.Schema, f.SchemaKnown, err = o.Schemas.Schema(ctx, conn)
 	}
@@ -87,18 +89,51 @@ func Inspect(ctx context.Context, ep *Endpoint, o Options) (*Facts, error) {
 
 // connect opens an endpoint's control monitor for some questions.
 func connect(ctx context.Context, ep *Endpoint, o Options) (*qmp.Conn, error) {
-	nc, err := ep.Control(ctx)
+	return ep.talk(ctx, ep.Control, "", qmp.Options{Logger: o.Logger})
+}
+
+// talk opens one monitor of the endpoint; role is for the error.
+func (ep *Endpoint) talk(ctx context.Context, d Dialer, role record.Holder, o qmp.Options) (conn *qmp.Conn, err error) {
+	err = ep.greet(ctx, d, role, func(ctx context.Context, nc net.Conn) error {
+		conn, err = qmp.NewConn(ctx, nc, o)
+		return err
+	})
+	return conn, err
+}
+
+// greet dials a monitor and has greeted wait for its greeting; role is for the error.
+func (ep *Endpoint) greet(ctx context.Context, d Dialer, role record.Holder, greeted func(context.Context, net.Conn) error) error {
+	name := strings.TrimPrefix(string(role)+" "+ep.Name, " ")
+	nc, err := d(ctx)
 	if err != nil {
-		return nil, fmt.Errorf("reach %s: %w", ep.Name, err)
+		return fmt.Errorf("reach %s: %w", name, err)
 	}
 	limited, cancel := context.WithTimeout(ctx, inspectLimit) // one that hangs never greets
 	defer cancel()
-	conn, err := qmp.NewConn(limited, nc, qmp.Options{Logger: o.Logger})
-	if err != nil {
-		return nil, fmt.Errorf("talk to %s: %w", ep.Name, err)
+	if err = ep.because(greeted(limited, nc), nc); err != nil {
+		return fmt.Errorf("talk to %s: %w", name, err)
 	}
-	return conn, nil
+	return nil
 }
+
+// because puts the reason that the endpoint's host knows in the place of an answer that did not come; nc: see Explainer.
+func (ep *Endpoint) because(err error, nc net.Conn) error {
+	if x, ok := ep.Process.(Explainer); ok && errors.Is(err, context.DeadlineExceeded) {
+		if why := x.WhyMute(nc); why != "" {
+			return &explained{why, err}
+		}
+	}
+	return err
+}
+
+// explained is an error with better words than its own.
+type explained struct {
+	why string
+	err error
+}
+
+func (e *explained) Error() string { return e.why }
+func (e *explained) Unwrap() error { return e.err }
 
 // inspectLimit is how long a QEMU may take over all these questions together: some milliseconds are usual, and one that was
 // stopped, or whose main loop is stuck, never answers.
@@ -111,6 +146,9 @@ func inspect(ctx context.Context, c *qmp.Conn, name string) (*Facts, error) {
 	f, err := readFacts(limited, c, name)
 	if err != nil && limited.Err() != nil && ctx.Err() == nil {
 		err = fmt.Errorf("%w: no answer within %s: is this QEMU stopped, or stuck?", err, inspectLimit)
+	}
+	if isRefusal(err) && strings.Contains(err.Error(), "only after machine initialization") {
+		err = &explained{"QEMU was started with -preconfig and has no machine yet: `x-exit-preconfig` on its monitor makes it", err}
 	}
 	return f, err
 }
@@ -185,14 +223,22 @@ func readFacts(ctx context.Context, c *qmp.Conn, name string) (*Facts, error) {
 }
 
 // chardevs are the addresses of the character devices.
-func chardevs(ctx context.Context, c *qmp.Conn) (all []string, err error) {
-	var list []struct {
-		Label    string `json:"label"`
-		Filename string `json:"filename"`
-	}
+func chardevs(ctx context.Context, c *qmp.Conn) ([]string, error) {
+	var list []chardev
 	if err := c.Execute(ctx, "query-chardev", nil, &list); err != nil {
 		return nil, err
 	}
+	return addresses(list), nil
+}
+
+// chardev is one of query-chardev's.
+type chardev struct {
+	Label    string `json:"label"`
+	Filename string `json:"filename"`
+}
+
+// addresses are those of sockets and terminals, without the state of their connections.
+func addresses(list []chardev) (all []string) {
 	for _, d := range list {
 		address, _, _ := strings.Cut(strings.TrimPrefix(d.Filename, "disconnected:"), ",")
 		if strings.HasPrefix(address, "unix:") || strings.HasPrefix(address, "tcp:") || strings.HasPrefix(address, "pty:") {
@@ -200,7 +246,14 @@ func chardevs(ctx context.Context, c *qmp.Conn) (all []string, err error) {
 		}
 	}
 	slices.Sort(all)
-	return all, nil
+	return all
+}
+
+// same tells whether two QEMUs are one. Two that have the same sockets may be on two hosts, or in two containers: then their vCPUs' threads
+// differ, or one of them waits for the guest of the other.
+func (f *Facts) same(g *Facts) bool {
+	return len(f.Chardevs) > 0 && slices.Equal(f.Chardevs, g.Chardevs) && f.vcpuThread == g.vcpuThread && f.RunState == g.RunState &&
+		f.MigrationStatus == g.MigrationStatus
 }
 
 // twin tells whether two QEMUs are the same program, as far as they say: version, package and the names of what migration can do.
@@ -259,7 +312,7 @@ func compareStates(src, dst *Facts) (all []Mismatch) {
 	}
 	if m, ok := mayBegin(src, dst); !ok {
 		all = append(all, m)
-		if len(src.Chardevs) > 0 && slices.Equal(src.Chardevs, dst.Chardevs) {
+		if src.same(dst) {
 			return all // nothing else can differ
 		}
 	}

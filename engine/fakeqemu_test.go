@@ -39,6 +39,7 @@ type fakeQEMU struct {
 	jobs      []string                 // its block jobs
 	on        map[string]func()        // what a command does beside being answered; called with the lock held
 	refuse    map[string]func() string // why a command is refused (GenericError); "": it is not; called before on, like it
+	says      map[string]string        // the answers to commands, as JSON, where they are not the usual ones
 	slow      map[string]time.Duration // the answer, made at once, is sent so much later
 }
 
@@ -256,6 +257,9 @@ func (q *fakeQEMU) answer(command, arguments string) string {
 	}
 	if f := q.on[command]; f != nil {
 		f()
+	}
+	if value, ok := q.says[command]; ok {
+		return `"return":` + value
 	}
 	switch command {
 	case "query-status":

@@ -210,8 +210,8 @@ func lostBeforeShut() (all []caseOf) {
 			}
 			x := moves(within.Context(t), t, 15*time.Second, src, dst, plan)
 			x.want(t, "running", "dead", "source")
-			if src.got("migrate_cancel") && !fenced {
-				t.Error("the source was cancelled while the destination, which had all, lived")
+			if src.got("migrate_cancel") && fenced == (version == "10.0") {
+				t.Errorf("the destination, which had all, was ended first: %v; only one before 10.0 may hold the locks that the source needs", fenced)
 			}
 			untold(t, dst, "cont")
 		}}, caseOf{"3 no last word, source silent " + version, func(t *testing.T) {

@@ -193,7 +193,7 @@ func (m *migration) initialize(ctx context.Context) error {
 	if err := m.compare(ctx); err != nil {
 		return err
 	}
-	if err := m.checkTLS(); err != nil {
+	if err := cmp.Or(m.checkTLS(), m.checkListen()); err != nil {
 		return err
 	}
 	if err := m.preparePolicy(); err != nil {
@@ -273,7 +273,11 @@ func (m *migration) reserve(ctx context.Context) error {
 			m.listening = false
 			return fmt.Errorf("listen on %s: %w: if a migration was interrupted, `qmigrate migrate --recover` with the same endpoints ends it", m.plan.Listen, err)
 		}
+		m.listening = !isRefusal(err) // one that has refused waits as before, and may be asked again
 		return fmt.Errorf("listen on %s: %w", m.plan.Listen, err)
+	}
+	if err := m.tells(ctx, m.dst); err != nil {
+		return err
 	}
 	if m.plan.Connect == "" { // the destination itself says where
 		var err error
@@ -484,7 +488,7 @@ func (m *migration) sendMigrate(ctx context.Context) error {
 		}
 		return fmt.Errorf("migrate to %s: %w", m.plan.Connect, err)
 	}
-	return nil
+	return m.tells(ctx, m.src)
 }
 
 // stopAndCopy waits until the source has sent everything and the destination has loaded it.

@@ -304,7 +304,7 @@ func TestRefused(t *testing.T) {
 			{name: "unknown capability", plan: engine.Plan{Capabilities: map[string]bool{"auto-convergence": true}}, want: "did you mean auto-converge?", dst: "inmigrate"},
 			{name: "unknown parameter", plan: engine.Plan{Parameters: map[string]string{"multifd-chanels": "2"}}, want: "did you mean multifd-channels?", dst: "inmigrate"},
 			{name: "wrong member", plan: engine.Plan{Parameters: map[string]string{"multifd-compression": "lzma"}}, want: `"lzma" is not one of none`, dst: "inmigrate"},
-			{name: "port taken", plan: engine.Plan{Listen: "tcp:" + taken.Addr().String()}, want: "listen on tcp:127.0.0.1", dst: "dead"},
+			{name: "port taken", plan: engine.Plan{Listen: "tcp:" + taken.Addr().String()}, want: "listen on tcp:127.0.0.1", dst: "inmigrate"},
 			{name: "blocker", change: func(a, _ *guest.Spec) { a.Extra = []string{"-device", "amd-iommu"} }, want: "source cannot migrate", dst: "inmigrate"},
 		} {
 			t.Run(test.name, func(t *testing.T) {

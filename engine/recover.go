@@ -28,6 +28,10 @@ func Recover(ctx context.Context, src, dst *Endpoint, p Plan, o Options) (record
 	c := &custody{m: m, s: holder.Situation{Asker: holder.Recover}, reaches: map[*side]holder.Reach{}}
 	for _, s := range []*side{m.src, m.dst} {
 		if err := s.open(ctx, m.opts); err != nil {
+			var other monitorError
+			if errors.As(err, &other) { // the first one has answered, so this tells nothing of the QEMU
+				return record.Unknown, "", fmt.Errorf("%w; nothing was changed", err)
+			}
 			if c.reaches[s] = reach(err); c.err != nil {
 				err = fmt.Errorf("%w; %w", c.err, err) // in one line
 			}
@@ -44,25 +48,31 @@ func Recover(ctx context.Context, src, dst *Endpoint, p Plan, o Options) (record
 		c.s.Takes, c.s.Jams = m.src.facts.before(10, 0), m.src.facts.jams()
 		c.s.Begun, c.s.Gives = m.src.facts.Capabilities["postcopy-ram"], m.src.facts.Capabilities["release-ram"]
 	}
+	if m.dst.facts != nil {
+		c.s.Locks = m.dst.facts.before(10, 0) && !m.dst.facts.Capabilities["late-block-activate"]
+	}
 	d, ok := c.settle(ctx)
 	if !ok {
-		return record.Unknown, "", fmt.Errorf("recovery did not come to its end: %w: try again", cmp.Or(context.Cause(ctx), c.err))
+		return record.Unknown, "", fmt.Errorf("recovery did not come to its end: %w: try again; %s", cmp.Or(context.Cause(ctx), c.err), c.done())
 	}
 	if d.Do == holder.Mend {
-		return m.recoverPostCopy(ctx)
+		guest, text, err := m.recoverPostCopy(ctx)
+		if len(c.did) > 0 && err != nil {
+			err = fmt.Errorf("%w; %s", err, c.done())
+		} else if len(c.did) > 0 {
+			text = c.done() + ": " + text
+		}
+		return guest, text, err
 	}
 	text := c.fill(d.Text)
 	if d.Doubt {
-		if len(c.did) > 0 {
-			text += " (" + strings.Join(c.did, ", ") + ")"
-		}
-		return d.Guest, "", &recoverError{text, c.err}
+		return d.Guest, "", &explained{text + "; " + c.done(), c.err}
 	}
 	if d.Nothing && len(c.did) == 0 {
 		text = "there is nothing to recover: " + text
 	}
 	if len(c.did) > 0 {
-		text = strings.Join(c.did, ", ") + ": " + text
+		text = c.done() + ": " + text
 	}
 	if slices.Contains(c.did, continued) {
 		text += "; if it had been paused on purpose, `stop` it again"
@@ -76,14 +86,13 @@ func Recover(ctx context.Context, src, dst *Endpoint, p Plan, o Options) (record
 	return d.Guest, text, nil
 }
 
-// recoverError is a doubt in the decision's words, which have those of the error in them.
-type recoverError struct {
-	text string
-	err  error
+// done is what the recovery has done, in words.
+func (c *custody) done() string {
+	if len(c.did) == 0 {
+		return "nothing was changed"
+	}
+	return strings.Join(c.did, ", ")
 }
-
-func (e *recoverError) Error() string { return e.text }
-func (e *recoverError) Unwrap() error { return e.err }
 
 // reach is what an endpoint that could not be opened tells. Nobody listens on a unix socket whose QEMU is dead;
 // behind an address of another machine, or where there is no socket, that nobody listens means nothing. Any other
@@ -122,7 +131,7 @@ func (m *migration) recoverPostCopy(ctx context.Context) (record.Holder, string,
 // strangers is why two QEMUs cannot be the ends of one migration; "" if nothing speaks against it.
 func (m *migration) strangers(ctx context.Context) string {
 	a, b := m.src.facts, m.dst.facts
-	if len(a.Chardevs) > 0 && slices.Equal(a.Chardevs, b.Chardevs) {
+	if a.same(b) {
 		return fmt.Sprintf("source %s and destination %s are the same QEMU", a.Name, b.Name)
 	}
 	differ := ""
@@ -162,7 +171,7 @@ func mayBegin(src, dst *Facts) (Mismatch, bool) {
 		},
 		Leftover: len(src.mirrors) > 0,
 	}
-	if len(src.Chardevs) > 0 && slices.Equal(src.Chardevs, dst.Chardevs) {
+	if src.same(dst) {
 		s.Strangers = "one QEMU"
 	}
 	d := holder.Decide(s)

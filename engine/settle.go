@@ -57,6 +57,7 @@ func (m *migration) settleAs(ctx context.Context, regard func(*holder.Situation)
 		Elsewhere: m.elsewhere,
 		Takes:     m.src.facts.before(10, 0),
 		Jams:      m.src.facts.jams(),
+		Locks:     m.dst.facts != nil && m.dst.facts.before(10, 0) && !m.plan.Capabilities["late-block-activate"],
 		Gives:     m.plan.Capabilities["release-ram"],
 	}}
 	d, ok := c.settle(ctx)
@@ -113,6 +114,7 @@ func (c *custody) do(ctx context.Context, do holder.Step) {
 		c.s.Cancelled = true
 		if err := m.endSource(ctx); err != nil {
 			c.err = err
+			c.did = append(c.did, "migrate_cancel was tried on the source")
 		} else {
 			c.did = append(c.did, "the migration was cancelled")
 		}
@@ -132,6 +134,7 @@ func (c *custody) do(ctx context.Context, do holder.Step) {
 	case holder.StopSource:
 		c.s.Stopped = true
 		m.stopAgain()
+		c.did = append(c.did, "the source was stopped")
 	case holder.RunDestination:
 		before := c.s.Sent
 		m.contSent, m.committed, c.s.Sent = true, true, holder.SentCont
@@ -171,6 +174,7 @@ func (c *custody) end(ctx context.Context) {
 	}
 	if err != nil {
 		c.s.Unended, c.err = true, err
+		c.did = append(c.did, "`quit` was tried on the destination")
 		return
 	}
 	m.committed = false
@@ -281,11 +285,7 @@ func (s *side) ask(ctx context.Context) error {
 	}
 	limited, cancel := context.WithTimeout(ctx, answerLimit)
 	defer cancel()
-	status, err := s.events.QueryStatus(limited)
-	if err != nil {
-		return err
-	}
-	info, err := s.events.QueryMigrate(limited)
+	status, info, err := s.says(limited)
 	if err != nil {
 		return err
 	}
@@ -297,6 +297,32 @@ func (s *side) ask(ctx context.Context) error {
 	s.outgoing = info.Has.Contains(qmp.FieldTransferred)
 	s.look(info)
 	return nil
+}
+
+// says is what both of its monitors say: `cont` would go over the first one, so its answer counts too. An answer that comes a moment later
+// may be another one, so they are asked again; monitors of two QEMUs never agree, and then neither is believed.
+func (s *side) says(ctx context.Context) (qmp.Status, *qmp.MigrationInfo, error) {
+	ask := func(conn *qmp.Conn) (status qmp.Status, info *qmp.MigrationInfo, err error) {
+		if status, err = conn.QueryStatus(ctx); err == nil {
+			info, err = conn.QueryMigrate(ctx)
+		}
+		return status, info, err
+	}
+	var differ error
+	for range agreeTries {
+		status, info, err := ask(s.events)
+		if err != nil || s.events == s.control {
+			return status, info, err
+		}
+		first, at, err := ask(s.control)
+		if err != nil || first == status && at.Status == info.Status {
+			return status, info, err
+		}
+		differ = fmt.Errorf("its first monitor says %s (migration: %s) and the one for events %s (%s): do they belong to two QEMUs?", first.Status,
+			cmp.Or(at.Status, "none"), status.Status, cmp.Or(info.Status, "none"))
+		time.Sleep(agreePause)
+	}
+	return qmp.Status{}, nil, differ
 }
 
 // holds is what its migration is at, by its last answer or event. A guest is in postmigrate only if it was sent away.

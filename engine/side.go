@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"net"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -54,19 +55,7 @@ func (s *side) open(ctx context.Context, o Options) error {
 	if o.Logger != nil {
 		s.options.Logger = o.Logger.With("side", s.role)
 	}
-	dial := func(ctx context.Context, d Dialer) (*qmp.Conn, error) {
-		nc, err := d(ctx)
-		if err != nil {
-			return nil, fmt.Errorf("reach %s %s: %w", s.role, s.ep.Name, err)
-		}
-		limited, cancel := context.WithTimeout(ctx, inspectLimit) // one that hangs never greets
-		defer cancel()
-		conn, err := qmp.NewConn(limited, nc, s.options)
-		if err != nil {
-			return nil, fmt.Errorf("talk to %s %s: %w", s.role, s.ep.Name, err)
-		}
-		return conn, nil
-	}
+	dial := func(ctx context.Context, d Dialer) (*qmp.Conn, error) { return s.ep.talk(ctx, d, s.role, s.options) }
 	var err error
 	if s.control, err = dial(ctx, s.ep.Control); err != nil {
 		return err
@@ -75,16 +64,19 @@ func (s *side) open(ctx context.Context, o Options) error {
 	var facts *Facts
 	err = together(ctx, func(ctx context.Context) (err error) {
 		if facts, err = inspect(ctx, s.control, s.ep.Name); err != nil {
-			return fmt.Errorf("inspect %s %s: %w", s.role, s.ep.Name, err)
+			return fmt.Errorf("inspect %s %s: %w", s.role, s.ep.Name, s.ep.because(err, nil))
 		}
 		return nil
 	}, func(ctx context.Context) (err error) {
 		if s.ep.Events != nil {
 			conn, err := dial(ctx, s.ep.Events)
 			if err != nil {
-				return err
+				return monitorError{err}
 			}
 			s.events = conn
+			if err := s.agrees(ctx, conn, "events"); err != nil {
+				return err
+			}
 		}
 		s.sub = s.events.Subscribe(eventBuffer)
 		s.C = s.sub.C
@@ -93,16 +85,13 @@ func (s *side) open(ctx context.Context, o Options) error {
 		if s.ep.Sampler == nil || s.role != record.Source {
 			return nil
 		}
-		nc, err := s.ep.Sampler(ctx)
-		if err != nil {
-			return fmt.Errorf("reach %s %s: %w", s.role, s.ep.Name, err)
+		if err := s.ep.greet(ctx, s.ep.Sampler, s.role, func(ctx context.Context, nc net.Conn) error {
+			s.sampler, err = qmp.NewSampler(ctx, nc)
+			return err
+		}); err != nil {
+			return monitorError{err}
 		}
-		limited, cancel := context.WithTimeout(ctx, inspectLimit)
-		defer cancel()
-		if s.sampler, err = qmp.NewSampler(limited, nc); err != nil {
-			return fmt.Errorf("talk to %s %s: %w", s.role, s.ep.Name, err)
-		}
-		return nil
+		return s.agrees(ctx, s.sampler, "the sampler")
 	}, func(ctx context.Context) (err error) {
 		if s.ep.Clock == nil {
 			return nil
@@ -139,6 +128,16 @@ func (s *side) learn(facts *Facts) {
 			s.facts.memoryLock = &limit
 		}
 	}
+}
+
+// agrees refuses a monitor that belongs to another QEMU than the first one.
+func (s *side) agrees(ctx context.Context, other asker, role string) error {
+	limited, cancel := context.WithTimeout(ctx, inspectLimit)
+	defer cancel()
+	if err := agree(limited, s.control, other, role); err != nil {
+		return monitorError{fmt.Errorf("%s %s: %w", s.role, s.ep.Name, s.ep.because(err, nil))}
+	}
+	return nil
 }
 
 // together runs all at the same time and returns when all have ended: with the first error, which ends the others' context.

@@ -25,7 +25,7 @@ const greetingLimit = 5 * time.Second
 // greetingSize bounds what is read from a peer that has not yet proved to be QMP. QEMU's greeting has about 150 bytes.
 const greetingSize = 64 << 10
 
-const busyHint = "another client may hold this monitor, for QEMU serves one at a time"
+const busyHint = "another client may hold this monitor, for QEMU serves one at a time, or it is no QMP monitor"
 
 // Options of a connection. The zero value is useful.
 type Options struct {
@@ -113,6 +113,9 @@ func NewConn(ctx context.Context, nc net.Conn, o Options) (*Conn, error) {
 	}
 	if err := c.Execute(ctx, "qmp_capabilities", args, nil); err != nil {
 		c.Close()
+		if errors.Is(err, context.DeadlineExceeded) {
+			err = fmt.Errorf("%s: %w", muteHint, err)
+		}
 		return nil, fmt.Errorf("negotiate with monitor: %w", err)
 	}
 	return c, nil
@@ -131,26 +134,30 @@ func greetingContext(ctx context.Context) (context.Context, context.CancelFunc) 
 func readGreeting(ctx context.Context, nc net.Conn, f *framer, o *Options) (g Greeting, err error) {
 	begun := time.Now()
 	stop := context.AfterFunc(ctx, func() { nc.Close() })
+	heard := knockLater(ctx, nc)
 	line, err := f.next(greetingSize)
-	for err == nil && isReply(line) {
+	for err == nil && isReply(line) && !answersKnock(line) {
 		line, err = f.next(greetingSize)
 	}
+	heard()
 	if !stop() { // ctx has ended, and nc with it
 		return g, &OpError{"greeting", fmt.Errorf("none came within %v: %s: %w", time.Since(begun).Round(time.Millisecond), busyHint, ctx.Err())}
 	}
 	var bad *notMessage
 	switch {
+	case err == nil && isReply(line):
+		err = errGuestAgent
 	case err == nil:
 		if g, err = decodeGreeting(line); err == nil {
 			o.trace(false, line)
 			return g, nil
 		}
 	case errors.As(err, &bad):
-		err = fmt.Errorf("not a QMP monitor: greeting was %s", quote(bad.got))
+		err = notQMP(bad.got)
 	case errors.Is(err, errLong), errors.Is(err, io.ErrUnexpectedEOF):
-		err = disconnected(fmt.Errorf("not a QMP monitor: greeting was %s: %w", quote(f.buf[f.start:f.end]), err))
+		err = disconnected(fmt.Errorf("%w: %w", notQMP(f.buf[f.start:f.end]), err))
 	case errors.Is(err, io.EOF):
-		err = disconnected(errors.New("not a QMP monitor: greeting was \"\": it closed at once"))
+		err = disconnected(errors.New("not a QMP monitor: greeting was \"\": it closed at once, as a forwarder (ssh -L, socat) does whose far end is gone"))
 	default:
 		err = disconnected(err)
 	}

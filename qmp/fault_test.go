@@ -76,9 +76,14 @@ func connect(t testing.TB, f func(nc net.Conn, in *bufio.Reader)) *qmp.Conn {
 
 func TestNotQMP(t *testing.T) {
 	for name, test := range map[string]struct{ greeting, want string }{
-		"ssh":       {"SSH-2.0-OpenSSH_9.2p1\r\n", `not a QMP monitor: greeting was "SSH-2.0-OpenSSH_9.2p1"`},
-		"http":      {"HTTP/1.1 400 Bad Request\r\nContent-Type: text/plain\r\n\r\n", `not a QMP monitor: greeting was "HTTP/1.1 400 Bad Request"`},
-		"hmp":       {"QEMU 10.0.2 monitor - type 'help' for more information\r\n(qemu) ", `greeting was "QEMU 10.0.2 monitor - type 'help' for more information"`},
+		"ssh":       {"SSH-2.0-OpenSSH_9.2p1\r\n", `not a QMP monitor: greeting was "SSH-2.0-OpenSSH_9.2p1": it is an SSH server`},
+		"http":      {"HTTP/1.1 400 Bad Request\r\nContent-Type: text/plain\r\n\r\n", `not a QMP monitor: greeting was "HTTP/1.1 400 Bad Request": it is an HTTP server`},
+		"http body": {"<!DOCTYPE HTML>\n<html>", `it is an HTTP server`},
+		"hmp":       {"QEMU 10.0.2 monitor - type 'help' for more information\r\n(qemu) ", `greeting was "QEMU 10.0.2 monitor - type 'help' for more information": it is QEMU's human monitor (HMP)`},
+		"telnet":    {"\xff\xfb\x01\xff\xfb\x03\xff\xfb\x00\xff\xfd\x00" + greetingLine, `it speaks telnet: give QEMU's -qmp tcp:HOST:PORT,server=on,wait=off`},
+		"vnc":       {"RFB 003.008\n", `it is a VNC display`},
+		"nbd":       {"NBDMAGICIHAVEOPT", `it is an NBD server`},
+		"console":   {"\x1b[2J\x1b[01;01H", `it is a terminal`},
 		"long":      {strings.Repeat("x", 500) + "\n", `greeting was "` + strings.Repeat("x", 60) + `"...`},
 		"binary":    {"\x16\x03\x01\x02", `greeting was "\x16\x03\x01\x02"`},
 		"json":      {`{"jsonrpc": "2.0"}` + "\n", `greeting was "{\"jsonrpc\": \"2.0\"}"`},
@@ -102,6 +107,50 @@ func TestNotQMP(t *testing.T) {
 				if !errors.As(err, &broken) || broken.Op != "greeting" || !strings.Contains(err.Error(), test.want) || len(err.Error()) > 400 {
 					t.Errorf("%s: %v\nwant %s", kind, err, test.want)
 				}
+			}
+		})
+	}
+}
+
+// Some peers speak only when they are spoken to.
+func TestKnock(t *testing.T) {
+	t.Parallel()
+	for name, test := range map[string]struct{ answer, want string }{
+		"guest agent": {`{"return": {}, "id": "knock"}` + "\n", "it is a guest agent (QGA)"},
+		"no agent":    {`{"id": "knock", "error": {"class": "CommandNotFound", "desc": "unknown"}}` + "\n", "it is a guest agent (QGA)"},
+		"http":        {"HTTP/1.1 400 Bad Request\r\n\r\n", "it is an HTTP server"},
+		"tls":         {"\x15\x03\x01\x00\x02\x02\x0a", "it speaks TLS: write the endpoint as tcp+tls:"},
+		"echo":        {`{"execute":"guest-ping","id":"knock"}` + "\r\n", "it sends back what it gets"},
+		"busy until then": {greetingLine + `{"id": "knock", "error": {"class": "CommandNotFound", "desc": "Expecting capabilities negotiation"}}` + "\n" +
+			readyLine, ""},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			l, err := net.Listen("tcp", "127.0.0.1:0")
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer l.Close()
+			go func() {
+				nc, err := l.Accept()
+				if err != nil {
+					return
+				}
+				defer nc.Close()
+				in := bufio.NewReader(nc)
+				if line, _ := in.ReadString('\n'); !strings.Contains(line, `"guest-ping"`) {
+					t.Errorf("the knock is %q", line)
+				}
+				io.WriteString(nc, test.answer)
+				io.Copy(io.Discard, in)
+			}()
+			c, err := qmp.Dial(limit(t), "tcp", l.Addr().String(), qmp.Options{})
+			switch {
+			case test.want == "" && err != nil, test.want != "" && (err == nil || !strings.Contains(err.Error(), test.want)):
+				t.Errorf("%v\nwant %s", err, test.want)
+			}
+			if c != nil {
+				c.Close()
 			}
 		})
 	}
@@ -133,7 +182,8 @@ func TestBusyMonitor(t *testing.T) {
 		func(ctx context.Context, nc net.Conn) error { _, err := qmp.NewSampler(ctx, nc); return err },
 	} {
 		ctx, cancel := context.WithTimeout(context.Background(), 20*time.Millisecond)
-		if err := dial(ctx, fake(t, mute)); !errors.Is(err, context.DeadlineExceeded) || !strings.Contains(err.Error(), "negotiate") {
+		if err := dial(ctx, fake(t, mute)); !errors.Is(err, context.DeadlineExceeded) || !strings.Contains(err.Error(), "negotiate") ||
+			!strings.Contains(err.Error(), "wait for a client of another character device") {
 			t.Errorf("no reply to qmp_capabilities: %v", err)
 		}
 		cancel()

@@ -211,7 +211,7 @@ func decodeGreeting(line []byte) (Greeting, error) {
 		}
 	}
 	if err := json.Unmarshal(line, &g); err != nil || g.QMP == nil {
-		return Greeting{}, fmt.Errorf("not a QMP monitor: greeting was %s", quote(line))
+		return Greeting{}, notQMP(line)
 	}
 	v := g.QMP.Version
 	r := Greeting{Version: Version{v.QEMU.Major, v.QEMU.Minor, v.QEMU.Micro, v.Package}}

@@ -38,7 +38,7 @@ func NewSampler(ctx context.Context, nc net.Conn) (*Sampler, error) {
 	stop := context.AfterFunc(ctx, func() { nc.Close() })
 	err := s.negotiate()
 	if !stop() {
-		err = &OpError{"qmp_capabilities", ctx.Err()}
+		err = &OpError{"qmp_capabilities", fmt.Errorf("%s: %w", muteHint, ctx.Err())}
 	}
 	if err != nil {
 		nc.Close()
@@ -112,6 +112,38 @@ func (s *Sampler) QueryMigrate(m *MigrationInfo) error {
 		return fmt.Errorf("decode reply to query-migrate: %w", err)
 	}
 	return nil
+}
+
+// Execute asks another question, between two of QueryMigrate's, on a Sampler that owes no answer. Args is nil or marshals to a JSON
+// object; reply is nil or a pointer that the return value is unmarshalled into. Ctx bounds it; when it ends first, so does the Sampler.
+func (s *Sampler) Execute(ctx context.Context, command string, args, reply any) error {
+	if s.err != nil {
+		return s.err
+	}
+	line, err := encodeRequest("execute", command, args, 0)
+	if err != nil {
+		return err
+	}
+	stop := context.AfterFunc(ctx, func() { s.nc.Close() })
+	value, err := s.ask(command, line)
+	if !stop() {
+		s.err = &OpError{command, ctx.Err()}
+		return s.err
+	}
+	if err != nil || reply == nil {
+		return err
+	}
+	if err := json.Unmarshal(value, reply); err != nil {
+		return fmt.Errorf("decode reply to %s: %w", command, err)
+	}
+	return nil
+}
+
+func (s *Sampler) ask(command string, line []byte) ([]byte, error) {
+	if _, err := s.nc.Write(line); err != nil {
+		return nil, s.fail(command, err)
+	}
+	return s.reply(command)
 }
 
 // reply reads up to the next reply and returns its value, which is valid until the next read.

@@ -50,6 +50,11 @@ func parseEndpoint(text string) (*engine.Endpoint, error) {
 	if kind == "unix" {
 		p := &peer{}
 		e.Control, e.Process, e.ReadFile, e.Opened, e.Files = p.dial(e.Control), p, p.readFile, p.opened, true
+		for _, other := range []*engine.Dialer{&e.Events, &e.Sampler} {
+			if *other != nil {
+				*other = p.sameAs(*other)
+			}
+		}
 	}
 	return e, nil
 }
@@ -143,36 +148,67 @@ func dialer(network, address string) engine.Dialer {
 }
 
 // peer is the process that listens on a unix socket of this machine, known from the first connection on.
-type peer struct{ proc hostnet.Process }
+type peer struct {
+	proc hostnet.Process
+	qemu bool // it is, or was, a QEMU
+}
 
 var errNoProcess = errors.New("the process behind the monitor is not known")
 
-// dial connects and remembers who listens. SO_PEERCRED of a unix socket's client is the process that called listen(2): QEMU
-// itself, for it made the socket, unless it was handed one, or a forwarder (ssh -L, socat) stands in for a QEMU elsewhere; HasThread
-// tells.
+// dial connects and remembers who listens. Once that is a QEMU, it may not be another one.
 func (p *peer) dial(connect engine.Dialer) engine.Dialer {
+	same := p.sameAs(connect)
 	return func(ctx context.Context) (net.Conn, error) {
-		conn, err := connect(ctx)
+		conn, err := same(ctx)
 		if err != nil || p.proc != nil {
 			return conn, err
 		}
-		raw, err := conn.(*net.UnixConn).SyscallConn()
-		if err != nil {
-			return conn, nil
+		pid := listener(conn)
+		if start, err := hostnet.StartTime(pid); err == nil {
+			if proc, err := hostnet.FindProcess(pid, start); err == nil {
+				p.proc, p.qemu = proc, isQEMU(pid)
+			}
 		}
-		_ = raw.Control(func(fd uintptr) {
-			cred, err := unix.GetsockoptUcred(int(fd), unix.SOL_SOCKET, unix.SO_PEERCRED)
-			if err != nil || cred.Pid <= 1 {
-				return // a process of another PID namespace shows as 0, and socket activation as 1
-			}
-			if start, err := hostnet.StartTime(int(cred.Pid)); err == nil {
-				if proc, err := hostnet.FindProcess(int(cred.Pid), start); err == nil {
-					p.proc = proc
-				}
-			}
-		})
 		return conn, nil
 	}
+}
+
+// sameAs connects and refuses a QEMU that is another one than that behind the first monitor. Forwarders are not compared.
+func (p *peer) sameAs(connect engine.Dialer) engine.Dialer {
+	return func(ctx context.Context) (net.Conn, error) {
+		conn, err := connect(ctx)
+		if err != nil || p.proc == nil {
+			return conn, err
+		}
+		if pid := listener(conn); pid != p.proc.PID() && p.qemu && isQEMU(pid) {
+			conn.Close()
+			return nil, fmt.Errorf("%s belongs to the QEMU of process %d, and the first monitor to that of process %d: give the monitors of one QEMU",
+				conn.RemoteAddr(), pid, p.proc.PID())
+		}
+		return conn, nil
+	}
+}
+
+// listener is the process that listens on a unix socket; 0 if it is not known. SO_PEERCRED of the client is the process that called
+// listen(2): QEMU itself, for it made the socket, unless it was handed one, or a forwarder (ssh -L, socat) stands in for a QEMU elsewhere;
+// HasThread tells. A process of another PID namespace shows as 0, and socket activation as 1.
+func listener(conn net.Conn) (pid int) {
+	raw, err := conn.(*net.UnixConn).SyscallConn()
+	if err != nil {
+		return 0
+	}
+	_ = raw.Control(func(fd uintptr) {
+		if cred, err := unix.GetsockoptUcred(int(fd), unix.SOL_SOCKET, unix.SO_PEERCRED); err == nil && cred.Pid > 1 {
+			pid = int(cred.Pid)
+		}
+	})
+	return pid
+}
+
+// isQEMU tells whether a process is a QEMU.
+func isQEMU(pid int) bool {
+	p, err := launch.ReadProcess(pid)
+	return err == nil && p.IsQEMU()
 }
 
 // Kill ends the process; nil means that it is known dead.
@@ -210,6 +246,30 @@ func (p *peer) process() (*launch.Process, error) {
 		return nil, errNoProcess
 	}
 	return launch.ReadProcess(p.proc.PID())
+}
+
+// TryListen listens for a moment in place of a QEMU that is on our own network.
+func (p *peer) TryListen(host, port string) error {
+	ours, err := os.Readlink("/proc/self/ns/net")
+	if err != nil {
+		return nil
+	}
+	if theirs, err := p.Network(); err != nil || theirs != ours || strings.Contains(port, ",") { // options may follow the port
+		return nil
+	}
+	l, err := net.Listen("tcp", net.JoinHostPort(host, port))
+	if err != nil {
+		return err
+	}
+	return l.Close()
+}
+
+// Network is the process's network namespace.
+func (p *peer) Network() (string, error) {
+	if p.proc == nil {
+		return "", errNoProcess
+	}
+	return os.Readlink(fmt.Sprintf("/proc/%d/ns/net", p.proc.PID()))
 }
 
 // MainThreadCPU is the processor time of QEMU's main thread.

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"path/filepath"
 	"strings"
 
 	"github.com/urfave/cli/v2"
@@ -73,6 +74,9 @@ func (c *commands) runMigrate(x *cli.Context) error {
 	if name, ok := strings.CutPrefix(p.Listen, "unix:"); ok { // QEMU removes what is there before it listens, whatever it is
 		if info, err := os.Lstat(name); err == nil && info.Mode().Type() != os.ModeSocket {
 			return usagef("--listen %s: %s exists and is no socket, and QEMU would remove it: give another path", p.Listen, name)
+		}
+		if path, err := filepath.Abs(name); err == nil && !x.Bool("recover") && listens(name, path) {
+			return usagef("--listen %s: somebody listens there already, and QEMU would take it away: give another path", p.Listen)
 		}
 	}
 	log, err := c.logger(x)

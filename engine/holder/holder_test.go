@@ -56,6 +56,7 @@ func every(asker Asker, f func(Situation)) {
 		func(s *Situation) { s.Elsewhere, s.Unended = true, true },
 		func(s *Situation) { s.Yanked = true },
 		func(s *Situation) { s.Takes = true },
+		func(s *Situation) { s.Locks = true },
 		func(s *Situation) { s.Jams = true },
 		func(s *Situation) { s.Jams, s.Begun = true, true },
 		func(s *Situation) { s.Takes, s.Begun, s.Tentative = true, true, true },
@@ -138,10 +139,10 @@ func broken(s Situation, d Decision) string {
 			return "cancels on a source that cannot be asked"
 		case d.Do == Cancel && s.handed() && dst.Reach != Dead && !s.takesBack():
 			return "cancels what the source has given away"
-		case d.Do == Cancel && dst.whole() && dst.Reach != Dead && (undo || dst.Reach == Answers):
+		case d.Do == Cancel && dst.whole() && dst.Reach != Dead && (undo || dst.Reach == Answers) && (src.Run.takesCont() || s.frees()):
 			return "cancels before the fence, though the destination has all of it"
-		case s.Asker == Recover && dst.Reach == Answers && dst.Status == None:
-			return "cancels a migration to another destination"
+		case s.Asker == Recover && src.Status != Cancelling && !s.Ended && !dst.receives():
+			return "cancels a migration of which the destination is not shown to be the other end"
 		}
 	case End:
 		switch {
@@ -151,6 +152,8 @@ func broken(s Situation, d Decision) string {
 			return "ends a destination that has run the guest"
 		case dst.whole() && (!undo || s.Sent >= SentMigrate) && src.Reach != Answers:
 			return "ends what may be the only guest: the source was not asked"
+		case dst.whole() && !src.Run.takesCont() && !s.frees():
+			return "ends what may be the only guest: the source does not take cont"
 		case dst.whole() && undo && s.Sent < SentMigrate:
 			return "ends somebody else's guest"
 		case s.Asker == Recover && src.home() && dst.whole():

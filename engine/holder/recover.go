@@ -14,8 +14,16 @@ func (q QEMU) home() bool { return q.Status == None || q.Status == Listening || 
 // fresh: it waits for a guest, and nothing has come.
 func (q QEMU) fresh() bool { return q.Run == InMigrate && q.untouched() }
 
+// receives: a guest comes to it, or has come. Of a source that sends, only such a QEMU can be the other end.
+func (q QEMU) receives() bool { return q.Status == Active || q.Status == Device || q.loaded() }
+
 // unseen: the destination is out of reach, and not because it was ended just now.
 func (s Situation) unseen() bool { return s.Destination.out() && !s.Ended }
+
+// unshown: the source sends, and the destination was out of reach from the beginning, so nothing shows that it is the other end.
+func (s Situation) unshown() bool {
+	return s.unseen() && (s.Source.Status == Active || s.Source.Status == Setup) && !s.Destination.receives()
+}
 
 // out: it cannot be asked, or does not answer.
 func (q QEMU) out() bool { return q.Reach == Lost || q.Reach == Dead }
@@ -235,8 +243,7 @@ var recoverRules = []rule{
 			return s.unseen() && (s.Source.Status.split() || s.Source.Status == Device && s.Waited)
 		},
 		doubt(record.Unknown, "$E; the source is in post-copy, so the destination may have run the guest: if "+
-			"that QEMU is surely dead, what the guest did since the switch is lost, and nothing was changed "+
-			"here"),
+			"that QEMU is surely dead, what the guest did since the switch is lost"),
 	},
 	{
 		"destination out of reach, switch under way", "the source says by itself which side has it",
@@ -244,12 +251,15 @@ var recoverRules = []rule{
 		step(Wait),
 	},
 	{
+		"destination out of reach, never seen: wait", "the migration breaks by itself if it went there",
+		func(s Situation) bool { return s.unshown() && !s.Waited },
+		step(Wait),
+	},
+	{
 		"destination out of reach, never seen", "the migration may go to another QEMU",
-		func(s Situation) bool {
-			return s.unseen() && s.Destination.Reach == Lost && s.Source.sends() && s.Destination.untouched()
-		},
+		func(s Situation) bool { return s.unshown() },
 		doubt(record.Unknown, "$E; a migration is under way from $S, and whether it goes there is not known: if nobody drives it, "+
-			"`migrate_cancel` on $S ends it, and the guest stays there; nothing was changed"),
+			"`migrate_cancel` on $S ends it, and the guest stays there"),
 	},
 	{
 		"destination dead: end the migration, which may go over to post-copy", "migrate_cancel might cross the switch",
@@ -501,22 +511,31 @@ var recoverRules = []rule{
 		"to another destination", "nothing has come to this one",
 		func(s Situation) bool { return s.Source.sends() && s.Destination.Status == None },
 		doubt(record.Unknown, "a migration is under way from $S, and $D is not its other end: it does not "+
-			"even listen: give the one that it goes to as --destination; nothing was changed"),
+			"even listen: give the one that it goes to as --destination"),
 	},
 	{
 		"the two are at odds for a moment",
 		"the connection may lie in the destination's queue, or the source be at its last message",
 		func(s Situation) bool {
-			return s.Source.sends() && s.Source.Status != Cancelling && (s.Destination.whole() ||
-				s.Source.Status == Active && s.Destination.Status == Listening) && !s.Waited
+			return s.Source.sends() && s.Source.Status != Cancelling && (s.Destination.whole() || !s.Destination.receives()) && !s.Waited
 		},
 		step(Wait),
 	},
 	{
 		"to another destination, which listens", "nothing has come to this one",
-		func(s Situation) bool { return s.Source.Status == Active && s.Destination.Status == Listening },
+		func(s Situation) bool {
+			return (s.Source.Status == Active || s.Source.Status == Setup) && s.Destination.Status == Listening
+		},
 		doubt(record.Unknown, "a migration is under way from $S, and nothing has come to $D, which listens: "+
-			"give the one that it goes to as --destination; nothing was changed"),
+			"give the one that it goes to as --destination, or, if nobody drives it, `migrate_cancel` on $S"),
+	},
+	{
+		"to another destination, this one has ended its own", "its query-migrate speaks of another migration",
+		func(s Situation) bool {
+			return (s.Source.Status == Active || s.Source.Status == Setup) && !s.Destination.receives()
+		},
+		doubt(record.Unknown, "a migration is under way from $S, and that of $D has ended: give the QEMU that it goes to as "+
+			"--destination, or, if nobody drives it, `migrate_cancel` on $S"),
 	},
 	{
 		"another guest is there", "the source still sends, and runs, or has sent nothing yet",
@@ -531,6 +550,20 @@ var recoverRules = []rule{
 		func(s Situation) bool { return s.jammed() && s.Destination.whole() },
 		doubt(record.None, "the source has failed and does not end its migration, and the destination has all of it, paused: end "+
 			"$S, then `qmigrate migrate --recover` again"),
+	},
+	{
+		"all is there, not completed, the source takes no `cont`: end its migration",
+		"it goes back to its guest, which the destination's end would not give it",
+		func(s Situation) bool {
+			return s.Source.sends() && s.held() && !s.Cancelled
+		},
+		step(Cancel),
+	},
+	{
+		"all is there, not completed, the source takes no `cont`", "the destination may have the only guest that can go on",
+		func(s Situation) bool { return s.held() },
+		doubt(record.None, "$D has all of it, paused, and $S does not leave its migration, where it takes no `cont`: try again; once $S is "+
+			"surely dead, `cont` on $D"),
 	},
 	{
 		"all is there, not completed: the fence first",

@@ -191,8 +191,26 @@ var sentRules = []rule{
 			"$S is surely dead, `cont` on $D"),
 	},
 	{
+		"all is there, the source takes no `cont`: wait", "it may complete, or fail, by itself",
+		func(s Situation) bool { return s.held() && !s.Waited },
+		step(Wait),
+	},
+	{
+		"all is there, the source takes no `cont`: end its migration", "it goes back to its guest, which the destination's end would not give it",
+		func(s Situation) bool {
+			return s.held() && s.Source.sends() && !s.Cancelled
+		},
+		step(Cancel),
+	},
+	{
+		"all is there, the source takes no `cont`", "the destination may have the only guest that can go on",
+		func(s Situation) bool { return s.held() },
+		stay(record.None, "the destination has all of it, paused, and the source does not leave its migration, where it takes no `cont`: "+
+			laterAgain+"; once $S is surely dead, `cont` on $D"),
+	},
+	{
 		"all is there: the fence first",
-		"the destination may hold the locks that the source needs to go on; the source has just answered",
+		"the destination may hold the locks that the source needs to go on; the source has just said that it can be continued",
 		func(s Situation) bool { return s.Destination.whole() && s.killable() },
 		step(End),
 	},

@@ -164,7 +164,7 @@ var toldRules = []rule{
 	{
 		"told, never ran, source has it back", "the source has not given it away",
 		func(s Situation) bool {
-			return s.told() && s.Destination.Reach == Answers && s.Source.Reach == Answers && !s.Unended &&
+			return s.told() && s.Destination.Reach == Answers && s.Source.Reach == Answers && !s.Unended && !s.held() &&
 				(s.Source.back() || s.Source.runs())
 		},
 		step(End),
@@ -193,6 +193,17 @@ var toldRules = []rule{
 		},
 		stay(record.Destination, "it is there, paused, and does not start: `cont` on $D runs it once the "+
 			"source QEMU is surely dead"),
+	},
+	{
+		"told, never ran, the source takes no `cont`: wait", "it may complete, or fail, by itself",
+		func(s Situation) bool { return s.told() && s.Destination.Reach == Answers && s.held() && !s.Waited },
+		step(Wait),
+	},
+	{
+		"told, never ran, the source takes no `cont`", "the destination may have the only guest that can go on",
+		func(s Situation) bool { return s.told() && s.Destination.Reach == Answers && s.held() },
+		stay(record.Destination, "it is there, paused, and does not start ($E), and the source takes no `cont`: `cont` on $D runs it once "+
+			"the source QEMU is surely dead"),
 	},
 	{
 		"told, never ran: end it", "the source answers, has it whole and stopped; the fence comes first",
@@ -236,7 +247,7 @@ var toldRules = []rule{
 		"it can be ended by force, and its last events say whether it ran",
 		func(s Situation) bool {
 			return s.told() && s.Destination.Reach != Dead && s.Destination.Known && s.Ran == Never &&
-				s.Source.Reach == Answers && !s.Unended && !s.handed()
+				s.Source.Reach == Answers && !s.Unended && !s.handed() && !s.held()
 		},
 		step(End),
 	},

@@ -50,6 +50,17 @@ func (s Situation) jammed() bool {
 	return s.Source.Reach == Answers && s.Source.Run == Finishing && s.Source.ended() && s.Waited
 }
 
+// held: the destination has everything and could be ended, and the source, which answers, would not take `cont`: the guest would be nowhere.
+func (s Situation) held() bool {
+	return s.Source.Reach == Answers && s.Destination.whole() && s.killable() && !s.Source.Run.takesCont() && !s.frees()
+}
+
+// frees: the destination holds the locks that the source needs to leave finish-migrate, and its end lets the source's migration fail. So it
+// is the one case in which the fence comes before the source takes `cont`.
+func (s Situation) frees() bool {
+	return s.Locks && s.Waited && s.Source.Run == Finishing && s.Source.sends()
+}
+
 // handed: the source has given the guest away in post-copy and cannot take it back by itself any more.
 func (s Situation) handed() bool {
 	return (s.Source.Status.split() || s.Begun && s.Source.Status == Departed) && !s.Tentative

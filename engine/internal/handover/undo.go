@@ -32,6 +32,7 @@ func (m *model) situation(t *State) holder.Situation {
 		Refused:     k.refused,
 		Gives:       m.Release,
 		Takes:       m.Source == v7,
+		Locks:       m.Destination == v7 && !m.Late,
 		Waited:      k.waited,
 		Cancelled:   k.cancelled,
 		Yanked:      k.yanked,

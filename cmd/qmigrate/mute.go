@@ -1,0 +1,231 @@
+package main
+
+import (
+	"fmt"
+	"net"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+)
+
+// WhyMute says, as far as the kernel knows, why the process behind a monitor does not greet, or not answer; nc is the connection to
+// it, nil if that does not matter. It is "" where nothing is known.
+func (p *peer) WhyMute(nc net.Conn) string {
+	if p.proc == nil {
+		return ""
+	}
+	process, err := p.process()
+	if err != nil || process.Program == "" {
+		return ""
+	}
+	pid := process.PID
+	if !process.IsQEMU() {
+		return fmt.Sprintf("no answer: process %d (%s) listens there and is no QEMU; if it is a forwarder, its far end may be gone, or busy", pid, filepath.Base(process.Program))
+	}
+	status, _ := os.ReadFile(fmt.Sprintf("/proc/%d/status", pid))
+	if _, state, _ := strings.Cut(string(status), "\nState:\t"); strings.HasPrefix(state, "T") || strings.HasPrefix(state, "t") {
+		return fmt.Sprintf("QEMU (process %d) is stopped: `kill -CONT %d` lets it go on", pid, pid)
+	}
+	read := func(table string) string {
+		b, _ := os.ReadFile(fmt.Sprintf("/proc/%d/net/%s", pid, table))
+		return string(b)
+	}
+	words := options(process.Args)
+	if nc != nil && nc.RemoteAddr() != nil {
+		if use := socketUse(words, nc.RemoteAddr().String()); use != "" {
+			return fmt.Sprintf("QEMU (process %d) has this socket as %s and not as a QMP monitor: give the one of its -qmp", pid, use)
+		}
+		if unixSocket(read("unix"), nc.RemoteAddr().String()).busy() {
+			return fmt.Sprintf("another client holds this monitor of QEMU (process %d), which serves one at a time: end that client, or give another monitor", pid)
+		}
+	}
+	if device := waitsFor(words, read("unix"), read("tcp")+read("tcp6")); device != "" {
+		return fmt.Sprintf("QEMU (process %d) seems to wait for a client of %s before it starts: connect one, or start it with wait=off there", pid, device)
+	}
+	return ""
+}
+
+// option is one option of a command line, without its dashes, and what follows it.
+type option struct{ name, value string }
+
+func (o option) String() string { return "-" + o.name + " " + o.value }
+
+func options(args []string) (all []option) {
+	for i, a := range args {
+		name := strings.TrimLeft(a, "-")
+		if name == a || i+1 == len(args) {
+			continue
+		}
+		all = append(all, option{name, args[i+1]})
+	}
+	return all
+}
+
+// chardev is the address of a character device that an option makes: unix:PATH, tcp:HOST:PORT and so on; "" if it makes none. Server
+// tells whether it listens, and waits whether QEMU waits for its first client.
+func (o option) chardev() (address string, server, waits bool) {
+	fields := strings.Split(o.value, ",")
+	switch o.name {
+	case "serial", "parallel", "monitor", "qmp", "qmp-pretty", "debugcon", "virtioconsole":
+		address = strings.Replace(fields[0], "telnet:", "tcp:", 1)
+		if !strings.HasPrefix(address, "unix:") && !strings.HasPrefix(address, "tcp:") {
+			return "", false, false
+		}
+	case "chardev":
+		if fields[0] != "socket" {
+			return "", false, false
+		}
+		switch get := func(key string) string { return field(fields, key) }; {
+		case get("path") != "":
+			address = "unix:" + get("path")
+		case get("port") != "":
+			address = "tcp:" + get("host") + ":" + get("port")
+		default:
+			return "", false, false
+		}
+	default:
+		return "", false, false
+	}
+	on := func(key string) bool {
+		v := field(fields, key)
+		return v == "on" || v == "yes" || v == "true" || v == "" && slices.Contains(fields[1:], key)
+	}
+	off := func(key string) bool {
+		v := field(fields, key)
+		return v == "off" || v == "no" || v == "false" || slices.Contains(fields[1:], "no"+key)
+	}
+	server = on("server")
+	return address, server, server && !off("wait")
+}
+
+// field is the value of key in words such as id=a; "" if it is not there.
+func field(fields []string, key string) string {
+	for _, f := range fields {
+		if v, ok := strings.CutPrefix(f, key+"="); ok {
+			return v
+		}
+	}
+	return ""
+}
+
+// socketUse is what a QEMU has a socket for, where that is not QMP: the option that names it. "" if it is QMP, or not known.
+func socketUse(all []option, path string) string {
+	for _, o := range all {
+		address, _, _ := o.chardev()
+		if address != "unix:"+path {
+			continue
+		}
+		switch o.name {
+		case "qmp", "qmp-pretty":
+			return ""
+		case "chardev":
+			if id := field(strings.Split(o.value, ","), "id"); id != "" {
+				return chardevUse(all, o, id)
+			}
+		}
+		return o.String()
+	}
+	return ""
+}
+
+// chardevUse is socketUse for the character device that o makes.
+func chardevUse(all []option, o option, id string) string {
+	for _, user := range all {
+		words := strings.Split(user.value, ",")
+		if user.name == "chardev" || field(words, "chardev") != id && user.value != "chardev:"+id && !strings.Contains(user.value, `"chardev":"`+id+`"`) {
+			continue
+		}
+		switch {
+		case user.name == "mon" && field(words, "mode") == "control", strings.HasPrefix(user.name, "qmp"):
+			return ""
+		case user.name == "mon":
+			return "its human monitor (-mon " + user.value + ")"
+		case strings.Contains(user.value, "org.qemu.guest_agent"):
+			return "the guest agent's (QGA, -device " + user.value + ")"
+		}
+		return user.String()
+	}
+	return o.String()
+}
+
+// waitsFor is the first character device that QEMU waits for a client of; "" if there is none. The tables are the kernel's
+// /proc/net/unix and tcp: an accepted connection of a unix socket has the listener's path, one of TCP its port.
+func waitsFor(all []option, unix, tcp string) string {
+	for _, o := range all {
+		address, _, waits := o.chardev()
+		if !waits {
+			continue
+		}
+		kind, rest, _ := strings.Cut(address, ":")
+		seen := unixSocket(unix, rest)
+		if kind == "tcp" {
+			_, port, err := net.SplitHostPort(rest)
+			if err != nil {
+				continue
+			}
+			seen = tcpPort(tcp, port)
+		}
+		if seen.listens && seen.accepted == 0 {
+			return o.String()
+		}
+	}
+	return ""
+}
+
+// use is what the kernel knows of a listening socket.
+type use struct {
+	listens  bool
+	accepted int // clients that were accepted and are still connected
+	queued   int // clients that wait to be accepted
+}
+
+// busy: it has a client, and another one waits.
+func (u use) busy() bool { return u.accepted > 0 && u.queued > 0 }
+
+// unixSocket reads the kernel's table of unix sockets, in which the far end of each connection has the listener's path.
+func unixSocket(table, path string) (u use) {
+	const flags, state, name = 3, 5, 7
+	for line := range strings.Lines(table) {
+		f := strings.Fields(line)
+		if len(f) <= name || strings.Join(f[name:], " ") != path {
+			continue
+		}
+		switch {
+		case f[flags] == "00010000": // __SO_ACCEPTCON
+			u.listens = true
+		case f[state] == "03": // SS_CONNECTED
+			u.accepted++
+		case f[state] == "02": // SS_CONNECTING: it has no file yet
+			u.queued++
+		}
+	}
+	return u
+}
+
+// listens tells whether somebody listens on a unix socket that has one of these names.
+func listens(names ...string) bool {
+	table, _ := os.ReadFile("/proc/net/unix")
+	return slices.ContainsFunc(names, func(name string) bool { return unixSocket(string(table), name).listens })
+}
+
+// tcpPort is unixSocket for a TCP port, whose queue the table does not tell apart.
+func tcpPort(table, port string) (u use) {
+	n, err := net.LookupPort("tcp", port)
+	if err != nil {
+		return u
+	}
+	for line := range strings.Lines(table) {
+		f := strings.Fields(line)
+		if len(f) < 4 || !strings.HasSuffix(f[1], fmt.Sprintf(":%04X", n)) {
+			continue
+		}
+		switch f[3] {
+		case "0A": // TCP_LISTEN
+			u.listens = true
+		case "01": // TCP_ESTABLISHED
+			u.accepted++
+		}
+	}
+	return u
+}
