@@ -234,7 +234,11 @@ func TestGuestLivesOn(t *testing.T) {
 			src.on["migrate"] = func() {
 				begin()
 				src.later(soon, src.on["stop"])
-				src.later(2*soon, src.on["cont"])
+				src.later(2*soon, func() {
+					if src.status == "paused" {
+						src.on["cont"]()
+					}
+				})
 			}
 			plan := engine.Plan{Mode: record.HybridMode, SwitchAfter: engine.SwitchAfter{Time: 3 * soon}}
 			x := moves(within.Context(t), t, 20*time.Second, src, dst, plan)
@@ -267,7 +271,7 @@ func TestGuestLivesOn(t *testing.T) {
 			resume := dst.on["cont"]
 			dst.on["cont"] = func() {
 				resume()
-				dst.later(50*time.Millisecond, dst.on["stop"])
+				dst.on["stop"]()
 			}
 			x := moves(within.Context(t), t, 20*time.Second, src, dst, engine.Plan{Mode: record.PostCopyMode})
 			x.want(t, "postmigrate", "paused", "destination")
@@ -331,7 +335,7 @@ func TestGuestLivesOn(t *testing.T) {
 			ctx, cancel := context.WithCancel(within.Context(t))
 			src, dst := switches(t, func(src, _ *fakeQEMU, _ func()) {
 				rests(src, c.state, c.events...)
-				time.AfterFunc(soon, cancel)
+				time.AfterFunc(3*soon, cancel) // when the engine has asked why it stands still
 			})
 			src.refuse["cont"] = func() string {
 				if c.state == "shutdown" {
