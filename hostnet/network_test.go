@@ -307,9 +307,14 @@ func TestHostsReachEachOther(t *testing.T) {
 	n := apply(t, Spec{})
 	reach(t, n)
 	// Not from here: the hosts' network is their own.
-	if l, err := Local().Listen(within.Context(t), "tcp", net.JoinHostPort(n.Address("a").String(), "0")); err == nil {
-		l.Close()
-		t.Error("this program's own namespace has a host's address")
+	here, err := net.InterfaceAddrs()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, one := range here {
+		if ip, _, _ := strings.Cut(one.String(), "/"); ip == n.Address("a").String() {
+			t.Error("this program's own namespace has a host's address")
+		}
 	}
 	// Names are looked up outside.
 	l, err := n.Host("a").Listen(within.Context(t), "tcp4", "localhost:0")
