@@ -11,7 +11,7 @@ FUZZTIME ?= 20s
 
 export CGO_ENABLED ?= 0
 
-.PHONY: help deps build demo needs install check test beside lint bench conformance chaos model fuzz clean
+.PHONY: help deps build demo needs modules install check test beside lint bench conformance chaos model fuzz clean
 
 help: ## list the targets
 	@awk -F':.*## ' '/^[a-z]+:.*## / { printf "%-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -28,12 +28,16 @@ deps: build ## get QEMU 7.2, 10.0 and 11.1, the guest's kernel, an iSCSI target,
 	bin/qmigrate doctor --mend
 
 demo: ## one live migration between two hosts: make demo ARGS='--mode stop-and-copy'
-	@$(MAKE) --no-print-directory -j2 build needs
+	@$(MAKE) --no-print-directory -j3 build needs modules
 	bin/qmigrate demo $(ARGS)
 
-# What the demo needs comes while the compiler works. With ARGS the demo may need other things, and says so itself.
-needs:
-	$(GO) run -trimpath ./guest/debian/get $(if $(ARGS),|| true)
+# What the demo needs comes while the compiler works on qmigrate. With ARGS the demo may need other things, and says so itself.
+needs: $(AGENT)
+	$(GO) run -trimpath -ldflags '-s -w' ./guest/debian/get $(if $(ARGS),|| true)
+
+# The modules of others come while the compiler works on the agent.
+modules:
+	@$(GO) list -deps ./cmd/qmigrate >/dev/null
 
 test: deps ## every test that this machine can run; QMIGRATE_REQUIRE_QEMU=1 makes a missing QEMU a failure
 	@set -e; all="$$($(GO) list ./...)"; raced="$$($(GO) list $(RACE))"; \
