@@ -12,9 +12,9 @@ import (
 	"qmigrate/qmp"
 )
 
-// CarryOver gives a destination that was started from its source's command line what the source was told by its monitor
-// since: the media in its drives, the limits of its disks and the thresholds at which they report. The destination waits
-// for its guest, and the source is only asked. Said is what was carried over, and missing what QEMU does not let be read
+// CarryOver gives a destination that was started from its source's command line what the source's monitor was told
+// since: the media in the drives, the limits of the disks and the thresholds at which they report. The destination waits
+// for its guest, and the source is only asked. said is what was carried over. missing is what QEMU does not let be read
 // or set, each in one line.
 func CarryOver(ctx context.Context, src, dst *Endpoint, o Options) (said, missing []string, err error) {
 	a, err := connect(ctx, src, o)
@@ -152,7 +152,8 @@ func (r runTime) carry(there runTime) (todo []task, missing []string) {
 				ID string `json:"id"`
 				qmp.Throttle
 			}{id, d.throttle}
-			todo = append(todo, task{"disk " + name + ": its limits of bytes and requests a second", "block_set_io_throttle", limits})
+			what := "disk " + name + ": its limits of bytes and requests a second"
+			todo = append(todo, task{what, "block_set_io_throttle", limits})
 		}
 		if d.threshold != e.threshold && e.Node != "" {
 			what := fmt.Sprintf("disk %s: it reports writes behind byte %d", name, d.threshold)

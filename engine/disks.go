@@ -228,29 +228,33 @@ func (d Disk) images(e Disk, name string, here bool) difference {
 	case found.likeness <= namesake && a.ImageFormat() != b.ImageFormat():
 		found.format = true
 		return set("start the destination with format="+a.ImageFormat()+" for it",
-			"is of format %s on the source, and the destination opens the same %s as %s: the guest would find garbage, and write it",
+			"is of format %s on the source, and the destination opens the same %s as %s: the guest would find garbage",
 			a.ImageFormat(), b.where(), b.ImageFormat())
 	case a.misread(b, found.likeness):
 		found.format = true
 		return set("start the destination with format="+b.Opened.Content+" for it",
-			"is raw on the destination, but %s is an image of format %s: the guest would find garbage", b.where(), b.Opened.Content)
+			"is raw on the destination, but %s is an image of format %s: the guest would find garbage",
+			b.where(), b.Opened.Content)
 	case found.likeness <= namesake:
 	case a.Opened != nil && a.Opened.Removed:
 		return set("copy it into an image that stays: blockdev-add of that, blockdev-mirror with sync=full, block-job-complete",
-			"is written to %s on the source, which is removed (snapshot=on makes it so) and which no other QEMU can open, and is %s on the destination",
-			a.File, b)
+			"is written to %s on the source, a removed file (snapshot=on makes it so) that no other QEMU can open, "+
+				"and is %s on the destination", a.File, b)
 	case below(b, d.Layers):
 		return set(start+", or merge it first: block-commit, then block-job-complete",
-			"is %s on the source, a layer over what it is on the destination, %s: what the guest wrote since that snapshot would be gone", a, b)
+			"is %s on the source, a layer over what it is on the destination, %s: "+
+				"what the guest wrote since that snapshot would be gone", a, b)
 	case below(a, e.Layers):
-		return set(start, "is %s on the source, and %s on the destination, a layer over it that the guest no longer has", a, b)
+		return set(start,
+			"is %s on the source, and %s on the destination, a layer over it that the guest no longer has", a, b)
 	case found.likeness == doubtful:
 		return set("give both the same storage, or mirror it",
-			"is %s on the source, %s on the destination: unless they are one and the same, or mirrored, the guest finds another disk",
-			a.where(), b.where())
+			"is %s on the source, %s on the destination: unless they are one and the same, or mirrored, "+
+				"the guest finds another disk", a.where(), b.where())
 	default:
 		return set(start+", or mirror it",
-			"is %s on the source, %s on the destination, which is another file: the guest finds another disk", a.where(), b.where())
+			"is %s on the source, %s on the destination, which is another file: the guest finds another disk",
+			a.where(), b.where())
 	}
 	for i := 1; i < max(len(d.Layers), len(e.Layers)); i++ {
 		switch {
@@ -271,8 +275,8 @@ func (d Disk) images(e Disk, name string, here bool) difference {
 	return found
 }
 
-// misread tells whether the destination would read an image of another format as a raw one. What a guest wrote to a raw disk may begin as
-// an image does: then it does so on the source too.
+// misread tells whether the destination would read an image of another format as a raw one. What a guest wrote to a raw
+// disk may begin as an image does: then it does so on the source too.
 func (l Layer) misread(k Layer, how likeness) bool {
 	if k.Opened == nil || k.Opened.Content == "" || k.ImageFormat() != "raw" {
 		return false
@@ -403,7 +407,8 @@ func LaunchedDisks(src, dst *Facts, p Plan, chosen []string) (refusals, doubts [
 		}
 		found := d.images(e, name, src.here && dst.here)
 		switch {
-		case found.likeness == other, found.format, found.likeness == doubtful && filepath.Base(d.File) != filepath.Base(e.File):
+		case found.likeness == other, found.format,
+			found.likeness == doubtful && filepath.Base(d.File) != filepath.Base(e.File):
 			refusals = append(refusals, Mismatch{found.problem, found.mend})
 		case found.likeness != same:
 			doubts = append(doubts, Mismatch{

@@ -73,7 +73,7 @@ func TestDisks(t *testing.T) {
 		{name: "an image in a raw disk", src: "/d=1", dst: "/d=1", src2: content("vmdk"), dst2: content("vmdk")},
 		{name: "a copy of an image in a raw disk", src: "/d=1", dst: "/e=2", src2: content("vmdk"), dst2: content("vmdk"), chosen: []string{"/e"}, doubt: "another file"},
 		{name: "temporary", src: "json:{\"driver\":\"qcow2\",\"file\":{\"driver\":\"file\",\"filename\":\"/t\"}}:qcow2=3 < /d=1", dst: "json:{\"driver\":\"qcow2\",\"file\":{\"driver\":\"file\",\"filename\":\"/u\"}}:qcow2=4 < /d=1", src2: removed,
-			doubt: "is written to /t on the source, which is removed", launch: "!blockdev-mirror with sync=full"},
+			doubt: "is written to /t on the source, a removed file", launch: "!blockdev-mirror with sync=full"},
 		{name: "limits", src: "/d=1", dst: "/d=1", src2: func(f *Facts) { f.Disks[0].throttle = qmp.Throttle{BPS: 5, IOPSWr: 7, Group: "g"} }, doubt: "source bps=5,iops_wr=7, destination none"},
 		{name: "group of limits", src: "/d=1", dst: "/d=1", src2: func(f *Facts) { f.Disks[0].throttle.Group = "g" }},
 		{name: "another CD", src: "/one.iso=1", dst: "/two.iso=2", src2: removable, dst2: removable, doubt: "/2/two.iso on the destination, which is another file", launch: "!another file"},

@@ -33,8 +33,8 @@ type Endpoint struct {
 	// ReadFile reads a file as that QEMU would see it; nil: its files cannot be read from here.
 	ReadFile func(name string) ([]byte, error)
 
-	// Opened tells what files that QEMU has open are to its host, by the names that QEMU gives them; those that it cannot tell are left out. nil: it
-	// cannot be told from here.
+	// Opened tells what files that QEMU has open are to its host, by the names that QEMU gives them. Those that cannot be
+	// told are left out. nil: none can be told from here.
 	Opened func(names []string) map[string]OpenFile
 
 	// Clock measures that host's realtime clock minus ours and the error of that; nil: it is our clock.

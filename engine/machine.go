@@ -384,8 +384,8 @@ func (m *migration) compare(ctx context.Context) error {
 		m.rec.Warn("%s", d)
 	}
 	if len(exports) > 0 {
-		m.rec.Warn("the source exports disks, and these do not move with the guest: %s: start them on the destination (nbd-server-start, "+
-			"block-export-add) and let their clients connect there", strings.Join(exports, ", "))
+		m.rec.Warn("the source exports disks, and exports do not move with the guest: %s: start them on the destination "+
+			"(nbd-server-start, block-export-add) and let their clients connect there", strings.Join(exports, ", "))
 	}
 	return nil
 }

@@ -171,3 +171,27 @@ func TestLaunchedDisks(t *testing.T) {
 		}
 	})
 }
+
+// Between any two QEMUs another layer or CD is warned of, and one image that is read in two formats is refused.
+func TestOtherDisks(t *testing.T) {
+	dir := guesttest.Dir(t)
+	images(t, dir, "d", "one", "two")
+	qemu := guesttest.QEMU(t, "10.0")
+	const devices = "-device virtio-blk-pci,drive=d -drive if=none,id=cd,file=DIR/%s,media=cdrom,format=raw -device ide-cd,drive=cd " +
+		"-drive if=none,id=d,file=DIR/%s"
+	execute := diskVM(t, qemu, dir, "a", false, fmt.Sprintf(devices, "one", "d,format=raw"))
+	execute("blockdev-snapshot-sync", map[string]string{"device": "d", "snapshot-file": dir + "/d2", "format": "qcow2"}, nil)
+	diskVM(t, qemu, dir, "raw", true, fmt.Sprintf(devices, "one", "d2,format=raw"))
+	diskVM(t, qemu, dir, "b", true, fmt.Sprintf(devices, "two", "d,format=raw"))
+
+	status, said := runIn(t, dir, "--source", "unix:DIR/a", "--destination", "unix:DIR/raw")
+	if status != 1 || strings.Count(said, "\n") != 1 || !strings.Contains(said, "opens the same "+dir+"/d2 as raw") {
+		t.Errorf("status %d, %s", status, said)
+	}
+	status, said = runIn(t, dir, "--source", "unix:DIR/a", "--destination", "unix:DIR/b", "--json")
+	for _, want := range []string{"what the guest wrote since that snapshot would be gone", dir + "/two on the destination, which is another file"} {
+		if status != 0 || !strings.Contains(said, want) {
+			t.Errorf("status %d, want %q in\n%s", status, want, said)
+		}
+	}
+}

@@ -81,7 +81,8 @@ func openFiles(pid int, names []string) map[string]engine.OpenFile {
 			}
 		}
 		switch {
-		case is == nil && id != "" && len(all) > 0 && !strings.HasPrefix(name, "/dev/fdset/"): // another file has its name now
+		case is == nil && id != "" && len(all) > 0 && !strings.HasPrefix(name, "/dev/fdset/"):
+			// Another file has its name now.
 			found[name] = engine.OpenFile{Path: whole, ID: fmt.Sprintf("not open in %d", pid), Removed: true}
 			continue
 		case is == nil:
@@ -152,7 +153,8 @@ func content(name string) string {
 		return "qcow"
 	}
 	for magic, format := range map[string]string{
-		"QFI\xfb": "qcow2", "QED\x00": "qed", "KDMV": "vmdk", "COWD": "vmdk", "vhdxfile": "vhdx", "conectix": "vpc", "LUKS\xba\xbe": "luks",
+		"QFI\xfb": "qcow2", "QED\x00": "qed", "KDMV": "vmdk", "COWD": "vmdk", "vhdxfile": "vhdx", "conectix": "vpc",
+		"LUKS\xba\xbe": "luks",
 	} {
 		if bytes.HasPrefix(head, []byte(magic)) {
 			return format

@@ -125,8 +125,7 @@ func (d *drives) drive(w word, o options) (to string, changed bool) {
 	case m.Mirrored, !m.Empty && m.File == "":
 		return w.value, false
 	case m.Removed || temporary && !m.Known && !m.Empty:
-		d.refuse(w.option, w.value, "the guest writes to "+m.Told+", a file that is in no folder any more "+
-			"(snapshot=on makes it so), and which no other QEMU can open: "+copyIt)
+		d.lost(w.option, w.value, m)
 		return o.without("snapshot").String(), false
 	case m.Empty && file == "", !m.Empty && m.Told == file && !temporary:
 		return w.value, false
@@ -141,8 +140,13 @@ func (d *drives) drive(w word, o options) (to string, changed bool) {
 	return keep.String(), true
 }
 
-// copyIt is a remedy that works: drive-mirror makes its target temporary too if the disk is (seen on 7.2.22 to 11.1.3).
-const copyIt = "copy it into an image that stays (blockdev-add of that, blockdev-mirror with sync=full, block-job-complete)"
+// lost refuses a medium that no other QEMU can open. drive-mirror is no remedy: its target is temporary too if the disk is
+// (seen on 7.2.22 to 11.1.3).
+func (d *drives) lost(option, value string, m Medium) {
+	d.refuse(option, value, "the guest writes to "+m.Told+", a file that is in no folder any more "+
+		"(snapshot=on makes it so), and which no other QEMU can open: copy it into an image that stays "+
+		"(blockdev-add of that, blockdev-mirror with sync=full, block-job-complete)")
+}
 
 // fileWord is a file's name in which QEMU finds no protocol.
 func fileWord(file string) string {
@@ -152,7 +156,8 @@ func fileWord(file string) string {
 	return file
 }
 
-// name is how QEMU names a drive: by its id, or else by the place that it takes. Source: blockdev.c, drive_new, 7.2 to 10.0.
+// name is how QEMU names a drive: by its id, or else by the place that it takes. Source: blockdev.c, drive_new; seen on
+// 7.2.22 to 11.1.3.
 func (d *drives) name(o options) string {
 	kind, perBus := o.get("if"), 0
 	switch {
@@ -231,8 +236,7 @@ func (d *drives) node(u use) {
 	case file == "" || chosen || m.Mirrored || m.Empty || m.File == "":
 		return
 	case m.Removed:
-		d.refuse("-blockdev", d.words[n.at].value, "the guest writes to "+m.Told+
-			", a file that is in no folder any more, and which no other QEMU can open: "+copyIt)
+		d.lost("-blockdev", d.words[n.at].value, m)
 		return
 	case m.Told == file && m.Format == format:
 		return
@@ -242,7 +246,8 @@ func (d *drives) node(u use) {
 	d.words[n.at].value = to
 }
 
-// blockNode is the value of a -blockdev or -device in either form; keys of the JSON form are joined by dots, as in the other.
+// blockNode is the value of a -blockdev or -device in either form; keys of the JSON form are joined by dots, as in the
+// other.
 type blockNode struct {
 	options options
 	json    map[string]any // nil in the other form
