@@ -17,8 +17,8 @@ const ScreenLines = 23
 
 // The least that is shown of a long list where the screen has room for it.
 const (
-	leastPasses   = 3 // the first, how many are left out, the last
-	leastWarnings = 4 // lines
+	leastPasses   = 2 // rows: how many are left out, the last
+	leastWarnings = 3 // lines
 	mostStages    = 9 // rows of stages, the wall time among them
 )
 
@@ -34,16 +34,16 @@ func (p Page) Screen(r *record.Migration, cause, foot []string) {
 		figures = nil
 	}
 	room -= len(figures)
-	passes := p.foldedPasses(r, max(room-len(warnings), min(room-leastWarnings, leastPasses+2)))
+	passes := p.foldedPasses(r, max(room-len(warnings), min(room-leastWarnings, leastPasses+3)))
 	room -= len(passes)
 	if len(warnings) > room {
 		const more = "          ... --details has the rest"
 		warnings = append(warnings[:max(room-1, 0)], more)
 	}
-	if len(foot) > 0 {
-		foot = append([]string{""}, foot...)
+	if last := append(warnings, foot...); len(last) > 0 {
+		foot = append([]string{""}, last...)
 	}
-	for _, line := range slices.Concat(head, figures, passes, warnings, foot) {
+	for _, line := range slices.Concat(head, figures, passes, foot) {
 		fmt.Fprintln(p.W, line)
 	}
 }
@@ -275,7 +275,8 @@ func (p Page) foldedPasses(r *record.Migration, room int) []string {
 	}
 	t := passTable(r, len(r.Passes), 0)
 	if rows < len(r.Passes) {
-		t = passTable(r, rows/2, rows-1-rows/2)
+		first := (rows - 1) / 2
+		t = passTable(r, first, rows-1-first)
 	}
 	for i, row := range t.Rows { // when each began is a detail
 		t.Rows[i] = slices.Delete(row, 1, 2)
@@ -286,10 +287,7 @@ func (p Page) foldedPasses(r *record.Migration, room int) []string {
 
 // warnings are the doubts, each folded.
 func (p Page) warnings(r *record.Migration) (lines []string) {
-	for i, text := range r.Warnings {
-		if i == 0 {
-			lines = append(lines, "")
-		}
+	for _, text := range r.Warnings {
 		lines = append(lines, split("warning   "+Fold(text, 10, p.width()))...)
 	}
 	return lines
