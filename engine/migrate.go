@@ -727,7 +727,7 @@ func (m *migration) take(s *side, ev qmp.Event, ok bool) {
 		m.takeMirror(ev, at)
 		if ev.Name == "RESUME" {
 			m.asked = nil // an answer to a question about the STOP before it would be stale
-			if m.undisturbed(s) {
+			if !m.undoing {
 				m.held = ""
 			}
 		}
