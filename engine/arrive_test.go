@@ -79,7 +79,8 @@ func TestArrives(t *testing.T) {
 		"shut down": {code: acpi(0), args: "-no-shutdown", state: "shutdown"},
 		"panicked":  {code: out8(0x505, 1), args: "-device pvpanic -action panic=pause", state: "guest-panicked"},
 		"bad disk": {code: writeDisk(), state: "io-error",
-			args: "-drive if=ide,werror=stop,format=raw,file.driver=blkdebug,file.image.driver=null-co,file.image.size=1M,file.inject-error.0.event=write_aio,file.inject-error.0.iotype=write"},
+			args: "-drive if=ide,werror=stop,format=raw,file.driver=blkdebug,file.image.driver=null-co," +
+				"file.image.size=1M,file.inject-error.0.event=write_aio,file.inject-error.0.iotype=write"},
 		"never started": {paused: true, state: "prelaunch"},
 	}
 	for _, c := range []struct {
@@ -185,8 +186,31 @@ func TestPreconfig(t *testing.T) {
 			}
 		}
 		_, err := engine.Migrate(within.Context(t), src.endpoint(), dst.endpoint(), engine.Plan{}, engine.Options{})
-		if err == nil || !strings.HasPrefix(err.Error(), "inspect "+who) || !strings.Contains(err.Error(), "x-exit-preconfig") {
+		if err == nil || !strings.HasPrefix(err.Error(), "inspect "+who) ||
+			!strings.Contains(err.Error(), "x-exit-preconfig") {
 			t.Errorf("%s: %v", who, err)
+		}
+	}
+}
+
+// TestSleepsOn: a guest that sleeps, and cannot be moved, sleeps on where it was, and can be woken up.
+func TestSleepsOn(t *testing.T) {
+	t.Parallel()
+	for _, mode := range []record.Mode{record.PreCopyMode, record.StopAndCopyMode} {
+		src, dst := pair(t, guesttest.QEMU(t, "10.0"), func(src, dst *guest.Spec) {
+			src.Machine, dst.Machine, src.Memory, dst.Memory = "pc-i440fx-7.2", "pc-i440fx-7.2", 32<<20, 32<<20
+			src.Extra = []string{"-bios", firmware(t, acpi(1))}
+			dst.Extra = src.Extra
+		})
+		for deadline := time.Now().Add(time.Minute); state(t, src) != "suspended"; time.Sleep(20 * time.Millisecond) {
+			if time.Now().After(deadline) {
+				t.Fatalf("the guest is %s", state(t, src))
+			}
+		}
+		plan := engine.Plan{Mode: mode, Connect: "unix:" + filepath.Join(guesttest.Dir(t), "nobody")}
+		r, err := engine.Migrate(within.Context(t), lab.Endpoint(src), lab.Endpoint(dst), plan, engine.Options{})
+		if got := state(t, src); err == nil || r.GuestOn != record.Source || got != "suspended" {
+			t.Errorf("%s: %v; the guest is %s on the %s, want suspended on the source", mode, err, got, r.GuestOn)
 		}
 	}
 }

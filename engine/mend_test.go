@@ -98,7 +98,8 @@ func TestMends(t *testing.T) {
 		{
 			name: "machine type that the other QEMU lacks", change: func(src, dst *Facts) {
 				src.Machine, dst.Machine = "pc-q35-10.0", "pc-q35-7.2"
-				src.MachineTypes, dst.MachineTypes = []string{"q35", "pc-q35-10.0", "pc-q35-7.2", "pc-q35-7.1", "pc-i440fx-7.2"}, []string{"q35", "pc-q35-7.2", "pc-q35-7.1", "pc-i440fx-7.2"}
+				dst.MachineTypes = []string{"q35", "pc-q35-7.2", "pc-q35-7.1", "pc-i440fx-7.2"}
+				src.MachineTypes = append([]string{"pc-q35-10.0"}, dst.MachineTypes...)
 			},
 			mend: "destination QEMU x has no pc-q35-10.0: use a QEMU there that has it, or start the guest anew with " +
 				"a machine type that both have (pc-q35-7.1, pc-q35-7.2)",
