@@ -2,6 +2,7 @@ package engine_test
 
 import (
 	"encoding/binary"
+	"errors"
 	"os"
 	"path/filepath"
 	"slices"
@@ -15,6 +16,7 @@ import (
 	"qmigrate/guest"
 	"qmigrate/guest/guesttest"
 	"qmigrate/guest/guesttest/within"
+	"qmigrate/hostnet"
 	"qmigrate/qmp"
 )
 
@@ -191,6 +193,58 @@ func TestPreconfig(t *testing.T) {
 			t.Errorf("%s: %v", who, err)
 		}
 	}
+}
+
+// TestFindings: what is set up on a real QEMU is found there, and answered.
+func TestFindings(t *testing.T) {
+	t.Parallel()
+	guesttest.EachQEMU(t, func(t *testing.T, qemu string) {
+		vm, err := guest.Start(within.Context(t), hostnet.Local(), guest.Spec{
+			Name: "a", QEMU: qemu, Memory: 32 << 20, Dir: filepath.Join(guesttest.Dir(t), "a"), Paused: true,
+			Extra: strings.Fields("-drive if=pflash,unit=0,format=raw,file=" + firmware(t) +
+				" -blockdev driver=null-co,node-name=disk,size=1048576,read-zeroes=on -device virtio-blk-pci,drive=disk" +
+				" -blockdev driver=null-co,node-name=copy,size=1048576"),
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer func() {
+			if err := vm.Close(); err != nil {
+				t.Error(err)
+			}
+		}()
+		ctx := within.Context(t)
+		c, err := qmp.Dial(ctx, "unix", vm.Spec().Socket(guest.Control), qmp.Options{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		mirror := map[string]any{"job-id": "j", "device": "disk", "target": "copy", "sync": "full", "speed": 1}
+		bitmap := map[string]any{"node": "disk", "name": "b"}
+		err = errors.Join(c.Execute(ctx, "block-dirty-bitmap-add", bitmap, nil),
+			c.Execute(ctx, "blockdev-mirror", mirror, nil))
+		_, modes := c.Execute(ctx, "migrate-set-parameters", map[string]any{"mode": "cpr-reboot"}, nil).(*qmp.CommandError)
+		c.Close()
+		if err != nil {
+			t.Fatal(err)
+		}
+		f := inspectVM(t, vm)
+		var said strings.Builder
+		for _, x := range engine.Conditions(f, nil, engine.Plan{}) {
+			said.WriteString(string(x.Answer) + ": " + x.Error() + "\n")
+		}
+		want := []string{"(prelaunch)", "block job j (mirror)", "dirty bitmap b of disk", "keeps its variables in "}
+		if !modes { // 7.2 has no such parameter
+			want = append(want, "warn: parameter mode was cpr-reboot on the source")
+		}
+		for _, text := range want {
+			if !strings.Contains(said.String(), text) {
+				t.Errorf("%q is not said: %s", text, said.String())
+			}
+		}
+		if n := strings.Count(said.String(), "\n"); n != len(want) || modes != (f.Major < 8) {
+			t.Errorf("%d things are said, want %d; mode is refused: %t\n%s", n, len(want), modes, said.String())
+		}
+	})
 }
 
 // TestSleepsOn: a guest that sleeps, and cannot be moved, sleeps on where it was, and can be woken up.

@@ -402,7 +402,7 @@ func (c *combination) jobs(picks func(Job) bool) (all []string) {
 func bitmaps(c *combination) (all []string) {
 	for _, d := range c.src.Disks {
 		for _, b := range d.Bitmaps {
-			if !b.Persistent && !c.on("dirty-bitmaps") {
+			if b.Name != "" && !b.Persistent && !c.on("dirty-bitmaps") { // 7.2 lists a mirror's own, without a name
 				all = append(all, fmt.Sprintf("dirty bitmap %s of disk %s", b.Name, d.Name))
 			}
 		}

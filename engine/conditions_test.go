@@ -308,6 +308,14 @@ func addJob(kind string, ready bool) func(src, dst *Facts) {
 	return func(src, _ *Facts) { src.Jobs = []Job{{ID: "j", Type: kind, Ready: ready}} }
 }
 
+func TestBitmapOfAJob(t *testing.T) {
+	t.Parallel()
+	c := &combination{src: &Facts{Disks: []Disk{{Name: "d", Bitmaps: []Bitmap{{}, {Name: "b"}}}}}}
+	if all := bitmaps(c); len(all) != 1 || all[0] != "dirty bitmap b of disk d" {
+		t.Errorf("%q; want the one with a name", all)
+	}
+}
+
 func addBitmap(persistent bool) func(src, dst *Facts) {
 	return func(src, _ *Facts) { src.Disks = []Disk{{Name: "d", Bitmaps: []Bitmap{{"b", persistent}}}} }
 }
