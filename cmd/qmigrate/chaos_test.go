@@ -254,7 +254,7 @@ func instants() []instant {
 		}
 	}
 	for _, c := range []struct{ side, event string }{
-		{"a", `"active"`}, {"a", `"STOP"`}, {"a", `"pre-switchover"`}, {"a", `"completed"`}, {"b", `"completed"`}, {"b", `"RESUME"`},
+		{"a", `"active"`}, {"a", `"STOP"`}, {"a", `"pre-switchover"`}, {"a", `"status": "completed"`}, {"b", `"status": "completed"`}, {"b", `"RESUME"`},
 	} {
 		all = append(all, instant{c.side, false, c.event, false})
 	}
@@ -331,9 +331,9 @@ func killAt(t *testing.T, qemu string, mode []string, interrupt string, at insta
 	killed, interrupted := false, interrupt == ""
 	f.watch(func(side string, sent bool, line []byte) (deliver bool) {
 		switch {
-		case !interrupted && side == "b" && bytes.Contains(line, []byte(`"completed"`)):
+		case !interrupted && side == "b" && bytes.Contains(line, []byte(`"status": "completed"`)):
 			return false // it would be done before the signal is taken
-		case !interrupted && side == "a" && !sent && bytes.Contains(line, []byte(interrupt)):
+		case !interrupted && side == "a" && !sent && bytes.Contains(line, []byte(`"status": `+interrupt)):
 			interrupted = true
 			_ = cmd.Process.Signal(syscall.SIGINT)
 			if interrupt == `"completed"` {
