@@ -108,7 +108,7 @@ func (ep *Endpoint) greet(ctx context.Context, d Dialer, role record.Holder, gre
 	if err != nil {
 		return fmt.Errorf("reach %s: %w", name, err)
 	}
-	limited, cancel := context.WithTimeout(ctx, inspectLimit) // one that hangs never greets
+	limited, cancel := context.WithTimeout(ctx, greetLimit)
 	defer cancel()
 	if err = ep.because(greeted(limited, nc), nc); err != nil {
 		return fmt.Errorf("talk to %s: %w", name, err)
@@ -134,6 +134,9 @@ type explained struct {
 
 func (e *explained) Error() string { return e.why }
 func (e *explained) Unwrap() error { return e.err }
+
+// greetLimit is how long a monitor that was reached may take to greet: one that hangs, or serves another client, never does.
+const greetLimit = 5 * time.Second
 
 // inspectLimit is how long a QEMU may take over all these questions together: some milliseconds are usual, and one that was
 // stopped, or whose main loop is stuck, never answers.

@@ -132,7 +132,7 @@ func (s *side) learn(facts *Facts) {
 
 // agrees refuses a monitor that belongs to another QEMU than the first one.
 func (s *side) agrees(ctx context.Context, other asker, role string) error {
-	limited, cancel := context.WithTimeout(ctx, inspectLimit)
+	limited, cancel := context.WithTimeout(ctx, greetLimit)
 	defer cancel()
 	if err := agree(limited, s.control, other, role); err != nil {
 		return monitorError{fmt.Errorf("%s %s: %w", s.role, s.ep.Name, s.ep.because(err, nil))}
