@@ -284,15 +284,32 @@ func TestGuestLife(t *testing.T) {
 				x.background.Go(func() {
 					_ = x.somebody(t, record.Source, "stop")
 					_ = x.somebody(t, record.Source, "cont")
-					// It is reset again if it had not booted yet, each time after a longer while.
-					for wait := 2 * time.Second; !x.trigger.saw(record.Source, `"SUSPEND"`); wait *= 2 {
+					// It is reset again if it had not booted yet, each time after a longer while. One that has just fallen asleep may be
+					// woken by that, so it must still sleep a moment later.
+					asleep := func() bool {
+						x.trigger.mu.Lock()
+						defer x.trigger.mu.Unlock()
+						slept := false
+						for _, line := range x.trigger.seen {
+							slept = strings.Contains(line, "event SUSPEND") || slept && !strings.Contains(line, "event RESET")
+						}
+						return slept
+					}
+					sleeps := func() bool {
+						if !asleep() {
+							return false
+						}
+						time.Sleep(300 * time.Millisecond)
+						return asleep()
+					}
+					for wait := 2 * time.Second; !sleeps(); wait *= 2 {
 						if wait > 40*time.Second {
 							t.Error("the guest never slept")
 							break
 						}
 						_ = x.somebody(t, record.Source, "system_reset")
-						for begun := time.Now(); time.Since(begun) < wait && !x.trigger.saw(record.Source, `"SUSPEND"`); {
-							time.Sleep(10 * time.Millisecond)
+						for begun := time.Now(); time.Since(begun) < wait && !sleeps(); {
+							time.Sleep(50 * time.Millisecond)
 						}
 					}
 					_ = x.somebodySets(t, record.Source, "migrate-set-parameters", map[string]any{"max-bandwidth": 1 << 30})
