@@ -322,7 +322,7 @@ func TestGuestLivesOn(t *testing.T) {
 			src, dst := switchesAs(t, c.state, func(src, dst *fakeQEMU, then func()) {
 				rests(src, c.state, c.events...)
 				then()
-				dst.on["cont"] = func() { dst.event(`"RESUME"`) } // of a guest that sleeps
+				dst.do(func() { dst.on["cont"] = func() { dst.event(`"RESUME"`) } }) // of a guest that sleeps
 			})
 			x := moves(within.Context(t), t, 20*time.Second, src, dst, engine.Plan{})
 			x.want(t, "postmigrate", c.state, "destination")
