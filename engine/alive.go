@@ -93,8 +93,9 @@ func (m *migration) promptly(ctx context.Context, step func(context.Context) err
 	return err
 }
 
-// watch has both sides asked again and again, over both monitors, whether they answer, until unwatch; until takes in what is found. QEMU answers while it
-// copies, for its incoming side lets the main loop go on every so many pages (migration/ram.c, ram_load_precopy).
+// watch has both sides asked again and again, over both monitors, whether they answer, until unwatch; until takes in
+// what is found. QEMU answers while it copies, for its incoming side lets the main loop go on every so many pages
+// (migration/ram.c, ram_load_precopy).
 func (m *migration) watch(ctx context.Context) {
 	if m.dst.control == nil { // a file
 		return
@@ -229,14 +230,15 @@ func (s *side) regain(ctx context.Context) {
 	s.status = info.Status
 }
 
-// another is an error if what answers at the endpoint now is a QEMU that was started since: its vCPU's thread is another one, or it knows
-// nothing of a migration that was under way, which a QEMU never forgets.
+// another is an error if what answers at the endpoint now is a QEMU that was started since: its vCPU's thread is
+// another one, or it knows nothing of a migration that was under way, which a QEMU never forgets.
 func (s *side) another(ctx context.Context, conn *qmp.Conn, info *qmp.MigrationInfo) error {
 	cpus, err := conn.CPUs(ctx)
 	switch {
 	case err != nil:
 		return err
-	case len(cpus) > 0 && s.facts != nil && cpus[0].Thread != s.facts.vcpuThread, !idle(s.status) && s.status != "setup" && idle(info.Status):
+	case len(cpus) > 0 && s.facts != nil && cpus[0].Thread != s.facts.vcpuThread, !idle(s.status) && s.status != "setup" &&
+		idle(info.Status):
 		return errors.New("another QEMU answers there now")
 	}
 	return nil

@@ -13,9 +13,9 @@ import (
 )
 
 // CarryOver gives a destination that was started from its source's command line what the source's monitor was told
-// since: the media in the drives, the limits of the disks and the thresholds at which they report. The destination waits
-// for its guest, and the source is only asked. said is what was carried over. missing is what QEMU does not let be read
-// or set, each in one line.
+// since: the media in the drives, the limits of the disks and the thresholds at which they report. The destination
+// waits for its guest, and the source is only asked. said is what was carried over. missing is what QEMU does not let
+// be read or set, each in one line.
 func CarryOver(ctx context.Context, src, dst *Endpoint, o Options) (said, missing []string, err error) {
 	a, err := connect(ctx, src, o)
 	if err != nil {
@@ -180,7 +180,8 @@ func (r runTime) carry(there runTime) (todo []task, missing []string) {
 		return strings.HasPrefix(kind, "monitor-") || strings.HasPrefix(kind, "tls-creds")
 	})
 	gone("objects", lacks(objects, there.objects), "make them there too (object-add) if something is to use them")
-	gone("network backends", lacks(r.netdevs, there.netdevs), "make them there too (netdev_add) if a device is to use them")
+	gone("network backends", lacks(r.netdevs, there.netdevs),
+		"make them there too (netdev_add) if a device is to use them")
 	chardevs := slices.DeleteFunc(slices.Clone(r.chardevs), func(label string) bool {
 		return strings.HasPrefix(label, "qmigrate-") || strings.HasPrefix(label, "compat_monitor") ||
 			slices.Contains(there.chardevs, label)

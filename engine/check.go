@@ -7,7 +7,8 @@ import (
 	"qmigrate/engine/record"
 )
 
-// CheckWords refuses the plan's capabilities and parameters that a QEMU does not know, and parameters' values that it cannot take.
+// CheckWords refuses the plan's capabilities and parameters that a QEMU does not know, and parameters' values that it
+// cannot take.
 func (p Plan) CheckWords(f *Facts) error {
 	_, err := p.withDefaults().resolve(f, f)
 	return err

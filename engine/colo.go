@@ -36,12 +36,13 @@ const (
 	coloExit               = "COLO_EXIT"
 )
 
-// Scheduler is a Process whose threads can be made to give way to each other, which COLO needs under TCG: docs/colo.md says why.
+// Scheduler is a Process whose threads can be made to give way to each other, which COLO needs under TCG: docs/colo.md
+// says why.
 type Scheduler interface {
 	// Threads are the numbers of its threads.
 	Threads() ([]int, error)
-	// Yield makes the given threads wait, whenever they come back from a futex call, until all others sleep or have had their
-	// share. It goes on if we die, and ends with the threads, or by undo.
+	// Yield makes the given threads wait, whenever they come back from a futex call, until all others sleep or have had
+	// their share. It goes on if we die, and ends with the threads, or by undo.
 	Yield(threads []int) (undo func() error, err error)
 }
 

@@ -133,7 +133,8 @@ func TestComparePairs(t *testing.T) {
 		later          string // QEMU's own words on the destination, later; "" if it says none and the guest is another one
 	}{
 		{name: "same"},
-		{name: "device missing", from: "-device virtio-rng-pci,bus=rp", to: "", want: "device virtio-rng-pci at PCI address 07.0/00.0 is missing on the destination", mend: "start the destination with -device virtio-rng-pci, with the source's options and address",
+		{name: "device missing", from: "-device virtio-rng-pci,bus=rp", to: "",
+			want: "device virtio-rng-pci at PCI address 07.0/00.0 is missing on the destination", mend: "start the destination with -device virtio-rng-pci, with the source's options and address",
 			later: "Unknown savevm section or instance '0000:00:07.0:00.0/virtio-rng'"},
 		{name: "bridge missing", from: "-device pcie-root-port,id=rp,addr=0x7,chassis=1 -device virtio-rng-pci,bus=rp", to: "", want: "device pcie-root-port rp at PCI address 07.0 is missing on the destination",
 			later: "Unknown savevm section or instance '0000:00:07.0"},
@@ -156,7 +157,8 @@ func TestComparePairs(t *testing.T) {
 			later: `Unknown ramblock "0000:00:0a.0/vga.rom"`},
 		{name: "video memory", from: "-device VGA,addr=0xa", to: "-device VGA,addr=0xa,vgamem_mb=32", want: "memory block 0000:00:0a.0/vga.vram differs: source 16384 KiB, destination 32768 KiB",
 			later: "Size mismatch: 0000:00:0a.0/vga.vram"},
-		{name: "memory backend", from: "-smp 2", to: "-object memory-backend-ram,id=mem0,size=32776k -machine memory-backend=mem0 -smp 2", want: "memory block pc.ram is missing on the destination (it has mem0)", mend: "without -machine memory-backend=",
+		{name: "memory backend", from: "-smp 2",
+			to: "-object memory-backend-ram,id=mem0,size=32776k -machine memory-backend=mem0 -smp 2", want: "memory block pc.ram is missing on the destination (it has mem0)", mend: "without -machine memory-backend=",
 			later: `Unknown ramblock "pc.ram"`},
 		{name: "memory slots", from: "-smp 2", to: "-m 32776k,slots=2,maxmem=1G -smp 2", want: "room for memory that is plugged in differs: source none, destination slots=2,maxmem=1024M", mend: "start the destination with -m 32776k", later: "ICH9LPC"},
 		{name: "machine switch", from: "-smp 2", to: "-machine hpet=off -smp 2", want: "device hpet is missing on the destination", mend: "-machine hpet=on", later: "hpet"},

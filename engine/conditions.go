@@ -198,9 +198,9 @@ func conditions() []condition {
 			name:   "parameter `mode` is not `normal` (8.2 and newer)",
 			when:   (*combination).odd,
 			answer: Warn,
-			said:   "parameter mode was $x, which makes `migrate` something else than a move",
+			said:   "parameter mode was $x, with which `migrate` does not move the guest from one QEMU to another",
 			mend:   "the migration sets it to normal, and leaves it so",
-			why:    "cpr-reboot stops the guest before the first pass; cpr-transfer needs channels of its own",
+			why:    "cpr-reboot stops the guest before the first pass; cpr-transfer needs a second channel",
 		},
 		{
 			name:   "a memory dump is under way",

@@ -9,8 +9,9 @@ import (
 	"qmigrate/qmp"
 )
 
-// TestDisks: what two sides have, what the pair check says of it, and what is said where the destination was launched from the
-// source's command line. In the texts an image is NAME[:FORMAT][=ID], ID "-" for a file that is not known; < is based on.
+// TestDisks: what two sides have, what the pair check says of it, and what is said where the destination was launched
+// from the source's command line. In the texts an image is NAME[:FORMAT][=ID], ID "-" for a file that is not known; <
+// is based on.
 func TestDisks(t *testing.T) {
 	removed := func(f *Facts) { f.Disks[0].Layers[0].Opened.Removed = true }
 	on := func(kind string) func(f *Facts) {
@@ -91,7 +92,8 @@ func TestDisks(t *testing.T) {
 				c.dst2(dst)
 			}
 			var refusals, doubts []string
-			compareDisks(src, dst, func(p, m string) { refusals = append(refusals, p+": "+m) }, func(p, m string) { doubts = append(doubts, p+": "+m) })
+			compareDisks(src, dst, func(p, m string) { refusals = append(refusals, p+": "+m) },
+				func(p, m string) { doubts = append(doubts, p+": "+m) })
 			one := func(what string, got []string, want string) {
 				t.Helper()
 				if want == "" && len(got) > 0 || want != "" && (len(got) != 1 || !strings.Contains(got[0], want)) {
@@ -158,13 +160,15 @@ func TestLayers(t *testing.T) {
 		t.Fatal(err)
 	}
 	got := disks([]qmp.BlockDevice{{Device: "d", Inserted: &m}}, nil)[0]
-	if fmt.Sprint(got.Layers[0], got.Layers[1]) != "/var/tmp/vl.A (qcow2) nbd:unix:/s (raw)" || got.Layers[0].File != "/var/tmp/vl.A" || got.Layers[1].File != "" || len(got.Layers) != 2 {
+	if fmt.Sprint(got.Layers[0], got.Layers[1]) != "/var/tmp/vl.A (qcow2) nbd:unix:/s (raw)" ||
+		got.Layers[0].File != "/var/tmp/vl.A" || got.Layers[1].File != "" || len(got.Layers) != 2 {
 		t.Errorf("%+v", got.Layers)
 	}
 	if got.throttle.BPS != 7 || got.throttle.Group != "d" || got.threshold != 9 {
 		t.Errorf("%+v", got)
 	}
-	for name, want := range map[string]string{"/a:b": "/a:b", "a": "a", "file:a": "a", "rbd:p/i": "", "host_device:/dev/sda": "/dev/sda", "https://h/a": "", "json:{": "", "fat:rw:/d": "",
+	for name, want := range map[string]string{"/a:b": "/a:b", "a": "a", "file:a": "a", "rbd:p/i": "",
+		"host_device:/dev/sda": "/dev/sda", "https://h/a": "", "json:{": "", "fat:rw:/d": "",
 		`json:{"driver":"raw","file":{"driver":"nbd","path":"/s"}}`: "", `json:{"driver":"host_cdrom","filename":"/dev/sr0"}`: "/dev/sr0"} {
 		if got := localFile(name); got != want {
 			t.Errorf("%s: %q, want %q", name, got, want)
@@ -209,8 +213,10 @@ func TestCarry(t *testing.T) {
 		{name: "another disk is no medium", src: runTime{disks: []Disk{disk("d", "/two", nil)}}, dst: runTime{disks: []Disk{disk("d", "/one", nil)}}},
 		{name: "a disk that was plugged in", src: runTime{disks: []Disk{disk("d", "/two", limited)}}},
 		{name: "made at run time", src: runTime{objects: map[string]string{"g": "throttle-group", "m": "memory-backend-ram", "compat_monitor0": "monitor-qmp", "qmigrate-tls": "tls-creds-x509"},
-			chardevs: []string{"late"}, netdevs: map[string]string{"net1": "tap"}}, dst: runTime{objects: map[string]string{"m": "memory-backend-ram"}, locked: []string{"VNC"}},
-			missing: []string{"objects that the source was given while it ran, and the destination lacks: throttle-group g:", "network backends that the source was given while it ran, and the destination lacks: tap net1",
+			chardevs: []string{"late"}, netdevs: map[string]string{"net1": "tap"}},
+			dst: runTime{objects: map[string]string{"m": "memory-backend-ram"}, locked: []string{"VNC"}},
+			missing: []string{"objects that the source was given while it ran, and the destination lacks: throttle-group g:",
+				"network backends that the source was given while it ran, and the destination lacks: tap net1",
 				"character devices that the source was given while it ran, and the destination lacks: late", "VNC: a password"}},
 	} {
 		t.Run(c.name, func(t *testing.T) {

@@ -56,7 +56,8 @@ func TestMixedMonitors(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			src, dst := copying(t), listening(t)
-			r, err := engine.Migrate(within.Context(t), mixed(src, c.other(t)), dst.endpoint(), small(engine.Plan{}), engine.Options{})
+			r, err := engine.Migrate(within.Context(t), mixed(src, c.other(t)), dst.endpoint(), small(engine.Plan{}),
+				engine.Options{})
 			if err == nil || !strings.Contains(err.Error(), "belong to two QEMUs ("+c.want) {
 				t.Errorf("%v\nwant %s", err, c.want)
 			}
@@ -69,7 +70,8 @@ func TestMixedMonitors(t *testing.T) {
 	}
 }
 
-// Two QEMUs that say the same are found out by the events that do not come, and the one that may have the guest is left alone.
+// Two QEMUs that say the same are found out by the events that do not come, and the one that may have the guest is left
+// alone.
 func TestForeignEvents(t *testing.T) {
 	t.Parallel()
 	t.Run("source's", func(t *testing.T) {
@@ -161,7 +163,8 @@ func TestRecoverStaleMonitor(t *testing.T) {
 		return nil, &net.OpError{Op: "dial", Net: "unix", Err: syscall.ECONNREFUSED}
 	}
 	_, _, err := engine.Recover(within.Context(t), ep, dst.endpoint(), small(engine.Plan{}), engine.Options{})
-	if err == nil || !strings.Contains(err.Error(), "reach source") || !strings.Contains(err.Error(), "nothing was changed") {
+	if err == nil || !strings.Contains(err.Error(), "reach source") ||
+		!strings.Contains(err.Error(), "nothing was changed") {
 		t.Error(err)
 	}
 	untold(t, src, "cont", "migrate_cancel", "quit")
@@ -185,7 +188,8 @@ func TestRecoverSomebodyElses(t *testing.T) {
 			if c.destination == "dead" {
 				dst.end()
 			}
-			_, said, err := engine.Recover(within.Context(t), src.endpoint(), dst.endpoint(), small(engine.Plan{}), engine.Options{})
+			_, said, err := engine.Recover(within.Context(t), src.endpoint(), dst.endpoint(), small(engine.Plan{}),
+				engine.Options{})
 			if err == nil || !strings.Contains(err.Error(), c.want) || !strings.Contains(err.Error(), "nothing was changed") {
 				t.Errorf("says %q: %v", said, err)
 			}

@@ -102,7 +102,8 @@ func (ep *Endpoint) talk(ctx context.Context, d Dialer, role record.Holder, o qm
 }
 
 // greet dials a monitor and has greeted wait for its greeting; role is for the error.
-func (ep *Endpoint) greet(ctx context.Context, d Dialer, role record.Holder, greeted func(context.Context, net.Conn) error) error {
+func (ep *Endpoint) greet(ctx context.Context, d Dialer, role record.Holder,
+	greeted func(context.Context, net.Conn) error) error {
 	name := strings.TrimPrefix(string(role)+" "+ep.Name, " ")
 	nc, err := d(ctx)
 	if err != nil {
@@ -116,7 +117,8 @@ func (ep *Endpoint) greet(ctx context.Context, d Dialer, role record.Holder, gre
 	return nil
 }
 
-// because puts the reason that the endpoint's host knows in the place of an answer that did not come; nc: see Explainer.
+// because puts the reason that the endpoint's host knows in the place of an answer that did not come; nc: see
+// Explainer.
 func (ep *Endpoint) because(err error, nc net.Conn) error {
 	if x, ok := ep.Process.(Explainer); ok && errors.Is(err, context.DeadlineExceeded) {
 		if why := x.WhyMute(nc); why != "" {
@@ -135,7 +137,8 @@ type explained struct {
 func (e *explained) Error() string { return e.why }
 func (e *explained) Unwrap() error { return e.err }
 
-// greetLimit is how long a monitor that was reached may take to greet: one that hangs, or serves another client, never does.
+// greetLimit is how long a monitor that was reached may take to greet: one that hangs, or serves another client, never
+// does.
 const greetLimit = 5 * time.Second
 
 // inspectLimit is how long a QEMU may take over all these questions together: some milliseconds are usual, and one that was
@@ -252,10 +255,11 @@ func addresses(list []chardev) (all []string) {
 	return all
 }
 
-// same tells whether two QEMUs are one. Two that have the same sockets may be on two hosts, or in two containers: then their vCPUs' threads
-// differ, or one of them waits for the guest of the other.
+// same tells whether two QEMUs are one. Two that have the same sockets may be on two hosts, or in two containers: then
+// their vCPUs' threads differ, or one of them waits for the guest of the other.
 func (f *Facts) same(g *Facts) bool {
-	return len(f.Chardevs) > 0 && slices.Equal(f.Chardevs, g.Chardevs) && f.vcpuThread == g.vcpuThread && f.RunState == g.RunState &&
+	return len(f.Chardevs) > 0 && slices.Equal(f.Chardevs, g.Chardevs) && f.vcpuThread == g.vcpuThread &&
+		f.RunState == g.RunState &&
 		f.MigrationStatus == g.MigrationStatus
 }
 
@@ -432,7 +436,8 @@ func (p Plan) resolve(src, dst *Facts) (map[string]any, error) {
 	for _, f := range []*Facts{src, dst} {
 		for _, name := range slices.Sorted(maps.Keys(p.Capabilities)) {
 			if _, ok := f.Capabilities[name]; !ok {
-				return nil, &UnsupportedError{fmt.Sprintf("capability %s on %s (QEMU %s)", name, f.Name, f.Version), near.Hint(name, slices.Sorted(maps.Keys(f.Capabilities)))}
+				return nil, &UnsupportedError{fmt.Sprintf("capability %s on %s (QEMU %s)", name, f.Name, f.Version),
+					near.Hint(name, slices.Sorted(maps.Keys(f.Capabilities)))}
 			}
 		}
 		if len(p.Parameters) == 0 {
@@ -445,7 +450,8 @@ func (p Plan) resolve(src, dst *Facts) (map[string]any, error) {
 		for _, name := range slices.Sorted(maps.Keys(p.Parameters)) {
 			member, ok := members[name]
 			if !ok {
-				return nil, &UnsupportedError{fmt.Sprintf("parameter %s on %s (QEMU %s)", name, f.Name, f.Version), near.Hint(name, slices.Sorted(maps.Keys(members)))}
+				return nil, &UnsupportedError{fmt.Sprintf("parameter %s on %s (QEMU %s)", name, f.Name, f.Version),
+					near.Hint(name, slices.Sorted(maps.Keys(members)))}
 			}
 			value, err := typed(member, p.Parameters[name])
 			if err != nil {

@@ -287,7 +287,8 @@ func (q *fakeQEMU) answer(command, arguments string) string {
 		return `"return":{"status":"` + q.migration + `"` + ram + `}`
 	case "query-migrate-capabilities":
 		var all []string
-		for _, name := range []string{"events", "postcopy-ram", "return-path", "release-ram", "pause-before-switchover", "background-snapshot"} {
+		for _, name := range []string{"events", "postcopy-ram", "return-path", "release-ram", "pause-before-switchover",
+			"background-snapshot"} {
 			all = append(all, `{"capability":"`+name+`","state":false}`)
 		}
 		return `"return":[` + strings.Join(all, ",") + `]`

@@ -431,7 +431,8 @@ func (s *filing) keep(context.Context) error {
 // goOn runs the guest: on the source after it was saved, or on the destination. Nobody can cancel it.
 func (s *filing) goOn(ctx context.Context) error {
 	switch {
-	case s.holder == s.src && (!s.file.Continue || s.file.Background || !s.src.facts.Running || s.held != ""), s.holder == s.dst && s.file.Paused:
+	case s.holder == s.src && (!s.file.Continue || s.file.Background || !s.src.facts.Running || s.held != ""),
+		s.holder == s.dst && s.file.Paused:
 		return nil
 	case s.holder == s.src && s.src.gone != nil:
 		return nil // Save says so

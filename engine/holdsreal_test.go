@@ -275,7 +275,8 @@ func TestGuestLife(t *testing.T) {
 			t.Parallel()
 			disk := sleepsWhenReset(t)
 			x := newTrial(t, qemu, true, func(a, b *guest.Spec) {
-				a.Memory, b.Memory = 512<<20, 512<<20                    // takes half a minute to copy, unless it is told to be fast
+				// takes half a minute to copy, unless it is told to be fast
+				a.Memory, b.Memory = 512<<20, 512<<20
 				a.Extra = append(boots(disk), "-action", "reboot=reset") // our guests have -no-reboot
 				b.Extra = a.Extra
 			})
@@ -284,8 +285,8 @@ func TestGuestLife(t *testing.T) {
 				x.background.Go(func() {
 					_ = x.somebody(t, record.Source, "stop")
 					_ = x.somebody(t, record.Source, "cont")
-					// It is reset again if it had not booted yet, each time after a longer while. One that has just fallen asleep may be
-					// woken by that, so it must still sleep a moment later.
+					// It is reset again if it had not booted yet, each time after a longer while. One that has just fallen asleep may
+					// be woken by that, so it must still sleep a moment later.
 					asleep := func() bool {
 						x.trigger.mu.Lock()
 						defer x.trigger.mu.Unlock()
@@ -321,7 +322,8 @@ func TestGuestLife(t *testing.T) {
 				t.Errorf("destination %s, %s: %v", x.b, x.rec.Outcome, x.err)
 			}
 			said := fmt.Sprint(x.rec.Warnings)
-			for _, text := range []string{"stopped the guest on the source", "continued it", "reset", "host-qmp-system-reset", "suspended (ACPI S3) on the source"} {
+			for _, text := range []string{"stopped the guest on the source", "continued it", "reset", "host-qmp-system-reset",
+				"suspended (ACPI S3) on the source"} {
 				if !strings.Contains(said, text) {
 					t.Errorf("%q is not in %s", text, said)
 				}
@@ -332,7 +334,10 @@ func TestGuestLife(t *testing.T) {
 		})
 		t.Run("ends", func(t *testing.T) {
 			t.Parallel()
-			x := newTrial(t, qemu, true, func(a, b *guest.Spec) { a.Extra, b.Extra = []string{"-no-reboot"}, []string{"-no-reboot"} })
+			x := newTrial(t, qemu, true, func(a, b *guest.Spec) {
+				a.Extra, b.Extra = []string{"-no-reboot"},
+					[]string{"-no-reboot"}
+			})
 			x.plan = engine.Plan{MaxBandwidth: slow}
 			x.run(t, active, 0, func() {
 				x.background.Go(func() { _ = x.somebody(t, record.Source, "system_reset") })
@@ -340,7 +345,8 @@ func TestGuestLife(t *testing.T) {
 			x.killed = record.Source // by itself
 			x.look(t)
 			x.say(t, "reset under -no-reboot")
-			if x.a != "dead" || x.b != "dead" || x.rec.Outcome != guestEnded || !strings.Contains(fmt.Sprint(x.err), "the guest was reset on the source") {
+			if x.a != "dead" || x.b != "dead" || x.rec.Outcome != guestEnded ||
+				!strings.Contains(fmt.Sprint(x.err), "the guest was reset on the source") {
 				t.Errorf("source %s, destination %s, %s: %v", x.a, x.b, x.rec.Outcome, x.err)
 			}
 		})

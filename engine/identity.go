@@ -8,8 +8,8 @@ import (
 	"time"
 )
 
-// self is what a QEMU says of itself that tells it from another one. On one host the number of a vCPU's thread alone does; of two hosts
-// the rest may. The run state tells a source from its destination, which else may say the same.
+// self is what a QEMU says of itself that tells it from another one. On one host the number of a vCPU's thread alone
+// does; of two hosts the rest may. The run state tells a source from its destination, which else may say the same.
 type self struct {
 	thread     int // of the first vCPU, as its host numbers it; 0: none
 	uuid, name string
@@ -34,7 +34,10 @@ func saysOf(ctx context.Context, a asker) (me self, err error) {
 	for _, q := range []struct {
 		command string
 		reply   any
-	}{{"query-cpus-fast", &cpus}, {"query-uuid", &uuid}, {"query-name", &name}, {"query-chardev", &devices}, {"query-status", &status}} {
+	}{
+		{"query-cpus-fast", &cpus}, {"query-uuid", &uuid}, {"query-name", &name},
+		{"query-chardev", &devices}, {"query-status", &status},
+	} {
 		if err := a.Execute(ctx, q.command, nil, q.reply); err != nil && !isRefusal(err) {
 			return me, err
 		}
@@ -69,8 +72,8 @@ const (
 	agreePause = 20 * time.Millisecond
 )
 
-// agree is why two monitors of one endpoint do not belong to one QEMU. The first one is asked before and after the other, so what
-// it says both times was so while the other was asked.
+// agree is why two monitors of one endpoint do not belong to one QEMU. The first one is asked before and after the
+// other, so what it says both times was so while the other was asked.
 func agree(ctx context.Context, control, other asker, role string) error {
 	differ := ""
 	before, err := saysOf(ctx, control)
@@ -95,7 +98,8 @@ func agree(ctx context.Context, control, other asker, role string) error {
 	if differ == "" || err != nil {
 		return err
 	}
-	return fmt.Errorf("the first monitor and the one for %s belong to two QEMUs (%s): give the monitors of one", role, differ)
+	return fmt.Errorf("the first monitor and the one for %s belong to two QEMUs (%s): give the monitors of one", role,
+		differ)
 }
 
 // monitorError is an error about a monitor beside the first one, which has answered.
@@ -105,8 +109,8 @@ func (e monitorError) Unwrap() error { return e.error }
 
 var errNoEvents = errors.New("the monitor for events has told of none: does it belong to another QEMU than the first one?")
 
-// tells makes sure that a side's events come, when it has just taken a command that makes it send one: what the monitor for events
-// answers has its events before it. One that does not answer is found by watch.
+// tells makes sure that a side's events come, when it has just taken a command that makes it send one: what the monitor
+// for events answers has its events before it. One that does not answer is found by watch.
 func (m *migration) tells(ctx context.Context, s *side) error {
 	if s.events == s.control || s.status != "" {
 		return nil

@@ -196,7 +196,8 @@ func (m *migration) prepareMirrors(ctx context.Context) error {
 				have = append(have, n.Name)
 			}
 		}
-		err := &UnsupportedError{fmt.Sprintf("mirror of %s, which %s %s does not have", name, s.role, s.ep.Name), near.Hint(name, have)}
+		err := &UnsupportedError{fmt.Sprintf("mirror of %s, which %s %s does not have", name, s.role, s.ep.Name),
+			near.Hint(name, have)}
 		if len(have) == 0 {
 			err.Have = "its block nodes have no names: start it with -blockdev node-name=..., the same on both sides"
 		}

@@ -191,7 +191,8 @@ func (m *migration) figures(last *qmp.MigrationInfo) {
 	rec.Total.QEMUTotal, rec.Total.QEMUSetup = record.Of(last.TotalTime), record.Of(last.SetupTime)
 	m.downtimes(last)
 	if m.src.sub.Dropped()+m.dst.sub.Dropped() > 0 {
-		rec.Warn("%d events of the source's monitor and %d of the destination's were lost: the passes may be incomplete", m.src.sub.Dropped(), m.dst.sub.Dropped())
+		rec.Warn("%d events of the source's monitor and %d of the destination's were lost: the passes may be incomplete",
+			m.src.sub.Dropped(), m.dst.sub.Dropped())
 	}
 }
 
@@ -211,14 +212,15 @@ func (m *migration) downtimes(last *qmp.MigrationInfo) {
 		d.Wire = record.Of(m.dst.started.Sub(m.src.stopped))
 		d.WireError = record.Of(m.src.stampError() + m.dst.stampError())
 	}
-	// QEMU's ends before the destination runs, in post-copy. 7.2 tells hours there (seen on 7.2.22), and 10.0 the time until
-	// all had come, if it was below 1 ms (migration_downtime_end; seen on 10.0.2).
+	// QEMU's ends before the destination runs, in post-copy. 7.2 tells hours there (seen on 7.2.22), and 10.0 the time
+	// until all had come, if it was below 1 ms (migration_downtime_end; seen on 10.0.2).
 	longest := rec.Total.Wall
 	if m.split && d.Wire != nil {
 		longest = *d.Wire + *d.WireError + time.Millisecond
 	}
 	if last.Has.Contains(qmp.FieldDowntime) && last.Downtime > longest {
-		rec.Warn("query-migrate says that the downtime was %s, and it was no longer than %s: not kept", last.Downtime, longest)
+		rec.Warn("query-migrate says that the downtime was %s, and it was no longer than %s: not kept", last.Downtime,
+			longest)
 	} else if last.Has.Contains(qmp.FieldDowntime) {
 		d.QEMU, d.QEMUError = record.Of(last.Downtime), record.Of(time.Millisecond) // the wire's unit
 	}
@@ -241,7 +243,8 @@ func (m *migration) splitPasses(last *qmp.MigrationInfo) {
 	if i >= 0 {
 		then = &qmp.MigrationInfo{Has: qmp.FieldTransferred, Transferred: *rec.Samples[i].Transferred}
 	}
-	rec.Passes = passes(m.issuedAt, m.src.stopped, m.dst.started, m.plan.DowntimeLimit, m.passes, rec.Samples, then, rec.Origin)
+	rec.Passes = passes(m.issuedAt, m.src.stopped, m.dst.started, m.plan.DowntimeLimit, m.passes, rec.Samples, then,
+		rec.Origin)
 	end := later(later(m.src.completed, m.dst.completed), m.dst.started)
 	if !m.arrived() {
 		end = later(m.edge, end)

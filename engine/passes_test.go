@@ -151,7 +151,8 @@ func TestEmptyPostCopy(t *testing.T) {
 	m := &migration{
 		plan: Plan{DowntimeLimit: 300 * ms}, issuedAt: at(10), edge: at(100),
 		rec: &record.Migration{Origin: origin, Samples: series([4]int64{20, 0, 40960, 0}, [4]int64{101, 2500, 0, 10})},
-		src: &side{life: life{stopped: at(90)}, completed: at(100)}, dst: &side{life: life{started: at(100)}, completed: at(100)},
+		src: &side{life: life{stopped: at(90)}, completed: at(100)}, dst: &side{life: life{started: at(100)},
+			completed: at(100)},
 	}
 	m.splitPasses(&qmp.MigrationInfo{Has: qmp.FieldTransferred, Status: "completed", Transferred: 2500})
 	p := m.rec.Passes[len(m.rec.Passes)-1]

@@ -218,10 +218,11 @@ func ask(ctx context.Context, c *qmp.Conn, answers []answer) []answer {
 	return append(answers, a)
 }
 
-// bracket derives the downtime from the two sides' answers: the source stopped between its last `running` was asked and its
-// first other answer came, the destination started between its last other answer was asked and its first `running` came.
-// The downtime is the middle of what that allows, and half its width the error; ok is false where an edge is missing. A source that stood
-// still before counts since it ran again (zero: it never did), and a destination that stood still later until then.
+// bracket derives the downtime from the two sides' answers: the source stopped between its last `running` was asked and
+// its first other answer came, the destination started between its last other answer was asked and its first `running`
+// came. The downtime is the middle of what that allows, and half its width the error; ok is false where an edge is
+// missing. A source that stood still before counts since it ran again (zero: it never did), and a destination that
+// stood still later until then.
 func bracket(src, dst []answer, since, until time.Time) (downtime, uncertainty time.Duration, ok bool) {
 	src = slices.DeleteFunc(slices.Clone(src), func(a answer) bool { return a.asked.Before(since) })
 	dst = slices.DeleteFunc(slices.Clone(dst), func(a answer) bool { return !until.IsZero() && a.answered.After(until) })

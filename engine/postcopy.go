@@ -115,7 +115,8 @@ func (m *migration) handOver(ctx context.Context, done func() bool) error {
 		// has noticed that the link is lost.
 		return fmt.Errorf("the switch to post-copy stood still for %s", limit)
 	}
-	if m.src.facts.jams() { // its guest would be lost by that; as long as the connection lives, what is on its way may come
+	// its guest would be lost by that; as long as the connection lives, what is on its way may come
+	if m.src.facts.jams() {
 		return fmt.Errorf("the switch to post-copy stood still for %s", limit)
 	}
 	m.yanked = true

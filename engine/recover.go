@@ -53,7 +53,8 @@ func Recover(ctx context.Context, src, dst *Endpoint, p Plan, o Options) (record
 	}
 	d, ok := c.settle(ctx)
 	if !ok {
-		return record.Unknown, "", fmt.Errorf("recovery did not come to its end: %w: try again; %s", cmp.Or(context.Cause(ctx), c.err), c.done())
+		return record.Unknown, "", fmt.Errorf("recovery did not come to its end: %w: try again; %s",
+			cmp.Or(context.Cause(ctx), c.err), c.done())
 	}
 	if d.Do == holder.Mend {
 		guest, text, err := m.recoverPostCopy(ctx)

@@ -206,7 +206,8 @@ func ruleTable() []rule {
 				if c.dst != nil {
 					there = "the destination has " + c.dst.Accelerator
 				}
-				return fmt.Sprintf("dirty-limit needs KVM with a dirty ring on both sides: the source has %s, %s", c.src.Accelerator, there)
+				return fmt.Sprintf("dirty-limit needs KVM with a dirty ring on both sides: the source has %s, %s",
+					c.src.Accelerator, there)
 			}
 			return ""
 		}, "start both QEMUs with -accel kvm,dirty-ring-size=4096, or use auto-converge"},
@@ -233,7 +234,8 @@ func ruleTable() []rule {
 		}, "give --parameter multifd-compression=none"},
 		{func(c *combination) string {
 			if c.on("mapped-ram") && (c.param(c.src, "tls-creds") != "" || c.param(c.dst, "tls-creds") != "") {
-				return fmt.Sprintf("mapped-ram and TLS exclude each other (tls-creds is %q on the source): a file is no connection", c.param(c.src, "tls-creds"))
+				return fmt.Sprintf("mapped-ram and TLS exclude each other (tls-creds is %q on the source): a file is no connection",
+					c.param(c.src, "tls-creds"))
 			}
 			return ""
 		}, "leave --tls out, and unset tls-creds (`migrate-set-parameters` with tls-creds \"\")"},

@@ -299,8 +299,9 @@ func (s *side) ask(ctx context.Context) error {
 	return nil
 }
 
-// says is what both of its monitors say: `cont` would go over the first one, so its answer counts too. An answer that comes a moment later
-// may be another one, so they are asked again; monitors of two QEMUs never agree, and then neither is believed.
+// says is what both of its monitors say: `cont` would go over the first one, so its answer counts too. An answer that
+// comes a moment later may be another one, so they are asked again; monitors of two QEMUs never agree, and then neither
+// is believed.
 func (s *side) says(ctx context.Context) (qmp.Status, *qmp.MigrationInfo, error) {
 	ask := func(conn *qmp.Conn) (status qmp.Status, info *qmp.MigrationInfo, err error) {
 		if status, err = conn.QueryStatus(ctx); err == nil {
@@ -369,9 +370,9 @@ func (m *migration) settled(ctx context.Context) {
 	})
 }
 
-// jams tells whether this QEMU keeps its guest for ever if its connection breaks in the switch to post-copy. The failure is noted only for a migration
-// that is in postcopy-active already, and it is in `device` then: finish-migrate never ends, and `cont` is refused (seen on 10.0.2, read in its
-// postcopy_start; mended by 10.2).
+// jams tells whether this QEMU keeps its guest for ever if its connection breaks in the switch to post-copy. The
+// failure is noted only for a migration that is in postcopy-active already, and it is in `device` then: finish-migrate
+// never ends, and `cont` is refused (seen on 10.0.2, read in its postcopy_start; mended by 10.2).
 func (f *Facts) jams() bool { return !f.before(9, 0) && f.before(10, 2) }
 
 // fill puts the values into a decision's words.

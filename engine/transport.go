@@ -27,8 +27,9 @@ type MemoryLocker interface {
 	MemoryLock() (bytes int64, limited bool, err error)
 }
 
-// Explainer is a Process that can say, as far as its host knows, why it does not greet or not answer: it is stopped, it waits for somebody
-// else, another client holds the monitor; "" if nothing is known. The connection is the one on which nothing came; nil: none in particular.
+// Explainer is a Process that can say, as far as its host knows, why it does not greet or not answer: it is stopped, it
+// waits for somebody else, another client holds the monitor; "" if nothing is known. The connection is the one on which
+// nothing came; nil: none in particular.
 type Explainer interface {
 	WhyMute(net.Conn) string
 }
@@ -143,19 +144,21 @@ func (s *side) getfd(ctx context.Context, uri string, f *os.File) error {
 	return nil
 }
 
-// Networker is a Process that can name its network, the same name for two that have one; an error where that is not known.
+// Networker is a Process that can name its network, the same name for two that have one; an error where that is not
+// known.
 type Networker interface {
 	Network() (string, error)
 }
 
-// Listener is a Process that can try whether its QEMU could listen on a TCP address (host and port), and lets that go again; nil where it
-// cannot be tried. A QEMU from 8 on that has refused an address says `setup` from then on, as if it listened.
+// Listener is a Process that can try whether its QEMU could listen on a TCP address (host and port), and lets that go
+// again; nil where it cannot be tried. A QEMU from 8 on that has refused an address says `setup` from then on, as if it
+// listened.
 type Listener interface {
 	TryListen(host, port string) error
 }
 
-// checkListen refuses, before anything is changed, an address of which the source would not know what to connect to: one without a host. On
-// one network that is the destination's loopback address.
+// checkListen refuses, before anything is changed, an address of which the source would not know what to connect to:
+// one without a host. On one network that is the destination's loopback address.
 func (m *migration) checkListen() error {
 	kind, rest, _ := strings.Cut(m.plan.Listen, ":")
 	if kind != "tcp" {
@@ -167,7 +170,8 @@ func (m *migration) checkListen() error {
 	}
 	if l, ok := m.dst.ep.Process.(Listener); ok && m.dst.facts.here {
 		if err := l.TryListen(host, port); err != nil {
-			return fmt.Errorf("--listen %s: the destination cannot listen there: %w: give another address or port", m.plan.Listen, err)
+			return fmt.Errorf("--listen %s: the destination cannot listen there: %w: give another address or port",
+				m.plan.Listen, err)
 		}
 	}
 	if m.plan.Connect != "" || m.oneNetwork() || host != "" {
@@ -177,7 +181,8 @@ func (m *migration) checkListen() error {
 		m.plan.Listen, port, port)
 }
 
-// oneNetwork tells whether both QEMUs are known to be on one network, so that a loopback address means the same to both.
+// oneNetwork tells whether both QEMUs are known to be on one network, so that a loopback address means the same to
+// both.
 func (m *migration) oneNetwork() bool {
 	if !m.src.facts.here || !m.dst.facts.here {
 		return false
@@ -192,8 +197,8 @@ func (m *migration) oneNetwork() bool {
 	return errA == nil && errB == nil && x == y
 }
 
-// connectURI is where the source finds the destination that listens on the given URI: with port 0 QEMU says which it took, and of all
-// addresses of one network it is the loopback one.
+// connectURI is where the source finds the destination that listens on the given URI: with port 0 QEMU says which it
+// took, and of all addresses of one network it is the loopback one.
 func connectURI(ctx context.Context, control *qmp.Conn, listen string) (string, error) {
 	rest, ok := strings.CutPrefix(listen, "tcp:")
 	if !ok {

@@ -18,9 +18,12 @@ import (
 func TestStartIncoming(t *testing.T) {
 	guesttest.EachQEMU(t, func(t *testing.T, bin string) {
 		base := guesttest.Dir(t)
-		src, err := guest.StartIncoming(limited(t), hostnet.Local(), hostnet.Command{Args: []string{bin, "-nodefaults", "-display", "none", "-machine", "q35", "-m", "63",
-			"-chardev", "socket,id=control,path=" + base + "/src/control.qmp,server=on,wait=off", "-mon", "chardev=control,mode=control",
-			"-serial", "file:" + base + "/src/serial.log", "-pidfile", base + "/src/pid", "-device", "virtio-rng-pci"}}, base+"/src")
+		src, err := guest.StartIncoming(limited(t), hostnet.Local(),
+			hostnet.Command{Args: []string{bin, "-nodefaults", "-display", "none", "-machine", "q35", "-m", "63",
+				"-chardev", "socket,id=control,path=" + base +
+					"/src/control.qmp,server=on,wait=off", "-mon", "chardev=control,mode=control",
+				"-serial", "file:" + base + "/src/serial.log", "-pidfile", base + "/src/pid", "-device", "virtio-rng-pci"}},
+			base+"/src")
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -66,7 +66,8 @@ func Start(ctx context.Context, h hostnet.Host, s Spec) (*VM, error) {
 // start runs c with the new folder s.Dir and waits for the control monitor.
 func start(ctx context.Context, h hostnet.Host, s Spec, c hostnet.Command) (_ *VM, err error) {
 	if p := s.Socket(Control); len(p) > MaxSocketPath-2 { // sampler.qmp is as long; events.qmp shorter
-		return nil, fmt.Errorf("start guest: socket path %s is longer than the kernel's %d bytes: use a shorter folder", p, MaxSocketPath)
+		return nil, fmt.Errorf("start guest: socket path %s is longer than the kernel's %d bytes: use a shorter folder", p,
+			MaxSocketPath)
 	}
 	if err := h.MkdirAll(s.Dir, 0o700); err != nil {
 		return nil, fmt.Errorf("make folder %s: %w", s.Dir, err)

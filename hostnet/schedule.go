@@ -17,10 +17,10 @@ import (
 type Scheduled interface {
 	// Threads are the numbers of its threads, as its host counts.
 	Threads() ([]int, error)
-	// Yield makes the given threads give way: whenever one comes back from a futex call, which is how a thread takes a lock, wakes
-	// others or waits for them, it goes on only when all other threads of the process sleep, or have run for a while. A small
-	// process traces them for that. It stays if we die, and ends with the threads; undo ends it before. Tracing needs root, or a
-	// kernel that lets a user trace all of his processes (kernel.yama.ptrace_scope 0).
+	// Yield makes the given threads give way: whenever one comes back from a futex call, which is how a thread takes a
+	// lock, wakes others or waits for them, it goes on only when all other threads of the process sleep, or have run for a
+	// while. A small process traces them for that. It stays if we die, and ends with the threads; undo ends it before.
+	// Tracing needs root, or a kernel that lets a user trace all of his processes (kernel.yama.ptrace_scope 0).
 	Yield(threads []int) (undo func() error, err error)
 }
 
@@ -55,7 +55,8 @@ func yield(pid int, some []int) (undo func() error, err error) {
 		return nil, err
 	}
 	cmd := exec.Command("/proc/self/exe", yieldFlag)
-	cmd.Env = append(os.Environ(), marker+"="+markYield, markYield+"="+strings.Trim(fmt.Sprint(append([]int{pid}, some...)), "[]"))
+	cmd.Env = append(os.Environ(), marker+"="+markYield,
+		markYield+"="+strings.Trim(fmt.Sprint(append([]int{pid}, some...)), "[]"))
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
 	out, err := cmd.StdoutPipe()
 	if err != nil {

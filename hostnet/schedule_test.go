@@ -18,8 +18,8 @@ import (
 	"qmigrate/guest/guesttest/within"
 )
 
-// TestYield: in another process one thread wakes a second one and looks at once whether that has done its work. Without yielding it
-// has not, most of the time; with it, always.
+// TestYield: in another process one thread wakes a second one and looks at once whether that has done its work. Without
+// yielding it has not, most of the time; with it, always.
 func TestYield(t *testing.T) {
 	self, err := os.Executable()
 	if err != nil {
@@ -109,8 +109,8 @@ func TestYield(t *testing.T) {
 	}
 }
 
-// TestYieldHelper is the process of TestYield, not a test. It says which thread wakes, and after each line that it gets, how often of
-// 300 times the work was not done in time.
+// TestYieldHelper is the process of TestYield, not a test. It says which thread wakes, and after each line that it
+// gets, how often of 300 times the work was not done in time.
 func TestYieldHelper(t *testing.T) {
 	if os.Getenv("QMIGRATE_TEST_YIELD") == "" {
 		t.Skip("the other process of TestYield")
@@ -118,7 +118,8 @@ func TestYieldHelper(t *testing.T) {
 	var bell uint32
 	var done atomic.Uint32
 	futex := func(op int, n uint32) {
-		_, _, _ = unix.Syscall6(unix.SYS_FUTEX, uintptr(unsafe.Pointer(&bell)), uintptr(op|128), uintptr(n), 0, 0, 0) // FUTEX_PRIVATE_FLAG
+		// FUTEX_PRIVATE_FLAG
+		_, _, _ = unix.Syscall6(unix.SYS_FUTEX, uintptr(unsafe.Pointer(&bell)), uintptr(op|128), uintptr(n), 0, 0, 0)
 	}
 	go func() {
 		runtime.LockOSThread()

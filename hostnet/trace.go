@@ -57,7 +57,8 @@ func answerYield(w io.Writer, list string) int {
 	return 0
 }
 
-// attach makes this thread the tracer of another process's thread, which runs on and stops at the edges of its system calls.
+// attach makes this thread the tracer of another process's thread, which runs on and stops at the edges of its system
+// calls.
 func attach(id int) error {
 	if err := unix.PtraceSeize(id); err != nil {
 		return err
@@ -152,8 +153,8 @@ type turn struct {
 	ran   time.Duration
 }
 
-// hold returns when every other thread of the process sleeps or has had its share. Two looks in a row must agree, for while
-// one thread is looked at another may wake it.
+// hold returns when every other thread of the process sleeps or has had its share. Two looks in a row must agree, for
+// while one thread is looked at another may wake it.
 func (t *tracer) hold() {
 	begun := time.Now()
 	first := map[int]turn{}

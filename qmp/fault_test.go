@@ -182,7 +182,8 @@ func TestBusyMonitor(t *testing.T) {
 		func(ctx context.Context, nc net.Conn) error { _, err := qmp.NewSampler(ctx, nc); return err },
 	} {
 		ctx, cancel := context.WithTimeout(context.Background(), 20*time.Millisecond)
-		if err := dial(ctx, fake(t, mute)); !errors.Is(err, context.DeadlineExceeded) || !strings.Contains(err.Error(), "negotiate") ||
+		if err := dial(ctx, fake(t, mute)); !errors.Is(err, context.DeadlineExceeded) ||
+			!strings.Contains(err.Error(), "negotiate") ||
 			!strings.Contains(err.Error(), "wait for a client of another character device") {
 			t.Errorf("no reply to qmp_capabilities: %v", err)
 		}

@@ -114,8 +114,9 @@ func (s *Sampler) QueryMigrate(m *MigrationInfo) error {
 	return nil
 }
 
-// Execute asks another question, between two of QueryMigrate's, on a Sampler that owes no answer. Args is nil or marshals to a JSON
-// object; reply is nil or a pointer that the return value is unmarshalled into. Ctx bounds it; when it ends first, so does the Sampler.
+// Execute asks another question, between two of QueryMigrate's, on a Sampler that owes no answer. Args is nil or
+// marshals to a JSON object; reply is nil or a pointer that the return value is unmarshalled into. Ctx bounds it; when
+// it ends first, so does the Sampler.
 func (s *Sampler) Execute(ctx context.Context, command string, args, reply any) error {
 	if s.err != nil {
 		return s.err

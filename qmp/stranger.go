@@ -43,8 +43,9 @@ func notQMP(got []byte) error {
 	return fmt.Errorf("not a QMP monitor: greeting was %s%s", quote(got), stranger(got))
 }
 
-// knock is sent to a TCP peer that says nothing: an HTTP server, a TLS server and a guest agent speak only when they are spoken to. A
-// QMP monitor that is busy will refuse it and change nothing. A unix socket's listener is known without it.
+// knock is sent to a TCP peer that says nothing: an HTTP server, a TLS server and a guest agent speak only when they
+// are spoken to. A QMP monitor that is busy will refuse it and change nothing. A unix socket's listener is known
+// without it.
 const knock = `{"execute":"guest-ping","id":"` + knockID + `"}` + "\n"
 
 const (
@@ -73,5 +74,6 @@ func answersKnock(line []byte) bool {
 
 var errGuestAgent = errors.New("not a QMP monitor: it is a guest agent (QGA): " + wantQMP)
 
-// muteHint is what may be wrong with a QEMU that has greeted and does not answer: the thread that greets is not the one that answers.
+// muteHint is what may be wrong with a QEMU that has greeted and does not answer: the thread that greets is not the one
+// that answers.
 const muteHint = "it has greeted and does not answer: QEMU may wait for a client of another character device (server=on without wait=off), or be stopped, or stuck"

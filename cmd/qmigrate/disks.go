@@ -13,7 +13,7 @@ import (
 	"qmigrate/guest/launch"
 )
 
-// media are what the source's drives hold, for the command line of its destination.
+// media are the files that the source's drives hold now. The destination's command line is made with them.
 func media(f *engine.Facts, p engine.Plan) (all []launch.Medium) {
 	for _, d := range f.Disks {
 		m := launch.Medium{Drive: d.Name, Device: d.QOM, Empty: d.Node == "", ReadOnly: d.ReadOnly}

@@ -19,8 +19,10 @@ import (
 	"qmigrate/qmp"
 )
 
-// diskVM starts a QEMU with images in dir, and tells how to run commands on it. The monitor is taken only as long as a command takes.
-func diskVM(t *testing.T, qemu, dir, name string, incoming bool, args string) (execute func(command string, arguments, answer any)) {
+// diskVM starts a QEMU with images in dir, and tells how to run commands on it. The monitor is taken only as long as a
+// command takes.
+func diskVM(t *testing.T, qemu, dir, name string, incoming bool,
+	args string) (execute func(command string, arguments, answer any)) {
 	t.Helper()
 	vm, err := guest.Start(within.Context(t), hostnet.Local(), guest.Spec{
 		Name: name, QEMU: qemu, Memory: 16<<20 + 8<<10, Dir: filepath.Join(dir, name), Incoming: incoming, Paused: incoming,
@@ -122,30 +124,38 @@ func images(t *testing.T, dir string, names ...string) {
 	}
 }
 
-// A destination that is launched has the disks, the media and the limits that the source has by then, or nothing is started.
+// A destination that is launched has the disks, the media and the limits that the source has by then, or nothing is
+// started.
 func TestLaunchedDisks(t *testing.T) {
 	guesttest.EachQEMU(t, func(t *testing.T, qemu string) {
 		dir := guesttest.Dir(t)
 		images(t, dir, "d", "n", "t", "t2", "one", "two")
-		execute := diskVM(t, qemu, dir, "a", false, "-drive if=none,id=d,file=DIR/d,format=raw -device virtio-blk-pci,drive=d "+
-			"-blockdev driver=file,node-name=f,filename=DIR/n -blockdev driver=raw,node-name=n,file=f -device virtio-blk-pci,drive=n,id=vdb "+
-			"-drive if=none,id=t,file=DIR/t,format=raw,snapshot=on -device virtio-blk-pci,drive=t "+
-			"-cdrom DIR/one -drive if=none,id=e,file=DIR/one,media=cdrom,format=raw -device ide-cd,drive=e,bus=ide.3 -device ide-cd,id=empty,bus=ide.4")
-		execute("blockdev-snapshot-sync", map[string]string{"device": "d", "snapshot-file": dir + "/d2", "format": "qcow2"}, nil)
-		execute("blockdev-snapshot-sync", map[string]string{"node-name": "n", "snapshot-node-name": "n2", "snapshot-file": dir + "/n2", "format": "qcow2"}, nil)
-		execute("block_set_io_throttle", map[string]any{"device": "d", "bps": 1e6, "bps_rd": 0, "bps_wr": 0, "iops": 0, "iops_rd": 0, "iops_wr": 0}, nil)
-		execute("blockdev-change-medium", map[string]string{"device": "ide2-cd0", "filename": dir + "/two", "format": "raw"}, nil)
+		execute := diskVM(t, qemu, dir, "a", false,
+			"-drive if=none,id=d,file=DIR/d,format=raw -device virtio-blk-pci,drive=d "+
+				"-blockdev driver=file,node-name=f,filename=DIR/n -blockdev driver=raw,node-name=n,file=f -device virtio-blk-pci,drive=n,id=vdb "+
+				"-drive if=none,id=t,file=DIR/t,format=raw,snapshot=on -device virtio-blk-pci,drive=t "+
+				"-cdrom DIR/one -drive if=none,id=e,file=DIR/one,media=cdrom,format=raw -device ide-cd,drive=e,bus=ide.3 -device ide-cd,id=empty,bus=ide.4")
+		execute("blockdev-snapshot-sync", map[string]string{"device": "d", "snapshot-file": dir + "/d2", "format": "qcow2"},
+			nil)
+		execute("blockdev-snapshot-sync", map[string]string{"node-name": "n", "snapshot-node-name": "n2",
+			"snapshot-file": dir + "/n2", "format": "qcow2"}, nil)
+		execute("block_set_io_throttle", map[string]any{"device": "d", "bps": 1e6, "bps_rd": 0, "bps_wr": 0, "iops": 0,
+			"iops_rd": 0, "iops_wr": 0}, nil)
+		execute("blockdev-change-medium", map[string]string{"device": "ide2-cd0", "filename": dir + "/two", "format": "raw"},
+			nil)
 		execute("eject", map[string]any{"device": "e", "force": true}, nil)
 		execute("blockdev-change-medium", map[string]string{"id": "empty", "filename": dir + "/two", "format": "raw"}, nil)
 
 		t.Cleanup(func() { endLaunched(t, dir+"/b") })
 		launch := []string{"--source", "unix:DIR/a", "--destination", "unix:DIR/b", "--launch"}
 		status, said := runIn(t, dir, launch...)
-		if _, err := os.Stat(dir + "/b"); status != 1 || !strings.Contains(said, "no other QEMU can open: copy it into an image that stays") || err == nil {
+		if _, err := os.Stat(dir + "/b"); status != 1 ||
+			!strings.Contains(said, "no other QEMU can open: copy it into an image that stays") || err == nil {
 			t.Fatalf("status %d with a temporary layer, folder: %v\n%s", status, err, said)
 		}
 		// Which is what is done now.
-		execute("blockdev-add", map[string]any{"driver": "raw", "node-name": "t2", "file": map[string]string{"driver": "file", "filename": dir + "/t2"}}, nil)
+		execute("blockdev-add", map[string]any{"driver": "raw", "node-name": "t2",
+			"file": map[string]string{"driver": "file", "filename": dir + "/t2"}}, nil)
 		execute("blockdev-mirror", map[string]string{"device": "t", "job-id": "j", "target": "t2", "sync": "full"}, nil)
 		for deadline := time.Now().Add(patience); ; time.Sleep(10 * time.Millisecond) {
 			var jobs []struct{ Ready bool }
@@ -180,7 +190,8 @@ func TestOtherDisks(t *testing.T) {
 	const devices = "-device virtio-blk-pci,drive=d -drive if=none,id=cd,file=DIR/%s,media=cdrom,format=raw -device ide-cd,drive=cd " +
 		"-drive if=none,id=d,file=DIR/%s"
 	execute := diskVM(t, qemu, dir, "a", false, fmt.Sprintf(devices, "one", "d,format=raw"))
-	execute("blockdev-snapshot-sync", map[string]string{"device": "d", "snapshot-file": dir + "/d2", "format": "qcow2"}, nil)
+	execute("blockdev-snapshot-sync", map[string]string{"device": "d", "snapshot-file": dir + "/d2", "format": "qcow2"},
+		nil)
 	diskVM(t, qemu, dir, "raw", true, fmt.Sprintf(devices, "one", "d2,format=raw"))
 	diskVM(t, qemu, dir, "b", true, fmt.Sprintf(devices, "two", "d,format=raw"))
 
@@ -189,7 +200,8 @@ func TestOtherDisks(t *testing.T) {
 		t.Errorf("status %d, %s", status, said)
 	}
 	status, said = runIn(t, dir, "--source", "unix:DIR/a", "--destination", "unix:DIR/b", "--json")
-	for _, want := range []string{"what the guest wrote since that snapshot would be gone", dir + "/two on the destination, which is another file"} {
+	for _, want := range []string{"what the guest wrote since that snapshot would be gone",
+		dir + "/two on the destination, which is another file"} {
 		if status != 0 || !strings.Contains(said, want) {
 			t.Errorf("status %d, want %q in\n%s", status, want, said)
 		}

@@ -173,7 +173,8 @@ func (p *peer) dial(connect engine.Dialer) engine.Dialer {
 	}
 }
 
-// sameAs connects and refuses a QEMU that is another one than that behind the first monitor. Forwarders are not compared.
+// sameAs connects and refuses a QEMU that is another one than that behind the first monitor. Forwarders are not
+// compared.
 func (p *peer) sameAs(connect engine.Dialer) engine.Dialer {
 	return func(ctx context.Context) (net.Conn, error) {
 		conn, err := connect(ctx)
@@ -189,9 +190,10 @@ func (p *peer) sameAs(connect engine.Dialer) engine.Dialer {
 	}
 }
 
-// listener is the process that listens on a unix socket; 0 if it is not known. SO_PEERCRED of the client is the process that called
-// listen(2): QEMU itself, for it made the socket, unless it was handed one, or a forwarder (ssh -L, socat) stands in for a QEMU elsewhere;
-// HasThread tells. A process of another PID namespace shows as 0, and socket activation as 1.
+// listener is the process that listens on a unix socket; 0 if it is not known. SO_PEERCRED of the client is the process
+// that called listen(2). That is QEMU if QEMU made the socket. It is another process if QEMU was handed the socket, or
+// if a forwarder (ssh -L, socat) stands in for a QEMU elsewhere: HasThread tells. A process of another PID namespace
+// shows as 0, socket activation as 1.
 func listener(conn net.Conn) (pid int) {
 	raw, err := conn.(*net.UnixConn).SyscallConn()
 	if err != nil {
@@ -254,7 +256,8 @@ func (p *peer) TryListen(host, port string) error {
 	if err != nil {
 		return nil
 	}
-	if theirs, err := p.Network(); err != nil || theirs != ours || strings.Contains(port, ",") { // options may follow the port
+	// options may follow the port
+	if theirs, err := p.Network(); err != nil || theirs != ours || strings.Contains(port, ",") {
 		return nil
 	}
 	l, err := net.Listen("tcp", net.JoinHostPort(host, port))

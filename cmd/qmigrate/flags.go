@@ -50,7 +50,8 @@ func planFlags() []cli.Flag {
 }
 
 func detailsFlag() cli.Flag {
-	return &cli.BoolFlag{Name: "details", Category: aboutOutput, Usage: "print everything that was measured, not one screen of it"}
+	return &cli.BoolFlag{Name: "details", Category: aboutOutput,
+		Usage: "print everything that was measured, not one screen of it"}
 }
 
 func quietFlag() cli.Flag {
@@ -97,7 +98,8 @@ const demoWorkload = "dirty:rate=2000/s,working-set=16MiB"
 func plan(x *cli.Context) (engine.Plan, error) {
 	p := engine.Plan{Mode: record.Mode(x.String("mode")), Channels: x.String("channels")}
 	if p.Channels != engine.FormURI && p.Channels != engine.FormChannels {
-		return p, usagef("--channels %q: %s", p.Channels, near.Hint(p.Channels, []string{engine.FormURI, engine.FormChannels}))
+		return p, usagef("--channels %q: %s", p.Channels,
+			near.Hint(p.Channels, []string{engine.FormURI, engine.FormChannels}))
 	}
 	modes := []record.Mode{record.PreCopyMode, record.StopAndCopyMode, record.PostCopyMode, record.HybridMode}
 	if demo := x.Command != nil && x.Command.Name == "demo"; p.Mode == record.COLOMode && !demo {

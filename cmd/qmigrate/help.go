@@ -29,7 +29,8 @@ func setHelp(app *cli.App) {
 	var b strings.Builder
 	fmt.Fprintf(&b, "%s: %s\n\nUsage: %s COMMAND [flags] [arguments]\n\n", app.Name, app.Usage, app.Name)
 	listCommands(&b, app.Commands)
-	b.WriteString("\n" + fold("`"+app.Name+" help COMMAND` describes a command. Exit status: "+exitStatuses, 0, helpWidth) + "\n")
+	b.WriteString("\n" + fold("`"+app.Name+" help COMMAND` describes a command. Exit status: "+exitStatuses, 0,
+		helpWidth) + "\n")
 	app.CustomAppHelpTemplate = b.String()
 	for _, c := range app.Commands {
 		setCommandHelp(app.Name, c)

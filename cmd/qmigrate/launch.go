@@ -146,8 +146,8 @@ func launchFolder(x *cli.Context) (string, hostnet.Host, error) {
 	return dir, host, nil
 }
 
-// processOf is the process behind a monitor, and what its monitor says: the machine type of its own words may be an
-// alias.
+// processOf is the process behind a monitor, and the facts that this monitor tells. The machine type is in the facts,
+// because the command line may have an alias.
 func processOf(ctx context.Context, e *engine.Endpoint) (*engine.Facts, *launch.Process, error) {
 	p, ok := e.Process.(*peer)
 	if !ok {
@@ -192,7 +192,7 @@ func versionOf(ctx context.Context, p *launch.Process) (string, error) {
 	return v, nil
 }
 
-// networkOf is the network namespace of a host of ours.
+// networkOf is the network namespace of a host that --destination-host names.
 func networkOf(host string) (uint64, error) {
 	file := "/proc/self/ns/net"
 	if name, ok := strings.CutPrefix(host, "netns:"); ok {

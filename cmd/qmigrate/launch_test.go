@@ -103,7 +103,8 @@ var grammar = []func(*draw){
 		d.flags = append(d.flags, "--path", p+"="+to)
 	},
 	func(d *draw) {
-		d.add("-chardev", "socket,id="+d.id()+",path=qmigrate-test-"+filepath.Base(d.dir)+d.id()+",abstract=on,server=on,wait=off")
+		d.add("-chardev", "socket,id="+d.id()+",path=qmigrate-test-"+filepath.Base(d.dir)+d.id()+
+			",abstract=on,server=on,wait=off")
 	},
 	func(d *draw) {
 		d.add("-chardev", "socket,id="+d.id()+",host=127.0.0.1,port="+d.port()+",server=on,wait=off,telnet=on")
@@ -166,7 +167,8 @@ var grammar = []func(*draw){
 		d.add("-netdev", "dgram,id="+d.id()+",local.type=unix,local.path="+d.path()+",remote.type=unix,remote.path="+d.path())
 	},
 	func(d *draw) {
-		d.add("-netdev", "dgram,id="+d.id()+",local.type=inet,local.host=127.0.0.1,local.port="+d.needsPort()+",remote.type=inet,remote.host=127.0.0.1,remote.port=9")
+		d.add("-netdev", "dgram,id="+d.id()+",local.type=inet,local.host=127.0.0.1,local.port="+d.needsPort()+
+			",remote.type=inet,remote.host=127.0.0.1,remote.port=9")
 	},
 	func(d *draw) {
 		id := d.id()
@@ -174,7 +176,8 @@ var grammar = []func(*draw){
 	},
 	func(d *draw) { // options in a file
 		p := d.path()
-		d.write(p, "[chardev \""+d.id()+"\"]\n  backend = \"socket\"\n  path = \""+d.path()+"\"\n  server = \"on\"\n  wait = \"off\"\n")
+		d.write(p, "[chardev \""+d.id()+"\"]\n  backend = \"socket\"\n  path = \""+d.path()+
+			"\"\n  server = \"on\"\n  wait = \"off\"\n")
 		d.add("-readconfig", p)
 	},
 	func(d *draw) {
@@ -314,7 +317,8 @@ func TestLaunchDrawn(t *testing.T) {
 	}
 	t.Logf("%d drawn: %d started, %d refused, %d that this QEMU cannot have", draws, started, refusals, impossible)
 	if draws > 5 && (started == 0 || refusals == 0 || impossible > draws/2) {
-		t.Errorf("of %d command lines %d started, %d were refused, %d impossible: the draws show nothing", draws, started, refusals, impossible)
+		t.Errorf("of %d command lines %d started, %d were refused, %d impossible: the draws show nothing", draws, started,
+			refusals, impossible)
 	}
 }
 
@@ -338,7 +342,9 @@ func launchDrawn(t *testing.T, bin string, newest bool, seed uint64) string {
 	if d.board {
 		machine = []string{bin, "-nodefaults", "-machine", "q35", "-accel", "tcg", "-m", "16"}
 	}
-	args := slices.Concat(machine, []string{"-chardev", "socket,id=control,server=on,wait=off,path=" + monitors + "/control.qmp", "-mon", "chardev=control,mode=control"}, d.args)
+	args := slices.Concat(machine, []string{"-chardev",
+		"socket,id=control,server=on,wait=off,path=" + monitors + "/control.qmp", "-mon", "chardev=control,mode=control"},
+		d.args)
 	if !slices.Contains(args, "-display") {
 		args = append(args, "-display", "none")
 	}
@@ -358,7 +364,8 @@ func launchDrawn(t *testing.T, bin string, newest bool, seed uint64) string {
 	}
 	pid := src.Process().PID()
 	before := state(t, pid, d.dir)
-	l, said, err := launchBeside(t, append([]string{"--source", "unix:" + monitors, "--destination", "unix:" + base + "/b"}, d.flags...))
+	l, said, err := launchBeside(t, append([]string{"--source", "unix:" + monitors, "--destination",
+		"unix:" + base + "/b"}, d.flags...))
 	complain := func(format string, args ...any) {
 		t.Helper()
 		t.Errorf(format+"\nsource %q\nflags %q\nsaid %s", append(args, d.args, d.flags, said)...)
@@ -391,7 +398,8 @@ func launchDrawn(t *testing.T, bin string, newest bool, seed uint64) string {
 			t.Fatal(herr)
 		}
 		for _, s := range theirs.Sockets {
-			if strings.Contains("\n"+before+"\n", fmt.Sprintf("\n%s %s %v\n", s.Network, s.Address, s.Listening)) && !strings.Contains(strings.Join(d.args, " "), "mcast") {
+			if strings.Contains("\n"+before+"\n", fmt.Sprintf("\n%s %s %v\n", s.Network, s.Address, s.Listening)) &&
+				!strings.Contains(strings.Join(d.args, " "), "mcast") {
 				complain("both hold %s %s", s.Network, s.Address)
 			}
 		}
@@ -432,7 +440,8 @@ func launchBeside(t *testing.T, flags []string) (l *launched, said string, err e
 		}
 		return err
 	}
-	app := &cli.App{Commands: []*cli.Command{command}, ExitErrHandler: func(*cli.Context, error) {}, Writer: io.Discard, ErrWriter: io.Discard}
+	app := &cli.App{Commands: []*cli.Command{command}, ExitErrHandler: func(*cli.Context, error) {}, Writer: io.Discard,
+		ErrWriter: io.Discard}
 	err = app.RunContext(t.Context(), append([]string{"qmigrate", "migrate", "--launch"}, flags...))
 	return l, stderr.String(), err
 }
@@ -446,10 +455,14 @@ func TestLaunchForwards(t *testing.T) {
 	tcp, udp := d.port(), d.port()
 	start := func(dir string) *guest.VM {
 		t.Helper()
-		vm, err := guest.StartIncoming(t.Context(), hostnet.Local(), hostnet.Command{Args: []string{bin, "-nodefaults", "-display", "none", "-machine", "q35", "-accel", "tcg", "-m", "63",
-			"-chardev", "socket,id=control,server=on,wait=off,path=" + dir + "/control.qmp", "-mon", "chardev=control,mode=control",
-			"-netdev", "user,id=u,hostfwd=tcp:127.0.0.1:" + tcp + "-:22", "-device", "virtio-net-pci,netdev=u",
-			"-netdev", `{"type":"user","id":"v","hostfwd":[{"str":"udp:127.0.0.1:` + udp + `-:53"}]}`, "-device", "virtio-net-pci,netdev=v"}}, dir)
+		vm, err := guest.StartIncoming(t.Context(), hostnet.Local(),
+			hostnet.Command{Args: []string{bin, "-nodefaults", "-display", "none", "-machine", "q35", "-accel", "tcg", "-m",
+				"63",
+				"-chardev", "socket,id=control,server=on,wait=off,path=" + dir +
+					"/control.qmp", "-mon", "chardev=control,mode=control",
+				"-netdev", "user,id=u,hostfwd=tcp:127.0.0.1:" + tcp + "-:22", "-device", "virtio-net-pci,netdev=u",
+				"-netdev", `{"type":"user","id":"v","hostfwd":[{"str":"udp:127.0.0.1:` + udp +
+					`-:53"}]}`, "-device", "virtio-net-pci,netdev=v"}}, dir)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -481,7 +494,8 @@ func TestLaunchForwards(t *testing.T) {
 	}
 	defer l.Close()
 	if got := has(src.Process().PID()); got != "tcp udp" || len(l.forwards) != 2 || has(l.Process().PID()) != "" {
-		t.Errorf("before the guest has moved the source has %q, the destination %q, and %d are to move", got, has(l.Process().PID()), len(l.forwards))
+		t.Errorf("before the guest has moved the source has %q, the destination %q, and %d are to move", got,
+			has(l.Process().PID()), len(l.forwards))
 	}
 	ends := map[string]*engine.Endpoint{}
 	for _, name := range []string{"a", "b"} {
@@ -529,7 +543,10 @@ func TestListenAcross(t *testing.T) {
 		if c.tls {
 			p.TLS = &engine.TLS{}
 		}
-		app := &cli.App{Flags: (&commands{}).migrate().Flags, Action: func(x *cli.Context) error { return listenAcross(x, p, "/run/b") }, ExitErrHandler: func(*cli.Context, error) {}}
+		app := &cli.App{Flags: (&commands{}).migrate().Flags,
+			Action: func(x *cli.Context) error { return listenAcross(x, p, "/run/b") }, ExitErrHandler: func(*cli.Context,
+				error) {
+			}}
 		if err := app.RunContext(t.Context(), []string{"qmigrate"}); (err != nil) != c.wrong || err == nil && p.Listen != c.want {
 			t.Errorf("%+v: %q %v", c, p.Listen, err)
 		} else if err != nil && !strings.Contains(err.Error(), "--listen tcp:ADDRESS:0") {

@@ -30,8 +30,8 @@ func main() {
 	os.Exit(run(context.Background(), os.Args, os.Stdin, os.Stdout, os.Stderr))
 }
 
-// keepToOurselves keeps from the processes that we start what our parent left open for us: a QEMU that outlives us would
-// hold a lock of flock(1), or a pipe that somebody reads to its end, for as long as its guest runs.
+// keepToOurselves keeps from the processes that we start what our parent left open for us: a QEMU that outlives us
+// would hold a lock of flock(1), or a pipe that somebody reads to its end, for as long as its guest runs.
 func keepToOurselves() {
 	_ = unix.CloseRange(3, math.MaxUint32, unix.CLOSE_RANGE_CLOEXEC) // a kernel before 5.11 has none
 }
@@ -182,7 +182,8 @@ type commands struct {
 	said           map[string]bool // lines of errors that have been printed
 }
 
-// errorLines are the lines of an error that have not been said yet: both sides may fail for the same reason. On a terminal they are folded.
+// errorLines are the lines of an error that have not been said yet: both sides may fail for the same reason. On a
+// terminal they are folded.
 func (c *commands) errorLines(err error) (lines []string) {
 	if err == nil {
 		return nil

@@ -22,7 +22,8 @@ func (c *commands) man() *cli.Command {
 // manual is the program's manual page as troff with the macros of man(7).
 func manual(app *cli.App) string {
 	var b strings.Builder
-	fmt.Fprintf(&b, ".TH %s 1 \"\" \"%s %s\" \"User Commands\"\n.nh\n.ad l\n", strings.ToUpper(app.Name), app.Name, troff(app.Version))
+	fmt.Fprintf(&b, ".TH %s 1 \"\" \"%s %s\" \"User Commands\"\n.nh\n.ad l\n", strings.ToUpper(app.Name), app.Name,
+		troff(app.Version))
 	fmt.Fprintf(&b, ".SH NAME\n%s \\- %s\n", app.Name, troff(app.Usage))
 	fmt.Fprintf(&b, ".SH SYNOPSIS\n.B %s\nCOMMAND [flags] [arguments]\n", app.Name)
 	b.WriteString(".SH COMMANDS\n")
@@ -72,7 +73,8 @@ func manualCommand(b *strings.Builder, parent string, c *cli.Command) {
 
 // troff writes a text so that it is taken as it stands, wherever its lines begin.
 func troff(text string) string {
-	text = strings.NewReplacer("\\", "\\e", "-", "\\-", "`", "\\(ga", "'", "\\(aq", "~", "\\(ti", "^", "\\(ha").Replace(text)
+	text = strings.NewReplacer("\\", "\\e", "-", "\\-", "`", "\\(ga", "'", "\\(aq", "~", "\\(ti", "^",
+		"\\(ha").Replace(text)
 	if strings.HasPrefix(text, ".") {
 		text = "\\&" + text
 	}

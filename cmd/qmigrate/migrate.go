@@ -27,7 +27,8 @@ func (c *commands) migrate() *cli.Command {
 			&cli.StringFlag{Name: "source", Category: aboutMigration, Usage: "`E` endpoint of the QEMU that runs the guest"},
 			&cli.StringFlag{Name: "destination", Category: aboutMigration, Usage: "`E` endpoint of the QEMU that waits for it"},
 		}, append(planFlags(), mirrorFlags()...)...),
-			&cli.StringFlag{Name: "listen", Category: aboutMigration, Usage: "`URI` where the destination listens, as QEMU's migrate-incoming takes it; tcp:127.0.0.1:0, a port of its choice, if not given, and with --launch into another network namespace a socket in the new folder"},
+			&cli.StringFlag{Name: "listen", Category: aboutMigration,
+				Usage: "`URI` where the destination listens, as QEMU's migrate-incoming takes it; tcp:127.0.0.1:0, a port of its choice, if not given, and with --launch into another network namespace a socket in the new folder"},
 			&cli.StringFlag{Name: "connect", Category: aboutMigration, Usage: "`URI` where the source connects to, if not to where the destination listens"},
 			&cli.StringFlag{Name: "tunnel-to", Category: aboutMigration, Usage: "`ssh://USER@HOST[:PORT]` the sshd of the destination's host, for --tunnel ssh; --listen is as that host has it"},
 			&cli.StringFlag{Name: "tunnel-identity", Category: aboutMigration, Usage: "`FILE` private key for it, not encrypted; ~/.ssh/id_ed25519 if not given"},
@@ -39,7 +40,8 @@ func (c *commands) migrate() *cli.Command {
 			&cli.StringFlag{Name: "destination-host", Category: aboutLaunch, Value: "local", Usage: "`HOST` where to start it, local or netns:NAME"},
 			&cli.StringFlag{Name: "destination-qemu", Category: aboutLaunch, Usage: "`QEMU` another one, a path or a version"},
 			&cli.StringSliceFlag{Name: "tap", Category: aboutLaunch, Usage: "`OLD=NEW` the destination's TAP for one of the source's; may be given again"},
-			&cli.StringSliceFlag{Name: "port", Category: aboutLaunch, Usage: "`OLD=NEW` the destination's TCP or UDP port for one of the source's; may be given again"},
+			&cli.StringSliceFlag{Name: "port", Category: aboutLaunch,
+				Usage: "`OLD=NEW` the destination's TCP or UDP port for one of the source's; may be given again"},
 			&cli.StringSliceFlag{Name: "path", Category: aboutLaunch, Usage: "`OLD=NEW` the destination's file for one of the source's, such as the image of a disk that is mirrored; may be given again"},
 		),
 		Action: c.runMigrate,
@@ -76,7 +78,8 @@ func (c *commands) runMigrate(x *cli.Context) error {
 			return usagef("--listen %s: %s exists and is no socket, and QEMU would remove it: give another path", p.Listen, name)
 		}
 		if path, err := filepath.Abs(name); err == nil && !x.Bool("recover") && listens(name, path) {
-			return usagef("--listen %s: somebody listens there already, and QEMU would take it away: give another path", p.Listen)
+			return usagef("--listen %s: somebody listens there already, and QEMU would take it away: give another path",
+				p.Listen)
 		}
 	}
 	log, err := c.logger(x)
@@ -152,7 +155,8 @@ func (c *commands) runMigrate(x *cli.Context) error {
 		rec.Hosts.Kernel, rec.Hosts.CPU = lab.Machine()
 	}
 	// A destination that we started is ended when it surely has not got the guest. Where that is not known, it stays.
-	if started != nil && (rec.GuestOn == record.Source || rec.Error != nil && (rec.Error.Stage == record.Initialization || rec.Error.Stage == record.Reservation)) {
+	if started != nil && (rec.GuestOn == record.Source || rec.Error != nil &&
+		(rec.Error.Stage == record.Initialization || rec.Error.Stage == record.Reservation)) {
 		if closeErr := started.Close(); closeErr != nil {
 			rec.Warn("the destination that was launched could not be ended: %v", closeErr)
 		}
@@ -160,7 +164,8 @@ func (c *commands) runMigrate(x *cli.Context) error {
 	return c.keep(x, folder, rec, err)
 }
 
-// checkWords refuses what the source's QEMU does not know of the plan's capabilities and parameters, before a destination is started.
+// checkWords refuses what the source's QEMU does not know of the plan's capabilities and parameters, before a
+// destination is started.
 func checkWords(ctx context.Context, src *engine.Endpoint, p engine.Plan, o engine.Options) error {
 	if len(p.Capabilities)+len(p.Parameters) == 0 {
 		return nil
@@ -172,7 +177,8 @@ func checkWords(ctx context.Context, src *engine.Endpoint, p engine.Plan, o engi
 	return p.CheckWords(facts)
 }
 
-// mayGoOn tells whether this is a post-copy that may go on over a new connection: wherever its guest is but on the source, or if that is not known.
+// mayGoOn tells whether this is a post-copy that may go on over a new connection: wherever its guest is but on the
+// source, or if that is not known.
 func mayGoOn(rec *record.Migration) bool {
 	return rec.PostCopy != nil && rec.Outcome == record.Failed && rec.GuestOn != record.Source
 }

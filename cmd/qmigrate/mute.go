@@ -9,8 +9,8 @@ import (
 	"strings"
 )
 
-// WhyMute says, as far as the kernel knows, why the process behind a monitor does not greet, or not answer; nc is the connection to
-// it, nil if that does not matter. It is "" where nothing is known.
+// WhyMute says, as far as the kernel knows, why the process behind a monitor does not greet, or not answer; nc is the
+// connection to it, nil if that does not matter. It is "" where nothing is known.
 func (p *peer) WhyMute(nc net.Conn) string {
 	if p.proc == nil {
 		return ""
@@ -34,7 +34,8 @@ func (p *peer) WhyMute(nc net.Conn) string {
 	words := options(process.Args)
 	if nc != nil && nc.RemoteAddr() != nil {
 		if use := socketUse(words, nc.RemoteAddr().String()); use != "" {
-			return fmt.Sprintf("QEMU (process %d) has this socket as %s and not as a QMP monitor: give the one of its -qmp", pid, use)
+			return fmt.Sprintf("QEMU (process %d) has this socket as %s and not as a QMP monitor: give the one of its -qmp", pid,
+				use)
 		}
 		if unixSocket(read("unix"), nc.RemoteAddr().String()).busy() {
 			return fmt.Sprintf("another client holds this monitor of QEMU (process %d), which serves one at a time: end that client, or give another monitor", pid)
@@ -62,8 +63,8 @@ func options(args []string) (all []option) {
 	return all
 }
 
-// chardev is the address of a character device that an option makes: unix:PATH, tcp:HOST:PORT and so on; "" if it makes none. Server
-// tells whether it listens, and waits whether QEMU waits for its first client.
+// chardev is the address of a character device that an option makes: unix:PATH, tcp:HOST:PORT and so on; "" if it makes
+// none. Server tells whether it listens, and waits whether QEMU waits for its first client.
 func (o option) chardev() (address string, server, waits bool) {
 	fields := strings.Split(o.value, ",")
 	switch o.name {
@@ -109,7 +110,8 @@ func field(fields []string, key string) string {
 	return ""
 }
 
-// socketUse is what a QEMU has a socket for, where that is not QMP: the option that names it. "" if it is QMP, or not known.
+// socketUse is what a QEMU has a socket for, where that is not QMP: the option that names it. "" if it is QMP, or not
+// known.
 func socketUse(all []option, path string) string {
 	for _, o := range all {
 		address, _, _ := o.chardev()
@@ -133,7 +135,8 @@ func socketUse(all []option, path string) string {
 func chardevUse(all []option, o option, id string) string {
 	for _, user := range all {
 		words := strings.Split(user.value, ",")
-		if user.name == "chardev" || field(words, "chardev") != id && user.value != "chardev:"+id && !strings.Contains(user.value, `"chardev":"`+id+`"`) {
+		if user.name == "chardev" || field(words, "chardev") != id && user.value != "chardev:"+id &&
+			!strings.Contains(user.value, `"chardev":"`+id+`"`) {
 			continue
 		}
 		switch {
@@ -149,8 +152,9 @@ func chardevUse(all []option, o option, id string) string {
 	return o.String()
 }
 
-// waitsFor is the first character device that QEMU waits for a client of; "" if there is none. The tables are the kernel's
-// /proc/net/unix and tcp: an accepted connection of a unix socket has the listener's path, one of TCP its port.
+// waitsFor is the first character device that QEMU waits for a client of; "" if there is none. The tables are the
+// kernel's /proc/net/unix and tcp: an accepted connection of a unix socket has the listener's path, one of TCP its
+// port.
 func waitsFor(all []option, unix, tcp string) string {
 	for _, o := range all {
 		address, _, waits := o.chardev()

@@ -34,12 +34,15 @@ func TestOpened(t *testing.T) {
 		t.Cleanup(func() { f.Close() })
 		return name
 	}
-	one, image, gone, replaced := file("one", "x"), file("image", "QFI\xfb\x00\x00\x00\x03"), file("gone", ""), file("replaced", "")
+	one, image, gone, replaced := file("one", "x"), file("image", "QFI\xfb\x00\x00\x00\x03"), file("gone", ""),
+		file("replaced", "")
 	closed, link, hard := filepath.Join(dir, "closed"), filepath.Join(dir, "link"), filepath.Join(dir, "hard")
 	old := file("old", "QFI\xfb\x00\x00\x00\x01")
 	vdi := file("vdi", strings.Repeat("<", 64)+"\x7f\x10\xda\xbe")
-	for _, err := range []error{os.Remove(gone), os.Rename(image, image+"2"), os.Rename(image+"2", image), os.WriteFile(closed, nil, 0o600),
-		os.Symlink(one, link), os.Link(one, hard), os.WriteFile(replaced+"2", nil, 0o600), os.Rename(replaced+"2", replaced)} {
+	for _, err := range []error{os.Remove(gone), os.Rename(image, image+"2"), os.Rename(image+"2", image),
+		os.WriteFile(closed, nil, 0o600),
+		os.Symlink(one, link), os.Link(one, hard), os.WriteFile(replaced+"2", nil, 0o600), os.Rename(replaced+"2",
+			replaced)} {
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -52,7 +55,8 @@ func TestOpened(t *testing.T) {
 		t.Fatal(err)
 	}
 	t.Chdir(dir)
-	all := p.opened([]string{one, "one", image, gone, replaced, closed, link, hard, "/nowhere", old, vdi, swapped, "/dev/fdset/1"})
+	all := p.opened([]string{one, "one", image, gone, replaced, closed, link, hard, "/nowhere", old, vdi, swapped,
+		"/dev/fdset/1"})
 	id := all[one].ID
 	for name, same := range map[string]bool{"one": true, link: true, hard: true, image: false} {
 		if o, ok := all[name]; !ok || (o.ID == id) != same || o.ID == "" || o.Removed {

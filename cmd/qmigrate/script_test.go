@@ -58,7 +58,8 @@ import (
 //
 //	mostly-down FILE               and its wire downtime is most of the time from STOP
 //
-// and the conditions [root], [mounts] (mount namespaces can be had) and [lab] (a lab can be had: a guest's image, hosts).
+// and the conditions [root], [mounts] (mount namespaces can be had) and [lab] (a lab can be had: a guest's image,
+// hosts).
 func TestScripts(t *testing.T) {
 	cache, err := guest.CacheDir()
 	if err != nil {

@@ -18,7 +18,8 @@ func TestShow(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	for _, id := range []string{"20260102T000000.000Z-aaaaaa", "20260102T000001.000Z-bbbbbb", "20260101T000000.000Z-cccccc"} {
+	for _, id := range []string{"20260102T000000.000Z-aaaaaa", "20260102T000001.000Z-bbbbbb",
+		"20260101T000000.000Z-cccccc"} {
 		r := &record.Migration{Schema: record.Schema, ID: id, Mode: record.PreCopyMode, Outcome: record.Completed,
 			GuestOn: record.Destination, Trial: "trial " + id[21:], Warnings: []string{"\x1b[2J of " + id[21:]}}
 		if err := folder.Append(r); err != nil {
@@ -75,6 +76,7 @@ func TestShow(t *testing.T) {
 	status := run(context.Background(), []string{"qmigrate", "show", "out", "trial bbbbbb"}, nil, &out, &said)
 	if status != statusDone || !strings.Contains(out.String(), "id 20260102T000001.000Z-bbbbbb") ||
 		!strings.HasPrefix(said.String(), "warning: out/records.jsonl: line 1: ") {
-		t.Errorf("by the trial's name, behind a line that is no record: status %d, %q, %q", status, out.String(), said.String())
+		t.Errorf("by the trial's name, behind a line that is no record: status %d, %q, %q", status, out.String(),
+			said.String())
 	}
 }

@@ -86,20 +86,23 @@ func (l *liveLine) mirrored(copied, all int64) {
 
 // mirrorText is at most liveWidth columns of ASCII.
 func mirrorText(copied, all int64, elapsed time.Duration) string {
-	text := fmt.Sprintf("storage  %s of %s  %7s", units.FormatSize(copied), units.FormatSize(all), fmt.Sprintf("%.1f s", elapsed.Seconds()))
+	text := fmt.Sprintf("storage  %s of %s  %7s", units.FormatSize(copied), units.FormatSize(all),
+		fmt.Sprintf("%.1f s", elapsed.Seconds()))
 	return text[:min(len(text), liveWidth)]
 }
 
 // liveWidth is the widest that a live line may be: a terminal of 80 columns less the one for the cursor.
 const liveWidth = 79
 
-// liveText is at most liveWidth columns of ASCII. dirty is in pages a second; 0 means that QEMU has not measured it yet.
+// liveText is at most liveWidth columns of ASCII. dirty is in pages a second; 0 means that QEMU has not measured it
+// yet.
 func liveText(s record.Sample, dirty int64, elapsed time.Duration) string {
 	dirtied := "-"
 	if dirty > 0 {
 		dirtied = units.FormatRate(float64(dirty) * 4096) // to be compared with what is sent
 	}
-	text := fmt.Sprintf("pass %-3d %9s left  sent %10s  dirtied %10s  %7s", max(*s.SyncCount, 1), units.FormatSize(*s.Remaining),
+	text := fmt.Sprintf("pass %-3d %9s left  sent %10s  dirtied %10s  %7s", max(*s.SyncCount, 1),
+		units.FormatSize(*s.Remaining),
 		units.FormatRate(*s.Throughput), dirtied, fmt.Sprintf("%.1f s", elapsed.Seconds()))
 	switch {
 	case s.Status != "active":
@@ -130,7 +133,8 @@ func fold(s string, indent, width int) string { return text.Fold(s, indent, widt
 func count(n int64) string                    { return text.Count(n) }
 func plural(n int64, one, many string) string { return text.Plural(n, one, many) }
 
-// utf8Locale tells whether what reads our output takes UTF-8, by the words of the POSIX locale; a dumb terminal takes nothing.
+// utf8Locale tells whether what reads our output takes UTF-8, by the words of the POSIX locale; a dumb terminal takes
+// nothing.
 func utf8Locale() bool {
 	if os.Getenv("TERM") == "dumb" {
 		return false

@@ -327,7 +327,8 @@ func (r *reader) sweeps(e *Experiment, root, common, overlay *node) {
 	if overlay != nil && r.is(overlay, "sweep of a scale", aTable) {
 		for _, name := range overlay.keys {
 			if _, ok := names[name]; !ok {
-				r.wrong(overlay.table[name].line, "there is no sweep %q: %s", name, near.Hint(name, slices.Sorted(maps.Keys(names))))
+				r.wrong(overlay.table[name].line, "there is no sweep %q: %s", name,
+					near.Hint(name, slices.Sorted(maps.Keys(names))))
 			}
 		}
 	} else {

@@ -74,7 +74,8 @@ func RunOf(state string) Run {
 	return Paused
 }
 
-// takesCont tells whether QEMU accepts `cont` in this state. In finish-migrate it refuses, and in inmigrate it only notes it.
+// takesCont tells whether QEMU accepts `cont` in this state. In finish-migrate it refuses, and in inmigrate it only
+// notes it.
 func (r Run) takesCont() bool { return r == Running || r == Paused || r == Post }
 
 // Status is what query-migrate says, as far as it matters who holds the guest.
@@ -180,10 +181,12 @@ type Situation struct {
 	Elsewhere bool // where the source connects to was not told by the destination itself: it may have reached another QEMU
 	Refused   bool // the destination refused a `cont` of this undo
 	Begun     bool // migrate-start-postcopy was sent; Recover: it may have been, for postcopy-ram is on
-	Jams      bool // the source's QEMU keeps its guest for ever if its connection breaks in the switch to post-copy: 9.0 to 10.1
-	Takes     bool // the source's QEMU takes migrate_cancel in post-copy, and its guest back: before 10.0
-	Locks     bool // the destination's QEMU takes the image locks when it has loaded everything: before 10.0, without late-block-activate
-	Gives     bool // release-ram: what the source has sent in post-copy is no longer there
+	// the source's QEMU keeps its guest for ever if its connection breaks in the switch to post-copy: 9.0 to 10.1
+	Jams  bool
+	Takes bool // the source's QEMU takes migrate_cancel in post-copy, and its guest back: before 10.0
+	// the destination's QEMU takes the image locks when it has loaded everything: before 10.0, without late-block-activate
+	Locks bool
+	Gives bool // release-ram: what the source has sent in post-copy is no longer there
 
 	// Undo and Recover: what was tried already, so that each step is tried once.
 	Waited    bool // the limit of waiting for the present states is over

@@ -139,7 +139,8 @@ func broken(s Situation, d Decision) string {
 			return "cancels on a source that cannot be asked"
 		case d.Do == Cancel && s.handed() && dst.Reach != Dead && !s.takesBack():
 			return "cancels what the source has given away"
-		case d.Do == Cancel && dst.whole() && dst.Reach != Dead && (undo || dst.Reach == Answers) && (src.Run.takesCont() || s.frees()):
+		case d.Do == Cancel && dst.whole() && dst.Reach != Dead && (undo || dst.Reach == Answers) &&
+			(src.Run.takesCont() || s.frees()):
 			return "cancels before the fence, though the destination has all of it"
 		case s.Asker == Recover && src.Status != Cancelling && !s.Ended && !dst.receives():
 			return "cancels a migration of which the destination is not shown to be the other end"

@@ -20,7 +20,8 @@ func (q QEMU) receives() bool { return q.Status == Active || q.Status == Device 
 // unseen: the destination is out of reach, and not because it was ended just now.
 func (s Situation) unseen() bool { return s.Destination.out() && !s.Ended }
 
-// unshown: the source sends, and the destination was out of reach from the beginning, so nothing shows that it is the other end.
+// unshown: the source sends, and the destination was out of reach from the beginning, so nothing shows that it is the
+// other end.
 func (s Situation) unshown() bool {
 	return s.unseen() && (s.Source.Status == Active || s.Source.Status == Setup) && !s.Destination.receives()
 }
@@ -517,7 +518,8 @@ var recoverRules = []rule{
 		"the two are at odds for a moment",
 		"the connection may lie in the destination's queue, or the source be at its last message",
 		func(s Situation) bool {
-			return s.Source.sends() && s.Source.Status != Cancelling && (s.Destination.whole() || !s.Destination.receives()) && !s.Waited
+			return s.Source.sends() && s.Source.Status != Cancelling && (s.Destination.whole() || !s.Destination.receives()) &&
+				!s.Waited
 		},
 		step(Wait),
 	},

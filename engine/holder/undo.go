@@ -50,13 +50,14 @@ func (s Situation) jammed() bool {
 	return s.Source.Reach == Answers && s.Source.Run == Finishing && s.Source.ended() && s.Waited
 }
 
-// held: the destination has everything and could be ended, and the source, which answers, would not take `cont`: the guest would be nowhere.
+// held: the destination has everything and could be ended, and the source, which answers, would not take `cont`: the
+// guest would be nowhere.
 func (s Situation) held() bool {
 	return s.Source.Reach == Answers && s.Destination.whole() && s.killable() && !s.Source.Run.takesCont() && !s.frees()
 }
 
-// frees: the destination holds the locks that the source needs to leave finish-migrate, and its end lets the source's migration fail. So it
-// is the one case in which the fence comes before the source takes `cont`.
+// frees: the destination holds the locks that the source needs to leave finish-migrate, and its end lets the source's
+// migration fail. So it is the one case in which the fence comes before the source takes `cont`.
 func (s Situation) frees() bool {
 	return s.Locks && s.Waited && s.Source.Run == Finishing && s.Source.sends()
 }

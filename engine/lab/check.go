@@ -14,8 +14,9 @@ import (
 	"qmigrate/qmp"
 )
 
-// Check refuses a plan that this lab's QEMUs refuse by a name, by a value or by engine.Rules, in some tenths of a second and
-// before anything of the lab is there. Where the plan has such words, QEMUs without a guest are started and asked.
+// Check refuses a plan that this lab's QEMUs refuse by a name, by a value or by engine.Rules, in some tenths of a
+// second and before anything of the lab is there. Where the plan has such words, QEMUs without a guest are started and
+// asked.
 func (s Spec) Check(ctx context.Context, p engine.Plan, schemas qmp.SchemaCache) error {
 	if err := CheckTransport(s.Transport, p); err != nil {
 		return err

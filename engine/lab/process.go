@@ -101,5 +101,6 @@ func (p Process) scheduled() (hostnet.Scheduled, error) {
 	if s, ok := p.proc.(hostnet.Scheduled); ok {
 		return s, nil
 	}
-	return nil, &hostnet.UnsupportedError{Feature: "yielding threads", Reason: "the threads of processes of host " + p.host.Name() + " cannot be traced from here"}
+	return nil, &hostnet.UnsupportedError{Feature: "yielding threads",
+		Reason: "the threads of processes of host " + p.host.Name() + " cannot be traced from here"}
 }

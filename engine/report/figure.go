@@ -199,7 +199,8 @@ func (f *Figure) frame() {
 // tickLimit is how many values an axis is marked at; of more the usual places are easier to read.
 const tickLimit = 16
 
-// label gives the ticks their labels, from the left, as far as they do not run into each other, and the last one its own.
+// label gives the ticks their labels, from the left, as far as they do not run into each other, and the last one its
+// own.
 func (a *Axis) label() {
 	if len(a.Ticks) > tickLimit {
 		a.Ticks = nil

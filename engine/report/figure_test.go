@@ -6,7 +6,8 @@ import (
 	"testing"
 )
 
-// TestTicks: an axis is marked at the values that were tried; labels do not run into each other, and the last is always there.
+// TestTicks: an axis is marked at the values that were tried; labels do not run into each other, and the last is always
+// there.
 func TestTicks(t *testing.T) {
 	many := make([]float64, tickLimit+1)
 	for i := range many {

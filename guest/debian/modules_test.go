@@ -65,7 +65,7 @@ func TestCoverModules(t *testing.T) {
 // Both folders are made in a mount namespace: the one compiled in, and the one in /run.
 func TestForeignModules(t *testing.T) {
 	if testing.Short() {
-		t.Skip("-short: no QEMU is started")
+		t.Skip("-short, as in `make check`: the tests that start a QEMU are left to `make test`")
 	}
 	if os.Geteuid() != 0 {
 		t.Skip("not root: a mount namespace is needed")
@@ -92,7 +92,7 @@ func TestForeignModules(t *testing.T) {
 				}
 			}
 			if program == "" || other == "" {
-				t.Skip("not two unpacked QEMUs: `make deps` gets those that this system has not")
+				t.Skip("it needs two unpacked QEMUs, and `make deps` unpacks none that this system has installed")
 			}
 			out, err := exec.Command(program, "--version").Output()
 			_, rest, _ := strings.Cut(string(out), "(")

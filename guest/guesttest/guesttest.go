@@ -82,7 +82,7 @@ func Versions() []string { return []string{"7.2", "10.0", "11.1"} }
 func Starts(t testing.TB) {
 	t.Helper()
 	if testing.Short() {
-		t.Skip("-short: no QEMU is started")
+		t.Skip("-short, as in `make check`: the tests that start a QEMU are left to `make test`")
 	}
 }
 

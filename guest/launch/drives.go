@@ -140,8 +140,8 @@ func (d *drives) drive(w word, o options) (to string, changed bool) {
 	return keep.String(), true
 }
 
-// lost refuses a medium that no other QEMU can open. drive-mirror is no remedy: its target is temporary too if the disk is
-// (seen on 7.2.22 to 11.1.3).
+// lost refuses a medium that no other QEMU can open. drive-mirror is no remedy: its target is temporary too if the disk
+// is (seen on 7.2.22 to 11.1.3).
 func (d *drives) lost(option, value string, m Medium) {
 	d.refuse(option, value, "the guest writes to "+m.Told+", a file that is in no folder any more "+
 		"(snapshot=on makes it so), and which no other QEMU can open: copy it into an image that stays "+

@@ -40,8 +40,10 @@ func TestPresentDrives(t *testing.T) {
 		{name: "empty as before", args: "-drive media=cdrom,id=cd,if=none", media: []launch.Medium{{Drive: "cd", Empty: true}}},
 		{name: "-cdrom", args: "-cdrom /a.iso -m 64", media: []launch.Medium{raw("/b.iso", launch.Medium{Drive: "ide2-cd0", ReadOnly: true})}, want: "-drive index=2,media=cdrom,file=/b.iso,format=raw -m 64"},
 		{name: "names", args: "/v/a -hdb /v/b -drive file=/v/c -fda /v/f -drive if=virtio,file=/v/v -drive if=virtio,file=/v/w -drive if=scsi,index=8,file=/v/s -pflash /v/p",
-			media: []launch.Medium{raw("/n/a", launch.Medium{Drive: "ide0-hd0"}), raw("/n/b", launch.Medium{Drive: "ide1-hd0"}), raw("/n/c", launch.Medium{Drive: "ide2-hd0"}), raw("/n/f", launch.Medium{Drive: "floppy0"}),
-				raw("/v/v", launch.Medium{Drive: "virtio0"}), raw("/n/w", launch.Medium{Drive: "virtio1"}), raw("/n/s", launch.Medium{Drive: "scsi1-hd1"}), raw("/n/p", launch.Medium{Drive: "pflash0"})},
+			media: []launch.Medium{raw("/n/a", launch.Medium{Drive: "ide0-hd0"}), raw("/n/b", launch.Medium{Drive: "ide1-hd0"}),
+				raw("/n/c", launch.Medium{Drive: "ide2-hd0"}), raw("/n/f", launch.Medium{Drive: "floppy0"}),
+				raw("/v/v", launch.Medium{Drive: "virtio0"}), raw("/n/w", launch.Medium{Drive: "virtio1"}), raw("/n/s",
+					launch.Medium{Drive: "scsi1-hd1"}), raw("/n/p", launch.Medium{Drive: "pflash0"})},
 			want: "-drive index=0,media=disk,file=/n/a,format=raw -drive index=1,media=disk,file=/n/b,format=raw -drive file=/n/c,format=raw -drive if=floppy,index=0,file=/n/f,format=raw -drive if=virtio,file=/v/v" +
 				" -drive if=virtio,file=/n/w,format=raw -drive if=scsi,index=8,file=/n/s,format=raw -drive if=pflash,file=/n/p,format=raw"},
 		{name: "temporary layer", args: "-drive file=/v/d.img,id=d,snapshot=on", media: []launch.Medium{{Drive: "d", Told: "/var/tmp/vl.X", File: "/var/tmp/vl.X", Format: "qcow2", Known: true, Removed: true}},
@@ -90,9 +92,12 @@ func TestPresentDrives(t *testing.T) {
 	}
 }
 
-// presentDrives are the drives of a destination, and whether a change of them is said. Files that are mapped to themselves stay.
-func presentDrives(args, machine string, media []launch.Medium, paths map[string]string) (out string, changed bool, err error) {
-	line, err := launch.Destination(strings.Split(args, " "), launch.Options{Dir: "/b", Machine: machine, Media: media, Paths: paths})
+// presentDrives are the drives of a destination, and whether a change of them is said. Files that are mapped to
+// themselves stay.
+func presentDrives(args, machine string, media []launch.Medium, paths map[string]string) (out string, changed bool,
+	err error) {
+	line, err := launch.Destination(strings.Split(args, " "),
+		launch.Options{Dir: "/b", Machine: machine, Media: media, Paths: paths})
 	if err != nil {
 		return "", false, err
 	}
@@ -109,7 +114,8 @@ func TestPresentDrivesByMachine(t *testing.T) {
 		"pc-i440fx-7.2": "-hda /a -drive index=1,media=disk,file=/n/b,format=raw -drive index=2,media=cdrom,file=/n/c,format=raw",
 		"microvm":       "-hda /a -hdb /b -cdrom /c",
 	} {
-		media := []launch.Medium{{Drive: "ide0-hd1", Told: "/n/b", File: "/n/b", Format: "raw", Known: true}, {Drive: "ide1-cd0", Told: "/n/c", File: "/n/c", Format: "raw", Known: true}}
+		media := []launch.Medium{{Drive: "ide0-hd1", Told: "/n/b", File: "/n/b", Format: "raw", Known: true},
+			{Drive: "ide1-cd0", Told: "/n/c", File: "/n/c", Format: "raw", Known: true}}
 		out, _, err := presentDrives("qemu -hda /a -hdb /b -cdrom /c", machine, media, nil)
 		if err != nil || out != want {
 			t.Errorf("%s: %s, %v; want %s", machine, out, err, want)

@@ -53,7 +53,8 @@ func TestParseUnix(t *testing.T) {
 		"0000000000000000: 00000003 00000000 00000000 0001 03 12\n"+
 		"0000000000000000: 00000002 00000000 00010000 0001 01 13 @/tmp/.X11-unix/X0\n"+
 		"0000000000000000: 00000002 00000000 00000000 0002 01 14 relative name\n"))
-	want := []Socket{{Network: "unix", Address: "/run/a.qmp", Listening: true, inode: 11}, {Network: "unix", Address: "@/tmp/.X11-unix/X0", Listening: true, inode: 13},
+	want := []Socket{{Network: "unix", Address: "/run/a.qmp", Listening: true, inode: 11},
+		{Network: "unix", Address: "@/tmp/.X11-unix/X0", Listening: true, inode: 13},
 		{Network: "unix", Address: "relative name", inode: 14}}
 	if err != nil || !reflect.DeepEqual(got, want) {
 		t.Errorf("%+v %v", got, err)
@@ -67,14 +68,16 @@ func TestParseUnix(t *testing.T) {
 
 func TestParseLocks(t *testing.T) {
 	got := parseLocks([]byte("1: POSIX  ADVISORY  WRITE 1234 08:01:77 0 EOF\n2: OFDLCK ADVISORY  READ -1 00:1f:78 100 101\n2: -> FLOCK ADVISORY WRITE 5 fd:0a:79 0 EOF\n3: nonsense a:b:c\n"))
-	want := map[fileID]bool{{unix.Mkdev(8, 1), 77}: true, {unix.Mkdev(0, 0x1f), 78}: true, {unix.Mkdev(0xfd, 10), 79}: true}
+	want := map[fileID]bool{{unix.Mkdev(8, 1), 77}: true, {unix.Mkdev(0, 0x1f), 78}: true,
+		{unix.Mkdev(0xfd, 10), 79}: true}
 	if !maps.Equal(got, want) {
 		t.Errorf("%v", got)
 	}
 }
 
 func TestWrites(t *testing.T) {
-	for info, want := range map[string]bool{"pos:\t0\nflags:\t0100002\n": true, "flags:\t02000001\n": true, "flags:\t0100000\n": false, "": false, "flags:\tx\n": false} {
+	for info, want := range map[string]bool{"pos:\t0\nflags:\t0100002\n": true, "flags:\t02000001\n": true,
+		"flags:\t0100000\n": false, "": false, "flags:\tx\n": false} {
 		if writes([]byte(info)) != want {
 			t.Errorf("%q", info)
 		}
@@ -117,10 +120,12 @@ func TestReadHeld(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if !h.port("tcp", port(tcp.Addr())) || h.port("udp", port(tcp.Addr())) || !h.port("udp", port(udp.LocalAddr())) || h.port("tcp", port(closed.Addr())) {
+	if !h.port("tcp", port(tcp.Addr())) || h.port("udp", port(tcp.Addr())) || !h.port("udp", port(udp.LocalAddr())) ||
+		h.port("tcp", port(closed.Addr())) {
 		t.Errorf("ports %s %s: %+v", tcp.Addr(), udp.LocalAddr(), h.Sockets)
 	}
-	for name, want := range map[string]bool{"socket": true, "datagrams": true, "file": true, "link": true, "locked": true, "read": false, "none": false} {
+	for name, want := range map[string]bool{"socket": true, "datagrams": true, "file": true, "link": true, "locked": true,
+		"read": false, "none": false} {
 		if what, ok := h.path(filepath.Join(dir, name)); ok != want {
 			t.Errorf("%s: %v %s", name, ok, what)
 		}
@@ -128,7 +133,9 @@ func TestReadHeld(t *testing.T) {
 	if i := slices.IndexFunc(h.Files, func(f File) bool { return f.Path == dir+"/locked" }); i < 0 || !h.Files[i].Locked {
 		t.Errorf("%+v", h.Files)
 	}
-	for value, want := range map[string]bool{"a=b,path=" + dir + "/socket": true, "unix:" + dir + "/file": true, "x:" + port(tcp.Addr()): true, port(tcp.Addr()): false, "00:" + port(tcp.Addr()) + ":00": false, "52:54:00:" + port(tcp.Addr()): false, "[::]:" + port(tcp.Addr()): true,
+	for value, want := range map[string]bool{"a=b,path=" + dir + "/socket": true, "unix:" + dir + "/file": true,
+		"x:" + port(tcp.Addr()): true, port(tcp.Addr()): false, "00:" + port(tcp.Addr()) + ":00": false, "52:54:00:" +
+			port(tcp.Addr()): false, "[::]:" + port(tcp.Addr()): true,
 		abstract: true, "@" + abstract: true, "name=" + abstract + ",x": true, dir: false, "": false} {
 		if what, ok := h.named("key", value, true); ok != want {
 			t.Errorf("%s: %v %s", value, ok, what)

@@ -63,7 +63,8 @@ func TestIncomingArgs(t *testing.T) {
 					fmt.Fprintf(&b, "# %s\n", c)
 				}
 				for _, f := range line.Forwards {
-					fmt.Fprintf(&b, "later: hostfwd_remove %s; hostfwd_add %s\n", strings.TrimSpace(f.Netdev+" "+f.Address()), strings.TrimSpace(f.Netdev+" "+f.Rule))
+					fmt.Fprintf(&b, "later: hostfwd_remove %s; hostfwd_add %s\n", strings.TrimSpace(f.Netdev+" "+f.Address()),
+						strings.TrimSpace(f.Netdev+" "+f.Rule))
 				}
 			}
 			if *update {
@@ -80,7 +81,8 @@ func TestIncomingArgs(t *testing.T) {
 
 // A destination can be the source of the next migration.
 func FuzzIncomingArgs(f *testing.F) {
-	for _, s := range []string{"q\n-S", "q\n-qmp\nunix:/a,server", "q\n-chardev\nsocket,id=a,path=/b,,c,server=on", "q\n-vnc\n:1,password=on\n-M\nq35,a=b", "q\n-netdev\n{\"type\":\"tap\"}", "q\n-serial\nmon:tcp::1,server=on\n-incoming\nfd:1",
+	for _, s := range []string{"q\n-S", "q\n-qmp\nunix:/a,server", "q\n-chardev\nsocket,id=a,path=/b,,c,server=on",
+		"q\n-vnc\n:1,password=on\n-M\nq35,a=b", "q\n-netdev\n{\"type\":\"tap\"}", "q\n-serial\nmon:tcp::1,server=on\n-incoming\nfd:1",
 		"q\n-spice\nport=1\n-drive\nfile=/a", "q\n-monitor\nunix:,server", "q\n-D\n", "q\n-chardev\nfile,path=../..,id=x"} {
 		f.Add(s)
 	}

@@ -32,7 +32,8 @@ func TestManager(t *testing.T) {
 }
 
 func TestEnvironment(t *testing.T) {
-	env := []string{"HOME=/root", "QEMU_MODULE_DIR=/m", "NOTIFY_SOCKET=/run/n", "LISTEN_FDS=2", "PWD=/srv", "LD_LIBRARY_PATH=/l", "TZ=", "rubbish"}
+	env := []string{"HOME=/root", "QEMU_MODULE_DIR=/m", "NOTIFY_SOCKET=/run/n", "LISTEN_FDS=2", "PWD=/srv",
+		"LD_LIBRARY_PATH=/l", "TZ=", "rubbish"}
 	keep, dir := environment(env, []string{"qemu"}, "/here")
 	if want := []string{"HOME=/root", "QEMU_MODULE_DIR=/m", "PWD=/srv", "LD_LIBRARY_PATH=/l", "TZ="}; !slices.Equal(keep, want) || dir != "/here" {
 		t.Errorf("%q %s", keep, dir)
@@ -41,7 +42,8 @@ func TestEnvironment(t *testing.T) {
 		t.Errorf("a daemon was started in %s", dir)
 	}
 	p := Process{Env: keep}
-	if parts, other := p.Parts(), p.EnvFor(); !slices.Equal(parts, []string{"QEMU_MODULE_DIR=/m", "LD_LIBRARY_PATH=/l"}) || slices.Contains(other, "LD_LIBRARY_PATH=/l") || len(other) != 3 || len(p.Env) != 5 {
+	if parts, other := p.Parts(), p.EnvFor(); !slices.Equal(parts, []string{"QEMU_MODULE_DIR=/m", "LD_LIBRARY_PATH=/l"}) ||
+		slices.Contains(other, "LD_LIBRARY_PATH=/l") || len(other) != 3 || len(p.Env) != 5 {
 		t.Errorf("%q %q", parts, other)
 	}
 }
@@ -85,11 +87,15 @@ func TestRoom(t *testing.T) {
 		{"huge pages", machine(map[string]string{pages + "free_hugepages": "8\n", pages + "resv_hugepages": "0\n"}), huge(16 * mi), Limits{}, "", ""},
 		{"huge pages that others have asked for", machine(map[string]string{pages + "free_hugepages": "8\n", pages + "resv_hugepages": "1\n"}), huge(16 * mi), Limits{}, "", "7 huge pages of 2048 KiB are free, and a second guest needs 8"},
 		{"no such huge pages", machine(nil), Memory{Huge: map[int64]int64{1 << 30: 1}}, Limits{}, "", "hugepages-1048576kB/nr_hugepages"},
-		{"group", machine(map[string]string{"sys/fs/cgroup/a/b/memory.max": "max\n", "sys/fs/cgroup/a/memory.max": "104857600\n", "sys/fs/cgroup/a/memory.current": "52428800\n",
-			"sys/fs/cgroup/a/memory.stat": "anon 5\ninactive_file 10485760\nactive_file 0\n"}), Memory{Ordinary: 61 * mi}, Limits{}, "0::/a/b\n", "has room for 60 MiB"},
+		{"group", machine(map[string]string{"sys/fs/cgroup/a/b/memory.max": "max\n",
+			"sys/fs/cgroup/a/memory.max": "104857600\n", "sys/fs/cgroup/a/memory.current": "52428800\n",
+			"sys/fs/cgroup/a/memory.stat": "anon 5\ninactive_file 10485760\nactive_file 0\n"}), Memory{Ordinary: 61 * mi},
+			Limits{}, "0::/a/b\n", "has room for 60 MiB"},
 		{"group with room", machine(map[string]string{"sys/fs/cgroup/a/memory.max": "104857600\n", "sys/fs/cgroup/a/memory.current": "52428800\n"}), Memory{Ordinary: 50 * mi}, Limits{}, "0::/a\n", ""},
-		{"group of version 1", machine(map[string]string{"sys/fs/cgroup/memory/a/memory.limit_in_bytes": "104857600\n", "sys/fs/cgroup/memory/a/memory.usage_in_bytes": "104857600\n",
-			"sys/fs/cgroup/memory/memory.limit_in_bytes": "9223372036854771712\n"}), Memory{Ordinary: mi}, Limits{}, "9:cpu,cpuacct:/c\n8:memory:/a\n", "raise memory.limit_in_bytes"},
+		{"group of version 1", machine(map[string]string{"sys/fs/cgroup/memory/a/memory.limit_in_bytes": "104857600\n",
+			"sys/fs/cgroup/memory/a/memory.usage_in_bytes": "104857600\n",
+			"sys/fs/cgroup/memory/memory.limit_in_bytes":   "9223372036854771712\n"}), Memory{Ordinary: mi}, Limits{},
+			"9:cpu,cpuacct:/c\n8:memory:/a\n", "raise memory.limit_in_bytes"},
 		{"nothing to read", fstest.MapFS{}, Memory{Ordinary: 1 << 40}, Limits{}, "0::/a\n", ""},
 	} {
 		t.Run(c.name, func(t *testing.T) {
@@ -149,8 +155,10 @@ func TestReadProcess(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if p.Program != real || p.Changed || !p.IsQEMU() || !slices.Equal(p.Args, []string{real, "1000"}) || !slices.Equal(p.Command(), []string{real}) ||
-		!slices.Equal(p.Env, []string{"QEMU_X=1"}) || p.Dir != filepath.Dir(real) || p.UID != os.Geteuid() || p.Network != self.Network || !reflect.DeepEqual(p.Limits, self.Limits) {
+	if p.Program != real || p.Changed || !p.IsQEMU() || !slices.Equal(p.Args, []string{real, "1000"}) ||
+		!slices.Equal(p.Command(), []string{real}) ||
+		!slices.Equal(p.Env, []string{"QEMU_X=1"}) || p.Dir != filepath.Dir(real) || p.UID != os.Geteuid() ||
+		p.Network != self.Network || !reflect.DeepEqual(p.Limits, self.Limits) {
 		t.Errorf("%+v", p)
 	}
 	if err := p.Startable(); err != nil {
@@ -177,7 +185,8 @@ func TestReadProcess(t *testing.T) {
 
 func TestParseConfig(t *testing.T) {
 	words, err := parseConfig([]byte("# qemu config file\n\n[chardev \"m2\"]\n  backend = \"socket\"\n  path=\"/run/a, b\"\n\n[machine]\n  type = \"q35\"\n[memory]\n size = \"64\"\n[rtc]\n[smp-opts]\n\tcpus = \"2\"\n"))
-	want := []word{{raw: "-chardev", option: "-chardev", value: "id=m2,backend=socket,path=/run/a,, b"}, {raw: "-machine", option: "-machine", value: "type=q35"},
+	want := []word{{raw: "-chardev", option: "-chardev", value: "id=m2,backend=socket,path=/run/a,, b"},
+		{raw: "-machine", option: "-machine", value: "type=q35"},
 		{raw: "-m", option: "-m", value: "size=64"}, {raw: "-smp", option: "-smp", value: "cpus=2"}}
 	if err != nil || !reflect.DeepEqual(words, want) {
 		t.Errorf("%+v %v", words, err)

@@ -8,8 +8,9 @@ import (
 
 // Rule is what one word of QEMU's command line has of its host, and what becomes of it in the destination's.
 type Rule struct {
-	Option  string // "-chardev"
-	Kind    string // backend, type or driver that it is about, with " server" if it listens; a final * stands for any rest; "" for any
+	Option string // "-chardev"
+	// backend, type or driver that it is about, with " server" if it listens; a final * stands for any rest; "" for any
+	Kind    string
 	Key     string // "" for the whole value
 	Has     string // "socket, listened on"
 	Does    Action
@@ -54,7 +55,8 @@ var rules = []Rule{
 	{"-device", "u2f-passthru", "", "device of the host", Refuse, "u2f-passthru,hidraw=/dev/hidraw0"},
 	{"-device", "vhost-vsock-*", "", "context number, one on a host", Refuse, "vhost-vsock-pci,guest-cid=3"},
 	{"-device", "vhost-scsi-*", "", "target of the host", Refuse, "vhost-scsi-pci,wwpn=naa.5001405324af0985"},
-	{"-device", "vhost-vdpa-device*", "vhostdev", "device of the host", Ask, "vhost-vdpa-device-pci,vhostdev=/dev/vhost-vdpa-0"},
+	{"-device", "vhost-vdpa-device*", "vhostdev", "device of the host", Ask,
+		"vhost-vdpa-device-pci,vhostdev=/dev/vhost-vdpa-0"},
 	{"-device", "xen-pci-passthrough", "", "device of the host", Refuse, "xen-pci-passthrough,hostaddr=0000:01:00.0"},
 	{"-device", "canokey", "file", "file, written", Ask, "canokey,file=/run/a/key"},
 	{"-device", "u2f-emulated", "dir", "files, written", Ask, "u2f-emulated,dir=/run/a/u2f"},
@@ -69,8 +71,10 @@ var rules = []Rule{
 	{"-hdd", "", "", "disk", Disk, "/srv/a.img"},
 	{"-cdrom", "", "", "disk", Disk, "/srv/a.iso"},
 	{"-blockdev", "nvme", "", "device of the host", Refuse, "nvme,device=0000:01:00.0,namespace=1,node-name=n"},
-	{"-blockdev", "virtio-blk-vhost-vdpa", "path", "device of the host", Ask, "virtio-blk-vhost-vdpa,path=/dev/vhost-vdpa-0,node-name=n"},
-	{"-blockdev", "virtio-blk-vhost-user", "path", "socket of a server", Ask, "virtio-blk-vhost-user,path=/run/a/vub,node-name=n"},
+	{"-blockdev", "virtio-blk-vhost-vdpa", "path", "device of the host", Ask,
+		"virtio-blk-vhost-vdpa,path=/dev/vhost-vdpa-0,node-name=n"},
+	{"-blockdev", "virtio-blk-vhost-user", "path", "socket of a server", Ask,
+		"virtio-blk-vhost-user,path=/run/a/vub,node-name=n"},
 	{"-blockdev", "", "filename", "disk", Disk, `{"driver":"file","filename":"/srv/a.img","node-name":"n"}`},
 	{"-drive", "", "snapshot", "temporary image of the source's", Refuse, "file=/srv/a.img,snapshot=on"},
 	{"-drive", "", "file", "disk", Disk, "file=/srv/a.img,if=virtio"},
@@ -91,18 +95,22 @@ var rules = []Rule{
 	{"-spice", "", "tls-port", "port, listened on", Port, "tls-port=5901,x509-dir=/etc/pki"},
 	{"-spice", "unix", "addr", "socket, listened on", Listen, "unix=on,addr=/run/a/spice"},
 	{"-netdev", "user", "hostfwd", "port, listened on", Later, "user,id=u,hostfwd=tcp:127.0.0.1:2222-:22"},
-	{"-netdev", "user", "guestfwd", "what the character device behind it has", Replace, "user,id=u,guestfwd=tcp:10.0.2.100:80-file:/tmp/web"},
+	{"-netdev", "user", "guestfwd", "what the character device behind it has", Replace,
+		"user,id=u,guestfwd=tcp:10.0.2.100:80-file:/tmp/web"},
 	{"-netdev", "user", "smb", "folder that several may use", Keep, "user,id=u,smb=/srv"},
 	{"-netdev", "user", "tftp", "folder, read", Keep, "user,id=u,tftp=/srv"},
 	{"-netdev", "passt", "tcp-ports", "ports, listened on", PortOnly, "passt,id=u,tcp-ports=2222:22"},
 	{"-netdev", "passt", "udp-ports", "ports, listened on", PortOnly, "passt,id=u,udp-ports=5353:53"},
 	{"-netdev", "tap", "ifname", "interface", TAP, "tap,id=t,ifname=tap0,script=no"},
-	{"-netdev", "l2tpv3", "srcport", "UDP port", PortOnly, "l2tpv3,id=l,src=10.0.0.1,dst=10.0.0.2,udp=on,srcport=1701,dstport=1701,txsession=1"},
+	{"-netdev", "l2tpv3", "srcport", "UDP port", PortOnly,
+		"l2tpv3,id=l,src=10.0.0.1,dst=10.0.0.2,udp=on,srcport=1701,dstport=1701,txsession=1"},
 	{"-netdev", "socket", "listen", "port, listened on", PortOnly, "socket,id=s,listen=:9000"},
 	{"-netdev", "socket", "mcast", "group that several may be in", Keep, "socket,id=s,mcast=230.0.0.1:9000"},
 	{"-netdev", "socket", "localaddr", "UDP port", PortOnly, "socket,id=s,udp=10.0.0.2:9000,localaddr=10.0.0.1:9001"},
-	{"-netdev", "stream server", "addr.path", "socket, listened on", Listen, "stream,id=s,server=on,addr.type=unix,addr.path=/run/a/net"},
-	{"-netdev", "stream server", "addr.port", "port, listened on", PortOnly, "stream,id=s,server=on,addr.type=inet,addr.host=::,addr.port=9000"},
+	{"-netdev", "stream server", "addr.path", "socket, listened on", Listen,
+		"stream,id=s,server=on,addr.type=unix,addr.path=/run/a/net"},
+	{"-netdev", "stream server", "addr.port", "port, listened on", PortOnly,
+		"stream,id=s,server=on,addr.type=inet,addr.host=::,addr.port=9000"},
 	{"-netdev", "stream", "addr.path", "socket of a server", Ask, "stream,id=s,addr.type=unix,addr.path=/run/a/switch"},
 	{"-netdev", "dgram", "local.path", "socket, bound", Listen, "dgram,id=s,local.type=unix,local.path=/run/a/dgram"},
 	{"-netdev", "dgram", "local.port", "UDP port", PortOnly, "dgram,id=s,local.type=inet,local.host=::,local.port=9000"},
@@ -115,7 +123,8 @@ var rules = []Rule{
 	{"-net", "tap", "ifname", "interface", TAP, "tap,ifname=tap0"},
 	{"-chardev", "", "logfile", "file, created", Move, "null,id=c,logfile=/var/log/c"},
 	{"-chardev", "socket server", "path", "socket, listened on", Listen, "socket,id=c,path=/run/a/c,server=on,wait=on"},
-	{"-chardev", "socket server", "port", "port, listened on", Port, "socket,id=c,host=0.0.0.0,port=4000,server=on,telnet=on"},
+	{"-chardev", "socket server", "port", "port, listened on", Port,
+		"socket,id=c,host=0.0.0.0,port=4000,server=on,telnet=on"},
 	{"-chardev", "socket", "path", "socket of a server", Ask, "socket,id=c,path=/run/a/vhost"},
 	{"-chardev", "udp", "localport", "UDP port", PortOnly, "udp,id=c,host=10.0.0.1,port=5,localport=6"},
 	{"-chardev", "file", "path", "file, created", Move, "file,id=c,path=/var/log/c"},
@@ -167,10 +176,12 @@ var rules = []Rule{
 	{"-preconfig", "", "", "how its process began", Drop, ""},
 	{"-daemonize", "", "", "how its process began", Drop, ""},
 	{"-run-with", "", "exit-with-parent", "its own parent", Drop, "exit-with-parent=on"},
-	{"-object", "memory-backend-file", "mem-path", "file behind memory that is shared", Ask, "memory-backend-file,id=m,size=1G,share=on,mem-path=/dev/shm/a"},
+	{"-object", "memory-backend-file", "mem-path", "file behind memory that is shared", Ask,
+		"memory-backend-file,id=m,size=1G,share=on,mem-path=/dev/shm/a"},
 	{"-object", "filter-dump", "file", "file, created", Move, "filter-dump,id=d,netdev=n,file=/tmp/n.pcap"},
 	{"-object", "input-linux", "evdev", "device of the host", Ask, "input-linux,id=i,evdev=/dev/input/event0"},
-	{"-object", "x-vfio-user-server", "socket.path", "socket, listened on", Listen, "x-vfio-user-server,id=v,type=unix,socket.path=/run/a/vfio,device=d"},
+	{"-object", "x-vfio-user-server", "socket.path", "socket, listened on", Listen,
+		"x-vfio-user-server,id=v,type=unix,socket.path=/run/a/vfio,device=d"},
 	{"-object", "rng-random", "filename", "device that several may open", Keep, "rng-random,id=r,filename=/dev/urandom"},
 	{"-object", "secret", "file", "file, read", Keep, "secret,id=s,file=/etc/secret"},
 	{"-object", "tls-creds-*", "dir", "folder, read", Keep, "tls-creds-x509,id=t,dir=/etc/pki,endpoint=server"},

@@ -60,11 +60,13 @@ func TestRules(t *testing.T) {
 					t.Errorf("want it off the port, and named: %q %v", words, err)
 				}
 			case launch.Later:
-				if err != nil || len(line.Forwards) != 1 || strings.Contains(words, "hostfwd") || !strings.HasPrefix(line.Forwards[0].Rule, line.Forwards[0].Address()+"-") {
+				if err != nil || len(line.Forwards) != 1 || strings.Contains(words, "hostfwd") ||
+					!strings.HasPrefix(line.Forwards[0].Rule, line.Forwards[0].Address()+"-") {
 					t.Errorf("want it later: %q %v", words, err)
 				}
 			case launch.Drop:
-				named := line != nil && slices.ContainsFunc(line.Changes, func(c launch.Change) bool { return c.Option == r.Option && c.To == "" })
+				named := line != nil && slices.ContainsFunc(line.Changes,
+					func(c launch.Change) bool { return c.Option == r.Option && c.To == "" })
 				if err != nil || !named || strings.Contains(words, r.Option) {
 					t.Errorf("want it dropped, and named: %q %v", words, err)
 				}
@@ -118,7 +120,8 @@ func TestEveryOption(t *testing.T) {
 			t.Fatal(err)
 		}
 		// An option begins its line; one blank stands before its value, several before what it is.
-		lines := regexp.MustCompile(`(?m)^--?([A-Za-z][\w-]*)(?:/-(\w+)| or -(\w+))?(.*)$`).FindAllStringSubmatch(string(out), -1)
+		lines := regexp.MustCompile(`(?m)^--?([A-Za-z][\w-]*)(?:/-(\w+)| or -(\w+))?(.*)$`).FindAllStringSubmatch(string(out),
+			-1)
 		if len(lines) < 100 {
 			t.Fatalf("only %d options in its help", len(lines))
 		}
@@ -184,7 +187,8 @@ func code(s string) string {
 // What counts is what the source holds, not what its words name.
 func TestHeldCounts(t *testing.T) {
 	held := &launch.Held{
-		Sockets: []launch.Socket{{Network: "tcp", Address: "[::]:5901", Listening: true}, {Network: "udp", Address: "0.0.0.0:5353"},
+		Sockets: []launch.Socket{{Network: "tcp", Address: "[::]:5901", Listening: true},
+			{Network: "udp", Address: "0.0.0.0:5353"},
 			{Network: "unix", Address: "/run/a/own", Listening: true}, {Network: "unix", Address: "@name", Listening: true}},
 		Files: []launch.File{{Path: "/var/log/own"}},
 	}
@@ -217,7 +221,8 @@ func TestHeldCounts(t *testing.T) {
 		{args: []string{"-device", "e1000,mac=52:54:00:12:59:01,addr=5901"}, want: "e1000,mac=52:54:00:12:59:01,addr=5901"},
 		{args: []string{"-device", "new-device,socket=/run/a/own"}},
 	} {
-		line, err := launch.Destination(append([]string{"qemu"}, c.args...), launch.Options{Dir: "/run/b", Held: held, Ports: c.ports, Paths: c.paths})
+		line, err := launch.Destination(append([]string{"qemu"}, c.args...),
+			launch.Options{Dir: "/run/b", Held: held, Ports: c.ports, Paths: c.paths})
 		refused := (*launch.ArgumentError)(nil)
 		switch {
 		case c.want == "" && !errors.As(err, &refused):

@@ -127,7 +127,8 @@ func (w Workload) Validate() error {
 			for _, p := range t.Params {
 				have = append(have, p.Name)
 			}
-			return fmt.Errorf("%s has no parameter %q: %s", t.Name, name, near.Or(name, have, "it has "+strings.Join(have, ", ")))
+			return fmt.Errorf("%s has no parameter %q: %s", t.Name, name,
+				near.Or(name, have, "it has "+strings.Join(have, ", ")))
 		}
 		if _, err := t.Params[i].parse(w.Params[name]); err != nil {
 			return fmt.Errorf("%s: %w", name, err)

@@ -21,8 +21,8 @@ func Hint[S ~string](word S, have []S) string {
 	return Or(string(word), all, "have "+strings.Join(all, ", "))
 }
 
-// Or is "did you mean a or b?" of the words of have that are near, or otherwise where none is. The nearest come first: few
-// letters differ, or the one word is in the other. Hyphens before a flag's name do not count.
+// Or is "did you mean a or b?" of the words of have that are near, or otherwise where none is. The nearest come first:
+// few letters differ, or the one word is in the other. Hyphens before a flag's name do not count.
 func Or(word string, have []string, otherwise string) string {
 	type candidate struct {
 		word     string

@@ -4,7 +4,8 @@ import "testing"
 
 func TestHint(t *testing.T) {
 	commands := []string{"demo", "migrate", "lab", "doctor"}
-	capabilities := []string{"auto-converge", "multifd", "postcopy-blocktime", "postcopy-preempt", "postcopy-ram", "xbzrle", "events"}
+	capabilities := []string{"auto-converge", "multifd", "postcopy-blocktime", "postcopy-preempt", "postcopy-ram",
+		"xbzrle", "events"}
 	for _, c := range []struct {
 		word string
 		have []string

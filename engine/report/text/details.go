@@ -10,13 +10,15 @@ import (
 	"qmigrate/engine/record/units"
 )
 
-// Details prints one migration for people: stages, downtimes each with what it is, passes, checks, and doubts as footnotes.
+// Details prints one migration for people: stages, downtimes each with what it is, passes, checks, and doubts as
+// footnotes.
 func (p Page) Details(r *record.Migration) {
 	if r.Saved != nil {
 		p.saved(r)
 	} else {
 		fmt.Fprintf(p.W, "\n%s: %s; %s\n", r.Mode, r.Outcome, place(r))
-		fmt.Fprintf(p.W, "QEMU %s -> %s, %s, %s, %s, %s\n", Version(r.QEMU.SourceVersion), Version(r.QEMU.DestinationVersion), r.QEMU.Machine,
+		fmt.Fprintf(p.W, "QEMU %s -> %s, %s, %s, %s, %s\n", Version(r.QEMU.SourceVersion), Version(r.QEMU.DestinationVersion),
+			r.QEMU.Machine,
 			r.QEMU.Accelerator, units.FormatSize(r.QEMU.MemoryBytes), Plural(int64(r.QEMU.VCPUs), "vCPU", "vCPUs"))
 	}
 	p.hardware(r)
@@ -82,7 +84,8 @@ func Version(version string) string {
 // downtime is one row of the table of downtimes.
 type downtime struct{ name, value, margin, text string }
 
-// downtimes are those that were measured, each with what it is in one line. docs/measurements.md has the whole definitions.
+// downtimes are those that were measured, each with what it is in one line. docs/measurements.md has the whole
+// definitions.
 func downtimes(d *record.Downtime) (all []downtime) {
 	add := func(name string, value, margin *time.Duration, text string) {
 		if value == nil {
@@ -160,7 +163,8 @@ func passTable(r *record.Migration, first, last int) Table {
 		if p.PostCopy {
 			name += " (post-copy)"
 		}
-		t.Row(name, units.FormatDuration(p.Start), units.FormatDuration(p.Duration), pages, bytes(p.Transferred), rate, bytes(p.Remaining))
+		t.Row(name, units.FormatDuration(p.Start), units.FormatDuration(p.Duration), pages, bytes(p.Transferred), rate,
+			bytes(p.Remaining))
 	}
 	return t
 }
@@ -192,7 +196,8 @@ func (p Page) checks(r *record.Migration) {
 		}
 	}
 	if x := r.Total; x.Transferred != nil {
-		line("sent", fmt.Sprintf("%s: %s with data, %s of zeros", units.FormatSize(*x.Transferred), Plural(*x.Normal, "page", "pages"), Count(*x.Duplicate)))
+		line("sent", fmt.Sprintf("%s: %s with data, %s of zeros", units.FormatSize(*x.Transferred),
+			Plural(*x.Normal, "page", "pages"), Count(*x.Duplicate)))
 	}
 	if p := r.PostCopy; p != nil && r.Stage(record.PostCopy) != nil {
 		var parts []string
@@ -211,10 +216,12 @@ func (p Page) checks(r *record.Migration) {
 		line("post-copy", parts...)
 	}
 	if m := r.MemoryCheck; m != nil {
-		line("memory", fmt.Sprintf("%s checked in the guest, %s wrong", Plural(m.PagesChecked, "page", "pages"), Count(m.PagesWrong)))
+		line("memory", fmt.Sprintf("%s checked in the guest, %s wrong", Plural(m.PagesChecked, "page", "pages"),
+			Count(m.PagesWrong)))
 	}
 	if t := r.Tunnel; t != nil {
-		line("tunnel", fmt.Sprintf("%s, %s carried", t.Kind, units.FormatSize(t.Bytes)), fmt.Sprintf("%s of this program's CPU while it stood", units.FormatDuration(t.CPU)))
+		line("tunnel", fmt.Sprintf("%s, %s carried", t.Kind, units.FormatSize(t.Bytes)),
+			fmt.Sprintf("%s of this program's CPU while it stood", units.FormatDuration(t.CPU)))
 	}
 	line("disk", DiskCheck(r.DiskCheck)...)
 	for _, t := range toolParts(r.Tools) {
@@ -223,7 +230,8 @@ func (p Page) checks(r *record.Migration) {
 	if n := r.Network; n != nil {
 		var parts []string
 		if n.PingsSent > 0 {
-			parts = append(parts, fmt.Sprintf("%s sent, %s lost", Plural(int64(n.PingsSent), "ping", "pings"), Count(int64(n.PingsLost))))
+			parts = append(parts, fmt.Sprintf("%s sent, %s lost", Plural(int64(n.PingsSent), "ping", "pings"),
+				Count(int64(n.PingsLost))))
 		}
 		if n.TCPSurvived != nil {
 			tcp := "TCP connection " + map[bool]string{true: "alive", false: "LOST"}[*n.TCPSurvived]
@@ -236,12 +244,14 @@ func (p Page) checks(r *record.Migration) {
 			parts = append(parts, Plural(int64(n), "announcement", "announcements")+" (RARP) seen on the link")
 		}
 		if n.AnnounceToFirstPacket != nil {
-			parts = append(parts, fmt.Sprintf("first frame from the destination %s after RESUME", units.FormatDuration(*n.AnnounceToFirstPacket)))
+			parts = append(parts, fmt.Sprintf("first frame from the destination %s after RESUME",
+				units.FormatDuration(*n.AnnounceToFirstPacket)))
 		}
 		line("network", parts...)
 		parts = nil
 		for _, g := range n.Gaps {
-			text := fmt.Sprintf("%s %s + %s + %s", g.Observer, units.FormatDuration(g.Before), units.FormatDuration(g.During), units.FormatDuration(g.After))
+			text := fmt.Sprintf("%s %s + %s + %s", g.Observer, units.FormatDuration(g.Before), units.FormatDuration(g.During),
+				units.FormatDuration(g.After))
 			if g.BeforeStop != nil {
 				text += fmt.Sprintf(" (longest before STOP %s)", units.FormatDuration(*g.BeforeStop))
 			}
@@ -255,14 +265,18 @@ func (p Page) checks(r *record.Migration) {
 		}
 	}
 	if x := r.Web; x != nil {
-		parts := []string{fmt.Sprintf("%s reset, %s made anew, %s wrong", Plural(int64(x.Resets), "connection", "connections"), Count(int64(x.Reconnects)), Plural(int64(x.Wrong), "response", "responses"))}
+		parts := []string{fmt.Sprintf("%s reset, %s made anew, %s wrong",
+			Plural(int64(x.Resets), "connection", "connections"), Count(int64(x.Reconnects)), Plural(int64(x.Wrong), "response",
+				"responses"))}
 		if x.Unanswered > 0 {
-			parts = append(parts, Plural(int64(x.Unanswered), "request", "requests")+" without an answer when the observation ended")
+			parts = append(parts, Plural(int64(x.Unanswered), "request", "requests")+
+				" without an answer when the observation ended")
 		}
 		line("web", parts...)
 	}
 	if x := r.Stream; x != nil {
-		text := fmt.Sprintf("%s from the guest, %s to it; the connection is ", units.FormatSize(x.Received), units.FormatSize(x.Acked)) + map[bool]string{true: "alive", false: "LOST (" + x.Broken + ")"}[x.Survived]
+		text := fmt.Sprintf("%s from the guest, %s to it; the connection is ", units.FormatSize(x.Received),
+			units.FormatSize(x.Acked)) + map[bool]string{true: "alive", false: "LOST (" + x.Broken + ")"}[x.Survived]
 		if x.Retransmits != nil {
 			text += fmt.Sprintf(", %s sent again", Plural(*x.Retransmits, "segment", "segments"))
 		}
@@ -275,13 +289,15 @@ func (p Page) checks(r *record.Migration) {
 			if *g.SlowdownPercent < 0 {
 				change = "faster"
 			}
-			parts = append(parts, fmt.Sprintf("%.1f %% %s during the migration than before", math.Abs(*g.SlowdownPercent), change))
+			parts = append(parts, fmt.Sprintf("%.1f %% %s during the migration than before", math.Abs(*g.SlowdownPercent),
+				change))
 		}
 		if g.Score != nil {
 			parts = append(parts, fmt.Sprintf("%.4g %s over the whole run, checked", g.Score.Value, g.Score.Unit))
 		}
 		if g.ClockSlip != nil && g.ClockSlipError != nil {
-			parts = append(parts, fmt.Sprintf("its clock lost %s +/- %s", units.FormatDuration(*g.ClockSlip), units.FormatDuration(*g.ClockSlipError)))
+			parts = append(parts, fmt.Sprintf("its clock lost %s +/- %s", units.FormatDuration(*g.ClockSlip),
+				units.FormatDuration(*g.ClockSlipError)))
 		}
 		line("guest", parts...)
 	}

@@ -32,13 +32,15 @@ func (p Page) hardware(r *record.Migration) {
 	if c == nil {
 		return
 	}
-	text := fmt.Sprintf("CPU cap  %d %% of one processor for the vCPUs, in periods of %s (cgroup %s)", c.Percent, units.FormatDuration(c.Period), c.Cgroup)
+	text := fmt.Sprintf("CPU cap  %d %% of one processor for the vCPUs, in periods of %s (cgroup %s)", c.Percent,
+		units.FormatDuration(c.Period), c.Cgroup)
 	for _, side := range []struct {
 		name string
 		use  *record.CapUse
 	}{{"source", c.Source}, {"destination", c.Destination}} {
 		if side.use != nil {
-			text += fmt.Sprintf("; %s: held back in %s of %s, used %s", side.name, Count(side.use.Throttled), Plural(side.use.Periods, "period", "periods"), units.FormatDuration(side.use.Used))
+			text += fmt.Sprintf("; %s: held back in %s of %s, used %s", side.name, Count(side.use.Throttled),
+				Plural(side.use.Periods, "period", "periods"), units.FormatDuration(side.use.Used))
 		}
 	}
 	fmt.Fprintln(p.W, Fold(text, 9, p.width()))
@@ -58,7 +60,8 @@ func (p Page) saved(r *record.Migration) {
 	}
 	fmt.Fprintf(p.W, "\n%s\n", Fold(fmt.Sprintf("%s: %s; %s", r.Mode, r.Outcome, where), 2, p.width()))
 	version := cmp.Or(r.QEMU.SourceVersion, r.QEMU.DestinationVersion)
-	fmt.Fprintf(p.W, "QEMU %s, %s, %s, %s, %s\n", Version(version), r.QEMU.Machine, r.QEMU.Accelerator, units.FormatSize(r.QEMU.MemoryBytes), Plural(int64(r.QEMU.VCPUs), "vCPU", "vCPUs"))
+	fmt.Fprintf(p.W, "QEMU %s, %s, %s, %s, %s\n", Version(version), r.QEMU.Machine, r.QEMU.Accelerator,
+		units.FormatSize(r.QEMU.MemoryBytes), Plural(int64(r.QEMU.VCPUs), "vCPU", "vCPUs"))
 	text := "file " + r.Saved.Path + ", " + r.Saved.Format
 	if r.Saved.Size != nil && r.Saved.Allocated != nil {
 		text += fmt.Sprintf(", %s, %s on the disk", units.FormatSize(*r.Saved.Size), units.FormatSize(*r.Saved.Allocated))
@@ -70,7 +73,8 @@ func (p Page) saved(r *record.Migration) {
 			text += ", the guest stopped for " + units.FormatDuration(*x.Stopped)
 		}
 		if x.Stall != nil && x.StallError != nil {
-			text += fmt.Sprintf(", its longest silence %s +/- %s", units.FormatDuration(*x.Stall), units.FormatDuration(*x.StallError))
+			text += fmt.Sprintf(", its longest silence %s +/- %s", units.FormatDuration(*x.Stall),
+				units.FormatDuration(*x.StallError))
 		}
 		fmt.Fprintln(p.W, Fold(text, 2, p.width()))
 	}
@@ -109,7 +113,9 @@ func DiskCheck(d *record.DiskCheck) []string {
 	if d == nil {
 		return nil
 	}
-	parts := []string{fmt.Sprintf("%s acknowledged, %s lost, %s wrong of %s", Plural(d.WritesAcknowledged, "write", "writes"), Count(d.WritesLost), Count(d.BlocksWrong), Plural(d.BlocksChecked, "block", "blocks"))}
+	parts := []string{fmt.Sprintf("%s acknowledged, %s lost, %s wrong of %s",
+		Plural(d.WritesAcknowledged, "write", "writes"), Count(d.WritesLost), Count(d.BlocksWrong), Plural(d.BlocksChecked,
+			"block", "blocks"))}
 	if d.WriteErrors > 0 {
 		parts = append(parts, Plural(d.WriteErrors, "write", "writes")+" refused")
 	}
@@ -175,7 +181,8 @@ func toolParts(t *record.Tools) (all []toolPart) {
 		if p.OtherEnd != nil {
 			amount = func(n float64) string { return units.FormatSize(int64(n)) }
 		}
-		parts := []string{fmt.Sprintf("%s: %s of it, %s in all", p.Version, Plural(int64(p.Reports), "report", "reports"), amount(p.Events))}
+		parts := []string{fmt.Sprintf("%s: %s of it, %s in all", p.Version, Plural(int64(p.Reports), "report", "reports"),
+			amount(p.Events))}
 		if p.OtherEnd != nil {
 			parts = append(parts, amount(float64(*p.OtherEnd))+" at the observer")
 		}
@@ -185,11 +192,14 @@ func toolParts(t *record.Tools) (all []toolPart) {
 		all = append(all, toolPart{p.Name, append(parts, verdict(p.Error))})
 	}
 	if s := t.SSH; s != nil {
-		all = append(all, toolPart{"ssh", []string{fmt.Sprintf("%s received, %s lost, %s", Plural(s.Lines, "line", "lines"), Count(s.LinesLost), Plural(int64(s.Resets), "reset", "resets")) +
+		all = append(all, toolPart{"ssh", []string{fmt.Sprintf("%s received, %s lost, %s", Plural(s.Lines, "line", "lines"),
+			Count(s.LinesLost), Plural(int64(s.Resets), "reset", "resets")) +
 			longest("longest between two", s.Longest), verdict(s.Error)}})
 	}
 	if w := t.Redis; w != nil {
-		all = append(all, toolPart{"redis", []string{fmt.Sprintf("%s acknowledged, %s lost, %s wrong, %s", Plural(w.Acknowledged, "write", "writes"), Count(w.Lost), Count(w.Wrong), Plural(int64(w.Resets), "reset", "resets")) +
+		all = append(all, toolPart{"redis", []string{fmt.Sprintf("%s acknowledged, %s lost, %s wrong, %s",
+			Plural(w.Acknowledged, "write", "writes"), Count(w.Lost), Count(w.Wrong), Plural(int64(w.Resets), "reset",
+				"resets")) +
 			longest("slowest", w.Longest), verdict(w.Error)}})
 	}
 	return all

@@ -29,7 +29,8 @@ func TestScreen(t *testing.T) {
 	}
 }
 
-// TestScreenFits: whatever a record holds, 80 columns and 23 lines have it, the answer and the record's place among them.
+// TestScreenFits: whatever a record holds, 80 columns and 23 lines have it, the answer and the record's place among
+// them.
 func TestScreenFits(t *testing.T) {
 	long := strings.Repeat("a doubt that takes some words to be told ", 12)
 	for passes := range 40 {
@@ -56,7 +57,8 @@ func TestScreenFits(t *testing.T) {
 					p.Screen(r, cause, foot(r))
 					lines := split(strings.TrimSuffix(b.String(), "\n"))
 					n := p.height(lines)
-					if n > ScreenLines || !strings.HasPrefix(lines[0], "The guest moved in ") || !strings.HasSuffix(b.String(), " --details\n") {
+					if n > ScreenLines || !strings.HasPrefix(lines[0], "The guest moved in ") ||
+						!strings.HasSuffix(b.String(), " --details\n") {
 						t.Fatalf("%d passes, %d warnings, %d causes: %d lines of %d columns:\n%s", passes, warnings, causes,
 							n, width, &b)
 					}
@@ -83,7 +85,8 @@ func TestAnswer(t *testing.T) {
 		return &more
 	}
 	failed := func(outcome record.Outcome, on record.Holder, stage record.StageName) *record.Migration {
-		return &record.Migration{Outcome: outcome, GuestOn: on, Total: total, Error: &record.Error{Stage: stage, Message: "no"}}
+		return &record.Migration{Outcome: outcome, GuestOn: on, Total: total,
+			Error: &record.Error{Stage: stage, Message: "no"}}
 	}
 	save := failed(record.Failed, record.Source, record.PreCopy)
 	save.Mode = record.SaveMode
@@ -98,21 +101,27 @@ func TestAnswer(t *testing.T) {
 			record.Migration{MemoryCheck: &record.MemoryCheck{PagesChecked: 1, PagesWrong: 1},
 				Network: &record.Network{PingsSent: 1, TCPSurvived: record.Of(false)}}),
 		"The guest moved with 2 disks in 1.6 s and stood still for 22 ms; 40 disk writes, none lost": done(record.PreCopyMode,
-			record.Migration{Downtime: wire, Mirrors: make([]record.Mirror, 2), DiskCheck: &record.DiskCheck{WritesAcknowledged: 40}}),
+			record.Migration{Downtime: wire, Mirrors: make([]record.Mirror, 2),
+				DiskCheck: &record.DiskCheck{WritesAcknowledged: 40}}),
 		"The guest moved in 1.6 s; 40 disk writes, 3 LOST": done(record.PreCopyMode, record.Migration{
 			DiskCheck: &record.DiskCheck{WritesAcknowledged: 40, WritesLost: 3}}),
-		"The guest moved in 1.6 s; 40 disk writes, none lost, and the disks are WRONG": done(record.PreCopyMode, record.Migration{
-			DiskCheck: &record.DiskCheck{WritesAcknowledged: 40, BlocksWrong: 1}}),
-		"The guest moved in 1.6 s; its programs' checks passed": done(record.PreCopyMode, record.Migration{Tools: &record.Tools{}}),
+		"The guest moved in 1.6 s; 40 disk writes, none lost, and the disks are WRONG": done(record.PreCopyMode,
+			record.Migration{
+				DiskCheck: &record.DiskCheck{WritesAcknowledged: 40, BlocksWrong: 1}}),
+		"The guest moved in 1.6 s; its programs' checks passed": done(record.PreCopyMode,
+			record.Migration{Tools: &record.Tools{}}),
 		"The guest ran on the destination after 60 ms and stood still for 22 ms; all of its memory was there after 1.6 s": done(
-			record.PostCopyMode, record.Migration{Downtime: wire, Stages: []record.Stage{{Name: record.PostCopy, Start: 60 * ms}}}),
-		"The guest is on the source: the migration was cancelled in pre-copy after 1.6 s": failed(record.Cancelled, record.Source,
+			record.PostCopyMode, record.Migration{Downtime: wire,
+				Stages: []record.Stage{{Name: record.PostCopy, Start: 60 * ms}}}),
+		"The guest is on the source: the migration was cancelled in pre-copy after 1.6 s": failed(record.Cancelled,
+			record.Source,
 			record.PreCopy),
 		"The guest is on the destination: the migration failed in activation after 1.6 s": failed(record.Recovered,
 			record.Destination, record.Activation),
 		"It is not known which side holds the guest: the migration failed in commitment after 1.6 s": failed(record.Failed,
 			record.Unknown, record.Commitment),
-		"NO SIDE RUNS THE GUEST: the migration failed in post-copy after 1.6 s": failed(record.Failed, record.None, record.PostCopy),
+		"NO SIDE RUNS THE GUEST: the migration failed in post-copy after 1.6 s": failed(record.Failed, record.None,
+			record.PostCopy),
 		"The guest has ended by itself, and nothing was lost: the migration ended in pre-copy after 1.6 s": failed(
 			record.GuestEnded, record.None, record.PreCopy),
 		"The guest is on the source: save failed in pre-copy after 1.6 s": save,

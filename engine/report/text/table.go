@@ -20,8 +20,8 @@ func (t *Table) Row(cells ...string) { t.Rows = append(t.Rows, cells) }
 // leastText is the room that a text in the last column has at least, if another text can make it.
 const leastText = 34
 
-// Print prints the table on a page of so many columns, with two blanks between columns and none at the ends of lines. A text in the last column is folded; where that leaves it
-// next to no room, so is the widest other text.
+// Print prints the table on a page of so many columns, with two blanks between columns and none at the ends of lines. A
+// text in the last column is folded; where that leaves it next to no room, so is the widest other text.
 func (t *Table) Print(w io.Writer, page int) {
 	width, last := make([]int, len(t.Align)), len(t.Align)-1
 	for _, row := range t.Rows {
@@ -72,7 +72,8 @@ func (t *Table) Print(w io.Writer, page int) {
 // measured is a number before its unit, which stay together.
 var measured = regexp.MustCompile(`(\d) (ns|us|ms|s|%|B|[KMG]iB)(\W|$)`)
 
-// Fold breaks a text between words so that no line is wider than width; further lines are indented, and so is a text that is.
+// Fold breaks a text between words so that no line is wider than width; further lines are indented, and so is a text
+// that is.
 func Fold(text string, indent, width int) string {
 	own := len(text) - len(strings.TrimLeft(text, " "))
 	var b strings.Builder
@@ -81,7 +82,8 @@ func Fold(text string, indent, width int) string {
 	for i, word := range strings.Fields(measured.ReplaceAllString(text, "$1\x00$2$3")) {
 		word = strings.ReplaceAll(word, "\x00", " ")
 		switch {
-		case i > 0 && at+1+len(word) > width && (indent+own+len(word) <= width || at > width): // a word that fits nowhere stays
+		case i > 0 && at+1+len(word) > width && (indent+own+len(word) <= width || at > width):
+			// a word that fits nowhere stays
 			b.WriteString("\n" + strings.Repeat(" ", indent+own))
 			at = indent + own
 		case i > 0:
