@@ -3,6 +3,7 @@ package engine_test
 import (
 	"context"
 	"net"
+	"path/filepath"
 	"strings"
 	"syscall"
 	"testing"
@@ -220,4 +221,37 @@ func TestListenRefused(t *testing.T) {
 		untold(t, dst, "quit")
 		untold(t, src, "migrate")
 	})
+}
+
+// TestNeverGreets: a monitor that is reached and never greets is given up, however much time the caller has.
+func TestNeverGreets(t *testing.T) {
+	name := filepath.Join(t.TempDir(), "m")
+	l, err := net.Listen("unix", name)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { l.Close() })
+	ep := &engine.Endpoint{Name: "unix:m", Control: func(ctx context.Context) (net.Conn, error) {
+		return new(net.Dialer).DialContext(ctx, "unix", name)
+	}}
+	for what, ask := range map[string]func(context.Context) error{
+		"inspect": func(ctx context.Context) error {
+			_, err := engine.Inspect(ctx, ep, engine.Options{})
+			return err
+		},
+		"recover": func(ctx context.Context) error {
+			_, _, err := engine.Recover(ctx, ep, ep, engine.Plan{}, engine.Options{})
+			return err
+		},
+	} {
+		t.Run(what, func(t *testing.T) {
+			t.Parallel()
+			ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+			defer cancel()
+			err := ask(ctx)
+			if err == nil || !strings.Contains(err.Error(), "unix:m: greeting: none came within") || ctx.Err() != nil {
+				t.Errorf("%v; %v", err, ctx.Err())
+			}
+		})
+	}
 }
