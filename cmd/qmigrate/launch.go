@@ -8,6 +8,7 @@ import (
 	"net"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"time"
 
@@ -239,9 +240,25 @@ func memoryOf(f *engine.Facts) launch.Memory {
 
 // launchError turns the settings that an option lacks into flags.
 func launchError(err error) error {
+	all := []error{err}
+	if joined, ok := err.(interface{ Unwrap() []error }); ok {
+		all = joined.Unwrap()
+	}
+	var flags []string
+	for _, err := range all {
+		refused := (*launch.ArgumentError)(nil)
+		if !errors.As(err, &refused) || refused.Setting == "" {
+			continue
+		}
+		flag := map[string]string{"Paths": "--path", "Ports": "--port", "TAPs": "--tap"}[refused.Setting]
+		if !slices.Contains(flags, flag) {
+			flags = append(flags, flag)
+		}
+	}
 	err = fmt.Errorf("launch destination: %w", err)
-	if refused := (*launch.ArgumentError)(nil); errors.As(err, &refused) {
-		return fmt.Errorf("%w; --path, --port and --tap OLD=NEW name others for the destination", err)
+	if len(flags) > 0 {
+		slices.Sort(flags)
+		err = fmt.Errorf("%w; %s OLD=NEW", err, strings.Join(flags, " OLD=NEW, "))
 	}
 	return err
 }

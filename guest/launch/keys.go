@@ -205,7 +205,7 @@ func namesPorts(option string) bool {
 func (m *mover) ask(option, value, from, what string) string {
 	to, ok := m.Paths[from]
 	if !ok {
-		m.refuse(option, value, from+" serves the source ("+what+"): give the destination one of its own (a path for "+
+		m.refuseFor("Paths", option, value, from+" serves the source ("+what+"): give the destination one of its own (a path for "+
 			from+")")
 	}
 	return to
@@ -238,7 +238,7 @@ func (m *mover) tap(option, value, from string) string {
 	case m.OtherNetwork:
 		return from
 	}
-	m.refuse(option, value, "the source holds the interface "+from+": name another for the destination")
+	m.refuseFor("TAPs", option, value, "the source holds the interface "+from+": name another for the destination")
 	return ""
 }
 
@@ -258,11 +258,11 @@ func (m *mover) forward(w word, v value, rule string) (to string, now bool) {
 	if to, ok := m.port(network, port); ok {
 		return head + ":" + to + "-" + guest, true
 	} else if to != port {
-		m.refuse(w.option, w.value, "the source holds port "+to+": name another port for "+port)
+		m.refuseFor("Ports", w.option, w.value, "the source holds port "+to+": name another port for "+port)
 		return rule, true
 	}
 	if v.get("id") == "" && m.networks > 1 {
-		m.refuse(w.option, w.value, "the source holds port "+port+", and its network has no id among several: "+
+		m.refuseFor("Ports", w.option, w.value, "the source holds port "+port+", and its network has no id among several: "+
 			"name another port for "+port)
 		return rule, true
 	}

@@ -81,6 +81,7 @@ func (c Change) String() string {
 type ArgumentError struct {
 	Option, Value string
 	Reason        string // and what to try
+	Setting       string // of Options, if another value of it is what to try: "Paths", "TAPs" or "Ports"
 }
 
 func (e *ArgumentError) Error() string {
@@ -208,8 +209,11 @@ func (m *mover) add(option, value, why string) {
 	m.note(option, "", value, why)
 }
 
-func (m *mover) refuse(option, value, reason string) {
-	m.errs = append(m.errs, &ArgumentError{option, value, reason})
+func (m *mover) refuse(option, value, reason string) { m.refuseFor("", option, value, reason) }
+
+// refuseFor is refuse where another value of a setting would do.
+func (m *mover) refuseFor(setting, option, value, reason string) {
+	m.errs = append(m.errs, &ArgumentError{option, value, reason, setting})
 }
 
 // place is a free name in Dir, as near to base as there is.
@@ -231,7 +235,7 @@ func (m *mover) moved(option, value, from string) string {
 		return m.place(from)
 	}
 	if what, held := m.Held.path(to); held {
-		m.refuse(option, value, to+" is the source's "+what+": name another path for "+from)
+		m.refuseFor("Paths", option, value, to+" is the source's "+what+": name another path for "+from)
 	}
 	return to
 }
@@ -239,7 +243,7 @@ func (m *mover) moved(option, value, from string) string {
 // socket checks a path where QEMU is to listen.
 func (m *mover) socket(p string) string {
 	if m.Held.exists(p) {
-		m.refuse("socket", p, "is there, and QEMU would remove it: name another path")
+		m.refuseFor("Paths", "socket", p, "is there, and QEMU would remove it: name another path")
 	}
 	if len(p) > guest.MaxSocketPath {
 		m.refuse("socket", p, fmt.Sprintf("is longer than the kernel's %d bytes: use a shorter folder", guest.MaxSocketPath))
@@ -275,7 +279,7 @@ func (m *mover) port(network, from string) (to string, ok bool) {
 func (m *mover) needPort(option, value, network, from string) string {
 	to, ok := m.port(network, from)
 	if !ok {
-		m.refuse(option, value, "the source holds port "+to+": name another port for "+from)
+		m.refuseFor("Ports", option, value, "the source holds port "+to+": name another port for "+from)
 	}
 	return to
 }
