@@ -298,6 +298,31 @@ func lostInHandshake() []caseOf {
 		if !src.got("migrate-pause") || !dst.got("migrate-pause") {
 			t.Error("they were not told to pause")
 		}
+	}}, {"17 the port is taken for a moment", func(t *testing.T) {
+		src, dst := splitting(t, "7.2")
+		losesLink(src, dst)
+		tries := 0
+		dst.refuse["migrate-recover"] = func() string { // QEMU says setup, and then that it cannot (7.2.22: seen)
+			if tries++; tries > 2 {
+				return ""
+			}
+			dst.event(`"MIGRATION","data":{"status":"setup"}`)
+			return "Failed to find an available port: Address already in use"
+		}
+		src.on["resume"] = func() {
+			src.migrating("postcopy-recover")
+			dst.later(10*time.Millisecond, func() { dst.migrating("postcopy-recover") })
+			src.later(30*time.Millisecond, func() { src.migrating("postcopy-active") })
+			dst.later(30*time.Millisecond, func() { dst.migrating("postcopy-active") })
+			arrives(src, dst, 100*time.Millisecond)
+		}
+		p := postCopy
+		p.RecoverLimit = 20 * time.Second
+		x := moves(within.Context(t), t, 30*time.Second, src, dst, p)
+		x.want(t, "postmigrate", "running", "destination")
+		if x.err != nil || tries != 3 {
+			t.Errorf("%d tries: %v", tries, x.err)
+		}
 	}}, {"11 one side lost again in the handshake", func(t *testing.T) {
 		src, dst := splitting(t, "10.0")
 		losesLink(src, dst)

@@ -362,7 +362,7 @@ func TestLostAtTheEnd(t *testing.T) {
 				t.Parallel()
 				const rate = 256 << 10
 				x := newTrial(t, qemu, true, nil)
-				free, err := net.Listen("tcp", "127.0.0.1:0")
+				free, err := net.Listen("tcp", "127.0.0.2:0")
 				if err != nil {
 					t.Fatal(err)
 				}

@@ -204,7 +204,7 @@ func (p *proxy) cut() {
 func TestPostCopyRecovers(t *testing.T) {
 	guesttest.EachQEMU(t, func(t *testing.T, qemu string) {
 		src, dst := pair(t, qemu, func(a, b *guest.Spec) { a.Memory, b.Memory = 256<<20, 256<<20 })
-		free, err := net.Listen("tcp", "127.0.0.1:0")
+		free, err := net.Listen("tcp", "127.0.0.2:0") // where no other connection of this machine takes the port
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -196,6 +196,9 @@ func (s *side) take(ev qmp.Event, at time.Time, undisturbed bool) (pass int, ok 
 	}
 	switch ev.Name {
 	case "MIGRATION":
+		if s.parted && data.Status == "setup" { // it is to listen anew, which may fail: it is paused all the same (7.2)
+			break
+		}
 		s.status = data.Status
 		s.finished = s.finished || s.done() || data.Status == "failed" || data.Status == "cancelled"
 		s.parted = s.parted || strings.HasPrefix(data.Status, "postcopy-")
