@@ -21,7 +21,7 @@ build: bin/qmigrate ## build bin/qmigrate, the guest's agent inside
 bin/qmigrate: $(AGENT) $(SOURCES)
 	$(GO) build -trimpath -ldflags '-s -w -X main.version=$(VERSION)' -o $@ ./cmd/qmigrate
 
-$(AGENT): $(wildcard guest/agent/*.go guest/wire/*.go internal/near/*.go) go.mod
+$(AGENT): $(wildcard guest/agent/*.go guest/wire/*.go internal/atomicfile/*.go internal/near/*.go) go.mod
 	$(GO) build -trimpath -ldflags '-s -w' -o $@ ./guest/agent
 
 deps: build ## get QEMU 7.2, 10.0 and 11.1, the guest's kernel, an iSCSI target, an NFS server and the Debian guest into the cache folder; nothing of the system changes

@@ -14,6 +14,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"qmigrate/internal/atomicfile"
 )
 
 // Result is one section as its file has it.
@@ -154,10 +156,10 @@ func (r *Result) write(name string) error {
 	if err := os.MkdirAll(filepath.Dir(name), 0o755); err != nil {
 		return fmt.Errorf("write figures: %w", err)
 	}
-	if err := os.WriteFile(name+".tmp", append(b, '\n'), 0o644); err != nil {
+	if err := atomicfile.Write(name, append(b, '\n'), 0o644); err != nil {
 		return fmt.Errorf("write figures: %w", err)
 	}
-	return os.Rename(name+".tmp", name)
+	return nil
 }
 
 // digits prints three significant digits, and no more than a thousandth.

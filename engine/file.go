@@ -17,6 +17,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"qmigrate/engine/record"
+	"qmigrate/internal/atomicfile"
 	"qmigrate/qmp"
 )
 
@@ -417,12 +418,7 @@ func (s *filing) keep(context.Context) error {
 	if st, ok := info.Sys().(*syscall.Stat_t); ok {
 		s.rec.Saved.Allocated = record.Of(st.Blocks * 512)
 	}
-	dir, err := os.Open(filepath.Dir(s.file.Path))
-	if err == nil {
-		err = dir.Sync()
-		dir.Close()
-	}
-	if err != nil {
+	if err := atomicfile.SyncFolder(filepath.Dir(s.file.Path)); err != nil {
 		s.rec.Warn("the file's name may not survive a loss of power: %v", err)
 	}
 	return nil

@@ -16,6 +16,7 @@ import (
 	"time"
 
 	"qmigrate/hostnet"
+	"qmigrate/internal/atomicfile"
 )
 
 // readyLimit is how long a guest under KVM may take to its agent's "ready": one that KVM really runs takes about a second.
@@ -178,5 +179,5 @@ func writeFinding(file string, a Accelerator) error {
 	if err := os.MkdirAll(filepath.Dir(file), 0o755); err != nil {
 		return fmt.Errorf("keep what was found: %w", err)
 	}
-	return writeWhole(file, func(w io.Writer) error { return json.NewEncoder(w).Encode(a) })
+	return atomicfile.WriteFunc(file, 0o644, func(w io.Writer) error { return json.NewEncoder(w).Encode(a) })
 }

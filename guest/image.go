@@ -18,6 +18,7 @@ import (
 
 	"qmigrate/guest/debian"
 	"qmigrate/guest/wire"
+	"qmigrate/internal/atomicfile"
 )
 
 //go:embed all:agentbin
@@ -226,21 +227,7 @@ func cached(name string, write func(io.Writer) error) error {
 	if _, err := os.Stat(name); err == nil { // another user's cache: whole all the same
 		return nil
 	}
-	return writeWhole(name, write)
-}
-
-// writeWhole writes a file under another name and then renames it, so that nobody sees half of it.
-func writeWhole(name string, write func(io.Writer) error) error {
-	f, err := os.CreateTemp(filepath.Dir(name), ".tmp-*")
-	if err != nil {
-		return err
-	}
-	defer os.Remove(f.Name())
-	err = errors.Join(f.Chmod(0o644), write(f), f.Close())
-	if err != nil {
-		return err
-	}
-	return os.Rename(f.Name(), name)
+	return atomicfile.WriteFunc(name, 0o644, write)
 }
 
 // prune removes images that were not used for imageAge, and what a killed run left half written. Errors do not matter: it is tidying.

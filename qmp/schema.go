@@ -13,6 +13,8 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+
+	"qmigrate/internal/atomicfile"
 )
 
 // Schema is QEMU's description of its own commands and events. Type names in it are opaque numbers, so everything is
@@ -292,7 +294,7 @@ func (k SchemaCache) Schema(ctx context.Context, c *Conn) (s *Schema, known bool
 	if s, err = c.Schema(ctx); err != nil {
 		return nil, false, err
 	}
-	if err := writeFile(name, sealSchema(s)); err != nil && k.Logger != nil {
+	if err := keepSchema(name, sealSchema(s)); err != nil && k.Logger != nil {
 		k.Logger.Warn("schema is not cached", "err", err)
 	}
 	return s, false, nil
@@ -341,27 +343,14 @@ func openSchema(b []byte) *Schema {
 	return s
 }
 
-// writeFile puts a whole file in place or none.
-func writeFile(name string, b []byte) (err error) {
-	if err := os.MkdirAll(filepath.Dir(name), 0o700); err != nil {
-		return fmt.Errorf("make schema cache: %w", err)
+// keepSchema writes a file of the cache.
+func keepSchema(name string, b []byte) error {
+	err := os.MkdirAll(filepath.Dir(name), 0o700)
+	if err == nil {
+		err = atomicfile.Write(name, b, 0o600)
 	}
-	f, err := os.CreateTemp(filepath.Dir(name), ".qmp-schema-*")
 	if err != nil {
 		return fmt.Errorf("write schema cache: %w", err)
 	}
-	defer func() {
-		if err != nil {
-			os.Remove(f.Name())
-			err = fmt.Errorf("write schema cache: %w", err)
-		}
-	}()
-	_, err = f.Write(b)
-	if e := f.Close(); err == nil {
-		err = e
-	}
-	if err == nil {
-		err = os.Rename(f.Name(), name)
-	}
-	return err
+	return nil
 }

@@ -12,6 +12,7 @@ import (
 	"github.com/urfave/cli/v2"
 
 	"qmigrate/engine/report/flat"
+	"qmigrate/internal/atomicfile"
 )
 
 func (c *commands) export() *cli.Command {
@@ -133,20 +134,5 @@ func writeFile(name string, write func(io.Writer) error) error {
 		}
 		return errors.Join(write(f), f.Close())
 	}
-	tmp, err := os.CreateTemp(filepath.Dir(name), ".new-*")
-	if at := new(os.PathError); errors.As(err, &at) {
-		return fmt.Errorf("write %s: %w", name, at.Err) // and not the file that is renamed to it
-	}
-	if err != nil {
-		return err
-	}
-	err = write(tmp)
-	err = errors.Join(err, tmp.Chmod(0o644), tmp.Close())
-	if err == nil {
-		err = os.Rename(tmp.Name(), name)
-	}
-	if err != nil {
-		os.Remove(tmp.Name())
-	}
-	return err
+	return atomicfile.WriteFunc(name, 0o644, write)
 }

@@ -10,6 +10,8 @@ import (
 	"os"
 	"path/filepath"
 	"time"
+
+	"qmigrate/internal/atomicfile"
 )
 
 // Schema is the version of experiment.json's shape.
@@ -106,20 +108,11 @@ func (e *Experiment) keep(dir, command string, seed int64, trials int, held *Sta
 	if err := enc.Encode(s); err != nil {
 		return err
 	}
-	return errors.Join(replace(filepath.Join(dir, "experiment.toml"), e.Text), replace(statePath(dir), b.Bytes()))
-}
-
-func replace(name string, content []byte) error {
-	tmp, err := os.CreateTemp(filepath.Dir(name), ".new-*")
-	if err != nil {
-		return fmt.Errorf("keep experiment: %w", err)
-	}
-	_, err = tmp.Write(content)
-	if err = errors.Join(err, tmp.Chmod(0o644), tmp.Sync(), tmp.Close()); err == nil {
-		err = os.Rename(tmp.Name(), name)
+	err := atomicfile.Write(filepath.Join(dir, "experiment.toml"), e.Text, 0o644)
+	if err == nil {
+		err = atomicfile.Write(statePath(dir), b.Bytes(), 0o644)
 	}
 	if err != nil {
-		os.Remove(tmp.Name())
 		return fmt.Errorf("keep experiment: %w", err)
 	}
 	return nil

@@ -16,6 +16,7 @@ import (
 
 	"qmigrate/guest"
 	"qmigrate/hostnet"
+	"qmigrate/internal/atomicfile"
 	"qmigrate/qmp"
 )
 
@@ -122,11 +123,10 @@ func write(dir string, s state) error {
 	if err != nil {
 		return err
 	}
-	tmp := filepath.Join(dir, ".state.json")
-	if err := os.WriteFile(tmp, b, 0o600); err != nil {
+	if err := atomicfile.Write(filepath.Join(dir, "state.json"), b, 0o600); err != nil {
 		return fmt.Errorf("write lab state: %w", err)
 	}
-	return os.Rename(tmp, filepath.Join(dir, "state.json"))
+	return nil
 }
 
 func read(dir string) (state, error) {

@@ -9,6 +9,8 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+
+	"qmigrate/internal/atomicfile"
 )
 
 // RecordsFile is the file of a folder that holds its records.
@@ -79,30 +81,13 @@ func (f *Folder) Append(m *Migration) error {
 	if err != nil {
 		return fmt.Errorf("encode record: %w", err)
 	}
-	if err := writeWhole(f.SamplesPath(m.ID), series.Bytes()); err != nil {
+	if err := atomicfile.Write(f.SamplesPath(m.ID), series.Bytes(), 0o644); err != nil {
 		return fmt.Errorf("write samples: %w", err)
 	}
 	if err := appendLine(filepath.Join(f.dir, RecordsFile), append(line, '\n')); err != nil {
 		return fmt.Errorf("append record: %w", err)
 	}
 	return nil
-}
-
-// writeWhole replaces name by a file with that content, or leaves it as it was.
-func writeWhole(name string, content []byte) error {
-	tmp, err := os.CreateTemp(filepath.Dir(name), ".new-*")
-	if err != nil {
-		return err
-	}
-	_, err = tmp.Write(content)
-	err = errors.Join(err, tmp.Chmod(0o644), tmp.Sync(), tmp.Close())
-	if err == nil {
-		err = os.Rename(tmp.Name(), name)
-	}
-	if err != nil {
-		os.Remove(tmp.Name())
-	}
-	return err
 }
 
 // appendLine appends one line and syncs it. What follows the last newline is the rest of a write that a crash cut short; it
@@ -123,7 +108,10 @@ func appendLine(name string, line []byte) (err error) {
 	if _, err := file.WriteAt(line, end); err != nil {
 		return errors.Join(err, file.Truncate(end))
 	}
-	return file.Sync()
+	if err := file.Sync(); err != nil || end > 0 {
+		return err
+	}
+	return atomicfile.SyncFolder(filepath.Dir(name)) // the file may be new
 }
 
 // wholeLines returns the offset just behind the file's last newline.

@@ -2,10 +2,11 @@ package report
 
 import (
 	"encoding/csv"
-	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
+
+	"qmigrate/internal/atomicfile"
 )
 
 // indexFile lists what a report left in the folder figures: the next one knows by it what is its own to remove.
@@ -31,22 +32,10 @@ func readIndex(name string) []string {
 	return names
 }
 
-// writeWhole replaces name by a file with that content, or leaves it as it was.
-func writeWhole(name string, content []byte) error {
-	tmp, err := os.CreateTemp(filepath.Dir(name), ".new-*")
-	if err != nil {
-		if at := new(os.PathError); errors.As(err, &at) {
-			err = fmt.Errorf("%s: %w: name another folder with --out", name, at.Err) // and not the file that is renamed to it
-		}
-		return fmt.Errorf("write report: %w", err)
-	}
-	_, err = tmp.Write(content)
-	if err = errors.Join(err, tmp.Chmod(0o644), tmp.Close()); err == nil {
-		err = os.Rename(tmp.Name(), name)
-	}
-	if err != nil {
-		os.Remove(tmp.Name())
-		return fmt.Errorf("write report: %w", err)
+// saveFile replaces a file of the report.
+func saveFile(name string, content []byte) error {
+	if err := atomicfile.Write(name, content, 0o644); err != nil {
+		return fmt.Errorf("write report: %w: name another folder with --out", err)
 	}
 	return nil
 }

@@ -310,19 +310,19 @@ func (r *Report) Write(dir string) error {
 		if err != nil {
 			return fmt.Errorf("draw %s: %w", name, err)
 		}
-		if err := writeWhole(filepath.Join(figures, name), b); err != nil {
+		if err := saveFile(filepath.Join(figures, name), b); err != nil {
 			return err
 		}
 	}
 	var b strings.Builder
-	if err := errors.Join(index.WriteCSV(&b), writeWhole(filepath.Join(figures, indexFile), []byte(b.String()))); err != nil {
+	if err := errors.Join(index.WriteCSV(&b), saveFile(filepath.Join(figures, indexFile), []byte(b.String()))); err != nil {
 		return err
 	}
 	page, err := r.HTML()
 	if err != nil {
 		return err
 	}
-	if err := writeWhole(filepath.Join(dir, "report.html"), page); err != nil {
+	if err := saveFile(filepath.Join(dir, "report.html"), page); err != nil {
 		return err
 	}
 	for _, name := range old {

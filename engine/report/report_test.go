@@ -543,7 +543,7 @@ func TestTickLabel(t *testing.T) {
 // TestUnwritable: a file that cannot be written is named, and not the one that would have become it.
 func TestUnwritable(t *testing.T) {
 	name := filepath.Join(t.TempDir(), "nowhere", "report.html")
-	if err := writeWhole(name, nil); err == nil || err.Error() != "write report: "+name+": no such file or directory: name another folder with --out" {
+	if err := saveFile(name, nil); err == nil || err.Error() != "write report: "+name+": no such file or directory: name another folder with --out" {
 		t.Error(err)
 	}
 }

@@ -10,6 +10,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"qmigrate/guest/wire"
+	"qmigrate/internal/atomicfile"
 )
 
 // rootLimit is how long the root's disk may take to appear behind its driver.
@@ -75,13 +76,7 @@ func putFile(f wire.PutFile) (struct{}, error) {
 	if !filepath.IsAbs(f.Path) {
 		return struct{}{}, fmt.Errorf("put file %q: the path must begin with /", f.Path)
 	}
-	tmp := filepath.Join(filepath.Dir(f.Path), ".new-"+filepath.Base(f.Path))
-	err := os.WriteFile(tmp, f.Data, os.FileMode(f.Mode).Perm())
-	if err == nil {
-		err = errors.Join(os.Chmod(tmp, os.FileMode(f.Mode).Perm()), os.Rename(tmp, f.Path))
-	}
-	if err != nil {
-		_ = os.Remove(tmp)
+	if err := atomicfile.Write(f.Path, f.Data, os.FileMode(f.Mode).Perm()); err != nil {
 		return struct{}{}, fmt.Errorf("put file: %w", err)
 	}
 	return struct{}{}, nil

@@ -10,6 +10,8 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+
+	"qmigrate/internal/atomicfile"
 )
 
 // emulator is the name of Debian's package.
@@ -313,11 +315,7 @@ func writeWrapper(root, home string) error {
 		script += " -L " + q(filepath.Join(home, d))
 	}
 	// In one piece: somebody may be starting it.
-	tmp := filepath.Join(root, "."+Program)
-	if err := os.WriteFile(tmp, []byte(script+` "$@"`+"\n"), 0o755); err != nil {
-		return err
-	}
-	return os.Rename(tmp, filepath.Join(root, Program))
+	return atomicfile.Write(filepath.Join(root, Program), []byte(script+` "$@"`+"\n"), 0o755)
 }
 
 // loaderIn is the path in home of the dynamic linker that was unpacked into root, "" if none was.
