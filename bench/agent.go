@@ -7,7 +7,6 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
-	"strconv"
 	"strings"
 	"time"
 
@@ -16,6 +15,7 @@ import (
 	"qmigrate/guest"
 	"qmigrate/guest/wire"
 	"qmigrate/hostnet"
+	"qmigrate/internal/procfs"
 )
 
 // observed is one way to watch a guest.
@@ -212,13 +212,8 @@ func vcpuTime(pid int) (time.Duration, error) {
 	}
 	for _, name := range all {
 		if b, err := os.ReadFile(name); err == nil && strings.HasPrefix(string(b), "CPU 0/") {
-			b, err := os.ReadFile(filepath.Join(filepath.Dir(name), "schedstat"))
-			if err != nil {
-				return 0, err
-			}
-			first, _, _ := strings.Cut(string(b), " ")
-			ns, err := strconv.ParseInt(first, 10, 64)
-			return time.Duration(ns), err
+			s, err := procfs.Dir(filepath.Dir(name)).Schedule(os.ReadFile)
+			return s.Ran, err
 		}
 	}
 	return 0, fmt.Errorf("QEMU %d has no thread of the name CPU 0", pid)

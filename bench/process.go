@@ -8,11 +8,11 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"strconv"
 	"strings"
 	"time"
 
 	"qmigrate/engine/record"
+	"qmigrate/internal/procfs"
 )
 
 // process looks at a `qmigrate migrate` from outside: its memory and its processor time, in migrations of some seconds at the
@@ -120,30 +120,16 @@ func (b *bench) watched(ctx context.Context, src, dst string) (u used, rec *reco
 
 // peakOf is the largest resident set of a process so far, in bytes; 0 if it is gone.
 func peakOf(pid int) int64 {
-	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", pid))
-	if err != nil {
-		return 0
-	}
-	for line := range strings.Lines(string(b)) {
-		if rest, ok := strings.CutPrefix(line, "VmHWM:"); ok {
-			kib, _ := strconv.ParseInt(strings.TrimSuffix(strings.TrimSpace(rest), " kB"), 10, 64)
-			return kib << 10
-		}
-	}
-	return 0
+	b, _ := os.ReadFile(fmt.Sprintf("/proc/%d/status", pid))
+	return procfs.Bytes(b, "VmHWM")
 }
 
 // threadsCPU is the processor time of all threads of a process, in ns exactly; a Go program's threads stay.
 func threadsCPU(pid int) (sum time.Duration) {
-	files, _ := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/schedstat", pid))
-	for _, f := range files {
-		b, err := os.ReadFile(f)
-		if err != nil {
-			continue
-		}
-		text, _, _ := strings.Cut(string(b), " ")
-		ns, _ := strconv.ParseInt(text, 10, 64)
-		sum += time.Duration(ns)
+	threads, _ := filepath.Glob(fmt.Sprintf("/proc/%d/task/*", pid))
+	for _, dir := range threads {
+		s, _ := procfs.Dir(dir).Schedule(os.ReadFile)
+		sum += s.Ran
 	}
 	return sum
 }

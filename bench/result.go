@@ -16,6 +16,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"qmigrate/internal/atomicfile"
+	"qmigrate/internal/procfs"
 )
 
 // Result is one section as its file has it.
@@ -187,10 +188,8 @@ func percent(v float64) string {
 // machine is the processor and how many of it.
 func machine() string {
 	b, _ := os.ReadFile("/proc/cpuinfo")
-	for line := range strings.Lines(string(b)) {
-		if name, value, ok := strings.Cut(line, ":"); ok && strings.TrimSpace(name) == "model name" {
-			return fmt.Sprintf("%d x %s", runtime.NumCPU(), strings.TrimSpace(value))
-		}
+	if model := procfs.Value(b, "model name"); model != "" {
+		return fmt.Sprintf("%d x %s", runtime.NumCPU(), model)
 	}
 	return fmt.Sprintf("%d cores", runtime.NumCPU())
 }

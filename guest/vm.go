@@ -11,13 +11,13 @@ import (
 	"os"
 	"path"
 	"slices"
-	"strconv"
 	"strings"
 	"syscall"
 	"time"
 
 	"qmigrate/guest/debian"
 	"qmigrate/hostnet"
+	"qmigrate/internal/procfs"
 	"qmigrate/qmp"
 )
 
@@ -152,7 +152,7 @@ func (vm *VM) monitor(ctx context.Context) (*qmp.Conn, error) {
 func Open(ctx context.Context, h hostnet.Host, s Spec, pid int) (*VM, error) {
 	s = s.withDefaults()
 	// The start time first: a process that takes the number after this has another.
-	stat, err := h.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
+	stat, err := procfs.Process(pid).Stat(h.ReadFile)
 	var cmdline []byte
 	if err == nil {
 		cmdline, err = h.ReadFile(fmt.Sprintf("/proc/%d/cmdline", pid))
@@ -164,27 +164,13 @@ func Open(ctx context.Context, h hostnet.Host, s Spec, pid int) (*VM, error) {
 		return nil, fmt.Errorf("open guest %s: process %d: %w", s.Name, pid, err)
 	}
 	if !bytes.Contains(cmdline, []byte("\x00"+s.Socket("pid")+"\x00")) {
-		return nil, fmt.Errorf("open guest %s: %w: %d is another program by now (%s)", s.Name, os.ErrProcessDone, pid, firstOf(Cmdline(cmdline)))
+		return nil, fmt.Errorf("open guest %s: %w: %d is another program by now (%s)", s.Name, os.ErrProcessDone, pid, firstOf(procfs.Args(cmdline)))
 	}
-	start, err := startTime(string(stat))
-	if err != nil {
-		return nil, fmt.Errorf("open guest %s: %w", s.Name, err)
-	}
-	p, err := h.FindProcess(ctx, pid, start)
+	p, err := h.FindProcess(ctx, pid, stat.Start)
 	if err != nil {
 		return nil, fmt.Errorf("open guest %s: %w", s.Name, err)
 	}
 	return &VM{spec: s, host: h, proc: p}, nil
-}
-
-// startTime is field 22 of /proc/PID/stat, in clock ticks since boot. Field 2, the name in parentheses, may hold anything.
-func startTime(stat string) (uint64, error) {
-	_, rest := rsplit(stat, ") ")
-	f := strings.Fields(rest)
-	if len(f) < 20 {
-		return 0, fmt.Errorf("read start time: want 52 fields, not %q", stat)
-	}
-	return strconv.ParseUint(f[19], 10, 64)
 }
 
 func firstOf(a []string) string {
@@ -274,28 +260,6 @@ func tail(h hostnet.Host, name string) string {
 		}
 	}
 	return strings.Join(lines, "; ")
-}
-
-// rsplit cuts s at its last sep.
-func rsplit(s, sep string) (head, tail string) {
-	i := strings.LastIndex(s, sep)
-	if i < 0 {
-		return "", s
-	}
-	return s[:i], s[i+len(sep):]
-}
-
-// Cmdline splits the content of /proc/PID/cmdline or /proc/PID/environ.
-func Cmdline(b []byte) []string {
-	b = bytes.TrimSuffix(b, []byte{0})
-	if len(b) == 0 {
-		return nil
-	}
-	var a []string
-	for f := range bytes.SplitSeq(b, []byte{0}) {
-		a = append(a, string(f))
-	}
-	return a
 }
 
 // StartIncoming starts a QEMU on h with a command line made by launch.Destination with Options.Dir dir, and returns

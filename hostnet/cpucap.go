@@ -12,6 +12,8 @@ import (
 	"strings"
 	"sync"
 	"time"
+
+	"qmigrate/internal/procfs"
 )
 
 // CPUCapPeriod is the default period of a cap. The kernel's own is 100 ms; a vCPU that has spent its quota may stand still with QEMU's big lock held, and
@@ -471,16 +473,11 @@ func (c *CPUCap) Usage() (u CapUsage, err error) {
 		}
 	}
 	for _, id := range c.spec.Threads {
-		b, err := c.host.ReadFile(fmt.Sprintf("/proc/%d/task/%d/schedstat", c.spec.PID, id))
+		s, err := procfs.Thread(c.spec.PID, id).Schedule(c.host.ReadFile)
 		if err != nil {
-			return CapUsage{}, fmt.Errorf("read use of the CPU cap: thread %d: %w", id, err)
+			return CapUsage{}, fmt.Errorf("read use of the CPU cap: %w", err)
 		}
-		first, _, _ := strings.Cut(string(b), " ")
-		ns, err := strconv.ParseInt(first, 10, 64)
-		if err != nil {
-			return CapUsage{}, fmt.Errorf("read use of the CPU cap: thread %d: %q", id, b)
-		}
-		u.Used += time.Duration(ns)
+		u.Used += s.Ran
 	}
 	return u, nil
 }

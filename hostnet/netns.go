@@ -156,7 +156,7 @@ func killAll(ctx context.Context, path string) (killed []string, err error) {
 			if err != nil {
 				continue
 			}
-			p, err := findProcess(pid, st.start)
+			p, err := findProcess(pid, st.Start)
 			if err != nil || !inside() { // gone, or another process by now
 				continue
 			}
@@ -164,7 +164,7 @@ func killAll(ctx context.Context, path string) (killed []string, err error) {
 			if err := p.Kill(ctx); err != nil {
 				return killed, err
 			}
-			killed = append(killed, fmt.Sprintf("process %d (%s) in %s", pid, st.name, filepath.Base(path)))
+			killed = append(killed, fmt.Sprintf("process %d (%s) in %s", pid, st.Name, filepath.Base(path)))
 		}
 		if found == 0 { // nobody is left who could fork
 			return killed, nil

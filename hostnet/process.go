@@ -1,19 +1,18 @@
 package hostnet
 
 import (
-	"bytes"
 	"context"
 	"errors"
 	"fmt"
 	"os"
 	"os/exec"
-	"strconv"
-	"strings"
 	"sync"
 	"syscall"
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"qmigrate/internal/procfs"
 )
 
 // Once an attached process is dead we wait this long for the rest of what it wrote: a child of its own may hold the
@@ -52,7 +51,7 @@ func (m machine) Start(ctx context.Context, c Command) (Process, error) {
 	}
 	p := &child{cmd: cmd, done: make(chan struct{})}
 	if st, err := readStat(cmd.Process.Pid); err == nil { // it is not reaped yet, so it is there
-		p.start = st.start
+		p.start = st.Start
 	}
 	go p.wait()
 	return p, nil
@@ -156,7 +155,7 @@ func findProcess(pid int, start uint64) (Process, error) {
 
 func (p *found) alive() bool {
 	st, err := readStat(p.pid)
-	return err == nil && st.start == p.start && st.state != 'Z' && st.state != 'X'
+	return err == nil && st.Start == p.start && st.State != 'Z' && st.State != 'X'
 }
 
 func (p *found) close() {
@@ -236,41 +235,13 @@ func kill(ctx context.Context, p Process) error {
 	}
 }
 
-// stat is what we need of /proc/PID/stat: the program's name, its state and its start in ticks since boot (fields 2, 3
-// and 22 of proc(5)).
-type stat struct {
-	name  string
-	state byte
-	start uint64
-}
-
-func readStat(pid int) (stat, error) {
-	data, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
-	if err != nil {
-		if errors.Is(err, os.ErrNotExist) || errors.Is(err, unix.ESRCH) {
-			return stat{}, fmt.Errorf("read state of process %d: %w", pid, os.ErrProcessDone)
-		}
-		return stat{}, err
+// readStat reads the state of a process; os.ErrProcessDone is one that is not there.
+func readStat(pid int) (procfs.Stat, error) {
+	s, err := procfs.Process(pid).Stat(os.ReadFile)
+	if errors.Is(err, os.ErrNotExist) || errors.Is(err, unix.ESRCH) {
+		err = fmt.Errorf("read state of process %d: %w", pid, os.ErrProcessDone)
 	}
-	return parseStat(data)
-}
-
-// parseStat: the name is in brackets and may hold anything, brackets and line ends too; after the last one come the
-// other fields.
-func parseStat(data []byte) (stat, error) {
-	open, end := bytes.IndexByte(data, '('), bytes.LastIndexByte(data, ')')
-	if open < 0 || end < open {
-		return stat{}, fmt.Errorf("read process state: no name in %q", data)
-	}
-	fields := strings.Fields(string(data[end+1:]))
-	if len(fields) < 20 || len(fields[0]) != 1 {
-		return stat{}, fmt.Errorf("read process state: too short: %q", data)
-	}
-	start, err := strconv.ParseUint(fields[19], 10, 64)
-	if err != nil {
-		return stat{}, fmt.Errorf("read process state: start time: %w", err)
-	}
-	return stat{name: string(data[open+1 : end]), state: fields[0][0], start: start}, nil
+	return s, err
 }
 
 // usage reads the process's own CPU clock, in nanoseconds. /proc/PID/schedstat has the main thread only, the sum over
@@ -287,22 +258,8 @@ func usage(pid int, start uint64) (Usage, error) {
 		return Usage{}, gone
 	}
 	// Last, so that all of the above was this process's.
-	if st, err := readStat(pid); err != nil || st.start != start || st.state == 'Z' {
+	if st, err := readStat(pid); err != nil || st.Start != start || st.State == 'Z' {
 		return Usage{}, gone
 	}
-	return Usage{CPU: time.Duration(ts.Nano()), RSS: statusBytes(data, "VmRSS:"), PeakRSS: statusBytes(data, "VmHWM:")}, nil
-}
-
-// statusBytes reads a line such as "VmRSS:	    1234 kB" of /proc/PID/status, where kB are KiB.
-func statusBytes(status []byte, key string) int64 {
-	_, rest, ok := bytes.Cut(status, []byte("\n"+key))
-	if !ok {
-		return 0
-	}
-	line, _, _ := bytes.Cut(rest, []byte("\n"))
-	n, err := strconv.ParseInt(strings.TrimSuffix(strings.TrimSpace(string(line)), " kB"), 10, 64)
-	if err != nil {
-		return 0
-	}
-	return n * 1024
+	return Usage{CPU: time.Duration(ts.Nano()), RSS: procfs.Bytes(data, "VmRSS"), PeakRSS: procfs.Bytes(data, "VmHWM")}, nil
 }

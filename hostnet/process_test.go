@@ -241,22 +241,3 @@ func TestFiles(t *testing.T) {
 		t.Errorf("%v, %v", c, err)
 	}
 }
-
-func FuzzParseStat(f *testing.F) {
-	f.Add([]byte("4176 (cat) R 4171 4171 2551 0 -1 4194304 104 0 0 0 0 0 0 0 20 0 1 0 69119 3133440 384"))
-	f.Add([]byte("7 (a) Z (b\n) S 1 1 1 0 -1 0 0 0 0 0 0 0 0 0 20 0 1 0 18446744073709551615"))
-	f.Add([]byte(") ("))
-	f.Fuzz(func(t *testing.T, data []byte) {
-		s, err := parseStat(data)
-		if err != nil {
-			if s != (stat{}) {
-				t.Errorf("an error and %+v", s)
-			}
-			return
-		}
-		again, err := parseStat(fmt.Appendf(nil, "1 (%s) %c%s %d", s.name, s.state, strings.Repeat(" 0", 18), s.start))
-		if err != nil || again != s {
-			t.Errorf("%+v, encoded and decoded: %+v, %v", s, again, err)
-		}
-	})
-}

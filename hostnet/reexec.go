@@ -6,15 +6,19 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"math"
 	"os"
 	"os/exec"
 	"os/signal"
 	"path/filepath"
 	"runtime"
+	"slices"
 	"syscall"
 
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
+
+	"qmigrate/internal/procfs"
 )
 
 // marker is the environment variable that tells a copy of this program, started by itself in new namespaces, what it is.
@@ -55,8 +59,8 @@ func inUserNamespace() bool {
 	if err != nil {
 		return false // a kernel without user namespaces
 	}
-	f := bytes.Fields(data)
-	return len(f) != 3 || string(f[0]) != "0" || string(f[1]) != "0" || string(f[2]) != "4294967295"
+	ids, err := procfs.ParseIDs(data)
+	return err != nil || !slices.Equal(ids, []procfs.IDs{{Count: math.MaxUint32}})
 }
 
 // privileged says whether network namespaces can be made and named as we are.

@@ -102,7 +102,7 @@ func TestRootlessOuterKilled(t *testing.T) {
 	_ = cmd.Wait()
 	wait(t, "the inner process's end", func() bool {
 		st, err := readStat(inner)
-		return err != nil || st.state == 'Z'
+		return err != nil || st.State == 'Z'
 	})
 }
 

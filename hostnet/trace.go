@@ -1,7 +1,6 @@
 package hostnet
 
 import (
-	"bytes"
 	"errors"
 	"fmt"
 	"io"
@@ -14,6 +13,8 @@ import (
 	"unsafe"
 
 	"golang.org/x/sys/unix"
+
+	"qmigrate/internal/procfs"
 )
 
 // What the tracing process says when it has begun, and its limits.
@@ -147,18 +148,12 @@ func (t *tracer) edge(id int) {
 	}
 }
 
-// turn is how often a thread has got a processor, and for how long in all.
-type turn struct {
-	turns uint64
-	ran   time.Duration
-}
-
 // hold returns when every other thread of the process sleeps or has had its share. Two looks in a row must agree, for
 // while one thread is looked at another may wake it.
 func (t *tracer) hold() {
 	begun := time.Now()
-	first := map[int]turn{}
-	var last map[int]turn
+	first := map[int]procfs.Schedule{}
+	var last map[int]procfs.Schedule
 	for time.Since(begun) < holdLimit {
 		now, quiet := t.scan(first)
 		if quiet && last != nil && same(last, now) {
@@ -171,9 +166,9 @@ func (t *tracer) hold() {
 	}
 }
 
-func same(a, b map[int]turn) bool {
+func same(a, b map[int]procfs.Schedule) bool {
 	for id, x := range b {
-		if a[id].turns != x.turns {
+		if a[id].Turns != x.Turns {
 			return false
 		}
 	}
@@ -181,48 +176,31 @@ func same(a, b map[int]turn) bool {
 }
 
 // scan looks at the other threads. First has what they had when the hold began, and is filled by the first look.
-func (t *tracer) scan(first map[int]turn) (now map[int]turn, quiet bool) {
+func (t *tracer) scan(first map[int]procfs.Schedule) (now map[int]procfs.Schedule, quiet bool) {
 	all, err := threads(t.pid)
 	if err != nil {
 		return nil, true // the process has ended
 	}
-	now, quiet = map[int]turn{}, true
+	now, quiet = map[int]procfs.Schedule{}, true
 	for _, id := range all {
 		if slices.Contains(t.traced, id) {
 			continue
 		}
-		x, asleep, err := look(t.pid, id)
+		thread := procfs.Thread(t.pid, id)
+		state, err := thread.Stat(os.ReadFile)
 		if err != nil { // it has ended
 			continue
 		}
+		x, err := thread.Schedule(os.ReadFile)
+		if err != nil {
+			continue
+		}
+		asleep := state.State != 'R' && state.State != 'D'
 		if _, known := first[id]; !known {
 			first[id] = x
 		}
 		now[id] = x
-		quiet = quiet && (asleep || x.ran-first[id].ran >= fairShare)
+		quiet = quiet && (asleep || x.Ran-first[id].Ran >= fairShare)
 	}
 	return now, quiet
-}
-
-// look reads one thread's state and its turns, from /proc/PID/task/TID/stat and schedstat.
-func look(pid, id int) (x turn, asleep bool, err error) {
-	dir := fmt.Sprintf("/proc/%d/task/%d/", pid, id)
-	stat, err := os.ReadFile(dir + "stat")
-	if err != nil {
-		return x, false, err
-	}
-	_, after, ok := bytes.Cut(stat[bytes.LastIndexByte(stat, ')')+1:], []byte(" "))
-	if !ok || len(after) == 0 {
-		return x, false, fmt.Errorf("read %sstat: found %q", dir, stat)
-	}
-	sched, err := os.ReadFile(dir + "schedstat")
-	if err != nil {
-		return x, false, err
-	}
-	var ran, waited uint64
-	if _, err := fmt.Sscan(string(sched), &ran, &waited, &x.turns); err != nil {
-		return x, false, fmt.Errorf("read %sschedstat: found %q", dir, sched)
-	}
-	x.ran = time.Duration(ran)
-	return x, after[0] != 'R' && after[0] != 'D', nil
 }

@@ -7,6 +7,8 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+
+	"qmigrate/internal/procfs"
 )
 
 // WhyMute says, as far as the kernel knows, why the process behind a monitor does not greet, or not answer; nc is the
@@ -24,7 +26,7 @@ func (p *peer) WhyMute(nc net.Conn) string {
 		return fmt.Sprintf("no answer: process %d (%s) listens there and is no QEMU; if it is a forwarder, its far end may be gone, or busy", pid, filepath.Base(process.Program))
 	}
 	status, _ := os.ReadFile(fmt.Sprintf("/proc/%d/status", pid))
-	if _, state, _ := strings.Cut(string(status), "\nState:\t"); strings.HasPrefix(state, "T") || strings.HasPrefix(state, "t") {
+	if state := procfs.Value(status, "State"); strings.HasPrefix(state, "T") || strings.HasPrefix(state, "t") {
 		return fmt.Sprintf("QEMU (process %d) is stopped: `kill -CONT %d` lets it go on", pid, pid)
 	}
 	read := func(table string) string {

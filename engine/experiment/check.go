@@ -8,7 +8,6 @@ import (
 	"maps"
 	"os"
 	"slices"
-	"strconv"
 	"strings"
 
 	"qmigrate/engine"
@@ -19,6 +18,7 @@ import (
 	"qmigrate/guest"
 	"qmigrate/guest/wire"
 	"qmigrate/hostnet"
+	"qmigrate/internal/procfs"
 	"qmigrate/qmp"
 )
 
@@ -241,13 +241,7 @@ func shrinkFor(need, total int64) int64 {
 // memoryTotal is MemTotal of /proc/meminfo, bytes.
 func memoryTotal() int64 {
 	b, _ := os.ReadFile("/proc/meminfo")
-	for line := range strings.Lines(string(b)) {
-		if rest, ok := strings.CutPrefix(line, "MemTotal:"); ok {
-			n, _ := strconv.ParseInt(strings.TrimSuffix(strings.TrimSpace(rest), " kB"), 10, 64)
-			return n << 10
-		}
-	}
-	return 0
+	return procfs.Bytes(b, "MemTotal")
 }
 
 // blame is the line of the factor that an error is about: of one whose name, or whose own names, its text has.

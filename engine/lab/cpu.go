@@ -1,7 +1,6 @@
 package lab
 
 import (
-	"bytes"
 	"fmt"
 	"runtime"
 	"slices"
@@ -14,6 +13,7 @@ import (
 
 	"qmigrate/engine/record"
 	"qmigrate/guest"
+	"qmigrate/internal/procfs"
 )
 
 // cpuInterval is how often the threads of both QEMUs are looked at. A stage that is shorter than leastSpan is not told apart: the kernel keeps a
@@ -120,8 +120,8 @@ func (q *qemuCPU) look() {
 		if name == "" {
 			continue
 		}
-		if used, err := scheduledTime(q.vm, id); err == nil {
-			q.last[id] = used
+		if s, err := procfs.Thread(q.vm.Process().PID(), id).Schedule(q.vm.Host().ReadFile); err == nil {
+			q.last[id] = s.Ran
 		}
 		sums[name] += q.last[id]
 	}
@@ -168,17 +168,6 @@ func threadName(comm string) (name string, known bool) {
 		}
 	}
 	return "", !strings.HasPrefix(comm, "qemu-system") // a new thread has its maker's name for a moment
-}
-
-// scheduledTime is the first field of a thread's schedstat: ns on a processor.
-func scheduledTime(vm *guest.VM, id int) (time.Duration, error) {
-	b, err := vm.Host().ReadFile(fmt.Sprintf("/proc/%d/task/%d/schedstat", vm.Process().PID(), id))
-	if err != nil {
-		return 0, err
-	}
-	first, _, _ := bytes.Cut(b, []byte(" "))
-	ns, err := strconv.ParseInt(string(first), 10, 64)
-	return time.Duration(ns), err
 }
 
 // usedAt is what had been used at an instant, on a straight line between two looks; false outside of them.

@@ -17,6 +17,7 @@ import (
 	"qmigrate/guest"
 	"qmigrate/guest/wire"
 	"qmigrate/hostnet"
+	"qmigrate/internal/procfs"
 )
 
 // seen is what the observers collected around one migration.
@@ -414,11 +415,8 @@ func Machine() (kernel, cpu string) {
 		kernel = strings.TrimSpace(string(b))
 	}
 	if b, err := os.ReadFile("/proc/cpuinfo"); err == nil {
-		for line := range strings.Lines(string(b)) {
-			if name, value, ok := strings.Cut(line, ":"); ok && strings.TrimSpace(name) == "model name" {
-				cpu = fmt.Sprintf("%d x %s", runtime.NumCPU(), strings.TrimSpace(value))
-				break
-			}
+		if model := procfs.Value(b, "model name"); model != "" {
+			cpu = fmt.Sprintf("%d x %s", runtime.NumCPU(), model)
 		}
 	}
 	return kernel, cpu

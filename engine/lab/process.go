@@ -1,9 +1,7 @@
 package lab
 
 import (
-	"bytes"
 	"context"
-	"errors"
 	"fmt"
 	"strconv"
 	"time"
@@ -11,6 +9,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"qmigrate/hostnet"
+	"qmigrate/internal/procfs"
 )
 
 // Process is a QEMU process on a host as the engine needs it.
@@ -36,16 +35,11 @@ func (p Process) HasThread(id int) bool {
 
 // MainThreadCPU is the first field of /proc/PID/schedstat: the time, in ns, that QEMU's main thread has run.
 func (p Process) MainThreadCPU() (time.Duration, error) {
-	b, err := p.host.ReadFile(fmt.Sprintf("/proc/%d/schedstat", p.proc.PID()))
+	s, err := procfs.Process(p.proc.PID()).Schedule(p.host.ReadFile)
 	if err != nil {
 		return 0, fmt.Errorf("read main thread's time: %w", err)
 	}
-	first, _, _ := bytes.Cut(b, []byte(" "))
-	ns, err := strconv.ParseInt(string(first), 10, 64)
-	if err != nil {
-		return 0, fmt.Errorf("read main thread's time: %w", err)
-	}
-	return time.Duration(ns), nil
+	return s.Ran, nil
 }
 
 // MemoryLock is the soft limit of /proc/PID/limits; a process with CAP_IPC_LOCK has none.
@@ -54,9 +48,7 @@ func (p Process) MemoryLock() (limit int64, limited bool, err error) {
 	if err != nil {
 		return 0, false, fmt.Errorf("read the process's capabilities: %w", err)
 	}
-	_, rest, _ := bytes.Cut(status, []byte("\nCapEff:"))
-	line, _, _ := bytes.Cut(rest, []byte("\n"))
-	effective, err := strconv.ParseUint(string(bytes.TrimSpace(line)), 16, 64)
+	effective, err := strconv.ParseUint(procfs.Value(status, "CapEff"), 16, 64)
 	if err != nil {
 		return 0, false, fmt.Errorf("read the process's capabilities: %w", err)
 	}
@@ -67,16 +59,11 @@ func (p Process) MemoryLock() (limit int64, limited bool, err error) {
 	if err != nil {
 		return 0, false, fmt.Errorf("read the process's limits: %w", err)
 	}
-	_, rest, _ = bytes.Cut(limits, []byte("\nMax locked memory"))
-	soft := bytes.Fields(rest)
-	if len(soft) == 0 {
-		return 0, false, errors.New("read the process's limits: no line on locked memory")
+	soft, err := procfs.SoftLimit(limits, "Max locked memory")
+	if err != nil || soft == nil {
+		return 0, false, err
 	}
-	if string(soft[0]) == "unlimited" {
-		return 0, false, nil
-	}
-	limit, err = strconv.ParseInt(string(soft[0]), 10, 64)
-	return limit, err == nil, err
+	return *soft, true, nil
 }
 
 // Threads are the numbers of its threads.

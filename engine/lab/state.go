@@ -17,6 +17,7 @@ import (
 	"qmigrate/guest"
 	"qmigrate/hostnet"
 	"qmigrate/internal/atomicfile"
+	"qmigrate/internal/procfs"
 	"qmigrate/qmp"
 )
 
@@ -44,9 +45,9 @@ type vmState struct {
 func Folder() string {
 	uid := os.Getuid()
 	if hostnet.Inside() {
-		b, _ := os.ReadFile("/proc/self/uid_map") // inside first-outside count
-		if f := strings.Fields(string(b)); len(f) > 1 {
-			uid, _ = strconv.Atoi(f[1])
+		b, _ := os.ReadFile("/proc/self/uid_map")
+		if ids, _ := procfs.ParseIDs(b); len(ids) > 0 {
+			uid = int(ids[0].Outside)
 		}
 	} else if uid == 0 {
 		return "/run/qmigrate"

@@ -12,6 +12,7 @@ import (
 	"go.uber.org/goleak"
 
 	"qmigrate/guest"
+	"qmigrate/internal/procfs"
 )
 
 // Main runs a package's tests and reports what they leave behind: goroutines, files in the folder for temporary ones, and processes that were started
@@ -47,7 +48,7 @@ func leftovers(dir string) (left []string) {
 	all, _ := filepath.Glob("/proc/[0-9]*/cmdline")
 	for _, f := range all {
 		if b, err := os.ReadFile(f); err == nil && bytes.Contains(b, []byte(dir)) && filepath.Dir(f) != fmt.Sprintf("/proc/%d", os.Getpid()) {
-			left = append(left, "process "+filepath.Base(filepath.Dir(f))+": "+strings.Join(guest.Cmdline(b), " "))
+			left = append(left, "process "+filepath.Base(filepath.Dir(f))+": "+strings.Join(procfs.Args(b), " "))
 		}
 	}
 	files, err := os.ReadDir(dir)

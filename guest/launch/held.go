@@ -15,6 +15,8 @@ import (
 	"strings"
 
 	"golang.org/x/sys/unix"
+
+	"qmigrate/internal/procfs"
 )
 
 // Held is what the kernel says that a process holds and another cannot have as well, or would write to.
@@ -217,13 +219,8 @@ func parseLocks(b []byte) map[fileID]bool {
 
 // writes reads the flags of /proc/PID/fdinfo/N.
 func writes(info []byte) bool {
-	for line := range strings.Lines(string(info)) {
-		if n, ok := strings.CutPrefix(line, "flags:"); ok {
-			flags, err := strconv.ParseUint(strings.TrimSpace(n), 8, 64)
-			return err == nil && flags&unix.O_ACCMODE != unix.O_RDONLY
-		}
-	}
-	return false
+	flags, err := strconv.ParseUint(procfs.Value(info, "flags"), 8, 64)
+	return err == nil && flags&unix.O_ACCMODE != unix.O_RDONLY
 }
 
 func (h *Held) abs(p string) string {

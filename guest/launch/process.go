@@ -13,8 +13,8 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"qmigrate/guest"
 	"qmigrate/guest/debian"
+	"qmigrate/internal/procfs"
 )
 
 // Process is what /proc says of a process of this machine: what a second one like it must be started with.
@@ -77,8 +77,8 @@ func ReadProcess(pid int) (*Process, error) {
 	if strings.HasSuffix(p.Dir, " (deleted)") {
 		p.Dir = "/" // relative names are those of nothing any more
 	}
-	args := guest.Cmdline(cmdline)
-	p.Env, p.Dir = environment(guest.Cmdline(environ), args, p.Dir)
+	args := procfs.Args(cmdline)
+	p.Env, p.Dir = environment(procfs.Args(environ), args, p.Dir)
 	by, rest := debian.SplitLoader(args)
 	switch {
 	case len(args) == 0:
@@ -242,35 +242,18 @@ func environment(env, args []string, cwd string) (keep []string, dir string) {
 
 // effectiveUser reads the second number of Uid: in /proc/PID/status.
 func effectiveUser(status []byte) (int, error) {
-	for line := range strings.Lines(string(status)) {
-		if f := strings.Fields(line); len(f) == 5 && f[0] == "Uid:" {
-			return strconv.Atoi(f[2])
-		}
+	f := strings.Fields(procfs.Value(status, "Uid"))
+	if len(f) != 4 {
+		return 0, errors.New("its status names no user")
 	}
-	return 0, errors.New("its status names no user")
+	return strconv.Atoi(f[1])
 }
 
-// parseLimits reads /proc/PID/limits: columns of soft and hard limits.
+// parseLimits reads /proc/PID/limits.
 func parseLimits(b []byte) (l Limits, err error) {
-	into := map[string]**int64{"Max open files": &l.Files, "Max locked memory": &l.Locked, "Max address space": &l.Space}
-	for line := range strings.Lines(string(b)) {
-		for name, to := range into {
-			rest, ok := strings.CutPrefix(line, name)
-			if !ok {
-				continue
-			}
-			f := strings.Fields(rest)
-			if len(f) < 2 {
-				return l, fmt.Errorf("limits: %q has no limit", line)
-			}
-			if f[0] == "unlimited" {
-				continue
-			}
-			n, err := strconv.ParseInt(f[0], 10, 64)
-			if err != nil {
-				return l, fmt.Errorf("limits: %w", err)
-			}
-			*to = &n
+	for name, to := range map[string]**int64{"Max open files": &l.Files, "Max locked memory": &l.Locked, "Max address space": &l.Space} {
+		if *to, err = procfs.SoftLimit(b, name); err != nil {
+			return Limits{}, err
 		}
 	}
 	return l, nil

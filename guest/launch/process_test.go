@@ -48,19 +48,6 @@ func TestEnvironment(t *testing.T) {
 	}
 }
 
-func TestParseLimits(t *testing.T) {
-	l, err := parseLimits([]byte("Limit                     Soft Limit           Hard Limit           Units     \nMax open files            1024                 524288               files     \n" +
-		"Max locked memory         8388608              8388608              bytes     \nMax address space         unlimited            unlimited            bytes     \n"))
-	if err != nil || l.Files == nil || *l.Files != 1024 || l.Locked == nil || *l.Locked != 8<<20 || l.Space != nil {
-		t.Errorf("%+v %v", l, err)
-	}
-	for _, text := range []string{"Max open files x y files\n", "Max open files\n"} {
-		if _, err := parseLimits([]byte(text)); err == nil {
-			t.Errorf("%q", text)
-		}
-	}
-}
-
 func TestRoom(t *testing.T) {
 	const mi = 1 << 20
 	machine := func(more map[string]string) fstest.MapFS {
