@@ -224,22 +224,14 @@ func inStep(s *side) error {
 
 // diskless refuses a guest with a disk that it may write to: the two sides would both write it.
 func diskless(ctx context.Context, s *side) error {
-	var drives []struct {
-		Device   string `json:"device"`
-		QDev     string `json:"qdev"`
-		Inserted *struct {
-			ReadOnly bool   `json:"ro"`
-			File     string `json:"file"`
-		} `json:"inserted"`
+	disks, err := writable(ctx, s.control)
+	if err != nil {
+		return fmt.Errorf("%s: %w", s.ep.Name, err)
 	}
-	if err := s.control.Execute(ctx, "query-block", nil, &drives); err != nil {
-		return fmt.Errorf("ask %s for its disks: %w", s.ep.Name, err)
-	}
-	for _, d := range drives {
-		if d.Inserted != nil && !d.Inserted.ReadOnly {
-			return &UnsupportedError{fmt.Sprintf("COLO with the disk %s of %s", strings.TrimSpace(d.Device+" "+d.QDev), s.ep.Name),
-				"memory, devices and network are kept in step here, disks are not, and both sides would write this one: detach it, or make it read-only"}
-		}
+	if len(disks) > 0 {
+		d := disks[0]
+		return &UnsupportedError{fmt.Sprintf("COLO with the disk %s of %s", strings.TrimSpace(d.Device+" "+d.Path), s.ep.Name),
+			"memory, devices and network are kept in step here, disks are not, and both sides would write this one: detach it, or make it read-only"}
 	}
 	return nil
 }

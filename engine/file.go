@@ -287,34 +287,30 @@ func (s *filing) examineSource(ctx context.Context) error {
 	if s.file.Background {
 		s.rec.Warn("a background save is written as fast as it can be: QEMU ignores max-bandwidth then (migration/migration.c, bg_migration_thread)")
 	}
-	if disks, err := writable(ctx, s.src.control); err != nil {
+	disks, err := writable(ctx, s.src.control)
+	if err != nil {
 		return err
-	} else if len(disks) > 0 && (s.file.Background || s.file.Continue) {
-		s.rec.Warn("the file holds memory and devices, not the disks (%s), which go on changing: a guest that is restored later would find other contents than it remembers, unless they are put back to this instant too", strings.Join(disks, ", "))
+	}
+	if len(disks) > 0 && (s.file.Background || s.file.Continue) {
+		s.rec.Warn("the file holds memory and devices, not the disks (%s), which go on changing: a guest that is restored later would find other contents than it remembers, unless they are put back to this instant too", strings.Join(diskNames(disks), ", "))
 	}
 	return nil
 }
 
 // writable lists the block devices that hold something and can be written. A saved guest does not have them in its file.
-func writable(ctx context.Context, c *qmp.Conn) ([]string, error) {
-	var all []struct {
-		Device   string `json:"device"`
-		QDev     string `json:"qdev"`
-		Inserted *struct {
-			ReadOnly bool   `json:"ro"`
-			File     string `json:"file"`
-		} `json:"inserted"`
-	}
-	if err := c.Execute(ctx, "query-block", nil, &all); err != nil {
+func writable(ctx context.Context, c *qmp.Conn) ([]qmp.BlockDevice, error) {
+	all, err := c.BlockDevices(ctx)
+	if err != nil {
 		return nil, fmt.Errorf("ask for disks: %w", err)
 	}
-	var names []string
-	for _, d := range all {
-		if d.Inserted != nil && !d.Inserted.ReadOnly {
-			names = append(names, cmp.Or(d.Inserted.File, d.Device, d.QDev))
-		}
+	return slices.DeleteFunc(all, func(d qmp.BlockDevice) bool { return d.Inserted == nil || d.Inserted.ReadOnly }), nil
+}
+
+func diskNames(disks []qmp.BlockDevice) (names []string) {
+	for _, d := range disks {
+		names = append(names, cmp.Or(d.Inserted.File, d.Device, d.Path))
 	}
-	return names, nil
+	return names
 }
 
 // makeFile makes the part, which proves that there is a place for it, and configures the source.
@@ -541,7 +537,7 @@ func (s *filing) examineDestination(ctx context.Context) error {
 		return err
 	}
 	if len(disks) > 0 {
-		text += " and, where they share it, write one disk (" + strings.Join(disks, ", ") + "), which destroys it; and its disks must be as they were when it was saved"
+		text += " and, where they share it, write one disk (" + strings.Join(diskNames(disks), ", ") + "), which destroys it; and its disks must be as they were when it was saved"
 	}
 	s.rec.Warn("%s", text)
 	return nil

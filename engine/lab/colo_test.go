@@ -205,7 +205,7 @@ func TestCOLORefused(t *testing.T) {
 		"aligned RAM": {func(s *guest.Spec) { s.Memory = 64 << 20 }, "loses dirty pages"},
 		"a disk": {func(s *guest.Spec) {
 			s.Extra = []string{"-drive", "if=virtio,format=raw,file.driver=null-co,file.size=1048576"}
-		}, "both sides would write"},
+		}, "with the disk virtio0 "},
 	} {
 		t.Run(name, func(t *testing.T) {
 			a, b := barePair(t, c.change)
