@@ -29,21 +29,24 @@ func (p *peer) WhyMute(nc net.Conn) string {
 	if state := procfs.Value(status, "State"); strings.HasPrefix(state, "T") || strings.HasPrefix(state, "t") {
 		return fmt.Sprintf("QEMU (process %d) is stopped: `kill -CONT %d` lets it go on", pid, pid)
 	}
-	read := func(table string) string {
+	read := func(table string) []byte {
 		b, _ := os.ReadFile(fmt.Sprintf("/proc/%d/net/%s", pid, table))
-		return string(b)
+		return b
 	}
+	unix, _ := procfs.ParseUnix(read("unix"))
+	tcp, _ := procfs.ParseInet(read("tcp"))
+	tcp6, _ := procfs.ParseInet(read("tcp6"))
 	words := options(process.Args)
 	if nc != nil && nc.RemoteAddr() != nil {
 		if use := socketUse(words, nc.RemoteAddr().String()); use != "" {
 			return fmt.Sprintf("QEMU (process %d) has this socket as %s and not as a QMP monitor: give the one of its -qmp", pid,
 				use)
 		}
-		if unixSocket(read("unix"), nc.RemoteAddr().String()).busy() {
+		if unixSocket(unix, nc.RemoteAddr().String()).busy() {
 			return fmt.Sprintf("another client holds this monitor of QEMU (process %d), which serves one at a time: end that client, or give another monitor", pid)
 		}
 	}
-	if device := waitsFor(words, read("unix"), read("tcp")+read("tcp6")); device != "" {
+	if device := waitsFor(words, unix, slices.Concat(tcp, tcp6)); device != "" {
 		return fmt.Sprintf("QEMU (process %d) seems to wait for a client of %s before it starts: connect one, or start it with wait=off there", pid, device)
 	}
 	return ""
@@ -154,10 +157,9 @@ func chardevUse(all []option, o option, id string) string {
 	return o.String()
 }
 
-// waitsFor is the first character device that QEMU waits for a client of; "" if there is none. The tables are the
-// kernel's /proc/net/unix and tcp: an accepted connection of a unix socket has the listener's path, one of TCP its
-// port.
-func waitsFor(all []option, unix, tcp string) string {
+// waitsFor is the first character device that QEMU waits for a client of; "" if there is none. An accepted
+// connection of a unix socket has the listener's path, one of TCP its port.
+func waitsFor(all []option, unix []procfs.UnixSocket, tcp []procfs.InetSocket) string {
 	for _, o := range all {
 		address, _, waits := o.chardev()
 		if !waits {
@@ -189,20 +191,16 @@ type use struct {
 // busy: it has a client, and another one waits.
 func (u use) busy() bool { return u.accepted > 0 && u.queued > 0 }
 
-// unixSocket reads the kernel's table of unix sockets, in which the far end of each connection has the listener's path.
-func unixSocket(table, path string) (u use) {
-	const flags, state, name = 3, 5, 7
-	for line := range strings.Lines(table) {
-		f := strings.Fields(line)
-		if len(f) <= name || strings.Join(f[name:], " ") != path {
-			continue
-		}
+// unixSocket is what a table of unix sockets says of one path.
+func unixSocket(table []procfs.UnixSocket, path string) (u use) {
+	for _, s := range table {
 		switch {
-		case f[flags] == "00010000": // __SO_ACCEPTCON
+		case s.Name != path || path == "":
+		case s.Listening:
 			u.listens = true
-		case f[state] == "03": // SS_CONNECTED
+		case s.State == procfs.UnixConnected:
 			u.accepted++
-		case f[state] == "02": // SS_CONNECTING: it has no file yet
+		case s.State == procfs.UnixConnecting: // it has no file yet
 			u.queued++
 		}
 	}
@@ -211,25 +209,23 @@ func unixSocket(table, path string) (u use) {
 
 // listens tells whether somebody listens on a unix socket that has one of these names.
 func listens(names ...string) bool {
-	table, _ := os.ReadFile("/proc/net/unix")
-	return slices.ContainsFunc(names, func(name string) bool { return unixSocket(string(table), name).listens })
+	b, _ := os.ReadFile("/proc/net/unix")
+	table, _ := procfs.ParseUnix(b)
+	return slices.ContainsFunc(names, func(name string) bool { return unixSocket(table, name).listens })
 }
 
 // tcpPort is unixSocket for a TCP port, whose queue the table does not tell apart.
-func tcpPort(table, port string) (u use) {
+func tcpPort(table []procfs.InetSocket, port string) (u use) {
 	n, err := net.LookupPort("tcp", port)
 	if err != nil {
 		return u
 	}
-	for line := range strings.Lines(table) {
-		f := strings.Fields(line)
-		if len(f) < 4 || !strings.HasSuffix(f[1], fmt.Sprintf(":%04X", n)) {
-			continue
-		}
-		switch f[3] {
-		case "0A": // TCP_LISTEN
+	for _, s := range table {
+		switch {
+		case int(s.Local.Port()) != n:
+		case s.State == procfs.TCPListen:
 			u.listens = true
-		case "01": // TCP_ESTABLISHED
+		case s.State == procfs.TCPEstablished:
 			u.accepted++
 		}
 	}

@@ -3,6 +3,8 @@ package main
 import (
 	"strings"
 	"testing"
+
+	"qmigrate/internal/procfs"
 )
 
 // What a QEMU has a socket for is on its command line.
@@ -29,18 +31,26 @@ func TestSocketUse(t *testing.T) {
 
 func TestWaitsFor(t *testing.T) {
 	t.Parallel()
-	const unix = `Num       RefCount Protocol Flags    Type St Inode Path
+	const unixText = `Num       RefCount Protocol Flags    Type St Inode Path
 0000000000000000: 00000002 00000000 00010000 0001 01 100 /a
 0000000000000000: 00000003 00000000 00000000 0001 03 101 /a
 0000000000000000: 00000002 00000000 00010000 0001 01 102 /b
 0000000000000000: 00000003 00000000 00000000 0001 02 103 /a
 0000000000000000: 00000003 00000000 00000000 0001 03 104
 `
-	const tcp = `  sl  local_address rem_address   st tx_queue rx_queue tr tm->when retrnsmt   uid  timeout inode
+	const tcpText = `  sl  local_address rem_address   st tx_queue rx_queue tr tm->when retrnsmt   uid  timeout inode
    0: 0100007F:115C 00000000:0000 0A 00000000:00000000 00:00000000 00000000     0        0 1 1 0 100 0 0 10 0
    1: 0100007F:115D 00000000:0000 0A 00000000:00000000 00:00000000 00000000     0        0 1 1 0 100 0 0 10 0
    2: 0100007F:115D 0100007F:9C40 01 00000000:00000000 00:00000000 00000000     0        0 1 1 0 100 0 0 10 0
 `
+	unix, err := procfs.ParseUnix([]byte(unixText))
+	if err != nil {
+		t.Fatal(err)
+	}
+	tcp, err := procfs.ParseInet([]byte(tcpText))
+	if err != nil {
+		t.Fatal(err)
+	}
 	for _, c := range []struct{ line, want string }{
 		{"-qmp unix:/b,server=on,wait=off -serial unix:/a,server", ""},
 		{"-qmp unix:/a,server -serial unix:/b,server=on,wait=on", "-serial unix:/b,server=on,wait=on"},

@@ -3,11 +3,9 @@ package launch
 import (
 	"bufio"
 	"bytes"
-	"encoding/hex"
 	"errors"
 	"fmt"
 	"io/fs"
-	"net/netip"
 	"os"
 	"path/filepath"
 	"slices"
@@ -95,11 +93,7 @@ func ReadHeld(pid int) (*Held, error) {
 		if err != nil {
 			return nil, fmt.Errorf("ask what process %d holds: %w", pid, err)
 		}
-		parse := parseInet
-		if table == "unix" {
-			parse = parseUnix
-		}
-		sockets, err := parse(strings.TrimRight(strings.TrimSuffix(table, "lite6"), "6"), b)
+		sockets, err := parseSockets(table, b)
 		if err != nil {
 			return nil, fmt.Errorf("read %s/net/%s: %w", base, table, err)
 		}
@@ -116,84 +110,26 @@ func ReadHeld(pid int) (*Held, error) {
 	return h, nil
 }
 
-// parseInet reads /proc/PID/net/tcp and its siblings: listening sockets of TCP, all of UDP. Source: proc_pid_net(5).
-func parseInet(network string, b []byte) (all []Socket, err error) {
-	network = strings.TrimSuffix(network, "lite")
-	for _, f := range fields(b) {
-		if len(f) < 10 {
-			return nil, fmt.Errorf("want 10 columns, not %q", strings.Join(f, " "))
+// parseSockets reads a table of /proc/PID/net: listening sockets of TCP, all of UDP, those of unix that have a name.
+func parseSockets(table string, b []byte) (all []Socket, err error) {
+	if table == "unix" {
+		sockets, err := procfs.ParseUnix(b)
+		for _, s := range sockets {
+			if s.Name != "" {
+				all = append(all, Socket{Network: table, Address: s.Name, Listening: s.Listening, inode: s.Inode})
+			}
 		}
-		const listen = "0A"
-		if network == "tcp" && f[3] != listen {
-			continue
-		}
-		address, err := parseAddress(f[1])
-		if err != nil {
-			return nil, err
-		}
-		inode, err := strconv.ParseUint(f[9], 10, 64)
-		if err != nil {
-			return nil, err
-		}
-		all = append(all, Socket{Network: network, Address: address.String(), Listening: f[3] == listen, inode: inode})
+		return all, err
 	}
-	return all, nil
-}
-
-// parseAddress reads 0100007F:1770: 32-bit words in the machine's byte order, which is little-endian on x86-64.
-func parseAddress(s string) (netip.AddrPort, error) {
-	host, port, _ := strings.Cut(s, ":")
-	b, err := hex.DecodeString(host)
-	if err != nil || len(b) != 4 && len(b) != 16 {
-		return netip.AddrPort{}, fmt.Errorf("%q is no address", s)
-	}
-	n, err := strconv.ParseUint(port, 16, 16)
-	if err != nil {
-		return netip.AddrPort{}, fmt.Errorf("%q is no address", s)
-	}
-	for i := 0; i < len(b); i += 4 {
-		slices.Reverse(b[i : i+4])
-	}
-	a, _ := netip.AddrFromSlice(b)
-	return netip.AddrPortFrom(a, uint16(n)), nil
-}
-
-// parseUnix reads /proc/PID/net/unix: the sockets that have a name.
-func parseUnix(network string, b []byte) (all []Socket, err error) {
-	for _, f := range fields(b) {
-		if len(f) < 7 {
-			return nil, fmt.Errorf("want 7 columns, not %q", strings.Join(f, " "))
-		}
-		if len(f) == 7 {
-			continue
-		}
-		flags, err := strconv.ParseUint(f[3], 16, 64)
-		if err != nil {
-			return nil, err
-		}
-		inode, err := strconv.ParseUint(f[6], 10, 64)
-		if err != nil {
-			return nil, err
-		}
-		const acceptcon = 1 << 16
-		address := strings.Join(f[7:], " ")
-		all = append(all, Socket{Network: network, Address: address, Listening: flags&acceptcon != 0, inode: inode})
-	}
-	return all, nil
-}
-
-// fields are the columns of a table's lines but the first.
-func fields(b []byte) (all [][]string) {
-	lines := bufio.NewScanner(bytes.NewReader(b))
-	for lines.Scan() {
-		if f := strings.Fields(lines.Text()); len(f) > 0 {
-			all = append(all, f)
+	network := table[:len("tcp")] // of tcp6, udplite6, ...
+	sockets, err := procfs.ParseInet(b)
+	for _, s := range sockets {
+		listening := network == "tcp" && s.State == procfs.TCPListen
+		if listening || network == "udp" {
+			all = append(all, Socket{Network: network, Address: s.Local.String(), Listening: listening, inode: s.Inode})
 		}
 	}
-	if len(all) == 0 {
-		return nil
-	}
-	return all[1:]
+	return all, err
 }
 
 // parseLocks reads /proc/locks: the files that anybody has locked. An open file description's lock names no process.

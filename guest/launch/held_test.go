@@ -7,7 +7,6 @@ import (
 	"net"
 	"os"
 	"path/filepath"
-	"reflect"
 	"slices"
 	"strings"
 	"testing"
@@ -17,51 +16,19 @@ import (
 	"qmigrate/guest/guesttest"
 )
 
-func TestParseInet(t *testing.T) {
-	head := "  sl  local_address rem_address   st tx_queue rx_queue tr tm->when retrnsmt   uid  timeout inode\n"
-	for _, c := range []struct {
-		name, network, table string
-		want                 []Socket
-		wrong                bool
-	}{
-		{"none", "tcp", head, nil, false},
-		{"listening", "tcp", head + "   0: 0100007F:170C 00000000:0000 0A 00000000:00000000 00:00000000 00000000     0        0 1234 1 0 100 0 0 10 0\n",
-			[]Socket{{Network: "tcp", Address: "127.0.0.1:5900", Listening: true, inode: 1234}}, false},
-		{"connected", "tcp", head + "   0: 0100007F:170C 0100007F:1234 01 00000000:00000000 00:00000000 00000000     0        0 1234 1\n", nil, false},
-		{"IPv6", "tcp", head + "   0: 00000000000000000000000001000000:0016 00000000000000000000000000000000:0000 0A 0:0 00:0 0 0 0 7 1\n",
-			[]Socket{{Network: "tcp", Address: "[::1]:22", Listening: true, inode: 7}}, false},
-		{"UDP", "udp", head + "  12: 00000000:14E9 00000000:0000 07 00000000:00000000 00:00000000 00000000     0        0 9 2 0 0\n",
-			[]Socket{{Network: "udp", Address: "0.0.0.0:5353", inode: 9}}, false},
-		{"UDP-Lite", "udplite", head + "  12: 00000000:14E9 00000000:0000 07 0:0 00:0 0 0 0 9 2 0 0\n", []Socket{{Network: "udp", Address: "0.0.0.0:5353", inode: 9}}, false},
-		{"short", "tcp", head + " 0: 0100007F:170C\n", nil, true},
-		{"no address", "udp", head + "   0: 7F:1 0:0 07 0:0 00:0 0 0 0 9 2\n", nil, true},
-		{"no inode", "udp", head + "   0: 00000000:14E9 0:0 07 0:0 00:0 0 0 0 x 2\n", nil, true},
-	} {
-		t.Run(c.name, func(t *testing.T) {
-			got, err := parseInet(c.network, []byte(c.table))
-			if !reflect.DeepEqual(got, c.want) || (err != nil) != c.wrong {
-				t.Errorf("%+v %v", got, err)
-			}
-		})
-	}
-}
-
-func TestParseUnix(t *testing.T) {
-	head := "Num       RefCount Protocol Flags    Type St Inode Path\n"
-	got, err := parseUnix("unix", []byte(head+
-		"0000000000000000: 00000002 00000000 00010000 0001 01 11 /run/a.qmp\n"+
-		"0000000000000000: 00000003 00000000 00000000 0001 03 12\n"+
-		"0000000000000000: 00000002 00000000 00010000 0001 01 13 @/tmp/.X11-unix/X0\n"+
-		"0000000000000000: 00000002 00000000 00000000 0002 01 14 relative name\n"))
-	want := []Socket{{Network: "unix", Address: "/run/a.qmp", Listening: true, inode: 11},
-		{Network: "unix", Address: "@/tmp/.X11-unix/X0", Listening: true, inode: 13},
-		{Network: "unix", Address: "relative name", inode: 14}}
-	if err != nil || !reflect.DeepEqual(got, want) {
-		t.Errorf("%+v %v", got, err)
-	}
-	for _, line := range []string{"x: 1 2\n", "x: 2 0 zz 1 1 11 /a\n", "x: 2 0 0 1 1 zz /a\n"} {
-		if got, err := parseUnix("unix", []byte(head+line)); err == nil {
-			t.Errorf("%q: %+v", line, got)
+func TestParseSockets(t *testing.T) {
+	const line = "\n   0: 0100007F:170C 00000000:0000 0A 0:0 00:0 0 0 0 11 1\n   1: 0100007F:170C 0100007F:1234 01 0:0 00:0 0 0 0 12 1\n"
+	const unix = "\n0: 00000002 00000000 00010000 0001 01 11 /run/a.qmp\n0: 00000003 00000000 00000000 0001 03 12\n"
+	listens := Socket{Network: "tcp", Address: "127.0.0.1:5900", Listening: true, inode: 11}
+	udp := []Socket{{Network: "udp", Address: "127.0.0.1:5900", inode: 11}, {Network: "udp", Address: "127.0.0.1:5900", inode: 12}}
+	for table, want := range map[string][]Socket{"tcp": {listens}, "tcp6": {listens}, "udp": udp, "udplite": udp, "udplite6": udp,
+		"unix": {{Network: "unix", Address: "/run/a.qmp", Listening: true, inode: 11}}} {
+		text := "head" + line
+		if table == "unix" {
+			text = "head" + unix
+		}
+		if got, err := parseSockets(table, []byte(text)); err != nil || !slices.Equal(got, want) {
+			t.Errorf("%s: %+v, %v; want %+v", table, got, err, want)
 		}
 	}
 }
