@@ -15,6 +15,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"qmigrate/internal/atomicfile"
 )
 
 // Program is the emulator's name, in $PATH and in the cache.
@@ -210,7 +212,13 @@ func (s Store) ensure(ctx context.Context, what What) (string, error) {
 	if err := os.RemoveAll(final); err != nil { // one that does not run
 		return "", err
 	}
+	if err := atomicfile.SyncAll(root); err != nil {
+		return "", err
+	}
 	if err := os.Rename(root, final); err != nil {
+		return "", err
+	}
+	if err := atomicfile.SyncFolder(s.Dir); err != nil {
 		return "", err
 	}
 	fmt.Fprintf(s.Log, "%s: ready: %s\n", what, s.path(what))

@@ -11,6 +11,8 @@ import (
 	"slices"
 	"strings"
 	"time"
+
+	"qmigrate/internal/atomicfile"
 )
 
 // The things that storage on a network, and other hardware in the guest, need.
@@ -153,6 +155,9 @@ func (s Store) ensureBlock(ctx context.Context, what What, tmp string) error {
 			return fmt.Errorf("package %s has no %s", blockPackage, name)
 		}
 		files = append(files, m[0])
+	}
+	if err := atomicfile.SyncAll(root); err != nil {
+		return err
 	}
 	for _, f := range files {
 		rel, err := filepath.Rel(root, f)

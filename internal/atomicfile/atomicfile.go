@@ -10,6 +10,8 @@ import (
 	"os"
 	"path/filepath"
 	"syscall"
+
+	"golang.org/x/sys/unix"
 )
 
 // Write makes name a file with that content and mode, whatever the umask. If it fails, the former file stays. Only the
@@ -34,6 +36,16 @@ func SyncFolder(dir string) error {
 	}
 	defer folder.Close()
 	return calls{sync: (*os.File).Sync}.syncFolder(folder)
+}
+
+// SyncAll puts everything on the disk that the folder's file system has, as before a folder of many files gets its name.
+func SyncAll(dir string) error {
+	folder, err := os.Open(dir)
+	if err != nil {
+		return err
+	}
+	defer folder.Close()
+	return os.NewSyscallError("syncfs", unix.Syncfs(int(folder.Fd())))
 }
 
 // calls are the system calls that a test lets fail.

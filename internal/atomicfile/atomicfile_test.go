@@ -115,6 +115,18 @@ func TestRefused(t *testing.T) {
 	}
 }
 
+func TestSync(t *testing.T) {
+	dir := t.TempDir()
+	if err := errors.Join(SyncAll(dir), SyncFolder(dir)); err != nil {
+		t.Error(err)
+	}
+	for _, sync := range []func(string) error{SyncAll, SyncFolder} {
+		if err := sync(filepath.Join(dir, "none")); !errors.Is(err, os.ErrNotExist) {
+			t.Error(err)
+		}
+	}
+}
+
 func holds(t *testing.T, name, want string) {
 	t.Helper()
 	if b, err := os.ReadFile(name); err != nil || string(b) != want {
