@@ -38,7 +38,8 @@ func SyncFolder(dir string) error {
 	return calls{sync: (*os.File).Sync}.syncFolder(folder)
 }
 
-// SyncAll puts everything on the disk that the folder's file system has, as before a folder of many files gets its name.
+// SyncAll puts everything on the disk that the folder's file system has, as before a folder of many files gets its
+// name.
 func SyncAll(dir string) error {
 	folder, err := os.Open(dir)
 	if err != nil {

@@ -49,8 +49,10 @@ func TestParseUnix(t *testing.T) {
 		"0000000000000000: 00000002 00000000 00000000 0002 01    15 relative  name\n" +
 		"0000000000000000: 00000002 00000000 00010000 0001 01 16 @two\n\n lines\n" +
 		"0000000000000000: 00000002 00000000 00010000 0001 01 1700000 /b\n"))
-	want := []UnixSocket{{"/run/a.qmp", true, 1, 11}, {"", false, UnixConnected, 12}, {"/run/a.qmp", false, UnixConnecting, 13},
-		{"@/tmp/.X11-unix/X0", true, 1, 14}, {"relative  name", false, 1, 15}, {"@two\n\n lines", true, 1, 16}, {"/b", true, 1, 1700000}}
+	want := []UnixSocket{{"/run/a.qmp", true, 1, 11}, {"", false, UnixConnected, 12},
+		{"/run/a.qmp", false, UnixConnecting, 13},
+		{"@/tmp/.X11-unix/X0", true, 1, 14}, {"relative  name", false, 1, 15},
+		{"@two\n\n lines", true, 1, 16}, {"/b", true, 1, 1700000}}
 	if err != nil || !slices.Equal(got, want) {
 		t.Errorf("%+v %v", got, err)
 	}

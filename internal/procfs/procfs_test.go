@@ -55,7 +55,8 @@ func TestValue(t *testing.T) {
 			t.Errorf("%s: %d, want %d", key, got, want)
 		}
 	}
-	if got := Value([]byte("processor\t: 0\nmodel name\t: A: 2 GHz\n\nprocessor\t: 1\nmodel name\t: B\n"), "model name"); got != "A: 2 GHz" {
+	if got := Value([]byte("processor\t: 0\nmodel name\t: A: 2 GHz\n\nprocessor\t: 1\nmodel name\t: B\n"), "model name"); got !=
+		"A: 2 GHz" {
 		t.Errorf("%q", got)
 	}
 }
@@ -82,7 +83,8 @@ func TestSoftLimit(t *testing.T) {
 }
 
 func TestArgs(t *testing.T) {
-	for text, want := range map[string][]string{"": nil, "\x00": nil, "a\x00": {"a"}, "a b\x00\x00-c\x00": {"a b", "", "-c"}, "a\x00b": {"a", "b"}} {
+	for text, want := range map[string][]string{"": nil, "\x00": nil, "a\x00": {"a"},
+		"a b\x00\x00-c\x00": {"a b", "", "-c"}, "a\x00b": {"a", "b"}} {
 		if got := Args([]byte(text)); !slices.Equal(got, want) {
 			t.Errorf("%q: %q, want %q", text, got, want)
 		}
@@ -109,7 +111,8 @@ func TestSelf(t *testing.T) {
 		}
 		return b
 	}
-	if s, err := self.Stat(os.ReadFile); err != nil || s.Name != "procfs.test" || s.Start == 0 || !strings.ContainsRune("RSD", rune(s.State)) {
+	if s, err := self.Stat(os.ReadFile); err != nil || s.Name != "procfs.test" || s.Start == 0 ||
+		!strings.ContainsRune("RSD", rune(s.State)) {
 		t.Errorf("%+v, %v", s, err)
 	}
 	if s, err := Thread(os.Getpid(), os.Getpid()).Schedule(os.ReadFile); err != nil || s.Turns == 0 {
@@ -147,7 +150,8 @@ func FuzzParseStat(f *testing.F) {
 			}
 			return
 		}
-		again, err := ParseStat(fmt.Appendf(nil, "1 (%s) %s%s %d", s.Name, []byte{s.State}, strings.Repeat(" 0", 18), s.Start))
+		again, err := ParseStat(fmt.Appendf(nil, "1 (%s) %s%s %d", s.Name, []byte{s.State},
+			strings.Repeat(" 0", 18), s.Start))
 		if err != nil || again != s {
 			t.Errorf("%+v, encoded and decoded: %+v, %v", s, again, err)
 		}
