@@ -15,6 +15,7 @@ func TestLife(t *testing.T) {
 	zero := time.Now()
 	at := func(n int) time.Time { return zero.Add(time.Duration(n) * ms) }
 	for name, c := range map[string]struct {
+		qemu   string    // empty: one that lets the guest sleep
 		events string    // name and time
 		data   eventData // of the last one
 		still  bool
@@ -32,13 +33,19 @@ func TestLife(t *testing.T) {
 		"sleeps":                    {events: "SUSPEND 10, STOP 20", still: true, asleep: true},
 		"started, then slept":       {events: "RESUME 10, SUSPEND 20", ran: 10, asleep: true, halted: 20},
 		"woken for the switch-over": {events: "SUSPEND 10, STOP 20, WAKEUP 21", still: true, asleep: true},
-		"reset in its sleep":        {events: "SUSPEND 10, RESET 20"},
-		"shut down":                 {events: "SHUTDOWN 10", data: eventData{Guest: true, Reason: "guest-shutdown"}, itself: true},
-		"reset by somebody":         {events: "SHUTDOWN 10", data: eventData{Reason: "host-qmp-system-reset"}, itself: true},
-		"ended by somebody":         {events: "SHUTDOWN 10", data: eventData{Reason: "host-signal"}},
+		"woken before it stops":     {qemu: "7.2", events: "SUSPEND 10, WAKEUP 20, STOP 21", still: true, ran: 20, asleep: true},
+		"woken long before":         {qemu: "7.2", events: "SUSPEND 10, WAKEUP 20, STOP 2000", still: true, ran: 20},
+		"woken, stopped, continued": {
+			qemu: "7.2", events: "SUSPEND 10, WAKEUP 20, STOP 21, RESUME 30, STOP 31", still: true, ran: 30, stands: 1, halted: 31,
+		},
+		"woken by somebody":  {events: "SUSPEND 10, WAKEUP 20, STOP 21", still: true, ran: 20},
+		"reset in its sleep": {events: "SUSPEND 10, RESET 20"},
+		"shut down":          {events: "SHUTDOWN 10", data: eventData{Guest: true, Reason: "guest-shutdown"}, itself: true},
+		"reset by somebody":  {events: "SHUTDOWN 10", data: eventData{Reason: "host-qmp-system-reset"}, itself: true},
+		"ended by somebody":  {events: "SHUTDOWN 10", data: eventData{Reason: "host-signal"}},
 	} {
 		t.Run(name, func(t *testing.T) {
-			var l life
+			l := life{wakes: c.qemu == "7.2"}
 			for event := range strings.SplitSeq(c.events, ", ") {
 				name, when, _ := strings.Cut(event, " ")
 				n, err := strconv.Atoi(when)

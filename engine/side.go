@@ -110,7 +110,7 @@ func (s *side) open(ctx context.Context, o Options) error {
 
 // learn takes the facts, and what the process adds to them.
 func (s *side) learn(facts *Facts) {
-	s.facts, s.runState = facts, facts.RunState
+	s.facts, s.runState, s.wakes = facts, facts.RunState, facts.wakes()
 	if s.asleep = (time.Time{}); facts.RunState == asleep {
 		s.asleep = time.Now()
 	}
