@@ -152,14 +152,6 @@ func untold(t *testing.T, q *fakeQEMU, commands ...string) {
 	}
 }
 
-// asked makes a context that is cancelled, as by Ctrl-C, after a time.
-func asked(t *testing.T, after time.Duration) context.Context {
-	ctx, cancel := context.WithCancel(within.Context(t))
-	timer := time.AfterFunc(after, cancel)
-	t.Cleanup(func() { timer.Stop(); cancel() })
-	return ctx
-}
-
 // modes are those in which everything is sent before the destination runs.
 func modes(f func(mode record.Mode) caseOf) []caseOf {
 	return []caseOf{f(record.PreCopyMode), f(record.StopAndCopyMode)}
@@ -216,7 +208,11 @@ func lostBeforeShut() (all []caseOf) {
 			untold(t, dst, "cont")
 		}}, caseOf{"3 no last word, source silent " + version, func(t *testing.T) {
 			src, dst := pair(t, version)
-			src.later(200*time.Millisecond, func() { src.deaf = true })
+			migrate := src.on["migrate"]
+			src.on["migrate"] = func() {
+				migrate()
+				src.later(200*time.Millisecond, func() { src.deaf = true })
+			}
 			x := moves(within.Context(t), t, 25*time.Second, src, dst, plan)
 			x.want(t, "finish-migrate", "paused", "unknown|none")
 			untold(t, dst, "quit", "cont")
@@ -251,14 +247,21 @@ func cancellingLong() (all []caseOf) {
 		all = append(all, caseOf{"5 cancelling for long " + how, func(t *testing.T) {
 			src, dst := copying(t), listening(t)
 			src.version, dst.version = "7.2", "7.2"
-			src.on["migrate"] = func() { src.migrating("setup") }
 			src.on["migrate_cancel"] = func() { src.migrating("cancelling") }
-			ctx, plan := asked(t, 300*time.Millisecond), engine.Plan{}
+			ctx, cancel := context.WithCancel(within.Context(t)) // as by Ctrl-C
+			defer cancel()
+			var plan engine.Plan
 			switch how {
 			case "time-out":
-				ctx, plan.Timeout = within.Context(t), 300*time.Millisecond
+				plan.Timeout = 300 * time.Millisecond
 			case "asked in stop-and-copy":
 				plan.Mode = record.StopAndCopyMode
+			}
+			src.on["migrate"] = func() {
+				src.migrating("setup")
+				if plan.Timeout == 0 {
+					time.AfterFunc(300*time.Millisecond, cancel)
+				}
 			}
 			x := moves(ctx, t, 25*time.Second, src, dst, plan)
 			x.want(t, "running", "dead", "source")

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"math"
 	"os"
 	"path/filepath"
@@ -396,12 +397,13 @@ func TestFence(t *testing.T) {
 	guesttest.EachQEMU(t, func(t *testing.T, qemu string) {
 		src, dst := pair(t, qemu, nil)
 		ctx, cancel := context.WithCancel(within.Context(t))
-		timer := time.AfterFunc(300*time.Millisecond, func() {
+		defer cancel()
+		stops := newTrigger(got(record.Source, `"status": "active"`), func() {
 			_ = dst.Process().Signal(syscall.SIGSTOP)
 			cancel()
 		})
-		defer timer.Stop()
-		_, err := engine.Migrate(ctx, lab.Endpoint(src), lab.Endpoint(dst), engine.Plan{MaxBandwidth: slow}, engine.Options{})
+		options := engine.Options{Logger: slog.New(stops)}
+		_, err := engine.Migrate(ctx, lab.Endpoint(src), lab.Endpoint(dst), engine.Plan{MaxBandwidth: slow}, options)
 		if !errors.Is(err, context.Canceled) {
 			t.Fatalf("error is %v", err)
 		}
