@@ -34,7 +34,7 @@ func withStorage(t *testing.T, kind, source, destination string, change ...func(
 	}
 	l, err := Up(within.Context(t), Spec{
 		Owner:      fmt.Sprintf("test-%d", os.Getpid()),
-		SourceQEMU: guesttest.QEMU(t, source), DestinationQEMU: guesttest.QEMU(t, destination),
+		SourceQEMU: reaching(t, source, s.Kind), DestinationQEMU: reaching(t, destination, s.Kind),
 		Accelerator: "tcg", Storage: s,
 	})
 	if err != nil {
@@ -46,6 +46,20 @@ func withStorage(t *testing.T, kind, source, destination string, change ...func(
 		}
 	})
 	return l
+}
+
+// reaching is a QEMU of this series that has the client of this storage. One that is installed may lack it: the cache's has it.
+func reaching(t *testing.T, series string, kind storage.Kind) string {
+	t.Helper()
+	qemu := guesttest.QEMU(t, series)
+	if kind != storage.ISCSI && kind != storage.NFS || debian.HasDriver(within.Context(t), qemu, string(kind)) == nil {
+		return qemu
+	}
+	unpacked, err := debian.Find(debian.What("qemu-" + series))
+	if err != nil {
+		guesttest.Unable(t, err, "`make deps` gets a QEMU", series, "that has the client of", kind)
+	}
+	return unpacked
 }
 
 // wantDisks checks what must hold of the disks after any migration: every acknowledged write is there, and there were some.
