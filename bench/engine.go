@@ -7,7 +7,7 @@ import (
 	"path/filepath"
 	"time"
 
-	"qmigrate/engine"
+	"qmigrate/engine/plan"
 	"qmigrate/engine/record"
 	"qmigrate/guest"
 	"qmigrate/qmp"
@@ -53,10 +53,10 @@ func (b *bench) engineOf(ctx context.Context, r *Result, q guest.Binary) (err er
 	defer p.close(&err)
 	cache := filepath.Join(b.dir, "schema"+guest.Series(q.Version))
 	migrate := func(schema string, polled bool, t *tracer) (*record.Migration, error) {
-		var plan engine.Plan
-		o := engine.Options{Schemas: qmp.SchemaCache{Dir: cache}}
+		var want plan.Plan
+		o := plan.Options{Schemas: qmp.SchemaCache{Dir: cache}}
 		if schema != unasked {
-			plan.Parameters = map[string]string{"announce-rounds": "5"} // QEMU's own default
+			want.Parameters = map[string]string{"announce-rounds": "5"} // QEMU's own default
 		}
 		if schema == unknown {
 			empty, err := os.MkdirTemp(b.dir, "empty")
@@ -66,9 +66,9 @@ func (b *bench) engineOf(ctx context.Context, r *Result, q guest.Binary) (err er
 			o.Schemas.Dir = empty
 		}
 		if !polled {
-			plan.SampleInterval = -1
+			want.SampleInterval = -1
 		}
-		return p.migrate(ctx, plan, o, t.around)
+		return p.migrate(ctx, want, o, t.around)
 	}
 	// The first are traced and not counted: a trace costs time, and the second fills the cache.
 	for _, schema := range []string{unknown, known, known, unasked} {

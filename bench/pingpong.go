@@ -8,7 +8,9 @@ import (
 	"time"
 
 	"qmigrate/engine"
+	"qmigrate/engine/endpoint"
 	"qmigrate/engine/lab"
+	"qmigrate/engine/plan"
 	"qmigrate/engine/record"
 	"qmigrate/guest"
 	"qmigrate/guest/wire"
@@ -96,7 +98,7 @@ func (p *pingPong) hello(ctx context.Context) error {
 }
 
 // migrate moves the guest to a new QEMU and ends the old one. Around may alter the endpoints.
-func (p *pingPong) migrate(ctx context.Context, plan engine.Plan, o engine.Options, around func(src, dst *engine.Endpoint)) (*record.Migration, error) {
+func (p *pingPong) migrate(ctx context.Context, planned plan.Plan, o plan.Options, around func(src, dst *endpoint.Endpoint)) (*record.Migration, error) {
 	destination, err := p.next(ctx)
 	if err != nil {
 		return nil, err
@@ -105,7 +107,7 @@ func (p *pingPong) migrate(ctx context.Context, plan engine.Plan, o engine.Optio
 	if around != nil {
 		around(src, dst)
 	}
-	rec, err := engine.Migrate(ctx, src, dst, plan, o)
+	rec, err := engine.Migrate(ctx, src, dst, planned, o)
 	return rec, errors.Join(err, p.moved(destination, err))
 }
 

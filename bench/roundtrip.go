@@ -11,6 +11,7 @@ import (
 
 	"qmigrate/engine"
 	"qmigrate/engine/lab"
+	"qmigrate/engine/plan"
 	"qmigrate/guest"
 	"qmigrate/hostnet"
 	"qmigrate/qmp/qmptest"
@@ -42,7 +43,7 @@ func (b *bench) roundTripOf(ctx context.Context, r *Result, q guest.Binary) (err
 	if err != nil {
 		return err
 	}
-	if _, err := engine.Migrate(ctx, lab.Endpoint(p.vm), lab.Endpoint(destination), engine.Plan{SampleInterval: -1}, engine.Options{}); err != nil {
+	if _, err := engine.Migrate(ctx, lab.Endpoint(p.vm), lab.Endpoint(destination), plan.Plan{SampleInterval: -1}, plan.Options{}); err != nil {
 		return err
 	}
 	if err := destination.Close(); err != nil { // quiet

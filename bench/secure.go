@@ -7,8 +7,8 @@ import (
 	"os"
 	"path/filepath"
 
-	"qmigrate/engine"
 	"qmigrate/engine/lab"
+	"qmigrate/engine/plan"
 	"qmigrate/guest"
 	"qmigrate/guest/wire"
 	"qmigrate/hostnet"
@@ -17,8 +17,8 @@ import (
 // secured is one way to protect a migration, and the throughput of each migration by it.
 type secured struct {
 	name   string
-	tls    engine.TLSKind
-	tunnel engine.TunnelKind
+	tls    plan.TLSKind
+	tunnel plan.TunnelKind
 	values []float64 // MiB/s
 }
 
@@ -33,8 +33,8 @@ func (b *bench) secure(ctx context.Context, r *Result) (err error) {
 	if err := p.fill(ctx); err != nil {
 		return err
 	}
-	ways := []*secured{{name: "plain"}, {name: "TLS by QEMU, x509", tls: engine.X509}, {name: "TLS by QEMU, psk", tls: engine.PSK},
-		{name: "our TLS tunnel", tunnel: engine.TLSTunnel}, {name: "our SSH tunnel", tunnel: engine.SSHTunnel}}
+	ways := []*secured{{name: "plain"}, {name: "TLS by QEMU, x509", tls: plan.X509}, {name: "TLS by QEMU, psk", tls: plan.PSK},
+		{name: "our TLS tunnel", tunnel: plan.TLSTunnel}, {name: "our SSH tunnel", tunnel: plan.SSHTunnel}}
 	for i := range b.pick(2, 10) * len(ways) {
 		w := ways[(i+i/len(ways))%len(ways)] // who comes first changes
 		v, err := b.throughput(ctx, p, w)
@@ -85,17 +85,17 @@ func (b *bench) throughput(ctx context.Context, p *pingPong, w *secured) (_ floa
 		return 0, err
 	}
 	defer func() { err = errors.Join(err, os.RemoveAll(dir)) }()
-	plan := engine.Plan{MaxBandwidth: -1, Tunnel: w.tunnel}
+	want := plan.Plan{MaxBandwidth: -1, Tunnel: w.tunnel}
 	if w.tls != "" {
-		t := &engine.TLS{Kind: w.tls, SourceDir: filepath.Join(dir, "a"), DestinationDir: filepath.Join(dir, "b")}
-		source, destination, err := lab.Credentials(t, plan.Hosts()...)
+		t := &plan.TLS{Kind: w.tls, SourceDir: filepath.Join(dir, "a"), DestinationDir: filepath.Join(dir, "b")}
+		source, destination, err := lab.Credentials(t, want.Hosts()...)
 		if err == nil {
 			err = errors.Join(lab.WriteCredentials(hostnet.Local(), t.SourceDir, source), lab.WriteCredentials(hostnet.Local(), t.DestinationDir, destination))
 		}
 		if err != nil {
 			return 0, err
 		}
-		plan.TLS = t
+		want.TLS = t
 	}
 	if w.tunnel != "" {
 		s := lab.TunnelSpec{Kind: w.tunnel, Source: hostnet.Local(), Destination: hostnet.Local(), Address: "127.0.0.1", In: filepath.Join(dir, "in"), Out: filepath.Join(dir, "out")}
@@ -104,9 +104,9 @@ func (b *bench) throughput(ctx context.Context, p *pingPong, w *secured) (_ floa
 			return 0, err
 		}
 		defer t.Close()
-		plan.Listen, plan.Connect = "unix:"+s.Out, "unix:"+s.In
+		want.Listen, want.Connect = "unix:"+s.Out, "unix:"+s.In
 	}
-	rec, err := p.migrate(ctx, plan, engine.Options{}, nil)
+	rec, err := p.migrate(ctx, want, plan.Options{}, nil)
 	if err != nil {
 		return 0, err
 	}

@@ -12,7 +12,7 @@ import (
 	"sync"
 	"time"
 
-	"qmigrate/engine"
+	"qmigrate/engine/endpoint"
 	"qmigrate/engine/record"
 )
 
@@ -29,18 +29,18 @@ type span struct {
 }
 
 // around puts the tracer between the engine and the monitors; a nil tracer leaves them alone.
-func (t *tracer) around(src, dst *engine.Endpoint) {
+func (t *tracer) around(src, dst *endpoint.Endpoint) {
 	if t == nil {
 		return
 	}
-	for side, e := range map[string]*engine.Endpoint{"source": src, "destination": dst} {
-		for _, d := range []*engine.Dialer{&e.Control, &e.Events, &e.Sampler} {
+	for side, e := range map[string]*endpoint.Endpoint{"source": src, "destination": dst} {
+		for _, d := range []*endpoint.Dialer{&e.Control, &e.Events, &e.Sampler} {
 			*d = t.dialer(side, *d)
 		}
 	}
 }
 
-func (t *tracer) dialer(side string, dial engine.Dialer) engine.Dialer {
+func (t *tracer) dialer(side string, dial endpoint.Dialer) endpoint.Dialer {
 	return func(ctx context.Context) (net.Conn, error) {
 		begin := time.Now()
 		nc, err := dial(ctx)

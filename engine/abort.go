@@ -7,6 +7,7 @@ import (
 	"strings"
 	"time"
 
+	"qmigrate/engine/facts"
 	"qmigrate/engine/holder"
 	"qmigrate/engine/record"
 	"qmigrate/qmp"
@@ -56,7 +57,7 @@ func (m *migration) abort(ctx context.Context, name record.StageName, cause erro
 	default:
 		m.rec.Outcome = record.Failed
 	}
-	err := &StageError{Stage: name, Guest: v.guest, Issued: !m.issuedAt.IsZero(), Err: cause, Mend: v.mend, Ended: v.outcome == record.GuestEnded}
+	err := &record.StageError{Stage: name, Guest: v.guest, Issued: !m.issuedAt.IsZero(), Err: cause, Mend: v.mend, Ended: v.outcome == record.GuestEnded}
 	if v.mend != "" {
 		m.rec.Error.Message += ": " + v.mend
 	}
@@ -71,10 +72,10 @@ func (m *migration) endSource(ctx context.Context) error {
 	limited, cancel := context.WithTimeout(ctx, answerLimit)
 	defer cancel()
 	err := m.src.control.MigrateCancel(limited)
-	if isRefusal(err) { // post-copy, on 10.0 and newer
+	if qmp.IsRefusal(err) { // post-copy, on 10.0 and newer
 		return err
 	}
-	jams := m.split && m.src.facts.jams()
+	jams := m.split && m.src.facts.Jams()
 	if limited.Err() != nil && !jams { // it hangs
 		m.yank(ctx, m.src)
 		_ = m.drainFor(ctx, answerLimit, m.src.ended)
@@ -98,7 +99,7 @@ func (m *migration) endSource(ctx context.Context) error {
 
 // continueSource makes the source run the guest, as it did before; the caller has seen to the fence.
 func (m *migration) continueSource(ctx context.Context) verdict {
-	if !m.src.facts.live() || m.held != "" {
+	if !m.src.facts.Live() || m.held != "" {
 		return verdict{guest: record.Source}
 	}
 	if err := resume(ctx, m.src); err != nil {
@@ -123,7 +124,7 @@ func resume(ctx context.Context, s *side) error {
 		if err != nil {
 			return err
 		}
-		if state = status.Status; status.Running || state == asleep { // which takes a `cont`, and sleeps on
+		if state = status.Status; status.Running || state == facts.Asleep { // which takes a `cont`, and sleeps on
 			return nil
 		}
 		limited, cancel := context.WithTimeout(ctx, answerLimit)

@@ -9,6 +9,7 @@ import (
 	"syscall"
 	"time"
 
+	"qmigrate/engine/facts"
 	"qmigrate/engine/record"
 	"qmigrate/qmp"
 )
@@ -78,12 +79,9 @@ func (s *side) asked(ctx context.Context) (qmp.Status, error) {
 	return s.control.QueryStatus(ctx)
 }
 
-// hangLimit is how long a QEMU may be silent before it is taken to hang: a busy host must not be.
-func (p Plan) hangLimit() time.Duration { return max(p.StallLimit, p.RecoverLimit) }
-
 // promptly runs a step of commands that any QEMU answers at once, within the limit of hanging.
 func (m *migration) promptly(ctx context.Context, step func(context.Context) error) error {
-	limit := m.plan.hangLimit()
+	limit := m.plan.HangLimit()
 	limited, cancel := context.WithTimeout(ctx, limit)
 	defer cancel()
 	err := step(limited)
@@ -101,7 +99,7 @@ func (m *migration) watch(ctx context.Context) {
 		return
 	}
 	ctx, cancel := context.WithCancel(context.WithoutCancel(ctx))
-	limit := m.plan.hangLimit()
+	limit := m.plan.HangLimit()
 	silent := make(chan *side)
 	var both sync.WaitGroup
 	m.far.Store(m.plan.Mode == record.StopAndCopyMode) // until it answers
@@ -158,7 +156,7 @@ func (m *migration) watch(ctx context.Context) {
 func (m *migration) noteFar(ctx context.Context, control *qmp.Conn) error {
 	info, err := control.QueryMigrate(ctx)
 	if err == nil {
-		begins := idle(info.Status) || info.Status == "setup"
+		begins := facts.Idle(info.Status) || info.Status == "setup"
 		m.far.Store(begins || info.Status == "active" && float64(info.Remaining) > info.Throughput*(m.plan.DowntimeLimit+time.Second).Seconds())
 	}
 	return err
@@ -175,7 +173,7 @@ func (m *migration) unwatch() {
 // the end is far. When both are silent while the guest runs, it is rather the way to them that is broken: nothing
 // that is sent would arrive, and the migration may go on well without us.
 func (m *migration) hangs(s *side) error {
-	limit, other := m.plan.hangLimit(), m.src
+	limit, other := m.plan.HangLimit(), m.src
 	if s == m.src {
 		other = m.dst
 	}
@@ -188,12 +186,6 @@ func (m *migration) hangs(s *side) error {
 		return nil
 	}
 	return fmt.Errorf("%s QEMU has not answered for %s: is it stopped, or stuck?", s.role, limit)
-}
-
-// proved tells whether the endpoint's process is this QEMU: it has the vCPU threads that QEMU names. Who listens on a socket may
-// also be a forwarder, or a manager that made the socket, and neither's death would be the guest's.
-func (s *side) proved() bool {
-	return s.facts.vcpuThread > 0 && s.ep.Process.HasThread(s.facts.vcpuThread)
 }
 
 // regain reaches a QEMU again whose monitor was lost, over the control monitor alone. The pollers must have ended. From here on the
@@ -237,8 +229,8 @@ func (s *side) another(ctx context.Context, conn *qmp.Conn, info *qmp.MigrationI
 	switch {
 	case err != nil:
 		return err
-	case len(cpus) > 0 && s.facts != nil && cpus[0].Thread != s.facts.vcpuThread, !idle(s.status) && s.status != "setup" &&
-		idle(info.Status):
+	case len(cpus) > 0 && s.facts != nil && cpus[0].Thread != s.facts.VCPUThread, !facts.Idle(s.status) && s.status != "setup" &&
+		facts.Idle(info.Status):
 		return errors.New("another QEMU answers there now")
 	}
 	return nil

@@ -13,6 +13,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"qmigrate/engine"
+	"qmigrate/engine/plan"
 	"qmigrate/engine/policy"
 	"qmigrate/engine/record"
 	"qmigrate/guest/guesttest/within"
@@ -45,7 +46,7 @@ func TestRecoverElsewhere(t *testing.T) {
 		t.Run(migration, func(t *testing.T) {
 			t.Parallel()
 			src, other := newFake(t, "source", "postmigrate", "completed"), newFake(t, "other", "inmigrate", migration)
-			holder, said, err := engine.Recover(within.Context(t), src.endpoint(), other.endpoint(), engine.Plan{}, engine.Options{})
+			holder, said, err := engine.Recover(within.Context(t), src.endpoint(), other.endpoint(), plan.Plan{}, plan.Options{})
 			if err == nil || !strings.Contains(err.Error(), "give that one as --destination") || holder != record.Unknown {
 				t.Errorf("holder %s, says %q %v", holder, said, err)
 			}
@@ -60,7 +61,7 @@ func TestRecoverElsewhere(t *testing.T) {
 func TestRecoverOthers(t *testing.T) {
 	t.Parallel()
 	src, other := newFake(t, "source", "running", "none"), newFake(t, "other", "paused", "completed")
-	holder, said, err := engine.Recover(within.Context(t), src.endpoint(), other.endpoint(), engine.Plan{}, engine.Options{})
+	holder, said, err := engine.Recover(within.Context(t), src.endpoint(), other.endpoint(), plan.Plan{}, plan.Options{})
 	if err == nil || !strings.Contains(err.Error(), "not the two ends of one migration") || holder != record.Unknown {
 		t.Errorf("holder %s, says %q %v", holder, said, err)
 	}
@@ -89,9 +90,9 @@ func copying(t *testing.T) *fakeQEMU {
 }
 
 // migrate migrates between two fakes and returns how it ended.
-func migrate(t *testing.T, src, dst *fakeQEMU, p engine.Plan) (*record.Migration, error) {
+func migrate(t *testing.T, src, dst *fakeQEMU, p plan.Plan) (*record.Migration, error) {
 	p.Listen = "unix:/nowhere"
-	return engine.Migrate(within.Context(t), src.endpoint(), dst.endpoint(), p, engine.Options{})
+	return engine.Migrate(within.Context(t), src.endpoint(), dst.endpoint(), p, plan.Options{})
 }
 
 // TestSilentDestination: a destination that hangs in pre-copy, or while the guest stands still, is found without a time-out and without Ctrl-C, and the
@@ -105,7 +106,7 @@ func TestSilentDestination(t *testing.T) {
 				src.migrating("active")
 				dst.do(func() { dst.deaf = true })
 			}
-			r, err := migrate(t, src, dst, engine.Plan{Mode: mode, StallLimit: time.Second, RecoverLimit: time.Second})
+			r, err := migrate(t, src, dst, plan.Plan{Mode: mode, StallLimit: time.Second, RecoverLimit: time.Second})
 			if err == nil || !strings.Contains(err.Error(), "destination QEMU has not answered for 1s") {
 				t.Errorf("error is %v", err)
 			}
@@ -131,7 +132,7 @@ func TestSilentSwitchOver(t *testing.T) {
 			dst.do(func() { dst.status = "paused"; dst.migrating("completed") })
 		})
 	}
-	r, err := migrate(t, src, dst, engine.Plan{StallLimit: limit, RecoverLimit: limit})
+	r, err := migrate(t, src, dst, plan.Plan{StallLimit: limit, RecoverLimit: limit})
 	if err != nil || r.GuestOn != record.Destination || dst.runState() != "running" {
 		t.Errorf("guest on %s, destination %s: %v", r.GuestOn, dst.runState(), err)
 	}
@@ -157,7 +158,7 @@ func TestBothSilent(t *testing.T) {
 			dst.do(func() { dst.deaf, dst.status = false, "paused"; dst.migrating("completed") })
 		})
 	}
-	r, err := migrate(t, src, dst, engine.Plan{StallLimit: limit, RecoverLimit: limit})
+	r, err := migrate(t, src, dst, plan.Plan{StallLimit: limit, RecoverLimit: limit})
 	if err != nil || r.GuestOn != record.Destination || dst.runState() != "running" {
 		t.Errorf("guest on %s, destination %s: %v", r.GuestOn, dst.runState(), err)
 	}
@@ -177,7 +178,7 @@ func TestLostOnTheWay(t *testing.T) {
 		src.event(`"STOP"`)
 		src.migrating("completed")
 	}
-	r, err := migrate(t, src, dst, engine.Plan{StallLimit: 3 * time.Second, RecoverLimit: 3 * time.Second})
+	r, err := migrate(t, src, dst, plan.Plan{StallLimit: 3 * time.Second, RecoverLimit: 3 * time.Second})
 	if err == nil || !strings.Contains(err.Error(), "its link is lost") {
 		t.Errorf("error is %v", err)
 	}
@@ -191,7 +192,7 @@ func TestReservationHangs(t *testing.T) {
 	t.Parallel()
 	src, dst := copying(t), listening(t)
 	dst.on["stop"] = func() { dst.deaf = true }
-	r, err := migrate(t, src, dst, engine.Plan{StallLimit: time.Second, RecoverLimit: time.Second})
+	r, err := migrate(t, src, dst, plan.Plan{StallLimit: time.Second, RecoverLimit: time.Second})
 	if err == nil || !strings.Contains(err.Error(), "no answer within 1s") || r.GuestOn != record.Source || src.runState() != "running" {
 		t.Errorf("guest on %s, source %s: %v", r.GuestOn, src.runState(), err)
 	}
@@ -210,7 +211,7 @@ func TestSilentSourceAtTheEnd(t *testing.T) {
 			dst.do(func() { dst.status = "paused"; dst.migrating("completed") })
 		})
 	}
-	r, err := migrate(t, src, dst, engine.Plan{StallLimit: 3 * time.Second, RecoverLimit: 3 * time.Second})
+	r, err := migrate(t, src, dst, plan.Plan{StallLimit: 3 * time.Second, RecoverLimit: 3 * time.Second})
 	if err == nil || !strings.Contains(err.Error(), "if the source QEMU is surely dead, `cont` on destination") {
 		t.Errorf("error is %v", err)
 	}
@@ -231,7 +232,7 @@ func TestHangsFromTheStart(t *testing.T) {
 	ctx, cancel := context.WithCancel(within.Context(t))
 	defer cancel()
 	src.on["migrate"] = func() { src.migrating("active"); cancel() }
-	r, err := engine.Migrate(ctx, src.endpoint(), dst.endpoint(), engine.Plan{Listen: "unix:/nowhere"}, engine.Options{})
+	r, err := engine.Migrate(ctx, src.endpoint(), dst.endpoint(), plan.Plan{Listen: "unix:/nowhere"}, plan.Options{})
 	if err == nil || r.GuestOn != record.Source || src.runState() != "running" {
 		t.Errorf("guest on %s, source %s: %v", r.GuestOn, src.runState(), err)
 	}
@@ -253,7 +254,7 @@ func TestPolicyOfPausedGuest(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	r, err := migrate(t, src, dst, engine.Plan{Policy: spec})
+	r, err := migrate(t, src, dst, plan.Plan{Policy: spec})
 	if err != nil || r.GuestOn != record.Destination || dst.runState() != "paused" || len(r.Decisions) > 0 {
 		t.Errorf("guest on %s, destination %s, decisions %v: %v", r.GuestOn, dst.runState(), r.Decisions, err)
 	}
@@ -281,7 +282,7 @@ func TestSamplesAfterPolicy(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	r, err := migrate(t, src, dst, engine.Plan{Policy: spec, SampleInterval: 50 * time.Microsecond})
+	r, err := migrate(t, src, dst, plan.Plan{Policy: spec, SampleInterval: 50 * time.Microsecond})
 	if err != nil || r.GuestOn != record.Destination || len(r.Samples) < most-100 {
 		t.Errorf("guest on %s, %d samples of %d: %v", r.GuestOn, len(r.Samples), most, err)
 	}
@@ -309,7 +310,7 @@ func TestPolicyAfterSwitch(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	r, err := migrate(t, src, dst, engine.Plan{Mode: record.HybridMode, SwitchAfter: engine.SwitchAfter{Time: 500 * time.Millisecond}, Policy: spec})
+	r, err := migrate(t, src, dst, plan.Plan{Mode: record.HybridMode, SwitchAfter: plan.SwitchAfter{Time: 500 * time.Millisecond}, Policy: spec})
 	if err != nil || r.GuestOn != record.Destination || dst.runState() != "running" || src.got("yank") {
 		t.Errorf("guest on %s, destination %s, yanked %v: %v", r.GuestOn, dst.runState(), src.got("yank"), err)
 	}

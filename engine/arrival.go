@@ -24,7 +24,7 @@ func (m *migration) arrive(ctx context.Context) error {
 		if !errors.Is(err, errOnTheWay) {
 			return err
 		}
-		limit := m.plan.hangLimit()
+		limit := m.plan.HangLimit()
 		late := time.Since(sent) > limit
 		if untouched++; !m.dst.untouched(ctx) {
 			untouched = 0

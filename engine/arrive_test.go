@@ -11,7 +11,9 @@ import (
 	"time"
 
 	"qmigrate/engine"
+	"qmigrate/engine/fit"
 	"qmigrate/engine/lab"
+	"qmigrate/engine/plan"
 	"qmigrate/engine/record"
 	"qmigrate/guest"
 	"qmigrate/guest/guesttest"
@@ -115,8 +117,8 @@ func TestArrives(t *testing.T) {
 					t.Fatalf("the guest is %s, want %s", state(t, src), s.state)
 				}
 			}
-			r, err := engine.Migrate(within.Context(t), lab.Endpoint(src), lab.Endpoint(dst), engine.Plan{Mode: c.mode},
-				engine.Options{})
+			r, err := engine.Migrate(within.Context(t), lab.Endpoint(src), lab.Endpoint(dst), plan.Plan{Mode: c.mode},
+				plan.Options{})
 			if c.want == "" {
 				if err == nil || !strings.Contains(err.Error(), c.said) || state(t, src) != s.state || state(t,
 					dst) != "inmigrate" {
@@ -168,7 +170,7 @@ func TestWaitsForItsEnd(t *testing.T) {
 				src.status = "running"
 			}
 		}
-		_, err := engine.Migrate(within.Context(t), src.endpoint(), dst.endpoint(), engine.Plan{}, engine.Options{})
+		_, err := engine.Migrate(within.Context(t), src.endpoint(), dst.endpoint(), plan.Plan{}, plan.Options{})
 		if err == nil || !strings.Contains(err.Error(), "it came to running") || asked < 3 {
 			t.Errorf("%s: %v after %d questions", state, err, asked)
 		}
@@ -187,7 +189,7 @@ func TestPreconfig(t *testing.T) {
 				}
 			}
 		}
-		_, err := engine.Migrate(within.Context(t), src.endpoint(), dst.endpoint(), engine.Plan{}, engine.Options{})
+		_, err := engine.Migrate(within.Context(t), src.endpoint(), dst.endpoint(), plan.Plan{}, plan.Options{})
 		if err == nil || !strings.HasPrefix(err.Error(), "inspect "+who) ||
 			!strings.Contains(err.Error(), "x-exit-preconfig") {
 			t.Errorf("%s: %v", who, err)
@@ -229,7 +231,7 @@ func TestFindings(t *testing.T) {
 		}
 		f := inspectVM(t, vm)
 		var said strings.Builder
-		for _, x := range engine.Conditions(f, nil, engine.Plan{}) {
+		for _, x := range fit.Conditions(f, nil, plan.Plan{}) {
 			said.WriteString(string(x.Answer) + ": " + x.Error() + "\n")
 		}
 		want := []string{"(prelaunch)", "block job j (mirror)", "dirty bitmap b of disk", "keeps its variables in "}
@@ -261,8 +263,8 @@ func TestSleepsOn(t *testing.T) {
 				t.Fatalf("the guest is %s", state(t, src))
 			}
 		}
-		plan := engine.Plan{Mode: mode, Connect: "unix:" + filepath.Join(guesttest.Dir(t), "nobody")}
-		r, err := engine.Migrate(within.Context(t), lab.Endpoint(src), lab.Endpoint(dst), plan, engine.Options{})
+		p := plan.Plan{Mode: mode, Connect: "unix:" + filepath.Join(guesttest.Dir(t), "nobody")}
+		r, err := engine.Migrate(within.Context(t), lab.Endpoint(src), lab.Endpoint(dst), p, plan.Options{})
 		if got := state(t, src); err == nil || r.GuestOn != record.Source || got != "suspended" {
 			t.Errorf("%s: %v; the guest is %s on the %s, want suspended on the source", mode, err, got, r.GuestOn)
 		}

@@ -9,6 +9,10 @@ import (
 	"slices"
 	"strings"
 
+	"qmigrate/engine/endpoint"
+	"qmigrate/engine/facts"
+	"qmigrate/engine/fit"
+	"qmigrate/engine/plan"
 	"qmigrate/qmp"
 )
 
@@ -16,18 +20,18 @@ import (
 // since: the media in the drives, the limits of the disks and the thresholds at which they report. The destination
 // waits for its guest, and the source is only asked. said is what was carried over. missing is what QEMU does not let
 // be read or set, each in one line.
-func CarryOver(ctx context.Context, src, dst *Endpoint, o Options) (said, missing []string, err error) {
-	a, err := connect(ctx, src, o)
+func CarryOver(ctx context.Context, src, dst *endpoint.Endpoint, o plan.Options) (said, missing []string, err error) {
+	a, err := src.Talk(ctx, src.Control, "", qmp.Options{Logger: o.Logger})
 	if err != nil {
 		return nil, nil, err
 	}
 	defer a.Close()
-	b, err := connect(ctx, dst, o)
+	b, err := dst.Talk(ctx, dst.Control, "", qmp.Options{Logger: o.Logger})
 	if err != nil {
 		return nil, nil, err
 	}
 	defer b.Close()
-	ctx, cancel := context.WithTimeout(ctx, inspectLimit)
+	ctx, cancel := context.WithTimeout(ctx, facts.ReadLimit)
 	defer cancel()
 	here, err := readRunTime(ctx, a)
 	if err != nil {
@@ -37,8 +41,8 @@ func CarryOver(ctx context.Context, src, dst *Endpoint, o Options) (said, missin
 	if err != nil {
 		return nil, nil, fmt.Errorf("ask destination %s: %w", dst.Name, err)
 	}
-	readOpened(src, here.disks)
-	readOpened(dst, there.disks)
+	facts.ReadOpened(src, here.disks)
+	facts.ReadOpened(dst, there.disks)
 	todo, missing := here.carry(there)
 	for _, t := range todo {
 		if err := b.Execute(ctx, t.command, t.arguments, nil); err != nil {
@@ -52,7 +56,7 @@ func CarryOver(ctx context.Context, src, dst *Endpoint, o Options) (said, missin
 
 // runTime is what a QEMU may have been told by its monitor since it started.
 type runTime struct {
-	disks    []Disk
+	disks    []facts.Disk
 	objects  map[string]string // user's objects: id and type
 	chardevs []string          // labels
 	netdevs  map[string]string // name and type
@@ -61,14 +65,14 @@ type runTime struct {
 
 func readRunTime(ctx context.Context, c *qmp.Conn) (r runTime, err error) {
 	var blocks []qmp.BlockDevice
-	var devices []Device
-	err = together(ctx, func(ctx context.Context) (err error) {
+	var devices []facts.Device
+	err = facts.Together(ctx, func(ctx context.Context) (err error) {
 		blocks, err = c.BlockDevices(ctx)
-		return optional(err)
+		return facts.Optional(err)
 	}, func(ctx context.Context) error {
 		tree, err := c.HumanMonitor(ctx, "info qtree")
-		devices = parseDevices(tree)
-		return optional(err)
+		devices = facts.ParseDevices(tree)
+		return facts.Optional(err)
 	}, func(ctx context.Context) error {
 		var all []struct {
 			Name string `json:"name"`
@@ -82,7 +86,7 @@ func readRunTime(ctx context.Context, c *qmp.Conn) (r runTime, err error) {
 				r.objects[o.Name] = strings.TrimSuffix(kind, ">")
 			}
 		}
-		return optional(err)
+		return facts.Optional(err)
 	}, func(ctx context.Context) error {
 		var all []struct {
 			Label string `json:"label"`
@@ -91,22 +95,22 @@ func readRunTime(ctx context.Context, c *qmp.Conn) (r runTime, err error) {
 		for _, d := range all {
 			r.chardevs = append(r.chardevs, d.Label)
 		}
-		return optional(err)
+		return facts.Optional(err)
 	}, func(ctx context.Context) error {
 		text, err := c.HumanMonitor(ctx, "info network")
-		r.netdevs, _ = parseNetdevs(text)
-		return optional(err)
+		r.netdevs, _ = facts.ParseNetdevs(text)
+		return facts.Optional(err)
 	}, func(ctx context.Context) error {
 		var vnc, spice struct {
 			Auth string `json:"auth"`
 		}
-		if err := c.Execute(ctx, "query-vnc", nil, &vnc); optional(err) != nil {
+		if err := c.Execute(ctx, "query-vnc", nil, &vnc); facts.Optional(err) != nil {
 			return err
 		}
 		if vnc.Auth == "vnc" || strings.HasSuffix(vnc.Auth, "+vnc") {
 			r.locked = append(r.locked, "VNC")
 		}
-		if err := c.Execute(ctx, "query-spice", nil, &spice); optional(err) != nil {
+		if err := c.Execute(ctx, "query-spice", nil, &spice); facts.Optional(err) != nil {
 			return err
 		}
 		if spice.Auth == "spice" {
@@ -114,7 +118,7 @@ func readRunTime(ctx context.Context, c *qmp.Conn) (r runTime, err error) {
 		}
 		return nil
 	})
-	r.disks = disks(blocks, devices)
+	r.disks = facts.DisksOf(blocks, devices)
 	return r, err
 }
 
@@ -127,7 +131,7 @@ type task struct {
 
 // carry says what a destination has to be told to be as the source is, and what it cannot be told.
 func (r runTime) carry(there runTime) (todo []task, missing []string) {
-	byDevice := map[string]Disk{}
+	byDevice := map[string]facts.Disk{}
 	for _, e := range there.disks {
 		byDevice[e.Device] = e
 		if e.QOM != "" {
@@ -147,18 +151,18 @@ func (r runTime) carry(there runTime) (todo []task, missing []string) {
 		if d.Removable {
 			todo = append(todo, medium(name, id, d, e)...)
 		}
-		if d.throttle != e.throttle && d.Node != "" {
+		if d.Throttle != e.Throttle && d.Node != "" {
 			limits := struct {
 				ID string `json:"id"`
 				qmp.Throttle
-			}{id, d.throttle}
+			}{id, d.Throttle}
 			what := "disk " + name + ": its limits of bytes and requests a second"
 			todo = append(todo, task{what, "block_set_io_throttle", limits})
 		}
-		if d.threshold != e.threshold && e.Node != "" {
-			what := fmt.Sprintf("disk %s: it reports writes behind byte %d", name, d.threshold)
+		if d.Threshold != e.Threshold && e.Node != "" {
+			what := fmt.Sprintf("disk %s: it reports writes behind byte %d", name, d.Threshold)
 			todo = append(todo, task{what, "block-set-write-threshold",
-				map[string]any{"node-name": e.Node, "write-threshold": d.threshold}})
+				map[string]any{"node-name": e.Node, "write-threshold": d.Threshold}})
 		}
 	}
 	gone := func(what string, ids []string, mend string) {
@@ -195,7 +199,7 @@ func (r runTime) carry(there runTime) (todo []task, missing []string) {
 }
 
 // medium puts into a drive what the source has in its own.
-func medium(name, id string, d, e Disk) []task {
+func medium(name, id string, d, e facts.Disk) []task {
 	switch {
 	case d.Node == "" && e.Node == "":
 		return nil
@@ -203,7 +207,7 @@ func medium(name, id string, d, e Disk) []task {
 		return []task{{fmt.Sprintf("disk %s: it is empty", name), "eject", map[string]any{"id": id, "force": true}}}
 	case len(d.Layers) == 0:
 		return nil
-	case len(e.Layers) > 0 && d.Layers[0].likeness(e.Layers[0], true) <= namesake &&
+	case len(e.Layers) > 0 && fit.Alike(d.Layers[0], e.Layers[0], true) <= fit.Namesake &&
 		d.Layers[0].ImageFormat() == e.Layers[0].ImageFormat():
 		return nil
 	}
@@ -218,20 +222,4 @@ func medium(name, id string, d, e Disk) []task {
 	return []task{{fmt.Sprintf("disk %s: %s is in it", name, cmp.Or(file, d.File)), "blockdev-change-medium",
 		map[string]any{"id": id, "filename": cmp.Or(file, d.File), "format": d.Layers[0].ImageFormat(),
 			"read-only-mode": mode}}}
-}
-
-// readExports names the disks that a QEMU exports, but for those of our mirrors: "disk0 (nbd)".
-func readExports(ctx context.Context, c *qmp.Conn) (names []string, err error) {
-	var all []struct {
-		ID   string `json:"id"`
-		Type string `json:"type"`
-		Node string `json:"node-name"`
-	}
-	err = c.Execute(ctx, "query-block-exports", nil, &all)
-	for _, e := range all {
-		if !strings.HasPrefix(e.ID, mirrorPrefix) {
-			names = append(names, fmt.Sprintf("%s (%s)", e.Node, e.Type))
-		}
-	}
-	return names, optional(err)
 }

@@ -20,7 +20,9 @@ import (
 	"golang.org/x/sys/unix"
 
 	"qmigrate/engine"
+	"qmigrate/engine/endpoint"
 	"qmigrate/engine/lab"
+	"qmigrate/engine/plan"
 	"qmigrate/engine/record"
 	"qmigrate/guest"
 	"qmigrate/guest/guesttest"
@@ -148,8 +150,8 @@ func (h trigger) times(side record.Holder, text string) (n int) {
 // trial is one migration under attack.
 type trial struct {
 	src, dst   *guest.VM
-	from, to   *engine.Endpoint
-	plan       engine.Plan
+	from, to   *endpoint.Endpoint
+	plan       plan.Plan
 	killed     record.Holder // whose process was killed by fire
 	cancel     context.CancelFunc
 	conns      map[record.Holder][]net.Conn
@@ -171,12 +173,12 @@ func newTrial(t *testing.T, qemu string, known bool, change func(a, b *guest.Spe
 func trialOf(src, dst *guest.VM, known bool) *trial {
 	x := &trial{src: src, dst: dst, conns: map[record.Holder][]net.Conn{}}
 	x.from, x.to = lab.Endpoint(x.src), lab.Endpoint(x.dst)
-	for holder, e := range map[record.Holder]*engine.Endpoint{record.Source: x.from, record.Destination: x.to} {
+	for holder, e := range map[record.Holder]*endpoint.Endpoint{record.Source: x.from, record.Destination: x.to} {
 		if !known {
 			e.Process = nil
 		}
 		e.Sampler = nil // that monitor is for somebody else
-		for _, d := range []*engine.Dialer{&e.Control, &e.Events} {
+		for _, d := range []*endpoint.Dialer{&e.Control, &e.Events} {
 			dial := *d
 			*d = func(ctx context.Context) (net.Conn, error) {
 				nc, err := dial(ctx)
@@ -261,7 +263,7 @@ func (x *trial) run(t *testing.T, at edge, after time.Duration, fire func()) {
 	done := make(chan struct{})
 	go func() {
 		defer close(done)
-		x.rec, x.err = engine.Migrate(ctx, x.from, x.to, x.plan, engine.Options{Logger: slog.New(x.trigger)})
+		x.rec, x.err = engine.Migrate(ctx, x.from, x.to, x.plan, plan.Options{Logger: slog.New(x.trigger)})
 	}()
 	within.Receive(t, "the migration's end", done)
 	if x.rec == nil { // what was done at the edge has failed, and has said so
@@ -302,7 +304,7 @@ func (x *trial) truth(t *testing.T) {
 		}
 		return
 	}
-	var stage *engine.StageError
+	var stage *record.StageError
 	if !errors.As(x.err, &stage) {
 		t.Fatalf("error is %v", x.err)
 	}
@@ -368,7 +370,7 @@ func (x *trial) afterKill(t *testing.T) {
 // recovered is what the next command makes of it: it never makes two guests of one, and repeats itself.
 func (x *trial) recovered(t *testing.T) {
 	t.Helper()
-	holder, said, err := engine.Recover(within.Context(t), x.from, x.to, engine.Plan{}, engine.Options{})
+	holder, said, err := engine.Recover(within.Context(t), x.from, x.to, plan.Plan{}, plan.Options{})
 	before := [2]string{x.a, x.b}
 	x.look(t)
 	switch {
@@ -385,7 +387,7 @@ func (x *trial) say(t *testing.T, where string) {
 	how := "completed"
 	if x.err != nil {
 		how = fmt.Sprintf("%s, guest on %s", x.rec.Outcome, x.rec.GuestOn)
-		var stage *engine.StageError
+		var stage *record.StageError
 		if errors.As(x.err, &stage) && stage.Mend != "" {
 			how += ": " + stage.Mend
 		}
@@ -402,11 +404,11 @@ func cmpOr(a, b string) string {
 }
 
 // plans are the ways to migrate that differ in the order of events.
-func plans() []engine.Plan {
-	var all []engine.Plan
+func plans() []plan.Plan {
+	var all []plan.Plan
 	for _, mode := range []record.Mode{record.PreCopyMode, record.StopAndCopyMode} {
 		for _, caps := range []map[string]bool{nil, {"return-path": true}, {"pause-before-switchover": true}, {"return-path": true, "pause-before-switchover": true}} {
-			all = append(all, engine.Plan{Mode: mode, Capabilities: caps, MaxBandwidth: 512 << 10})
+			all = append(all, plan.Plan{Mode: mode, Capabilities: caps, MaxBandwidth: 512 << 10})
 		}
 	}
 	return all
@@ -516,7 +518,7 @@ func TestHang(t *testing.T) {
 						x.plan = plans()[i%2]
 					}
 					if at == event(s, "STOP") { // everything is sent with the guest stopped, to a socket that is soon full: the source's main loop hangs
-						x.plan = engine.Plan{DowntimeLimit: 2000 * time.Second, MaxBandwidth: -1, Listen: "unix:" + filepath.Join(guesttest.Dir(t), "m")}
+						x.plan = plan.Plan{DowntimeLimit: 2000 * time.Second, MaxBandwidth: -1, Listen: "unix:" + filepath.Join(guesttest.Dir(t), "m")}
 					}
 					x.run(t, at, 0, func() {
 						if err := x.dst.Process().Signal(syscall.SIGSTOP); err != nil {
@@ -675,7 +677,7 @@ func TestContRefused(t *testing.T) {
 					extra := []string{"-drive", "if=none,id=d,format=raw,file=" + disk, "-device", "virtio-blk-pci,drive=d"}
 					a.Extra, b.Extra = extra, extra
 				})
-				x.plan = engine.Plan{MaxBandwidth: 512 << 10, Capabilities: map[string]bool{"late-block-activate": true}}
+				x.plan = plan.Plan{MaxBandwidth: 512 << 10, Capabilities: map[string]bool{"late-block-activate": true}}
 				x.run(t, sent(record.Destination, "cont"), 0, func() {
 					lock(unix.F_RDLCK)
 					if back {
@@ -721,7 +723,7 @@ func TestRefusedByQEMU(t *testing.T) {
 				t.Run(fmt.Sprint(connect, mode), func(t *testing.T) {
 					t.Parallel()
 					x := newTrial(t, qemu, true, nil)
-					x.plan = engine.Plan{Mode: mode, Connect: connect}
+					x.plan = plan.Plan{Mode: mode, Connect: connect}
 					begun := time.Now()
 					x.run(t, never, 0, nil)
 					x.check(t)
@@ -763,7 +765,7 @@ func TestRecover(t *testing.T) {
 			{name: "completed, destination dead", make: func(t *testing.T, x *trial) { x.finished(t); x.kill(t, record.Destination) }, holder: record.None, a: "postmigrate", b: "dead", text: "is not known"},
 			{name: "completed, no such source", make: func(t *testing.T, x *trial) {
 				x.finished(t)
-				x.from = &engine.Endpoint{Name: "typo", Control: func(ctx context.Context) (net.Conn, error) {
+				x.from = &endpoint.Endpoint{Name: "typo", Control: func(ctx context.Context) (net.Conn, error) {
 					return new(net.Dialer).DialContext(ctx, "unix", "/nowhere/control.qmp")
 				}}
 			}, holder: record.None, a: "postmigrate", b: "paused", text: "surely dead"},
@@ -776,7 +778,7 @@ func TestRecover(t *testing.T) {
 				t.Parallel()
 				x := newTrial(t, qemu, true, nil)
 				c.make(t, x)
-				holder, said, err := engine.Recover(within.Context(t), x.from, x.to, engine.Plan{}, engine.Options{})
+				holder, said, err := engine.Recover(within.Context(t), x.from, x.to, plan.Plan{}, plan.Options{})
 				x.look(t)
 				if x.a != c.a || x.b != c.b || holder != c.holder {
 					t.Errorf("holder %s, source %s, destination %s; %s %v", holder, x.a, x.b, said, err)
@@ -792,7 +794,7 @@ func TestRecover(t *testing.T) {
 // finished brings both to where a qmigrate that was killed before `cont` leaves them: all sent, paused on both sides.
 func (x *trial) finished(t *testing.T) {
 	t.Helper()
-	x.plan = engine.Plan{MaxBandwidth: 512 << 10}
+	x.plan = plan.Plan{MaxBandwidth: 512 << 10}
 	stopped := make(chan struct{})
 	defer close(stopped)
 	ctx, cancel := context.WithCancel(within.Context(t))

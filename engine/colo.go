@@ -11,14 +11,18 @@ import (
 	"sync"
 	"time"
 
+	"qmigrate/engine/endpoint"
+	"qmigrate/engine/facts"
+	"qmigrate/engine/fit"
 	"qmigrate/engine/holder"
+	"qmigrate/engine/plan"
 	"qmigrate/engine/record"
 	"qmigrate/qmp"
 )
 
 // COLOPlan is what to do in mode colo; Plan's capabilities may be no others than events and auto-converge.
 type COLOPlan struct {
-	Plan
+	plan.Plan
 	CheckpointDelay time.Duration // between two checkpoints that no packet asks for (x-checkpoint-delay, whole ms); 0: 200 ms
 	Run             time.Duration // how long the two are to run in step before the secondary is let go; 0: until ctx ends or a side is lost
 	Mirror          string        // the primary host's address at which the secondary reaches it, for the guest's packets; needed where the guest has a network card
@@ -35,16 +39,6 @@ const (
 	heartbeatLimit         = 5 * time.Second // a QEMU that has not answered query-status for so long is lost
 	coloExit               = "COLO_EXIT"
 )
-
-// Scheduler is a Process whose threads can be made to give way to each other, which COLO needs under TCG: docs/colo.md
-// says why.
-type Scheduler interface {
-	// Threads are the numbers of its threads.
-	Threads() ([]int, error)
-	// Yield makes the given threads wait, whenever they come back from a futex call, until all others sleep or have had
-	// their share. It goes on if we die, and ends with the threads, or by undo.
-	Yield(threads []int) (undo func() error, err error)
-}
 
 // colo is one run of COLO: a migration that does not end, and what ends it.
 type colo struct {
@@ -71,7 +65,7 @@ type colo struct {
 //
 // It returns when plan.Run is over and the secondary has been let go, or when a side was lost and the other one runs alone, which is
 // no error: the record's outcome is then recovered. The record is returned also with an error, which is a *StageError.
-func COLO(ctx context.Context, primary, secondary *Endpoint, p COLOPlan, o Options) (*record.Migration, error) {
+func COLO(ctx context.Context, primary, secondary *endpoint.Endpoint, p COLOPlan, o plan.Options) (*record.Migration, error) {
 	c := newCOLO(primary, secondary, p, o)
 	defer c.close()
 	for _, s := range []stage{
@@ -97,12 +91,12 @@ func COLO(ctx context.Context, primary, secondary *Endpoint, p COLOPlan, o Optio
 		c.rec.Outcome = record.Recovered
 	case ended != nil: // somebody wanted it to end before its time
 		c.rec.Outcome, c.rec.Error = record.Cancelled, &record.Error{Stage: record.Protection, Message: ended.Error()}
-		return c.rec, &StageError{Stage: record.Protection, Guest: record.Source, Issued: true, Err: ended}
+		return c.rec, &record.StageError{Stage: record.Protection, Guest: record.Source, Issued: true, Err: ended}
 	}
 	return c.rec, nil
 }
 
-func newCOLO(primary, secondary *Endpoint, p COLOPlan, o Options) *colo {
+func newCOLO(primary, secondary *endpoint.Endpoint, p COLOPlan, o plan.Options) *colo {
 	p.Mode = record.COLOMode
 	if p.CheckpointDelay == 0 {
 		p.CheckpointDelay = defaultCheckpointDelay
@@ -136,7 +130,7 @@ func (c *colo) initialize(ctx context.Context) error {
 		return err
 	}
 	var err error
-	if c.parameters, err = c.migration.plan.resolve(src, dst); err != nil {
+	if c.parameters, err = fit.Resolve(c.migration.plan, src, dst); err != nil {
 		return err
 	}
 	if !src.Running {
@@ -152,8 +146,8 @@ func (c *colo) initialize(ctx context.Context) error {
 	}
 	if src.Accelerator == "tcg" {
 		if err := mayYield(c.src.ep.Process); err != nil {
-			return &UnsupportedError{"COLO under TCG on " + src.Name,
-				fmt.Sprintf("its migration thread dead-locks at a checkpoint unless it can be made to yield (%v): use KVM otherwise", err)}
+			return &plan.UnsupportedError{Feature: "COLO under TCG on " + src.Name,
+				Have: fmt.Sprintf("its migration thread dead-locks at a checkpoint unless it can be made to yield (%v): use KVM otherwise", err)}
 		}
 	}
 	for i, s := range []*side{c.src, c.dst} {
@@ -176,11 +170,11 @@ func (c *colo) initialize(ctx context.Context) error {
 // check refuses what needs no QEMU to be refused.
 func (c *colo) check() error {
 	if c.migration.plan.TLS != nil || c.migration.plan.Tunnel != "" {
-		return &UnsupportedError{"encryption in mode colo", "checkpoints go over a plain stream; leave tls and tunnel out"}
+		return &plan.UnsupportedError{Feature: "encryption in mode colo", Have: "checkpoints go over a plain stream; leave tls and tunnel out"}
 	}
 	for name, on := range c.plan.Capabilities {
 		if on && name != "events" && name != "auto-converge" && name != "x-colo" {
-			return &UnsupportedError{"capability " + name + " in mode colo", "have auto-converge: checkpoints go over the plain stream"}
+			return &plan.UnsupportedError{Feature: "capability " + name + " in mode colo", Have: "have auto-converge: checkpoints go over the plain stream"}
 		}
 	}
 	if on, set := c.plan.Capabilities["x-colo"]; set && !on {
@@ -195,7 +189,7 @@ func (c *colo) check() error {
 	plain := c.migration.plan
 	plain.Mode, plain.Capabilities = record.PreCopyMode, maps.Clone(plain.Capabilities)
 	delete(plain.Capabilities, "x-colo")
-	if err := plain.check(); err != nil {
+	if err := plain.Check(); err != nil {
 		return err
 	}
 	c.migration.plan.Capabilities = map[string]bool{"x-colo": true}
@@ -209,15 +203,15 @@ func (c *colo) check() error {
 func inStep(s *side) error {
 	f := s.facts
 	if _, ok := f.Parameters["x-checkpoint-delay"]; !ok {
-		return &UnsupportedError{fmt.Sprintf("COLO on %s (QEMU %s)", f.Name, f.Version), "this build has no x-checkpoint-delay"}
+		return &plan.UnsupportedError{Feature: fmt.Sprintf("COLO on %s (QEMU %s)", f.Name, f.Version), Have: "this build has no x-checkpoint-delay"}
 	}
 	if strings.Contains(f.Machine, "q35") {
-		return &UnsupportedError{fmt.Sprintf("COLO with machine %s on %s", f.Machine, f.Name),
-			"its secondary aborts at the first checkpoint: ich9_lpc_post_load (hw/isa/lpc_ich9.c; read and seen in 7.2.22 and 10.0.2) maps the chipset's registers each time that device state is loaded, and they are mapped already: use machine pc, as in pc-i440fx-7.2"}
+		return &plan.UnsupportedError{Feature: fmt.Sprintf("COLO with machine %s on %s", f.Machine, f.Name),
+			Have: "its secondary aborts at the first checkpoint: ich9_lpc_post_load (hw/isa/lpc_ich9.c; read and seen in 7.2.22 and 10.0.2) maps the chipset's registers each time that device state is loaded, and they are mapped already: use machine pc, as in pc-i440fx-7.2"}
 	}
-	if f.Accelerator == "tcg" && f.before(9, 0) && f.MemoryBytes%(256<<10) == 0 {
-		return &UnsupportedError{fmt.Sprintf("COLO on %s (QEMU %s, TCG) with RAM a multiple of 256 KiB", f.Name, f.Version),
-			fmt.Sprintf("it loses dirty pages (fixed upstream in 9.0, commit 03bfc2188f), and checkpoints are made of them: use RAM such as %dk", f.MemoryBytes>>10+8)}
+	if f.Accelerator == "tcg" && f.Before(9, 0) && f.MemoryBytes%(256<<10) == 0 {
+		return &plan.UnsupportedError{Feature: fmt.Sprintf("COLO on %s (QEMU %s, TCG) with RAM a multiple of 256 KiB", f.Name, f.Version),
+			Have: fmt.Sprintf("it loses dirty pages (fixed upstream in 9.0, commit 03bfc2188f), and checkpoints are made of them: use RAM such as %dk", f.MemoryBytes>>10+8)}
 	}
 	return nil
 }
@@ -230,8 +224,8 @@ func diskless(ctx context.Context, s *side) error {
 	}
 	if len(disks) > 0 {
 		d := disks[0]
-		return &UnsupportedError{fmt.Sprintf("COLO with the disk %s of %s", strings.TrimSpace(d.Device+" "+d.Path), s.ep.Name),
-			"memory, devices and network are kept in step here, disks are not, and both sides would write this one: detach it, or make it read-only"}
+		return &plan.UnsupportedError{Feature: fmt.Sprintf("COLO with the disk %s of %s", strings.TrimSpace(d.Device+" "+d.Path), s.ep.Name),
+			Have: "memory, devices and network are kept in step here, disks are not, and both sides would write this one: detach it, or make it read-only"}
 	}
 	return nil
 }
@@ -281,7 +275,7 @@ func (c *colo) reserve(ctx context.Context) error {
 
 // preCopy sends `migrate` and waits for the guest to be stopped.
 func (c *colo) preCopy(ctx context.Context) error {
-	if p, ok := c.src.ep.Process.(Scheduler); ok && c.src.facts.Accelerator == "tcg" {
+	if p, ok := c.src.ep.Process.(endpoint.Scheduler); ok && c.src.facts.Accelerator == "tcg" {
 		var err error
 		if c.threads, err = p.Threads(); err != nil {
 			return err
@@ -344,14 +338,14 @@ func (c *colo) enter(ctx context.Context) error {
 }
 
 // neverEnters says why a primary has gone past COLO: there, every migration goes through `device`, and COLO is begun from `active` only.
-func neverEnters(f *Facts) error {
-	return &UnsupportedError{fmt.Sprintf("COLO on %s (QEMU %s) as the primary", f.Name, f.Version),
-		"its migration completed instead: migration_switchover_prepare always goes to `device`, and migration_completion begins COLO only from `active` (migration/migration.c; read and seen in 10.0.2): use a primary such as QEMU 7.2; this one can be the secondary"}
+func neverEnters(f *facts.Facts) error {
+	return &plan.UnsupportedError{Feature: fmt.Sprintf("COLO on %s (QEMU %s) as the primary", f.Name, f.Version),
+		Have: "its migration completed instead: migration_switchover_prepare always goes to `device`, and migration_completion begins COLO only from `active` (migration/migration.c; read and seen in 10.0.2): use a primary such as QEMU 7.2; this one can be the secondary"}
 }
 
 // mayYield tries yielding on a thread that is there.
-func mayYield(process Process) error {
-	p, ok := process.(Scheduler)
+func mayYield(process endpoint.Process) error {
+	p, ok := process.(endpoint.Scheduler)
 	if !ok {
 		return errors.New("for which its process must be known: give an endpoint on a host of ours")
 	}
@@ -369,7 +363,7 @@ func mayYield(process Process) error {
 // yield makes the primary's migration thread give way to the others. Why: at each checkpoint QEMU under TCG waits for its vCPUs on a
 // condition variable with the big lock, which that thread does not hold then (docs/colo.md), unless they have answered before it looks.
 func (c *colo) yield() error {
-	p := c.src.ep.Process.(Scheduler)
+	p := c.src.ep.Process.(endpoint.Scheduler)
 	now, err := p.Threads()
 	if err != nil {
 		return err

@@ -10,7 +10,10 @@ import (
 	"time"
 
 	"qmigrate/engine"
+	"qmigrate/engine/facts"
+	"qmigrate/engine/fit"
 	"qmigrate/engine/lab"
+	"qmigrate/engine/plan"
 	"qmigrate/guest"
 	"qmigrate/guest/guesttest"
 	"qmigrate/guest/guesttest/within"
@@ -61,9 +64,9 @@ func pairVM(t *testing.T, version, name, machine, cpu, args string) *guest.VM {
 	return vm
 }
 
-func inspectVM(t *testing.T, vm *guest.VM) *engine.Facts {
+func inspectVM(t *testing.T, vm *guest.VM) *facts.Facts {
 	t.Helper()
-	f, err := engine.Inspect(within.Context(t), lab.Endpoint(vm), engine.Options{})
+	f, err := facts.Inspect(within.Context(t), lab.Endpoint(vm), plan.Options{})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -189,10 +192,10 @@ func TestComparePairs(t *testing.T) {
 			}
 			src, dst := pairVM(t, "10.0", "a", "pc-q35-7.2", "qemu64,+rdrand", args), pairVM(t, "10.0", "b", "pc-q35-7.2", cpu, other)
 			f, g := inspectVM(t, src), inspectVM(t, dst)
-			refusals, doubts := engine.Compare(f, g), notPaths(engine.Doubts(f, g))
-			check := func(what string, got []engine.Mismatch, want string) {
+			refusals, doubts := compare(f, g)
+			check := func(what string, got []fit.Mismatch, want string) {
 				t.Helper()
-				if want == "" && len(got) > 0 || want != "" && !slices.ContainsFunc(got, func(m engine.Mismatch) bool { return strings.HasPrefix(m.Problem, want) }) {
+				if want == "" && len(got) > 0 || want != "" && !slices.ContainsFunc(got, func(m fit.Mismatch) bool { return strings.HasPrefix(m.Problem, want) }) {
 					t.Errorf("%s: %v\nwant %q", what, got, want)
 				}
 			}
@@ -216,8 +219,8 @@ func TestComparePairs(t *testing.T) {
 }
 
 // notPaths leaves out that the two QEMUs of a test have their own copies of a disk, and that their guest never ran.
-func notPaths(all []engine.Mismatch) []engine.Mismatch {
-	return slices.DeleteFunc(all, func(m engine.Mismatch) bool {
+func notPaths(all []fit.Mismatch) []fit.Mismatch {
+	return slices.DeleteFunc(all, func(m fit.Mismatch) bool {
 		return strings.Contains(m.Problem, "unless they are one and the same") || strings.Contains(m.Problem, "(prelaunch)")
 	})
 }
@@ -234,7 +237,7 @@ func TestComparePasses(t *testing.T) {
 				}
 				src, dst := pairVM(t, pair[0], "a", machine, "", args), pairVM(t, pair[1], "b", machine, "", args)
 				f, g := inspectVM(t, src), inspectVM(t, dst)
-				if refusals, doubts := engine.Compare(f, g), notPaths(engine.Doubts(f, g)); len(refusals)+len(doubts) > 0 {
+				if refusals, doubts := compare(f, g); len(refusals)+len(doubts) > 0 {
 					t.Errorf("refused: %v\ndoubts: %v", refusals, doubts)
 				}
 				if len(f.Devices) < 20 || len(f.RAM) < 5 || len(f.Disks) != 2 || f.CPU.Features == nil || f.Disks[0].Device == "" || f.Netdevs["net"] != "user" || f.CPU.Type != "qemu64-x86_64-cpu" {
@@ -256,7 +259,7 @@ func TestFeatureNames(t *testing.T) {
 		src, dst = pair(t, qemu, func(src, dst *guest.Spec) {
 			src.CPU, dst.CPU = "base,+xsave,+"+strings.Join(features, ",+"), "base,+xsave"
 		})
-		lost := engine.Compare(inspectVM(t, src), inspectVM(t, dst))
+		lost, _ := fit.Compare(inspectVM(t, src), inspectVM(t, dst), plan.Plan{})
 		if len(lost) != 1 {
 			t.Fatalf("%v", lost)
 		}
@@ -294,7 +297,7 @@ func TestIgnoreShared(t *testing.T) {
 		} {
 			t.Run(c.name, func(t *testing.T) {
 				src, dst := pair(t, qemu, func(src, dst *guest.Spec) { src.Extra, dst.Extra = c.src, c.dst })
-				r, err := engine.Migrate(within.Context(t), lab.Endpoint(src), lab.Endpoint(dst), engine.Plan{Capabilities: map[string]bool{"x-ignore-shared": true}}, engine.Options{})
+				r, err := engine.Migrate(within.Context(t), lab.Endpoint(src), lab.Endpoint(dst), plan.Plan{Capabilities: map[string]bool{"x-ignore-shared": true}}, plan.Options{})
 				if c.want != "" {
 					if err == nil || !strings.HasPrefix(err.Error(), c.want) || state(t, src) != "running" || state(t, dst) != "inmigrate" {
 						t.Errorf("%v; want %s and nothing changed; source %s, destination %s", err, c.want, state(t, src), state(t, dst))
@@ -330,16 +333,22 @@ func TestMendOfDIMM(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		refusals := engine.Compare(inspectVM(t, src), inspectVM(t, pairVM(t, versions[1], "b", "pc-q35-7.2", "", room)))
+		refusals, _ := fit.Compare(inspectVM(t, src), inspectVM(t, pairVM(t, versions[1], "b", "pc-q35-7.2", "", room)), plan.Plan{})
 		const start = "start the destination with "
 		if len(refusals) != 1 || !strings.HasPrefix(refusals[0].Mend, start+"-object") {
 			t.Fatalf("%v; want the DIMM alone", refusals)
 		}
 		options := room + " " + strings.TrimPrefix(refusals[0].Mend, start)
 		dst := pairVM(t, versions[1], "b", "pc-q35-7.2", "", options)
-		r, err := engine.Migrate(ctx, lab.Endpoint(src), lab.Endpoint(dst), engine.Plan{}, engine.Options{})
+		r, err := engine.Migrate(ctx, lab.Endpoint(src), lab.Endpoint(dst), plan.Plan{}, plan.Options{})
 		if err != nil || r.QEMU.MemoryBytes != 32776<<10+16<<20 {
 			t.Errorf("%v: %d bytes with %s: %v", versions, r.QEMU.MemoryBytes, options, err)
 		}
 	}
+}
+
+// compare is engine.Compare without the doubts about paths.
+func compare(f, g *facts.Facts) (refusals, doubts []fit.Mismatch) {
+	refusals, doubts = fit.Compare(f, g, plan.Plan{})
+	return refusals, notPaths(doubts)
 }

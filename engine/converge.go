@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 
+	"qmigrate/engine/fit"
 	"qmigrate/engine/policy"
 	"qmigrate/engine/record"
 )
@@ -22,49 +23,18 @@ type converge struct {
 	postCopy bool               // it has decided to go over
 }
 
-// allowed are the limits within which a policy decides here. Post-copy is among them if the plan has it on; a policy that cannot do without
-// gets it where both sides have it.
-func (m *migration) allowed() policy.Limits {
-	_, srcPost := m.src.facts.Capabilities["postcopy-ram"]
-	_, dstPost := m.dst.facts.Capabilities["postcopy-ram"]
-	_, throttle := m.src.facts.Capabilities["auto-converge"]
-	_, switchover := m.src.facts.Parameters["avail-switchover-bandwidth"]
-	l := policy.Limits{
-		MemoryBytes: m.src.facts.MemoryBytes, MaxBandwidth: m.plan.MaxBandwidth, DowntimeLimit: m.plan.DowntimeLimit,
-		CanPostCopy: srcPost && dstPost && m.plan.Capabilities["postcopy-ram"],
-		CanThrottle: throttle, CanSwitchoverBandwidth: switchover, LinkRate: m.plan.LinkRate,
-	}
-	if on, set := m.plan.Capabilities["auto-converge"]; set && !on {
-		l.CanThrottle = false
-	}
-	if _, _, err := m.plan.Policy.Initial(l); err != nil {
-		if _, set := m.plan.Capabilities["postcopy-ram"]; !set {
-			l.CanPostCopy = srcPost && dstPost
-		}
-	}
-	return l
-}
-
-// preparePolicy finds out what the plan's policy needs in force before `migrate`, and adds it to what is set; nothing is changed yet.
+// preparePolicy adds what the plan's policy needs in force before `migrate` to what is set; nothing is changed yet.
 func (m *migration) preparePolicy() error {
-	if m.plan.Policy.Name == "" || m.plan.Policy.Name == "none" {
+	if !m.plan.Decides() {
 		return nil
 	}
-	if m.plan.Mode == record.StopAndCopyMode {
-		return fmt.Errorf("policy %s: mode %s has no passes that a policy could end", m.plan.Policy.Name, m.plan.Mode)
-	}
-	if m.plan.SampleInterval <= 0 {
-		return fmt.Errorf("policy %s decides on samples, and --sample-interval 0ms takes none: give an interval", m.plan.Policy.Name)
-	}
-	limits := m.allowed()
-	setting, capabilities, err := m.plan.Policy.Initial(limits)
+	limits, setting, capabilities, err := fit.Converging(m.plan, m.src.facts, m.dst.facts)
 	if err != nil {
 		return err
 	}
 	for _, name := range capabilities {
 		m.plan.Capabilities[name] = true
 	}
-	limits.TimedSyncs = m.timedSyncs()
 	for name, value := range setting.Changed(policy.Setting{MaxBandwidth: m.plan.MaxBandwidth, DowntimeLimit: m.plan.DowntimeLimit}) {
 		m.parameters[name] = value
 	}

@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"qmigrate/engine"
+	"qmigrate/engine/plan"
 	"qmigrate/engine/record"
 	"qmigrate/guest"
 	"qmigrate/guest/guesttest"
@@ -20,7 +21,7 @@ const droppedFor = 6 * time.Second
 
 // drop is one trial of TestDropAtRandom.
 type drop struct {
-	plan   engine.Plan
+	plan   plan.Plan
 	memory int64         // bytes, so that the migration takes two to three seconds
 	after  time.Duration // from the first command until the link is dropped
 	back   time.Duration // from then until it is there again; 0: not before the migration has ended
@@ -62,7 +63,7 @@ func TestDropAtRandom(t *testing.T) {
 			}
 			switch d.plan.Mode {
 			case record.HybridMode:
-				d.plan.SwitchAfter = engine.SwitchAfter{Time: time.Duration(random.Int64N(int64(time.Second))) + time.Millisecond}
+				d.plan.SwitchAfter = plan.SwitchAfter{Time: time.Duration(random.Int64N(int64(time.Second))) + time.Millisecond}
 				fallthrough
 			case record.PostCopyMode:
 				d.plan.Parameters = map[string]string{"max-postcopy-bandwidth": fmt.Sprint(rate)}
@@ -118,9 +119,9 @@ func (d drop) run(t *testing.T, qemu string) {
 	// The link is back, and somebody asks what can be done.
 	l.set(true)
 	before := [2]string{x.a, x.b}
-	again := engine.Plan{Listen: uri, StallLimit: time.Second, RecoverLimit: 15 * time.Second}
+	again := plan.Plan{Listen: uri, StallLimit: time.Second, RecoverLimit: 15 * time.Second}
 	for i := range 4 { // the second finds what the first has made; TCP may need a while to try the link again
-		holder, said, err := engine.Recover(within.Context(t), x.from, x.to, again, engine.Options{})
+		holder, said, err := engine.Recover(within.Context(t), x.from, x.to, again, plan.Options{})
 		x.look(t)
 		t.Logf("--recover: %s, source %s, destination %s: %s %v", holder, x.a, x.b, said, err)
 		switch {

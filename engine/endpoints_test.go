@@ -10,12 +10,15 @@ import (
 	"time"
 
 	"qmigrate/engine"
+	"qmigrate/engine/endpoint"
+	"qmigrate/engine/facts"
+	"qmigrate/engine/plan"
 	"qmigrate/engine/record"
 	"qmigrate/guest/guesttest/within"
 )
 
 // mixed is the endpoint of a fake whose events are another's.
-func mixed(q, events *fakeQEMU) *engine.Endpoint {
+func mixed(q, events *fakeQEMU) *endpoint.Endpoint {
 	ep := q.endpoint()
 	ep.Events = events.endpoint().Control
 	return ep
@@ -57,8 +60,8 @@ func TestMixedMonitors(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			src, dst := copying(t), listening(t)
-			r, err := engine.Migrate(within.Context(t), mixed(src, c.other(t)), dst.endpoint(), small(engine.Plan{}),
-				engine.Options{})
+			r, err := engine.Migrate(within.Context(t), mixed(src, c.other(t)), dst.endpoint(), small(plan.Plan{}),
+				plan.Options{})
 			if err == nil || !strings.Contains(err.Error(), "belong to two QEMUs ("+c.want) {
 				t.Errorf("%v\nwant %s", err, c.want)
 			}
@@ -83,7 +86,7 @@ func TestForeignEvents(t *testing.T) {
 			src.migrating("completed")
 			go dst.do(func() { dst.status = "paused"; dst.migrating("completed") })
 		}
-		r, err := engine.Migrate(within.Context(t), mixed(src, other), dst.endpoint(), small(engine.Plan{}), engine.Options{})
+		r, err := engine.Migrate(within.Context(t), mixed(src, other), dst.endpoint(), small(plan.Plan{}), plan.Options{})
 		if err == nil || !strings.Contains(err.Error(), "has told of none") || r.GuestOn != record.Unknown {
 			t.Errorf("guest on %s: %v", r.GuestOn, err)
 		}
@@ -97,7 +100,7 @@ func TestForeignEvents(t *testing.T) {
 	t.Run("destination's", func(t *testing.T) {
 		t.Parallel()
 		src, dst, other := copying(t), listening(t), newFake(t, "another", "inmigrate", "none")
-		r, err := engine.Migrate(within.Context(t), src.endpoint(), mixed(dst, other), small(engine.Plan{}), engine.Options{})
+		r, err := engine.Migrate(within.Context(t), src.endpoint(), mixed(dst, other), small(plan.Plan{}), plan.Options{})
 		if err == nil || !strings.Contains(err.Error(), "has told of none") || r.GuestOn != record.Source {
 			t.Errorf("guest on %s: %v", r.GuestOn, err)
 		}
@@ -110,7 +113,7 @@ func TestForeignEvents(t *testing.T) {
 		ep, muted := src.endpoint(), newMuted(t)
 		ep.Events = muted.dial(ep.Control)
 		src.on["migrate"] = func() { src.migrating("active"); time.AfterFunc(300*time.Millisecond, muted.mute) }
-		r, err := engine.Migrate(within.Context(t), ep, dst.endpoint(), small(engine.Plan{}), engine.Options{})
+		r, err := engine.Migrate(within.Context(t), ep, dst.endpoint(), small(plan.Plan{}), plan.Options{})
 		if err == nil || !strings.Contains(err.Error(), "source QEMU has not answered for 1s") {
 			t.Errorf("guest on %s: %v", r.GuestOn, err)
 		}
@@ -131,7 +134,7 @@ func newMuted(t *testing.T) *muted {
 
 func (m *muted) mute() { close(m.gone) }
 
-func (m *muted) dial(d engine.Dialer) engine.Dialer {
+func (m *muted) dial(d endpoint.Dialer) endpoint.Dialer {
 	return func(ctx context.Context) (net.Conn, error) {
 		nc, err := d(ctx)
 		if err != nil {
@@ -163,7 +166,7 @@ func TestRecoverStaleMonitor(t *testing.T) {
 	ep.Events = func(context.Context) (net.Conn, error) {
 		return nil, &net.OpError{Op: "dial", Net: "unix", Err: syscall.ECONNREFUSED}
 	}
-	_, _, err := engine.Recover(within.Context(t), ep, dst.endpoint(), small(engine.Plan{}), engine.Options{})
+	_, _, err := engine.Recover(within.Context(t), ep, dst.endpoint(), small(plan.Plan{}), plan.Options{})
 	if err == nil || !strings.Contains(err.Error(), "reach source") ||
 		!strings.Contains(err.Error(), "nothing was changed") {
 		t.Error(err)
@@ -189,8 +192,8 @@ func TestRecoverSomebodyElses(t *testing.T) {
 			if c.destination == "dead" {
 				dst.end()
 			}
-			_, said, err := engine.Recover(within.Context(t), src.endpoint(), dst.endpoint(), small(engine.Plan{}),
-				engine.Options{})
+			_, said, err := engine.Recover(within.Context(t), src.endpoint(), dst.endpoint(), small(plan.Plan{}),
+				plan.Options{})
 			if err == nil || !strings.Contains(err.Error(), c.want) || !strings.Contains(err.Error(), "nothing was changed") {
 				t.Errorf("says %q: %v", said, err)
 			}
@@ -206,7 +209,7 @@ func TestListenRefused(t *testing.T) {
 	t.Run("no host", func(t *testing.T) {
 		t.Parallel()
 		src, dst := copying(t), listening(t)
-		x := moves(within.Context(t), t, 15*time.Second, src, dst, engine.Plan{Listen: "tcp::4444"})
+		x := moves(within.Context(t), t, 15*time.Second, src, dst, plan.Plan{Listen: "tcp::4444"})
 		x.want(t, "running", "inmigrate", "source|unknown")
 		x.says(t, "it has no host", "--connect tcp:HOST:4444")
 		untold(t, dst, "stop", "migrate-incoming", "quit")
@@ -215,7 +218,7 @@ func TestListenRefused(t *testing.T) {
 		t.Parallel()
 		src, dst := copying(t), listening(t)
 		dst.refuse["migrate-incoming"] = func() string { return "Failed to bind socket: Address already in use" }
-		x := moves(within.Context(t), t, 15*time.Second, src, dst, engine.Plan{Listen: "tcp:127.0.0.1:4444"})
+		x := moves(within.Context(t), t, 15*time.Second, src, dst, plan.Plan{Listen: "tcp:127.0.0.1:4444"})
 		x.want(t, "running", "inmigrate", "source")
 		x.says(t, "already in use")
 		untold(t, dst, "quit")
@@ -231,16 +234,16 @@ func TestNeverGreets(t *testing.T) {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { l.Close() })
-	ep := &engine.Endpoint{Name: "unix:m", Control: func(ctx context.Context) (net.Conn, error) {
+	ep := &endpoint.Endpoint{Name: "unix:m", Control: func(ctx context.Context) (net.Conn, error) {
 		return new(net.Dialer).DialContext(ctx, "unix", name)
 	}}
 	for what, ask := range map[string]func(context.Context) error{
 		"inspect": func(ctx context.Context) error {
-			_, err := engine.Inspect(ctx, ep, engine.Options{})
+			_, err := facts.Inspect(ctx, ep, plan.Options{})
 			return err
 		},
 		"recover": func(ctx context.Context) error {
-			_, _, err := engine.Recover(ctx, ep, ep, engine.Plan{}, engine.Options{})
+			_, _, err := engine.Recover(ctx, ep, ep, plan.Plan{}, plan.Options{})
 			return err
 		},
 	} {

@@ -6,14 +6,14 @@ import (
 	"errors"
 	"fmt"
 	"net"
-	"slices"
 	"strconv"
 	"strings"
 	"sync"
 	"testing"
 	"time"
 
-	"qmigrate/engine"
+	"qmigrate/engine/endpoint"
+	"qmigrate/engine/fit"
 )
 
 // fakeQEMU answers the engine's commands on the real wire, for states that a real QEMU is hard to bring into. A
@@ -149,7 +149,7 @@ func (q *fakeQEMU) count(command string) (n int) {
 	return n
 }
 
-func (q *fakeQEMU) endpoint() *engine.Endpoint {
+func (q *fakeQEMU) endpoint() *endpoint.Endpoint {
 	dial := func(context.Context) (net.Conn, error) {
 		ours, theirs, err := socketPair()
 		if err != nil {
@@ -166,7 +166,7 @@ func (q *fakeQEMU) endpoint() *engine.Endpoint {
 		go q.serve(theirs)
 		return ours, nil
 	}
-	return &engine.Endpoint{Name: q.name, Control: dial, Events: dial, Process: fakeProcess{q}}
+	return &endpoint.Endpoint{Name: q.name, Control: dial, Events: dial, Process: fakeProcess{q}}
 }
 
 // fakeProcess is the process of a fake, which has one vCPU thread.
@@ -302,8 +302,8 @@ func (q *fakeQEMU) answer(command, arguments string) string {
 	case "query-block-jobs":
 		return `"return":[` + objects(`{"device":%q,"type":"mirror","len":1,"offset":0}`, q.jobs) + `]`
 	case "blockdev-del", "block-job-cancel":
-		q.nodes = without(q.nodes, arguments, command == "blockdev-del")
-		q.jobs = without(q.jobs, arguments, command == "block-job-cancel")
+		q.nodes = fit.Without(q.nodes, arguments, command == "blockdev-del")
+		q.jobs = fit.Without(q.jobs, arguments, command == "block-job-cancel")
 		return `"return":{}`
 	case "query-chardev", "query-block-exports", "query-block", "query-qmp-schema":
 		return `"return":[]`
@@ -329,11 +329,4 @@ func objects(format string, names []string) string {
 		all = append(all, fmt.Sprintf(format, name))
 	}
 	return strings.Join(all, ",")
-}
-
-// without is a list without those that a command's arguments name, if it is the command for that.
-func without(names []string, arguments string, here bool) []string {
-	return slices.DeleteFunc(names, func(name string) bool {
-		return here && strings.Contains(arguments, strconv.Quote(name))
-	})
 }

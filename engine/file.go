@@ -16,6 +16,10 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"qmigrate/engine/endpoint"
+	"qmigrate/engine/facts"
+	"qmigrate/engine/fit"
+	"qmigrate/engine/plan"
 	"qmigrate/engine/record"
 	"qmigrate/internal/atomicfile"
 	"qmigrate/qmp"
@@ -44,9 +48,9 @@ const partSuffix = ".part"
 // Save writes the guest behind src into a file. Its name is given to a whole file only, which is on the disk by then: after an error there is none, and
 // the guest runs on. After a save the guest is paused on src (postmigrate), unless f.Continue or f.Background lets it run.
 // The record is returned also with an error, which is a *StageError.
-func Save(ctx context.Context, src *Endpoint, p Plan, f File, o Options) (*record.Migration, error) {
+func Save(ctx context.Context, src *endpoint.Endpoint, p plan.Plan, f File, o plan.Options) (*record.Migration, error) {
 	f.Format = cmp.Or(f.Format, StreamFormat)
-	s := newFiling(src, &Endpoint{}, record.SaveMode, p, f, o)
+	s := newFiling(src, &endpoint.Endpoint{}, record.SaveMode, p, f, o)
 	s.undo = s.unsave
 	defer s.close()
 	line := []stage{
@@ -80,8 +84,8 @@ func Save(ctx context.Context, src *Endpoint, p Plan, f File, o Options) (*recor
 
 // Restore loads a saved guest into dst, which waits with -incoming defer, and runs it there. The file stays as it is: after an error the
 // guest is still in it.
-func Restore(ctx context.Context, dst *Endpoint, p Plan, f File, o Options) (*record.Migration, error) {
-	s := newFiling(&Endpoint{}, dst, record.RestoreMode, p, f, o)
+func Restore(ctx context.Context, dst *endpoint.Endpoint, p plan.Plan, f File, o plan.Options) (*record.Migration, error) {
+	s := newFiling(&endpoint.Endpoint{}, dst, record.RestoreMode, p, f, o)
 	s.undo = s.unload
 	defer s.close()
 	for _, st := range []stage{
@@ -114,7 +118,7 @@ type filing struct {
 }
 
 // newFiling is for one of Save and Restore: the side that has a QEMU holds the file's options.
-func newFiling(src, dst *Endpoint, mode record.Mode, p Plan, f File, o Options) *filing {
+func newFiling(src, dst *endpoint.Endpoint, mode record.Mode, p plan.Plan, f File, o plan.Options) *filing {
 	p.Mode = record.StopAndCopyMode
 	if f.DirectIO && f.Channels == 0 {
 		f.Channels = 2
@@ -137,7 +141,7 @@ func (s *filing) named() string {
 		on   bool
 		text string
 	}{{s.file.Background, "background"}, {s.file.DirectIO, "direct-io"}, {s.file.Channels > 0, "channels=" + strconv.Itoa(s.file.Channels)},
-		{s.rec.Mode == record.SaveMode && !s.file.Background, s.plan.bandwidth()}} {
+		{s.rec.Mode == record.SaveMode && !s.file.Background, s.plan.Bandwidth()}} {
 		if w.on {
 			words = append(words, w.text)
 		}
@@ -146,7 +150,7 @@ func (s *filing) named() string {
 }
 
 func (s *filing) worded() map[string]any {
-	w := s.plan.words()
+	w := s.plan.Words()
 	for _, name := range []string{"listen", "connect", "downtime_limit_ns"} { // they are not asked for
 		delete(w, name)
 	}
@@ -182,7 +186,7 @@ func (s *filing) check() error {
 	case !s.holder.ep.Files:
 		return fmt.Errorf("%s is not known to see the files of this machine: run qmigrate on its host, with its monitor's unix socket", s.holder.ep.Name)
 	}
-	return s.plan.check()
+	return s.plan.Check()
 }
 
 // open opens the side's monitors and reads what decides about files.
@@ -193,13 +197,13 @@ func (s *filing) open(ctx context.Context) error {
 	if s.holder.ep.Process == nil { // who listens is a forwarder
 		return fmt.Errorf("the process behind %s is not the QEMU: it may be on another machine, and a file there is not one here: run qmigrate on its host", s.holder.ep.Name)
 	}
-	facts := s.holder.facts
+	found := s.holder.facts
 	var err error
-	if facts.Schema, facts.SchemaKnown, err = s.opts.Schemas.Schema(ctx, s.holder.control); err != nil {
+	if found.Schema, found.SchemaKnown, err = s.opts.Schemas.Schema(ctx, s.holder.control); err != nil {
 		return fmt.Errorf("inspect %s: %w", s.holder.ep.Name, err)
 	}
 	q := &s.rec.QEMU
-	q.Accelerator, q.Machine, q.MemoryBytes, q.VCPUs = facts.Accelerator, facts.Machine, facts.MemoryBytes, facts.VCPUs
+	q.Accelerator, q.Machine, q.MemoryBytes, q.VCPUs = found.Accelerator, found.Machine, found.MemoryBytes, found.VCPUs
 	return nil
 }
 
@@ -210,7 +214,7 @@ func (s *filing) takesFiles() bool {
 
 // options adds the file's capabilities and parameters to the plan and has the whole checked against this QEMU.
 func (s *filing) options() error {
-	facts, f := s.holder.facts, s.file
+	found, f := s.holder.facts, s.file
 	set := func(m map[string]bool, name string, on bool) map[string]bool {
 		if m == nil {
 			m = map[string]bool{}
@@ -220,11 +224,11 @@ func (s *filing) options() error {
 		}
 		return m
 	}
-	if _, have := facts.Capabilities["mapped-ram"]; f.Format == MappedRAMFormat && !have {
-		return &UnsupportedError{fmt.Sprintf("format mapped-ram on %s (QEMU %s)", facts.Name, facts.Version), "QEMU 9.0 and newer have it; this one has format stream"}
+	if _, have := found.Capabilities["mapped-ram"]; f.Format == MappedRAMFormat && !have {
+		return &plan.UnsupportedError{Feature: fmt.Sprintf("format mapped-ram on %s (QEMU %s)", found.Name, found.Version), Have: "QEMU 9.0 and newer have it; this one has format stream"}
 	}
-	if _, have := facts.Parameters["direct-io"]; f.DirectIO && !have {
-		return &UnsupportedError{fmt.Sprintf("direct-io on %s (QEMU %s)", facts.Name, facts.Version), "QEMU 9.1 and newer have it"}
+	if _, have := found.Parameters["direct-io"]; f.DirectIO && !have {
+		return &plan.UnsupportedError{Feature: fmt.Sprintf("direct-io on %s (QEMU %s)", found.Name, found.Version), Have: "QEMU 9.1 and newer have it"}
 	}
 	s.plan.Capabilities = set(s.plan.Capabilities, "mapped-ram", f.Format == MappedRAMFormat)
 	s.plan.Capabilities = set(s.plan.Capabilities, "multifd", f.Channels > 0)
@@ -238,14 +242,14 @@ func (s *filing) options() error {
 	if f.DirectIO {
 		s.plan.Parameters["direct-io"] = "on"
 	}
-	if s.plan.Channels = FormChannels; !s.takesFiles() {
-		s.plan.Channels, s.plan.Listen, s.plan.Connect = FormURI, "fd:qmigrate", "fd:qmigrate"
+	if s.plan.Channels = plan.FormChannels; !s.takesFiles() {
+		s.plan.Channels, s.plan.Listen, s.plan.Connect = plan.FormURI, "fd:qmigrate", "fd:qmigrate"
 	}
 	var err error
-	if s.parameters, err = s.plan.resolve(facts, facts); err != nil {
+	if s.parameters, err = fit.Resolve(s.plan, found, found); err != nil {
 		return err
 	}
-	return firstMismatch(Rules(facts, nil, s.plan))
+	return fit.FirstMismatch(fit.Rules(found, nil, s.plan))
 }
 
 // examineSource changes nothing.
@@ -264,25 +268,25 @@ func (s *filing) examineSource(ctx context.Context) error {
 	if err := s.open(ctx); err != nil {
 		return err
 	}
-	facts := s.src.facts
-	s.rec.QEMU.SourceVersion = facts.Version
+	found := s.src.facts
+	s.rec.QEMU.SourceVersion = found.Version
 	switch {
-	case facts.RunState == "inmigrate":
-		return fmt.Errorf("%s has no guest: it waits for a migration itself", facts.Name)
-	case facts.RunState == "postmigrate":
-		return fmt.Errorf("%s has been saved or migrated away already (postmigrate): `cont` runs it again, if it surely runs nowhere else", facts.Name)
-	case !facts.migration().Final():
-		return fmt.Errorf("a migration is under way on %s (%s)", facts.Name, facts.MigrationStatus)
-	case len(facts.Blockers) > 0:
-		return fmt.Errorf("%s cannot be saved: %s", facts.Name, strings.Join(facts.Blockers, "; "))
-	case s.file.Background && !facts.Running:
-		return fmt.Errorf("%s is %s: a background save is for a guest that runs; leave --background out", facts.Name, facts.RunState)
+	case found.RunState == "inmigrate":
+		return fmt.Errorf("%s has no guest: it waits for a migration itself", found.Name)
+	case found.RunState == "postmigrate":
+		return fmt.Errorf("%s has been saved or migrated away already (postmigrate): `cont` runs it again, if it surely runs nowhere else", found.Name)
+	case !found.Migration().Final():
+		return fmt.Errorf("a migration is under way on %s (%s)", found.Name, found.MigrationStatus)
+	case len(found.Blockers) > 0:
+		return fmt.Errorf("%s cannot be saved: %s", found.Name, strings.Join(found.Blockers, "; "))
+	case s.file.Background && !found.Running:
+		return fmt.Errorf("%s is %s: a background save is for a guest that runs; leave --background out", found.Name, found.RunState)
 	}
 	if err := s.options(); err != nil {
 		return err
 	}
-	if s.file.Background && facts.before(8, 1) {
-		s.rec.Warn("source QEMU %s: had this background save failed half-way, the guest would have been lost (mended in 8.1)", facts.Version)
+	if s.file.Background && found.Before(8, 1) {
+		s.rec.Warn("source QEMU %s: had this background save failed half-way, the guest would have been lost (mended in 8.1)", found.Version)
 	}
 	if s.file.Background {
 		s.rec.Warn("a background save is written as fast as it can be: QEMU ignores max-bandwidth then (migration/migration.c, bg_migration_thread)")
@@ -516,17 +520,17 @@ func (s *filing) examineDestination(ctx context.Context) error {
 	if err := s.open(ctx); err != nil {
 		return err
 	}
-	facts := s.dst.facts
-	s.rec.QEMU.DestinationVersion = facts.Version
+	f := s.dst.facts
+	s.rec.QEMU.DestinationVersion = f.Version
 	switch {
-	case facts.RunState != "inmigrate":
-		return fmt.Errorf("%s is not waiting for a guest, it is %s: start it with -incoming defer (and -S)", facts.Name, facts.RunState)
-	case !idle(facts.MigrationStatus):
-		return fmt.Errorf("%s already listens or has been used (%s): start another one with -incoming defer", facts.Name, facts.MigrationStatus)
-	case h.machine != "" && h.machine != facts.Machine:
-		return fmt.Errorf("machine types differ: the file has %s, %s has %s: start it with -machine %s", h.machine, facts.Name, facts.Machine, h.machine)
-	case h.block == "pc.ram" && h.memory > 0 && h.memory != facts.MemoryBytes: // another name is a backend's: there may be several
-		return fmt.Errorf("memory differs: the file has %d KiB, %s has %d KiB: start it with -m %dk", h.memory>>10, facts.Name, facts.MemoryBytes>>10, h.memory>>10)
+	case f.RunState != "inmigrate":
+		return fmt.Errorf("%s is not waiting for a guest, it is %s: start it with -incoming defer (and -S)", f.Name, f.RunState)
+	case !facts.Idle(f.MigrationStatus):
+		return fmt.Errorf("%s already listens or has been used (%s): start another one with -incoming defer", f.Name, f.MigrationStatus)
+	case h.machine != "" && h.machine != f.Machine:
+		return fmt.Errorf("machine types differ: the file has %s, %s has %s: start it with -machine %s", h.machine, f.Name, f.Machine, h.machine)
+	case h.block == "pc.ram" && h.memory > 0 && h.memory != f.MemoryBytes: // another name is a backend's: there may be several
+		return fmt.Errorf("memory differs: the file has %d KiB, %s has %d KiB: start it with -m %dk", h.memory>>10, f.Name, f.MemoryBytes>>10, h.memory>>10)
 	}
 	if err := s.options(); err != nil {
 		return err
@@ -599,7 +603,7 @@ func (s *filing) load(ctx context.Context) error {
 			return err
 		}
 	}
-	if hasArgument(s.dst.facts, "migrate-incoming", "exit-on-error") {
+	if fit.HasArgument(s.dst.facts, "migrate-incoming", "exit-on-error") {
 		args["exit-on-error"] = false
 	}
 	if err := s.dst.control.Execute(ctx, "migrate-incoming", args, nil); err != nil {

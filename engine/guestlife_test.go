@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"qmigrate/engine"
+	"qmigrate/engine/plan"
 	"qmigrate/engine/record"
 	"qmigrate/guest/guesttest/within"
 )
@@ -96,7 +97,7 @@ func (x result) shorter(t *testing.T, from, to time.Time) {
 func TestGuestEnds(t *testing.T) {
 	inPreCopy := func(reason string, guest bool) result {
 		src, dst := switches(t, func(src, _ *fakeQEMU, _ func()) { endsWith(src, reason, guest) })
-		return moves(within.Context(t), t, 20*time.Second, src, dst, engine.Plan{})
+		return moves(within.Context(t), t, 20*time.Second, src, dst, plan.Plan{})
 	}
 	inPostCopy := func(t *testing.T, reason string, guest bool) result {
 		src, dst := splitting(t, "10.0")
@@ -108,7 +109,7 @@ func TestGuestEnds(t *testing.T) {
 			dst.later(soon, func() { endsWith(dst, reason, guest) })
 			src.later(soon+20*time.Millisecond, func() { src.migrating("postcopy-paused") })
 		}
-		return moves(within.Context(t), t, 20*time.Second, src, dst, engine.Plan{Mode: record.PostCopyMode})
+		return moves(within.Context(t), t, 20*time.Second, src, dst, plan.Plan{Mode: record.PostCopyMode})
 	}
 	justBefore := func(t *testing.T, ends bool) result {
 		src, dst := switches(t, func(src, _ *fakeQEMU, then func()) {
@@ -118,13 +119,13 @@ func TestGuestEnds(t *testing.T) {
 				src.later(2*soon, func() { time.AfterFunc(0, src.end) })
 			}
 		})
-		return moves(within.Context(t), t, 20*time.Second, src, dst, engine.Plan{})
+		return moves(within.Context(t), t, 20*time.Second, src, dst, plan.Plan{})
 	}
 	all := []caseOf{
 		{"before stop-and-copy", func(t *testing.T) {
 			src, dst := copying(t), listening(t)
 			src.on["stop"] = func() { endsWith(src, "host-qmp-system-reset", false) }
-			x := moves(within.Context(t), t, 20*time.Second, src, dst, engine.Plan{Mode: record.StopAndCopyMode})
+			x := moves(within.Context(t), t, 20*time.Second, src, dst, plan.Plan{Mode: record.StopAndCopyMode})
 			x.want(t, "dead", "dead", "none")
 			x.ended(t)
 			x.says(t, "was reset", "-no-reboot")
@@ -146,7 +147,7 @@ func TestGuestEnds(t *testing.T) {
 			src, dst := switches(t, func(_, dst *fakeQEMU, _ func()) {
 				dst.do(func() { endsWith(dst, "host-qmp-system-reset", false) })
 			})
-			x := moves(within.Context(t), t, 20*time.Second, src, dst, engine.Plan{})
+			x := moves(within.Context(t), t, 20*time.Second, src, dst, plan.Plan{})
 			x.want(t, "running", "dead", "source")
 			x.says(t, "the machine that waits for the guest was reset on the destination", "!nothing was lost")
 			if x.outcome != record.Failed {
@@ -163,7 +164,7 @@ func TestGuestEnds(t *testing.T) {
 					dst.later(2*soon+20*time.Millisecond, func() { dst.migrating("postcopy-paused") })
 				}
 			}(src.on["migrate-start-postcopy"])
-			x := moves(within.Context(t), t, 20*time.Second, src, dst, engine.Plan{Mode: record.PostCopyMode})
+			x := moves(within.Context(t), t, 20*time.Second, src, dst, plan.Plan{Mode: record.PostCopyMode})
 			x.says(t, "the machine that the guest had left was reset on the source", "!nothing was lost")
 			if x.outcome == guestEnded {
 				t.Errorf("outcome %s: half of its memory is lost: %s", x.outcome, x.text)
@@ -219,7 +220,7 @@ func TestGuestLivesOn(t *testing.T) {
 					src.later(2*soon, then)
 				})
 			})
-			x := moves(within.Context(t), t, 20*time.Second, src, dst, engine.Plan{DowntimeLimit: 50 * time.Millisecond})
+			x := moves(within.Context(t), t, 20*time.Second, src, dst, plan.Plan{DowntimeLimit: 50 * time.Millisecond})
 			to = time.Now()
 			x.want(t, "postmigrate", "running", "destination")
 			x.says(t, "somebody stopped the guest on the source", "into pre-copy and continued it, once")
@@ -240,8 +241,8 @@ func TestGuestLivesOn(t *testing.T) {
 					}
 				})
 			}
-			plan := engine.Plan{Mode: record.HybridMode, SwitchAfter: engine.SwitchAfter{Time: 3 * soon}}
-			x := moves(within.Context(t), t, 20*time.Second, src, dst, plan)
+			planned := plan.Plan{Mode: record.HybridMode, SwitchAfter: plan.SwitchAfter{Time: 3 * soon}}
+			x := moves(within.Context(t), t, 20*time.Second, src, dst, planned)
 			x.want(t, "postmigrate", "running", "destination")
 			if src.count("migrate-start-postcopy") != 1 {
 				t.Error("it never went over to post-copy")
@@ -261,7 +262,7 @@ func TestGuestLivesOn(t *testing.T) {
 				dst.later(soon, func() { to = time.Now(); dst.on["stop"]() })
 				dst.later(3*soon, func() { resume(); arrives(src, dst, soon) })
 			}
-			x := moves(within.Context(t), t, 20*time.Second, src, dst, engine.Plan{Mode: record.PostCopyMode})
+			x := moves(within.Context(t), t, 20*time.Second, src, dst, plan.Plan{Mode: record.PostCopyMode})
 			x.want(t, "postmigrate", "running", "destination")
 			x.says(t, "somebody stopped the guest on the destination", "into post-copy and continued it, once")
 			x.shorter(t, from, to)
@@ -273,7 +274,7 @@ func TestGuestLivesOn(t *testing.T) {
 				resume()
 				dst.on["stop"]()
 			}
-			x := moves(within.Context(t), t, 20*time.Second, src, dst, engine.Plan{Mode: record.PostCopyMode})
+			x := moves(within.Context(t), t, 20*time.Second, src, dst, plan.Plan{Mode: record.PostCopyMode})
 			x.want(t, "postmigrate", "paused", "destination")
 			x.says(t, "left paused on the destination, where `cont` runs it")
 		}},
@@ -281,7 +282,7 @@ func TestGuestLivesOn(t *testing.T) {
 			src, dst := switches(t, func(_, _ *fakeQEMU, then func()) { then() })
 			src.slow["migrate-set-parameters"] = soon
 			src.on["migrate-set-parameters"] = func() { src.on["stop"](); src.on["migrate-set-parameters"] = nil }
-			x := moves(within.Context(t), t, 20*time.Second, src, dst, engine.Plan{Mode: record.StopAndCopyMode})
+			x := moves(within.Context(t), t, 20*time.Second, src, dst, plan.Plan{Mode: record.StopAndCopyMode})
 			x.want(t, "postmigrate", "paused", "destination")
 			x.says(t, "somebody stopped the guest")
 			x.none(t)
@@ -293,7 +294,7 @@ func TestGuestLivesOn(t *testing.T) {
 				}
 				then()
 			})
-			x := moves(within.Context(t), t, 20*time.Second, src, dst, engine.Plan{})
+			x := moves(within.Context(t), t, 20*time.Second, src, dst, plan.Plan{})
 			x.want(t, "postmigrate", "running", "destination")
 			x.says(t, "the guest was reset 3 times on the source, first", "guest-reset")
 			if x.outcome != record.Completed || x.rec.Downtime.Wire == nil {
@@ -324,7 +325,7 @@ func TestGuestLivesOn(t *testing.T) {
 				then()
 				dst.do(func() { dst.on["cont"] = func() { dst.event(`"RESUME"`) } }) // of a guest that sleeps
 			})
-			x := moves(within.Context(t), t, 20*time.Second, src, dst, engine.Plan{})
+			x := moves(within.Context(t), t, 20*time.Second, src, dst, plan.Plan{})
 			x.want(t, "postmigrate", c.state, "destination")
 			x.says(t, append(slices.Clone(c.says), "on the destination", "!and continued it")...)
 			x.none(t)
@@ -343,7 +344,7 @@ func TestGuestLivesOn(t *testing.T) {
 				}
 				return ""
 			}
-			x := moves(ctx, t, 20*time.Second, src, dst, engine.Plan{})
+			x := moves(ctx, t, 20*time.Second, src, dst, plan.Plan{})
 			x.want(t, c.state, "dead", "source")
 			x.says(t, append(slices.Clone(c.says), "on the source", "!does not continue")...)
 			untold(t, src, "cont")
@@ -365,7 +366,7 @@ func TestGuestEndsWhileSaved(t *testing.T) {
 			ep := src.endpoint()
 			ep.Files = true
 			file := engine.File{Path: filepath.Join(t.TempDir(), "guest"), Background: background}
-			r, err := engine.Save(within.Context(t), ep, small(engine.Plan{}), file, engine.Options{})
+			r, err := engine.Save(within.Context(t), ep, small(plan.Plan{}), file, plan.Options{})
 			if r.Outcome != guestEnded || r.GuestOn != record.None {
 				t.Errorf("%s, guest on %s: %v", r.Outcome, r.GuestOn, err)
 			}

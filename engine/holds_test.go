@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"qmigrate/engine"
+	"qmigrate/engine/plan"
 	"qmigrate/engine/record"
 	"qmigrate/guest/guesttest/within"
 )
@@ -39,7 +40,7 @@ func atOnce(t *testing.T, cases []caseOf) {
 }
 
 // small gives a plan the limits that these tests wait for.
-func small(p engine.Plan) engine.Plan {
+func small(p plan.Plan) plan.Plan {
 	p.Listen = cmp.Or(p.Listen, "unix:/nowhere")
 	p.StallLimit, p.RecoverLimit = cmp.Or(p.StallLimit, time.Second), cmp.Or(p.RecoverLimit, time.Second)
 	p.SampleInterval = cmp.Or(p.SampleInterval, 50*time.Millisecond)
@@ -79,12 +80,12 @@ type result struct {
 }
 
 // moves migrates, within the limit.
-func moves(ctx context.Context, t *testing.T, limit time.Duration, src, dst *fakeQEMU, p engine.Plan) result {
+func moves(ctx context.Context, t *testing.T, limit time.Duration, src, dst *fakeQEMU, p plan.Plan) result {
 	t.Helper()
 	x := result{src: src, dst: dst}
 	begun := time.Now()
 	ends(t, limit, src, dst, func() error {
-		r, err := engine.Migrate(ctx, src.endpoint(), dst.endpoint(), small(p), engine.Options{})
+		r, err := engine.Migrate(ctx, src.endpoint(), dst.endpoint(), small(p), plan.Options{})
 		warnings := slices.DeleteFunc(r.Warnings, func(w string) bool { // those that any pair of fakes gets
 			usual := func(text string) bool { return strings.Contains(w, text) }
 			return usual("not compared") || usual("did not keep it") || usual("loses dirty pages")
@@ -97,12 +98,12 @@ func moves(ctx context.Context, t *testing.T, limit time.Duration, src, dst *fak
 }
 
 // recovers is `migrate --recover`, within the limit.
-func recovers(t *testing.T, limit time.Duration, src, dst *fakeQEMU, p engine.Plan) result {
+func recovers(t *testing.T, limit time.Duration, src, dst *fakeQEMU, p plan.Plan) result {
 	t.Helper()
 	x := result{src: src, dst: dst}
 	begun := time.Now()
 	ends(t, limit, src, dst, func() error {
-		holder, said, err := engine.Recover(within.Context(t), src.endpoint(), dst.endpoint(), small(p), engine.Options{})
+		holder, said, err := engine.Recover(within.Context(t), src.endpoint(), dst.endpoint(), small(p), plan.Options{})
 		x.guest, x.err, x.text = holder, err, fmt.Sprint(said, " ", err)
 		return err
 	})
@@ -121,7 +122,7 @@ func (x result) want(t *testing.T, source, destination, guest string) {
 	if !is(a, source) || !is(b, destination) || !is(string(x.guest), guest) {
 		t.Errorf("source %s, destination %s, guest on %s; want %s, %s, %s", a, b, x.guest, source, destination, guest)
 	}
-	var stage *engine.StageError
+	var stage *record.StageError
 	if errors.As(x.err, &stage) && (stage.Guest == record.Unknown || stage.Guest == record.None) && stage.Mend == "" &&
 		!stage.Ended {
 		t.Errorf("guest on %s, and no word about what to do", stage.Guest)
@@ -169,7 +170,7 @@ func TestHoldsPreCopy(t *testing.T) {
 // comes. Both are paused, no event will come. The destination has everything and may hold the image's lock, so it is
 // ended before the source is cancelled, but not unless the source has answered.
 func lostBeforeShut() (all []caseOf) {
-	plan := engine.Plan{Capabilities: map[string]bool{"return-path": true}}
+	planned := plan.Plan{Capabilities: map[string]bool{"return-path": true}}
 	pair := func(t *testing.T, version string) (src, dst *fakeQEMU) {
 		src, dst = copying(t), listening(t)
 		src.version, dst.version = version, version
@@ -200,7 +201,7 @@ func lostBeforeShut() (all []caseOf) {
 				}
 				return ""
 			}
-			x := moves(within.Context(t), t, 15*time.Second, src, dst, plan)
+			x := moves(within.Context(t), t, 15*time.Second, src, dst, planned)
 			x.want(t, "running", "dead", "source")
 			if src.got("migrate_cancel") && fenced == (version == "10.0") {
 				t.Errorf("the destination, which had all, was ended first: %v; only one before 10.0 may hold the locks that the source needs", fenced)
@@ -213,7 +214,7 @@ func lostBeforeShut() (all []caseOf) {
 				migrate()
 				src.later(200*time.Millisecond, func() { src.deaf = true })
 			}
-			x := moves(within.Context(t), t, 25*time.Second, src, dst, plan)
+			x := moves(within.Context(t), t, 25*time.Second, src, dst, planned)
 			x.want(t, "finish-migrate", "paused", "unknown|none")
 			untold(t, dst, "quit", "cont")
 		}})
@@ -229,7 +230,7 @@ func arrivedOnce() []caseOf {
 			src, dst := copying(t), listening(t)
 			src.migration, src.outgoing = "completed", false
 			src.refuse["migrate"] = func() string { return "disallowed by somebody's rule" }
-			x := moves(within.Context(t), t, 20*time.Second, src, dst, engine.Plan{Mode: mode})
+			x := moves(within.Context(t), t, 20*time.Second, src, dst, plan.Plan{Mode: mode})
 			x.want(t, "running", "dead", "source")
 			x.says(t, "somebody's rule")
 			if x.outcome != record.Failed {
@@ -250,20 +251,20 @@ func cancellingLong() (all []caseOf) {
 			src.on["migrate_cancel"] = func() { src.migrating("cancelling") }
 			ctx, cancel := context.WithCancel(within.Context(t)) // as by Ctrl-C
 			defer cancel()
-			var plan engine.Plan
+			var planned plan.Plan
 			switch how {
 			case "time-out":
-				plan.Timeout = 300 * time.Millisecond
+				planned.Timeout = 300 * time.Millisecond
 			case "asked in stop-and-copy":
-				plan.Mode = record.StopAndCopyMode
+				planned.Mode = record.StopAndCopyMode
 			}
 			src.on["migrate"] = func() {
 				src.migrating("setup")
-				if plan.Timeout == 0 {
+				if planned.Timeout == 0 {
 					time.AfterFunc(300*time.Millisecond, cancel)
 				}
 			}
-			x := moves(ctx, t, 25*time.Second, src, dst, plan)
+			x := moves(ctx, t, 25*time.Second, src, dst, planned)
 			x.want(t, "running", "dead", "source")
 			if x.outcome != record.Cancelled {
 				t.Errorf("outcome %s", x.outcome)
@@ -289,7 +290,7 @@ func somebodyElses() (all []caseOf) {
 				}
 				return running
 			}
-			x := moves(within.Context(t), t, 20*time.Second, src, dst, engine.Plan{})
+			x := moves(within.Context(t), t, 20*time.Second, src, dst, plan.Plan{})
 			want := "dead"
 			if came {
 				want = "inmigrate"
@@ -310,7 +311,7 @@ func somebodyElses() (all []caseOf) {
 				src.status, src.outgoing = "postmigrate", true
 				return gone
 			}
-			x := moves(within.Context(t), t, 20*time.Second, src, dst, engine.Plan{Mode: mode})
+			x := moves(within.Context(t), t, 20*time.Second, src, dst, plan.Plan{Mode: mode})
 			x.want(t, "postmigrate", "inmigrate|dead", "unknown")
 			x.says(t, gone)
 			untold(t, src, "migrate_cancel", "cont")
@@ -327,12 +328,12 @@ func somebodyElses() (all []caseOf) {
 func elsewhere() (all []caseOf) {
 	for _, c := range []struct {
 		name string
-		plan engine.Plan
+		plan plan.Plan
 		sure bool
 	}{
-		{"named", engine.Plan{Connect: "unix:/elsewhere"}, false},
-		{"derived", engine.Plan{}, true},
-		{"tunnel", engine.Plan{Connect: "unix:/near", Tunnel: engine.TLSTunnel}, true},
+		{"named", plan.Plan{Connect: "unix:/elsewhere"}, false},
+		{"derived", plan.Plan{}, true},
+		{"tunnel", plan.Plan{Connect: "unix:/near", Tunnel: plan.TLSTunnel}, true},
 	} {
 		all = append(all, caseOf{"9 sent elsewhere " + c.name, func(t *testing.T) {
 			src, dst := copying(t), listening(t)
@@ -377,7 +378,7 @@ func staleAnswer() []caseOf {
 				dst.later(10*time.Millisecond, func() { dst.status = "paused"; dst.migrating("completed") })
 			})
 		}
-		p := engine.Plan{StallLimit: 2 * time.Second, RecoverLimit: 2 * time.Second}
+		p := plan.Plan{StallLimit: 2 * time.Second, RecoverLimit: 2 * time.Second}
 		x := moves(within.Context(t), t, 15*time.Second, src, dst, p)
 		x.want(t, "postmigrate", "running", "destination")
 		x.says(t, "!left paused")
@@ -401,7 +402,7 @@ func silentCopy() (all []caseOf) {
 					src.later(3*time.Second, func() { src.deaf = false })
 				}
 			}
-			x := moves(within.Context(t), t, 40*time.Second, src, dst, engine.Plan{Mode: record.StopAndCopyMode})
+			x := moves(within.Context(t), t, 40*time.Second, src, dst, plan.Plan{Mode: record.StopAndCopyMode})
 			if back {
 				x.want(t, "running", "dead", "source")
 			} else {
@@ -428,7 +429,7 @@ func poweredOff() []caseOf {
 					src.later(300*time.Millisecond, func() { off(src) })
 				}
 			}
-			x := moves(within.Context(t), t, 20*time.Second, src, dst, engine.Plan{Mode: mode})
+			x := moves(within.Context(t), t, 20*time.Second, src, dst, plan.Plan{Mode: mode})
 			x.want(t, "dead", "dead", "none")
 			x.says(t, "shut down", "!is lost")
 			if x.outcome != guestEnded || x.err == nil {

@@ -7,7 +7,7 @@ import (
 	"testing"
 	"time"
 
-	"qmigrate/engine"
+	"qmigrate/engine/plan"
 	"qmigrate/engine/record"
 	"qmigrate/guest/guesttest/within"
 )
@@ -82,7 +82,7 @@ func TestHoldsPostCopy(t *testing.T) {
 	))
 }
 
-var postCopy = engine.Plan{Mode: record.PostCopyMode}
+var postCopy = plan.Plan{Mode: record.PostCopyMode}
 
 // packageUnderWay: QEMU 10.2 and newer say postcopy-device until the destination has said that it has loaded the
 // devices' state. Until then the source fails back and runs the guest by itself, so that the destination may not be

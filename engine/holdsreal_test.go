@@ -18,7 +18,7 @@ import (
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 
-	"qmigrate/engine"
+	"qmigrate/engine/plan"
 	"qmigrate/engine/record"
 	"qmigrate/guest"
 	"qmigrate/guest/guesttest"
@@ -165,7 +165,7 @@ func TestSilentSource(t *testing.T) {
 	guesttest.EachQEMU(t, func(t *testing.T, qemu string) {
 		t.Parallel()
 		x := newTrial(t, qemu, true, nil)
-		x.plan = small(engine.Plan{Mode: record.StopAndCopyMode, MaxBandwidth: slow, Listen: "tcp:127.0.0.1:0"})
+		x.plan = small(plan.Plan{Mode: record.StopAndCopyMode, MaxBandwidth: slow, Listen: "tcp:127.0.0.1:0"})
 		x.run(t, got(record.Source, `"status": "active"`), 0, func() {
 			if err := x.src.Process().Signal(syscall.SIGSTOP); err != nil {
 				t.Error(err)
@@ -250,7 +250,7 @@ func TestPowersOff(t *testing.T) {
 			a.Extra = boots(disk)
 			b.Extra = a.Extra
 		})
-		x.plan = engine.Plan{MaxBandwidth: slow}
+		x.plan = plan.Plan{MaxBandwidth: slow}
 		x.run(t, never, 0, nil)
 		x.killed = record.Source // by itself
 		x.look(t)
@@ -258,7 +258,7 @@ func TestPowersOff(t *testing.T) {
 		if x.a != "dead" || x.b != "dead" || x.rec.Outcome != guestEnded || x.rec.GuestOn != record.None {
 			t.Errorf("source %s, destination %s, guest on %s, %s: %v", x.a, x.b, x.rec.GuestOn, x.rec.Outcome, x.err)
 		}
-		var stage *engine.StageError
+		var stage *record.StageError
 		said := fmt.Sprint(x.err)
 		if !errors.As(x.err, &stage) || !strings.Contains(said, "shut down") || strings.Contains(said, "is lost") {
 			t.Error(said)
@@ -280,7 +280,7 @@ func TestGuestLife(t *testing.T) {
 				a.Extra = append(boots(disk), "-action", "reboot=reset") // our guests have -no-reboot
 				b.Extra = a.Extra
 			})
-			x.plan = engine.Plan{MaxBandwidth: slow}
+			x.plan = plan.Plan{MaxBandwidth: slow}
 			x.run(t, active, 0, func() {
 				x.background.Go(func() {
 					_ = x.somebody(t, record.Source, "stop")
@@ -338,7 +338,7 @@ func TestGuestLife(t *testing.T) {
 				a.Extra, b.Extra = []string{"-no-reboot"},
 					[]string{"-no-reboot"}
 			})
-			x.plan = engine.Plan{MaxBandwidth: slow}
+			x.plan = plan.Plan{MaxBandwidth: slow}
 			x.run(t, active, 0, func() {
 				x.background.Go(func() { _ = x.somebody(t, record.Source, "system_reset") })
 			})
@@ -369,7 +369,7 @@ func TestLostAtTheEnd(t *testing.T) {
 				address := free.Addr().String()
 				free.Close()
 				p := startProxy(t, func() string { return address })
-				x.plan = engine.Plan{
+				x.plan = plan.Plan{
 					Mode: record.PostCopyMode, Listen: "tcp:" + address, Connect: "tcp:" + p.l.Addr().String(),
 					MaxBandwidth: rate, Parameters: map[string]string{"max-postcopy-bandwidth": fmt.Sprint(rate)},
 					StallLimit: time.Second, RecoverLimit: 3 * time.Second,

@@ -10,6 +10,7 @@ import (
 
 	"qmigrate/engine"
 	"qmigrate/engine/lab"
+	"qmigrate/engine/plan"
 	"qmigrate/engine/record"
 	"qmigrate/guest/guesttest"
 	"qmigrate/guest/guesttest/within"
@@ -35,7 +36,7 @@ func failedBack() (all []caseOf) {
 		for _, destination := range []string{"postcopy-active", "postcopy-paused"} {
 			all = append(all, caseOf{"2 source runs, " + source + ", destination " + destination, func(t *testing.T) {
 				src, dst := both(t, "running", source, "paused", destination)
-				x := recovers(t, 20*time.Second, src, dst, engine.Plan{Connect: "unix:/nowhere"})
+				x := recovers(t, 20*time.Second, src, dst, plan.Plan{Connect: "unix:/nowhere"})
 				x.want(t, "running", "dead", "source")
 				untold(t, dst, "cont", "migrate-recover")
 				untold(t, src, "resume")
@@ -50,7 +51,7 @@ func runsTwice() []caseOf {
 	return []caseOf{{"runs twice", func(t *testing.T) {
 		src, dst := both(t, "running", "completed", "running", "completed")
 		src.name, dst.name = "unix:/run/one", "unix:/run/other"
-		x := recovers(t, 10*time.Second, src, dst, engine.Plan{})
+		x := recovers(t, 10*time.Second, src, dst, plan.Plan{})
 		x.want(t, "running", "running", "unknown")
 		x.says(t, "twice", "unix:/run/one", "unix:/run/other")
 		untold(t, src, "stop", "quit")
@@ -64,7 +65,7 @@ func arrivals() []caseOf {
 		{"4a a stranger's destination", func(t *testing.T) {
 			src, dst := both(t, "running", "completed", "paused", "completed")
 			src.outgoing = false
-			x := recovers(t, 20*time.Second, src, dst, engine.Plan{})
+			x := recovers(t, 20*time.Second, src, dst, plan.Plan{})
 			x.want(t, "running", "paused", "unknown|source")
 			x.says(t, "not the two ends of one migration")
 			untold(t, dst, "quit", "cont")
@@ -72,7 +73,7 @@ func arrivals() []caseOf {
 		{"4a a stranger's destination, source paused", func(t *testing.T) {
 			src, dst := both(t, "paused", "completed", "paused", "completed")
 			src.outgoing = false
-			x := recovers(t, 20*time.Second, src, dst, engine.Plan{})
+			x := recovers(t, 20*time.Second, src, dst, plan.Plan{})
 			x.want(t, "paused", "paused", "unknown|source")
 			x.says(t, "not the two ends of one migration", "!somebody has run")
 			untold(t, dst, "quit", "cont")
@@ -80,7 +81,7 @@ func arrivals() []caseOf {
 		{"4b paused by somebody", func(t *testing.T) {
 			src, dst := both(t, "paused", "completed", "inmigrate", "none")
 			src.outgoing = false
-			x := recovers(t, 20*time.Second, src, dst, engine.Plan{})
+			x := recovers(t, 20*time.Second, src, dst, plan.Plan{})
 			x.want(t, "running|paused", "inmigrate", "source")
 			x.says(t, "!another destination", "!elsewhere")
 			untold(t, dst, "quit", "cont")
@@ -94,7 +95,7 @@ func continuedElsewhere() (all []caseOf) {
 	for _, state := range []string{"postmigrate", "paused"} {
 		all = append(all, caseOf{"destination runs, source " + state, func(t *testing.T) {
 			src, dst := both(t, state, "completed", "running", "completed")
-			x := recovers(t, 10*time.Second, src, dst, engine.Plan{})
+			x := recovers(t, 10*time.Second, src, dst, plan.Plan{})
 			if state == "postmigrate" {
 				x.want(t, state, "running", "destination")
 				x.says(t, "can be ended")
@@ -116,7 +117,7 @@ func freshDestination() (all []caseOf) {
 		for _, destination := range []string{"none", "setup"} {
 			all = append(all, caseOf{"source " + source + ", fresh destination " + destination, func(t *testing.T) {
 				src, dst := both(t, "finish-migrate", source, "inmigrate", destination)
-				x := recovers(t, 20*time.Second, src, dst, engine.Plan{Connect: "unix:/nowhere"})
+				x := recovers(t, 20*time.Second, src, dst, plan.Plan{Connect: "unix:/nowhere"})
 				x.want(t, "finish-migrate", "inmigrate", "unknown|destination")
 				x.says(t, "--destination")
 				untold(t, src, "migrate_cancel", "migrate-pause", "resume", "cont", "yank")
@@ -136,7 +137,7 @@ func postcopyDevice() []caseOf {
 		src, dst := both(t, "finish-migrate", "postcopy-device", "paused", "postcopy-active")
 		src.version, dst.version = "11.1", "11.1"
 		src.later(600*time.Millisecond, src.failBack)
-		x := recovers(t, 20*time.Second, src, dst, engine.Plan{})
+		x := recovers(t, 20*time.Second, src, dst, plan.Plan{})
 		x.want(t, "running", "dead", "source")
 		untold(t, dst, "cont")
 	}}, {"postcopy-device, which goes on", func(t *testing.T) {
@@ -149,7 +150,7 @@ func postcopyDevice() []caseOf {
 		})
 		src.moving = true
 		completesAfterCont(src, dst)
-		x := recovers(t, 20*time.Second, src, dst, engine.Plan{})
+		x := recovers(t, 20*time.Second, src, dst, plan.Plan{})
 		x.want(t, "postmigrate", "running", "destination")
 		if was, _ := within.Receive(t, "the source's decision", early); was {
 			t.Error("the destination was told to run while the source could fail back")
@@ -181,7 +182,7 @@ func recoverHandshake() (all []caseOf) {
 				}
 				arrives(src, dst, 300*time.Millisecond)
 			}
-			x := recovers(t, 30*time.Second, src, dst, engine.Plan{Connect: "unix:/nowhere"})
+			x := recovers(t, 30*time.Second, src, dst, plan.Plan{Connect: "unix:/nowhere"})
 			x.want(t, "postmigrate", "running", "destination")
 			if x.err != nil {
 				t.Error(x.err)
@@ -201,7 +202,7 @@ func mirrorsLeft() []caseOf {
 	all := []caseOf{{"10 mirrors left, nothing else", func(t *testing.T) {
 		src, dst := both(t, "running", "none", "inmigrate", "none")
 		leave(src)
-		x := recovers(t, 20*time.Second, src, dst, engine.Plan{})
+		x := recovers(t, 20*time.Second, src, dst, plan.Plan{})
 		x.want(t, "running", "inmigrate", "source")
 		x.says(t, "mirror")
 		src.do(func() {
@@ -210,7 +211,7 @@ func mirrorsLeft() []caseOf {
 			}
 		})
 	}}}
-	for _, p := range []engine.Plan{{}, {Mirror: engine.Mirror{Nodes: []string{"disk0"}, Listen: "unix:/nbd"}}} {
+	for _, p := range []plan.Plan{{}, {Mirror: plan.Mirror{Nodes: []string{"disk0"}, Listen: "unix:/nbd"}}} {
 		name := fmt.Sprintf("10 migrate with mirrors left, mirrors itself=%v", len(p.Mirror.Nodes) > 0)
 		all = append(all, caseOf{name, func(t *testing.T) {
 			src, dst := copying(t), listening(t)
@@ -232,7 +233,7 @@ func mirrorsLeft() []caseOf {
 func pausedBefore() []caseOf {
 	return []caseOf{{"paused on purpose, perhaps", func(t *testing.T) {
 		src, dst := both(t, "paused", "cancelled", "inmigrate", "none")
-		x := recovers(t, 20*time.Second, src, dst, engine.Plan{})
+		x := recovers(t, 20*time.Second, src, dst, plan.Plan{})
 		x.want(t, "running", "inmigrate|dead", "source")
 		x.says(t, "on purpose", "`stop`")
 	}}}
@@ -244,14 +245,14 @@ func TestArrivedOnce(t *testing.T) {
 	guesttest.EachQEMU(t, func(t *testing.T, qemu string) {
 		t.Parallel()
 		src, dst := pair(t, qemu, nil)
-		_, err := engine.Migrate(within.Context(t), lab.Endpoint(src), lab.Endpoint(dst), engine.Plan{}, engine.Options{})
+		_, err := engine.Migrate(within.Context(t), lab.Endpoint(src), lab.Endpoint(dst), plan.Plan{}, plan.Options{})
 		if err != nil {
 			t.Fatal(err)
 		}
 		t.Run("a stranger's", func(t *testing.T) {
 			x := newTrial(t, qemu, true, nil)
 			x.finished(t)
-			holder, said, err := engine.Recover(within.Context(t), lab.Endpoint(dst), x.to, engine.Plan{}, engine.Options{})
+			holder, said, err := engine.Recover(within.Context(t), lab.Endpoint(dst), x.to, plan.Plan{}, plan.Options{})
 			if a, b := state(t, dst), state(t, x.dst); a != "running" || b != "paused" || err == nil {
 				t.Errorf("source %s, the stranger's guest is %s: holder %s, %q %v", a, b, holder, said, err)
 			}
@@ -262,7 +263,7 @@ func TestArrivedOnce(t *testing.T) {
 			if err := x.somebody(t, record.Source, "stop"); err != nil {
 				t.Fatal(err)
 			}
-			holder, said, err := engine.Recover(within.Context(t), x.from, x.to, engine.Plan{}, engine.Options{})
+			holder, said, err := engine.Recover(within.Context(t), x.from, x.to, plan.Plan{}, plan.Options{})
 			b := state(t, x.dst)
 			if holder != record.Source || err != nil || b != "inmigrate" || strings.Contains(said, "another destination") {
 				t.Errorf("destination %s: holder %s, %q %v", b, holder, said, err)
@@ -272,7 +273,7 @@ func TestArrivedOnce(t *testing.T) {
 			x := newTrial(t, qemu, true, nil)
 			x.from, x.src = lab.Endpoint(dst), dst
 			_ = x.somebody(t, record.Source, "cont")
-			x.plan = engine.Plan{Mode: record.StopAndCopyMode, Connect: "unix:" + filepath.Join(guesttest.Dir(t), "nobody")}
+			x.plan = plan.Plan{Mode: record.StopAndCopyMode, Connect: "unix:" + filepath.Join(guesttest.Dir(t), "nobody")}
 			x.run(t, never, 0, nil)
 			if x.look(t); x.a != "running" || x.rec.GuestOn != record.Source {
 				t.Errorf("source %s, guest on %s: %v", x.a, x.rec.GuestOn, x.err)

@@ -6,6 +6,9 @@ import (
 	"fmt"
 	"slices"
 	"time"
+
+	"qmigrate/engine/facts"
+	"qmigrate/qmp"
 )
 
 // self is what a QEMU says of itself that tells it from another one. On one host the number of a vCPU's thread alone
@@ -30,7 +33,7 @@ func saysOf(ctx context.Context, a asker) (me self, err error) {
 	var uuid struct{ UUID string }
 	var name struct{ Name string }
 	var status struct{ Status string }
-	var devices []chardev
+	var devices []facts.Chardev
 	for _, q := range []struct {
 		command string
 		reply   any
@@ -38,14 +41,14 @@ func saysOf(ctx context.Context, a asker) (me self, err error) {
 		{"query-cpus-fast", &cpus}, {"query-uuid", &uuid}, {"query-name", &name},
 		{"query-chardev", &devices}, {"query-status", &status},
 	} {
-		if err := a.Execute(ctx, q.command, nil, q.reply); err != nil && !isRefusal(err) {
+		if err := a.Execute(ctx, q.command, nil, q.reply); err != nil && !qmp.IsRefusal(err) {
 			return me, err
 		}
 	}
 	if len(cpus) > 0 {
 		me.thread = cpus[0].Thread
 	}
-	me.uuid, me.name, me.run, me.chardevs = uuid.UUID, name.Name, status.Status, addresses(devices)
+	me.uuid, me.name, me.run, me.chardevs = uuid.UUID, name.Name, status.Status, facts.ChardevAddresses(devices)
 	return me, nil
 }
 

@@ -6,6 +6,7 @@ import (
 	"testing"
 	"time"
 
+	"qmigrate/engine/facts"
 	"qmigrate/engine/record"
 	"qmigrate/qmp"
 )
@@ -128,8 +129,8 @@ func TestDowntimes(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			m := &migration{
 				rec: &record.Migration{Total: record.Total{Wall: time.Second}},
-				src: &side{facts: &Facts{Running: true}, life: life{stopped: at(100)}},
-				dst: &side{facts: &Facts{}, life: life{started: at(104), resumed: at(104)}},
+				src: &side{facts: &facts.Facts{Running: true}, life: life{stopped: at(100)}},
+				dst: &side{facts: &facts.Facts{}, life: life{started: at(104), resumed: at(104)}},
 			}
 			if c.change != nil {
 				c.change(m)

@@ -14,7 +14,11 @@ import (
 	"sync/atomic"
 	"time"
 
+	"qmigrate/engine/endpoint"
+	"qmigrate/engine/facts"
+	"qmigrate/engine/fit"
 	"qmigrate/engine/holder"
+	"qmigrate/engine/plan"
 	"qmigrate/engine/record"
 	"qmigrate/qmp"
 )
@@ -29,8 +33,8 @@ const (
 // migration is one run. Its state is touched by the goroutine of Migrate alone; the pollers own what they collect until
 // they have ended.
 type migration struct {
-	plan Plan
-	opts Options
+	plan plan.Plan
+	opts plan.Options
 	log  *slog.Logger
 	rec  *record.Migration
 
@@ -73,7 +77,7 @@ type stage struct {
 // Migrate moves the guest behind src to dst in the six stages of Clark et al., NSDI 2005. Until commitment an error leaves
 // the guest running on src, after it on dst, and never on both. A guest that was paused moves and stays paused.
 // The record is returned also with an error, which is a *StageError.
-func Migrate(ctx context.Context, src, dst *Endpoint, p Plan, o Options) (*record.Migration, error) {
+func Migrate(ctx context.Context, src, dst *endpoint.Endpoint, p plan.Plan, o plan.Options) (*record.Migration, error) {
 	m := newMigration(src, dst, p, o)
 	defer m.close()
 	for _, s := range []stage{
@@ -110,8 +114,8 @@ func Migrate(ctx context.Context, src, dst *Endpoint, p Plan, o Options) (*recor
 	return m.rec, nil
 }
 
-func newMigration(src, dst *Endpoint, p Plan, o Options) *migration {
-	m := &migration{plan: p.withDefaults(), opts: o, log: o.Logger}
+func newMigration(src, dst *endpoint.Endpoint, p plan.Plan, o plan.Options) *migration {
+	m := &migration{plan: p.WithDefaults(), opts: o, log: o.Logger}
 	if m.log == nil {
 		m.log = slog.New(slog.DiscardHandler)
 	}
@@ -120,12 +124,12 @@ func newMigration(src, dst *Endpoint, p Plan, o Options) *migration {
 	m.edge = now
 	m.rec = &record.Migration{
 		Schema: record.Schema, ID: record.NewID(now), StartedAt: now.Round(0), Origin: now,
-		Mode: m.plan.Mode, Name: m.plan.name(), Plan: m.plan.words(), GuestOn: record.Unknown,
+		Mode: m.plan.Mode, Name: m.plan.Name(), Plan: m.plan.Words(), GuestOn: record.Unknown,
 		Hosts:  record.Hosts{Source: src.Host, Destination: dst.Host},
 		Stages: []record.Stage{}, Passes: []record.Pass{},
 	}
 	m.undo = m.settle
-	if m.plan.postCopies() {
+	if m.plan.PostCopies() {
 		m.rec.PostCopy = &record.PostCopyFigures{}
 	}
 	return m
@@ -167,7 +171,7 @@ func (m *migration) endEmpty(at time.Time) {
 // initialize opens the monitors and learns what both sides are; it changes nothing. Everything that this pair would refuse
 // later is refused here.
 func (m *migration) initialize(ctx context.Context) error {
-	if err := cmp.Or(m.plan.check(), m.plan.checkAddresses()); err != nil {
+	if err := cmp.Or(m.plan.Check(), m.plan.CheckAddresses()); err != nil {
 		return err
 	}
 	if err := m.openBoth(ctx); err != nil {
@@ -183,11 +187,11 @@ func (m *migration) initialize(ctx context.Context) error {
 	q.SourceVersion, q.DestinationVersion = m.src.facts.Version, m.dst.facts.Version
 	q.Accelerator, q.Machine = m.src.facts.Accelerator, m.src.facts.Machine
 	q.MemoryBytes, q.VCPUs = m.src.facts.MemoryBytes, m.src.facts.VCPUs
-	for _, warning := range unsafeSource(m.src.facts) {
+	for _, warning := range fit.UnsafeSource(m.src.facts) {
 		m.rec.Warn("%s", warning)
 	}
 	var err error
-	if m.parameters, err = m.plan.resolve(m.src.facts, m.dst.facts); err != nil {
+	if m.parameters, err = fit.Resolve(m.plan, m.src.facts, m.dst.facts); err != nil {
 		return err
 	}
 	if err := m.compare(ctx); err != nil {
@@ -203,7 +207,7 @@ func (m *migration) initialize(ctx context.Context) error {
 	if err := m.prepareMirrors(ctx); err != nil {
 		return err
 	}
-	return firstMismatch(Rules(m.src.facts, m.dst.facts, m.plan))
+	return fit.FirstMismatch(fit.Rules(m.src.facts, m.dst.facts, m.plan))
 }
 
 // openBoth opens the two sides at the same time. If one cannot be reached, the other may hold, paused, what an interrupted migration
@@ -234,7 +238,7 @@ func (m *migration) openBoth(ctx context.Context) error {
 // the answer for some 40 ms (7.2, 10.0), in which its guest's devices wait. So it is asked for only when it is needed, and a
 // source that is the destination's twin is not asked.
 func (m *migration) introspect(ctx context.Context) error {
-	if len(m.plan.Parameters) == 0 && m.plan.Channels == FormURI {
+	if len(m.plan.Parameters) == 0 && m.plan.Channels == plan.FormURI {
 		return nil
 	}
 	read := func(s *side) (err error) {
@@ -243,7 +247,7 @@ func (m *migration) introspect(ctx context.Context) error {
 		}
 		return nil
 	}
-	if m.src.facts.twin(m.dst.facts) {
+	if m.src.facts.Twin(m.dst.facts) {
 		err := read(m.dst)
 		m.src.facts.Schema, m.src.facts.SchemaKnown = m.dst.facts.Schema, m.dst.facts.SchemaKnown
 		return err
@@ -273,7 +277,7 @@ func (m *migration) reserve(ctx context.Context) error {
 			m.listening = false
 			return fmt.Errorf("listen on %s: %w: if a migration was interrupted, `qmigrate migrate --recover` with the same endpoints ends it", m.plan.Listen, err)
 		}
-		m.listening = !isRefusal(err) // one that has refused waits as before, and may be asked again
+		m.listening = !qmp.IsRefusal(err) // one that has refused waits as before, and may be asked again
 		return fmt.Errorf("listen on %s: %w", m.plan.Listen, err)
 	}
 	if err := m.tells(ctx, m.dst); err != nil {
@@ -311,7 +315,7 @@ func (m *migration) sameAddress() bool {
 	}
 	kind, rest, _ := strings.Cut(m.plan.Connect, ":")
 	if kind != "tcp" {
-		return m.src.facts.here && m.dst.facts.here
+		return m.src.facts.Here && m.dst.facts.Here
 	}
 	host, _, err := net.SplitHostPort(rest)
 	ip := net.ParseIP(host)
@@ -341,14 +345,14 @@ func (m *migration) configure(ctx context.Context, s *side) error {
 // preCopy sends `migrate` and waits for the guest to be stopped by QEMU's own rule. A guest that is to be copied while it
 // stands still is stopped first, and the stage is empty.
 func (m *migration) preCopy(ctx context.Context) error {
-	still := m.plan.Mode == record.StopAndCopyMode || !m.src.facts.live()
+	still := m.plan.Mode == record.StopAndCopyMode || !m.src.facts.Live()
 	if still {
 		m.converge = nil // there are no passes that a policy could end
 	}
 	m.startPolling(ctx)
 	m.watch(ctx)
 	if still {
-		if m.src.facts.live() && !(m.src.facts.RunState == asleep && m.src.facts.wakes()) {
+		if m.src.facts.Live() && !(m.src.facts.RunState == facts.Asleep && m.src.facts.Wakes()) {
 			if err := m.stopSource(ctx); err != nil {
 				return err
 			}
@@ -457,7 +461,7 @@ func (m *migration) sendRest(ctx context.Context) error {
 		asked, cancel := context.WithTimeout(ctx, answerLimit)
 		info, err := m.src.control.QueryMigrate(asked)
 		cancel()
-		switch limit := m.plan.hangLimit(); {
+		switch limit := m.plan.HangLimit(); {
 		case err != nil || info.Transferred != sent:
 			moved = time.Now()
 			if err == nil {
@@ -479,7 +483,7 @@ func (m *migration) sendMigrate(ctx context.Context) error {
 	defer cancel(nil)
 	defer context.AfterFunc(ctx, func() { time.AfterFunc(answerLimit, func() { cancel(context.Cause(ctx)) }) })()
 	if err := m.promptly(patient, m.connect); err != nil {
-		if isRefusal(err) { // nothing of ours is under way: what QEMU says of a migration is somebody else's
+		if qmp.IsRefusal(err) { // nothing of ours is under way: what QEMU says of a migration is somebody else's
 			m.issued = false
 			info, asked := m.src.control.QueryMigrate(ctx)
 			if asked == nil && info.Has.Contains(qmp.FieldTransferred) { // under way, or completed from here
@@ -570,15 +574,15 @@ func (m *migration) asTold() holder.Situation {
 
 // activate starts the guest on the destination. Nobody can cancel it.
 func (m *migration) activate(ctx context.Context) error {
-	if !m.src.facts.live() {
+	if !m.src.facts.Live() {
 		return nil
 	}
 	if m.held != "" { // tellLife says why
 		return nil
 	}
 	// A guest that fell asleep on the way arrives asleep at a QEMU before 9.0, which takes `cont` and does nothing.
-	if !m.src.asleep.IsZero() && m.dst.facts.wakes() {
-		if status, err := m.dst.asked(ctx); err == nil && status.Status == asleep {
+	if !m.src.asleep.IsZero() && m.dst.facts.Wakes() {
+		if status, err := m.dst.asked(ctx); err == nil && status.Status == facts.Asleep {
 			m.rec.Warn("the guest fell asleep (S3) during the migration: on the destination, QEMU %s, its clock stands "+
 				"still when it wakes up, until `stop` and `cont`", m.dst.facts.Version)
 			return nil
@@ -787,3 +791,6 @@ func (m *migration) close() {
 	m.src.close()
 	m.dst.close()
 }
+
+// waitForEnd is how long a migration waits for something on the source that ends by itself.
+const waitForEnd = 10 * time.Second

@@ -16,7 +16,9 @@ import (
 	"time"
 
 	"qmigrate/engine"
+	"qmigrate/engine/endpoint"
 	"qmigrate/engine/lab"
+	"qmigrate/engine/plan"
 	"qmigrate/engine/record"
 	"qmigrate/guest"
 	"qmigrate/guest/guesttest"
@@ -152,7 +154,7 @@ func TestMigrate(t *testing.T) {
 		for _, mode := range []record.Mode{record.PreCopyMode, record.StopAndCopyMode} {
 			t.Run(string(mode), func(t *testing.T) {
 				src, dst := pair(t, qemu, nil)
-				r, err := engine.Migrate(within.Context(t), lab.Endpoint(src), lab.Endpoint(dst), engine.Plan{Mode: mode, MaxBandwidth: 512 << 10}, engine.Options{})
+				r, err := engine.Migrate(within.Context(t), lab.Endpoint(src), lab.Endpoint(dst), plan.Plan{Mode: mode, MaxBandwidth: 512 << 10}, plan.Options{})
 				if err != nil {
 					t.Fatal(err)
 				}
@@ -216,7 +218,7 @@ func TestMigrate(t *testing.T) {
 func TestMigratePausedGuest(t *testing.T) {
 	guesttest.EachQEMU(t, func(t *testing.T, qemu string) {
 		src, dst := pair(t, qemu, func(a, _ *guest.Spec) { a.Paused = true })
-		r, err := engine.Migrate(within.Context(t), lab.Endpoint(src), lab.Endpoint(dst), engine.Plan{}, engine.Options{})
+		r, err := engine.Migrate(within.Context(t), lab.Endpoint(src), lab.Endpoint(dst), plan.Plan{}, plan.Options{})
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -232,7 +234,7 @@ func TestMigratePausedGuest(t *testing.T) {
 
 func TestMigrateOptions(t *testing.T) {
 	guesttest.EachQEMU(t, func(t *testing.T, qemu string) {
-		for _, p := range []engine.Plan{
+		for _, p := range []plan.Plan{
 			{Capabilities: map[string]bool{"return-path": true}},
 			{Capabilities: map[string]bool{"pause-before-switchover": true}},
 			{Capabilities: map[string]bool{"multifd": true}, Parameters: map[string]string{"multifd-compression": "zstd", "multifd-channels": "3"}},
@@ -241,7 +243,7 @@ func TestMigrateOptions(t *testing.T) {
 		} {
 			t.Run(fmt.Sprint(p.Capabilities, p.SampleInterval, p.MaxBandwidth), func(t *testing.T) {
 				src, dst := pair(t, qemu, nil)
-				r, err := engine.Migrate(within.Context(t), lab.Endpoint(src), lab.Endpoint(dst), p, engine.Options{})
+				r, err := engine.Migrate(within.Context(t), lab.Endpoint(src), lab.Endpoint(dst), p, plan.Options{})
 				if err != nil {
 					t.Fatal(err)
 				}
@@ -267,10 +269,10 @@ func TestOneMonitor(t *testing.T) {
 	guesttest.EachQEMU(t, func(t *testing.T, qemu string) {
 		src, dst := pair(t, qemu, nil)
 		a, b := lab.Endpoint(src), lab.Endpoint(dst)
-		for _, e := range []*engine.Endpoint{a, b} {
+		for _, e := range []*endpoint.Endpoint{a, b} {
 			e.Events, e.Sampler, e.Process, e.Clock = nil, nil, nil, nil
 		}
-		r, err := engine.Migrate(within.Context(t), a, b, engine.Plan{MaxBandwidth: 512 << 10}, engine.Options{})
+		r, err := engine.Migrate(within.Context(t), a, b, plan.Plan{MaxBandwidth: 512 << 10}, plan.Options{})
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -292,7 +294,7 @@ func TestRefused(t *testing.T) {
 		for _, test := range []struct {
 			name   string
 			change func(a, b *guest.Spec)
-			plan   engine.Plan
+			plan   plan.Plan
 			same   bool
 			want   string
 			dst    string // its state afterwards
@@ -302,10 +304,10 @@ func TestRefused(t *testing.T) {
 			{name: "other vCPUs", change: func(_, b *guest.Spec) { b.VCPUs = 2 }, want: "-smp 1", dst: "inmigrate"},
 			{name: "not incoming", change: func(_, b *guest.Spec) { b.Incoming = false }, want: "-incoming defer", dst: "prelaunch"},
 			{name: "same QEMU", same: true, want: "are the same QEMU", dst: "inmigrate"},
-			{name: "unknown capability", plan: engine.Plan{Capabilities: map[string]bool{"auto-convergence": true}}, want: "did you mean auto-converge?", dst: "inmigrate"},
-			{name: "unknown parameter", plan: engine.Plan{Parameters: map[string]string{"multifd-chanels": "2"}}, want: "did you mean multifd-channels?", dst: "inmigrate"},
-			{name: "wrong member", plan: engine.Plan{Parameters: map[string]string{"multifd-compression": "lzma"}}, want: `"lzma" is not one of none`, dst: "inmigrate"},
-			{name: "port taken", plan: engine.Plan{Listen: "tcp:" + taken.Addr().String()}, want: "listen on tcp:127.0.0.1", dst: "inmigrate"},
+			{name: "unknown capability", plan: plan.Plan{Capabilities: map[string]bool{"auto-convergence": true}}, want: "did you mean auto-converge?", dst: "inmigrate"},
+			{name: "unknown parameter", plan: plan.Plan{Parameters: map[string]string{"multifd-chanels": "2"}}, want: "did you mean multifd-channels?", dst: "inmigrate"},
+			{name: "wrong member", plan: plan.Plan{Parameters: map[string]string{"multifd-compression": "lzma"}}, want: `"lzma" is not one of none`, dst: "inmigrate"},
+			{name: "port taken", plan: plan.Plan{Listen: "tcp:" + taken.Addr().String()}, want: "listen on tcp:127.0.0.1", dst: "inmigrate"},
 			{name: "blocker", change: func(a, _ *guest.Spec) { a.Extra = []string{"-device", "amd-iommu"} }, want: "source cannot migrate", dst: "inmigrate"},
 		} {
 			t.Run(test.name, func(t *testing.T) {
@@ -316,11 +318,11 @@ func TestRefused(t *testing.T) {
 					to.Control, to.Events, to.Sampler = to.Events, nil, nil
 					from := lab.Endpoint(src)
 					from.Events, from.Sampler = nil, nil
-					_, err := engine.Migrate(within.Context(t), from, to, test.plan, engine.Options{})
+					_, err := engine.Migrate(within.Context(t), from, to, test.plan, plan.Options{})
 					wantRefusal(t, err, test.want)
 					return
 				}
-				r, err := engine.Migrate(within.Context(t), lab.Endpoint(src), to, test.plan, engine.Options{})
+				r, err := engine.Migrate(within.Context(t), lab.Endpoint(src), to, test.plan, plan.Options{})
 				wantRefusal(t, err, test.want)
 				if r.GuestOn != record.Source && r.Error.Stage != record.Initialization {
 					t.Errorf("guest on %s", r.GuestOn)
@@ -338,7 +340,7 @@ func TestRefused(t *testing.T) {
 
 func wantRefusal(t *testing.T, err error, text string) {
 	t.Helper()
-	var stage *engine.StageError
+	var stage *record.StageError
 	if !errors.As(err, &stage) || !strings.Contains(err.Error(), text) {
 		t.Fatalf("error is %v, want a StageError with %q", err, text)
 	}
@@ -357,8 +359,8 @@ func TestCancel(t *testing.T) {
 					ctx, cancel := context.WithCancel(within.Context(t))
 					timer := time.AfterFunc(after, cancel)
 					defer timer.Stop()
-					r, err := engine.Migrate(ctx, lab.Endpoint(src), lab.Endpoint(dst), engine.Plan{Mode: mode, MaxBandwidth: slow}, engine.Options{})
-					var stage *engine.StageError
+					r, err := engine.Migrate(ctx, lab.Endpoint(src), lab.Endpoint(dst), plan.Plan{Mode: mode, MaxBandwidth: slow}, plan.Options{})
+					var stage *record.StageError
 					if !errors.As(err, &stage) || !errors.Is(err, context.Canceled) {
 						t.Fatalf("error is %v", err)
 					}
@@ -381,7 +383,7 @@ func TestCancel(t *testing.T) {
 func TestTimeout(t *testing.T) {
 	guesttest.EachQEMU(t, func(t *testing.T, qemu string) {
 		src, dst := pair(t, qemu, nil)
-		r, err := engine.Migrate(within.Context(t), lab.Endpoint(src), lab.Endpoint(dst), engine.Plan{MaxBandwidth: slow, Timeout: 200 * time.Millisecond}, engine.Options{})
+		r, err := engine.Migrate(within.Context(t), lab.Endpoint(src), lab.Endpoint(dst), plan.Plan{MaxBandwidth: slow, Timeout: 200 * time.Millisecond}, plan.Options{})
 		if err == nil || !strings.Contains(err.Error(), "not converged within the time-out of 200ms") || r.Outcome != record.Cancelled {
 			t.Errorf("error %v, outcome %s", err, r.Outcome)
 		}
@@ -402,8 +404,8 @@ func TestFence(t *testing.T) {
 			_ = dst.Process().Signal(syscall.SIGSTOP)
 			cancel()
 		})
-		options := engine.Options{Logger: slog.New(stops)}
-		_, err := engine.Migrate(ctx, lab.Endpoint(src), lab.Endpoint(dst), engine.Plan{MaxBandwidth: slow}, options)
+		options := plan.Options{Logger: slog.New(stops)}
+		_, err := engine.Migrate(ctx, lab.Endpoint(src), lab.Endpoint(dst), plan.Plan{MaxBandwidth: slow}, options)
 		if !errors.Is(err, context.Canceled) {
 			t.Fatalf("error is %v", err)
 		}

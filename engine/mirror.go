@@ -13,30 +13,12 @@ import (
 	"sync"
 	"time"
 
+	"qmigrate/engine/facts"
+	"qmigrate/engine/plan"
 	"qmigrate/engine/record"
-	"qmigrate/engine/record/units"
 	"qmigrate/internal/near"
 	"qmigrate/qmp"
 )
-
-// Mirror is the copying of disks that the two hosts do not share: from the source's blockdev-mirror to an NBD server in the destination's
-// QEMU. It comes before the memory's copying, in a stage of its own, and goes on until the guest has been stopped. The zero value mirrors
-// nothing. docs/storage.md has the whole sequence.
-type Mirror struct {
-	Nodes        []string // names of block nodes, the same on both sides: the nodes that the guest's devices are on
-	CopyMode     string   // background (default): the guest does not wait for the destination; write-blocking: each of its writes does
-	MaxBandwidth int64    // of each disk's copying, bytes/s; 0: unlimited. Guest writes in write-blocking mode do not count
-	Listen       string   // the NBD server's HOST, HOST:PORT or unix:PATH; default: Plan.Listen's host or, where that is unix:PATH, PATH.nbd; a port from 10809 on
-}
-
-// What a mirror's copying may do when the guest writes meanwhile, in QEMU's words (qapi/block-core.json, MirrorCopyMode).
-const (
-	copyBackground    = "background"
-	copyWriteBlocking = "write-blocking"
-)
-
-// mirrorPrefix begins the names of our jobs, exports and nodes, so that they are found again.
-const mirrorPrefix = "qmigrate-mirror"
 
 const (
 	nbdPort     = 10809            // IANA's for NBD: the first that is tried
@@ -74,82 +56,8 @@ func blockNodes(ctx context.Context, c *qmp.Conn) (all []blockNode, err error) {
 
 // mirrorJobs are the jobs of mirrors of ours, by their names.
 func mirrorJobs(ctx context.Context, c *qmp.Conn) (names []string, err error) {
-	names, _, err = blockJobs(ctx, c)
+	names, _, err = facts.BlockJobs(ctx, c)
 	return names, err
-}
-
-// blockJobs are the jobs of mirrors of ours, by their names, and the others.
-func blockJobs(ctx context.Context, c *qmp.Conn) (ours []string, others []Job, err error) {
-	var all []Job
-	err = c.Execute(ctx, "query-block-jobs", nil, &all)
-	for _, j := range all {
-		if strings.HasPrefix(j.ID, mirrorPrefix) {
-			ours = append(ours, j.ID)
-		} else {
-			others = append(others, j)
-		}
-	}
-	return ours, others, err
-}
-
-// checkMirror refuses in the plan what needs no QEMU to be refused.
-func (p Plan) checkMirror() error {
-	if len(p.Mirror.Nodes) == 0 {
-		return nil
-	}
-	seen := map[string]bool{}
-	for _, node := range p.Mirror.Nodes {
-		if node == "" || seen[node] {
-			return fmt.Errorf("mirror %s: each block node once, by its name", strings.Join(p.Mirror.Nodes, ","))
-		}
-		seen[node] = true
-	}
-	switch p.Mirror.CopyMode {
-	case copyBackground, copyWriteBlocking:
-	default:
-		return fmt.Errorf("mirror copy-mode %q: have %s, %s", p.Mirror.CopyMode, copyBackground, copyWriteBlocking)
-	}
-	if !p.Capabilities["pause-before-switchover"] {
-		return errors.New("capability pause-before-switchover=off: a mirror is ended in the pause that it makes, between the guest's stop and the destination's start")
-	}
-	if p.Tunnel != "" {
-		return errors.New("mirror through a tunnel: the disks would travel beside the tunnel, in clear: use --tls, which encrypts them too")
-	}
-	if p.Mirror.MaxBandwidth < 0 {
-		return fmt.Errorf("mirror max-bandwidth of %d bytes/s: must not be negative", p.Mirror.MaxBandwidth)
-	}
-	_, _, err := p.nbdAddress()
-	return err
-}
-
-// nbdAddress is where the NBD server is to listen: a path, or a host and a port, "" for any.
-func (p Plan) nbdAddress() (network, address string, err error) {
-	listen := p.Mirror.Listen
-	if listen == "" {
-		kind, rest, _ := strings.Cut(p.Listen, ":")
-		switch kind {
-		case "tcp":
-			host, _, err := net.SplitHostPort(rest)
-			if err != nil {
-				return "", "", fmt.Errorf("read --listen %s: %w", p.Listen, err)
-			}
-			return "tcp", net.JoinHostPort(host, ""), nil
-		case "unix":
-			return "unix", rest + ".nbd", nil
-		}
-		return "", "", fmt.Errorf("mirror: the destination's NBD server needs an address of its own beside --listen %s: give it as HOST, HOST:PORT or unix:PATH", p.Listen)
-	}
-	if path, ok := strings.CutPrefix(listen, "unix:"); ok && path != "" {
-		return "unix", path, nil
-	}
-	host, port, err := net.SplitHostPort(listen)
-	if err != nil {
-		host, port = strings.Trim(listen, "[]"), ""
-	}
-	if n, err := strconv.ParseUint(port, 10, 16); port != "" && (err != nil || n == 0) {
-		return "", "", fmt.Errorf("mirror address %s: %q is no port (QEMU does not tell which one it took for 0)", listen, port)
-	}
-	return "tcp", net.JoinHostPort(host, port), nil
 }
 
 // nbdHost is where the source finds the NBD server that listens on a host: where it finds the migration.
@@ -182,7 +90,7 @@ func (m *migration) prepareMirrors(ctx context.Context) error {
 		return fmt.Errorf("ask destination for its exports: %w", err)
 	}
 	for _, n := range src {
-		if strings.HasPrefix(n.Name, mirrorPrefix) {
+		if strings.HasPrefix(n.Name, facts.MirrorPrefix) {
 			return fmt.Errorf("source %s still has %s of an earlier mirror: `qmigrate migrate --recover` with the same endpoints removes it", m.src.ep.Name, n.Name)
 		}
 	}
@@ -196,8 +104,8 @@ func (m *migration) prepareMirrors(ctx context.Context) error {
 				have = append(have, n.Name)
 			}
 		}
-		err := &UnsupportedError{fmt.Sprintf("mirror of %s, which %s %s does not have", name, s.role, s.ep.Name),
-			near.Hint(name, have)}
+		err := &plan.UnsupportedError{Feature: fmt.Sprintf("mirror of %s, which %s %s does not have", name, s.role, s.ep.Name),
+			Have: near.Hint(name, have)}
 		if len(have) == 0 {
 			err.Have = "its block nodes have no names: start it with -blockdev node-name=..., the same on both sides"
 		}
@@ -227,7 +135,7 @@ func (m *migration) prepareMirrors(ctx context.Context) error {
 			return fmt.Errorf("mirror of %s: the destination exports it already: start the destination anew", name)
 		}
 		m.mirrors = append(m.mirrors, &mirrorJob{
-			name: mirrorPrefix + strconv.Itoa(i),
+			name: facts.MirrorPrefix + strconv.Itoa(i),
 			rec:  record.Mirror{Node: name, CopyMode: m.plan.Mirror.CopyMode, Bytes: a.Image.VirtualSize},
 		})
 	}
@@ -300,13 +208,13 @@ func (m *migration) watchDestination(ctx context.Context) (_ context.Context, st
 func (m *migration) tellMirrored(ctx context.Context) {
 	ctx, cancel := context.WithTimeout(ctx, answerLimit)
 	defer cancel()
-	var jobs []Job
+	var jobs []facts.Job
 	if m.src.control.Execute(ctx, "query-block-jobs", nil, &jobs) != nil {
 		return
 	}
 	var copied, all int64
 	for _, j := range jobs {
-		if strings.HasPrefix(j.ID, mirrorPrefix) {
+		if strings.HasPrefix(j.ID, facts.MirrorPrefix) {
 			copied, all = copied+j.Offset, all+j.Length
 		}
 	}
@@ -328,7 +236,7 @@ func (m *migration) copyDisks(ctx context.Context) error {
 	}
 	for _, j := range m.mirrors {
 		node := map[string]any{"driver": "nbd", "node-name": j.name, "server": server, "export": j.name, "discard": "unmap"}
-		if !m.src.facts.before(7, 0) { // else a server that takes the connection and says nothing holds QEMU for ever; it also tries again until then
+		if !m.src.facts.Before(7, 0) { // else a server that takes the connection and says nothing holds QEMU for ever; it also tries again until then
 			node["open-timeout"] = int(openLimit / time.Second)
 		}
 		_, client := m.plan.TLS.NBD()
@@ -363,7 +271,7 @@ var errNotInStep = errors.New("the disks are not in step within the time-out")
 // serveDisks starts the destination's NBD server and returns where the source finds it. QEMU does not tell which port it took, so
 // ports are tried.
 func (m *migration) serveDisks(ctx context.Context) (server map[string]any, err error) {
-	network, address, err := m.plan.nbdAddress()
+	network, address, err := m.plan.NbdAddress()
 	if err != nil {
 		return nil, err
 	}
@@ -550,7 +458,7 @@ func (m *migration) dropMirrors(ctx context.Context) error {
 		return fmt.Errorf("remove mirrors' nodes: %w", err)
 	}
 	for _, n := range nodes {
-		if strings.HasPrefix(n.Name, mirrorPrefix) {
+		if strings.HasPrefix(n.Name, facts.MirrorPrefix) {
 			if err := m.src.deleteNode(limited, n.Name); err != nil {
 				return fmt.Errorf("remove mirror's node %s: %w", n.Name, err)
 			}
@@ -580,23 +488,4 @@ func explainLock(err error) error {
 		return err
 	}
 	return fmt.Errorf("%w: another process has this image open to write to it: the other side, if it is one and the same file, which then needs no mirror, or a program that uses it beside QEMU", err)
-}
-
-// name and words are the mirror's part of a plan's.
-func (p Mirror) name() []string {
-	if len(p.Nodes) == 0 {
-		return nil
-	}
-	words := []string{"mirror=" + strings.Join(p.Nodes, "+"), "copy-mode=" + p.CopyMode}
-	if p.MaxBandwidth > 0 {
-		words = append(words, "mirror-bandwidth="+units.FormatRate(float64(p.MaxBandwidth)))
-	}
-	return words
-}
-
-func (p Mirror) words(w map[string]any) {
-	if len(p.Nodes) == 0 {
-		return
-	}
-	w["mirror"], w["mirror_copy_mode"], w["mirror_max_bandwidth_bytes_per_s"] = p.Nodes, p.CopyMode, p.MaxBandwidth
 }

@@ -14,7 +14,9 @@ import (
 	"time"
 
 	"qmigrate/engine"
+	"qmigrate/engine/endpoint"
 	"qmigrate/engine/lab"
+	"qmigrate/engine/plan"
 	"qmigrate/engine/record"
 	"qmigrate/engine/storage"
 	"qmigrate/guest"
@@ -88,11 +90,11 @@ func TestMirror(t *testing.T) {
 				for _, listen := range []string{"", "unix"} {
 					t.Run(fmt.Sprint(copyMode, mode, listen), func(t *testing.T) {
 						src, dst := pair(t, qemu, mirrored(t, nil))
-						p := engine.Plan{Mode: mode, Mirror: engine.Mirror{Nodes: []string{"disk0"}, CopyMode: copyMode}}
+						p := plan.Plan{Mode: mode, Mirror: plan.Mirror{Nodes: []string{"disk0"}, CopyMode: copyMode}}
 						if listen == "unix" {
 							p.Listen = "unix:" + filepath.Join(guesttest.Dir(t), "m")
 						}
-						r, err := engine.Migrate(within.Context(t), lab.Endpoint(src), lab.Endpoint(dst), p, engine.Options{})
+						r, err := engine.Migrate(within.Context(t), lab.Endpoint(src), lab.Endpoint(dst), p, plan.Options{})
 						if err != nil {
 							t.Fatal(err)
 						}
@@ -121,29 +123,29 @@ func TestMirror(t *testing.T) {
 // TestMirrorRefusals: what this pair cannot mirror is refused before anything is changed, and both sides are as they were.
 func TestMirrorRefusals(t *testing.T) {
 	guesttest.EachQEMU(t, func(t *testing.T, qemu string) {
-		nodes := engine.Mirror{Nodes: []string{"disk0"}}
+		nodes := plan.Mirror{Nodes: []string{"disk0"}}
 		for _, test := range []struct {
 			name   string
 			change func(a, b *guest.Spec)
-			plan   engine.Plan
+			plan   plan.Plan
 			want   string
 		}{
-			{name: "unknown node", plan: engine.Plan{Mirror: engine.Mirror{Nodes: []string{"disk1"}}}, want: "did you mean disk0"},
-			{name: "twice", plan: engine.Plan{Mirror: engine.Mirror{Nodes: []string{"disk0", "disk0"}}}, want: "each block node once"},
-			{name: "copy mode", plan: engine.Plan{Mirror: engine.Mirror{Nodes: []string{"disk0"}, CopyMode: "lazy"}}, want: "have background, write-blocking"},
-			{name: "no pause", plan: engine.Plan{Mirror: nodes, Capabilities: map[string]bool{"pause-before-switchover": false}}, want: "pause-before-switchover=off"},
-			{name: "port 0", plan: engine.Plan{Mirror: engine.Mirror{Nodes: []string{"disk0"}, Listen: "127.0.0.1:0"}}, want: "is no port"},
-			{name: "no address", plan: engine.Plan{Mirror: nodes, Listen: "exec:cat"}, want: "an address of its own"},
-			{name: "size", plan: engine.Plan{Mirror: nodes}, want: "sizes of disk disk0", change: func(_, b *guest.Spec) {
+			{name: "unknown node", plan: plan.Plan{Mirror: plan.Mirror{Nodes: []string{"disk1"}}}, want: "did you mean disk0"},
+			{name: "twice", plan: plan.Plan{Mirror: plan.Mirror{Nodes: []string{"disk0", "disk0"}}}, want: "each block node once"},
+			{name: "copy mode", plan: plan.Plan{Mirror: plan.Mirror{Nodes: []string{"disk0"}, CopyMode: "lazy"}}, want: "have background, write-blocking"},
+			{name: "no pause", plan: plan.Plan{Mirror: nodes, Capabilities: map[string]bool{"pause-before-switchover": false}}, want: "pause-before-switchover=off"},
+			{name: "port 0", plan: plan.Plan{Mirror: plan.Mirror{Nodes: []string{"disk0"}, Listen: "127.0.0.1:0"}}, want: "is no port"},
+			{name: "no address", plan: plan.Plan{Mirror: nodes, Listen: "exec:cat"}, want: "an address of its own"},
+			{name: "size", plan: plan.Plan{Mirror: nodes}, want: "sizes of disk disk0", change: func(_, b *guest.Spec) {
 				if err := os.Truncate(b.Disks[0].Path, mirrorSize/2); err != nil {
 					t.Fatal(err)
 				}
 			}},
-			{name: "destination lacks it", plan: engine.Plan{Mirror: nodes}, want: "", change: func(_, b *guest.Spec) { b.Disks[0].Node = "other" }},
+			{name: "destination lacks it", plan: plan.Plan{Mirror: nodes}, want: "", change: func(_, b *guest.Spec) { b.Disks[0].Node = "other" }},
 		} {
 			t.Run(test.name, func(t *testing.T) {
 				src, dst := pair(t, qemu, mirrored(t, test.change))
-				r, err := engine.Migrate(within.Context(t), lab.Endpoint(src), lab.Endpoint(dst), test.plan, engine.Options{})
+				r, err := engine.Migrate(within.Context(t), lab.Endpoint(src), lab.Endpoint(dst), test.plan, plan.Options{})
 				wantRefusal(t, err, test.want)
 				if r.Error == nil || r.Error.Stage != record.Initialization || strings.Contains(err.Error(), "\n") {
 					t.Errorf("refused in %+v", r.Error)
@@ -159,7 +161,7 @@ func TestMirrorRefusals(t *testing.T) {
 		// One and the same file on both sides is found out by its lock, when the source has not been touched.
 		t.Run("same file", func(t *testing.T) {
 			src, dst := pair(t, qemu, mirrored(t, func(a, b *guest.Spec) { b.Disks[0].Path = a.Disks[0].Path }))
-			_, err := engine.Migrate(within.Context(t), lab.Endpoint(src), lab.Endpoint(dst), engine.Plan{Mirror: nodes}, engine.Options{})
+			_, err := engine.Migrate(within.Context(t), lab.Endpoint(src), lab.Endpoint(dst), plan.Plan{Mirror: nodes}, plan.Options{})
 			wantRefusal(t, err, "needs no mirror")
 			if a := state(t, src); a != "running" {
 				t.Errorf("source %s", a)
@@ -198,7 +200,7 @@ func TestMirrorKilled(t *testing.T) {
 
 func mirrorTrial(t *testing.T, qemu string, at edge, after time.Duration, what string) {
 	x := newTrial(t, qemu, true, mirrored(t, nil))
-	x.plan = engine.Plan{MaxBandwidth: 512 << 10, Mirror: engine.Mirror{Nodes: []string{"disk0"}, CopyMode: []string{"background", "write-blocking"}[rand.IntN(2)]}}
+	x.plan = plan.Plan{MaxBandwidth: 512 << 10, Mirror: plan.Mirror{Nodes: []string{"disk0"}, CopyMode: []string{"background", "write-blocking"}[rand.IntN(2)]}}
 	x.run(t, at, after, func() {
 		switch what {
 		case "source", "destination":
@@ -277,7 +279,7 @@ func TestMirrorHangs(t *testing.T) {
 					t.Run(fmt.Sprint(command, "_", listen, "_", known), func(t *testing.T) {
 						t.Parallel()
 						x := newTrial(t, qemu, known, mirrored(t, nil))
-						x.plan = engine.Plan{StallLimit: time.Second, Mirror: engine.Mirror{Nodes: []string{"disk0"}}}
+						x.plan = plan.Plan{StallLimit: time.Second, Mirror: plan.Mirror{Nodes: []string{"disk0"}}}
 						if listen == "unix" {
 							x.plan.Listen = "unix:" + filepath.Join(guesttest.Dir(t), "m")
 						}
@@ -297,7 +299,7 @@ func TestMirrorHangs(t *testing.T) {
 						}
 						x.truth(t)
 						x.say(t, command)
-						var failure *engine.StageError
+						var failure *record.StageError
 						if !errors.As(x.err, &failure) || failure.Stage != record.Storage || failure.Guest != record.Source || x.a != "running" || known && x.b != "dead" {
 							t.Errorf("source %s, destination %s: %v", x.a, x.b, x.err)
 						}
@@ -325,12 +327,12 @@ func TestMirrorRecover(t *testing.T) {
 		for _, at := range []edge{event(record.Source, "BLOCK_JOB_READY"), sent(record.Source, "migrate"), event(record.Source, "STOP")} {
 			t.Run(fmt.Sprint(at), func(t *testing.T) {
 				x := newTrial(t, qemu, true, mirrored(t, nil))
-				x.plan = engine.Plan{MaxBandwidth: 512 << 10, Mirror: engine.Mirror{Nodes: []string{"disk0"}}}
+				x.plan = plan.Plan{MaxBandwidth: 512 << 10, Mirror: plan.Mirror{Nodes: []string{"disk0"}}}
 				// A run that is killed loses its monitors, reaches nothing again and so undoes nothing.
 				dead := make(chan struct{})
-				for _, e := range []*engine.Endpoint{x.from, x.to} {
+				for _, e := range []*endpoint.Endpoint{x.from, x.to} {
 					e.Process = nil
-					for _, d := range []*engine.Dialer{&e.Control, &e.Events} {
+					for _, d := range []*endpoint.Dialer{&e.Control, &e.Events} {
 						dial := *d
 						*d = func(ctx context.Context) (net.Conn, error) {
 							select {
@@ -350,7 +352,7 @@ func TestMirrorRecover(t *testing.T) {
 				if x.err == nil {
 					t.Fatal("it went on without its monitors")
 				}
-				holder, said, err := engine.Recover(within.Context(t), lab.Endpoint(x.src), lab.Endpoint(x.dst), engine.Plan{}, engine.Options{})
+				holder, said, err := engine.Recover(within.Context(t), lab.Endpoint(x.src), lab.Endpoint(x.dst), plan.Plan{}, plan.Options{})
 				if err != nil || holder != record.Source && holder != record.Destination {
 					t.Fatalf("%s %q %v", holder, said, err)
 				}

@@ -4,16 +4,14 @@ import (
 	"slices"
 	"time"
 
+	"qmigrate/engine/facts"
+	"qmigrate/engine/fit"
 	"qmigrate/engine/policy"
 	"qmigrate/engine/record"
 	"qmigrate/qmp"
 )
 
-// timedSyncs tells whether the source's bitmap syncs come by time instead of at the ends of passes: seen on 11.1.3
-// with postcopy-ram on, not on 10.0.2.
-func (m *migration) timedSyncs() bool {
-	return m.plan.Capabilities["postcopy-ram"] && !m.src.facts.before(11, 0)
-}
+func (m *migration) timedSyncs() bool { return fit.TimedSyncs(m.plan, m.src.facts) }
 
 // warnTimedSyncs warns of passes with such syncs under TCG: seen on 11.1.3, a page or more lost in most runs, in
 // hybrid mode and in pre-copy alike.
@@ -95,7 +93,7 @@ func passes(begin, stop, end time.Time, limit time.Duration, edges []passEdge, s
 				continue
 			}
 			if first == nil {
-				first, p.DirtyPages = x, record.Of(*x.Remaining/pageSize)
+				first, p.DirtyPages = x, record.Of(*x.Remaining/facts.PageSize)
 			}
 			p.Remaining, p.Throttle = x.Remaining, x.Throttle
 			p.Samples++
@@ -135,9 +133,6 @@ func passes(begin, stop, end time.Time, limit time.Duration, edges []passEdge, s
 	}
 	return out
 }
-
-// pageSize is that of the x86 guest's RAM in QEMU's dirty bitmap.
-const pageSize = 4096
 
 // before is a value of the last sample, answered before t, that has it: one that waited over an edge tells of what came after.
 func before(samples []record.Sample, t time.Duration, value func(*record.Sample) *int64) (v *int64) {
@@ -257,7 +252,7 @@ func (m *migration) splitPasses(last *qmp.MigrationInfo) {
 		}
 	}
 	if i >= 0 {
-		p.DirtyPages = record.Of(*rec.Samples[i].Remaining / pageSize)
+		p.DirtyPages = record.Of(*rec.Samples[i].Remaining / facts.PageSize)
 		if last != nil && last.Has.Contains(qmp.FieldTransferred) {
 			p.Transferred = record.Of(last.Transferred - then.Transferred)
 			if p.Duration > 0 {

@@ -5,6 +5,8 @@ import (
 	"testing"
 	"time"
 
+	"qmigrate/engine/facts"
+	"qmigrate/engine/plan"
 	"qmigrate/engine/record"
 	"qmigrate/qmp"
 )
@@ -149,7 +151,7 @@ func TestEmptyPostCopy(t *testing.T) {
 	origin := time.Now()
 	at := func(n int) time.Time { return origin.Add(time.Duration(n) * ms) }
 	m := &migration{
-		plan: Plan{DowntimeLimit: 300 * ms}, issuedAt: at(10), edge: at(100),
+		plan: plan.Plan{DowntimeLimit: 300 * ms}, issuedAt: at(10), edge: at(100),
 		rec: &record.Migration{Origin: origin, Samples: series([4]int64{20, 0, 40960, 0}, [4]int64{101, 2500, 0, 10})},
 		src: &side{life: life{stopped: at(90)}, completed: at(100)}, dst: &side{life: life{started: at(100)},
 			completed: at(100)},
@@ -173,7 +175,7 @@ func TestTurned(t *testing.T) {
 		left := []int64{1000, 750, 500, 200, 120, 90}[n]
 		at := time.Duration(n+1) * 100 * ms
 		edges = append(edges, passEdge{raw: n + 2, at: now.Add(at - ms)})
-		samples = append(samples, series([4]int64{int64(at / ms), sent * 4100, left * pageSize, sent})...)
+		samples = append(samples, series([4]int64{int64(at / ms), sent * 4100, left * facts.PageSize, sent})...)
 		samples[n].SyncCount = record.Of(int64(n + 2))
 	}
 	if got := turned(edges, samples); len(got) != 2 || got[0] != edges[3] || got[1] != edges[5] {

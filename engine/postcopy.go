@@ -25,34 +25,6 @@ const (
 	retryPause    = 500 * time.Millisecond
 )
 
-// Defaults of Plan.
-const (
-	defaultStallLimit   = 5 * time.Second
-	defaultRecoverLimit = time.Minute
-)
-
-// SwitchAfter is when a hybrid migration goes over to post-copy: when so many passes have ended, or so long after `migrate`,
-// whichever comes first.
-type SwitchAfter struct {
-	Passes int
-	Time   time.Duration
-}
-
-func (s SwitchAfter) String() string {
-	switch {
-	case s.Time == 0:
-		return fmt.Sprint(s.Passes)
-	case s.Passes == 0:
-		return s.Time.String()
-	}
-	return fmt.Sprintf("%d,%s", s.Passes, s.Time)
-}
-
-// postCopies tells whether this mode may go over to post-copy.
-func (p Plan) postCopies() bool {
-	return p.Mode == record.PostCopyMode || p.Mode == record.HybridMode
-}
-
 // due tells whether it is time to go over.
 func (m *migration) due() bool {
 	switch {
@@ -90,7 +62,7 @@ func (m *migration) startPostCopy(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), activateLimit)
 	defer cancel()
 	if err := m.src.control.Execute(ctx, "migrate-start-postcopy", nil, nil); err != nil {
-		if isRefusal(err) {
+		if qmp.IsRefusal(err) {
 			m.split = false // it was not done
 		}
 		return fmt.Errorf("start post-copy: %w", err)
@@ -103,7 +75,7 @@ func (m *migration) startPostCopy(ctx context.Context) error {
 // 7.2 lets the guest go again only sometimes, 10.0 never), so a busy host must not be taken for a lost link.
 func (m *migration) handOver(ctx context.Context, done func() bool) error {
 	ctx = context.WithoutCancel(ctx)
-	limit := m.plan.hangLimit()
+	limit := m.plan.HangLimit()
 	limited, cancel := context.WithTimeout(ctx, limit)
 	defer cancel()
 	err := m.until(limited, done)
@@ -116,7 +88,7 @@ func (m *migration) handOver(ctx context.Context, done func() bool) error {
 		return fmt.Errorf("the switch to post-copy stood still for %s", limit)
 	}
 	// its guest would be lost by that; as long as the connection lives, what is on its way may come
-	if m.src.facts.jams() {
+	if m.src.facts.Jams() {
 		return fmt.Errorf("the switch to post-copy stood still for %s", limit)
 	}
 	m.yanked = true
@@ -139,7 +111,7 @@ func (s *side) handedOver() bool {
 
 // surelyGiven waits until a source that has said post-copy can no longer take its guest back; see tentative.
 func (m *migration) surelyGiven(ctx context.Context) error {
-	limit := m.plan.hangLimit()
+	limit := m.plan.HangLimit()
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), limit)
 	defer cancel()
 	for m.tentative() {
@@ -324,7 +296,7 @@ func (m *migration) pauseBoth(ctx context.Context) error {
 		limited, cancel := context.WithTimeout(ctx, answerLimit)
 		err := s.control.ExecuteOOB(limited, "migrate-pause", nil, nil)
 		cancel()
-		if isRefusal(err) {
+		if qmp.IsRefusal(err) {
 			m.yank(ctx, s)
 		} else if err != nil {
 			return fmt.Errorf("pause post-copy on %s: %w", s.role, err)

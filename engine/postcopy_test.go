@@ -15,6 +15,7 @@ import (
 
 	"qmigrate/engine"
 	"qmigrate/engine/lab"
+	"qmigrate/engine/plan"
 	"qmigrate/engine/record"
 	"qmigrate/guest"
 	"qmigrate/guest/guesttest"
@@ -34,19 +35,19 @@ func TestPostCopy(t *testing.T) {
 	six := []record.StageName{"initialization", "reservation", "pre-copy", "stop-and-copy", "commitment", "activation"}
 	guesttest.EachQEMU(t, func(t *testing.T, qemu string) {
 		for _, c := range []struct {
-			plan   engine.Plan
+			plan   plan.Plan
 			passes int // before the switch, at least
 			split  bool
 		}{
-			{engine.Plan{Mode: record.PostCopyMode, MaxBandwidth: slow, Capabilities: map[string]bool{"postcopy-blocktime": true}}, 1, true},
-			{engine.Plan{Mode: record.PostCopyMode, MaxBandwidth: slow, Capabilities: map[string]bool{"postcopy-preempt": true}}, 1, true},
-			{engine.Plan{Mode: record.PostCopyMode, MaxBandwidth: slow, Capabilities: map[string]bool{"pause-before-switchover": true}}, 1, true},
-			{engine.Plan{Mode: record.HybridMode, SwitchAfter: engine.SwitchAfter{Time: 300 * time.Millisecond}, MaxBandwidth: slow}, 1, true},
-			{engine.Plan{Mode: record.HybridMode, SwitchAfter: engine.SwitchAfter{Passes: 50}}, 1, false}, // converges before
+			{plan.Plan{Mode: record.PostCopyMode, MaxBandwidth: slow, Capabilities: map[string]bool{"postcopy-blocktime": true}}, 1, true},
+			{plan.Plan{Mode: record.PostCopyMode, MaxBandwidth: slow, Capabilities: map[string]bool{"postcopy-preempt": true}}, 1, true},
+			{plan.Plan{Mode: record.PostCopyMode, MaxBandwidth: slow, Capabilities: map[string]bool{"pause-before-switchover": true}}, 1, true},
+			{plan.Plan{Mode: record.HybridMode, SwitchAfter: plan.SwitchAfter{Time: 300 * time.Millisecond}, MaxBandwidth: slow}, 1, true},
+			{plan.Plan{Mode: record.HybridMode, SwitchAfter: plan.SwitchAfter{Passes: 50}}, 1, false}, // converges before
 		} {
 			t.Run(fmt.Sprint(c.plan.Mode, c.plan.SwitchAfter, c.plan.Capabilities), func(t *testing.T) {
 				src, dst := pair(t, qemu, nil)
-				r, err := engine.Migrate(within.Context(t), lab.Endpoint(src), lab.Endpoint(dst), c.plan, engine.Options{})
+				r, err := engine.Migrate(within.Context(t), lab.Endpoint(src), lab.Endpoint(dst), c.plan, plan.Options{})
 				if err != nil {
 					t.Fatal(err)
 				}
@@ -96,7 +97,7 @@ func TestPostCopyKills(t *testing.T) {
 				t.Run(fmt.Sprint(at, "_", who), func(t *testing.T) {
 					t.Parallel()
 					x := newTrial(t, qemu, true, func(a, b *guest.Spec) { a.Memory, b.Memory = 128<<20, 128<<20 })
-					x.plan = engine.Plan{Mode: record.PostCopyMode, MaxBandwidth: slow, Parameters: map[string]string{"max-postcopy-bandwidth": fmt.Sprint(slow)}}
+					x.plan = plan.Plan{Mode: record.PostCopyMode, MaxBandwidth: slow, Parameters: map[string]string{"max-postcopy-bandwidth": fmt.Sprint(slow)}}
 					x.run(t, at, 0, func() { x.kill(t, who) })
 					x.look(t)
 					if x.killed == "" {
@@ -212,20 +213,20 @@ func TestPostCopyRecovers(t *testing.T) {
 		free.Close()
 		p := startProxy(t, func() string { return address })
 		cuts := 0
-		plan := engine.Plan{
+		planned := plan.Plan{
 			Mode: record.PostCopyMode, Listen: "tcp:" + address, Connect: "tcp:" + p.l.Addr().String(), MaxBandwidth: slow,
 			Parameters: map[string]string{"max-postcopy-bandwidth": fmt.Sprint(192 << 10)},
 			StallLimit: time.Second, RecoverLimit: 20 * time.Second,
 		}
 		from := lab.Endpoint(src)
 		h := newTrigger(got(record.Source, `"status": "postcopy-active"`), func() {})
-		o := engine.Options{Logger: slog.New(h), Sampled: func(x record.Sample) {
+		o := plan.Options{Logger: slog.New(h), Sampled: func(x record.Sample) {
 			if x.Status == "postcopy-active" && cuts < 2 && x.Remaining != nil && *x.Remaining < int64(200-60*cuts)<<20 {
 				cuts++
 				p.cut()
 			}
 		}}
-		r, err := engine.Migrate(within.Context(t), from, lab.Endpoint(dst), plan, o)
+		r, err := engine.Migrate(within.Context(t), from, lab.Endpoint(dst), planned, o)
 		if err != nil {
 			t.Fatalf("%v\n%s", err, strings.Join(h.seen, "\n"))
 		}
@@ -246,8 +247,8 @@ func TestPostCopyCancelled(t *testing.T) {
 		src, dst := pair(t, qemu, func(a, b *guest.Spec) { a.Memory, b.Memory = 128<<20, 128<<20 })
 		ctx, cancel := context.WithCancel(within.Context(t))
 		defer cancel()
-		plan := engine.Plan{Mode: record.PostCopyMode, MaxBandwidth: slow, Parameters: map[string]string{"max-postcopy-bandwidth": fmt.Sprint(256 << 10)}}
-		r, err := engine.Migrate(ctx, lab.Endpoint(src), lab.Endpoint(dst), plan, engine.Options{Sampled: func(x record.Sample) {
+		planned := plan.Plan{Mode: record.PostCopyMode, MaxBandwidth: slow, Parameters: map[string]string{"max-postcopy-bandwidth": fmt.Sprint(256 << 10)}}
+		r, err := engine.Migrate(ctx, lab.Endpoint(src), lab.Endpoint(dst), planned, plan.Options{Sampled: func(x record.Sample) {
 			if x.Status == "postcopy-active" {
 				cancel()
 			}
@@ -270,16 +271,16 @@ func TestCancelInEachState(t *testing.T) {
 		for _, c := range []struct {
 			name string
 			at   edge
-			plan engine.Plan
+			plan plan.Plan
 			a, b string
 		}{
-			{"none", done(record.Reservation), engine.Plan{}, "running", "dead"},
-			{"setup", got(s, `"status": "setup"`), engine.Plan{MaxBandwidth: slow}, "running", "dead"},
-			{"active", got(s, `"status": "active"`), engine.Plan{MaxBandwidth: slow}, "running", "dead"},
-			{"pre-switchover", got(s, `"status": "pre-switchover"`), engine.Plan{Capabilities: pause}, "running", "dead"},
-			{"device", got(s, `"status": "device"`), engine.Plan{Capabilities: pause}, "", ""},
-			{"completed", got(s, `"status": "completed"`), engine.Plan{}, "", ""},
-			{"post-copy active", got(s, `"status": "postcopy-active"`), engine.Plan{Mode: record.PostCopyMode, MaxBandwidth: slow}, "postmigrate", "running"},
+			{"none", done(record.Reservation), plan.Plan{}, "running", "dead"},
+			{"setup", got(s, `"status": "setup"`), plan.Plan{MaxBandwidth: slow}, "running", "dead"},
+			{"active", got(s, `"status": "active"`), plan.Plan{MaxBandwidth: slow}, "running", "dead"},
+			{"pre-switchover", got(s, `"status": "pre-switchover"`), plan.Plan{Capabilities: pause}, "running", "dead"},
+			{"device", got(s, `"status": "device"`), plan.Plan{Capabilities: pause}, "", ""},
+			{"completed", got(s, `"status": "completed"`), plan.Plan{}, "", ""},
+			{"post-copy active", got(s, `"status": "postcopy-active"`), plan.Plan{Mode: record.PostCopyMode, MaxBandwidth: slow}, "postmigrate", "running"},
 		} {
 			t.Run(strings.ReplaceAll(c.name, " ", "_"), func(t *testing.T) {
 				x := newTrial(t, qemu, true, nil)
@@ -300,7 +301,7 @@ func TestCancelInEachState(t *testing.T) {
 		}
 		t.Run("none_after_a_former_one", func(t *testing.T) { // `migrate` is never sent, and what QEMU says of a migration is of the former one
 			x := newTrial(t, qemu, true, nil)
-			x.plan = engine.Plan{MaxBandwidth: slow}
+			x.plan = plan.Plan{MaxBandwidth: slow}
 			x.run(t, got(s, `"status": "active"`), 0, func() { x.cancel() })
 			next := newTrial(t, qemu, true, nil)
 			x.to, x.dst = next.to, next.dst
@@ -313,7 +314,7 @@ func TestCancelInEachState(t *testing.T) {
 		})
 		t.Run("cancelling_and_failed", func(t *testing.T) { // somebody else's cancel is under way, and ours comes on top of it
 			x := newTrial(t, qemu, true, nil)
-			x.plan = engine.Plan{MaxBandwidth: slow}
+			x.plan = plan.Plan{MaxBandwidth: slow}
 			x.run(t, got(s, `"status": "active"`), 0, func() {
 				x.background.Go(func() {
 					_ = x.somebody(t, s, "migrate_cancel")
@@ -332,7 +333,7 @@ func TestCancelInEachState(t *testing.T) {
 func TestSlowSwitch(t *testing.T) {
 	guesttest.EachQEMU(t, func(t *testing.T, qemu string) {
 		x := newTrial(t, qemu, true, nil)
-		x.plan = engine.Plan{Mode: record.PostCopyMode, MaxBandwidth: slow, StallLimit: time.Second}
+		x.plan = plan.Plan{Mode: record.PostCopyMode, MaxBandwidth: slow, StallLimit: time.Second}
 		x.run(t, sent(record.Source, "migrate-start-postcopy"), 0, func() {
 			if err := x.dst.Process().Signal(syscall.SIGSTOP); err != nil {
 				t.Error(err)
@@ -353,10 +354,10 @@ func TestSlowSwitch(t *testing.T) {
 func TestRecoverFromPostCopy(t *testing.T) {
 	guesttest.EachQEMU(t, func(t *testing.T, qemu string) {
 		x := newTrial(t, qemu, true, func(a, b *guest.Spec) { a.Memory, b.Memory = 128<<20, 128<<20 })
-		x.plan = engine.Plan{Mode: record.PostCopyMode, MaxBandwidth: slow, Parameters: map[string]string{"max-postcopy-bandwidth": fmt.Sprint(slow)}}
+		x.plan = plan.Plan{Mode: record.PostCopyMode, MaxBandwidth: slow, Parameters: map[string]string{"max-postcopy-bandwidth": fmt.Sprint(slow)}}
 		x.run(t, done(record.Activation), 0, func() { x.kill(t, record.Destination) })
 		x.look(t)
-		holder, said, err := engine.Recover(within.Context(t), lab.Endpoint(x.src), lab.Endpoint(x.dst), engine.Plan{}, engine.Options{})
+		holder, said, err := engine.Recover(within.Context(t), lab.Endpoint(x.src), lab.Endpoint(x.dst), plan.Plan{}, plan.Options{})
 		if after := state(t, x.src); after == "running" || err == nil || holder == record.Source || !strings.Contains(err.Error(), "may have run the guest") {
 			t.Errorf("source %s before and %s after: %s %q %v", x.a, after, holder, said, err)
 		}

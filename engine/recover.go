@@ -10,9 +10,11 @@ import (
 	"strings"
 	"syscall"
 
+	"qmigrate/engine/endpoint"
+	"qmigrate/engine/facts"
 	"qmigrate/engine/holder"
+	"qmigrate/engine/plan"
 	"qmigrate/engine/record"
-	"qmigrate/qmp"
 )
 
 // Recover ends what an interrupted run left behind two QEMUs, and returns which side has the guest now and, in one
@@ -22,8 +24,8 @@ import (
 // to recover.
 //
 // A post-copy that is paused goes on over a new connection, for which p says where to listen and to connect; p is not used otherwise.
-func Recover(ctx context.Context, src, dst *Endpoint, p Plan, o Options) (record.Holder, string, error) {
-	m := newMigration(src, dst, Plan{Listen: p.Listen, Connect: cmp.Or(p.Connect, p.Listen), StallLimit: p.StallLimit, RecoverLimit: p.RecoverLimit}, o)
+func Recover(ctx context.Context, src, dst *endpoint.Endpoint, p plan.Plan, o plan.Options) (record.Holder, string, error) {
+	m := newMigration(src, dst, plan.Plan{Listen: p.Listen, Connect: cmp.Or(p.Connect, p.Listen), StallLimit: p.StallLimit, RecoverLimit: p.RecoverLimit}, o)
 	defer m.close()
 	c := &custody{m: m, s: holder.Situation{Asker: holder.Recover}, reaches: map[*side]holder.Reach{}}
 	for _, s := range []*side{m.src, m.dst} {
@@ -45,11 +47,11 @@ func Recover(ctx context.Context, src, dst *Endpoint, p Plan, o Options) (record
 		c.s.Leftover = m.leftovers(ctx)
 	}
 	if m.src.facts != nil {
-		c.s.Takes, c.s.Jams = m.src.facts.before(10, 0), m.src.facts.jams()
+		c.s.Takes, c.s.Jams = m.src.facts.Before(10, 0), m.src.facts.Jams()
 		c.s.Begun, c.s.Gives = m.src.facts.Capabilities["postcopy-ram"], m.src.facts.Capabilities["release-ram"]
 	}
 	if m.dst.facts != nil {
-		c.s.Locks = m.dst.facts.before(10, 0) && !m.dst.facts.Capabilities["late-block-activate"]
+		c.s.Locks = m.dst.facts.Before(10, 0) && !m.dst.facts.Capabilities["late-block-activate"]
 	}
 	d, ok := c.settle(ctx)
 	if !ok {
@@ -67,7 +69,7 @@ func Recover(ctx context.Context, src, dst *Endpoint, p Plan, o Options) (record
 	}
 	text := c.fill(d.Text)
 	if d.Doubt {
-		return d.Guest, "", &explained{text + "; " + c.done(), c.err}
+		return d.Guest, "", endpoint.Explain(text+"; "+c.done(), c.err)
 	}
 	if d.Nothing && len(c.did) == 0 {
 		text = "there is nothing to recover: " + text
@@ -132,7 +134,7 @@ func (m *migration) recoverPostCopy(ctx context.Context) (record.Holder, string,
 // strangers is why two QEMUs cannot be the ends of one migration; "" if nothing speaks against it.
 func (m *migration) strangers(ctx context.Context) string {
 	a, b := m.src.facts, m.dst.facts
-	if a.same(b) {
+	if a.Same(b) {
 		return fmt.Sprintf("source %s and destination %s are the same QEMU", a.Name, b.Name)
 	}
 	differ := ""
@@ -159,42 +161,7 @@ func (m *migration) strangers(ctx context.Context) string {
 func (s *side) uuid(ctx context.Context) (string, error) {
 	ctx, cancel := context.WithTimeout(ctx, answerLimit)
 	defer cancel()
-	return readUUID(ctx, s.control)
-}
-
-// mayBegin is what is in the way of a migration between two QEMUs.
-func mayBegin(src, dst *Facts) (Mismatch, bool) {
-	s := holder.Situation{
-		Asker:  holder.Migrate,
-		Source: holder.QEMU{Reach: holder.Answers, Run: holder.RunOf(src.RunState), Status: src.migration()},
-		Destination: holder.QEMU{
-			Reach: holder.Answers, Run: holder.RunOf(dst.RunState), Status: dst.migration(),
-		},
-		Leftover: len(src.mirrors) > 0,
-	}
-	if src.same(dst) {
-		s.Strangers = "one QEMU"
-	}
-	d := holder.Decide(s)
-	if !d.Doubt {
-		return Mismatch{}, true
-	}
-	words := map[string]string{"S": src.Name, "D": dst.Name, "d": dst.RunState, "m": src.MigrationStatus, "n": dst.MigrationStatus, "L": strings.Join(src.mirrors, ", ")}
-	problem, mend, _ := strings.Cut(holder.Fill(d.Text, words), "\t")
-	return Mismatch{problem, mend}, false
-}
-
-// migration is what query-migrate says of this QEMU.
-func (f *Facts) migration() holder.Status {
-	return holder.StatusOf(f.MigrationStatus, f.sent || f.RunState == string(holder.Post), f.RunState == string(holder.InMigrate))
-}
-
-// idle tells whether there has been no migration at all.
-func idle(status string) bool { return status == "" || status == "none" }
-
-func isRefusal(err error) bool {
-	var refusal *qmp.CommandError
-	return errors.As(err, &refusal)
+	return facts.ReadUUID(ctx, s.control)
 }
 
 // leftovers tells whether the source has jobs or nodes of mirrors of ours. One that does not say has none that would
@@ -206,6 +173,6 @@ func (m *migration) leftovers(ctx context.Context) bool {
 		return err == nil
 	}
 	nodes, err := blockNodes(ctx, m.src.control)
-	ours := func(n blockNode) bool { return strings.HasPrefix(n.Name, mirrorPrefix) }
+	ours := func(n blockNode) bool { return strings.HasPrefix(n.Name, facts.MirrorPrefix) }
 	return err == nil && slices.ContainsFunc(nodes, ours)
 }

@@ -13,6 +13,7 @@ import (
 
 	"qmigrate/engine"
 	"qmigrate/engine/lab"
+	"qmigrate/engine/plan"
 	"qmigrate/engine/record"
 	"qmigrate/engine/tlscreds"
 	"qmigrate/guest"
@@ -72,12 +73,12 @@ func (p pki) client() tlscreds.Files {
 	return p.issue(tlscreds.Client, tlscreds.Certificate{Name: "a"})
 }
 
-func x509(t *testing.T, source, destination tlscreds.Files) *engine.TLS {
-	return &engine.TLS{Kind: engine.X509, SourceDir: put(t, source), DestinationDir: put(t, destination)}
+func x509(t *testing.T, source, destination tlscreds.Files) *plan.TLS {
+	return &plan.TLS{Kind: plan.X509, SourceDir: put(t, source), DestinationDir: put(t, destination)}
 }
 
-func psk(t *testing.T, source, destination tlscreds.Files) *engine.TLS {
-	return &engine.TLS{Kind: engine.PSK, SourceDir: put(t, source), DestinationDir: put(t, destination)}
+func psk(t *testing.T, source, destination tlscreds.Files) *plan.TLS {
+	return &plan.TLS{Kind: plan.PSK, SourceDir: put(t, source), DestinationDir: put(t, destination)}
 }
 
 func newPSK(t *testing.T, user string) tlscreds.Files {
@@ -129,20 +130,20 @@ func twoQEMUs(t *testing.T, source, destination string) (src, dst *guest.VM) {
 func TestTLS(t *testing.T) {
 	eachPair(t, func(t *testing.T, source, destination string) {
 		p := newPKI(t)
-		for name, plan := range map[string]engine.Plan{
+		for name, planned := range map[string]plan.Plan{
 			"x509":          {TLS: x509(t, p.client(), p.server())},
-			"x509-authz":    {TLS: func() *engine.TLS { s := x509(t, p.client(), p.server()); s.Authz = "O=qmigrate,CN=a"; return s }()},
-			"x509-hostname": {Listen: "unix:" + filepath.Join(guesttest.Dir(t), "m"), TLS: func() *engine.TLS { s := x509(t, p.client(), p.server()); s.Hostname = "b.lab"; return s }()},
+			"x509-authz":    {TLS: func() *plan.TLS { s := x509(t, p.client(), p.server()); s.Authz = "O=qmigrate,CN=a"; return s }()},
+			"x509-hostname": {Listen: "unix:" + filepath.Join(guesttest.Dir(t), "m"), TLS: func() *plan.TLS { s := x509(t, p.client(), p.server()); s.Hostname = "b.lab"; return s }()},
 			"x509-multifd":  {TLS: x509(t, p.client(), p.server()), Capabilities: map[string]bool{"multifd": true}},
-			"x509-open":     {TLS: func() *engine.TLS { s := x509(t, p.ca.Files(), p.server()); s.NoVerify = true; return s }()},
+			"x509-open":     {TLS: func() *plan.TLS { s := x509(t, p.ca.Files(), p.server()); s.NoVerify = true; return s }()},
 			"x509-postcopy": {Mode: record.PostCopyMode, MaxBandwidth: slow, TLS: x509(t, p.client(), p.server())},
-			"psk":           {TLS: func() *engine.TLS { f := newPSK(t, "qemu"); return psk(t, f, f) }()},
-			"psk-user":      {TLS: func() *engine.TLS { f := newPSK(t, "bob"); s := psk(t, f, f); s.Username = "bob"; return s }()},
-			"psk-unix":      {Listen: "unix:" + filepath.Join(guesttest.Dir(t), "m"), TLS: func() *engine.TLS { f := newPSK(t, "qemu"); return psk(t, f, f) }()},
+			"psk":           {TLS: func() *plan.TLS { f := newPSK(t, "qemu"); return psk(t, f, f) }()},
+			"psk-user":      {TLS: func() *plan.TLS { f := newPSK(t, "bob"); s := psk(t, f, f); s.Username = "bob"; return s }()},
+			"psk-unix":      {Listen: "unix:" + filepath.Join(guesttest.Dir(t), "m"), TLS: func() *plan.TLS { f := newPSK(t, "qemu"); return psk(t, f, f) }()},
 		} {
 			t.Run(name, func(t *testing.T) {
 				src, dst := twoQEMUs(t, source, destination)
-				r, err := engine.Migrate(within.Context(t), lab.Endpoint(src), lab.Endpoint(dst), plan, engine.Options{})
+				r, err := engine.Migrate(within.Context(t), lab.Endpoint(src), lab.Endpoint(dst), planned, plan.Options{})
 				if err != nil {
 					t.Fatal(err)
 				}
@@ -150,7 +151,7 @@ func TestTLS(t *testing.T) {
 				if r.Parameters["tls-creds"] != "qmigrate-tls" || r.GuestOn != record.Destination {
 					t.Errorf("tls-creds %v, guest on %s", r.Parameters["tls-creds"], r.GuestOn)
 				}
-				if warned := strings.Contains(strings.Join(r.Warnings, "\n"), "without verification"); warned != plan.TLS.NoVerify {
+				if warned := strings.Contains(strings.Join(r.Warnings, "\n"), "without verification"); warned != planned.TLS.NoVerify {
 					t.Errorf("warnings %q", r.Warnings)
 				}
 				unsealed(t, src)
@@ -177,29 +178,29 @@ func TestTLSRefusedBefore(t *testing.T) {
 		return tlscreds.Files{"ca-cert.pem": f["ca-cert.pem"], "client-cert.pem": f["server-cert.pem"], "client-key.pem": f["server-key.pem"]}
 	}
 	keys := newPSK(t, "qemu")
-	change := func(s *engine.TLS, f func(*engine.TLS)) *engine.TLS { f(s); return s }
-	for want, plan := range map[string]engine.Plan{
+	change := func(s *plan.TLS, f func(*plan.TLS)) *plan.TLS { f(s); return s }
+	for want, planned := range map[string]plan.Plan{
 		"destination would be refused: its certificate O=qmigrate,CN=b was not signed": {TLS: x509(t, other.client(), p.server())},
 		"good for c.lab and not for 127.0.0.1, which the source connects to":           {TLS: x509(t, p.client(), p.issue(tlscreds.Server, tlscreds.Certificate{Hosts: []string{"c.lab"}}))},
-		"not for d.lab": {TLS: change(x509(t, p.client(), p.server()), func(s *engine.TLS) { s.Hostname = "d.lab" })},
+		"not for d.lab": {TLS: change(x509(t, p.client(), p.server()), func(s *plan.TLS) { s.Hostname = "d.lab" })},
 		"destination's TLS credentials in .*server-cert.pem: the certificate O=qmigrate,CN=old has expired": {TLS: x509(t, p.client(), p.issue(tlscreds.Server, past))},
 		"source's TLS credentials in .*client-cert.pem: the certificate O=qmigrate,CN=new is not good":      {TLS: x509(t, p.issue(tlscreds.Client, future), p.server())},
 		"source would be refused: .* has no client-cert.pem":                                                {TLS: x509(t, p.ca.Files(), p.server())},
 		"destination's TLS credentials in .*server-key.pem is missing":                                      {TLS: x509(t, p.client(), without(p.server(), "server-key.pem"))},
 		"is not one for a client":                                {TLS: x509(t, asClient(p.server()), p.server())},
-		"its certificate is O=qmigrate,CN=a, and --tls-authz":    {TLS: change(x509(t, p.client(), p.server()), func(s *engine.TLS) { s.Authz = "CN=z" })},
+		"its certificate is O=qmigrate,CN=a, and --tls-authz":    {TLS: change(x509(t, p.client(), p.server()), func(s *plan.TLS) { s.Authz = "CN=z" })},
 		"destination's TLS credentials in .*keys.psk is missing": {TLS: psk(t, keys, nil)},
 		"the key of user qemu in .* is not the one":              {TLS: psk(t, keys, newPSK(t, "qemu"))},
 		"no key of user qemu, only of bob":                       {TLS: psk(t, newPSK(t, "bob"), keys)},
 		"not USER:KEY":                                           {TLS: psk(t, tlscreds.Files{"keys.psk": []byte("secret\n")}, keys)},
 		"unix:.* has no host's name":                             {Listen: "unix:/x", TLS: x509(t, p.client(), p.server())},
-		"tls \"ssl\": have psk, x509":                            {TLS: &engine.TLS{Kind: "ssl"}},
-		"the folders of both sides' credentials are needed":      {TLS: &engine.TLS{Kind: engine.PSK, SourceDir: "/x"}},
-		"authorization needs verification":                       {TLS: &engine.TLS{Kind: engine.X509, SourceDir: "/x", DestinationDir: "/x", NoVerify: true, Authz: "CN=a"}},
-		"the disks would travel beside the tunnel, in clear":     {Tunnel: engine.TLSTunnel, Mirror: engine.Mirror{Nodes: []string{"disk0"}}},
+		"tls \"ssl\": have psk, x509":                            {TLS: &plan.TLS{Kind: "ssl"}},
+		"the folders of both sides' credentials are needed":      {TLS: &plan.TLS{Kind: plan.PSK, SourceDir: "/x"}},
+		"authorization needs verification":                       {TLS: &plan.TLS{Kind: plan.X509, SourceDir: "/x", DestinationDir: "/x", NoVerify: true, Authz: "CN=a"}},
+		"the disks would travel beside the tunnel, in clear":     {Tunnel: plan.TLSTunnel, Mirror: plan.Mirror{Nodes: []string{"disk0"}}},
 		"parameter tls-creds: tls psk sets it":                   {TLS: psk(t, keys, keys), Parameters: map[string]string{"tls-creds": "x"}},
 	} {
-		r, err := engine.Migrate(within.Context(t), lab.Endpoint(src), lab.Endpoint(dst), plan, engine.Options{})
+		r, err := engine.Migrate(within.Context(t), lab.Endpoint(src), lab.Endpoint(dst), planned, plan.Options{})
 		if err == nil || !matches(want, err.Error()) || strings.Contains(err.Error(), "\n") {
 			t.Errorf("%v\n   want %s", err, want)
 		}
@@ -225,13 +226,13 @@ func TestTLSHandshake(t *testing.T) {
 		cases := []struct {
 			name, want string
 			issued     bool
-			tls        *engine.TLS
+			tls        *plan.TLS
 		}{
 			{"wrong CA", "not signed by an authority", true, x509(t, other.client(), p.server())},
 			{"wrong name", "good for another name: .*--tls-hostname", true, x509(t, p.client(), p.issue(tlscreds.Server, tlscreds.Certificate{Hosts: []string{"c.lab"}}))},
 			{"expired", "has expired", false, expired},
 			{"anonymous", "destination refused the source: it was shown no certificate", true, x509(t, p.ca.Files(), p.server())},
-			{"not authorized", "destination refused the source: .*--tls-authz", true, func() *engine.TLS { s := x509(t, p.client(), p.server()); s.Authz = "CN=z"; return s }()},
+			{"not authorized", "destination refused the source: .*--tls-authz", true, func() *plan.TLS { s := x509(t, p.client(), p.server()); s.Authz = "CN=z"; return s }()},
 			{"wrong key", "destination refused the source: it has no key of user qemu, another one", true, psk(t, keys, newPSK(t, "qemu"))},
 			{"missing key", "keys.psk", false, psk(t, keys, nil)},
 		}
@@ -250,12 +251,12 @@ func TestTLSHandshake(t *testing.T) {
 				a.ReadFile, b.ReadFile = nil, nil
 				ctx, cancel := context.WithTimeout(within.Context(t), time.Minute)
 				defer cancel()
-				r, err := engine.Migrate(ctx, a, b, engine.Plan{TLS: c.tls, MaxBandwidth: 128 << 10}, engine.Options{})
+				r, err := engine.Migrate(ctx, a, b, plan.Plan{TLS: c.tls, MaxBandwidth: 128 << 10}, plan.Options{})
 				t.Logf("%v", err)
 				if err == nil || !matches(c.want, err.Error()) || ctx.Err() != nil {
 					t.Errorf("%v, want %q", err, c.want)
 				}
-				var stage *engine.StageError
+				var stage *record.StageError
 				if !errors.As(err, &stage) || stage.Issued != c.issued || stage.Guest != record.Source {
 					t.Errorf("%+v", stage)
 				}
@@ -281,7 +282,7 @@ func TestTLSHandshake(t *testing.T) {
 					vm, role, files = src, tlscreds.Client, p.client()
 				}
 				setUp(t, vm, role, put(t, files))
-				_, err := engine.Migrate(within.Context(t), lab.Endpoint(src), lab.Endpoint(to), engine.Plan{}, engine.Options{})
+				_, err := engine.Migrate(within.Context(t), lab.Endpoint(src), lab.Endpoint(to), plan.Plan{}, plan.Options{})
 				if err == nil || !strings.Contains(err.Error(), c.side) || !strings.Contains(err.Error(), "has been told to encrypt migrations (tls-creds theirs)") {
 					t.Errorf("%v", err)
 				}
@@ -292,7 +293,7 @@ func TestTLSHandshake(t *testing.T) {
 			})
 		}
 		to := next()
-		r, err := engine.Migrate(within.Context(t), lab.Endpoint(src), lab.Endpoint(to), engine.Plan{TLS: x509(t, p.client(), p.server())}, engine.Options{})
+		r, err := engine.Migrate(within.Context(t), lab.Endpoint(src), lab.Endpoint(to), plan.Plan{TLS: x509(t, p.client(), p.server())}, plan.Options{})
 		if err != nil || r.GuestOn != record.Destination {
 			t.Errorf("the next attempt: %v", err)
 		}
@@ -342,7 +343,7 @@ func setUp(t *testing.T, vm *guest.VM, r tlscreds.Role, dir string) {
 func TestTLSLeftover(t *testing.T) {
 	guesttest.EachQEMU(t, func(t *testing.T, qemu string) {
 		p := newPKI(t)
-		for _, s := range []*engine.TLS{nil, x509(t, p.client(), p.server())} {
+		for _, s := range []*plan.TLS{nil, x509(t, p.client(), p.server())} {
 			src, dst := pair(t, qemu, nil)
 			nc, err := src.Dial(within.Context(t), guest.Control)
 			if err != nil {
@@ -357,7 +358,7 @@ func TestTLSLeftover(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			r, err := engine.Migrate(within.Context(t), lab.Endpoint(src), lab.Endpoint(dst), engine.Plan{TLS: s}, engine.Options{})
+			r, err := engine.Migrate(within.Context(t), lab.Endpoint(src), lab.Endpoint(dst), plan.Plan{TLS: s}, plan.Options{})
 			if err != nil || r.GuestOn != record.Destination {
 				t.Errorf("%v", err)
 			}
@@ -391,7 +392,7 @@ func TestSentElsewhere(t *testing.T) {
 		}
 	}()
 	elsewhere := "tcp:" + l.Addr().String()
-	r, err := engine.Migrate(within.Context(t), lab.Endpoint(src), lab.Endpoint(dst), engine.Plan{Connect: elsewhere}, engine.Options{})
+	r, err := engine.Migrate(within.Context(t), lab.Endpoint(src), lab.Endpoint(dst), plan.Plan{Connect: elsewhere}, plan.Options{})
 	if err == nil || !strings.Contains(err.Error(), "nothing has come to the destination") || r.GuestOn != record.Unknown {
 		t.Errorf("%v; guest on %s", err, r.GuestOn)
 	}
@@ -458,7 +459,7 @@ func TestTLSNBD(t *testing.T) {
 		onSource("blockdev-add", add)
 		onSource("blockdev-del", map[string]string{"node-name": "far"})
 		onDestination("nbd-server-stop", nil)
-		if a, b := (*engine.TLS)(nil).NBD(); len(a)+len(b) > 0 {
+		if a, b := (*plan.TLS)(nil).NBD(); len(a)+len(b) > 0 {
 			t.Errorf("%v, %v", a, b)
 		}
 	})

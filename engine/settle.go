@@ -7,6 +7,7 @@ import (
 	"strings"
 	"time"
 
+	"qmigrate/engine/facts"
 	"qmigrate/engine/holder"
 	"qmigrate/engine/record"
 	"qmigrate/qmp"
@@ -51,13 +52,13 @@ func (m *migration) settleAs(ctx context.Context, regard func(*holder.Situation)
 	c := &custody{m: m, regard: regard, s: holder.Situation{
 		Asker:     holder.Undo,
 		Sent:      m.lastSent(),
-		Leave:     !m.src.facts.live() || m.held != "" || !m.issued && !m.paused,
+		Leave:     !m.src.facts.Live() || m.held != "" || !m.issued && !m.paused,
 		Yanked:    m.yanked,
 		Cancelled: m.issued && m.src.finished,
 		Elsewhere: m.elsewhere,
-		Takes:     m.src.facts.before(10, 0),
-		Jams:      m.src.facts.jams(),
-		Locks:     m.dst.facts != nil && m.dst.facts.before(10, 0) && !m.plan.Capabilities["late-block-activate"],
+		Takes:     m.src.facts.Before(10, 0),
+		Jams:      m.src.facts.Jams(),
+		Locks:     m.dst.facts != nil && m.dst.facts.Before(10, 0) && !m.plan.Capabilities["late-block-activate"],
 		Gives:     m.plan.Capabilities["release-ram"],
 	}}
 	d, ok := c.settle(ctx)
@@ -140,7 +141,7 @@ func (c *custody) do(ctx context.Context, do holder.Step) {
 		m.contSent, m.committed, c.s.Sent = true, true, holder.SentCont
 		if err := c.run(ctx, m.dst); err != nil {
 			c.s.Refused = true
-			if isRefusal(err) { // it was not done
+			if qmp.IsRefusal(err) { // it was not done
 				m.contSent, m.committed, c.s.Sent = before == holder.SentCont, before == holder.SentCont, before
 			}
 		} else {
@@ -157,7 +158,7 @@ func (c *custody) run(ctx context.Context, s *side) error {
 		return nil
 	}
 	c.err = err
-	if c.runs++; !isRefusal(err) && s.reached() && c.runs < 3 {
+	if c.runs++; !qmp.IsRefusal(err) && s.reached() && c.runs < 3 {
 		return nil
 	}
 	return err
@@ -291,7 +292,7 @@ func (s *side) ask(ctx context.Context) error {
 	}
 	s.runState, s.status = status.Status, info.Status
 	s.parted = s.parted || strings.HasPrefix(info.Status, "postcopy-")
-	if idle(info.Status) && len(info.SocketAddress) > 0 {
+	if facts.Idle(info.Status) && len(info.SocketAddress) > 0 {
 		s.status = "setup" // it listens, for which 7.2 has no status
 	}
 	s.outgoing = info.Has.Contains(qmp.FieldTransferred)
@@ -349,7 +350,7 @@ func (s *side) look(info *qmp.MigrationInfo) {
 // (migration/migration.c, postcopy_start; read in 7.2.22). A page that is sent after the guest was stopped shows that
 // this is behind it.
 func (m *migration) tentative() bool {
-	return m.src.facts != nil && m.src.facts.before(10, 0) && m.src.status == "postcopy-active" && !m.src.given && !m.dst.done()
+	return m.src.facts != nil && m.src.facts.Before(10, 0) && m.src.status == "postcopy-active" && !m.src.given && !m.dst.done()
 }
 
 // look finds out who is left: of a side whose monitor has ended, whether it is dead, and if not, what it says when it
@@ -369,11 +370,6 @@ func (m *migration) settled(ctx context.Context) {
 		return true
 	})
 }
-
-// jams tells whether this QEMU keeps its guest for ever if its connection breaks in the switch to post-copy. The
-// failure is noted only for a migration that is in postcopy-active already, and it is in `device` then: finish-migrate
-// never ends, and `cont` is refused (seen on 10.0.2, read in its postcopy_start; mended by 10.2).
-func (f *Facts) jams() bool { return !f.before(9, 0) && f.before(10, 2) }
 
 // fill puts the values into a decision's words.
 func (c *custody) fill(text string) string {

@@ -6,10 +6,12 @@ import (
 	"fmt"
 	"net"
 	"strings"
-	"sync"
 	"sync/atomic"
 	"time"
 
+	"qmigrate/engine/endpoint"
+	"qmigrate/engine/facts"
+	"qmigrate/engine/plan"
 	"qmigrate/engine/record"
 	"qmigrate/qmp"
 )
@@ -17,14 +19,14 @@ import (
 // side is one of the two QEMUs, and what its events have told so far.
 type side struct {
 	role    record.Holder
-	ep      *Endpoint
+	ep      *endpoint.Endpoint
 	options qmp.Options
 	control *qmp.Conn
 	events  *qmp.Conn // control itself where there is but one monitor
 	sampler *qmp.Sampler
 	sub     *qmp.Subscription
 	C       <-chan qmp.Event // nil once the monitor has gone
-	facts   *Facts
+	facts   *facts.Facts
 	offset  time.Duration // that host's realtime clock minus ours
 	skew    time.Duration // the error of offset
 
@@ -51,20 +53,22 @@ const eventBuffer = 4096
 
 // open dials the monitors and learns the facts, which are nil after an error. The first monitor is asked while the others are
 // opened.
-func (s *side) open(ctx context.Context, o Options) error {
+func (s *side) open(ctx context.Context, o plan.Options) error {
 	if o.Logger != nil {
 		s.options.Logger = o.Logger.With("side", s.role)
 	}
-	dial := func(ctx context.Context, d Dialer) (*qmp.Conn, error) { return s.ep.talk(ctx, d, s.role, s.options) }
+	dial := func(ctx context.Context, d endpoint.Dialer) (*qmp.Conn, error) {
+		return s.ep.Talk(ctx, d, string(s.role), s.options)
+	}
 	var err error
 	if s.control, err = dial(ctx, s.ep.Control); err != nil {
 		return err
 	}
 	s.events = s.control
-	var facts *Facts
-	err = together(ctx, func(ctx context.Context) (err error) {
-		if facts, err = inspect(ctx, s.control, s.ep.Name); err != nil {
-			return fmt.Errorf("inspect %s %s: %w", s.role, s.ep.Name, s.ep.because(err, nil))
+	var found *facts.Facts
+	err = facts.Together(ctx, func(ctx context.Context) (err error) {
+		if found, err = facts.Read(ctx, s.control, s.ep.Name); err != nil {
+			return fmt.Errorf("inspect %s %s: %w", s.role, s.ep.Name, s.ep.Because(err, nil))
 		}
 		return nil
 	}, func(ctx context.Context) (err error) {
@@ -85,7 +89,7 @@ func (s *side) open(ctx context.Context, o Options) error {
 		if s.ep.Sampler == nil || s.role != record.Source {
 			return nil
 		}
-		if err := s.ep.greet(ctx, s.ep.Sampler, s.role, func(ctx context.Context, nc net.Conn) error {
+		if err := s.ep.Greet(ctx, s.ep.Sampler, string(s.role), func(ctx context.Context, nc net.Conn) error {
 			s.sampler, err = qmp.NewSampler(ctx, nc)
 			return err
 		}); err != nil {
@@ -104,58 +108,40 @@ func (s *side) open(ctx context.Context, o Options) error {
 	if err != nil {
 		return err
 	}
-	s.learn(facts)
+	s.learn(found)
 	return nil
 }
 
 // learn takes the facts, and what the process adds to them.
-func (s *side) learn(facts *Facts) {
-	s.facts, s.runState, s.wakes = facts, facts.RunState, facts.wakes()
-	if s.asleep = (time.Time{}); facts.RunState == asleep {
+func (s *side) learn(f *facts.Facts) {
+	s.facts, s.runState, s.wakes = f, f.RunState, f.Wakes()
+	if s.asleep = (time.Time{}); f.RunState == facts.Asleep {
 		s.asleep = time.Now()
 	}
-	facts.here = s.ep.Process != nil && s.proved()
-	if facts.here {
-		readOpened(s.ep, facts.Disks)
+	f.Here = f.Proved(s.ep.Process)
+	if f.Here {
+		facts.ReadOpened(s.ep, f.Disks)
 	}
-	if s.ep.Process != nil && !facts.here {
+	if s.ep.Process != nil && !f.Here {
 		ep := *s.ep // the caller's stays as it is
 		ep.Process, ep.ReadFile = nil, nil
 		s.ep = &ep
 	}
-	if l, ok := s.ep.Process.(MemoryLocker); ok {
+	if l, ok := s.ep.Process.(endpoint.MemoryLocker); ok {
 		if limit, limited, err := l.MemoryLock(); err == nil && limited {
-			s.facts.memoryLock = &limit
+			f.MemoryLock = &limit
 		}
 	}
 }
 
 // agrees refuses a monitor that belongs to another QEMU than the first one.
 func (s *side) agrees(ctx context.Context, other asker, role string) error {
-	limited, cancel := context.WithTimeout(ctx, greetLimit)
+	limited, cancel := context.WithTimeout(ctx, endpoint.GreetLimit)
 	defer cancel()
 	if err := agree(limited, s.control, other, role); err != nil {
-		return monitorError{fmt.Errorf("%s %s: %w", s.role, s.ep.Name, s.ep.because(err, nil))}
+		return monitorError{fmt.Errorf("%s %s: %w", s.role, s.ep.Name, s.ep.Because(err, nil))}
 	}
 	return nil
-}
-
-// together runs all at the same time and returns when all have ended: with the first error, which ends the others' context.
-func together(ctx context.Context, all ...func(context.Context) error) (first error) {
-	ctx, cancel := context.WithCancel(ctx)
-	defer cancel()
-	var once sync.Once
-	var wait sync.WaitGroup
-	for _, f := range all {
-		wait.Go(func() {
-			if err := f(ctx); err != nil {
-				once.Do(func() { first = err })
-				cancel()
-			}
-		})
-	}
-	wait.Wait()
-	return first
 }
 
 // close lets the monitors go; it is harmless on a side that was never opened.

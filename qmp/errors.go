@@ -2,14 +2,13 @@ package qmp
 
 import (
 	"errors"
-	"fmt"
+	"fmt" // ErrDisconnected is wrapped by every error that comes from a monitor which has gone away, whether QEMU closed the
+	// socket, died, or sent something that is not QMP. A connection that was ended by our own Close wraps net.ErrClosed instead.
+	// CommandError is QEMU's refusal of a command, in its own words. The connection is as good as before.
 )
 
-// ErrDisconnected is wrapped by every error that comes from a monitor which has gone away, whether QEMU closed the
-// socket, died, or sent something that is not QMP. A connection that was ended by our own Close wraps net.ErrClosed instead.
 var ErrDisconnected = errors.New("monitor disconnected")
 
-// CommandError is QEMU's refusal of a command, in its own words. The connection is as good as before.
 type CommandError struct {
 	Command string // "" when QEMU could not say which command it refused
 	Class   string // GenericError, CommandNotFound, DeviceNotFound, ...
@@ -42,4 +41,9 @@ func disconnected(err error) error {
 		return err
 	}
 	return fmt.Errorf("%w: %w", ErrDisconnected, err)
+}
+
+func IsRefusal(err error) bool {
+	var refusal *CommandError
+	return errors.As(err, &refusal)
 }

@@ -13,8 +13,11 @@ import (
 
 	"github.com/urfave/cli/v2"
 
-	"qmigrate/engine"
+	"qmigrate/engine/endpoint"
+	"qmigrate/engine/facts"
+	"qmigrate/engine/fit"
 	"qmigrate/engine/lab"
+	"qmigrate/engine/plan"
 	"qmigrate/engine/record/units"
 	"qmigrate/engine/report/text"
 	"qmigrate/guest"
@@ -50,11 +53,11 @@ func (c *commands) runCaps(x *cli.Context) error {
 	if err != nil {
 		return err
 	}
-	var all []*engine.Facts
-	var trials []*engine.Trial
+	var all []*facts.Facts
+	var trials []*fit.Trial
 	thrown := false
 	for _, text := range x.Args().Slice() {
-		f, bin, own, err := facts(x.Context, text, x.String("machine"), engine.Options{Logger: log, Schemas: schemas()})
+		f, bin, own, err := factsOf(x.Context, text, x.String("machine"), plan.Options{Logger: log, Schemas: schemas()})
 		if err != nil {
 			return err
 		}
@@ -73,21 +76,22 @@ func (c *commands) runCaps(x *cli.Context) error {
 	}
 	printCaps(c.stdout, all, trials, x.Bool("all") || len(all) == 1)
 	printAbilities(c.stdout, abilities(all, trials))
-	printExclusions(c.stdout, engine.Exclusions(all[0], all[len(all)-1]))
+	printExclusions(c.stdout, fit.Exclusions(all[0], all[len(all)-1]))
 	switch {
 	case thrown:
 	case len(all) == 2:
-		printVerdict(c.stdout, engine.Compare(all[0], all[1]), engine.Doubts(all[0], all[1]))
+		refusals, doubts := fit.Compare(all[0], all[1], plan.Plan{})
+		printVerdict(c.stdout, refusals, doubts)
 	default:
-		printConditions(c.stdout, engine.Conditions(all[0], nil, engine.Plan{}))
+		printConditions(c.stdout, fit.Conditions(all[0], nil, plan.Plan{}))
 	}
 	return nil
 }
 
 // abilities are those of a pair, or of one QEMU to another like it.
-func abilities(all []*engine.Facts, trials []*engine.Trial) []engine.Ability {
+func abilities(all []*facts.Facts, trials []*fit.Trial) []fit.Ability {
 	last := len(all) - 1
-	return engine.Abilities(all[0], all[last], trials[0], trials[last])
+	return fit.Abilities(all[0], all[last], trials[0], trials[last])
 }
 
 // binary is a QEMU that can be started here once more, or why not.
@@ -98,19 +102,19 @@ type binary struct {
 }
 
 // try starts a throw-away; what it does not tell is not tried, and why.
-func (p binary) try(ctx context.Context, accelerator string) *engine.Trial {
+func (p binary) try(ctx context.Context, accelerator string) *fit.Trial {
 	if p.why != "" {
-		return &engine.Trial{Why: p.why}
+		return &fit.Trial{Why: p.why}
 	}
 	trial, err := lab.Throwaway(ctx, p.command, p.env, accelerator)
 	if err != nil {
-		return &engine.Trial{Why: err.Error()}
+		return &fit.Trial{Why: err.Error()}
 	}
 	return trial
 }
 
 // programOf is the binary behind an endpoint.
-func programOf(e *engine.Endpoint, f *engine.Facts) binary {
+func programOf(e *endpoint.Endpoint, f *facts.Facts) binary {
 	p, ok := e.Process.(*peer)
 	if !ok {
 		return binary{why: f.Name + " is not on this machine, as far as is known"}
@@ -129,15 +133,15 @@ func programOf(e *engine.Endpoint, f *engine.Facts) binary {
 	return binary{command: proc.Command(), env: proc.Parts()}
 }
 
-// facts asks an endpoint, or a QEMU that is started for it; own tells which.
-func facts(ctx context.Context, text, machine string, o engine.Options) (f *engine.Facts, bin binary, own bool, err error) {
+// factsOf asks an endpoint, or a QEMU that is started for it; own tells which.
+func factsOf(ctx context.Context, text, machine string, o plan.Options) (f *facts.Facts, bin binary, own bool, err error) {
 	want, own := strings.CutPrefix(text, "qemu:")
 	if !own {
 		e, err := parseEndpoint(text)
 		if err != nil {
 			return nil, binary{}, false, err
 		}
-		if f, err = engine.Inspect(ctx, e, o); err != nil {
+		if f, err = facts.Inspect(ctx, e, o); err != nil {
 			return nil, binary{}, false, err
 		}
 		return f, programOf(e, f), false, nil
@@ -158,7 +162,7 @@ func facts(ctx context.Context, text, machine string, o engine.Options) (f *engi
 	defer vm.Close()
 	e := lab.Endpoint(vm)
 	e.Name = text
-	f, err = engine.Inspect(ctx, e, o)
+	f, err = facts.Inspect(ctx, e, o)
 	return f, binary{command: []string{b.Path}}, true, err
 }
 
@@ -168,8 +172,8 @@ type capRow struct {
 	values []string
 }
 
-func capRows(all []*engine.Facts, trials []*engine.Trial) (capabilities, parameters []capRow) {
-	collect := func(values func(*engine.Facts, *engine.Trial) map[string]string) []capRow {
+func capRows(all []*facts.Facts, trials []*fit.Trial) (capabilities, parameters []capRow) {
+	collect := func(values func(*facts.Facts, *fit.Trial) map[string]string) []capRow {
 		names := map[string]bool{}
 		each := make([]map[string]string, len(all))
 		for i, f := range all {
@@ -188,14 +192,14 @@ func capRows(all []*engine.Facts, trials []*engine.Trial) (capabilities, paramet
 		}
 		return rows
 	}
-	capabilities = collect(func(f *engine.Facts, _ *engine.Trial) map[string]string {
+	capabilities = collect(func(f *facts.Facts, _ *fit.Trial) map[string]string {
 		m := map[string]string{}
 		for name, on := range f.Capabilities {
 			m[name] = map[bool]string{true: "on", false: "off"}[on]
 		}
 		return m
 	})
-	parameters = collect(func(f *engine.Facts, t *engine.Trial) map[string]string {
+	parameters = collect(func(f *facts.Facts, t *fit.Trial) map[string]string {
 		m := map[string]string{}
 		for _, member := range f.Schema.MigrationParameters() {
 			legal := t.Ranges[member.Name]
@@ -231,24 +235,24 @@ func parameterText(m qmp.Member, value any, legal string) string {
 	return text
 }
 
-func printCaps(w io.Writer, all []*engine.Facts, trials []*engine.Trial, everything bool) {
+func printCaps(w io.Writer, all []*facts.Facts, trials []*fit.Trial, everything bool) {
 	t := table{Align: "l" + strings.Repeat("l", len(all))}
-	line := func(name string, value func(*engine.Facts) string) {
+	line := func(name string, value func(*facts.Facts) string) {
 		cells := []string{name}
 		for _, f := range all {
 			cells = append(cells, value(f))
 		}
 		t.Row(cells...)
 	}
-	line("", func(f *engine.Facts) string { return f.Name })
-	line("version", func(f *engine.Facts) string { return text.Version(f.Version) })
-	line("machine", func(f *engine.Facts) string { return f.Machine })
-	line("memory", func(f *engine.Facts) string { return units.FormatSize(f.MemoryBytes) })
-	line("vCPUs", func(f *engine.Facts) string { return fmt.Sprint(f.VCPUs) })
-	line("accelerator", func(f *engine.Facts) string { return f.Accelerator })
-	line("run state", func(f *engine.Facts) string { return f.RunState })
-	line("migration", func(f *engine.Facts) string { return first(f.MigrationStatus, "none") })
-	line("blocked", func(f *engine.Facts) string {
+	line("", func(f *facts.Facts) string { return f.Name })
+	line("version", func(f *facts.Facts) string { return text.Version(f.Version) })
+	line("machine", func(f *facts.Facts) string { return f.Machine })
+	line("memory", func(f *facts.Facts) string { return units.FormatSize(f.MemoryBytes) })
+	line("vCPUs", func(f *facts.Facts) string { return fmt.Sprint(f.VCPUs) })
+	line("accelerator", func(f *facts.Facts) string { return f.Accelerator })
+	line("run state", func(f *facts.Facts) string { return f.RunState })
+	line("migration", func(f *facts.Facts) string { return first(f.MigrationStatus, "none") })
+	line("blocked", func(f *facts.Facts) string {
 		return map[bool]string{true: "no", false: "yes, see below"}[len(f.Blockers) == 0]
 	})
 	capabilities, parameters := capRows(all, trials)
@@ -282,7 +286,7 @@ func printCaps(w io.Writer, all []*engine.Facts, trials []*engine.Trial, everyth
 	}
 }
 
-func printAbilities(w io.Writer, all []engine.Ability) {
+func printAbilities(w io.Writer, all []fit.Ability) {
 	fmt.Fprintln(w)
 	t := table{Align: "lll"}
 	t.Row("way to migrate", "can", "why")
@@ -292,7 +296,7 @@ func printAbilities(w io.Writer, all []engine.Ability) {
 	t.Print(w, page(w))
 }
 
-func printExclusions(w io.Writer, all []engine.Exclusion) {
+func printExclusions(w io.Writer, all []fit.Exclusion) {
 	if len(all) == 0 {
 		return
 	}
@@ -305,8 +309,8 @@ func printExclusions(w io.Writer, all []engine.Exclusion) {
 	t.Print(w, page(w))
 }
 
-func printVerdict(w io.Writer, refusals, doubts []engine.Mismatch) {
-	list := func(title string, all []engine.Mismatch) {
+func printVerdict(w io.Writer, refusals, doubts []fit.Mismatch) {
+	list := func(title string, all []fit.Mismatch) {
 		fmt.Fprintf(w, "\n%s\n", title)
 		for _, m := range all {
 			fmt.Fprintf(w, "  %s\n", fold(m.Error(), 4, page(w)))
@@ -324,7 +328,7 @@ func printVerdict(w io.Writer, refusals, doubts []engine.Mismatch) {
 }
 
 // printConditions says what a migration does about the state of one QEMU as a source.
-func printConditions(w io.Writer, all []engine.Finding) {
+func printConditions(w io.Writer, all []fit.Finding) {
 	fmt.Fprintln(w, "\nas a source:")
 	for _, f := range all {
 		fmt.Fprintf(w, "  %s\n", fold(fmt.Sprintf("%s: %s", f.Answer, f.Mismatch), 4, page(w)))
@@ -332,7 +336,7 @@ func printConditions(w io.Writer, all []engine.Finding) {
 }
 
 // capsJSON is what `caps --json` prints.
-func capsJSON(all []*engine.Facts, trials []*engine.Trial, thrown bool) any {
+func capsJSON(all []*facts.Facts, trials []*fit.Trial, thrown bool) any {
 	type parameter struct {
 		Type    string   `json:"type"`
 		Enum    []string `json:"members,omitempty"`
@@ -406,7 +410,7 @@ func capsJSON(all []*engine.Facts, trials []*engine.Trial, thrown bool) any {
 		out.QEMUs = append(out.QEMUs, q)
 	}
 	exclude := map[string][]string{}
-	for _, e := range engine.Exclusions(all[0], all[len(all)-1]) {
+	for _, e := range fit.Exclusions(all[0], all[len(all)-1]) {
 		exclude[e.Capability] = e.With
 	}
 	out.Exclude = exclude
@@ -414,19 +418,20 @@ func capsJSON(all []*engine.Facts, trials []*engine.Trial, thrown bool) any {
 		out.Modes = append(out.Modes, ability{a.Name, string(a.Can), a.Why})
 	}
 	if !thrown {
-		var dst *engine.Facts
+		var dst *facts.Facts
 		if len(all) == 2 {
 			dst = all[1]
 		}
-		for _, f := range engine.Conditions(all[0], dst, engine.Plan{}) {
+		for _, f := range fit.Conditions(all[0], dst, plan.Plan{}) {
 			out.Conditions = append(out.Conditions, condition{string(f.Answer), f.Error()})
 		}
 	}
 	if len(all) == 2 && !thrown {
-		for _, m := range engine.Compare(all[0], all[1]) {
+		refusals, doubts := fit.Compare(all[0], all[1], plan.Plan{})
+		for _, m := range refusals {
 			out.Problems = append(out.Problems, m.Error())
 		}
-		for _, m := range engine.Doubts(all[0], all[1]) {
+		for _, m := range doubts {
 			out.Doubts = append(out.Doubts, m.Error())
 		}
 	}

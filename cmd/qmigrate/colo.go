@@ -5,8 +5,8 @@ import (
 
 	"github.com/urfave/cli/v2"
 
-	"qmigrate/engine"
 	"qmigrate/engine/lab"
+	"qmigrate/engine/plan"
 	"qmigrate/engine/record"
 	"qmigrate/engine/record/units"
 )
@@ -28,7 +28,7 @@ type coloRun struct {
 }
 
 // coloRun reads the coloFlags and fits the lab to them; nil in every other mode, in which they are refused.
-func (c *commands) coloRun(x *cli.Context, p engine.Plan, s *lab.Spec) (*coloRun, error) {
+func (c *commands) coloRun(x *cli.Context, p plan.Plan, s *lab.Spec) (*coloRun, error) {
 	if p.Mode != record.COLOMode {
 		for _, f := range coloFlags() {
 			if name := f.Names()[0]; x.IsSet(name) {

@@ -11,6 +11,7 @@ import (
 
 	"qmigrate/engine"
 	"qmigrate/engine/lab"
+	"qmigrate/engine/plan"
 	"qmigrate/engine/record"
 	"qmigrate/guest"
 	"qmigrate/hostnet"
@@ -31,7 +32,7 @@ func (c *commands) runDemo(x *cli.Context) error {
 	if x.Args().Present() {
 		return usagef("demo takes no arguments, found %q", x.Args().First())
 	}
-	p, err := plan(x)
+	p, err := planOf(x)
 	if err != nil {
 		return err
 	}
@@ -84,7 +85,7 @@ func (c *commands) runDemo(x *cli.Context) error {
 	if err != nil {
 		return err
 	}
-	rec, err := c.observe(x, s.Logger, p, func(p engine.Plan, o engine.Options) (*record.Migration, error) {
+	rec, err := c.observe(x, s.Logger, p, func(p plan.Plan, o plan.Options) (*record.Migration, error) {
 		if colo != nil {
 			return l.COLO(x.Context, engine.COLOPlan{Plan: p, CheckpointDelay: colo.delay}, colo.trial, o)
 		}
@@ -139,8 +140,8 @@ func passOn(status int) error {
 }
 
 // observe runs one migration with the live line on a terminal.
-func (c *commands) observe(x *cli.Context, log *slog.Logger, p engine.Plan, migrate func(engine.Plan, engine.Options) (*record.Migration, error)) (*record.Migration, error) {
-	o := engine.Options{Logger: log, Schemas: schemas()}
+func (c *commands) observe(x *cli.Context, log *slog.Logger, p plan.Plan, migrate func(plan.Plan, plan.Options) (*record.Migration, error)) (*record.Migration, error) {
+	o := plan.Options{Logger: log, Schemas: schemas()}
 	if !x.Bool("quiet") {
 		if line := newLiveLine(c.stderr); line != nil {
 			o.Sampled, o.Mirrored = line.sample, line.mirrored

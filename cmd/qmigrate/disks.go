@@ -10,11 +10,15 @@ import (
 	"github.com/urfave/cli/v2"
 
 	"qmigrate/engine"
+	"qmigrate/engine/endpoint"
+	"qmigrate/engine/facts"
+	"qmigrate/engine/fit"
+	"qmigrate/engine/plan"
 	"qmigrate/guest/launch"
 )
 
 // media are the files that the source's drives hold now. The destination's command line is made with them.
-func media(f *engine.Facts, p engine.Plan) (all []launch.Medium) {
+func media(f *facts.Facts, p plan.Plan) (all []launch.Medium) {
 	for _, d := range f.Disks {
 		m := launch.Medium{Drive: d.Name, Device: d.QOM, Empty: d.Node == "", ReadOnly: d.ReadOnly}
 		m.Mirrored = !m.Empty && slices.Contains(p.Mirror.Nodes, d.Node)
@@ -35,8 +39,8 @@ func media(f *engine.Facts, p engine.Plan) (all []launch.Medium) {
 
 // launchedDisks gives a destination that was launched what the source was told while it ran, and compares the disks of
 // both. Notes are for the record.
-func launchedDisks(x *cli.Context, src, dst *engine.Endpoint, p engine.Plan) (notes []string, err error) {
-	said, notes, err := engine.CarryOver(x.Context, src, dst, engine.Options{})
+func launchedDisks(x *cli.Context, src, dst *endpoint.Endpoint, p plan.Plan) (notes []string, err error) {
+	said, notes, err := engine.CarryOver(x.Context, src, dst, plan.Options{})
 	if err != nil {
 		return nil, fmt.Errorf("launch destination: %w", err)
 	}
@@ -45,11 +49,11 @@ func launchedDisks(x *cli.Context, src, dst *engine.Endpoint, p engine.Plan) (no
 			fmt.Fprintf(x.App.ErrWriter, "launch: as the source was told while it ran: %s\n", s)
 		}
 	}
-	a, err := engine.Inspect(x.Context, src, engine.Options{})
+	a, err := facts.Inspect(x.Context, src, plan.Options{})
 	if err != nil {
 		return nil, fmt.Errorf("launch destination: %w", err)
 	}
-	b, err := engine.Inspect(x.Context, dst, engine.Options{})
+	b, err := facts.Inspect(x.Context, dst, plan.Options{})
 	if err != nil {
 		return nil, fmt.Errorf("launch destination: %w", err)
 	}
@@ -58,7 +62,7 @@ func launchedDisks(x *cli.Context, src, dst *engine.Endpoint, p engine.Plan) (no
 		_, to, _ := strings.Cut(text, "=")
 		chosen = append(chosen, to)
 	}
-	refusals, doubts := engine.LaunchedDisks(a, b, p, chosen)
+	refusals, doubts := fit.LaunchedDisks(a, b, p, chosen)
 	for _, d := range doubts {
 		notes = append(notes, d.Error())
 	}

@@ -14,7 +14,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"qmigrate/engine"
+	"qmigrate/engine/endpoint"
 	"qmigrate/engine/lab"
 	"qmigrate/guest"
 	"qmigrate/guest/launch"
@@ -29,20 +29,20 @@ import (
 //	tcp+tls:HOST:PORT[,...]?dir=FOLDER[&hostname=NAME]   the same where QEMU's chardev has tls-creds; FOLDER has our certificate
 //
 // Nothing is opened yet.
-func parseEndpoint(text string) (*engine.Endpoint, error) {
+func parseEndpoint(text string) (*endpoint.Endpoint, error) {
 	kind, addresses, err := endpointAddresses(text)
 	if err != nil {
 		return nil, err
 	}
-	wrap := func(d engine.Dialer, _ string) engine.Dialer { return d }
+	wrap := func(d endpoint.Dialer, _ string) endpoint.Dialer { return d }
 	if kind == "tcp+tls" {
 		if wrap, err = tlsOptions(text); err != nil {
 			return nil, err
 		}
 		kind = "tcp"
 	}
-	e := &engine.Endpoint{Name: text, Host: "local"}
-	for i, into := range []*engine.Dialer{&e.Control, &e.Events, &e.Sampler} {
+	e := &endpoint.Endpoint{Name: text, Host: "local"}
+	for i, into := range []*endpoint.Dialer{&e.Control, &e.Events, &e.Sampler} {
 		if i < len(addresses) {
 			*into = wrap(dialer(kind, addresses[i]), addresses[i])
 		}
@@ -50,7 +50,7 @@ func parseEndpoint(text string) (*engine.Endpoint, error) {
 	if kind == "unix" {
 		p := &peer{}
 		e.Control, e.Process, e.ReadFile, e.Opened, e.Files = p.dial(e.Control), p, p.readFile, p.opened, true
-		for _, other := range []*engine.Dialer{&e.Events, &e.Sampler} {
+		for _, other := range []*endpoint.Dialer{&e.Events, &e.Sampler} {
 			if *other != nil {
 				*other = p.sameAs(*other)
 			}
@@ -90,7 +90,7 @@ func endpointAddresses(text string) (kind string, addresses []string, err error)
 }
 
 // tlsOptions reads what follows the ? of a tcp+tls endpoint; what it returns encrypts the connection to an address.
-func tlsOptions(text string) (func(engine.Dialer, string) engine.Dialer, error) {
+func tlsOptions(text string) (func(endpoint.Dialer, string) endpoint.Dialer, error) {
 	_, query, _ := strings.Cut(text, "?")
 	options, err := url.ParseQuery(query)
 	if err != nil {
@@ -104,7 +104,7 @@ func tlsOptions(text string) (func(engine.Dialer, string) engine.Dialer, error) 
 	if options.Get("dir") == "" {
 		return nil, usagef("endpoint %q: the folder of our certificate is missing: write it as tcp+tls:HOST:PORT?dir=FOLDER, with ca-cert.pem, client-cert.pem and client-key.pem in it", text)
 	}
-	return func(d engine.Dialer, address string) engine.Dialer {
+	return func(d endpoint.Dialer, address string) endpoint.Dialer {
 		host, _, _ := net.SplitHostPort(address)
 		return tlsDialer(d, options.Get("dir"), first(options.Get("hostname"), host))
 	}, nil
@@ -129,7 +129,7 @@ func shared(a, b string) string {
 	return ""
 }
 
-func dialer(network, address string) engine.Dialer {
+func dialer(network, address string) endpoint.Dialer {
 	return func(ctx context.Context) (net.Conn, error) {
 		var d net.Dialer
 		conn, err := d.DialContext(ctx, network, address)
@@ -156,7 +156,7 @@ type peer struct {
 var errNoProcess = errors.New("the process behind the monitor is not known")
 
 // dial connects and remembers who listens. Once that is a QEMU, it may not be another one.
-func (p *peer) dial(connect engine.Dialer) engine.Dialer {
+func (p *peer) dial(connect endpoint.Dialer) endpoint.Dialer {
 	same := p.sameAs(connect)
 	return func(ctx context.Context) (net.Conn, error) {
 		conn, err := same(ctx)
@@ -175,7 +175,7 @@ func (p *peer) dial(connect engine.Dialer) engine.Dialer {
 
 // sameAs connects and refuses a QEMU that is another one than that behind the first monitor. Forwarders are not
 // compared.
-func (p *peer) sameAs(connect engine.Dialer) engine.Dialer {
+func (p *peer) sameAs(connect endpoint.Dialer) endpoint.Dialer {
 	return func(ctx context.Context) (net.Conn, error) {
 		conn, err := connect(ctx)
 		if err != nil || p.proc == nil {

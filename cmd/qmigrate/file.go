@@ -7,7 +7,9 @@ import (
 	"github.com/urfave/cli/v2"
 
 	"qmigrate/engine"
+	"qmigrate/engine/endpoint"
 	"qmigrate/engine/lab"
+	"qmigrate/engine/plan"
 	"qmigrate/engine/record"
 	"qmigrate/engine/record/units"
 )
@@ -67,7 +69,7 @@ func (c *commands) restore() *cli.Command {
 }
 
 // filer is engine.Save or engine.Restore.
-type filer func(ctx context.Context, e *engine.Endpoint, p engine.Plan, f engine.File, o engine.Options) (*record.Migration, error)
+type filer func(ctx context.Context, e *endpoint.Endpoint, p plan.Plan, f engine.File, o plan.Options) (*record.Migration, error)
 
 // runFile is save or restore: side names the flag of the one endpoint.
 func (c *commands) runFile(x *cli.Context, side string, run filer) error {
@@ -96,7 +98,7 @@ func (c *commands) runFile(x *cli.Context, side string, run filer) error {
 	if f.Path, err = filepath.Abs(x.String("file")); err != nil {
 		return err
 	}
-	p := engine.Plan{AllowUnsafe: x.Bool("allow-unsafe"), MaxBandwidth: -1}
+	p := plan.Plan{AllowUnsafe: x.Bool("allow-unsafe"), MaxBandwidth: -1}
 	if p.Capabilities, p.Parameters, err = qemuOptions(x); err != nil {
 		return err
 	}
@@ -132,7 +134,7 @@ func (c *commands) runFile(x *cli.Context, side string, run filer) error {
 		return err
 	}
 	defer folder.Close()
-	rec, err := c.observe(x, log, p, func(p engine.Plan, o engine.Options) (*record.Migration, error) { return run(x.Context, e, p, f, o) })
+	rec, err := c.observe(x, log, p, func(p plan.Plan, o plan.Options) (*record.Migration, error) { return run(x.Context, e, p, f, o) })
 	rec.Hosts.Kernel, rec.Hosts.CPU = lab.Machine()
 	return c.keep(x, folder, rec, err)
 }

@@ -8,8 +8,8 @@ import (
 
 	"github.com/urfave/cli/v2"
 
-	"qmigrate/engine"
 	"qmigrate/engine/lab"
+	"qmigrate/engine/plan"
 	"qmigrate/engine/policy"
 	"qmigrate/engine/record"
 	"qmigrate/engine/record/units"
@@ -37,7 +37,7 @@ func planFlags() []cli.Flag {
 		&cli.StringFlag{Name: "tls-username", Category: aboutMigration, Usage: "`NAME` whose key in keys.psk is used, if not qemu's"},
 		&cli.StringFlag{Name: "tls-authz", Category: aboutMigration, Usage: "`NAME` the only distinguished name that the destination lets in, as in O=lab,CN=host1"},
 		&cli.BoolFlag{Name: "tls-no-verify", Category: aboutMigration, Usage: "x509: encrypt, and ask neither end who it is"},
-		&cli.StringFlag{Name: "channels", Category: aboutMigration, Value: engine.FormURI, Usage: "`FORM` of the addresses in QEMU's commands: uri, or channels (QEMU 8.2 and newer)"},
+		&cli.StringFlag{Name: "channels", Category: aboutMigration, Value: plan.FormURI, Usage: "`FORM` of the addresses in QEMU's commands: uri, or channels (QEMU 8.2 and newer)"},
 		&cli.StringFlag{Name: "tunnel", Category: aboutMigration, Usage: "`KIND` carry all of it through one connection of ours, tls or ssh, in which both ends prove who they are; QEMU itself sends plain text to it"},
 		&cli.StringFlag{Name: "timeout", Category: aboutMigration, Value: "0s", Usage: "`TIME` cancel a pre-copy that has not converged by then; 0s: never"},
 		&cli.StringFlag{Name: "sample-interval", Category: aboutMigration, Value: "10ms", Usage: "`TIME` how often query-migrate and query-status are asked; 0ms: never"},
@@ -94,12 +94,12 @@ func guestFlags() []cli.Flag {
 // demoWorkload converges: 2,000 pages/s is 8 MB/s against 128 MiB/s.
 const demoWorkload = "dirty:rate=2000/s,working-set=16MiB"
 
-// plan reads the planFlags.
-func plan(x *cli.Context) (engine.Plan, error) {
-	p := engine.Plan{Mode: record.Mode(x.String("mode")), Channels: x.String("channels")}
-	if p.Channels != engine.FormURI && p.Channels != engine.FormChannels {
+// planOf reads the planFlags.
+func planOf(x *cli.Context) (plan.Plan, error) {
+	p := plan.Plan{Mode: record.Mode(x.String("mode")), Channels: x.String("channels")}
+	if p.Channels != plan.FormURI && p.Channels != plan.FormChannels {
 		return p, usagef("--channels %q: %s", p.Channels,
-			near.Hint(p.Channels, []string{engine.FormURI, engine.FormChannels}))
+			near.Hint(p.Channels, []string{plan.FormURI, plan.FormChannels}))
 	}
 	modes := []record.Mode{record.PreCopyMode, record.StopAndCopyMode, record.PostCopyMode, record.HybridMode}
 	if demo := x.Command != nil && x.Command.Name == "demo"; p.Mode == record.COLOMode && !demo {
@@ -117,7 +117,7 @@ func plan(x *cli.Context) (engine.Plan, error) {
 	if p.SwitchAfter, err = switchAfter(x.String("switch-after")); err != nil {
 		return p, err
 	}
-	if p.SwitchAfter != (engine.SwitchAfter{}) && p.Mode != record.HybridMode {
+	if p.SwitchAfter != (plan.SwitchAfter{}) && p.Mode != record.HybridMode {
 		return p, usagef("--switch-after is for --mode hybrid, this one is %s", p.Mode)
 	}
 	if p.MaxBandwidth, err = units.Rate(x.String("max-bandwidth")); err != nil {
@@ -284,7 +284,7 @@ func first(values ...string) string {
 }
 
 // switchAfter reads N or TIME.
-func switchAfter(text string) (s engine.SwitchAfter, err error) {
+func switchAfter(text string) (s plan.SwitchAfter, err error) {
 	if text == "" {
 		return s, nil
 	}
@@ -292,10 +292,10 @@ func switchAfter(text string) (s engine.SwitchAfter, err error) {
 		if n < 1 {
 			return s, usagef("--switch-after %s: at least one pass; --mode post-copy goes over at once", text)
 		}
-		return engine.SwitchAfter{Passes: n}, nil
+		return plan.SwitchAfter{Passes: n}, nil
 	}
 	if s.Time, err = units.Duration(text); err != nil || s.Time <= 0 {
-		return engine.SwitchAfter{}, usagef("--switch-after %s: give a number of passes, such as 2, or a time with its unit, such as 5s", text)
+		return plan.SwitchAfter{}, usagef("--switch-after %s: give a number of passes, such as 2, or a time with its unit, such as 5s", text)
 	}
 	return s, nil
 }

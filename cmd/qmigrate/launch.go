@@ -15,7 +15,9 @@ import (
 	"github.com/urfave/cli/v2"
 	"golang.org/x/sys/unix"
 
-	"qmigrate/engine"
+	"qmigrate/engine/endpoint"
+	"qmigrate/engine/facts"
+	"qmigrate/engine/plan"
 	"qmigrate/engine/record"
 	"qmigrate/engine/record/units"
 	"qmigrate/guest"
@@ -41,16 +43,16 @@ func (l *launched) Close() error {
 
 // launch starts the destination from the command line of the process behind the source's monitor. Until it runs nothing
 // has changed; if it fails nothing is left of it. p.Listen is filled in where the default cannot be reached.
-func (c *commands) launch(x *cli.Context, src *engine.Endpoint, p *engine.Plan) (*launched, error) {
+func (c *commands) launch(x *cli.Context, src *endpoint.Endpoint, p *plan.Plan) (*launched, error) {
 	dir, host, err := launchFolder(x)
 	if err != nil {
 		return nil, err
 	}
-	facts, proc, err := processOf(x.Context, src)
+	found, proc, err := processOf(x.Context, src)
 	if err != nil {
 		return nil, err
 	}
-	change := launch.Options{Dir: dir, Machine: facts.Machine, ReadFile: proc.ReadFile, Media: media(facts, *p),
+	change := launch.Options{Dir: dir, Machine: found.Machine, ReadFile: proc.ReadFile, Media: media(found, *p),
 		Paths: map[string]string{}, TAPs: map[string]string{}, Ports: map[string]string{}}
 	for flag, into := range map[string]map[string]string{"tap": change.TAPs, "path": change.Paths, "port": change.Ports} {
 		for _, text := range x.StringSlice(flag) {
@@ -89,9 +91,9 @@ func (c *commands) launch(x *cli.Context, src *engine.Endpoint, p *engine.Plan) 
 				"name another with --destination-qemu", proc.Program, err)
 		}
 		l.doubts = append(l.doubts, fmt.Sprintf("%s has been replaced since the source, QEMU %s, was started from it: "+
-			"the destination is QEMU %s", proc.Program, facts.Version, now))
+			"the destination is QEMU %s", proc.Program, found.Version, now))
 	}
-	if err := launch.Room(memoryOf(facts)); err != nil {
+	if err := launch.Room(memoryOf(found)); err != nil {
 		return nil, fmt.Errorf("launch destination: %w", err)
 	}
 	if change.Held, err = launch.ReadHeld(proc.PID); err != nil {
@@ -149,12 +151,12 @@ func launchFolder(x *cli.Context) (string, hostnet.Host, error) {
 
 // processOf is the process behind a monitor, and the facts that this monitor tells. The machine type is in the facts,
 // because the command line may have an alias.
-func processOf(ctx context.Context, e *engine.Endpoint) (*engine.Facts, *launch.Process, error) {
+func processOf(ctx context.Context, e *endpoint.Endpoint) (*facts.Facts, *launch.Process, error) {
 	p, ok := e.Process.(*peer)
 	if !ok {
 		return nil, nil, usagef("--launch needs the source's process: give --source as a unix socket of this machine")
 	}
-	facts, err := engine.Inspect(ctx, e, engine.Options{})
+	found, err := facts.Inspect(ctx, e, plan.Options{})
 	if err != nil {
 		return nil, nil, err
 	}
@@ -166,7 +168,7 @@ func processOf(ctx context.Context, e *engine.Endpoint) (*engine.Facts, *launch.
 		return nil, nil, fmt.Errorf("launch destination: process %d behind %s is no QEMU but %s: start the destination yourself",
 			proc.PID, e.Name, first(proc.Program, "not to be looked at"))
 	}
-	return facts, proc, nil
+	return found, proc, nil
 }
 
 // startable is why a second process like the source cannot be started here; its program does not matter with another.
@@ -208,7 +210,7 @@ func networkOf(host string) (uint64, error) {
 
 // listenAcross sees to it that a source in another network can reach the destination: a socket in the new folder can be
 // reached from any, 127.0.0.1 from none.
-func listenAcross(x *cli.Context, p *engine.Plan, dir string) error {
+func listenAcross(x *cli.Context, p *plan.Plan, dir string) error {
 	host, _, _ := net.SplitHostPort(strings.TrimPrefix(p.Listen, "tcp:"))
 	ip := net.ParseIP(host)
 	switch local := p.Listen == "" || host == "localhost" || ip.IsLoopback(); {
@@ -223,7 +225,7 @@ func listenAcross(x *cli.Context, p *engine.Plan, dir string) error {
 }
 
 // memoryOf is what a second guest needs of this host.
-func memoryOf(f *engine.Facts) launch.Memory {
+func memoryOf(f *facts.Facts) launch.Memory {
 	need := launch.Memory{Huge: map[int64]int64{}}
 	for _, b := range f.RAM {
 		if size, err := units.Size(strings.ReplaceAll(b.PageSize, " ", "")); err == nil && size > 64<<10 {
@@ -268,7 +270,7 @@ const forwardLimit = 10 * time.Second
 
 // moveForwards takes the ports that lead to the guest from the source and gives them to the destination, where the
 // guest is now. What fails is a warning.
-func (l *launched) moveForwards(ctx context.Context, src, dst *engine.Endpoint, rec *record.Migration) {
+func (l *launched) moveForwards(ctx context.Context, src, dst *endpoint.Endpoint, rec *record.Migration) {
 	if l == nil || len(l.forwards) == 0 || rec.GuestOn != record.Destination {
 		return
 	}
@@ -288,7 +290,7 @@ func (l *launched) moveForwards(ctx context.Context, src, dst *engine.Endpoint, 
 
 // humanMonitor gives a command whose answer has to have a text in it; an answer of no words is that of a command that
 // has nothing to say.
-func humanMonitor(ctx context.Context, e *engine.Endpoint, line, want string) error {
+func humanMonitor(ctx context.Context, e *endpoint.Endpoint, line, want string) error {
 	nc, err := e.Control(ctx)
 	if err != nil {
 		return err

@@ -18,6 +18,8 @@ import (
 	"golang.org/x/sys/unix"
 
 	"qmigrate/engine"
+	"qmigrate/engine/endpoint"
+	"qmigrate/engine/plan"
 	"qmigrate/engine/record"
 	"qmigrate/guest"
 	"qmigrate/guest/guesttest"
@@ -436,7 +438,7 @@ func launchBeside(t *testing.T, flags []string) (l *launched, said string, err e
 	command.Action = func(x *cli.Context) error {
 		src, err := parseEndpoint(x.String("source"))
 		if err == nil {
-			l, err = c.launch(x, src, &engine.Plan{})
+			l, err = c.launch(x, src, &plan.Plan{})
 		}
 		return err
 	}
@@ -497,7 +499,7 @@ func TestLaunchForwards(t *testing.T) {
 		t.Errorf("before the guest has moved the source has %q, the destination %q, and %d are to move", got,
 			has(l.Process().PID()), len(l.forwards))
 	}
-	ends := map[string]*engine.Endpoint{}
+	ends := map[string]*endpoint.Endpoint{}
 	for _, name := range []string{"a", "b"} {
 		if ends[name], err = parseEndpoint("unix:" + base + "/" + name); err != nil {
 			t.Fatal(err)
@@ -508,7 +510,7 @@ func TestLaunchForwards(t *testing.T) {
 	if got := has(src.Process().PID()); got != "tcp udp" || len(rec.Warnings) > 0 {
 		t.Errorf("the guest stays, and its source has %q: %q", got, rec.Warnings)
 	}
-	rec, err = engine.Migrate(t.Context(), ends["a"], ends["b"], engine.Plan{}, engine.Options{})
+	rec, err = engine.Migrate(t.Context(), ends["a"], ends["b"], plan.Plan{}, plan.Options{})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -539,9 +541,9 @@ func TestListenAcross(t *testing.T) {
 		{listen: "tcp:10.0.0.1:0", want: "tcp:10.0.0.1:0"},
 		{listen: "unix:/run/m", want: "unix:/run/m"},
 	} {
-		p := &engine.Plan{Listen: c.listen, Connect: c.connect}
+		p := &plan.Plan{Listen: c.listen, Connect: c.connect}
 		if c.tls {
-			p.TLS = &engine.TLS{}
+			p.TLS = &plan.TLS{}
 		}
 		app := &cli.App{Flags: (&commands{}).migrate().Flags,
 			Action: func(x *cli.Context) error { return listenAcross(x, p, "/run/b") }, ExitErrHandler: func(*cli.Context,

@@ -16,7 +16,6 @@ import (
 	"github.com/urfave/cli/v2"
 	"golang.org/x/sys/unix"
 
-	"qmigrate/engine"
 	"qmigrate/engine/record"
 	"qmigrate/hostnet"
 )
@@ -88,7 +87,7 @@ func run(ctx context.Context, args []string, stdin io.Reader, stdout, stderr io.
 
 func statusOf(ctx context.Context, err error) int {
 	var usage usageError
-	var stage *engine.StageError
+	var stage *record.StageError
 	var sig errSignal
 	safe := errors.As(err, &stage) && stage.Guest == record.Source
 	switch {

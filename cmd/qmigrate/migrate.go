@@ -11,7 +11,11 @@ import (
 	"github.com/urfave/cli/v2"
 
 	"qmigrate/engine"
+	"qmigrate/engine/endpoint"
+	"qmigrate/engine/facts"
+	"qmigrate/engine/fit"
 	"qmigrate/engine/lab"
+	"qmigrate/engine/plan"
 	"qmigrate/engine/record"
 )
 
@@ -65,7 +69,7 @@ func (c *commands) runMigrate(x *cli.Context) error {
 			return usagef("--%s is for --launch: give that too, or leave it out", flag)
 		}
 	}
-	p, err := plan(x)
+	p, err := planOf(x)
 	if err != nil {
 		return err
 	}
@@ -90,7 +94,7 @@ func (c *commands) runMigrate(x *cli.Context) error {
 	if err != nil {
 		return err
 	}
-	o := engine.Options{Logger: log, Schemas: schemas()}
+	o := plan.Options{Logger: log, Schemas: schemas()}
 	if x.Bool("recover") {
 		dst, err := parseEndpoint(x.String("destination"))
 		if err != nil {
@@ -136,7 +140,7 @@ func (c *commands) runMigrate(x *cli.Context) error {
 	if err != nil {
 		return errors.Join(err, started.Close())
 	}
-	rec, err := c.observe(x, log, p, func(p engine.Plan, o engine.Options) (*record.Migration, error) {
+	rec, err := c.observe(x, log, p, func(p plan.Plan, o plan.Options) (*record.Migration, error) {
 		return engine.Migrate(x.Context, src, dst, p, o)
 	})
 	through.note(rec)
@@ -166,15 +170,15 @@ func (c *commands) runMigrate(x *cli.Context) error {
 
 // checkWords refuses what the source's QEMU does not know of the plan's capabilities and parameters, before a
 // destination is started.
-func checkWords(ctx context.Context, src *engine.Endpoint, p engine.Plan, o engine.Options) error {
+func checkWords(ctx context.Context, src *endpoint.Endpoint, p plan.Plan, o plan.Options) error {
 	if len(p.Capabilities)+len(p.Parameters) == 0 {
 		return nil
 	}
-	facts, err := engine.Inspect(ctx, src, o)
+	found, err := facts.Inspect(ctx, src, o)
 	if err != nil {
 		return err
 	}
-	return p.CheckWords(facts)
+	return fit.CheckWords(p, found)
 }
 
 // mayGoOn tells whether this is a post-copy that may go on over a new connection: wherever its guest is but on the

@@ -11,7 +11,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"qmigrate/engine"
+	"qmigrate/engine/endpoint"
 )
 
 // openedLimit is how long the host may take over it: a server of files that is gone does not answer, and a guest is to
@@ -20,11 +20,11 @@ const openedLimit = 2 * time.Second
 
 // opened tells what files that the process has open are to this host. QEMU's names of them are seen from the process's
 // root and working folder; what cannot be told is left out.
-func (p *peer) opened(names []string) map[string]engine.OpenFile {
+func (p *peer) opened(names []string) map[string]endpoint.OpenFile {
 	if p.proc == nil {
 		return nil
 	}
-	found := make(chan map[string]engine.OpenFile, 1)
+	found := make(chan map[string]endpoint.OpenFile, 1)
 	go func() { found <- openFiles(p.proc.PID(), names) }()
 	select {
 	case all := <-found:
@@ -34,7 +34,7 @@ func (p *peer) opened(names []string) map[string]engine.OpenFile {
 	}
 }
 
-func openFiles(pid int, names []string) map[string]engine.OpenFile {
+func openFiles(pid int, names []string) map[string]endpoint.OpenFile {
 	proc := fmt.Sprintf("/proc/%d", pid)
 	links, err := filepath.Glob(proc + "/fd/*")
 	if err != nil || len(links) == 0 {
@@ -57,7 +57,7 @@ func openFiles(pid int, names []string) map[string]engine.OpenFile {
 		}
 	}
 	cwd, _ := os.Readlink(proc + "/cwd")
-	found := map[string]engine.OpenFile{}
+	found := map[string]endpoint.OpenFile{}
 	for _, name := range names {
 		whole := name
 		if !filepath.IsAbs(name) {
@@ -83,13 +83,13 @@ func openFiles(pid int, names []string) map[string]engine.OpenFile {
 		switch {
 		case is == nil && id != "" && len(all) > 0 && !strings.HasPrefix(name, "/dev/fdset/"):
 			// Another file has its name now.
-			found[name] = engine.OpenFile{Path: whole, ID: fmt.Sprintf("not open in %d", pid), Removed: true}
+			found[name] = endpoint.OpenFile{Path: whole, ID: fmt.Sprintf("not open in %d", pid), Removed: true}
 			continue
 		case is == nil:
 			continue
 		}
 		path, _ := strings.CutSuffix(is.path, " (deleted)")
-		found[name] = engine.OpenFile{Path: path, ID: is.id, Block: strings.HasPrefix(is.id, blockDevice), Removed: removed,
+		found[name] = endpoint.OpenFile{Path: path, ID: is.id, Block: strings.HasPrefix(is.id, blockDevice), Removed: removed,
 			Content: content(is.link), Uncertain: fileSystem(is.link)}
 	}
 	return found

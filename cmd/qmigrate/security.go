@@ -17,15 +17,16 @@ import (
 
 	"github.com/urfave/cli/v2"
 
-	"qmigrate/engine"
+	"qmigrate/engine/endpoint"
 	"qmigrate/engine/lab"
+	"qmigrate/engine/plan"
 	"qmigrate/engine/tlscreds"
 	"qmigrate/hostnet"
 )
 
 // security reads the flags of --tls; nil without it.
-func security(x *cli.Context) (*engine.TLS, error) {
-	kind := engine.TLSKind(x.String("tls"))
+func security(x *cli.Context) (*plan.TLS, error) {
+	kind := plan.TLSKind(x.String("tls"))
 	if !x.IsSet("tls") {
 		for _, flag := range []string{"tls-dir-source", "tls-dir-destination", "tls-hostname", "tls-username", "tls-authz", "tls-no-verify"} {
 			if x.IsSet(flag) {
@@ -34,16 +35,16 @@ func security(x *cli.Context) (*engine.TLS, error) {
 		}
 		return nil, nil
 	}
-	if kind != engine.X509 && kind != engine.PSK {
-		return nil, usagef("--tls %q: have %s, %s", kind, engine.PSK, engine.X509)
+	if kind != plan.X509 && kind != plan.PSK {
+		return nil, usagef("--tls %q: have %s, %s", kind, plan.PSK, plan.X509)
 	}
-	other := map[engine.TLSKind][]string{engine.PSK: {"tls-hostname", "tls-authz", "tls-no-verify"}, engine.X509: {"tls-username"}}
+	other := map[plan.TLSKind][]string{plan.PSK: {"tls-hostname", "tls-authz", "tls-no-verify"}, plan.X509: {"tls-username"}}
 	for _, flag := range other[kind] {
 		if x.IsSet(flag) {
 			return nil, usagef("--%s means nothing to --tls %s: leave it out", flag, kind)
 		}
 	}
-	t := &engine.TLS{
+	t := &plan.TLS{
 		Kind: kind, Hostname: x.String("tls-hostname"), Username: x.String("tls-username"), Authz: x.String("tls-authz"), NoVerify: x.Bool("tls-no-verify"),
 		SourceDir: x.String("tls-dir-source"), DestinationDir: x.String("tls-dir-destination"),
 	}
@@ -68,7 +69,7 @@ func security(x *cli.Context) (*engine.TLS, error) {
 }
 
 // credentials makes new ones for QEMUs of this machine where the plan wants TLS and names no folders. What it returns removes them.
-func credentials(ctx context.Context, p *engine.Plan, src, dst *engine.Endpoint) (remove func() error, err error) {
+func credentials(ctx context.Context, p *plan.Plan, src, dst *endpoint.Endpoint) (remove func() error, err error) {
 	remove = func() error { return nil }
 	if p.TLS == nil || p.TLS.SourceDir != "" {
 		return remove, nil
@@ -84,7 +85,7 @@ func credentials(ctx context.Context, p *engine.Plan, src, dst *engine.Endpoint)
 	remove = func() error { return os.RemoveAll(dir) }
 	for _, side := range []struct {
 		role  string
-		ep    *engine.Endpoint
+		ep    *endpoint.Endpoint
 		files tlscreds.Files
 		into  *string
 	}{{"source", src, source, &p.TLS.SourceDir}, {"destination", dst, destination, &p.TLS.DestinationDir}} {
@@ -97,7 +98,7 @@ func credentials(ctx context.Context, p *engine.Plan, src, dst *engine.Endpoint)
 }
 
 // give writes files to a folder of this machine that the endpoint's QEMU, and nobody else, can read.
-func give(ctx context.Context, e *engine.Endpoint, dir string, files tlscreds.Files) error {
+func give(ctx context.Context, e *endpoint.Endpoint, dir string, files tlscreds.Files) error {
 	mend := "put some there yourself and give --tls-dir-source and --tls-dir-destination"
 	if len(files) == 0 {
 		mend = "a tunnel's socket has to be on this machine"
@@ -150,7 +151,7 @@ func (p *peer) owner() (uid, gid int, err error) {
 
 // tlsDialer reaches a monitor that QEMU's chardev encrypts (tls-creds). The folder is ours: ca-cert.pem, and client-cert.pem and client-key.pem unless QEMU lets
 // anybody in. The monitor has to have a certificate that is good for host.
-func tlsDialer(dial engine.Dialer, dir, host string) engine.Dialer {
+func tlsDialer(dial endpoint.Dialer, dir, host string) endpoint.Dialer {
 	return func(ctx context.Context) (net.Conn, error) {
 		read := func(name string) ([]byte, error) { return os.ReadFile(filepath.Join(dir, name)) }
 		config, err := tlscreds.ClientConfig(read, host, time.Now())

@@ -9,6 +9,8 @@ import (
 	"testing"
 
 	"qmigrate/engine"
+	"qmigrate/engine/facts"
+	"qmigrate/engine/plan"
 	"qmigrate/engine/record"
 	"qmigrate/engine/tlscreds"
 	"qmigrate/guest"
@@ -86,7 +88,7 @@ func TestTLSMonitor(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			if _, err = engine.Inspect(within.Context(t), e, engine.Options{}); err == nil || !strings.Contains(err.Error(), want) {
+			if _, err = facts.Inspect(within.Context(t), e, plan.Options{}); err == nil || !strings.Contains(err.Error(), want) {
 				t.Errorf("%v, want %q", err, want)
 			}
 		}
@@ -98,7 +100,7 @@ func TestTLSMonitor(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		r, err := engine.Migrate(within.Context(t), src, dst, engine.Plan{TLS: &engine.TLS{Kind: engine.X509, SourceDir: client, DestinationDir: server}}, engine.Options{})
+		r, err := engine.Migrate(within.Context(t), src, dst, plan.Plan{TLS: &plan.TLS{Kind: plan.X509, SourceDir: client, DestinationDir: server}}, plan.Options{})
 		if err != nil || r.GuestOn != record.Destination {
 			t.Errorf("migrate over encrypted monitors: %v", err)
 		}

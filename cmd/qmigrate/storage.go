@@ -9,7 +9,7 @@ import (
 
 	"github.com/urfave/cli/v2"
 
-	"qmigrate/engine"
+	"qmigrate/engine/plan"
 	"qmigrate/engine/record"
 	"qmigrate/engine/record/units"
 	"qmigrate/engine/report/text"
@@ -33,7 +33,7 @@ func mirrorFlags() []cli.Flag {
 }
 
 // mirror reads the mirrorFlags.
-func mirror(x *cli.Context) (m engine.Mirror, err error) {
+func mirror(x *cli.Context) (m plan.Mirror, err error) {
 	text := x.String("mirror")
 	for _, flag := range []string{"mirror-copy-mode", "mirror-bandwidth", "mirror-listen"} {
 		if x.IsSet(flag) && text == "" {

@@ -15,16 +15,17 @@ import (
 	"golang.org/x/crypto/ssh"
 	"golang.org/x/crypto/ssh/knownhosts"
 
-	"qmigrate/engine"
+	"qmigrate/engine/endpoint"
 	"qmigrate/engine/lab"
+	"qmigrate/engine/plan"
 	"qmigrate/engine/record"
 	"qmigrate/engine/tunnel"
 	"qmigrate/hostnet"
 )
 
 // tunnelKind reads --tunnel; empty without it.
-func tunnelKind(x *cli.Context) (engine.TunnelKind, error) {
-	kind := engine.TunnelKind(x.String("tunnel"))
+func tunnelKind(x *cli.Context) (plan.TunnelKind, error) {
+	kind := plan.TunnelKind(x.String("tunnel"))
 	if !x.IsSet("tunnel") {
 		for _, flag := range []string{"tunnel-to", "tunnel-identity", "tunnel-known-hosts", "tunnel-hosts", "tunnel-address"} {
 			if x.IsSet(flag) {
@@ -34,13 +35,13 @@ func tunnelKind(x *cli.Context) (engine.TunnelKind, error) {
 		return "", nil
 	}
 	switch {
-	case kind != engine.TLSTunnel && kind != engine.SSHTunnel:
-		return "", usagef("--tunnel %q: have %s, %s", kind, engine.TLSTunnel, engine.SSHTunnel)
+	case kind != plan.TLSTunnel && kind != plan.SSHTunnel:
+		return "", usagef("--tunnel %q: have %s, %s", kind, plan.TLSTunnel, plan.SSHTunnel)
 	case x.IsSet("tls"):
 		return "", usagef("--tls and --tunnel: each encrypts all of it: give one of them")
 	case x.IsSet("connect"):
 		return "", usagef("--connect and --tunnel: the source connects to the tunnel: leave --connect out")
-	case x.IsSet("tunnel-to") && kind != engine.SSHTunnel:
+	case x.IsSet("tunnel-to") && kind != plan.SSHTunnel:
 		return "", usagef("--tunnel-to is for --tunnel ssh")
 	case x.IsSet("listen") && !x.IsSet("tunnel-to"):
 		return "", usagef("--listen and --tunnel: the destination listens to the tunnel: leave --listen out, unless --tunnel-to names the destination's host")
@@ -73,7 +74,7 @@ func (s *standing) note(rec *record.Migration) {
 }
 
 // openTunnel opens the tunnel that the plan wants and has the plan go through it.
-func openTunnel(x *cli.Context, p *engine.Plan, src, dst *engine.Endpoint) (_ *standing, err error) {
+func openTunnel(x *cli.Context, p *plan.Plan, src, dst *endpoint.Endpoint) (_ *standing, err error) {
 	if p.Tunnel == "" {
 		return nil, nil
 	}
@@ -198,7 +199,7 @@ func algorithms(check ssh.HostKeyCallback, host string) (names []string) {
 }
 
 // own gives a socket to the endpoint's QEMU, whose user may be another than ours.
-func own(e *engine.Endpoint, name string) error {
+func own(e *endpoint.Endpoint, name string) error {
 	p, ok := e.Process.(*peer)
 	if !ok {
 		return nil

@@ -10,7 +10,8 @@ import (
 	"slices"
 	"strings"
 
-	"qmigrate/engine"
+	"qmigrate/engine/facts"
+	"qmigrate/engine/fit"
 	"qmigrate/engine/lab"
 	"qmigrate/engine/record"
 	"qmigrate/engine/record/units"
@@ -26,7 +27,7 @@ import (
 // sweeps out. QEMUs without a guest are started and asked; nothing else is.
 func (e *Experiment) Check(ctx context.Context, schemas qmp.SchemaCache) error {
 	e.hash = e.meaning()
-	h := &host{schemas: schemas, facts: map[[2]string]*engine.Facts{}, accelerators: map[[3]string]guest.Accelerator{}, binaries: map[string]guest.Binary{}, trials: map[string]*engine.Trial{},
+	h := &host{schemas: schemas, facts: map[[2]string]*facts.Facts{}, accelerators: map[[3]string]guest.Accelerator{}, binaries: map[string]guest.Binary{}, trials: map[string]*fit.Trial{},
 		images: map[[5]string]guest.Image{}, machines: map[string]bool{}}
 	h.memory = memoryTotal()
 	var errs []error
@@ -73,9 +74,9 @@ type host struct {
 	memory       int64 // bytes of RAM; 0: not known
 	schemas      qmp.SchemaCache
 	binaries     map[string]guest.Binary
-	facts        map[[2]string]*engine.Facts
+	facts        map[[2]string]*facts.Facts
 	accelerators map[[3]string]guest.Accelerator
-	trials       map[string]*engine.Trial // by binary
+	trials       map[string]*fit.Trial // by binary
 	images       map[[5]string]guest.Image
 	machines     map[string]bool // those that both QEMUs have
 }
@@ -102,7 +103,7 @@ func (h *host) check(ctx context.Context, e *Experiment, c *Cell) (line int, err
 	if line, err := c.checkMemory(h.memory); err != nil {
 		return line, err
 	}
-	if err := c.Plan.Check(nil, nil); err != nil { // before any QEMU is needed
+	if err := fit.Check(c.Plan, nil, nil); err != nil { // before any QEMU is needed
 		return c.blame(err), err
 	}
 	image := c.Lab.ForHardware()
@@ -111,7 +112,7 @@ func (h *host) check(ctx context.Context, e *Experiment, c *Cell) (line int, err
 			return c.line("guest", "kernel", "nic", "disk-bus"), err
 		}
 	}
-	var sides [2]*engine.Facts
+	var sides [2]*facts.Facts
 	for i, side := range []struct{ want, factor string }{{c.Lab.SourceQEMU, "source-qemu"}, {c.Lab.DestinationQEMU, "destination-qemu"}} {
 		b, ok := h.binaries[side.want]
 		if !ok {
@@ -144,7 +145,7 @@ func (h *host) check(ctx context.Context, e *Experiment, c *Cell) (line int, err
 		h.machines[machine+c.Lab.SourceQEMU+" "+c.Lab.DestinationQEMU] = true
 	}
 	sides[1].Accelerator = sides[0].Accelerator
-	if err := c.Plan.Check(sides[0], sides[1]); err != nil {
+	if err := fit.Check(c.Plan, sides[0], sides[1]); err != nil {
 		return c.blame(err), err
 	}
 	return h.try(ctx, c)

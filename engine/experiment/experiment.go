@@ -17,8 +17,8 @@ import (
 	"time"
 	"unicode"
 
-	"qmigrate/engine"
 	"qmigrate/engine/lab"
+	"qmigrate/engine/plan"
 	"qmigrate/engine/record/units"
 	"qmigrate/guest/wire"
 	"qmigrate/internal/near"
@@ -90,7 +90,7 @@ type Cell struct {
 	Name    string         // derived from the values that vary, so that it cannot lie
 	Factors map[string]any // every factor that the file gives, in its words
 	Lab     lab.Spec
-	Plan    engine.Plan
+	Plan    plan.Plan
 
 	lines map[string]int // of each factor's value
 	texts map[string]string

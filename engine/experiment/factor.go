@@ -9,8 +9,8 @@ import (
 	"strings"
 	"time"
 
-	"qmigrate/engine"
 	"qmigrate/engine/lab"
+	"qmigrate/engine/plan"
 	"qmigrate/engine/policy"
 	"qmigrate/engine/record"
 	"qmigrate/engine/record/units"
@@ -50,7 +50,7 @@ func factors() []factor {
 		}},
 		{"switch-after", "2", "hybrid: go over to post-copy after so many passes, or after a time", func(c *Cell, text string) (err error) {
 			if n, err := strconv.Atoi(text); err == nil && n > 0 {
-				c.Plan.SwitchAfter = engine.SwitchAfter{Passes: n}
+				c.Plan.SwitchAfter = plan.SwitchAfter{Passes: n}
 				return nil
 			}
 			if c.Plan.SwitchAfter.Time, err = units.Duration(text); err != nil || c.Plan.SwitchAfter.Time == 0 {
@@ -85,19 +85,19 @@ func factors() []factor {
 		}},
 		{"tls", "x509", "QEMU encrypts, by certificates or one key: x509, psk; none if not given", func(c *Cell, text string) error {
 			if text != "none" {
-				c.Plan.TLS = &engine.TLS{Kind: engine.TLSKind(text)}
+				c.Plan.TLS = &plan.TLS{Kind: plan.TLSKind(text)}
 			}
-			return oneOf(text, "none", string(engine.X509), string(engine.PSK))
+			return oneOf(text, "none", string(plan.X509), string(plan.PSK))
 		}},
 		{"tunnel", "ssh", "all of it in one connection of ours: tls, ssh; none if not given", func(c *Cell, text string) error {
 			if text != "none" {
-				c.Plan.Tunnel = engine.TunnelKind(text)
+				c.Plan.Tunnel = plan.TunnelKind(text)
 			}
-			return oneOf(text, "none", string(engine.TLSTunnel), string(engine.SSHTunnel))
+			return oneOf(text, "none", string(plan.TLSTunnel), string(plan.SSHTunnel))
 		}},
 		{"channels", "uri", "the form of the addresses in QEMU's commands: uri, channels", func(c *Cell, text string) error {
 			c.Plan.Channels = text
-			return oneOf(text, engine.FormURI, engine.FormChannels)
+			return oneOf(text, plan.FormURI, plan.FormChannels)
 		}},
 
 		// The guest and its hosts.

@@ -11,8 +11,8 @@ import (
 	"slices"
 	"time"
 
-	"qmigrate/engine"
 	"qmigrate/engine/lab"
+	"qmigrate/engine/plan"
 	"qmigrate/engine/record"
 	"qmigrate/hostnet"
 	"qmigrate/qmp"
@@ -340,7 +340,7 @@ func (r *runner) migrate(ctx context.Context, t Trial, begun time.Time, boot *re
 	}
 	r.moved++
 	boot.Migration, boot.Ready = r.moved, record.Of(time.Since(begun))
-	return r.lab.Migrate(ctx, t.Plan, engine.Options{Logger: r.opts.Logger, Schemas: r.opts.Schemas})
+	return r.lab.Migrate(ctx, t.Plan, plan.Options{Logger: r.opts.Logger, Schemas: r.opts.Schemas})
 }
 
 // down removes the lab that stands.

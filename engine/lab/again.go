@@ -5,7 +5,7 @@ import (
 	"errors"
 	"fmt"
 
-	"qmigrate/engine"
+	"qmigrate/engine/plan"
 	"qmigrate/engine/storage"
 )
 
@@ -13,9 +13,9 @@ import (
 func (s Spec) CheckAgain() error {
 	switch {
 	case s.SourceQEMU != s.DestinationQEMU:
-		return &engine.UnsupportedError{Feature: "a second migration of one guest between different QEMUs", Have: "it would be the way back: boot the guest anew"}
+		return &plan.UnsupportedError{Feature: "a second migration of one guest between different QEMUs", Have: "it would be the way back: boot the guest anew"}
 	case s.Storage.Kind != "" && s.Storage.Kind != storage.None:
-		return &engine.UnsupportedError{Feature: "a second migration of one guest with disks", Have: "what it had written to them was checked and is no more followed: boot the guest anew"}
+		return &plan.UnsupportedError{Feature: "a second migration of one guest with disks", Have: "what it had written to them was checked and is no more followed: boot the guest anew"}
 	}
 	return nil
 }

@@ -8,7 +8,7 @@ import (
 	"strings"
 	"testing"
 
-	"qmigrate/engine"
+	"qmigrate/engine/plan"
 	"qmigrate/engine/record"
 	"qmigrate/guest"
 	"qmigrate/guest/guesttest"
@@ -38,7 +38,7 @@ func TestAgain(t *testing.T) {
 			}
 		}
 		l.spec.Transport = transport
-		rec, err := l.Migrate(t.Context(), engine.Plan{MaxBandwidth: -1}, engine.Options{})
+		rec, err := l.Migrate(t.Context(), plan.Plan{MaxBandwidth: -1}, plan.Options{})
 		if err != nil {
 			t.Fatal(err)
 		}

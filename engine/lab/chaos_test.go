@@ -13,7 +13,7 @@ import (
 	"testing"
 	"time"
 
-	"qmigrate/engine"
+	"qmigrate/engine/plan"
 	"qmigrate/engine/record"
 	"qmigrate/guest/guesttest"
 	"qmigrate/guest/guesttest/within"
@@ -96,7 +96,7 @@ func storageTrial(t *testing.T, kind, version, victim, at string, after time.Dur
 			time.Sleep(after + 50*time.Millisecond)
 		}
 	}}
-	rec, err := l.Migrate(within.Context(t), engine.Plan{MaxBandwidth: 64 << 20}, engine.Options{Logger: slog.New(begun)})
+	rec, err := l.Migrate(within.Context(t), plan.Plan{MaxBandwidth: 64 << 20}, plan.Options{Logger: slog.New(begun)})
 	if timer == nil {
 		t.Fatalf("the migration never began: %v", err)
 	}
@@ -105,7 +105,7 @@ func storageTrial(t *testing.T, kind, version, victim, at string, after time.Dur
 			t.Fatal(err)
 		}
 	}
-	var failure *engine.StageError
+	var failure *record.StageError
 	if err != nil && !errors.As(err, &failure) {
 		t.Fatal(err)
 	}

@@ -8,7 +8,9 @@ import (
 	"os"
 	"sync"
 
-	"qmigrate/engine"
+	"qmigrate/engine/facts"
+	"qmigrate/engine/fit"
+	"qmigrate/engine/plan"
 	"qmigrate/engine/record"
 	"qmigrate/guest"
 	"qmigrate/qmp"
@@ -17,7 +19,7 @@ import (
 // Check refuses a plan that this lab's QEMUs refuse by a name, by a value or by engine.Rules, in some tenths of a
 // second and before anything of the lab is there. Where the plan has such words, QEMUs without a guest are started and
 // asked.
-func (s Spec) Check(ctx context.Context, p engine.Plan, schemas qmp.SchemaCache) error {
+func (s Spec) Check(ctx context.Context, p plan.Plan, schemas qmp.SchemaCache) error {
 	if err := CheckTransport(s.Transport, p); err != nil {
 		return err
 	}
@@ -33,29 +35,29 @@ func (s Spec) Check(ctx context.Context, p engine.Plan, schemas qmp.SchemaCache)
 		p.Mode = record.PreCopyMode
 	}
 	if p.Mode == record.PreCopyMode && len(p.Capabilities)+len(p.Parameters) == 0 && p.Policy.String() == "none" {
-		return p.Check(nil, nil)
+		return fit.Check(p, nil, nil)
 	}
 	l := &Lab{spec: s}
 	source, destination, err := l.binaries(ctx)
 	if err != nil {
 		return err
 	}
-	var facts [2]*engine.Facts
+	var found [2]*facts.Facts
 	var errs [2]error
 	var both sync.WaitGroup
 	for i, b := range []guest.Binary{source, destination} {
-		both.Go(func() { facts[i], errs[i] = Facts(ctx, b.Path, "tcg", schemas) })
+		both.Go(func() { found[i], errs[i] = Facts(ctx, b.Path, "tcg", schemas) })
 	}
 	both.Wait()
 	if err := errors.Join(errs[:]...); err != nil {
 		return err
 	}
 	for i, name := range []string{"source", "destination"} {
-		f := facts[i]
+		f := found[i]
 		f.Name, f.MemoryBytes, f.VCPUs = name, s.Guest.Memory, max(s.Guest.VCPUs, 1)
 		if s.Accelerator != "tcg" { // what it will be is found out later, and what only KVM can do is refused then
 			f.Accelerator = "kvm"
 		}
 	}
-	return p.Check(facts[0], facts[1])
+	return fit.Check(p, found[0], found[1])
 }

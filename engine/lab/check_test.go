@@ -4,8 +4,8 @@ import (
 	"strings"
 	"testing"
 
-	"qmigrate/engine"
 	"qmigrate/engine/lab"
+	"qmigrate/engine/plan"
 	"qmigrate/engine/policy"
 	"qmigrate/engine/record"
 	"qmigrate/guest"
@@ -32,33 +32,33 @@ func TestCheck(t *testing.T) {
 		}
 		return all
 	}
-	x509 := &engine.TLS{Kind: engine.X509}
+	x509 := &plan.TLS{Kind: plan.X509}
 	for _, c := range []struct {
 		name   string
-		plan   engine.Plan
+		plan   plan.Plan
 		source string
 		want   string // in the error; "" is none
 	}{
-		{"usual", engine.Plan{}, young, ""},
-		{"stop first", engine.Plan{Mode: record.StopAndCopyMode}, young, ""},
-		{"post-copy", engine.Plan{Mode: record.PostCopyMode}, young, ""},
-		{"hybrid, older source", engine.Plan{Mode: record.HybridMode}, old, ""},
-		{"colo", engine.Plan{Mode: record.COLOMode}, old, ""},
-		{"compressed", engine.Plan{Capabilities: on("multifd"), Parameters: map[string]string{"multifd-compression": "zstd"}}, old, ""},
-		{"encrypted", engine.Plan{TLS: x509, Capabilities: on("multifd")}, young, ""},
-		{"switchover", engine.Plan{Policy: named("switchover")}, young, ""},
-		{"auto-converge", engine.Plan{Policy: named("auto-converge")}, young, ""},
-		{"post-copy-on-stall", engine.Plan{Policy: named("post-copy-on-stall")}, young, ""},
-		{"quick-finish", engine.Plan{Policy: named("quick-finish")}, old, ""},
-		{"only KVM can, which is found out later", engine.Plan{Capabilities: on("dirty-limit")}, young, ""},
+		{"usual", plan.Plan{}, young, ""},
+		{"stop first", plan.Plan{Mode: record.StopAndCopyMode}, young, ""},
+		{"post-copy", plan.Plan{Mode: record.PostCopyMode}, young, ""},
+		{"hybrid, older source", plan.Plan{Mode: record.HybridMode}, old, ""},
+		{"colo", plan.Plan{Mode: record.COLOMode}, old, ""},
+		{"compressed", plan.Plan{Capabilities: on("multifd"), Parameters: map[string]string{"multifd-compression": "zstd"}}, old, ""},
+		{"encrypted", plan.Plan{TLS: x509, Capabilities: on("multifd")}, young, ""},
+		{"switchover", plan.Plan{Policy: named("switchover")}, young, ""},
+		{"auto-converge", plan.Plan{Policy: named("auto-converge")}, young, ""},
+		{"post-copy-on-stall", plan.Plan{Policy: named("post-copy-on-stall")}, young, ""},
+		{"quick-finish", plan.Plan{Policy: named("quick-finish")}, old, ""},
+		{"only KVM can, which is found out later", plan.Plan{Capabilities: on("dirty-limit")}, young, ""},
 
-		{"no such capability", engine.Plan{Capabilities: on("postcpy-ram")}, young, "capability postcpy-ram on source"},
-		{"not on that side", engine.Plan{Capabilities: on("dirty-limit")}, old, "capability dirty-limit on source (QEMU 7.2"},
-		{"no such parameter", engine.Plan{Parameters: map[string]string{"multifd-chanels": "2"}}, young, "did you mean multifd-channels?"},
-		{"no such value", engine.Plan{Parameters: map[string]string{"multifd-channels": "two"}}, young, `"two" is not a whole number`},
-		{"a rule", engine.Plan{Mode: record.PostCopyMode, Capabilities: on("multifd")}, old, "post-copy with multifd needs QEMU 10.1"},
-		{"colo, no such capability", engine.Plan{Mode: record.COLOMode, Capabilities: on("xbzlre")}, old, "did you mean xbzrle?"},
-		{"no such folder", engine.Plan{TLS: &engine.TLS{Kind: engine.X509, SourceDir: "/nowhere", DestinationDir: "/nowhere"}}, young, "no folder /nowhere"},
+		{"no such capability", plan.Plan{Capabilities: on("postcpy-ram")}, young, "capability postcpy-ram on source"},
+		{"not on that side", plan.Plan{Capabilities: on("dirty-limit")}, old, "capability dirty-limit on source (QEMU 7.2"},
+		{"no such parameter", plan.Plan{Parameters: map[string]string{"multifd-chanels": "2"}}, young, "did you mean multifd-channels?"},
+		{"no such value", plan.Plan{Parameters: map[string]string{"multifd-channels": "two"}}, young, `"two" is not a whole number`},
+		{"a rule", plan.Plan{Mode: record.PostCopyMode, Capabilities: on("multifd")}, old, "post-copy with multifd needs QEMU 10.1"},
+		{"colo, no such capability", plan.Plan{Mode: record.COLOMode, Capabilities: on("xbzlre")}, old, "did you mean xbzrle?"},
+		{"no such folder", plan.Plan{TLS: &plan.TLS{Kind: plan.X509, SourceDir: "/nowhere", DestinationDir: "/nowhere"}}, young, "no folder /nowhere"},
 	} {
 		s := lab.Spec{SourceQEMU: c.source, DestinationQEMU: young, Guest: guest.Spec{Memory: 256 << 20, VCPUs: 1}}
 		err := s.Check(t.Context(), c.plan, cache)

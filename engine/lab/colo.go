@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"qmigrate/engine"
+	"qmigrate/engine/plan"
 	"qmigrate/engine/record"
 	"qmigrate/guest"
 	"qmigrate/guest/wire"
@@ -33,12 +34,12 @@ const probeLimit = time.Minute // two QEMUs without a machine, started and ended
 // COLO keeps the lab's guest in step with a secondary on the other host while it is observed, does what the trial says, checks the guest's memory
 // on the side that is left, and returns the whole record. Afterwards the lab's source is that side, and its destination the new
 // secondary's QEMU, or none.
-func (l *Lab) COLO(ctx context.Context, p engine.COLOPlan, t COLOTrial, o engine.Options) (*record.Migration, error) {
+func (l *Lab) COLO(ctx context.Context, p engine.COLOPlan, t COLOTrial, o plan.Options) (*record.Migration, error) {
 	if l.destination == nil {
 		return nil, errors.New("the lab has no QEMU for a secondary")
 	}
 	if l.spec.Storage.Disks > 0 {
-		return nil, &engine.UnsupportedError{Feature: "mode colo of a guest with disks", Have: "it keeps memory and network in step: both sides would write to the disks"}
+		return nil, &plan.UnsupportedError{Feature: "mode colo of a guest with disks", Have: "it keeps memory and network in step: both sides would write to the disks"}
 	}
 	// The guest's beats hold its clock, which the two sides' never agree on: each would ask for a checkpoint.
 	var beats wire.BeatReport
@@ -77,7 +78,7 @@ func (l *Lab) COLO(ctx context.Context, p engine.COLOPlan, t COLOTrial, o engine
 }
 
 // inStep is one run of the engine's COLO, with the kill in it; afterwards the lab knows which of its QEMUs is left.
-func (l *Lab) inStep(ctx context.Context, p engine.COLOPlan, t COLOTrial, o engine.Options) (*record.Migration, error) {
+func (l *Lab) inStep(ctx context.Context, p engine.COLOPlan, t COLOTrial, o plan.Options) (*record.Migration, error) {
 	if p.Listen == "" {
 		p.Listen = fmt.Sprintf("tcp:%s:0", l.network.Address(l.hostOf(l.destination)))
 	}
@@ -173,7 +174,7 @@ func (l *Lab) hostOf(vm *guest.VM) string {
 }
 
 // reprotect gives the guest, which is left alone, a new secondary on the other host, and lets the two run in step.
-func (l *Lab) reprotect(ctx context.Context, rec *record.Migration, p engine.COLOPlan, t COLOTrial, o engine.Options) {
+func (l *Lab) reprotect(ctx context.Context, rec *record.Migration, p engine.COLOPlan, t COLOTrial, o plan.Options) {
 	f := rec.COLO
 	f.Reprotected = record.Of(false)
 	other, qemu := destinationHost, l.qemu[1]
@@ -275,7 +276,7 @@ func tryCOLO(ctx context.Context, h hostnet.Host, primary, secondary, dir string
 		if err := conns[i].SetMigrateCapabilities(ctx, map[string]bool{"x-colo": true, "events": true}); err != nil {
 			// 11.1.3 wants return-path with it, and with that its primary does not get into step with the stages of
 			// engine.COLO (seen).
-			return &engine.UnsupportedError{Feature: fmt.Sprintf("COLO on QEMU %s", conns[i].Greeting().Version),
+			return &plan.UnsupportedError{Feature: fmt.Sprintf("COLO on QEMU %s", conns[i].Greeting().Version),
 				Have: fmt.Sprintf("%v; mode colo works with primaries such as QEMU 7.2: try --qemu 7.2", err)}
 		}
 	}
@@ -293,7 +294,7 @@ func tryCOLO(ctx context.Context, h hostnet.Host, primary, secondary, dir string
 			return fmt.Errorf("try COLO: %w", err)
 		}
 		if a.Status == "completed" {
-			return &engine.UnsupportedError{Feature: fmt.Sprintf("COLO with QEMU %s as the primary", source.Greeting().Version),
+			return &plan.UnsupportedError{Feature: fmt.Sprintf("COLO with QEMU %s as the primary", source.Greeting().Version),
 				Have: "tried on a QEMU without a guest: its migration completes instead of entering COLO, as 10.0's do, which begin it only from a state that they have left by then (migration_completion in migration/migration.c): " +
 					"try --qemu 7.2, or --source-qemu 7.2, for this one can be the secondary"}
 		}
@@ -308,7 +309,7 @@ func tryCOLO(ctx context.Context, h hostnet.Host, primary, secondary, dir string
 		case a.Status == "colo" && b.Status == "colo":
 			return nil
 		case a.Status == "failed", b.Status == "failed", a.Status == "colo" && b.Status == "gone":
-			return &engine.UnsupportedError{Feature: fmt.Sprintf("COLO from QEMU %s to %s", source.Greeting().Version, destination.Greeting().Version),
+			return &plan.UnsupportedError{Feature: fmt.Sprintf("COLO from QEMU %s to %s", source.Greeting().Version, destination.Greeting().Version),
 				Have: strings.TrimSpace("tried on QEMUs without a guest: the migration failed " + a.ErrorDesc + b.ErrorDesc)}
 		}
 		select {

@@ -16,6 +16,8 @@ import (
 	"time"
 
 	"qmigrate/engine"
+	"qmigrate/engine/facts"
+	"qmigrate/engine/plan"
 	"qmigrate/engine/record"
 	"qmigrate/guest"
 	"qmigrate/guest/guesttest"
@@ -54,7 +56,7 @@ func coloLab(t *testing.T, primary, secondary string, change func(*Spec)) (*Lab,
 func inStep(t *testing.T, l *Lab, trial COLOTrial) *record.Migration {
 	t.Helper()
 	trial.Run, trial.Checkpoints = time.Second, 12 // 12 take about a second on an idle machine
-	rec, err := l.COLO(within.Context(t), engine.COLOPlan{CheckpointDelay: 100 * time.Millisecond}, trial, engine.Options{})
+	rec, err := l.COLO(within.Context(t), engine.COLOPlan{CheckpointDelay: 100 * time.Millisecond}, trial, plan.Options{})
 	if b, _ := json.Marshal(rec); rec != nil {
 		t.Logf("%s", b)
 	}
@@ -137,7 +139,7 @@ func TestCOLO(t *testing.T) {
 		if f := rec.COLO; f.Reprotected == nil || *f.Reprotected || !strings.Contains(strings.Join(rec.Warnings, "\n"), "as the primary") {
 			t.Errorf("protected again %v, warnings %q", f.Reprotected, rec.Warnings)
 		}
-		if again, err := l.Migrate(within.Context(t), engine.Plan{}, engine.Options{}); err == nil || again != nil || !strings.Contains(err.Error(), "no second QEMU") {
+		if again, err := l.Migrate(within.Context(t), plan.Plan{}, plan.Options{}); err == nil || again != nil || !strings.Contains(err.Error(), "no second QEMU") {
 			t.Errorf("a migration of what is left: %v", err)
 		}
 	})
@@ -147,7 +149,7 @@ func TestCOLO(t *testing.T) {
 func TestCOLORefused(t *testing.T) {
 	t.Run("10.0 before the guest is there", func(t *testing.T) {
 		_, err := coloLab(t, "10.0", "10.0", nil)
-		var unsupported *engine.UnsupportedError
+		var unsupported *plan.UnsupportedError
 		if !errors.As(err, &unsupported) || !strings.Contains(err.Error(), "--qemu 7.2") {
 			t.Fatalf("error %v", err)
 		}
@@ -162,18 +164,18 @@ func TestCOLORefused(t *testing.T) {
 			want string
 		}{
 			"no filters":        {engine.COLOPlan{}, "both would be heard"},
-			"another mode's":    {engine.COLOPlan{Mirror: "10.77.0.11", Plan: engine.Plan{Capabilities: map[string]bool{"postcopy-ram": true}}}, "capability postcopy-ram in mode colo"},
+			"another mode's":    {engine.COLOPlan{Mirror: "10.77.0.11", Plan: plan.Plan{Capabilities: map[string]bool{"postcopy-ram": true}}}, "capability postcopy-ram in mode colo"},
 			"delay":             {engine.COLOPlan{Mirror: "10.77.0.11", CheckpointDelay: time.Microsecond}, "whole milliseconds"},
-			"delay's parameter": {engine.COLOPlan{Mirror: "10.77.0.11", Plan: engine.Plan{Parameters: map[string]string{"x-checkpoint-delay": "5"}}}, "--checkpoint-delay"},
+			"delay's parameter": {engine.COLOPlan{Mirror: "10.77.0.11", Plan: plan.Plan{Parameters: map[string]string{"x-checkpoint-delay": "5"}}}, "--checkpoint-delay"},
 		} {
-			rec, err := engine.COLO(within.Context(t), Endpoint(l.source), Endpoint(l.destination), c.plan, engine.Options{})
+			rec, err := engine.COLO(within.Context(t), Endpoint(l.source), Endpoint(l.destination), c.plan, plan.Options{})
 			if err == nil || !strings.Contains(err.Error(), c.want) || rec.Error == nil || rec.Error.Stage != record.Initialization || rec.GuestOn != record.Source && rec.GuestOn != record.Unknown {
 				t.Errorf("%s: %v; guest on %s", name, err, rec.GuestOn)
 			}
 		}
 		// An address that is not the primary's is found out when the filters are made: everything is taken back.
-		rec, err := engine.COLO(within.Context(t), Endpoint(l.source), Endpoint(l.destination), engine.COLOPlan{Mirror: "10.99.0.1"}, engine.Options{})
-		var stage *engine.StageError
+		rec, err := engine.COLO(within.Context(t), Endpoint(l.source), Endpoint(l.destination), engine.COLOPlan{Mirror: "10.99.0.1"}, plan.Options{})
+		var stage *record.StageError
 		if !errors.As(err, &stage) || stage.Stage != record.Reservation || stage.Guest != record.Source || stage.Issued {
 			t.Errorf("wrong address: %v", err)
 		}
@@ -188,8 +190,8 @@ func TestCOLORefused(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		rec, err := l.COLO(within.Context(t), engine.COLOPlan{}, COLOTrial{Run: time.Second}, engine.Options{})
-		var stage *engine.StageError
+		rec, err := l.COLO(within.Context(t), engine.COLOPlan{}, COLOTrial{Run: time.Second}, plan.Options{})
+		var stage *record.StageError
 		if !errors.As(err, &stage) || stage.Guest != record.Source || !strings.Contains(err.Error(), "migration_completion") {
 			t.Fatalf("error %v", err)
 		}
@@ -209,7 +211,7 @@ func TestCOLORefused(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			a, b := barePair(t, c.change)
-			rec, err := engine.COLO(within.Context(t), Endpoint(a), Endpoint(b), engine.COLOPlan{}, engine.Options{})
+			rec, err := engine.COLO(within.Context(t), Endpoint(a), Endpoint(b), engine.COLOPlan{}, plan.Options{})
 			if err == nil || !strings.Contains(err.Error(), c.want) || rec.Error == nil || rec.Error.Stage != record.Initialization {
 				t.Errorf("error %v", err)
 			}
@@ -222,7 +224,7 @@ func TestCOLORefused(t *testing.T) {
 		a, b := barePair(t, nil)
 		ep := Endpoint(a)
 		ep.Process = nil
-		if _, err := engine.COLO(within.Context(t), ep, Endpoint(b), engine.COLOPlan{}, engine.Options{}); err == nil || !strings.Contains(err.Error(), "dead-locks") {
+		if _, err := engine.COLO(within.Context(t), ep, Endpoint(b), engine.COLOPlan{}, plan.Options{}); err == nil || !strings.Contains(err.Error(), "dead-locks") {
 			t.Errorf("error %v", err)
 		}
 	})
@@ -261,7 +263,7 @@ func coloState(t *testing.T, vm *guest.VM) string {
 		return "dead"
 	default:
 	}
-	f, err := engine.Inspect(within.Context(t), Endpoint(vm), engine.Options{})
+	f, err := facts.Inspect(within.Context(t), Endpoint(vm), plan.Options{})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -297,13 +299,13 @@ func TestCOLOEnds(t *testing.T) {
 			port := freePort(t)
 			cut := passOn(t, link, port)
 			defer cut()
-			p := engine.COLOPlan{CheckpointDelay: 50 * time.Millisecond, Run: time.Minute, Plan: engine.Plan{Listen: "tcp:" + port, Connect: "tcp:" + link.Addr().String()}}
+			p := engine.COLOPlan{CheckpointDelay: 50 * time.Millisecond, Run: time.Minute, Plan: plan.Plan{Listen: "tcp:" + port, Connect: "tcp:" + link.Addr().String()}}
 			p.Checkpointed = func(n int) {
 				if n == 10 {
 					c.end(t, a, b, cut, cancel)
 				}
 			}
-			rec, err := engine.COLO(ctx, Endpoint(a), Endpoint(b), p, engine.Options{})
+			rec, err := engine.COLO(ctx, Endpoint(a), Endpoint(b), p, plan.Options{})
 			if (err != nil) != (c.err != "") || err != nil && !strings.Contains(err.Error(), c.err) {
 				t.Errorf("error %v", err)
 			}

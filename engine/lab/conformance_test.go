@@ -15,6 +15,7 @@ import (
 	"time"
 
 	"qmigrate/engine"
+	"qmigrate/engine/plan"
 	"qmigrate/engine/record"
 	"qmigrate/guest"
 	"qmigrate/guest/guesttest"
@@ -26,10 +27,10 @@ import (
 // A way is one row of the conformance table: how a guest is moved, and what is to come of it.
 type way struct {
 	name string
-	plan engine.Plan
-	spec func(*Spec)                                                    // changes the lab
-	run  func(*testing.T, *Lab, engine.Plan) (*record.Migration, error) // nil: Migrate
-	want func(source, destination string) string                        // completed (default), refused (before anything was changed) or safe (on the source)
+	plan plan.Plan
+	spec func(*Spec)                                                  // changes the lab
+	run  func(*testing.T, *Lab, plan.Plan) (*record.Migration, error) // nil: Migrate
+	want func(source, destination string) string                      // completed (default), refused (before anything was changed) or safe (on the source)
 }
 
 func always(result string) func(string, string) string {
@@ -75,41 +76,41 @@ func ways() []way {
 		return m
 	}
 	transport := func(name string) func(*Spec) { return func(s *Spec) { s.Transport = name } }
-	file := func(f engine.File) func(*testing.T, *Lab, engine.Plan) (*record.Migration, error) {
-		return func(t *testing.T, l *Lab, p engine.Plan) (*record.Migration, error) { return throughFile(t, l, p, f) }
+	file := func(f engine.File) func(*testing.T, *Lab, plan.Plan) (*record.Migration, error) {
+		return func(t *testing.T, l *Lab, p plan.Plan) (*record.Migration, error) { return throughFile(t, l, p, f) }
 	}
-	hybrid := engine.SwitchAfter{Passes: 1}
+	hybrid := plan.SwitchAfter{Passes: 1}
 	return []way{
-		{name: "pre-copy", plan: engine.Plan{Mode: record.PreCopyMode}},
-		{name: "stop-and-copy", plan: engine.Plan{Mode: record.StopAndCopyMode}},
-		{name: "post-copy", plan: engine.Plan{Mode: record.PostCopyMode}},
-		{name: "hybrid", plan: engine.Plan{Mode: record.HybridMode, SwitchAfter: hybrid, MaxBandwidth: 64 << 20}},
-		{name: "pre-copy return-path", plan: engine.Plan{Capabilities: caps("return-path")}},
-		{name: "pre-copy pause-before-switchover", plan: engine.Plan{Capabilities: caps("pause-before-switchover")}},
-		{name: "post-copy release-ram", plan: engine.Plan{Mode: record.PostCopyMode, Capabilities: caps("release-ram")}},
-		{name: "pre-copy validate-uuid", plan: engine.Plan{Capabilities: caps("validate-uuid")}},
-		{name: "pre-copy switchover-ack", plan: engine.Plan{Capabilities: caps("return-path", "switchover-ack")}, want: unless72},
-		{name: "pre-copy auto-converge", plan: engine.Plan{Capabilities: caps("auto-converge")}},
-		{name: "pre-copy xbzrle", plan: engine.Plan{Capabilities: caps("xbzrle"), Parameters: params("xbzrle-cache-size", "67108864")}},
-		{name: "multifd", plan: engine.Plan{Capabilities: caps("multifd")}},
-		{name: "multifd zlib", plan: engine.Plan{Capabilities: caps("multifd"), Parameters: params("multifd-compression", "zlib")}},
-		{name: "multifd zstd 4", plan: engine.Plan{Capabilities: caps("multifd"), Parameters: params("multifd-compression", "zstd", "multifd-channels", "4")}},
-		{name: "multifd zero-copy-send over compression", plan: engine.Plan{Capabilities: caps("multifd", "zero-copy-send"), Parameters: params("multifd-compression", "zlib")}, want: always("refused")},
+		{name: "pre-copy", plan: plan.Plan{Mode: record.PreCopyMode}},
+		{name: "stop-and-copy", plan: plan.Plan{Mode: record.StopAndCopyMode}},
+		{name: "post-copy", plan: plan.Plan{Mode: record.PostCopyMode}},
+		{name: "hybrid", plan: plan.Plan{Mode: record.HybridMode, SwitchAfter: hybrid, MaxBandwidth: 64 << 20}},
+		{name: "pre-copy return-path", plan: plan.Plan{Capabilities: caps("return-path")}},
+		{name: "pre-copy pause-before-switchover", plan: plan.Plan{Capabilities: caps("pause-before-switchover")}},
+		{name: "post-copy release-ram", plan: plan.Plan{Mode: record.PostCopyMode, Capabilities: caps("release-ram")}},
+		{name: "pre-copy validate-uuid", plan: plan.Plan{Capabilities: caps("validate-uuid")}},
+		{name: "pre-copy switchover-ack", plan: plan.Plan{Capabilities: caps("return-path", "switchover-ack")}, want: unless72},
+		{name: "pre-copy auto-converge", plan: plan.Plan{Capabilities: caps("auto-converge")}},
+		{name: "pre-copy xbzrle", plan: plan.Plan{Capabilities: caps("xbzrle"), Parameters: params("xbzrle-cache-size", "67108864")}},
+		{name: "multifd", plan: plan.Plan{Capabilities: caps("multifd")}},
+		{name: "multifd zlib", plan: plan.Plan{Capabilities: caps("multifd"), Parameters: params("multifd-compression", "zlib")}},
+		{name: "multifd zstd 4", plan: plan.Plan{Capabilities: caps("multifd"), Parameters: params("multifd-compression", "zstd", "multifd-channels", "4")}},
+		{name: "multifd zero-copy-send over compression", plan: plan.Plan{Capabilities: caps("multifd", "zero-copy-send"), Parameters: params("multifd-compression", "zlib")}, want: always("refused")},
 		{name: "unix", spec: transport(Unix)},
 		{name: "fd", spec: transport(FD)},
 		{name: "exec", spec: transport(Exec)},
-		{name: "exec multifd", plan: engine.Plan{Capabilities: caps("multifd")}, spec: transport(Exec), want: always("refused")},
-		{name: "channels", plan: engine.Plan{Channels: engine.FormChannels}, want: unless72},
-		{name: "post-copy preempt", plan: engine.Plan{Mode: record.PostCopyMode, Capabilities: caps("postcopy-preempt")}},
-		{name: "post-copy blocktime", plan: engine.Plan{Mode: record.PostCopyMode, Capabilities: caps("postcopy-blocktime")}},
-		{name: "post-copy multifd", plan: engine.Plan{Mode: record.PostCopyMode, Capabilities: caps("multifd")}, want: only111},
-		{name: "post-copy recovery", plan: engine.Plan{Mode: record.PostCopyMode, StallLimit: time.Second, Parameters: params("max-postcopy-bandwidth", fmt.Sprint(24<<20))}, run: linkDown},
-		{name: "tls x509", plan: engine.Plan{TLS: &engine.TLS{Kind: engine.X509}}},
-		{name: "tls psk", plan: engine.Plan{TLS: &engine.TLS{Kind: engine.PSK}}},
-		{name: "tls x509 post-copy", plan: engine.Plan{Mode: record.PostCopyMode, TLS: &engine.TLS{Kind: engine.X509}}},
-		{name: "tls x509 multifd", plan: engine.Plan{TLS: &engine.TLS{Kind: engine.X509}, Capabilities: caps("multifd")}},
-		{name: "tls wrong name", plan: engine.Plan{TLS: &engine.TLS{Kind: engine.X509, Hostname: "other.example"}}, run: wrongName, want: always("refused")},
-		{name: "tls not authorized", plan: engine.Plan{TLS: &engine.TLS{Kind: engine.X509, Authz: "CN=somebody-else"}}, want: always("not completed")},
+		{name: "exec multifd", plan: plan.Plan{Capabilities: caps("multifd")}, spec: transport(Exec), want: always("refused")},
+		{name: "channels", plan: plan.Plan{Channels: plan.FormChannels}, want: unless72},
+		{name: "post-copy preempt", plan: plan.Plan{Mode: record.PostCopyMode, Capabilities: caps("postcopy-preempt")}},
+		{name: "post-copy blocktime", plan: plan.Plan{Mode: record.PostCopyMode, Capabilities: caps("postcopy-blocktime")}},
+		{name: "post-copy multifd", plan: plan.Plan{Mode: record.PostCopyMode, Capabilities: caps("multifd")}, want: only111},
+		{name: "post-copy recovery", plan: plan.Plan{Mode: record.PostCopyMode, StallLimit: time.Second, Parameters: params("max-postcopy-bandwidth", fmt.Sprint(24<<20))}, run: linkDown},
+		{name: "tls x509", plan: plan.Plan{TLS: &plan.TLS{Kind: plan.X509}}},
+		{name: "tls psk", plan: plan.Plan{TLS: &plan.TLS{Kind: plan.PSK}}},
+		{name: "tls x509 post-copy", plan: plan.Plan{Mode: record.PostCopyMode, TLS: &plan.TLS{Kind: plan.X509}}},
+		{name: "tls x509 multifd", plan: plan.Plan{TLS: &plan.TLS{Kind: plan.X509}, Capabilities: caps("multifd")}},
+		{name: "tls wrong name", plan: plan.Plan{TLS: &plan.TLS{Kind: plan.X509, Hostname: "other.example"}}, run: wrongName, want: always("refused")},
+		{name: "tls not authorized", plan: plan.Plan{TLS: &plan.TLS{Kind: plan.X509, Authz: "CN=somebody-else"}}, want: always("not completed")},
 		{name: "file", run: file(engine.File{})},
 		{name: "file mapped-ram", run: file(engine.File{Format: engine.MappedRAMFormat}), want: unless72},
 		{name: "file mapped-ram multifd", run: file(engine.File{Format: engine.MappedRAMFormat, Channels: 2}), want: unless72},
@@ -126,19 +127,19 @@ func ways() []way {
 			}
 			return ""
 		}},
-		{name: "cancel", plan: engine.Plan{MaxBandwidth: 16 << 20}, run: cancelled, want: always("safe")},
-		{name: "validation", plan: engine.Plan{Capabilities: caps("no-such-capability")}, want: always("refused")},
+		{name: "cancel", plan: plan.Plan{MaxBandwidth: 16 << 20}, run: cancelled, want: always("safe")},
+		{name: "validation", plan: plan.Plan{Capabilities: caps("no-such-capability")}, want: always("refused")},
 	}
 }
 
 // primaryKilled keeps the guest in step with a secondary and kills the primary: the guest goes on with its memory and its TCP session.
-func primaryKilled(t *testing.T, l *Lab, _ engine.Plan) (*record.Migration, error) {
-	return l.COLO(within.Context(t), engine.COLOPlan{CheckpointDelay: 100 * time.Millisecond}, COLOTrial{Run: time.Second, Checkpoints: 5, Kill: record.Source}, engine.Options{})
+func primaryKilled(t *testing.T, l *Lab, _ plan.Plan) (*record.Migration, error) {
+	return l.COLO(within.Context(t), engine.COLOPlan{CheckpointDelay: 100 * time.Millisecond}, COLOTrial{Run: time.Second, Checkpoints: 5, Kill: record.Source}, plan.Options{})
 }
 
 // wrongName migrates to a destination whose certificate is for another name than the source asks for.
-func wrongName(t *testing.T, l *Lab, p engine.Plan) (*record.Migration, error) {
-	from, to, err := Credentials(&engine.TLS{Kind: engine.X509}, "destination.example")
+func wrongName(t *testing.T, l *Lab, p plan.Plan) (*record.Migration, error) {
+	from, to, err := Credentials(&plan.TLS{Kind: plan.X509}, "destination.example")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -148,13 +149,13 @@ func wrongName(t *testing.T, l *Lab, p engine.Plan) (*record.Migration, error) {
 		t.Fatal(err)
 	}
 	p.TLS = &own
-	return l.Migrate(within.Context(t), p, engine.Options{})
+	return l.Migrate(within.Context(t), p, plan.Options{})
 }
 
 // linkDown takes the destination off the link once, for two seconds.
-func linkDown(t *testing.T, l *Lab, p engine.Plan) (*record.Migration, error) {
+func linkDown(t *testing.T, l *Lab, p plan.Plan) (*record.Migration, error) {
 	cut := false
-	return l.Migrate(within.Context(t), p, engine.Options{Sampled: func(x record.Sample) {
+	return l.Migrate(within.Context(t), p, plan.Options{Sampled: func(x record.Sample) {
 		if x.Status == "postcopy-active" && !cut {
 			cut = true
 			if err := l.network.SetLink(destinationHost, false); err != nil {
@@ -166,10 +167,10 @@ func linkDown(t *testing.T, l *Lab, p engine.Plan) (*record.Migration, error) {
 }
 
 // cancelled stops a migration when its first megabytes are there.
-func cancelled(t *testing.T, l *Lab, p engine.Plan) (*record.Migration, error) {
+func cancelled(t *testing.T, l *Lab, p plan.Plan) (*record.Migration, error) {
 	ctx, cancel := context.WithCancel(within.Context(t))
 	defer cancel()
-	return l.Migrate(ctx, p, engine.Options{Sampled: func(x record.Sample) {
+	return l.Migrate(ctx, p, plan.Options{Sampled: func(x record.Sample) {
 		if x.Transferred != nil && *x.Transferred > 8<<20 {
 			cancel()
 		}
@@ -177,16 +178,16 @@ func cancelled(t *testing.T, l *Lab, p engine.Plan) (*record.Migration, error) {
 }
 
 // throughFile saves the guest, ends the source, and restores it on the other host.
-func throughFile(t *testing.T, l *Lab, p engine.Plan, f engine.File) (*record.Migration, error) {
+func throughFile(t *testing.T, l *Lab, p plan.Plan, f engine.File) (*record.Migration, error) {
 	f.Path = filepath.Join(t.TempDir(), "guest")
-	rec, err := l.Save(within.Context(t), p, f, engine.Options{})
+	rec, err := l.Save(within.Context(t), p, f, plan.Options{})
 	if err != nil {
 		return rec, err
 	}
 	if err := l.source.Kill(within.Context(t)); err != nil {
 		t.Fatal(err)
 	}
-	back, err := l.Restore(within.Context(t), engine.Plan{}, engine.File{Path: f.Path, Channels: f.Channels, DirectIO: f.DirectIO}, engine.Options{})
+	back, err := l.Restore(within.Context(t), plan.Plan{}, engine.File{Path: f.Path, Channels: f.Channels, DirectIO: f.DirectIO}, plan.Options{})
 	if back != nil {
 		rec.MemoryCheck, rec.Outcome, rec.GuestOn = back.MemoryCheck, back.Outcome, back.GuestOn
 		rec.Warnings = append(rec.Warnings, back.Warnings...)
@@ -338,7 +339,7 @@ func conform(t *testing.T, w way, source, destination string) row {
 	}
 	r := row{Way: w.name, Source: source, Destination: destination, Result: "completed"}
 	l, err := Up(within.Context(t), spec)
-	if unsupported := new(engine.UnsupportedError); errors.As(err, &unsupported) && want == "refused" {
+	if unsupported := new(plan.UnsupportedError); errors.As(err, &unsupported) && want == "refused" {
 		r.Result = "refused: " + err.Error()
 		r.Cells = slices.Repeat([]string{"-"}, 11)
 		return r
@@ -353,12 +354,12 @@ func conform(t *testing.T, w way, source, destination string) row {
 	}()
 	run := w.run
 	if run == nil {
-		run = func(t *testing.T, l *Lab, p engine.Plan) (*record.Migration, error) {
-			return l.Migrate(within.Context(t), p, engine.Options{})
+		run = func(t *testing.T, l *Lab, p plan.Plan) (*record.Migration, error) {
+			return l.Migrate(within.Context(t), p, plan.Options{})
 		}
 	}
 	rec, err := run(t, l, w.plan)
-	var stage *engine.StageError
+	var stage *record.StageError
 	switch {
 	case err == nil:
 	case rec == nil:
@@ -473,7 +474,7 @@ func TestCheckFails(t *testing.T) {
 	if err := l.agent.Call(within.Context(t), wire.DoCorrupt, wire.Corrupt{Page: 4711}, nil); err != nil {
 		t.Fatal(err)
 	}
-	rec, err := l.Migrate(within.Context(t), engine.Plan{}, engine.Options{})
+	rec, err := l.Migrate(within.Context(t), plan.Plan{}, plan.Options{})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -8,16 +8,16 @@ import (
 	"path"
 	"slices"
 
-	"qmigrate/engine"
+	"qmigrate/engine/plan"
 	"qmigrate/engine/tlscreds"
 	"qmigrate/hostnet"
 )
 
 // Credentials makes new ones for one migration, with an authority of its own that nobody else has certificates of. hosts are the names and addresses
 // by which the source knows the destination; with none the certificate, and t, get one.
-func Credentials(t *engine.TLS, hosts ...string) (source, destination tlscreds.Files, err error) {
-	if t.Kind == engine.PSK {
-		source, err = tlscreds.PSK(cmp.Or(t.Username, engine.DefaultUsername))
+func Credentials(t *plan.TLS, hosts ...string) (source, destination tlscreds.Files, err error) {
+	if t.Kind == plan.PSK {
+		source, err = tlscreds.PSK(cmp.Or(t.Username, plan.DefaultUsername))
 		return source, source, err
 	}
 	ca, err := tlscreds.NewAuthority(tlscreds.Certificate{Name: "one migration's"})
@@ -51,7 +51,7 @@ func WriteCredentials(h hostnet.Host, dir string, files tlscreds.Files) (err err
 }
 
 // credentials gives both sides of the lab new ones where the plan wants TLS and names no folders; remove removes them.
-func (l *Lab) credentials(p *engine.Plan) (remove func() error, err error) {
+func (l *Lab) credentials(p *plan.Plan) (remove func() error, err error) {
 	remove = func() error { return nil }
 	if p.TLS == nil || p.TLS.SourceDir != "" || p.TLS.DestinationDir != "" {
 		return remove, nil

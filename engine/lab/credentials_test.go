@@ -8,7 +8,7 @@ import (
 	"path/filepath"
 	"testing"
 
-	"qmigrate/engine"
+	"qmigrate/engine/plan"
 	"qmigrate/engine/record"
 	"qmigrate/guest/guesttest"
 	"qmigrate/guest/guesttest/within"
@@ -24,12 +24,12 @@ func TestSecureLab(t *testing.T) {
 	}
 	for _, c := range []struct {
 		source, destination string
-		plan                engine.Plan
+		plan                plan.Plan
 	}{
-		{"10.0", "10.0", engine.Plan{TLS: &engine.TLS{Kind: engine.X509}}},
-		{"11.1", "11.1", engine.Plan{TLS: &engine.TLS{Kind: engine.X509}, Capabilities: map[string]bool{"multifd": true}}},
-		{"7.2", "7.2", engine.Plan{TLS: &engine.TLS{Kind: engine.X509, Authz: "O=qmigrate,CN=source"}}},
-		{"7.2", "10.0", engine.Plan{TLS: &engine.TLS{Kind: engine.PSK}, Capabilities: map[string]bool{"multifd": true}}},
+		{"10.0", "10.0", plan.Plan{TLS: &plan.TLS{Kind: plan.X509}}},
+		{"11.1", "11.1", plan.Plan{TLS: &plan.TLS{Kind: plan.X509}, Capabilities: map[string]bool{"multifd": true}}},
+		{"7.2", "7.2", plan.Plan{TLS: &plan.TLS{Kind: plan.X509, Authz: "O=qmigrate,CN=source"}}},
+		{"7.2", "10.0", plan.Plan{TLS: &plan.TLS{Kind: plan.PSK}, Capabilities: map[string]bool{"multifd": true}}},
 	} {
 		t.Run(fmt.Sprintf("%s_%s_%s", c.plan.TLS.Kind, c.source, c.destination), func(t *testing.T) {
 			l, err := Up(within.Context(t), Spec{
@@ -45,7 +45,7 @@ func TestSecureLab(t *testing.T) {
 				}
 			}()
 			before := *c.plan.TLS
-			rec, err := l.Migrate(within.Context(t), c.plan, engine.Options{})
+			rec, err := l.Migrate(within.Context(t), c.plan, plan.Options{})
 			if err != nil {
 				t.Fatal(err)
 			}

@@ -7,13 +7,14 @@ import (
 	"time"
 
 	"qmigrate/engine"
+	"qmigrate/engine/plan"
 	"qmigrate/engine/record"
 	"qmigrate/guest/wire"
 )
 
 // Save saves the lab's guest into a file, a background save observed, and has its memory checked where it is. A guest that is left paused is not
 // checked: nothing in it runs.
-func (l *Lab) Save(ctx context.Context, p engine.Plan, f engine.File, o engine.Options) (*record.Migration, error) {
+func (l *Lab) Save(ctx context.Context, p plan.Plan, f engine.File, o plan.Options) (*record.Migration, error) {
 	watch := &watchers{}
 	if f.Background {
 		var err error
@@ -67,7 +68,7 @@ func (l *Lab) stalls(rec *record.Migration) {
 
 // Restore loads the guest from a file into the lab's waiting QEMU on host b and has its memory checked there. What ran it before must have
 // been stopped: the guest has one address.
-func (l *Lab) Restore(ctx context.Context, p engine.Plan, f engine.File, o engine.Options) (*record.Migration, error) {
+func (l *Lab) Restore(ctx context.Context, p plan.Plan, f engine.File, o plan.Options) (*record.Migration, error) {
 	arriving, err := dialAgent(ctx, l.destination)
 	if err != nil {
 		return nil, err

@@ -12,6 +12,8 @@ import (
 	"golang.org/x/sys/unix"
 
 	"qmigrate/engine"
+	"qmigrate/engine/facts"
+	"qmigrate/engine/plan"
 	"qmigrate/engine/record"
 	"qmigrate/guest"
 	"qmigrate/guest/guesttest"
@@ -89,7 +91,7 @@ func TestSave(t *testing.T) {
 			l := newLab(t, Spec{SourceQEMU: guesttest.QEMU(t, test.source), DestinationQEMU: guesttest.QEMU(t, test.destination), Workload: busy()})
 			f := test.file
 			f.Path = filepath.Join(directDir(t), "guest")
-			rec, err := l.Save(within.Context(t), engine.Plan{MaxBandwidth: -1, AllowUnsafe: true}, f, engine.Options{})
+			rec, err := l.Save(within.Context(t), plan.Plan{MaxBandwidth: -1, AllowUnsafe: true}, f, plan.Options{})
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -130,7 +132,7 @@ func TestSave(t *testing.T) {
 			if err := l.source.Kill(within.Context(t)); err != nil { // the restored guest has the same address
 				t.Fatal(err)
 			}
-			back, err := l.Restore(within.Context(t), engine.Plan{}, engine.File{Path: f.Path, Channels: f.Channels, DirectIO: f.DirectIO}, engine.Options{})
+			back, err := l.Restore(within.Context(t), plan.Plan{}, engine.File{Path: f.Path, Channels: f.Channels, DirectIO: f.DirectIO}, plan.Options{})
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -159,7 +161,7 @@ func directDir(t *testing.T) string {
 
 func capabilitiesOf(t *testing.T, vm *guest.VM) map[string]bool {
 	t.Helper()
-	f, err := engine.Inspect(within.Context(t), Endpoint(vm), engine.Options{})
+	f, err := facts.Inspect(within.Context(t), Endpoint(vm), plan.Options{})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -192,8 +194,8 @@ func TestSaveFails(t *testing.T) {
 			})
 			f := test.file
 			f.Path = filepath.Join(dir, "guest")
-			rec, err := l.Save(within.Context(t), engine.Plan{MaxBandwidth: -1}, f, engine.Options{})
-			var stage *engine.StageError
+			rec, err := l.Save(within.Context(t), plan.Plan{MaxBandwidth: -1}, f, plan.Options{})
+			var stage *record.StageError
 			if !errors.As(err, &stage) || stage.Guest != record.Source || !stage.Issued || rec.Outcome != record.Failed {
 				t.Fatalf("error %v, outcome %s", err, rec.Outcome)
 			}
@@ -229,7 +231,7 @@ func TestSaveCancelled(t *testing.T) {
 			defer cancel()
 			f := test.file
 			f.Path = filepath.Join(t.TempDir(), "guest")
-			rec, err := l.Save(ctx, engine.Plan{MaxBandwidth: 4 << 20}, f, engine.Options{Sampled: func(s record.Sample) {
+			rec, err := l.Save(ctx, plan.Plan{MaxBandwidth: 4 << 20}, f, plan.Options{Sampled: func(s record.Sample) {
 				if s.Transferred != nil && *s.Transferred > 0 {
 					cancel()
 				}
@@ -280,8 +282,8 @@ func TestFileRefused(t *testing.T) {
 		vm := start(t, qemu, nil)
 		dir := t.TempDir()
 		saved := filepath.Join(dir, "saved")
-		save := func(f engine.File, p engine.Plan) error {
-			r, err := engine.Save(within.Context(t), Endpoint(vm), p, f, engine.Options{})
+		save := func(f engine.File, p plan.Plan) error {
+			r, err := engine.Save(within.Context(t), Endpoint(vm), p, f, plan.Options{})
 			if err != nil && r.Error.Stage != record.Initialization {
 				t.Errorf("%+v was refused in %s", f, r.Error.Stage)
 			}
@@ -301,8 +303,8 @@ func TestFileRefused(t *testing.T) {
 			wants[&engine.File{Path: saved, Format: engine.MappedRAMFormat}] = "QEMU 9.0 and newer have it"
 		}
 		for f, want := range wants {
-			var stage *engine.StageError
-			r, err := engine.Save(within.Context(t), Endpoint(vm), engine.Plan{}, *f, engine.Options{})
+			var stage *record.StageError
+			r, err := engine.Save(within.Context(t), Endpoint(vm), plan.Plan{}, *f, plan.Options{})
 			if !errors.As(err, &stage) || !strings.Contains(err.Error(), want) || stage.Issued {
 				t.Errorf("%+v: %v, want %q", f, err, want)
 			}
@@ -311,23 +313,23 @@ func TestFileRefused(t *testing.T) {
 				t.Errorf("%+v left no record", f)
 			}
 		}
-		if err := save(engine.File{Path: saved}, engine.Plan{Tunnel: engine.TLSTunnel}); err == nil || !strings.Contains(err.Error(), "a file has no other end") {
+		if err := save(engine.File{Path: saved}, plan.Plan{Tunnel: plan.TLSTunnel}); err == nil || !strings.Contains(err.Error(), "a file has no other end") {
 			t.Errorf("a tunnel into a file: %v", err)
 		}
-		if err := save(engine.File{Path: saved}, engine.Plan{Capabilities: map[string]bool{"multifd": true}}); err == nil || !strings.Contains(err.Error(), "multifd needs several connections") {
+		if err := save(engine.File{Path: saved}, plan.Plan{Capabilities: map[string]bool{"multifd": true}}); err == nil || !strings.Contains(err.Error(), "multifd needs several connections") {
 			t.Errorf("multifd into one stream: %v", err)
 		}
 		if got := stateOf(t, vm); got != "running" {
 			t.Errorf("source is %s", got)
 		}
 
-		if err := save(engine.File{Path: saved}, engine.Plan{MaxBandwidth: -1}); err != nil {
+		if err := save(engine.File{Path: saved}, plan.Plan{MaxBandwidth: -1}); err != nil {
 			t.Fatal(err)
 		}
-		if err := save(engine.File{Path: saved}, engine.Plan{}); err == nil || !strings.Contains(err.Error(), "never written over") {
+		if err := save(engine.File{Path: saved}, plan.Plan{}); err == nil || !strings.Contains(err.Error(), "never written over") {
 			t.Errorf("over a saved guest: %v", err)
 		}
-		if err := save(engine.File{Path: saved + "2"}, engine.Plan{}); err == nil || !strings.Contains(err.Error(), "postmigrate") {
+		if err := save(engine.File{Path: saved + "2"}, plan.Plan{}); err == nil || !strings.Contains(err.Error(), "postmigrate") {
 			t.Errorf("a guest that was saved already: %v", err)
 		}
 		text, half := filepath.Join(dir, "text"), filepath.Join(dir, "half")
@@ -365,7 +367,7 @@ func TestFileRefused(t *testing.T) {
 				}
 			})
 			test.file.Path = test.path
-			r, err := engine.Restore(within.Context(t), Endpoint(dst), engine.Plan{}, test.file, engine.Options{})
+			r, err := engine.Restore(within.Context(t), Endpoint(dst), plan.Plan{}, test.file, plan.Options{})
 			if (err == nil) != (test.want == "") || err != nil && (!strings.Contains(err.Error(), test.want) || r.GuestOn != record.File && r.GuestOn != record.Unknown) {
 				t.Errorf("%s: %v, want %q; guest on %s", filepath.Base(test.path), err, test.want, r.GuestOn)
 			}

@@ -11,7 +11,7 @@ import (
 	"testing"
 	"time"
 
-	"qmigrate/engine"
+	"qmigrate/engine/plan"
 	"qmigrate/engine/record"
 	"qmigrate/engine/storage"
 	"qmigrate/guest"
@@ -103,7 +103,7 @@ func TestHardware(t *testing.T) {
 					t.Error(err)
 				}
 			}()
-			rec, err := l.Migrate(t.Context(), engine.Plan{Mode: record.PreCopyMode}, engine.Options{})
+			rec, err := l.Migrate(t.Context(), plan.Plan{Mode: record.PreCopyMode}, plan.Options{})
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -152,7 +152,7 @@ func TestCPUCap(t *testing.T) {
 			t.Errorf("the cap is %+v, the vCPUs are the threads %v, %v", s, threads, err)
 		}
 	}
-	rec, err := l.Migrate(t.Context(), engine.Plan{Mode: record.PreCopyMode, DowntimeLimit: time.Second}, engine.Options{})
+	rec, err := l.Migrate(t.Context(), plan.Plan{Mode: record.PreCopyMode, DowntimeLimit: time.Second}, plan.Options{})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -17,7 +17,7 @@ import (
 	"syscall"
 	"time"
 
-	"qmigrate/engine"
+	"qmigrate/engine/endpoint"
 	"qmigrate/engine/record"
 	"qmigrate/engine/storage"
 	"qmigrate/guest"
@@ -289,11 +289,11 @@ func dialAgent(ctx context.Context, vm *guest.VM) (*guest.Agent, error) {
 }
 
 // Endpoint is a VM of the lab as the engine sees it.
-func Endpoint(vm *guest.VM) *engine.Endpoint {
-	dial := func(role string) engine.Dialer {
+func Endpoint(vm *guest.VM) *endpoint.Endpoint {
+	dial := func(role string) endpoint.Dialer {
 		return func(ctx context.Context) (net.Conn, error) { return vm.Dial(ctx, role) }
 	}
-	return &engine.Endpoint{
+	return &endpoint.Endpoint{
 		Name:    "unix:" + vm.Spec().Socket(guest.Control),
 		Host:    vm.Host().Name(),
 		Control: dial(guest.Control), Events: dial(guest.Events), Sampler: dial(guest.Sampler),

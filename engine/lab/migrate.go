@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"qmigrate/engine"
+	"qmigrate/engine/plan"
 	"qmigrate/engine/record"
 	"qmigrate/guest"
 	"qmigrate/guest/wire"
@@ -38,7 +39,7 @@ type seen struct {
 
 // Migrate moves the lab's guest to the other host while it is observed, checks its memory there, and returns the whole record. A
 // failed migration returns its record too, with what the observers saw and the memory check on the side that holds the guest.
-func (l *Lab) Migrate(ctx context.Context, p engine.Plan, o engine.Options) (_ *record.Migration, failed error) {
+func (l *Lab) Migrate(ctx context.Context, p plan.Plan, o plan.Options) (_ *record.Migration, failed error) {
 	if l.destination == nil {
 		return nil, errors.New("the lab has no second QEMU to migrate to: what mode colo leaves is one, which runs the guest; make the lab anew")
 	}

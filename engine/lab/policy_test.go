@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"qmigrate/engine"
+	"qmigrate/engine/plan"
 	"qmigrate/engine/policy"
 	"qmigrate/engine/record"
 	"qmigrate/engine/record/units"
@@ -111,7 +112,7 @@ func underPolicy(t *testing.T, text string, qemu string, link int64) *record.Mig
 			t.Errorf("remove the lab: %v", err)
 		}
 	}()
-	rec, err := l.Migrate(within.Context(t), engine.Plan{Policy: spec, MaxBandwidth: 16 << 20, DowntimeLimit: 300 * time.Millisecond, Timeout: 100 * time.Second}, engine.Options{})
+	rec, err := l.Migrate(within.Context(t), plan.Plan{Policy: spec, MaxBandwidth: 16 << 20, DowntimeLimit: 300 * time.Millisecond, Timeout: 100 * time.Second}, plan.Options{})
 	if rec == nil {
 		t.Fatal(err)
 	}

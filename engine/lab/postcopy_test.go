@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"qmigrate/engine"
+	"qmigrate/engine/plan"
 	"qmigrate/engine/policy"
 	"qmigrate/engine/record"
 	"qmigrate/guest/guesttest"
@@ -42,7 +43,7 @@ func TestLinkDown(t *testing.T) {
 		l := up(t, qemu, "dirty:rate=1000/s,working-set=8MiB")
 		cuts := 0
 		var back []*time.Timer
-		o := engine.Options{Sampled: func(x record.Sample) {
+		o := plan.Options{Sampled: func(x record.Sample) {
 			if x.Status == "postcopy-active" && cuts < 2 && x.Remaining != nil && *x.Remaining < int64(100-40*cuts)<<20 {
 				cuts++
 				if err := l.network.SetLink(destinationHost, false); err != nil {
@@ -55,7 +56,7 @@ func TestLinkDown(t *testing.T) {
 				}))
 			}
 		}}
-		rec, err := l.Migrate(within.Context(t), engine.Plan{
+		rec, err := l.Migrate(within.Context(t), plan.Plan{
 			Mode: record.PostCopyMode, StallLimit: time.Second, Parameters: map[string]string{"max-postcopy-bandwidth": fmt.Sprint(24 << 20)},
 		}, o)
 		for _, timer := range back {
@@ -90,7 +91,7 @@ func TestPolicyReplays(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			rec, err := l.Migrate(within.Context(t), engine.Plan{Policy: spec, MaxBandwidth: 24 << 20, Timeout: 40 * time.Second}, engine.Options{})
+			rec, err := l.Migrate(within.Context(t), plan.Plan{Policy: spec, MaxBandwidth: 24 << 20, Timeout: 40 * time.Second}, plan.Options{})
 			if rec == nil {
 				t.Fatal(err)
 			}

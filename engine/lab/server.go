@@ -9,7 +9,7 @@ import (
 	"strings"
 	"time"
 
-	"qmigrate/engine"
+	"qmigrate/engine/plan"
 	"qmigrate/engine/storage"
 	"qmigrate/guest"
 	"qmigrate/guest/debian"
@@ -69,7 +69,7 @@ func (s *serverState) end(ctx context.Context) error {
 func needs(what ...debian.What) error {
 	for _, w := range what {
 		if _, err := debian.Find(w); err != nil {
-			return &engine.UnsupportedError{Feature: "storage", Have: fmt.Sprintf("%s is not there: `make deps` (qmigrate doctor --mend) unpacks it", w)}
+			return &plan.UnsupportedError{Feature: "storage", Have: fmt.Sprintf("%s is not there: `make deps` (qmigrate doctor --mend) unpacks it", w)}
 		}
 	}
 	return nil
@@ -83,7 +83,7 @@ func (l *Lab) modules(ctx context.Context, driver string) error {
 			return err
 		}
 		if err := debian.HasDriver(ctx, b.Path, driver); err != nil {
-			return &engine.UnsupportedError{Feature: "storage " + string(l.spec.Storage.Kind), Have: err.Error()}
+			return &plan.UnsupportedError{Feature: "storage " + string(l.spec.Storage.Kind), Have: err.Error()}
 		}
 	}
 	return nil
@@ -207,7 +207,7 @@ func (l *Lab) startNFS(ctx context.Context, dir string) error {
 		return err
 	}
 	if os.Geteuid() != 0 || hostnet.Inside() {
-		return &engine.UnsupportedError{Feature: "storage nfs", Have: "nfs-ganesha opens files by their handles (open_by_handle_at), which only real root may: run as root"}
+		return &plan.UnsupportedError{Feature: "storage nfs", Have: "nfs-ganesha opens files by their handles (open_by_handle_at), which only real root may: run as root"}
 	}
 	s, home, address := l.spec.Storage, must(debian.Find(debian.Ganesha)), l.network.Gateway().String()
 	export := filepath.Join(dir, "export")

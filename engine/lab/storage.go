@@ -9,7 +9,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"qmigrate/engine"
+	"qmigrate/engine/plan"
 	"qmigrate/engine/storage"
 	"qmigrate/guest"
 )
@@ -76,16 +76,16 @@ func (l *Lab) makeStorage(ctx context.Context) error {
 func direct(path string) error {
 	f, err := os.OpenFile(path, os.O_RDONLY|unix.O_DIRECT, 0)
 	if err != nil {
-		return &engine.UnsupportedError{Feature: "cache=none", Have: fmt.Sprintf("the file system of %s does not read past its cache (%v): leave it out, or set TMPDIR to a folder on a disk", filepath.Dir(path), errors.Unwrap(err))}
+		return &plan.UnsupportedError{Feature: "cache=none", Have: fmt.Sprintf("the file system of %s does not read past its cache (%v): leave it out, or set TMPDIR to a folder on a disk", filepath.Dir(path), errors.Unwrap(err))}
 	}
 	return f.Close()
 }
 
 // plan is what a migration of this lab's storage needs of the plan.
-func (l *Lab) plan(p engine.Plan) engine.Plan {
+func (l *Lab) plan(p plan.Plan) plan.Plan {
 	s := l.spec.Storage
 	if s.Kind == storage.Mirror && len(p.Mirror.Nodes) == 0 {
-		p.Mirror = engine.Mirror{Nodes: s.Nodes(), CopyMode: s.CopyMode, MaxBandwidth: s.MaxBandwidth, Listen: l.network.Address(l.hostOf(l.destination)).String()}
+		p.Mirror = plan.Mirror{Nodes: s.Nodes(), CopyMode: s.CopyMode, MaxBandwidth: s.MaxBandwidth, Listen: l.network.Address(l.hostOf(l.destination)).String()}
 	}
 	return p
 }

@@ -6,7 +6,7 @@ import (
 	"strings"
 	"testing"
 
-	"qmigrate/engine"
+	"qmigrate/engine/plan"
 	"qmigrate/engine/record"
 	"qmigrate/engine/storage"
 	"qmigrate/guest/debian"
@@ -106,7 +106,7 @@ func TestStorage(t *testing.T) {
 			pair := [2]string{all[(k+i)%len(all)], all[(k+2*i)%len(all)]}
 			t.Run(fmt.Sprintf("%s/%s/%s-%s", kind, mode, pair[0], pair[1]), func(t *testing.T) {
 				l := withStorage(t, kind, pair[0], pair[1])
-				rec, err := l.Migrate(within.Context(t), engine.Plan{Mode: mode}, engine.Options{})
+				rec, err := l.Migrate(within.Context(t), plan.Plan{Mode: mode}, plan.Options{})
 				if err != nil {
 					t.Fatal(err)
 				}
@@ -190,7 +190,7 @@ func wantFenced(t *testing.T, l *Lab) {
 // TestDiskCheckFails shows that the disk check can fail: a block that somebody changed, and one that somebody put back, are found.
 func TestDiskCheckFails(t *testing.T) {
 	l := withStorage(t, "shared:rate=500/s,area=1MiB", "10.0", "10.0")
-	rec, err := l.Migrate(within.Context(t), engine.Plan{}, engine.Options{})
+	rec, err := l.Migrate(within.Context(t), plan.Plan{}, plan.Options{})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -231,7 +231,7 @@ func TestStoragePostCopy(t *testing.T) {
 				}
 				t.Run(fmt.Sprint(kind, "/", version, "/", mode), func(t *testing.T) {
 					l := withStorage(t, kind, version, version)
-					rec, err := l.Migrate(within.Context(t), engine.Plan{Mode: mode}, engine.Options{})
+					rec, err := l.Migrate(within.Context(t), plan.Plan{Mode: mode}, plan.Options{})
 					if err != nil {
 						t.Fatal(err)
 					}
@@ -252,7 +252,7 @@ func TestGrowingImageOnNFS(t *testing.T) {
 	for _, version := range guesttest.Versions() {
 		t.Run(version, func(t *testing.T) {
 			l := withStorage(t, "nfs", version, version, func(s *storage.Spec) { s.Format = "qcow2" })
-			rec, err := l.Migrate(within.Context(t), engine.Plan{}, engine.Options{})
+			rec, err := l.Migrate(within.Context(t), plan.Plan{}, plan.Options{})
 			if err == nil || !strings.Contains(err.Error(), "does not learn that it has grown") || rec.GuestOn != record.Source {
 				t.Fatalf("guest on %s: %v", rec.GuestOn, err)
 			}

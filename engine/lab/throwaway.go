@@ -10,7 +10,9 @@ import (
 	"strings"
 	"time"
 
-	"qmigrate/engine"
+	"qmigrate/engine/facts"
+	"qmigrate/engine/fit"
+	"qmigrate/engine/plan"
 	"qmigrate/guest"
 	"qmigrate/hostnet"
 	"qmigrate/qmp"
@@ -19,7 +21,7 @@ import (
 // Throwaway starts a QEMU once more, on this machine, with no guest in it (-machine none), tries on it what
 // introspection cannot tell, and ends it. command is its binary, and before it what runs that; env is what the binary
 // needs to find its parts; accelerator is that of the QEMU it stands for.
-func Throwaway(ctx context.Context, command, env []string, accelerator string) (*engine.Trial, error) {
+func Throwaway(ctx context.Context, command, env []string, accelerator string) (*fit.Trial, error) {
 	trial, err := throwaway(ctx, command, env, accelerator)
 	if err != nil {
 		return nil, fmt.Errorf("try on a throw-away: %w", err)
@@ -35,18 +37,18 @@ func Throwaway(ctx context.Context, command, env []string, accelerator string) (
 	return trial, nil
 }
 
-func throwaway(ctx context.Context, command, env []string, accelerator string) (trial *engine.Trial, err error) {
+func throwaway(ctx context.Context, command, env []string, accelerator string) (trial *fit.Trial, err error) {
 	err = onThrowaway(ctx, command, env, accelerator, func(vm *guest.VM) error {
-		trial, err = engine.Try(ctx, Endpoint(vm))
+		trial, err = fit.Try(ctx, Endpoint(vm))
 		return err
 	})
 	return trial, err
 }
 
 // Facts are what a QEMU binary on this machine says of itself, with no guest in it.
-func Facts(ctx context.Context, qemu, accelerator string, schemas qmp.SchemaCache) (f *engine.Facts, err error) {
+func Facts(ctx context.Context, qemu, accelerator string, schemas qmp.SchemaCache) (f *facts.Facts, err error) {
 	err = onThrowaway(ctx, []string{qemu}, nil, accelerator, func(vm *guest.VM) error {
-		f, err = engine.Inspect(ctx, Endpoint(vm), engine.Options{Schemas: schemas})
+		f, err = facts.Inspect(ctx, Endpoint(vm), plan.Options{Schemas: schemas})
 		return err
 	})
 	if err != nil {

@@ -5,7 +5,7 @@ import (
 	"testing"
 	"time"
 
-	"qmigrate/engine"
+	"qmigrate/engine/plan"
 	"qmigrate/engine/record"
 	"qmigrate/guest/guesttest"
 	"qmigrate/guest/guesttest/within"
@@ -20,7 +20,7 @@ func TestTimeline(t *testing.T) {
 			l := newLab(t, Spec{SourceQEMU: qemu, DestinationQEMU: qemu, Workload: workload(t, text)})
 			lines := l.Tally("lines", "lines/s", "a test", time.Second)
 			lines.Add(time.Now(), time.Now().Add(2*time.Second), 20)
-			rec, err := l.Migrate(within.Context(t), engine.Plan{MaxBandwidth: 128 << 20}, engine.Options{})
+			rec, err := l.Migrate(within.Context(t), plan.Plan{MaxBandwidth: 128 << 20}, plan.Options{})
 			if err != nil {
 				t.Fatal(err)
 			}

@@ -16,7 +16,7 @@ import (
 	"testing"
 	"time"
 
-	"qmigrate/engine"
+	"qmigrate/engine/plan"
 	"qmigrate/engine/record"
 	"qmigrate/guest"
 	"qmigrate/guest/debian"
@@ -256,7 +256,7 @@ func debianLab(t *testing.T, workload string, fill int64) *Lab {
 // moved migrates a lab's guest and checks all that must hold whatever the workload is.
 func moved(t *testing.T, l *Lab, mode record.Mode) *record.Migration {
 	t.Helper()
-	rec, err := l.Migrate(t.Context(), engine.Plan{Mode: mode}, engine.Options{})
+	rec, err := l.Migrate(t.Context(), plan.Plan{Mode: mode}, plan.Options{})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -308,7 +308,7 @@ func TestTools(t *testing.T) {
 			for _, mode := range []record.Mode{record.PreCopyMode, record.StopAndCopyMode} {
 				name := fmt.Sprintf("%s, %s", workload, mode)
 				if l.spec.Workload.Type().Guest == "" {
-					rec, err := l.Migrate(t.Context(), engine.Plan{Mode: mode}, engine.Options{})
+					rec, err := l.Migrate(t.Context(), plan.Plan{Mode: mode}, plan.Options{})
 					if err != nil || rec.MemoryCheck == nil || rec.MemoryCheck.PagesWrong != 0 || rec.Guest.EventsBefore == nil {
 						t.Errorf("%s: %v %+v", name, err, rec)
 					}

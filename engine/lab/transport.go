@@ -13,7 +13,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"qmigrate/engine"
+	"qmigrate/engine/plan"
 	"qmigrate/engine/record"
 	"qmigrate/internal/near"
 )
@@ -30,7 +30,7 @@ const (
 func Transports() []string { return []string{TCP, Unix, FD, Exec} }
 
 // CheckTransport refuses a way that there is not, and one that cannot carry the plan.
-func CheckTransport(name string, p engine.Plan) error {
+func CheckTransport(name string, p plan.Plan) error {
 	switch {
 	case name != "" && !slices.Contains(Transports(), name):
 		return fmt.Errorf("transport %q: %s", name, near.Hint(name, Transports()))
@@ -45,7 +45,7 @@ func CheckTransport(name string, p engine.Plan) error {
 }
 
 // route gives the plan its addresses on the lab's way, unless it has some, and sets up what that needs; undo removes it.
-func (l *Lab) route(ctx context.Context, p *engine.Plan, o *engine.Options) (undo func(), err error) {
+func (l *Lab) route(ctx context.Context, p *plan.Plan, o *plan.Options) (undo func(), err error) {
 	if err := CheckTransport(l.spec.Transport, *p); err != nil {
 		return nil, err
 	}

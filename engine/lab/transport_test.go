@@ -8,7 +8,7 @@ import (
 	"strings"
 	"testing"
 
-	"qmigrate/engine"
+	"qmigrate/engine/plan"
 	"qmigrate/engine/record"
 	"qmigrate/guest"
 	"qmigrate/guest/guesttest"
@@ -52,21 +52,21 @@ func TestStream(t *testing.T) {
 		{qemu: "7.2", transport: Unix, capabilities: []string{"multifd"}, parameters: map[string]string{"multifd-compression": "zstd", "multifd-channels": "4"}},
 		{qemu: "7.2", transport: FD, capabilities: []string{"xbzrle"}, parameters: map[string]string{"xbzrle-cache-size": "67108864"}},
 		{qemu: "7.2", transport: Exec, capabilities: []string{"compress"}, parameters: map[string]string{"compress-level": "3", "compress-threads": "2"}, packed: true},
-		{qemu: "11.1", transport: TCP, form: engine.FormChannels, capabilities: []string{"multifd", "zero-copy-send"}, parameters: map[string]string{"multifd-compression": "none"}},
+		{qemu: "11.1", transport: TCP, form: plan.FormChannels, capabilities: []string{"multifd", "zero-copy-send"}, parameters: map[string]string{"multifd-compression": "none"}},
 		{qemu: "10.0", transport: TCP, capabilities: []string{"multifd"}, parameters: map[string]string{"multifd-compression": "zlib", "zero-page-detection": "legacy"}, packed: true},
-		{qemu: "10.0", transport: Unix, form: engine.FormChannels, capabilities: []string{"multifd"}, parameters: map[string]string{"multifd-compression": "zstd", "multifd-zstd-level": "7", "zero-page-detection": "multifd"}, packed: true},
-		{qemu: "11.1", transport: FD, form: engine.FormChannels, capabilities: []string{"xbzrle", "return-path"}, parameters: map[string]string{"xbzrle-cache-size": "33554432"}},
-		{qemu: "10.0", transport: Exec, form: engine.FormChannels, parameters: map[string]string{"zero-page-detection": "none"}},
+		{qemu: "10.0", transport: Unix, form: plan.FormChannels, capabilities: []string{"multifd"}, parameters: map[string]string{"multifd-compression": "zstd", "multifd-zstd-level": "7", "zero-page-detection": "multifd"}, packed: true},
+		{qemu: "11.1", transport: FD, form: plan.FormChannels, capabilities: []string{"xbzrle", "return-path"}, parameters: map[string]string{"xbzrle-cache-size": "33554432"}},
+		{qemu: "10.0", transport: Exec, form: plan.FormChannels, parameters: map[string]string{"zero-page-detection": "none"}},
 		{qemu: "11.1", transport: Exec, parameters: map[string]string{"zero-page-detection": "none"}},
 	} {
 		t.Run(strings.Join(append([]string{test.qemu, test.transport, test.form}, test.capabilities...), "_"), func(t *testing.T) {
 			qemu := guesttest.QEMU(t, test.qemu)
 			l := newLab(t, Spec{SourceQEMU: qemu, DestinationQEMU: qemu, Transport: test.transport})
-			p := engine.Plan{MaxBandwidth: 64 << 20, Channels: test.form, Parameters: test.parameters, Capabilities: map[string]bool{}}
+			p := plan.Plan{MaxBandwidth: 64 << 20, Channels: test.form, Parameters: test.parameters, Capabilities: map[string]bool{}}
 			for _, name := range test.capabilities {
 				p.Capabilities[name] = true
 			}
-			rec, err := l.Migrate(within.Context(t), p, engine.Options{})
+			rec, err := l.Migrate(within.Context(t), p, plan.Options{})
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -119,21 +119,21 @@ func wantMoved(t *testing.T, rec *record.Migration) {
 func TestStreamRefused(t *testing.T) {
 	for _, test := range []struct {
 		qemu, transport string
-		plan            engine.Plan
+		plan            plan.Plan
 		want            string
 	}{
-		{"7.2", Exec, engine.Plan{Capabilities: map[string]bool{"multifd": true}}, "multifd needs several connections, and exec: is one"},
-		{"10.0", FD, engine.Plan{Capabilities: map[string]bool{"multifd": true}}, "multifd needs several connections, and fd: is one"},
-		{"7.2", TCP, engine.Plan{Channels: engine.FormChannels}, "takes no channels"},
-		{"10.0", Exec, engine.Plan{Capabilities: map[string]bool{"return-path": true}}, "one way only"},
-		{"10.0", TCP, engine.Plan{Capabilities: map[string]bool{"compress": true}}, "capability compress"},
-		{"11.1", TCP, engine.Plan{Capabilities: map[string]bool{"zero-blocks": true}}, "capability zero-blocks"},
-		{"10.0", TCP, engine.Plan{Capabilities: map[string]bool{"xbzrle": true}, Parameters: map[string]string{"xbzrle-cache-size": "1000000"}}, "power of two"},
+		{"7.2", Exec, plan.Plan{Capabilities: map[string]bool{"multifd": true}}, "multifd needs several connections, and exec: is one"},
+		{"10.0", FD, plan.Plan{Capabilities: map[string]bool{"multifd": true}}, "multifd needs several connections, and fd: is one"},
+		{"7.2", TCP, plan.Plan{Channels: plan.FormChannels}, "takes no channels"},
+		{"10.0", Exec, plan.Plan{Capabilities: map[string]bool{"return-path": true}}, "one way only"},
+		{"10.0", TCP, plan.Plan{Capabilities: map[string]bool{"compress": true}}, "capability compress"},
+		{"11.1", TCP, plan.Plan{Capabilities: map[string]bool{"zero-blocks": true}}, "capability zero-blocks"},
+		{"10.0", TCP, plan.Plan{Capabilities: map[string]bool{"xbzrle": true}, Parameters: map[string]string{"xbzrle-cache-size": "1000000"}}, "power of two"},
 	} {
 		t.Run(test.qemu+"_"+test.transport+"_"+strings.Join(slices.Sorted(maps.Keys(test.plan.Capabilities)), "_"), func(t *testing.T) {
 			qemu := guesttest.QEMU(t, test.qemu)
 			l := newLab(t, Spec{SourceQEMU: qemu, DestinationQEMU: qemu, Transport: test.transport, Workload: wire.Workload{Name: "idle"}, Fill: 8 << 20})
-			_, err := l.Migrate(within.Context(t), test.plan, engine.Options{})
+			_, err := l.Migrate(within.Context(t), test.plan, plan.Options{})
 			if err == nil || !strings.Contains(err.Error(), test.want) {
 				t.Fatalf("error %v, want %q", err, test.want)
 			}

@@ -10,7 +10,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"qmigrate/engine"
+	"qmigrate/engine/plan"
 	"qmigrate/engine/record"
 	"qmigrate/engine/tunnel"
 	"qmigrate/hostnet"
@@ -18,7 +18,7 @@ import (
 
 // TunnelSpec is a tunnel as data: both halves are in this process, each on its own host, and the connection between them is the hosts'.
 type TunnelSpec struct {
-	Kind        engine.TunnelKind
+	Kind        plan.TunnelKind
 	Source      hostnet.Host // where the near half listens, and connects from
 	Destination hostnet.Host // where the far half listens, and connects to the destination's QEMU
 	Address     string       // the destination's address, which the far half listens on; a port of its choice
@@ -31,7 +31,7 @@ type TunnelSpec struct {
 
 // Tunnel is a tunnel that stands.
 type Tunnel struct {
-	kind engine.TunnelKind
+	kind plan.TunnelKind
 	near *tunnel.Near
 	far  *tunnel.Far // nil: somebody else's
 	cpu  time.Duration
@@ -67,7 +67,7 @@ func (t *Tunnel) serve(ctx context.Context, s TunnelSpec) (func(context.Context)
 	}
 	dial := func(ctx context.Context) (net.Conn, error) { return s.Destination.Dial(ctx, "unix", s.Out) }
 	var over func(context.Context, net.Conn) (tunnel.Carrier, error)
-	if s.Kind == engine.TLSTunnel {
+	if s.Kind == plan.TLSTunnel {
 		server, client, err := tunnel.TLSPair()
 		if err != nil {
 			return nil, errors.Join(err, l.Close())
@@ -133,7 +133,7 @@ func processorTime() time.Duration {
 }
 
 // tunnel opens the tunnel that the plan wants, each half on its own host of the lab; nil if it wants none.
-func (l *Lab) tunnel(ctx context.Context, p *engine.Plan) (*Tunnel, error) {
+func (l *Lab) tunnel(ctx context.Context, p *plan.Plan) (*Tunnel, error) {
 	if p.Tunnel == "" {
 		return nil, nil
 	}

@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"qmigrate/engine"
+	"qmigrate/engine/plan"
 	"qmigrate/engine/record"
 	"qmigrate/guest"
 	"qmigrate/guest/guesttest"
@@ -28,11 +29,11 @@ func TestTunnelLab(t *testing.T) {
 	}
 	for _, c := range []struct {
 		qemu string
-		plan engine.Plan
+		plan plan.Plan
 	}{
-		{"11.1", engine.Plan{Tunnel: engine.TLSTunnel, Capabilities: map[string]bool{"multifd": true}}},
-		{"7.2", engine.Plan{Tunnel: engine.SSHTunnel}},
-		{"10.0", engine.Plan{Tunnel: engine.TLSTunnel, Mode: record.PostCopyMode}},
+		{"11.1", plan.Plan{Tunnel: plan.TLSTunnel, Capabilities: map[string]bool{"multifd": true}}},
+		{"7.2", plan.Plan{Tunnel: plan.SSHTunnel}},
+		{"10.0", plan.Plan{Tunnel: plan.TLSTunnel, Mode: record.PostCopyMode}},
 	} {
 		t.Run(fmt.Sprintf("%s_%s_%s", c.plan.Tunnel, c.plan.Mode, c.qemu), func(t *testing.T) {
 			qemu := guesttest.QEMU(t, c.qemu)
@@ -45,7 +46,7 @@ func TestTunnelLab(t *testing.T) {
 					t.Errorf("remove the lab: %v", err)
 				}
 			}()
-			rec, err := l.Migrate(within.Context(t), c.plan, engine.Options{})
+			rec, err := l.Migrate(within.Context(t), c.plan, plan.Options{})
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -63,7 +64,7 @@ func TestTunnelLab(t *testing.T) {
 // TestTunnelKilled: a tunnel that goes in pre-copy leaves the guest on the source.
 func TestTunnelKilled(t *testing.T) {
 	guesttest.EachQEMU(t, func(t *testing.T, qemu string) {
-		for _, kind := range []engine.TunnelKind{engine.TLSTunnel, engine.SSHTunnel} {
+		for _, kind := range []plan.TunnelKind{plan.TLSTunnel, plan.SSHTunnel} {
 			t.Run(string(kind), func(t *testing.T) {
 				dir := guesttest.Dir(t)
 				start := func(name string, incoming bool) *guest.VM {
@@ -86,16 +87,16 @@ func TestTunnelKilled(t *testing.T) {
 				ctx, cancel := context.WithTimeout(within.Context(t), time.Minute)
 				defer cancel()
 				killed := false
-				r, err := engine.Migrate(ctx, Endpoint(src), Endpoint(dst), engine.Plan{
+				r, err := engine.Migrate(ctx, Endpoint(src), Endpoint(dst), plan.Plan{
 					Tunnel: kind, Listen: "unix:" + filepath.Join(dir, "out"), Connect: "unix:" + filepath.Join(dir, "in"), MaxBandwidth: 32 << 10,
-				}, engine.Options{Sampled: func(s record.Sample) {
+				}, plan.Options{Sampled: func(s record.Sample) {
 					if !killed && s.Transferred != nil && *s.Transferred > 16<<10 {
 						killed = true
 						tun.Close()
 					}
 				}})
 				tun.Close()
-				var stage *engine.StageError
+				var stage *record.StageError
 				if !killed || !errors.As(err, &stage) || stage.Guest != record.Source || ctx.Err() != nil {
 					t.Fatalf("killed %v: %v", killed, err)
 				}
@@ -113,7 +114,7 @@ func TestTunnelKilled(t *testing.T) {
 
 // TestLinkDownSecure takes the destination's host off the link in post-copy: the guest goes on over a new connection, which is as well protected as the first.
 func TestLinkDownSecure(t *testing.T) {
-	for i, p := range []engine.Plan{{TLS: &engine.TLS{Kind: engine.X509}}, {Tunnel: engine.TLSTunnel}, {Tunnel: engine.SSHTunnel}} {
+	for i, p := range []plan.Plan{{TLS: &plan.TLS{Kind: plan.X509}}, {Tunnel: plan.TLSTunnel}, {Tunnel: plan.SSHTunnel}} {
 		p.Mode, p.StallLimit, p.Parameters = record.PostCopyMode, time.Second, map[string]string{"max-postcopy-bandwidth": fmt.Sprint(24 << 20)}
 		name := "x509"
 		if p.TLS == nil {
@@ -122,7 +123,7 @@ func TestLinkDownSecure(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			l := up(t, guesttest.QEMU(t, []string{"11.1", "10.0"}[i%2]), "dirty:rate=1000/s,working-set=8MiB")
 			var back *time.Timer
-			rec, err := l.Migrate(within.Context(t), p, engine.Options{Sampled: func(x record.Sample) {
+			rec, err := l.Migrate(within.Context(t), p, plan.Options{Sampled: func(x record.Sample) {
 				if back == nil && x.Status == "postcopy-active" && x.Remaining != nil && *x.Remaining < 100<<20 {
 					if err := l.network.SetLink(destinationHost, false); err != nil {
 						t.Error(err)

@@ -9,7 +9,7 @@ import (
 	"testing"
 	"time"
 
-	"qmigrate/engine"
+	"qmigrate/engine/plan"
 	"qmigrate/engine/record"
 	"qmigrate/guest"
 	"qmigrate/guest/guesttest"
@@ -60,7 +60,7 @@ func TestWorkloadFailsTheRun(t *testing.T) {
 			}
 		}
 	})
-	rec, err := l.Migrate(t.Context(), engine.Plan{MaxBandwidth: 16 << 20}, engine.Options{Sampled: func(record.Sample) { spoil() }})
+	rec, err := l.Migrate(t.Context(), plan.Plan{MaxBandwidth: 16 << 20}, plan.Options{Sampled: func(record.Sample) { spoil() }})
 	if err == nil || !strings.Contains(err.Error(), "the guest's workload dhrystone failed: the result is wrong after") || !strings.Contains(err.Error(), "Arr_2_Glob[8][7]") {
 		t.Errorf("the run's error: %v", err)
 	}
@@ -75,7 +75,7 @@ func TestWorkloadFailsTheRun(t *testing.T) {
 // TestScore: a workload that was right across the migration leaves its result in its own unit in the record.
 func TestScore(t *testing.T) {
 	l := workloadLab(t, "livermore:span=short", 1)
-	rec, err := l.Migrate(t.Context(), engine.Plan{}, engine.Options{})
+	rec, err := l.Migrate(t.Context(), plan.Plan{}, plan.Options{})
 	if err != nil || rec.Guest == nil || rec.Guest.Score == nil || rec.Guest.Score.Unit != "MFLOPS" || rec.Guest.Score.Value <= 0 {
 		t.Fatalf("%v, guest %+v, warnings %q", err, rec.Guest, rec.Warnings)
 	}
@@ -110,7 +110,7 @@ func TestSetRate(t *testing.T) {
 	if err := l.SetRate(t.Context(), 3000); err != nil { // the page writes go on, and the check is right
 		t.Fatal(err)
 	}
-	rec, err := l.Migrate(t.Context(), engine.Plan{}, engine.Options{})
+	rec, err := l.Migrate(t.Context(), plan.Plan{}, plan.Options{})
 	if err != nil || rec.MemoryCheck == nil || rec.MemoryCheck.PagesWrong != 0 {
 		t.Fatalf("%v, %+v", err, rec)
 	}

@@ -1,14 +1,14 @@
-package engine
+package fit
 
 import (
-	"context"
 	"fmt"
 	"maps"
 	"slices"
 	"strings"
-	"time"
 
+	"qmigrate/engine/facts"
 	"qmigrate/engine/holder"
+	"qmigrate/engine/plan"
 )
 
 // Answer is what a migration does about something that it finds in the source.
@@ -49,11 +49,6 @@ func once(holds func(*combination) bool) func(*combination) []string {
 	}
 }
 
-// wakes tells whether this QEMU cannot keep a sleeping guest asleep, as 9.0 can. As a source it wakes the guest up at
-// the switch-over (7.2: migration_completion). As a destination it does not start the clocks of a guest that arrives
-// asleep: they stand still when the guest wakes up (seen on 7.2.22).
-func (f *Facts) wakes() bool { return f.before(9, 0) }
-
 // conditions is the table. Of the lines about the run state the first that holds decides. Of the others each one that
 // holds counts.
 //
@@ -69,7 +64,7 @@ func conditions() []condition {
 		{name: "`running`", state: "running", answer: Move, said: "the guest runs", why: "it runs on"},
 		{
 			name: "`suspended` (ACPI S3), a destination before 9.0 and a source that is not", state: "suspended",
-			when:   once(func(c *combination) bool { return !c.src.wakes() && c.dst != nil && c.dst.wakes() }),
+			when:   once(func(c *combination) bool { return !c.src.Wakes() && c.dst != nil && c.dst.Wakes() }),
 			answer: Refuse,
 			said: "the guest sleeps (S3): on the destination, QEMU $w, its clock would stand still when it wakes up " +
 				"(mended in 9.0)",
@@ -79,7 +74,7 @@ func conditions() []condition {
 		{
 			name:   "`suspended`, a source before 9.0",
 			state:  "suspended",
-			when:   once(func(c *combination) bool { return c.src.wakes() }),
+			when:   once(func(c *combination) bool { return c.src.Wakes() }),
 			answer: Warn,
 			said:   "the guest sleeps (S3), and source QEMU $v wakes it up at the switch-over (until 9.0)",
 			mend:   "it runs on the destination",
@@ -204,7 +199,7 @@ func conditions() []condition {
 		},
 		{
 			name:   "a memory dump is under way",
-			when:   once(func(c *combination) bool { return c.src.dumps }),
+			when:   once(func(c *combination) bool { return c.src.Dumps }),
 			answer: Wait,
 			said:   "the memory of source $S is being dumped (dump-guest-memory)",
 			mend:   "migrate when query-dump says completed",
@@ -302,8 +297,8 @@ func conditions() []condition {
 // Conditions says in what state a source is and what else is going on there, each with the answer of a migration by
 // this plan. The first is about the run state, except where who holds the guest decides: then Compare says it. dst is
 // nil where it is not known.
-func Conditions(src, dst *Facts, p Plan) (all []Finding) {
-	c := &combination{p.withDefaults(), src, dst}
+func Conditions(src, dst *facts.Facts, p plan.Plan) (all []Finding) {
+	c := &combination{p.WithDefaults(), src, dst}
 	version := ""
 	if dst != nil {
 		version = dst.Version
@@ -341,17 +336,11 @@ func runState(c *combination) condition {
 	}
 }
 
-// live tells whether the guest goes on by itself: it runs, or sleeps (S3) and may wake up.
-func (f *Facts) live() bool { return f.Running || f.RunState == asleep }
-
-// asleep is the run state of a guest in ACPI S3.
-const asleep = "suspended"
-
 // odd are the sides whose `migrate` would be something else.
 func (c *combination) odd() (all []string) {
 	for _, side := range []struct {
 		name string
-		of   *Facts
+		of   *facts.Facts
 	}{{"source", c.src}, {"destination", c.dst}} {
 		if mode := c.param(side.of, "mode"); mode != "" && mode != "normal" {
 			all = append(all, mode+" on the "+side.name)
@@ -360,37 +349,28 @@ func (c *combination) odd() (all []string) {
 	return all
 }
 
-// Job is a block job. Source: qapi/block-core.json, BlockJobInfo.
-type Job struct {
-	ID     string `json:"device"`
-	Type   string `json:"type"` // mirror, commit, stream, backup, ...
-	Length int64  `json:"len"`
-	Offset int64  `json:"offset"`
-	Ready  bool   `json:"ready"` // a mirror's copy has been the same as its disk once
-}
-
 // jobs are the block jobs of these types.
 func jobs(types ...string) func(*combination) []string {
 	return func(c *combination) []string {
-		return c.jobs(func(j Job) bool { return slices.Contains(types, j.Type) })
+		return c.jobs(func(j facts.Job) bool { return slices.Contains(types, j.Type) })
 	}
 }
 
 // unfinishedMirrors are those that make an old source abort, for they write to what it has closed.
 func unfinishedMirrors(c *combination) []string {
-	return c.jobs(func(j Job) bool { return j.Type == "mirror" && !j.Ready && c.src.before(10, 0) })
+	return c.jobs(func(j facts.Job) bool { return j.Type == "mirror" && !j.Ready && c.src.Before(10, 0) })
 }
 
 // otherJobs are those of which no other line speaks.
 func otherJobs(c *combination) []string {
-	return c.jobs(func(j Job) bool {
+	return c.jobs(func(j facts.Job) bool {
 		known := []string{"commit", "stream", "amend", "backup"}
-		return !slices.Contains(known, j.Type) && !(j.Type == "mirror" && !j.Ready && c.src.before(10, 0))
+		return !slices.Contains(known, j.Type) && !(j.Type == "mirror" && !j.Ready && c.src.Before(10, 0))
 	})
 }
 
 // jobs are those of the source's block jobs that the function picks, in words.
-func (c *combination) jobs(picks func(Job) bool) (all []string) {
+func (c *combination) jobs(picks func(facts.Job) bool) (all []string) {
 	for _, j := range c.src.Jobs {
 		if picks(j) {
 			all = append(all, fmt.Sprintf("block job %s (%s)", j.ID, j.Type))
@@ -435,7 +415,7 @@ func vhostUser(c *combination) []string {
 
 func flash(c *combination) (all []string) {
 	for _, d := range c.src.Disks {
-		if d.flash && !d.ReadOnly && d.Node != "" {
+		if d.Flash && !d.ReadOnly && d.Node != "" {
 			all = append(all, d.File)
 		}
 	}
@@ -443,33 +423,8 @@ func flash(c *combination) (all []string) {
 }
 
 func scripts(c *combination) (all []string) {
-	for _, name := range slices.Sorted(maps.Keys(c.src.scripts)) {
-		all = append(all, fmt.Sprintf("%s (%s)", name, c.src.scripts[name]))
+	for _, name := range slices.Sorted(maps.Keys(c.src.Scripts)) {
+		all = append(all, fmt.Sprintf("%s (%s)", name, c.src.Scripts[name]))
 	}
 	return all
-}
-
-// waitForEnd is how long a migration waits for something on the source that ends by itself.
-const waitForEnd = 10 * time.Second
-
-// settleSource waits for what ends by itself on the source. What the source said before that is asked again.
-func (m *migration) settleSource(ctx context.Context) error {
-	waits := func() bool {
-		_, may := mayBegin(m.src.facts, m.dst.facts)
-		return may && slices.ContainsFunc(Conditions(m.src.facts, m.dst.facts, m.plan),
-			func(f Finding) bool { return f.Answer == Wait })
-	}
-	for begun := time.Now(); waits() && time.Since(begun) < waitForEnd; {
-		select {
-		case <-time.After(lookPause):
-		case <-ctx.Done():
-			return m.cause(ctx)
-		}
-		f, err := inspect(ctx, m.src.control, m.src.ep.Name)
-		if err != nil {
-			return fmt.Errorf("inspect source %s: %w", m.src.ep.Name, err)
-		}
-		m.src.learn(f)
-	}
-	return nil
 }

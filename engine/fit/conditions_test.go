@@ -1,4 +1,4 @@
-package engine
+package fit
 
 import (
 	"compress/gzip"
@@ -10,6 +10,9 @@ import (
 	"slices"
 	"strings"
 	"testing"
+
+	"qmigrate/engine/facts"
+	"qmigrate/engine/plan"
 )
 
 var update = flag.Bool("update", false, "write the table in docs/compatibility.md anew")
@@ -17,7 +20,7 @@ var update = flag.Bool("update", false, "write the table in docs/compatibility.m
 // recordedRunStates are the members of QEMU's RunState by a recorded query-qmp-schema.
 func recordedRunStates(t *testing.T, version string) []string {
 	t.Helper()
-	f, err := os.Open(filepath.Join("..", "qmp", "testdata", "schema-"+version+".json.gz"))
+	f, err := os.Open(filepath.Join("..", "..", "qmp", "testdata", "schema-"+version+".json.gz"))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -67,13 +70,13 @@ func TestRunStates(t *testing.T) {
 			t.Errorf("QEMU %s has %d run states, the test knows %d: %v", version, len(states), len(want), states)
 		}
 		for _, state := range states {
-			src, dst := testFacts("src", 10, 0), testFacts("dst", 10, 0)
+			src, dst := factsOf("src", 10, 0), factsOf("dst", 10, 0)
 			src.RunState = state
 			c := &combination{src: src, dst: dst}
 			if l := runState(c); l.answer != want[state] || l.state != state || l.name == "" {
 				t.Errorf("%s: %s by line %q, want %s", state, l.answer, l.name, want[state])
 			}
-			refusals, doubts := sortOut(Conditions(src, dst, Plan{}))
+			refusals, doubts := sortOut(Conditions(src, dst, plan.Plan{}))
 			held := state == "inmigrate" || state == "postmigrate" // which engine/holder decides, in its words
 			if got := len(refusals); (got > 0) != (want[state] == Refuse && !held || want[state] == Wait) {
 				t.Errorf("%s: %d refusals: %v", state, got, refusals)
@@ -81,15 +84,15 @@ func TestRunStates(t *testing.T) {
 			if (len(doubts) > 0) != (want[state] == Warn) {
 				t.Errorf("%s: warnings %v", state, doubts)
 			}
-			if src.live() != (state == "suspended") { // Running is not set here
-				t.Errorf("%s: live is %t", state, src.live())
+			if src.Live() != (state == "suspended") { // Running is not set here
+				t.Errorf("%s: live is %t", state, src.Live())
 			}
 		}
 	}
-	unknown := testFacts("src", 12, 0)
+	unknown := factsOf("src", 12, 0)
 	unknown.RunState = "levitating"
 	if all := Conditions(unknown, nil,
-		Plan{}); len(all) != 1 || all[0].Answer != Warn || !strings.Contains(all[0].Problem, "levitating") {
+		plan.Plan{}); len(all) != 1 || all[0].Answer != Warn || !strings.Contains(all[0].Problem, "levitating") {
 		t.Errorf("a run state of the future: %v", all)
 	}
 }
@@ -110,13 +113,13 @@ func TestAsleep(t *testing.T) {
 		{[2]int{9, 0}, [2]int{8, 2}, Refuse, "its clock would stand still"},
 		{[2]int{10, 0}, [2]int{}, Warn, "it arrives asleep"},
 	} {
-		src, dst := testFacts("src", c.src[0], c.src[1]), testFacts("dst", c.dst[0], c.dst[1])
+		src, dst := factsOf("src", c.src[0], c.src[1]), factsOf("dst", c.dst[0], c.dst[1])
 		src.RunState = "suspended"
 		if c.dst == [2]int{} {
 			dst = nil
 		}
 		if all := Conditions(src, dst,
-			Plan{}); len(all) != 1 || all[0].Answer != c.want || !strings.Contains(all[0].Error(), c.text) {
+			plan.Plan{}); len(all) != 1 || all[0].Answer != c.want || !strings.Contains(all[0].Error(), c.text) {
 			t.Errorf("%v to %v: %v; want %s with %q", c.src, c.dst, all, c.want, c.text)
 		}
 	}
@@ -129,32 +132,32 @@ func TestConditions(t *testing.T) {
 		name    string
 		line    string // the beginning of the line's name
 		minor7  bool   // the source is 7.2
-		plan    Plan
-		change  func(src, dst *Facts)
+		plan    plan.Plan
+		change  func(src, dst *facts.Facts)
 		answer  Answer
 		want    string // in the text; "" : nothing is said
 		without string // not in the text
 	}{
-		{name: "nothing", change: func(*Facts, *Facts) {}},
-		{name: "normal mode", change: func(src, _ *Facts) { src.Parameters["mode"] = "normal" }},
+		{name: "nothing", change: func(*facts.Facts, *facts.Facts) {}},
+		{name: "normal mode", change: func(src, _ *facts.Facts) { src.Parameters["mode"] = "normal" }},
 		{
 			name:   "cpr-reboot",
 			line:   "parameter `mode`",
-			change: func(src, _ *Facts) { src.Parameters["mode"] = "cpr-reboot" },
+			change: func(src, _ *facts.Facts) { src.Parameters["mode"] = "cpr-reboot" },
 			answer: Warn,
 			want:   "cpr-reboot on the source",
 		},
 		{
 			name:   "cpr-transfer",
 			line:   "parameter `mode`",
-			change: func(_, dst *Facts) { dst.Parameters["mode"] = "cpr-transfer" },
+			change: func(_, dst *facts.Facts) { dst.Parameters["mode"] = "cpr-transfer" },
 			answer: Warn,
 			want:   "cpr-transfer on the destination",
 		},
 		{
 			name:   "dump",
 			line:   "a memory dump",
-			change: func(src, _ *Facts) { src.dumps = true; src.Blockers = []string{"dump-guest-memory in progress"} },
+			change: func(src, _ *facts.Facts) { src.Dumps = true; src.Blockers = []string{"dump-guest-memory in progress"} },
 			answer: Wait,
 			want:   "query-dump",
 		},
@@ -224,33 +227,33 @@ func TestConditions(t *testing.T) {
 			want:   "dirty bitmap b of disk d stays on the source",
 		},
 		{name: "persistent bitmap", change: addBitmap(true)},
-		{name: "bitmap that is moved", plan: Plan{Capabilities: on("dirty-bitmaps")}, change: addBitmap(false)},
+		{name: "bitmap that is moved", plan: plan.Plan{Capabilities: on("dirty-bitmaps")}, change: addBitmap(false)},
 		{
 			name:   "tpm",
 			line:   "a TPM",
-			change: addDevice(Device{Type: "tpm-crb", Bus: "System"}),
+			change: addDevice(facts.Device{Type: "tpm-crb", Bus: "System"}),
 			answer: Warn,
 			want:   "device tpm-crb",
 		},
 		{
 			name:   "tpm-tis",
 			line:   "a TPM",
-			change: addDevice(Device{Type: "tpm-tis", ID: "t", Bus: "ISA"}),
+			change: addDevice(facts.Device{Type: "tpm-tis", ID: "t", Bus: "ISA"}),
 			answer: Warn,
 			want:   "device tpm-tis t is in a process beside QEMU (swtpm)",
 		},
 		{
 			name:   "virtiofs",
 			line:   "vhost-user",
-			change: addDevice(Device{Type: "vhost-user-fs-pci", ID: "fs", Bus: "PCIE", Path: "q35-pcihost/03.0"}),
+			change: addDevice(facts.Device{Type: "vhost-user-fs-pci", ID: "fs", Bus: "PCIE", Path: "q35-pcihost/03.0"}),
 			answer: Warn,
 			want:   "device vhost-user-fs-pci fs at PCI address 03.0",
 		},
-		{name: "inner half", change: addDevice(Device{Type: "vhost-user-fs-device", Bus: "virtio-pci-bus"})},
+		{name: "inner half", change: addDevice(facts.Device{Type: "vhost-user-fs-device", Bus: "virtio-pci-bus"})},
 		{
 			name:    "vhost-user network",
 			line:    "vhost-user",
-			change:  func(src, _ *Facts) { src.Netdevs = map[string]string{"n": "vhost-user", "m": "tap"} },
+			change:  func(src, _ *facts.Facts) { src.Netdevs = map[string]string{"n": "vhost-user", "m": "tap"} },
 			answer:  Warn,
 			want:    "network backend n",
 			without: "backend m",
@@ -260,13 +263,13 @@ func TestConditions(t *testing.T) {
 		{
 			name:   "TAP script",
 			line:   "a TAP",
-			change: func(src, _ *Facts) { src.scripts = map[string]string{"n": "/etc/qemu-ifup"} },
+			change: func(src, _ *facts.Facts) { src.Scripts = map[string]string{"n": "/etc/qemu-ifup"} },
 			answer: Warn,
 			want:   "n (/etc/qemu-ifup) was set up by a script",
 		},
 	}
 	for _, test := range tests {
-		src, dst := testFacts("src", 10, 0), testFacts("dst", 10, 0)
+		src, dst := factsOf("src", 10, 0), factsOf("dst", 10, 0)
 		if test.minor7 {
 			src.Major, src.Minor = 7, 2
 		}
@@ -304,36 +307,38 @@ func TestConditions(t *testing.T) {
 	}
 }
 
-func addJob(kind string, ready bool) func(src, dst *Facts) {
-	return func(src, _ *Facts) { src.Jobs = []Job{{ID: "j", Type: kind, Ready: ready}} }
+func addJob(kind string, ready bool) func(src, dst *facts.Facts) {
+	return func(src, _ *facts.Facts) { src.Jobs = []facts.Job{{ID: "j", Type: kind, Ready: ready}} }
 }
 
 func TestBitmapOfAJob(t *testing.T) {
 	t.Parallel()
-	c := &combination{src: &Facts{Disks: []Disk{{Name: "d", Bitmaps: []Bitmap{{}, {Name: "b"}}}}}}
+	c := &combination{src: &facts.Facts{Disks: []facts.Disk{{Name: "d", Bitmaps: []facts.Bitmap{{}, {Name: "b"}}}}}}
 	if all := bitmaps(c); len(all) != 1 || all[0] != "dirty bitmap b of disk d" {
 		t.Errorf("%q; want the one with a name", all)
 	}
 }
 
-func addBitmap(persistent bool) func(src, dst *Facts) {
-	return func(src, _ *Facts) { src.Disks = []Disk{{Name: "d", Bitmaps: []Bitmap{{"b", persistent}}}} }
+func addBitmap(persistent bool) func(src, dst *facts.Facts) {
+	return func(src, _ *facts.Facts) {
+		src.Disks = []facts.Disk{{Name: "d", Bitmaps: []facts.Bitmap{{Name: "b", Persistent: persistent}}}}
+	}
 }
 
-func addDevice(d Device) func(src, dst *Facts) {
-	return func(src, _ *Facts) { src.Devices = []Device{d} }
+func addDevice(d facts.Device) func(src, dst *facts.Facts) {
+	return func(src, _ *facts.Facts) { src.Devices = []facts.Device{d} }
 }
 
-func addFlash(readOnly bool) func(src, dst *Facts) {
-	return func(src, _ *Facts) {
-		src.Disks = []Disk{{Name: "pflash1", Node: "n", File: "vars.fd", ReadOnly: readOnly, flash: true}}
+func addFlash(readOnly bool) func(src, dst *facts.Facts) {
+	return func(src, _ *facts.Facts) {
+		src.Disks = []facts.Disk{{Name: "pflash1", Node: "n", File: "vars.fd", ReadOnly: readOnly, Flash: true}}
 	}
 }
 
 // The table in docs/compatibility.md is written from the one in the code.
 func TestConditionsPage(t *testing.T) {
 	t.Parallel()
-	const name, begin, end = "../docs/compatibility.md", "<!-- conditions -->\n", "<!-- end -->\n"
+	const name, begin, end = "../../docs/compatibility.md", "<!-- conditions -->\n", "<!-- end -->\n"
 	var table strings.Builder
 	table.WriteString("| the source | answer | what becomes of it | why |\n|---|---|---|---|\n")
 	words := strings.NewReplacer("$S", "SOURCE", "$v", "VERSION", "$w", "VERSION", "$x", "IT")
@@ -357,24 +362,9 @@ func TestConditionsPage(t *testing.T) {
 		return
 	}
 	if !*update {
-		t.Fatalf("%s is out of date: go test ./engine -run TestConditionsPage -update", name)
+		t.Fatalf("%s is out of date: go test ./engine/fit -run TestConditionsPage -update", name)
 	}
 	if err := os.WriteFile(name, []byte(before+begin+table.String()+end+after), 0o644); err != nil {
 		t.Fatal(err)
-	}
-}
-
-// A mode that somebody left is put back on both sides; where there is none, QEMU knows no such parameter.
-func TestModeIsNormal(t *testing.T) {
-	t.Parallel()
-	for mode, want := range map[any]any{nil: nil, "normal": nil, "cpr-reboot": "normal", "cpr-transfer": "normal"} {
-		m := &migration{parameters: map[string]any{"max-bandwidth": int64(1)}}
-		f := testFacts("x", 10, 0)
-		if mode != nil {
-			f.Parameters["mode"] = mode
-		}
-		if got := m.parametersOf(&side{facts: f})["mode"]; got != want {
-			t.Errorf("mode %v: set to %v, want %v", mode, got, want)
-		}
 	}
 }

@@ -1,4 +1,4 @@
-package engine
+package fit
 
 import (
 	"encoding/json"
@@ -6,6 +6,9 @@ import (
 	"strings"
 	"testing"
 
+	"qmigrate/engine/endpoint"
+	"qmigrate/engine/facts"
+	"qmigrate/engine/plan"
 	"qmigrate/qmp"
 )
 
@@ -13,20 +16,22 @@ import (
 // from the source's command line. In the texts an image is NAME[:FORMAT][=ID], ID "-" for a file that is not known; <
 // is based on.
 func TestDisks(t *testing.T) {
-	removed := func(f *Facts) { f.Disks[0].Layers[0].Opened.Removed = true }
-	on := func(kind string) func(f *Facts) {
-		return func(f *Facts) {
+	removed := func(f *facts.Facts) { f.Disks[0].Layers[0].Opened.Removed = true }
+	on := func(kind string) func(f *facts.Facts) {
+		return func(f *facts.Facts) {
 			f.Disks[0].Layers[0].Opened.Uncertain = kind
 			f.Disks[0].Layers[0].Opened.Path = "/one"
 		}
 	}
-	content := func(kind string) func(f *Facts) { return func(f *Facts) { f.Disks[0].Layers[0].Opened.Content = kind } }
-	elsewhere := func(f *Facts) { f.here = false }
-	removable := func(f *Facts) { f.Disks[0].Removable, f.Disks[0].ReadOnly = true, true }
-	readOnly := func(f *Facts) { f.Disks[0].ReadOnly = true }
-	mirrored := func(f *Facts) { f.Disks[0].mirrored = true }
-	all := func(change ...func(f *Facts)) func(f *Facts) {
-		return func(f *Facts) {
+	content := func(kind string) func(f *facts.Facts) {
+		return func(f *facts.Facts) { f.Disks[0].Layers[0].Opened.Content = kind }
+	}
+	elsewhere := func(f *facts.Facts) { f.Here = false }
+	removable := func(f *facts.Facts) { f.Disks[0].Removable, f.Disks[0].ReadOnly = true, true }
+	readOnly := func(f *facts.Facts) { f.Disks[0].ReadOnly = true }
+	mirrored := func(f *facts.Facts) { f.Disks[0].Mirrored = true }
+	all := func(change ...func(f *facts.Facts)) func(f *facts.Facts) {
+		return func(f *facts.Facts) {
 			for _, c := range change {
 				c(f)
 			}
@@ -34,8 +39,8 @@ func TestDisks(t *testing.T) {
 	}
 	for _, c := range []struct {
 		name, src, dst string
-		src2, dst2     func(f *Facts)
-		plan           Plan
+		src2, dst2     func(f *facts.Facts)
+		plan           plan.Plan
 		chosen         []string
 		refuse, doubt  string // of the pair check: a part of the one text; "": none
 		launch         string // of LaunchedDisks: "!" and a part of the refusal, "?" and a part of the doubt; "": neither
@@ -67,7 +72,7 @@ func TestDisks(t *testing.T) {
 		{name: "format", src: "/d:qcow2=1", dst: "/d:raw=1", refuse: "is of format qcow2 on the source, and the destination opens the same /1/d as raw", launch: "!garbage"},
 		{name: "format by name", src: "/d:raw=-", dst: "/d:qcow2=-", refuse: "format raw on the source", launch: "!garbage"},
 		{name: "format of a read-only disk", src: "/d:qcow2=1", dst: "/d:raw=1", src2: readOnly, dst2: readOnly, refuse: "garbage", launch: "!garbage"},
-		{name: "format of a mirrored disk", src: "/d:qcow2=1", dst: "/e:raw=2", src2: mirrored, plan: Plan{Mirror: Mirror{Nodes: []string{"node"}}}},
+		{name: "format of a mirrored disk", src: "/d:qcow2=1", dst: "/e:raw=2", src2: mirrored, plan: plan.Plan{Mirror: plan.Mirror{Nodes: []string{"node"}}}},
 		{name: "chosen by the user", src: "/d=1", dst: "/e=2", chosen: []string{"/e"}, doubt: "another file"},
 		{name: "chosen, wrong format", src: "/d:raw=1", dst: "/e:raw=2", dst2: content("qcow2"), chosen: []string{"/e"}, refuse: "/2/e is an image of format qcow2"},
 		{name: "chosen, wrong format as on the source", src: "/d:qcow2=1", dst: "/e:raw=2", src2: content("qcow2"), dst2: content("qcow2"), chosen: []string{"/e"}, refuse: "image of format qcow2"},
@@ -75,8 +80,8 @@ func TestDisks(t *testing.T) {
 		{name: "a copy of an image in a raw disk", src: "/d=1", dst: "/e=2", src2: content("vmdk"), dst2: content("vmdk"), chosen: []string{"/e"}, doubt: "another file"},
 		{name: "temporary", src: "json:{\"driver\":\"qcow2\",\"file\":{\"driver\":\"file\",\"filename\":\"/t\"}}:qcow2=3 < /d=1", dst: "json:{\"driver\":\"qcow2\",\"file\":{\"driver\":\"file\",\"filename\":\"/u\"}}:qcow2=4 < /d=1", src2: removed,
 			doubt: "is written to /t on the source, a removed file", launch: "!blockdev-mirror with sync=full"},
-		{name: "limits", src: "/d=1", dst: "/d=1", src2: func(f *Facts) { f.Disks[0].throttle = qmp.Throttle{BPS: 5, IOPSWr: 7, Group: "g"} }, doubt: "source bps=5,iops_wr=7, destination none"},
-		{name: "group of limits", src: "/d=1", dst: "/d=1", src2: func(f *Facts) { f.Disks[0].throttle.Group = "g" }},
+		{name: "limits", src: "/d=1", dst: "/d=1", src2: func(f *facts.Facts) { f.Disks[0].Throttle = qmp.Throttle{BPS: 5, IOPSWr: 7, Group: "g"} }, doubt: "source bps=5,iops_wr=7, destination none"},
+		{name: "group of limits", src: "/d=1", dst: "/d=1", src2: func(f *facts.Facts) { f.Disks[0].Throttle.Group = "g" }},
 		{name: "another CD", src: "/one.iso=1", dst: "/two.iso=2", src2: removable, dst2: removable, doubt: "/2/two.iso on the destination, which is another file", launch: "!another file"},
 		{name: "another CD of one name on two machines", src: "/one.iso=1", dst: "/one.iso=2", src2: all(removable, elsewhere), dst2: removable, launch: "?nothing"},
 		{name: "no CD", src: "/one.iso=1", dst: "", src2: removable, dst2: removable, doubt: "no medium on the destination", launch: "!eject it"},
@@ -123,8 +128,8 @@ func TestDisks(t *testing.T) {
 }
 
 // diskFacts are those of a QEMU on this machine with one disk, written as TestDisks says.
-func diskFacts(text string) *Facts {
-	d := Disk{Device: "pci/06.0/virtio-blk-device", Name: "d"}
+func diskFacts(text string) *facts.Facts {
+	d := facts.Disk{Device: "pci/06.0/virtio-blk-device", Name: "d"}
 	for image := range strings.SplitSeq(text, " < ") {
 		if image == "" {
 			continue
@@ -135,9 +140,9 @@ func diskFacts(text string) *Facts {
 		if i := strings.LastIndexByte(name, ':'); i >= 0 && !strings.ContainsAny(name[i:], "/}") {
 			name, format = name[:i], name[i+1:]
 		}
-		l := Layer{Name: name, Format: format, File: localFile(name)}
+		l := facts.Layer{Name: name, Format: format, File: facts.LocalFile(name)}
 		if id != "-" {
-			l.Opened = &OpenFile{Path: "/" + id + "/" + strings.TrimPrefix(l.File, "/"), ID: id}
+			l.Opened = &endpoint.OpenFile{Path: "/" + id + "/" + strings.TrimPrefix(l.File, "/"), ID: id}
 		}
 		if d.Node == "" {
 			d.Node, d.File, d.Driver = "node", name, format
@@ -147,7 +152,7 @@ func diskFacts(text string) *Facts {
 	for len(d.Layers) > 0 && d.Layers[0].Format == "throttle" {
 		d.Layers = d.Layers[1:]
 	}
-	return &Facts{Disks: []Disk{d}, Devices: []Device{{Type: "virtio-blk-device", Path: d.Device}}, here: true}
+	return &facts.Facts{Disks: []facts.Disk{d}, Devices: []facts.Device{{Type: "virtio-blk-device", Path: d.Device}}, Here: true}
 }
 
 // The layers in QEMU's own answer (10.0.2, -drive snapshot=on on a node of the driver throttle, cut down).
@@ -159,87 +164,19 @@ func TestLayers(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	got := disks([]qmp.BlockDevice{{Device: "d", Inserted: &m}}, nil)[0]
+	got := facts.DisksOf([]qmp.BlockDevice{{Device: "d", Inserted: &m}}, nil)[0]
 	if fmt.Sprint(got.Layers[0], got.Layers[1]) != "/var/tmp/vl.A (qcow2) nbd:unix:/s (raw)" ||
 		got.Layers[0].File != "/var/tmp/vl.A" || got.Layers[1].File != "" || len(got.Layers) != 2 {
 		t.Errorf("%+v", got.Layers)
 	}
-	if got.throttle.BPS != 7 || got.throttle.Group != "d" || got.threshold != 9 {
+	if got.Throttle.BPS != 7 || got.Throttle.Group != "d" || got.Threshold != 9 {
 		t.Errorf("%+v", got)
 	}
 	for name, want := range map[string]string{"/a:b": "/a:b", "a": "a", "file:a": "a", "rbd:p/i": "",
 		"host_device:/dev/sda": "/dev/sda", "https://h/a": "", "json:{": "", "fat:rw:/d": "",
 		`json:{"driver":"raw","file":{"driver":"nbd","path":"/s"}}`: "", `json:{"driver":"host_cdrom","filename":"/dev/sr0"}`: "/dev/sr0"} {
-		if got := localFile(name); got != want {
+		if got := facts.LocalFile(name); got != want {
 			t.Errorf("%s: %q, want %q", name, got, want)
 		}
-	}
-}
-
-// TestCarry: what a launched destination is told, and what it cannot be told.
-func TestCarry(t *testing.T) {
-	disk := func(name, file string, change func(d *Disk)) Disk {
-		d := Disk{Name: name, QOM: "/machine/" + name, Device: "path/" + name}
-		if file != "" {
-			d.Node, d.File, d.Layers = "#"+name, file, []Layer{{Name: file, File: localFile(file), Format: "raw"}}
-		}
-		if change != nil {
-			change(&d)
-		}
-		return d
-	}
-	cd := func(d *Disk) { d.Removable, d.ReadOnly = true, true }
-	limited := func(d *Disk) { d.throttle = qmp.Throttle{BPS: 1e6, Group: "g"} }
-	for _, c := range []struct {
-		name     string
-		src, dst runTime
-		todo     string // the commands and their arguments
-		missing  []string
-	}{
-		{name: "nothing", src: runTime{disks: []Disk{disk("d", "/d", limited)}, chardevs: []string{"a", "compat_monitor0", "qmigrate-control"}, netdevs: map[string]string{"#net1": "user"}},
-			dst: runTime{disks: []Disk{disk("d", "/d", limited)}, chardevs: []string{"a"}}},
-		{name: "limits", src: runTime{disks: []Disk{disk("d", "/d", limited)}}, dst: runTime{disks: []Disk{disk("d", "/d", nil)}},
-			todo: `block_set_io_throttle {"id":"/machine/d","bps":1000000,"bps_rd":0,"bps_wr":0,"iops":0,"iops_rd":0,"iops_wr":0,"group":"g"}`},
-		{name: "limits taken away", src: runTime{disks: []Disk{disk("d", "/d", nil)}}, dst: runTime{disks: []Disk{disk("d", "/d", limited)}},
-			todo: `block_set_io_throttle {"id":"/machine/d","bps":0,"bps_rd":0,"bps_wr":0,"iops":0,"iops_rd":0,"iops_wr":0}`},
-		{name: "threshold", src: runTime{disks: []Disk{disk("d", "/d", func(d *Disk) { d.threshold = 5 })}}, dst: runTime{disks: []Disk{disk("e", "/d", func(d *Disk) { d.Device = "path/d" })}},
-			todo: `block-set-write-threshold {"node-name":"#e","write-threshold":5}`},
-		{name: "another CD", src: runTime{disks: []Disk{disk("cd", "/two", cd)}}, dst: runTime{disks: []Disk{disk("cd", "/one", cd)}},
-			todo: `blockdev-change-medium {"filename":"/two","format":"raw","id":"/machine/cd","read-only-mode":"read-only"}`},
-		{name: "a CD in a drive that has no name", src: runTime{disks: []Disk{disk("", "/two", cd)}}, dst: runTime{disks: []Disk{disk("", "", cd)}},
-			todo: `blockdev-change-medium {"filename":"/two","format":"raw","id":"/machine/","read-only-mode":"read-only"}`},
-		{name: "a CD that was ejected", src: runTime{disks: []Disk{disk("cd", "", cd)}}, dst: runTime{disks: []Disk{disk("cd", "/one", cd)}}, todo: `eject {"force":true,"id":"/machine/cd"}`},
-		{name: "the same CD", src: runTime{disks: []Disk{disk("cd", "/one", cd)}}, dst: runTime{disks: []Disk{disk("cd", "/one", cd)}}},
-		{name: "another disk is no medium", src: runTime{disks: []Disk{disk("d", "/two", nil)}}, dst: runTime{disks: []Disk{disk("d", "/one", nil)}}},
-		{name: "a disk that was plugged in", src: runTime{disks: []Disk{disk("d", "/two", limited)}}},
-		{name: "made at run time", src: runTime{objects: map[string]string{"g": "throttle-group", "m": "memory-backend-ram", "compat_monitor0": "monitor-qmp", "qmigrate-tls": "tls-creds-x509"},
-			chardevs: []string{"late"}, netdevs: map[string]string{"net1": "tap"}},
-			dst: runTime{objects: map[string]string{"m": "memory-backend-ram"}, locked: []string{"VNC"}},
-			missing: []string{"objects that the source was given while it ran, and the destination lacks: throttle-group g:",
-				"network backends that the source was given while it ran, and the destination lacks: tap net1",
-				"character devices that the source was given while it ran, and the destination lacks: late", "VNC: a password"}},
-	} {
-		t.Run(c.name, func(t *testing.T) {
-			todo, missing := c.src.carry(c.dst)
-			var said []string
-			for _, x := range todo {
-				b, err := json.Marshal(x.arguments)
-				if err != nil || x.what == "" {
-					t.Fatalf("%q: %v", x.what, err)
-				}
-				said = append(said, x.command+" "+string(b))
-			}
-			if got := strings.Join(said, "\n"); got != c.todo {
-				t.Errorf("got  %s\nwant %s", got, c.todo)
-			}
-			if len(missing) != len(c.missing) {
-				t.Fatalf("missing %q", missing)
-			}
-			for i, m := range missing {
-				if !strings.HasPrefix(m, c.missing[i]) {
-					t.Errorf("%q, want %q", m, c.missing[i])
-				}
-			}
-		})
 	}
 }

@@ -1,4 +1,4 @@
-package engine
+package fit
 
 import (
 	"context"
@@ -9,6 +9,7 @@ import (
 	"slices"
 	"strings"
 
+	"qmigrate/engine/endpoint"
 	"qmigrate/qmp"
 )
 
@@ -32,7 +33,7 @@ func (t *Trial) said(attempt string) (refusal string, tried bool) {
 
 // Try tries things on the QEMU behind the endpoint, which is for nothing else and waits with -incoming defer: a capability that makes QEMU look at its
 // host (userfaultfd, write tracking, KVM's dirty ring), or at others that are on; credentials; a transport. Afterwards it is of no more use.
-func Try(ctx context.Context, ep *Endpoint) (*Trial, error) {
+func Try(ctx context.Context, ep *endpoint.Endpoint) (*Trial, error) {
 	nc, err := ep.Control(ctx)
 	if err != nil {
 		return nil, fmt.Errorf("reach %s: %w", ep.Name, err)
@@ -54,7 +55,7 @@ func Try(ctx context.Context, ep *Endpoint) (*Trial, error) {
 	note := func(name string, err error) {
 		t.Refused[name] = ""
 		switch {
-		case isRefusal(err):
+		case qmp.IsRefusal(err):
 			t.Refused[name] = refusalText(err)
 		case err != nil && broken == nil:
 			broken = fmt.Errorf("try %s on %s: %w", name, ep.Name, err)
@@ -94,14 +95,14 @@ func Try(ctx context.Context, ep *Endpoint) (*Trial, error) {
 	t.tryRanges(ctx, c, func(name string, err error) { note("parameter "+name, err) })
 	for _, credentials := range []string{"tls-creds-anon", "tls-creds-psk", "tls-creds-x509"} {
 		err := c.Execute(ctx, "object-add", map[string]any{"qom-type": credentials, "id": credentials, "endpoint": "server", "dir": "/nonexistent"}, nil)
-		if isRefusal(err) && strings.Contains(err.Error(), "/nonexistent") {
+		if qmp.IsRefusal(err) && strings.Contains(err.Error(), "/nonexistent") {
 			err = nil // it knows them, and looks for their files
 		}
 		note(credentials, err)
 	}
 	if text := ""; broken == nil { // the last attempt: 10.0 can try one only
 		err := c.MigrateIncoming(ctx, "rdma:127.0.0.1:1")
-		if isRefusal(err) {
+		if qmp.IsRefusal(err) {
 			text = refusalText(err)
 		} else if err != nil {
 			broken = fmt.Errorf("try rdma on %s: %w", ep.Name, err)
@@ -119,7 +120,7 @@ func (t *Trial) tryRanges(ctx context.Context, c *qmp.Conn, note func(name strin
 		}
 		for _, v := range []int64{math.MaxInt64, math.MaxUint8, 0} {
 			err := c.SetMigrateParameters(ctx, map[string]any{name: v})
-			if err != nil && !isRefusal(err) {
+			if err != nil && !qmp.IsRefusal(err) {
 				note(name, err)
 			}
 			if _, expected, ok := strings.Cut(refusalText(err), " expects "); ok {

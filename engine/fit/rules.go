@@ -1,4 +1,4 @@
-package engine
+package fit
 
 import (
 	"fmt"
@@ -8,6 +8,8 @@ import (
 	"strconv"
 	"strings"
 
+	"qmigrate/engine/facts"
+	"qmigrate/engine/plan"
 	"qmigrate/engine/record"
 )
 
@@ -18,8 +20,8 @@ import (
 //
 // Sources: QEMU's migration/options.c (7.2: migration.c), migrate_caps_check and migrate_params_check; migration/migration.c,
 // migration_channels_and_transport_compatible; read in 7.2 and 10.0.2. Where a QEMU does worse than to refuse, the rule says what was seen.
-func Rules(src, dst *Facts, p Plan) []Mismatch {
-	c := combination{p.withDefaults(), src, dst}
+func Rules(src, dst *facts.Facts, p plan.Plan) []Mismatch {
+	c := combination{p.WithDefaults(), src, dst}
 	var all []Mismatch
 	for _, r := range ruleTable() {
 		if problem := r.broken(&c); problem != "" {
@@ -37,8 +39,8 @@ type rule struct {
 
 // combination is a plan and the two QEMUs that it is for.
 type combination struct {
-	plan     Plan
-	src, dst *Facts
+	plan     plan.Plan
+	src, dst *facts.Facts
 }
 
 // on tells whether the capability will be on: configure switches off every one that the plan does not name.
@@ -47,7 +49,7 @@ func (c *combination) on(name string) bool {
 }
 
 // param is a parameter's value as it will be on one side: the plan's, or what that QEMU has now. "" if it has none.
-func (c *combination) param(f *Facts, name string) string {
+func (c *combination) param(f *facts.Facts, name string) string {
 	if v, ok := c.plan.Parameters[name]; ok {
 		return v
 	}
@@ -64,14 +66,14 @@ func (c *combination) number(name string) int64 {
 }
 
 // either tells whether test holds for one of the QEMUs.
-func (c *combination) either(test func(*Facts) bool) bool {
+func (c *combination) either(test func(*facts.Facts) bool) bool {
 	return test(c.src) || c.dst != nil && test(c.dst)
 }
 
 // older is the first QEMU that is older than major.minor, by name and version; "" if neither is.
 func (c *combination) older(major, minor int) string {
-	for _, f := range []*Facts{c.src, c.dst} {
-		if f != nil && f.before(major, minor) {
+	for _, f := range []*facts.Facts{c.src, c.dst} {
+		if f != nil && f.Before(major, minor) {
 			return fmt.Sprintf("%s is %s", f.Name, f.Version)
 		}
 	}
@@ -140,7 +142,7 @@ func ruleTable() []rule {
 		both("multifd", "compress", "multifd compresses by itself", "leave compress out and give --parameter multifd-compression=zlib"),
 		both("multifd", "xbzrle", "multifd takes each page before xbzrle sees it, and newer QEMUs refuse the two", "leave one of them out"),
 		{func(c *combination) string {
-			if c.on("compress") && c.on("xbzrle") && c.either(func(f *Facts) bool { return !f.before(8, 0) }) {
+			if c.on("compress") && c.on("xbzrle") && c.either(func(f *facts.Facts) bool { return !f.Before(8, 0) }) {
 				return "compress and xbzrle exclude each other: QEMU refuses it"
 			}
 			return ""
@@ -192,7 +194,7 @@ func ruleTable() []rule {
 		{func(c *combination) string {
 			// The kernel counts the pages that lie in send buffers against the limit (mm_account_pinned_pages), and QEMU fails in the middle.
 			need := max(c.number("multifd-channels"), 1)*sendBuffer + 1<<20
-			if l := c.src.memoryLock; c.on("zero-copy-send") && l != nil && *l < need {
+			if l := c.src.MemoryLock; c.on("zero-copy-send") && l != nil && *l < need {
 				return fmt.Sprintf("zero-copy-send locks guest memory while it is on its way, up to %d KiB, and source %s may lock %d KiB", need>>10, c.src.Name, *l>>10)
 			}
 			return ""
@@ -201,7 +203,7 @@ func ruleTable() []rule {
 		// Convergence and the switch-over.
 		both("dirty-limit", "auto-converge", "either throttles the guest", "leave one of them out"),
 		{func(c *combination) string {
-			if c.on("dirty-limit") && c.either(func(f *Facts) bool { return f.Accelerator != "kvm" }) {
+			if c.on("dirty-limit") && c.either(func(f *facts.Facts) bool { return f.Accelerator != "kvm" }) {
 				there := "there is no destination"
 				if c.dst != nil {
 					there = "the destination has " + c.dst.Accelerator
@@ -218,7 +220,7 @@ func ruleTable() []rule {
 		both("mapped-ram", "compress", "every page has one place in the file", "leave compress out"),
 		{func(c *combination) string {
 			// Memory is unprotected only after success (7.2: bg_migration_completion; mended in 8.1): seen on 7.2.22 with a full disk and after a cancel.
-			if c.on("background-snapshot") && c.src.before(8, 1) && !c.plan.AllowUnsafe {
+			if c.on("background-snapshot") && c.src.Before(8, 1) && !c.plan.AllowUnsafe {
 				return fmt.Sprintf("a background save that fails half-way, for want of disk space or by Ctrl-C, stops the guest and its QEMU %s for ever (mended in 8.1)", c.src.Version)
 			}
 			return ""
@@ -255,8 +257,8 @@ func ruleTable() []rule {
 
 		// The form of the address, and other things that `migrate` can be.
 		{func(c *combination) string {
-			for _, f := range []*Facts{c.src, c.dst} {
-				if c.plan.Channels == FormChannels && f != nil && f.Schema != nil && !hasArgument(f, "migrate", "channels") {
+			for _, f := range []*facts.Facts{c.src, c.dst} {
+				if c.plan.Channels == plan.FormChannels && f != nil && f.Schema != nil && !HasArgument(f, "migrate", "channels") {
 					return fmt.Sprintf("`migrate` of %s (QEMU %s) takes no channels", f.Name, f.Version)
 				}
 			}
@@ -322,8 +324,8 @@ func (c *combination) cacheSize() string {
 		return "" // resolve says so
 	}
 	switch {
-	case n < pageSize || bits.OnesCount64(uint64(n)) != 1:
-		return fmt.Sprintf("xbzrle-cache-size %d: it is a power of two of at least %d bytes, one page", n, pageSize)
+	case n < facts.PageSize || bits.OnesCount64(uint64(n)) != 1:
+		return fmt.Sprintf("xbzrle-cache-size %d: it is a power of two of at least %d bytes, one page", n, facts.PageSize)
 	case n > c.src.MemoryBytes && c.on("xbzrle"):
 		return fmt.Sprintf("xbzrle-cache-size %d is more than the guest's memory of %d bytes", n, c.src.MemoryBytes)
 	}
@@ -353,8 +355,8 @@ func (c *combination) ranges() []Mismatch {
 	return all
 }
 
-// hasArgument tells by introspection whether a command takes an argument.
-func hasArgument(f *Facts, command, name string) bool {
+// HasArgument tells by introspection whether a command takes an argument.
+func HasArgument(f *facts.Facts, command, name string) bool {
 	for _, m := range f.Schema.Arguments(command) {
 		if m.Name == name {
 			return true
@@ -363,8 +365,8 @@ func hasArgument(f *Facts, command, name string) bool {
 	return false
 }
 
-// firstMismatch is the first of all as an error, and how many more there are; nil if there is none.
-func firstMismatch(all []Mismatch) error {
+// FirstMismatch is the first of all as an error, and how many more there are; nil if there is none.
+func FirstMismatch(all []Mismatch) error {
 	switch len(all) {
 	case 0:
 		return nil
@@ -380,17 +382,4 @@ func problems(all []Mismatch) string {
 		seen[m.Problem] = true
 	}
 	return strings.Join(slices.Sorted(maps.Keys(seen)), "; ")
-}
-
-// doubts warns of parameters that QEMU took and did not keep (7.2 with multifd's levels), and of figures that do not mean what they say.
-func (m *migration) doubts() {
-	for _, name := range slices.Sorted(maps.Keys(m.parameters)) {
-		if got, ok := m.rec.Parameters[name]; ok && fmt.Sprint(got) != fmt.Sprint(m.parameters[name]) {
-			m.rec.Warn("parameter %s was set to %v and is %v: QEMU %s took it and did not keep it", name, m.parameters[name], got, m.src.facts.Version)
-		}
-	}
-	// migration/multifd.c, multifd_send_pages, of 7.2; 10.0 counts what is written.
-	if method := m.rec.Parameters["multifd-compression"]; m.rec.Capabilities["multifd"] && method != "none" && m.src.facts.before(8, 0) {
-		m.rec.Warn("source QEMU %s counts multifd's pages before it compresses them: the bytes and rates are not those on the wire, and max-bandwidth bounds the former", m.src.facts.Version)
-	}
 }

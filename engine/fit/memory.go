@@ -1,77 +1,30 @@
-package engine
+package fit
 
 import (
 	"cmp"
 	"fmt"
 	"maps"
 	"slices"
-	"strconv"
 	"strings"
+
+	"qmigrate/engine/facts"
 )
 
-// RAMBlock is one piece of the guest's memory as the stream names it: RAM, video memory, firmware, option ROMs.
-type RAMBlock struct {
-	Name     string // pc.ram, 0000:00:03.0/virtio-net-pci.rom
-	PageSize string // 4 KiB, 2 MiB: of the host's memory behind it
-	Bytes    int64  // what is used of it
-	MaxBytes int64  // what it may grow to; more than Bytes if its size can change
-}
-
-// Backend is a memory backend.
-type Backend struct {
-	ID    string // by which its RAMBlock is named
-	Bytes int64
-	Share bool
-	File  string // what it maps; "" if it is no file
-}
-
-// parseRAMBlocks reads the answer to x-query-ramblock, a table for people:
-//
-//	Block Name    PSize              Offset               Used              Total
-//	    pc.ram    4 KiB  0x0000000000000000 0x0000000002000000 0x0000000002000000
-//
-// 10.0 has further columns. A block without a name is never sent. Seen on 7.2.22 and 10.0.2.
-func parseRAMBlocks(text string) (all []RAMBlock) {
-	for line := range strings.Lines(text) {
-		f := strings.Fields(line)
-		for i := 3; i+2 < len(f); i++ {
-			if !strings.HasPrefix(f[i], "0x") {
-				continue
-			}
-			used, err1 := strconv.ParseInt(f[i+1], 0, 64)
-			total, err2 := strconv.ParseInt(f[i+2], 0, 64)
-			if err1 == nil && err2 == nil {
-				all = append(all, RAMBlock{strings.Join(f[:i-2], " "), f[i-2] + " " + f[i-1], used, total})
-			}
-			break
-		}
-	}
-	return all
-}
-
-// base is the memory that the guest was started with.
-func (f *Facts) base() int64 {
-	if f.BaseBytes > 0 {
-		return f.BaseBytes
-	}
-	return f.MemoryBytes
-}
-
 // memoryOption is the -m of a guest, with the room for what is plugged in.
-func memoryOption(f *Facts) string {
-	text := fmt.Sprintf("-m %dk", f.base()>>10)
+func memoryOption(f *facts.Facts) string {
+	text := fmt.Sprintf("-m %dk", f.Base()>>10)
 	if f.MemorySlots > 0 {
 		text += fmt.Sprintf(",slots=%d", f.MemorySlots)
 	}
-	if f.MaxMemoryBytes > f.base() {
+	if f.MaxMemoryBytes > f.Base() {
 		text += fmt.Sprintf(",maxmem=%dk", f.MaxMemoryBytes>>10)
 	}
 	return text
 }
 
 // dimms are the memory devices that are on no bus, and so are not among Facts.Devices.
-func dimms(f *Facts) map[string]MemoryDevice {
-	all := map[string]MemoryDevice{}
+func dimms(f *facts.Facts) map[string]facts.MemoryDevice {
+	all := map[string]facts.MemoryDevice{}
 	for _, d := range f.MemoryDevices {
 		if d.Kind == "dimm" || d.Kind == "nvdimm" {
 			all[d.Memdev] = d
@@ -80,25 +33,8 @@ func dimms(f *Facts) map[string]MemoryDevice {
 	return all
 }
 
-// options are those with which a QEMU has this memory from the start.
-func (d MemoryDevice) options() string {
-	device := map[string]string{"dimm": "pc-dimm"}[d.Kind]
-	if device == "" {
-		device = d.Kind
-	}
-	if d.ID != "" {
-		device += ",id=" + d.ID
-	}
-	return fmt.Sprintf("-object memory-backend-ram,id=%s,size=%dk -device %s,memdev=%s,node=%d,slot=%d,addr=%#x",
-		d.Memdev, d.Bytes>>10, device, d.Memdev, d.Node, d.Slot, d.Addr)
-}
-
-func (d MemoryDevice) String() string {
-	return fmt.Sprintf("%d KiB at %#x (slot %d)", d.Bytes>>10, d.Addr, d.Slot)
-}
-
 // compareMemoryDevices compares the DIMMs, whatever their own ids: the stream names their backends.
-func compareMemoryDevices(src, dst *Facts, refuse func(problem, mend string)) {
+func compareMemoryDevices(src, dst *facts.Facts, refuse func(problem, mend string)) {
 	here, there := dimms(src), dimms(dst)
 	for _, name := range slices.Sorted(maps.Keys(here)) {
 		d := here[name]
@@ -106,10 +42,10 @@ func compareMemoryDevices(src, dst *Facts, refuse func(problem, mend string)) {
 		switch d.ID = cmp.Or(d.ID, e.ID); {
 		case !ok:
 			refuse(fmt.Sprintf("memory %s that was plugged in on the source, %s, is missing on the destination", name, d),
-				"start the destination with "+d.options())
+				"start the destination with "+d.Options())
 		case d.Bytes != e.Bytes || d.Addr != e.Addr || d.Slot != e.Slot || d.Node != e.Node:
 			refuse(fmt.Sprintf("memory %s that was plugged in differs: source %s, destination %s", name, d, e),
-				"start the destination with "+d.options())
+				"start the destination with "+d.Options())
 		}
 	}
 	for _, name := range slices.Sorted(maps.Keys(there)) {
@@ -122,7 +58,7 @@ func compareMemoryDevices(src, dst *Facts, refuse func(problem, mend string)) {
 
 // compareMemory finds what QEMU says about memory when the stream begins: "Unknown ramblock", "Size mismatch" (migration/ram.c,
 // parse_ramblock).
-func compareMemory(src, dst *Facts, refuse func(problem, mend string)) {
+func compareMemory(src, dst *facts.Facts, refuse func(problem, mend string)) {
 	if src.MemorySlots != dst.MemorySlots || src.MaxMemoryBytes != dst.MaxMemoryBytes {
 		refuse(fmt.Sprintf("room for memory that is plugged in differs: source %s, destination %s", slots(src), slots(dst)),
 			"start the destination with "+memoryOption(src))
@@ -130,7 +66,7 @@ func compareMemory(src, dst *Facts, refuse func(problem, mend string)) {
 	if len(src.RAM) == 0 || len(dst.RAM) == 0 {
 		return
 	}
-	there := map[string]RAMBlock{}
+	there := map[string]facts.RAMBlock{}
 	for _, b := range dst.RAM {
 		there[b.Name] = b
 	}
@@ -138,7 +74,7 @@ func compareMemory(src, dst *Facts, refuse func(problem, mend string)) {
 	devices := map[string]bool{}
 	at := byPath(src.Devices)
 	for _, d := range dst.Devices {
-		if a := pciAddresses(d.Path); len(a) == 1 && d.PCI != "" && at[d.Path].Type == d.Type {
+		if a := facts.PciAddresses(d.Path); len(a) == 1 && d.PCI != "" && at[d.Path].Type == d.Type {
 			devices[rootBus+a[0]] = true
 		}
 	}
@@ -169,7 +105,7 @@ func compareMemory(src, dst *Facts, refuse func(problem, mend string)) {
 			refuse(fmt.Sprintf("%s of the device at %s is missing on the destination", part, strings.TrimPrefix(device, rootBus)), mend)
 		case !ok:
 			refuse(fmt.Sprintf("memory block %s is missing on the destination (%s)", b.Name, names(dst.RAM)), mend)
-		case b.Bytes == other.Bytes || src.base() != dst.base() && b.Bytes == src.base(): // the latter has been said
+		case b.Bytes == other.Bytes || src.Base() != dst.Base() && b.Bytes == src.Base(): // the latter has been said
 		case (other.MaxBytes > other.Bytes || strings.HasPrefix(b.Name, "/rom@")) && b.Bytes <= other.MaxBytes: // it takes the source's size
 		default:
 			refuse(fmt.Sprintf("memory block %s differs: source %d KiB, destination %d KiB", b.Name, b.Bytes>>10, other.MaxBytes>>10), mend)
@@ -178,7 +114,7 @@ func compareMemory(src, dst *Facts, refuse func(problem, mend string)) {
 }
 
 // comparePages is for post-copy, where one page is what is asked for: "Mismatched RAM page size" (migration/ram.c, parse_ramblock).
-func comparePages(src, dst *Facts, refuse func(problem, mend string)) {
+func comparePages(src, dst *facts.Facts, refuse func(problem, mend string)) {
 	for _, b := range src.RAM {
 		for _, e := range dst.RAM {
 			if b.Name == e.Name && b.PageSize != e.PageSize {
@@ -190,7 +126,7 @@ func comparePages(src, dst *Facts, refuse func(problem, mend string)) {
 	}
 }
 
-func slots(f *Facts) string {
+func slots(f *facts.Facts) string {
 	if f.MemorySlots == 0 {
 		return "none"
 	}
@@ -198,7 +134,7 @@ func slots(f *Facts) string {
 }
 
 // names are the memory blocks that may stand for a missing one: the guest's RAM.
-func names(all []RAMBlock) string {
+func names(all []facts.RAMBlock) string {
 	var text []string
 	for _, b := range all {
 		if !strings.Contains(b.Name, "/") && b.Bytes >= 1<<20 && !strings.HasPrefix(b.Name, "pc.bios") {
@@ -213,9 +149,9 @@ func names(all []RAMBlock) string {
 
 // compareShared is for a plan with x-ignore-shared: what both sides map from one file is not sent. Whether it is one file QEMU does not check:
 // what the source leaves out and the destination does not map is a page of zeros to the guest.
-func compareShared(src, dst *Facts, refuse, doubt func(problem, mend string)) {
+func compareShared(src, dst *facts.Facts, refuse, doubt func(problem, mend string)) {
 	const mend = "start the destination with the source's memory-backend-file (same mem-path, share=on), or leave x-ignore-shared off"
-	there := map[string]Backend{}
+	there := map[string]facts.Backend{}
 	for _, b := range dst.Backends {
 		there[b.ID] = b
 	}
@@ -231,7 +167,7 @@ func compareShared(src, dst *Facts, refuse, doubt func(problem, mend string)) {
 			refuse(fmt.Sprintf("x-ignore-shared would lose memory %s: the source maps %s, the destination %s", b.ID, orNothing(b.File), orNothing(e.File)), mend)
 		case b.File == "":
 			refuse(fmt.Sprintf("x-ignore-shared would lose memory %s: it is shared, but no file that another QEMU could map", b.ID), mend)
-		case !(src.here && dst.here):
+		case !(src.Here && dst.Here):
 			doubt(fmt.Sprintf("x-ignore-shared does not send memory %s: both sides must map one and the same file %s", b.ID, b.File), mend)
 		}
 		shared = true

@@ -1,4 +1,4 @@
-package engine
+package fit
 
 import (
 	"fmt"
@@ -6,6 +6,8 @@ import (
 	"slices"
 	"strings"
 
+	"qmigrate/engine/facts"
+	"qmigrate/engine/plan"
 	"qmigrate/qmp"
 )
 
@@ -31,7 +33,7 @@ const transport = "channels.addr.transport"
 // end is one side of a pair as its abilities are judged.
 type end struct {
 	name  string
-	facts *Facts
+	facts *facts.Facts
 	trial *Trial
 }
 
@@ -93,7 +95,7 @@ func (j *judge) command(e end, names ...string) {
 }
 
 // rules needs a plan that Rules does not refuse for this pair.
-func (j *judge) rules(src, dst *Facts, p Plan) {
+func (j *judge) rules(src, dst *facts.Facts, p plan.Plan) {
 	for _, m := range Rules(src, dst, p) {
 		j.no("%s", m.Problem)
 	}
@@ -115,7 +117,7 @@ func (j *judge) ability(name, why string) Ability {
 
 // Abilities says which ways to migrate a pair can go, and why not: by introspection, and by what throw-away QEMUs of the same binaries said where
 // that cannot tell. The same QEMU may be given twice. What keeps this very guest from moving at all is Compare's.
-func Abilities(src, dst *Facts, srcTrial, dstTrial *Trial) []Ability {
+func Abilities(src, dst *facts.Facts, srcTrial, dstTrial *Trial) []Ability {
 	a, b := end{"source " + src.Name, src, srcTrial}, end{"destination " + dst.Name, dst, dstTrial}
 	if src == dst {
 		a.name, b.name = src.Name, dst.Name
@@ -126,7 +128,7 @@ func Abilities(src, dst *Facts, srcTrial, dstTrial *Trial) []Ability {
 		needs(j)
 		if capabilities := rulesOf[name]; j.can != No && capabilities != nil {
 			// The cache can be made to fit any guest: that is no matter of the pair.
-			p := Plan{Capabilities: map[string]bool{}, Parameters: map[string]string{"xbzrle-cache-size": "4096"}}
+			p := plan.Plan{Capabilities: map[string]bool{}, Parameters: map[string]string{"xbzrle-cache-size": "4096"}}
 			for _, c := range capabilities {
 				p.Capabilities[c] = true
 			}
@@ -138,7 +140,7 @@ func Abilities(src, dst *Facts, srcTrial, dstTrial *Trial) []Ability {
 		all = append(all, j.ability(name, why))
 	}
 	lossy := ""
-	if src.Accelerator == "tcg" && src.before(9, 0) {
+	if src.Accelerator == "tcg" && src.Before(9, 0) {
 		lossy = "but under TCG before 9.0 dirty pages are lost if RAM is a multiple of 256 KiB"
 	}
 	add("pre-copy", lossy, func(j *judge) { j.command(a, "migrate"); j.command(b, "migrate-incoming") })
@@ -178,7 +180,7 @@ func Abilities(src, dst *Facts, srcTrial, dstTrial *Trial) []Ability {
 		postCopy(j)
 		j.capability("multifd", a, b)
 		for _, e := range []end{a, b} {
-			if e.facts.before(10, 0) {
+			if e.facts.Before(10, 0) {
 				j.no("%s takes both, and then the destination aborts and the guest is lost; 10.1 and later can", e.name)
 			}
 		}
@@ -202,13 +204,13 @@ func Abilities(src, dst *Facts, srcTrial, dstTrial *Trial) []Ability {
 		switch {
 		case strings.HasPrefix(src.Machine, "pc-q35"):
 			j.no("%s has a q35 machine, on which the secondary aborts at the first checkpoint: machine pc can", a.name)
-		case !src.before(11, 1):
+		case !src.Before(11, 1):
 			j.no("%s has another COLO than mode colo goes by (seen on 11.1.3): a 7.2 can be the primary", a.name)
-		case !dst.before(11, 1):
+		case !dst.Before(11, 1):
 			j.no("%s has another COLO than mode colo goes by (seen on 11.1.3): a 7.2 or 10.0 can be the secondary", b.name)
 		case src.Major == 10 && src.Minor == 0:
 			j.no("%s cannot be the primary: 10.0.2 completes its migration instead of entering COLO; it can be the secondary of a 7.2", a.name)
-		case !src.before(10, 1):
+		case !src.Before(10, 1):
 			j.nothing, j.untested = true, "10.0.2 cannot be the primary; whether this one can, `demo --mode colo` tries before anything else"
 		}
 		j.trial("x-colo", a, b)
@@ -243,7 +245,7 @@ func Abilities(src, dst *Facts, srcTrial, dstTrial *Trial) []Ability {
 }
 
 // compressions are the multifd compressions that any of the QEMUs knows, but for none.
-func compressions(all ...*Facts) (names []string) {
+func compressions(all ...*facts.Facts) (names []string) {
 	for _, f := range all {
 		if f.Schema == nil {
 			continue
@@ -263,8 +265,8 @@ func compressions(all ...*Facts) (names []string) {
 }
 
 // seenOfCOLO is what was seen of COLO, which introspection does not tell.
-func seenOfCOLO(dst *Facts) string {
-	if !dst.before(10, 0) {
+func seenOfCOLO(dst *facts.Facts) string {
+	if !dst.Before(10, 0) {
 		return "either side may die; after a failover the guest is on a QEMU that was not seen to be a primary (10.0.2 cannot)"
 	}
 	return "either side may die, and be replaced (seen on 7.2)"
@@ -284,9 +286,9 @@ type Exclusion struct {
 }
 
 // Exclusions are the capabilities of a pair of which Rules refuses two together, though neither by itself. Each pair is there once.
-func Exclusions(src, dst *Facts) (all []Exclusion) {
+func Exclusions(src, dst *facts.Facts) (all []Exclusion) {
 	problems := func(names ...string) map[string]bool {
-		p, found := Plan{Capabilities: map[string]bool{}, AllowUnsafe: true}, map[string]bool{}
+		p, found := plan.Plan{Capabilities: map[string]bool{}, AllowUnsafe: true}, map[string]bool{}
 		for _, name := range names {
 			p.Capabilities[name] = true
 		}

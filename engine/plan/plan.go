@@ -1,4 +1,4 @@
-package engine
+package plan
 
 import (
 	"maps"
@@ -8,9 +8,9 @@ import (
 	"qmigrate/engine/record/units"
 )
 
-// name is derived from the plan's values, so that it cannot say anything else than what was done.
-func (p Plan) name() string {
-	words := []string{string(p.Mode), p.bandwidth(), units.FormatDuration(p.DowntimeLimit)}
+// Name is derived from the plan's values, so that it cannot say anything else than what was done.
+func (p Plan) Name() string {
+	words := []string{string(p.Mode), p.Bandwidth(), units.FormatDuration(p.DowntimeLimit)}
 	for _, name := range slices.Sorted(maps.Keys(p.Capabilities)) {
 		words = append(words, name+"="+onOff(p.Capabilities[name]))
 	}
@@ -33,15 +33,15 @@ func (p Plan) name() string {
 	return strings.ReplaceAll(strings.Join(words, ","), " ", "")
 }
 
-func (p Plan) bandwidth() string {
+func (p Plan) Bandwidth() string {
 	if p.MaxBandwidth == 0 {
 		return "unlimited"
 	}
 	return units.FormatRate(float64(p.MaxBandwidth))
 }
 
-// words is the plan in the words of the command line, for the record.
-func (p Plan) words() map[string]any {
+// Words is the plan in the words of the command line, for the record.
+func (p Plan) Words() map[string]any {
 	w := map[string]any{
 		"mode":                      p.Mode,
 		"max_bandwidth_bytes_per_s": p.MaxBandwidth,
@@ -70,7 +70,7 @@ func (p Plan) words() map[string]any {
 	if p.Timeout > 0 {
 		w["timeout_ns"] = p.Timeout
 	}
-	p.Mirror.words(w)
+	p.Mirror.Words(w)
 	return w
 }
 

@@ -1,0 +1,102 @@
+package endpoint
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"strings"
+	"time"
+
+	"qmigrate/qmp"
+)
+
+// OpenFile is a file or block device that a QEMU has open, as its host knows it.
+type OpenFile struct {
+	Path      string // where it is, without links, under the root of QEMU's process
+	ID        string // two open files with one ID are one file
+	Block     bool   // it is a block device
+	Removed   bool   // it is in no folder any more, or another file has taken its place
+	Content   string // the format that its first bytes name, such as qcow2; "": they name none, as in a raw image
+	Uncertain string // the kind of file system on which one file may have two IDs, such as overlay; "": it has one
+}
+
+// Dialer opens a connection to one monitor of a QEMU.
+type Dialer func(ctx context.Context) (net.Conn, error)
+
+// Endpoint is one QEMU as the engine sees it: up to three monitors, for a QMP socket serves one client, and a command on a
+// shared one waits for the command before it.
+type Endpoint struct {
+	Name    string  // as the user wrote it: unix:/run/a.qmp
+	Host    string  // where it runs, for the record
+	Control Dialer  // every command
+	Events  Dialer  // events and status polls; nil: over Control
+	Sampler Dialer  // the lock-step query-migrate; nil: over Control
+	Files   bool    // a path means the same file to it and to us: a guest can be saved there
+	Process Process // nil: the process can only be asked to quit, and is dead when its monitor is closed
+
+	// ReadFile reads a file as that QEMU would see it; nil: its files cannot be read from here.
+	ReadFile func(name string) ([]byte, error)
+
+	// Opened tells what files that QEMU has open are to its host, by the names that QEMU gives them. Those that cannot be
+	// told are left out. nil: none can be told from here.
+	Opened func(names []string) map[string]OpenFile
+
+	// Clock measures that host's realtime clock minus ours and the error of that; nil: it is our clock.
+	Clock func(ctx context.Context) (offset, uncertainty time.Duration, err error)
+	// Reaches tries whether that host reaches another, by its address; nil: it cannot be tried from there.
+	Reaches func(ctx context.Context, host string) error
+}
+
+// Talk opens one monitor of the endpoint; role is for the error.
+func (ep *Endpoint) Talk(ctx context.Context, d Dialer, role string, o qmp.Options) (conn *qmp.Conn, err error) {
+	err = ep.Greet(ctx, d, role, func(ctx context.Context, nc net.Conn) error {
+		conn, err = qmp.NewConn(ctx, nc, o)
+		return err
+	})
+	return conn, err
+}
+
+// Greet dials a monitor and has greeted wait for its greeting; role is for the error.
+func (ep *Endpoint) Greet(ctx context.Context, d Dialer, role string,
+	greeted func(context.Context, net.Conn) error) error {
+	name := strings.TrimPrefix(role+" "+ep.Name, " ")
+	nc, err := d(ctx)
+	if err != nil {
+		return fmt.Errorf("reach %s: %w", name, err)
+	}
+	limited, cancel := context.WithTimeout(ctx, GreetLimit)
+	defer cancel()
+	if err = ep.Because(greeted(limited, nc), nc); err != nil {
+		return fmt.Errorf("talk to %s: %w", name, err)
+	}
+	return nil
+}
+
+// Because puts the reason that the endpoint's host knows in the place of an answer that did not come; nc: see
+// Explainer.
+func (ep *Endpoint) Because(err error, nc net.Conn) error {
+	if x, ok := ep.Process.(Explainer); ok && errors.Is(err, context.DeadlineExceeded) {
+		if why := x.WhyMute(nc); why != "" {
+			return Explain(why, err)
+		}
+	}
+	return err
+}
+
+// explained is an error with better words than its own.
+type explained struct {
+	why string
+	err error
+}
+
+// Explain gives an error better words.
+func Explain(why string, err error) error { return &explained{why, err} }
+
+func (e *explained) Error() string { return e.why }
+
+func (e *explained) Unwrap() error { return e.err }
+
+// GreetLimit is how long a monitor that was reached may take to greet: one that hangs, or serves another client, never
+// does.
+const GreetLimit = 5 * time.Second

@@ -1,0 +1,284 @@
+package plan
+
+import (
+	"errors"
+	"fmt"
+	"maps"
+	"net"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"qmigrate/engine/policy"
+	"qmigrate/engine/record"
+	"qmigrate/qmp"
+)
+
+// HangLimit is how long a QEMU may be silent before it is taken to hang: a busy host must not be.
+func (p Plan) HangLimit() time.Duration { return max(p.StallLimit, p.RecoverLimit) }
+
+// Decides tells whether the plan has a policy that decides anything.
+func (p Plan) Decides() bool { return p.Policy.Name != "" && p.Policy.Name != "none" }
+
+// Plan is what to do; its zero value is a plain pre-copy with QEMU's defaults.
+type Plan struct {
+	Mode           record.Mode       // default pre-copy
+	MaxBandwidth   int64             // bytes/s, set on both sides; 0: 128 MiB/s; negative: unlimited
+	DowntimeLimit  time.Duration     // set on both sides; 0: 300 ms; at most 2,000 s
+	Capabilities   map[string]bool   // by QEMU's names, set on both sides; every other one is switched off
+	Parameters     map[string]string // by QEMU's names and in QEMU's units, set on both sides
+	Listen         string            // the destination's migrate-incoming URI; default tcp:127.0.0.1:0
+	Connect        string            // the source's migrate URI; default: where the destination says it listens
+	Channels       string            // how the two are written in the commands: FormURI (default) or FormChannels
+	AllowUnsafe    bool              // do also what is known to lose a guest when it fails
+	SampleInterval time.Duration     // of query-migrate and query-status; 0: 10 ms; negative: no polling
+	Timeout        time.Duration     // from `migrate` to the switch-over; 0: none
+	Policy         policy.Spec       // what to do about a pre-copy that does not converge; zero: QEMU decides alone
+	LinkRate       int64             // bytes/s of the link, for the policy; 0: not known
+	Mirror         Mirror            // disks that the hosts do not share
+	SwitchAfter    SwitchAfter       // hybrid: when post-copy begins; zero: after one pass
+	StallLimit     time.Duration     // post-copy in which nothing was sent for so long has lost its link, and a destination that is silent so long while disks are copied hangs; 0: 5 s
+	RecoverLimit   time.Duration     // how long a post-copy that lost its link tries to go on, how long its switch may stand still, and how long a QEMU may be silent before it is taken to hang, each at least; 0: 1 min
+	Tunnel         TunnelKind        // what carries the connections from Connect to Listen, which the caller has seen to; "": nothing does
+	TLS            *TLS              // encryption by QEMU itself; nil: as both QEMUs have been told by somebody else, which is usually none
+}
+
+// Plan defaults, and QEMU's own limit on downtime-limit (migration/options.c, 7.2 to 11.1).
+const (
+	defaultMaxBandwidth   = 128 << 20
+	defaultDowntimeLimit  = 300 * time.Millisecond
+	maxDowntimeLimit      = 2000 * time.Second
+	defaultSampleInterval = 10 * time.Millisecond
+	defaultListen         = "tcp:127.0.0.1:0"
+)
+
+func (p Plan) WithDefaults() Plan {
+	if p.Mode == "" {
+		p.Mode = record.PreCopyMode
+	}
+	if p.MaxBandwidth == 0 {
+		p.MaxBandwidth = defaultMaxBandwidth
+	}
+	p.MaxBandwidth = max(p.MaxBandwidth, 0) // QEMU's own word for unlimited
+	if p.DowntimeLimit == 0 {
+		p.DowntimeLimit = defaultDowntimeLimit
+	}
+	if p.SampleInterval == 0 {
+		p.SampleInterval = defaultSampleInterval
+	}
+	if p.Listen == "" {
+		p.Listen = defaultListen
+	}
+	if p.StallLimit == 0 {
+		p.StallLimit = defaultStallLimit
+	}
+	if p.RecoverLimit == 0 {
+		p.RecoverLimit = defaultRecoverLimit
+	}
+	if p.Mode == record.HybridMode && p.SwitchAfter == (SwitchAfter{}) {
+		p.SwitchAfter.Passes = 1
+	}
+	if p.Capabilities = maps.Clone(p.Capabilities); p.Capabilities == nil { // the caller's stays as it is
+		p.Capabilities = map[string]bool{}
+	}
+	if len(p.Mirror.Nodes) > 0 {
+		if p.Mirror.CopyMode == "" {
+			p.Mirror.CopyMode = copyBackground
+		}
+		if _, set := p.Capabilities["pause-before-switchover"]; !set {
+			p.Capabilities["pause-before-switchover"] = true
+		}
+	}
+	if _, set := p.Capabilities["postcopy-ram"]; p.PostCopies() && !set {
+		p.Capabilities["postcopy-ram"] = true
+	}
+	if p.Channels == "" {
+		p.Channels = FormURI
+	}
+	return p
+}
+
+// Check refuses what needs no QEMU to be refused.
+func (p Plan) Check() error {
+	switch {
+	case !slices.Contains([]record.Mode{record.PreCopyMode, record.StopAndCopyMode, record.PostCopyMode, record.HybridMode}, p.Mode):
+		return &UnsupportedError{fmt.Sprintf("mode %q", p.Mode), fmt.Sprintf("have %s, %s, %s, %s", record.PreCopyMode, record.StopAndCopyMode, record.PostCopyMode, record.HybridMode)}
+	case p.PostCopies() && !p.Capabilities["postcopy-ram"]:
+		return fmt.Errorf("mode %s needs the capability postcopy-ram: leave out --capability postcopy-ram=off", p.Mode)
+	case p.SwitchAfter != (SwitchAfter{}) && p.Mode != record.HybridMode:
+		return fmt.Errorf("--switch-after is for mode %s, this one is %s", record.HybridMode, p.Mode)
+	case p.Channels != FormURI && p.Channels != FormChannels:
+		return fmt.Errorf("channels %q: have %s, %s", p.Channels, FormURI, FormChannels)
+	case p.DowntimeLimit < time.Millisecond || p.DowntimeLimit > maxDowntimeLimit || p.DowntimeLimit%time.Millisecond != 0:
+		return fmt.Errorf("downtime-limit %s: QEMU takes whole milliseconds from 1ms to 2000s", p.DowntimeLimit)
+	}
+	if err := p.checkMirror(); err != nil {
+		return err
+	}
+	for _, name := range []string{"x-colo", "background-snapshot", "mapped-ram"} {
+		if p.Capabilities[name] {
+			return &UnsupportedError{"capability " + name, "it makes `migrate` something else than a move of a running guest, which is what mode " + string(p.Mode) + " does"}
+		}
+	}
+	if on, set := p.Capabilities["events"]; set && !on {
+		return fmt.Errorf("capability events=off: qmigrate times the stages by MIGRATION events and needs them")
+	}
+	for flag, name := range map[string]string{"--max-bandwidth": "max-bandwidth", "--downtime-limit": "downtime-limit"} {
+		if _, set := p.Parameters[name]; set {
+			return fmt.Errorf("parameter %s: give it as %s, with its unit", name, flag)
+		}
+	}
+	if p.TLS != nil {
+		return p.TLS.check(p)
+	}
+	return nil
+}
+
+// checkMirror refuses in the plan what needs no QEMU to be refused.
+func (p Plan) checkMirror() error {
+	if len(p.Mirror.Nodes) == 0 {
+		return nil
+	}
+	seen := map[string]bool{}
+	for _, node := range p.Mirror.Nodes {
+		if node == "" || seen[node] {
+			return fmt.Errorf("mirror %s: each block node once, by its name", strings.Join(p.Mirror.Nodes, ","))
+		}
+		seen[node] = true
+	}
+	switch p.Mirror.CopyMode {
+	case copyBackground, copyWriteBlocking:
+	default:
+		return fmt.Errorf("mirror copy-mode %q: have %s, %s", p.Mirror.CopyMode, copyBackground, copyWriteBlocking)
+	}
+	if !p.Capabilities["pause-before-switchover"] {
+		return errors.New("capability pause-before-switchover=off: a mirror is ended in the pause that it makes, between the guest's stop and the destination's start")
+	}
+	if p.Tunnel != "" {
+		return errors.New("mirror through a tunnel: the disks would travel beside the tunnel, in clear: use --tls, which encrypts them too")
+	}
+	if p.Mirror.MaxBandwidth < 0 {
+		return fmt.Errorf("mirror max-bandwidth of %d bytes/s: must not be negative", p.Mirror.MaxBandwidth)
+	}
+	_, _, err := p.NbdAddress()
+	return err
+}
+
+// NbdAddress is where the NBD server is to listen: a path, or a host and a port, "" for any.
+func (p Plan) NbdAddress() (network, address string, err error) {
+	listen := p.Mirror.Listen
+	if listen == "" {
+		kind, rest, _ := strings.Cut(p.Listen, ":")
+		switch kind {
+		case "tcp":
+			host, _, err := net.SplitHostPort(rest)
+			if err != nil {
+				return "", "", fmt.Errorf("read --listen %s: %w", p.Listen, err)
+			}
+			return "tcp", net.JoinHostPort(host, ""), nil
+		case "unix":
+			return "unix", rest + ".nbd", nil
+		}
+		return "", "", fmt.Errorf("mirror: the destination's NBD server needs an address of its own beside --listen %s: give it as HOST, HOST:PORT or unix:PATH", p.Listen)
+	}
+	if path, ok := strings.CutPrefix(listen, "unix:"); ok && path != "" {
+		return "unix", path, nil
+	}
+	host, port, err := net.SplitHostPort(listen)
+	if err != nil {
+		host, port = strings.Trim(listen, "[]"), ""
+	}
+	if n, err := strconv.ParseUint(port, 10, 16); port != "" && (err != nil || n == 0) {
+		return "", "", fmt.Errorf("mirror address %s: %q is no port (QEMU does not tell which one it took for 0)", listen, port)
+	}
+	return "tcp", net.JoinHostPort(host, port), nil
+}
+
+// Defaults of Plan.
+const (
+	defaultStallLimit   = 5 * time.Second
+	defaultRecoverLimit = time.Minute
+)
+
+// SwitchAfter is when a hybrid migration goes over to post-copy: when so many passes have ended, or so long after `migrate`,
+// whichever comes first.
+type SwitchAfter struct {
+	Passes int
+	Time   time.Duration
+}
+
+func (s SwitchAfter) String() string {
+	switch {
+	case s.Time == 0:
+		return fmt.Sprint(s.Passes)
+	case s.Passes == 0:
+		return s.Time.String()
+	}
+	return fmt.Sprintf("%d,%s", s.Passes, s.Time)
+}
+
+// PostCopies tells whether this mode may go over to post-copy.
+func (p Plan) PostCopies() bool {
+	return p.Mode == record.PostCopyMode || p.Mode == record.HybridMode
+}
+
+// target is the URI that the source will connect to, as far as it is known before the destination listens.
+func (p Plan) target() string {
+	if p.Connect != "" {
+		return p.Connect
+	}
+	return p.Listen
+}
+
+// Hosts are the names or addresses by which the source will know the destination: one, or none, as with a unix socket.
+func (p Plan) Hosts() []string {
+	if host := p.Host(); host != "" {
+		return []string{host}
+	}
+	return nil
+}
+
+func (p Plan) Host() string {
+	rest, ok := strings.CutPrefix(p.WithDefaults().target(), "tcp:")
+	if !ok {
+		return ""
+	}
+	host, _, err := net.SplitHostPort(rest)
+	if err != nil {
+		return ""
+	}
+	return host
+}
+
+// The forms of an address in `migrate` and `migrate-incoming`. Both say the same; the second is QEMU 8.2's, and newer things will come in it alone.
+const (
+	FormURI      = "uri"
+	FormChannels = "channels"
+)
+
+// CheckAddresses refuses addresses that cannot be two ends of one stream.
+func (p Plan) CheckAddresses() error {
+	for flag, uri := range map[string]string{"--listen": p.Listen, "--connect": p.Connect} {
+		if uri == "" {
+			continue
+		}
+		a, err := qmp.ParseAddress(uri)
+		if err != nil {
+			return fmt.Errorf("%s: %w", flag, err)
+		}
+		if a.Kind == "file" {
+			return fmt.Errorf("%s %s: a file is no migration: use `qmigrate save` and `qmigrate restore`", flag, uri)
+		}
+	}
+	kind, _, _ := strings.Cut(p.Listen, ":")
+	switch {
+	case p.Channels == FormChannels && strings.Contains(p.Listen+p.Connect, ",") && kind == "tcp":
+		return errors.New("--channels channels: an address with options after a comma is for --channels uri")
+	case HandsOver(p.Listen) && p.Connect != "" && p.Connect != p.Listen:
+		return fmt.Errorf("--listen %s and --connect %s: both sides get a descriptor of that name: leave --connect out", p.Listen, p.Connect)
+	case (kind == "exec" || kind == "fd" && !HandsOver(p.Listen)) && p.Connect == "":
+		return fmt.Errorf("--listen %s needs --connect too: the source has to reach what the destination reads", p.Listen)
+	}
+	return nil
+}
