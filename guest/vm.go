@@ -81,8 +81,7 @@ func start(ctx context.Context, h hostnet.Host, s Spec, c hostnet.Command) (_ *V
 	if dir := debian.OwnModules(s.QEMU); dir != "" { // the wrapper says so too, but not everybody starts it by the wrapper
 		c.Env = append(slices.Clone(c.Env), "QEMU_MODULE_DIR="+dir)
 	}
-	// QEMU makes its sockets with the umask it finds; exec keeps the process.
-	c.Args = append([]string{"/bin/sh", "-c", `umask 0177; exec "$@"`, "sh"}, c.Args...)
+	c.Umask = 0o177 // QEMU makes its sockets with what it finds
 	c.Log = s.Socket("log")
 	vm.proc, err = h.Start(ctx, c)
 	if err != nil {

@@ -65,7 +65,9 @@ type Command struct {
 	Env  []string // added to ours
 	Only bool     // Env is the whole environment: ours is not added
 	Dir  string   // folder that it starts in; "" is ours
-	Log  string   // file on the host that standard output and error are appended to (made with mode 0600); "" discards them
+	// Umask is taken from the modes of what it creates; 0 leaves it our own. On a host by As, 0 is 0.
+	Umask int
+	Log   string // file on the host that standard output and error are appended to (made with mode 0600); "" discards them
 
 	Stdin          io.Reader // nil reads nothing
 	Stdout, Stderr io.Writer // nil discards; Log is not used when any stream is given
@@ -128,7 +130,10 @@ func Find(_ context.Context, name string) (Host, error) {
 }
 
 // machine is this machine as seen from one of its network namespaces; "" is the one that we are in.
-type machine struct{ namespace string }
+type machine struct {
+	namespace string
+	like      *Like // nil: processes are started as we are
+}
 
 // do runs f on a thread that is in the namespace. Sockets that f makes belong to the namespace for good, and processes
 // that it starts are born in it.
@@ -215,14 +220,46 @@ func (m machine) resolve(ctx context.Context, network, address string) (string, 
 	return net.JoinHostPort(first, port), nil
 }
 
-func (m machine) ReadFile(name string) ([]byte, error) { return os.ReadFile(name) }
-func (m machine) WriteFile(name string, data []byte, perm fs.FileMode) error {
-	return os.WriteFile(name, data, perm)
+func (m machine) ReadFile(name string) ([]byte, error) {
+	if m.like == nil {
+		return os.ReadFile(name)
+	}
+	f, err := m.like.open(name, os.O_RDONLY, 0)
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	return io.ReadAll(f)
 }
-func (m machine) MkdirAll(name string, perm fs.FileMode) error { return os.MkdirAll(name, perm) }
-func (m machine) RemoveAll(name string) error                  { return os.RemoveAll(name) }
-func (m machine) Stat(name string) (fs.FileInfo, error)        { return os.Stat(name) }
-func (m machine) Clock(context.Context) (Clock, error)         { return Clock{}, nil }
+
+func (m machine) WriteFile(name string, data []byte, perm fs.FileMode) error {
+	if m.like == nil {
+		return os.WriteFile(name, data, perm)
+	}
+	f, err := m.like.open(name, os.O_WRONLY|os.O_CREATE|os.O_TRUNC, perm)
+	if err != nil {
+		return err
+	}
+	_, err = f.Write(data)
+	return errors.Join(err, f.Close())
+}
+
+func (m machine) MkdirAll(name string, perm fs.FileMode) error {
+	if m.like == nil {
+		return os.MkdirAll(name, perm)
+	}
+	return m.like.mkdir(name, perm)
+}
+
+func (m machine) RemoveAll(name string) error {
+	if m.like == nil {
+		return os.RemoveAll(name)
+	}
+	return m.like.remove(name)
+}
+
+func (m machine) Stat(name string) (fs.FileInfo, error) { return os.Stat(name) }
+func (m machine) Clock(context.Context) (Clock, error)  { return Clock{}, nil }
 
 // UnsupportedError says that this machine or user lacks something that was asked for.
 type UnsupportedError struct {

@@ -26,8 +26,14 @@ func (m machine) Start(ctx context.Context, c Command) (Process, error) {
 	if err := ctx.Err(); err != nil {
 		return nil, fmt.Errorf("start %s: %w", c.Args[0], err)
 	}
+	if c.Umask != 0 && m.like == nil { // exec keeps the process
+		set := fmt.Sprintf(`umask %04o; exec "$@"`, c.Umask)
+		c.Args = append([]string{"/bin/sh", "-c", set, "sh"}, c.Args...)
+	}
 	cmd := exec.Command(c.Args[0], c.Args[1:]...)
-	cmd.Dir = c.Dir
+	if m.like == nil {
+		cmd.Dir = c.Dir
+	}
 	if cmd.Env = c.Env; !c.Only {
 		cmd.Env = append(os.Environ(), c.Env...)
 	}
@@ -37,7 +43,11 @@ func (m machine) Start(ctx context.Context, c Command) (Process, error) {
 	} else {
 		cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
 		if c.Log != "" {
-			log, err := os.OpenFile(c.Log, os.O_WRONLY|os.O_CREATE|os.O_APPEND, 0o600)
+			open := os.OpenFile
+			if m.like != nil {
+				open = m.like.open
+			}
+			log, err := open(c.Log, os.O_WRONLY|os.O_CREATE|os.O_APPEND, 0o600)
 			if err != nil {
 				return nil, fmt.Errorf("start %s: %w", c.Args[0], err)
 			}
@@ -46,7 +56,11 @@ func (m machine) Start(ctx context.Context, c Command) (Process, error) {
 		}
 	}
 	// The fork is made by the calling thread, and the child is where that thread is.
-	if err := m.do(cmd.Start); err != nil {
+	start := func() error { return m.do(cmd.Start) }
+	if m.like != nil {
+		start = func() error { return m.like.start(cmd, m.namespace, c.Dir, c.Umask) }
+	}
+	if err := start(); err != nil {
 		return nil, fmt.Errorf("start %s: %w", c.Args[0], err)
 	}
 	p := &child{cmd: cmd, done: make(chan struct{})}

@@ -1,12 +1,12 @@
 package main
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
 	"io"
 	"net"
-	"os/exec"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -67,8 +67,34 @@ func (c *commands) launch(x *cli.Context, src *endpoint.Endpoint, p *plan.Plan) 
 	if err != nil {
 		return nil, fmt.Errorf("launch destination: %w", err)
 	}
+	whole := *proc
+	if x.String("destination-qemu") != "" {
+		whole.Changed = false // another program takes its place
+	}
+	like, among, err := whole.Beside()
+	if err != nil {
+		return nil, fmt.Errorf("launch destination: %w", err)
+	}
+	if among {
+		if x.String("destination-qemu") != "" {
+			return nil, usagef("--destination-qemu: the source has another root than we, so its destination can only be " +
+				"the QEMU that it runs: leave it out, or start the destination yourself")
+		}
+		if change.Dir, err = proc.Folder(dir); err != nil {
+			return nil, fmt.Errorf("launch destination: %w", err)
+		}
+		like.Among = src.Process.(*peer).proc
+		if !x.IsSet("destination-host") {
+			like.Network, network = true, proc.Network
+		}
+	}
+	if like != nil {
+		if host, err = hostnet.As(host, *like); err != nil {
+			return nil, fmt.Errorf("launch destination: %w", err)
+		}
+	}
 	if change.OtherNetwork = network != proc.Network; change.OtherNetwork {
-		if err := listenAcross(x, p, dir); err != nil {
+		if err := listenAcross(x, p, change.Dir); err != nil {
 			return nil, err
 		}
 	}
@@ -81,11 +107,8 @@ func (c *commands) launch(x *cli.Context, src *endpoint.Endpoint, p *plan.Plan) 
 		}
 		change.QEMU, env = b.Path, proc.EnvFor()
 	}
-	if err := startable(proc, change.QEMU != ""); err != nil {
-		return nil, fmt.Errorf("launch destination: %w", err)
-	}
 	if proc.Changed && change.QEMU == "" {
-		now, err := versionOf(x.Context, proc)
+		now, err := versionOf(x.Context, host, proc)
 		if err != nil {
 			return nil, fmt.Errorf("launch destination: %s has been replaced since the source was started from it: %w: "+
 				"name another with --destination-qemu", proc.Program, err)
@@ -110,6 +133,13 @@ func (c *commands) launch(x *cli.Context, src *endpoint.Endpoint, p *plan.Plan) 
 			"the destination has by then; disable it there first")
 	}
 	if !x.Bool("quiet") {
+		if like != nil {
+			fmt.Fprintf(c.stderr, "launch: it is started as user %d, group %d, as the source is\n", like.UID, like.GID)
+		}
+		if among {
+			fmt.Fprintf(c.stderr, "launch: it is started among the files of process %d, which has %s as %s\n", proc.PID, dir,
+				change.Dir)
+		}
 		printChanges(c.stderr, line.Changes)
 		for _, d := range l.doubts {
 			fmt.Fprintln(c.stderr, "launch:", d)
@@ -171,26 +201,23 @@ func processOf(ctx context.Context, e *endpoint.Endpoint) (*facts.Facts, *launch
 	return found, proc, nil
 }
 
-// startable is why a second process like the source cannot be started here; its program does not matter with another.
-func startable(p *launch.Process, other bool) error {
-	if other {
-		q := *p
-		q.Changed = false
-		p = &q
-	}
-	return p.Startable()
-}
-
 // versionOf asks the program that is there now.
-func versionOf(ctx context.Context, p *launch.Process) (string, error) {
-	command := append(p.Command(), "--version")
-	cmd := exec.CommandContext(ctx, command[0], command[1:]...)
-	cmd.Env = p.Env
-	out, err := cmd.Output()
+func versionOf(ctx context.Context, host hostnet.Host, p *launch.Process) (string, error) {
+	var out bytes.Buffer
+	proc, err := host.Start(ctx, hostnet.Command{Args: append(p.Command(), "--version"), Env: p.Env, Only: true,
+		Stdout: &out})
+	if err == nil {
+		select {
+		case <-proc.Done():
+			err = proc.Err()
+		case <-ctx.Done():
+			err = errors.Join(ctx.Err(), proc.Kill(context.WithoutCancel(ctx)))
+		}
+	}
 	if err != nil {
 		return "", fmt.Errorf("ask it for its version: %w", err)
 	}
-	_, v, _ := strings.Cut(string(out), "version ")
+	_, v, _ := strings.Cut(out.String(), "version ")
 	v, _, _ = strings.Cut(v, "\n")
 	return v, nil
 }

@@ -51,6 +51,9 @@ func ReadHeld(pid int) (*Held, error) {
 	if err != nil {
 		return nil, fmt.Errorf("ask what process %d holds: %w", pid, err)
 	}
+	if root, err := os.Readlink(base + "/root"); err == nil {
+		dir = (&Process{Root: root}).inside(dir)
+	}
 	h := &Held{dir: dir, file: func(p string) (fileID, bool) { return fileAs(pid, p) }}
 	locked := map[fileID]bool{}
 	if b, err := os.ReadFile("/proc/locks"); err == nil {
@@ -245,23 +248,4 @@ func (h *Held) named(key, value string, ports bool) (what string, ok bool) {
 		}
 	}
 	return "", false
-}
-
-// fileAs is the file that a path names for a process, in its root and its mount namespace.
-func fileAs(pid int, name string) (fileID, bool) {
-	root, err := unix.Open(fmt.Sprintf("/proc/%d/root", pid), unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
-	if err != nil {
-		return fileID{}, false
-	}
-	defer unix.Close(root)
-	fd, err := unix.Openat2(root, name, &unix.OpenHow{Flags: unix.O_PATH | unix.O_CLOEXEC, Resolve: unix.RESOLVE_IN_ROOT})
-	if err != nil {
-		return fileID{}, false
-	}
-	defer unix.Close(fd)
-	var st unix.Stat_t
-	if unix.Fstat(fd, &st) != nil {
-		return fileID{}, false
-	}
-	return fileID{st.Dev, st.Ino}, true
 }

@@ -115,7 +115,7 @@ func (m *mover) key(w word, r Rule, v value, p pair) (_ pair, gone []string, ok 
 		m.moves = m.moves || p.value != from
 		return p, nil, ok
 	case Refuse:
-		if v.on(p.key) || r.Key == "rr" || r.Key == "port" {
+		if v.on(p.key) || r.Key == "rr" || r.Key == "port" || r.Key == "chroot" {
 			m.refuse(w.option, w.value, r.Has+", which "+outOfReach)
 		}
 		return p, nil, true

@@ -27,12 +27,15 @@ type Process struct {
 	Args    []string // the command line, with Program and before it the linker in place of how it was called
 	Env     []string // all of its environment but what a service manager gave to it alone
 	Dir     string   // its working folder; with -daemonize, which leaves it, the one that it was started in
+	Root    string   // its root as we see it, or as its own mounts have it; "/" if it is not moved
 	UID     int      // the user that it acts as
 	Cgroup  string   // content of /proc/PID/cgroup
 	Limits  Limits
 	Network uint64 // its network namespace; equal numbers are one
 
-	otherRoot, otherMounts bool
+	owner                              owner
+	label                              string // what its security module has for it, if not what we have
+	otherRoot, otherMounts, otherUsers bool
 }
 
 // Limits are what a process may have; nil is no limit.
@@ -63,7 +66,11 @@ func ReadProcess(pid int) (*Process, error) {
 		p.Dir, err = os.Readlink(base + "/cwd")
 	}
 	if err == nil {
-		p.UID, err = effectiveUser(status)
+		p.Root, err = os.Readlink(base + "/root")
+	}
+	if err == nil {
+		p.owner, err = parseOwner(status)
+		p.UID = p.owner.uid
 	}
 	if err == nil {
 		p.Limits, err = parseLimits(limits)
@@ -77,6 +84,7 @@ func ReadProcess(pid int) (*Process, error) {
 	if strings.HasSuffix(p.Dir, " (deleted)") {
 		p.Dir = "/" // relative names are those of nothing any more
 	}
+	exe, p.Dir = p.inside(exe), p.inside(p.Dir)
 	args := procfs.Args(cmdline)
 	p.Env, p.Dir = environment(procfs.Args(environ), args, p.Dir)
 	by, rest := debian.SplitLoader(args)
@@ -144,26 +152,6 @@ func (p *Process) Startable() error {
 	return nil
 }
 
-// otherFile finds a word of the command line that names another file for the process than for us.
-func (p *Process) otherFile() (string, bool) {
-	if !p.otherMounts {
-		return "", false
-	}
-	for _, arg := range p.Args {
-		for _, piece := range strings.FieldsFunc(arg, func(r rune) bool { return strings.ContainsRune(`,=:"`, r) }) {
-			if !strings.HasPrefix(piece, "/") {
-				continue
-			}
-			theirs, there := fileAs(p.PID, piece)
-			ours, here := fileAs(os.Getpid(), piece)
-			if there && (!here || theirs != ours) && !strings.HasPrefix(piece, "/proc/") {
-				return piece, true
-			}
-		}
-	}
-	return "", false
-}
-
 // ReadFile reads a file as the process sees it: in its root, from its working folder.
 func (p *Process) ReadFile(name string) ([]byte, error) {
 	if !filepath.IsAbs(name) {
@@ -214,6 +202,10 @@ func (p *Process) namespaces() error {
 	it := strconv.Itoa(p.PID)
 	p.otherRoot = of(it, "root") != of("self", "root")
 	p.otherMounts = of(it, "ns/mnt") != of("self", "ns/mnt")
+	p.otherUsers = of(it, "ns/user") != of("self", "ns/user")
+	if theirs := label(it); theirs != label("self") && !strings.HasPrefix(theirs, "unconfined") {
+		p.label = theirs
+	}
 	p.Network = of(it, "ns/net").ino
 	return errors.Join(errs...)
 }
@@ -238,15 +230,6 @@ func environment(env, args []string, cwd string) (keep []string, dir string) {
 		}
 	}
 	return keep, dir
-}
-
-// effectiveUser reads the second number of Uid: in /proc/PID/status.
-func effectiveUser(status []byte) (int, error) {
-	f := strings.Fields(procfs.Value(status, "Uid"))
-	if len(f) != 4 {
-		return 0, errors.New("its status names no user")
-	}
-	return strconv.Atoi(f[1])
 }
 
 // parseLimits reads /proc/PID/limits.

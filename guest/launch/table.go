@@ -176,6 +176,10 @@ var rules = []Rule{
 	{"-preconfig", "", "", "how its process began", Drop, ""},
 	{"-daemonize", "", "", "how its process began", Drop, ""},
 	{"-run-with", "", "exit-with-parent", "its own parent", Drop, "exit-with-parent=on"},
+	{"-run-with", "", "user", becomes, Drop, "user=nobody"},
+	{"-run-with", "", "chroot", goes, Refuse, "chroot=/srv/empty"},
+	{"-runas", "", "", becomes, Drop, "nobody"},
+	{"-chroot", "", "", goes, Refuse, "/srv/empty"},
 	{"-object", "memory-backend-file", "mem-path", "file behind memory that is shared", Ask,
 		"memory-backend-file,id=m,size=1G,share=on,mem-path=/dev/shm/a"},
 	{"-object", "filter-dump", "file", "file, created", Move, "filter-dump,id=d,netdev=n,file=/tmp/n.pcap"},
@@ -188,6 +192,11 @@ var rules = []Rule{
 	{"-object", "pr-manager-helper", "path", "socket of a server for many", Keep, "pr-manager-helper,id=p,path=/run/pr"},
 }
 
+const (
+	becomes = "the user that it becomes, as which the destination is started"
+	goes    = "root that it goes to when it has opened its files"
+)
+
 // flags are the options without a value. Source: -help and qemu-options.hx of 7.2, 10.0 and 11.1.
 var flags = words(`-h -help -version -S -s -daemonize -snapshot -nodefaults -no-user-config -nographic -curses -full-screen
 	-alt-grab -ctrl-grab -no-quit -sdl -portrait -usb -no-acpi -no-hpet -no-fd-bootchk -win2k-hack -enable-kvm -no-reboot
@@ -196,7 +205,7 @@ var flags = words(`-h -help -version -S -s -daemonize -snapshot -nodefaults -no-
 
 // plain are the options with a value that hold nothing: sizes, names and texts for the guest.
 var plain = words(`-M -cpu -accel -smp -numa -boot -m -k -name -uuid -append -iscsi -usbdevice -vga -rotate -nic -net -mon -compat
-	-overcommit -d -dfilter -seed -xen-domid -action -rtc -watchdog -watchdog-action -echr -sandbox -msg -chroot -runas -g
+	-overcommit -d -dfilter -seed -xen-domid -action -rtc -watchdog -watchdog-action -echr -sandbox -msg -g
 	-semihosting-config -prom-env -soundhw -global -id`)
 
 func words(s string) map[string]bool {

@@ -158,8 +158,16 @@ func TestPage(t *testing.T) {
 		"it has open for writing or has locked. Ports and abstract names count within a network namespace. The kernel has no table of vsock: a context number counts on the whole host. `-readconfig`\n" +
 		"and `-set` are read first and count as the options that they stand for. An option that is not here, and not in the list at the end, passes and is named, unless it names something that the source holds; that is refused.\n" +
 		"`-qmp`, `-monitor`, `-parallel`, `-debugcon`, `-qtest` and `-gdb` take all that `-serial` takes; `-nic` and `-net` all that `-netdev` takes.\n\n" +
-		"The program is the file that the source runs (`/proc/PID/exe`, a dynamic linker looked through), in the source's working folder and with its environment. It is refused where the source runs as\n" +
-		"another user or under another root, where the program has been removed, and where there is no memory for a second guest. A program that has been replaced, as by an upgrade, is named with both versions.\n\n" +
+		"The program is the file that the source runs (`/proc/PID/exe`, a dynamic linker looked through), in the source's working folder and with its environment. It is refused where the program has\n" +
+		"been removed, and where there is no memory for a second guest. A program that has been replaced, as by an upgrade, is named with both versions.\n\n" +
+		"The destination is always started as the source's user; root never runs another user's program as root. If qmigrate runs as root and the source does not, the destination gets the source's user,\n" +
+		"group and supplementary groups, and no capability that the source cannot have. The new folder is made by that user, or by root and given to that user where only root can write. `-runas` is left\n" +
+		"out; a file that only root may open is then refused by the destination's QEMU, before anything is changed.\n\n" +
+		"If the source is in a chroot or a container (another root, or other mounts in which one of its files is another one), root starts the destination in the same root, mounts and process numbers, and in\n" +
+		"the same network unless `--destination-host` says otherwise. Its program and all paths are those of there, also in `--path`. The folder of `--destination` is named as qmigrate sees it, and the source\n" +
+		"must see it too: `unix:/srv/jail/tmp/b` for a chroot in /srv/jail, or `unix:/proc/PID/root/tmp/b`. The control group is qmigrate's. These are refused: another user namespace, a seccomp filter that\n" +
+		"QEMU did not make itself (in a container: any), a label of a security module, a source with several user numbers, and a source that went to its root after its start (`-chroot`). Where qmigrate\n" +
+		"does not run as root, the source must be its own user's and have its root.\n\n" +
 		"A port of `hostfwd` moves in the moment after the guest: `hostfwd_remove` on the source, `hostfwd_add` on the destination. Connections through it end. Where that fails the record warns; where qmigrate is killed\n" +
 		"before, `--recover` does not know of the port: end the source, then give the destination's monitor `hostfwd_add ID RULE`.\n\n" +
 		"| option | of | key | what it has | what becomes of it |\n|---|---|---|---|---|\n")
