@@ -297,7 +297,7 @@ func Endpoint(vm *guest.VM) *endpoint.Endpoint {
 		Name:    "unix:" + vm.Spec().Socket(guest.Control),
 		Host:    vm.Host().Name(),
 		Control: dial(guest.Control), Events: dial(guest.Events), Sampler: dial(guest.Sampler),
-		Process: Process{vm.Host(), vm.Process()}, ReadFile: vm.Host().ReadFile, Files: true,
+		Process: NewProcess(vm.Host(), vm.Process()), ReadFile: vm.Host().ReadFile, Files: true,
 		Clock: func(ctx context.Context) (time.Duration, time.Duration, error) {
 			c, err := vm.Host().Clock(ctx)
 			return c.Offset, c.Error, err

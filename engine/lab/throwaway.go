@@ -58,17 +58,17 @@ func Facts(ctx context.Context, qemu, accelerator string, schemas qmp.SchemaCach
 	return f, nil
 }
 
-// longFolder is a name in which there would be no room for qmig-try-NUMBER/vm/control.qmp within the kernel's 107 bytes.
+// longFolder is the longest name of a folder that leaves room for qmig-try-NUMBER/vm/control.qmp: the path of a unix
+// socket may have 107 bytes.
 const longFolder = 60
 
 // onThrowaway does something with a QEMU that has no guest, and ends it.
 func onThrowaway(ctx context.Context, command, env []string, accelerator string, do func(*guest.VM) error) (err error) {
-	var dir string
-	if len(os.TempDir()) < longFolder {
-		dir, err = os.MkdirTemp("", "qmig-try-")
-	} else if err = os.MkdirAll(Folder(), 0o700); err == nil { // a socket's path is short
-		dir, err = os.MkdirTemp(Folder(), beingMade)
+	parent := os.TempDir()
+	if len(parent) > longFolder {
+		parent = "/tmp"
 	}
+	dir, err := os.MkdirTemp(parent, "qmig-try-")
 	if err != nil {
 		return err
 	}
