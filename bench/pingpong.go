@@ -8,8 +8,8 @@ import (
 	"time"
 
 	"qmigrate/engine"
+	"qmigrate/engine/connect"
 	"qmigrate/engine/endpoint"
-	"qmigrate/engine/lab"
 	"qmigrate/engine/plan"
 	"qmigrate/engine/record"
 	"qmigrate/guest"
@@ -103,7 +103,7 @@ func (p *pingPong) migrate(ctx context.Context, planned plan.Plan, o plan.Option
 	if err != nil {
 		return nil, err
 	}
-	src, dst := lab.Endpoint(p.vm), lab.Endpoint(destination)
+	src, dst := connect.Endpoint(p.vm), connect.Endpoint(destination)
 	if around != nil {
 		around(src, dst)
 	}

@@ -10,7 +10,7 @@ import (
 	"time"
 
 	"qmigrate/engine"
-	"qmigrate/engine/lab"
+	"qmigrate/engine/connect"
 	"qmigrate/engine/plan"
 	"qmigrate/guest"
 	"qmigrate/hostnet"
@@ -43,7 +43,7 @@ func (b *bench) roundTripOf(ctx context.Context, r *Result, q guest.Binary) (err
 	if err != nil {
 		return err
 	}
-	if _, err := engine.Migrate(ctx, lab.Endpoint(p.vm), lab.Endpoint(destination), plan.Plan{SampleInterval: -1}, plan.Options{}); err != nil {
+	if _, err := engine.Migrate(ctx, connect.Endpoint(p.vm), connect.Endpoint(destination), plan.Plan{SampleInterval: -1}, plan.Options{}); err != nil {
 		return err
 	}
 	if err := destination.Close(); err != nil { // quiet

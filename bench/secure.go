@@ -7,7 +7,7 @@ import (
 	"os"
 	"path/filepath"
 
-	"qmigrate/engine/lab"
+	"qmigrate/engine/connect"
 	"qmigrate/engine/plan"
 	"qmigrate/guest"
 	"qmigrate/guest/wire"
@@ -88,9 +88,9 @@ func (b *bench) throughput(ctx context.Context, p *pingPong, w *secured) (_ floa
 	want := plan.Plan{MaxBandwidth: -1, Tunnel: w.tunnel}
 	if w.tls != "" {
 		t := &plan.TLS{Kind: w.tls, SourceDir: filepath.Join(dir, "a"), DestinationDir: filepath.Join(dir, "b")}
-		source, destination, err := lab.Credentials(t, want.Hosts()...)
+		source, destination, err := connect.Credentials(t, want.Hosts()...)
 		if err == nil {
-			err = errors.Join(lab.WriteCredentials(hostnet.Local(), t.SourceDir, source), lab.WriteCredentials(hostnet.Local(), t.DestinationDir, destination))
+			err = errors.Join(connect.WriteCredentials(hostnet.Local(), t.SourceDir, source), connect.WriteCredentials(hostnet.Local(), t.DestinationDir, destination))
 		}
 		if err != nil {
 			return 0, err
@@ -98,8 +98,8 @@ func (b *bench) throughput(ctx context.Context, p *pingPong, w *secured) (_ floa
 		want.TLS = t
 	}
 	if w.tunnel != "" {
-		s := lab.TunnelSpec{Kind: w.tunnel, Source: hostnet.Local(), Destination: hostnet.Local(), Address: "127.0.0.1", In: filepath.Join(dir, "in"), Out: filepath.Join(dir, "out")}
-		t, err := lab.OpenTunnel(ctx, s)
+		s := connect.TunnelSpec{Kind: w.tunnel, Source: hostnet.Local(), Destination: hostnet.Local(), Address: "127.0.0.1", In: filepath.Join(dir, "in"), Out: filepath.Join(dir, "out")}
+		t, err := connect.OpenTunnel(ctx, s)
 		if err != nil {
 			return 0, err
 		}

@@ -11,8 +11,8 @@ import (
 	"time"
 
 	"qmigrate/engine"
+	"qmigrate/engine/connect"
 	"qmigrate/engine/fit"
-	"qmigrate/engine/lab"
 	"qmigrate/engine/plan"
 	"qmigrate/engine/record"
 	"qmigrate/guest"
@@ -117,7 +117,7 @@ func TestArrives(t *testing.T) {
 					t.Fatalf("the guest is %s, want %s", state(t, src), s.state)
 				}
 			}
-			r, err := engine.Migrate(within.Context(t), lab.Endpoint(src), lab.Endpoint(dst), plan.Plan{Mode: c.mode},
+			r, err := engine.Migrate(within.Context(t), connect.Endpoint(src), connect.Endpoint(dst), plan.Plan{Mode: c.mode},
 				plan.Options{})
 			if c.want == "" {
 				if err == nil || !strings.Contains(err.Error(), c.said) || state(t, src) != s.state || state(t,
@@ -264,7 +264,7 @@ func TestSleepsOn(t *testing.T) {
 			}
 		}
 		p := plan.Plan{Mode: mode, Connect: "unix:" + filepath.Join(guesttest.Dir(t), "nobody")}
-		r, err := engine.Migrate(within.Context(t), lab.Endpoint(src), lab.Endpoint(dst), p, plan.Options{})
+		r, err := engine.Migrate(within.Context(t), connect.Endpoint(src), connect.Endpoint(dst), p, plan.Options{})
 		if got := state(t, src); err == nil || r.GuestOn != record.Source || got != "suspended" {
 			t.Errorf("%s: %v; the guest is %s on the %s, want suspended on the source", mode, err, got, r.GuestOn)
 		}

@@ -20,8 +20,8 @@ import (
 	"golang.org/x/sys/unix"
 
 	"qmigrate/engine"
+	"qmigrate/engine/connect"
 	"qmigrate/engine/endpoint"
-	"qmigrate/engine/lab"
 	"qmigrate/engine/plan"
 	"qmigrate/engine/record"
 	"qmigrate/guest"
@@ -172,7 +172,7 @@ func newTrial(t *testing.T, qemu string, known bool, change func(a, b *guest.Spe
 // trialOf is newTrial with QEMUs that are there already.
 func trialOf(src, dst *guest.VM, known bool) *trial {
 	x := &trial{src: src, dst: dst, conns: map[record.Holder][]net.Conn{}}
-	x.from, x.to = lab.Endpoint(x.src), lab.Endpoint(x.dst)
+	x.from, x.to = connect.Endpoint(x.src), connect.Endpoint(x.dst)
 	for holder, e := range map[record.Holder]*endpoint.Endpoint{record.Source: x.from, record.Destination: x.to} {
 		if !known {
 			e.Process = nil

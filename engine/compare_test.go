@@ -10,9 +10,9 @@ import (
 	"time"
 
 	"qmigrate/engine"
+	"qmigrate/engine/connect"
 	"qmigrate/engine/facts"
 	"qmigrate/engine/fit"
-	"qmigrate/engine/lab"
 	"qmigrate/engine/plan"
 	"qmigrate/guest"
 	"qmigrate/guest/guesttest"
@@ -66,7 +66,7 @@ func pairVM(t *testing.T, version, name, machine, cpu, args string) *guest.VM {
 
 func inspectVM(t *testing.T, vm *guest.VM) *facts.Facts {
 	t.Helper()
-	f, err := facts.Inspect(within.Context(t), lab.Endpoint(vm), plan.Options{})
+	f, err := facts.Inspect(within.Context(t), connect.Endpoint(vm), plan.Options{})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -297,7 +297,7 @@ func TestIgnoreShared(t *testing.T) {
 		} {
 			t.Run(c.name, func(t *testing.T) {
 				src, dst := pair(t, qemu, func(src, dst *guest.Spec) { src.Extra, dst.Extra = c.src, c.dst })
-				r, err := engine.Migrate(within.Context(t), lab.Endpoint(src), lab.Endpoint(dst), plan.Plan{Capabilities: map[string]bool{"x-ignore-shared": true}}, plan.Options{})
+				r, err := engine.Migrate(within.Context(t), connect.Endpoint(src), connect.Endpoint(dst), plan.Plan{Capabilities: map[string]bool{"x-ignore-shared": true}}, plan.Options{})
 				if c.want != "" {
 					if err == nil || !strings.HasPrefix(err.Error(), c.want) || state(t, src) != "running" || state(t, dst) != "inmigrate" {
 						t.Errorf("%v; want %s and nothing changed; source %s, destination %s", err, c.want, state(t, src), state(t, dst))
@@ -340,7 +340,7 @@ func TestMendOfDIMM(t *testing.T) {
 		}
 		options := room + " " + strings.TrimPrefix(refusals[0].Mend, start)
 		dst := pairVM(t, versions[1], "b", "pc-q35-7.2", "", options)
-		r, err := engine.Migrate(ctx, lab.Endpoint(src), lab.Endpoint(dst), plan.Plan{}, plan.Options{})
+		r, err := engine.Migrate(ctx, connect.Endpoint(src), connect.Endpoint(dst), plan.Plan{}, plan.Options{})
 		if err != nil || r.QEMU.MemoryBytes != 32776<<10+16<<20 {
 			t.Errorf("%v: %d bytes with %s: %v", versions, r.QEMU.MemoryBytes, options, err)
 		}

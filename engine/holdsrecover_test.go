@@ -9,7 +9,7 @@ import (
 	"time"
 
 	"qmigrate/engine"
-	"qmigrate/engine/lab"
+	"qmigrate/engine/connect"
 	"qmigrate/engine/plan"
 	"qmigrate/engine/record"
 	"qmigrate/guest/guesttest"
@@ -245,21 +245,21 @@ func TestArrivedOnce(t *testing.T) {
 	guesttest.EachQEMU(t, func(t *testing.T, qemu string) {
 		t.Parallel()
 		src, dst := pair(t, qemu, nil)
-		_, err := engine.Migrate(within.Context(t), lab.Endpoint(src), lab.Endpoint(dst), plan.Plan{}, plan.Options{})
+		_, err := engine.Migrate(within.Context(t), connect.Endpoint(src), connect.Endpoint(dst), plan.Plan{}, plan.Options{})
 		if err != nil {
 			t.Fatal(err)
 		}
 		t.Run("a stranger's", func(t *testing.T) {
 			x := newTrial(t, qemu, true, nil)
 			x.finished(t)
-			holder, said, err := engine.Recover(within.Context(t), lab.Endpoint(dst), x.to, plan.Plan{}, plan.Options{})
+			holder, said, err := engine.Recover(within.Context(t), connect.Endpoint(dst), x.to, plan.Plan{}, plan.Options{})
 			if a, b := state(t, dst), state(t, x.dst); a != "running" || b != "paused" || err == nil {
 				t.Errorf("source %s, the stranger's guest is %s: holder %s, %q %v", a, b, holder, said, err)
 			}
 		})
 		t.Run("a fresh one", func(t *testing.T) {
 			x := newTrial(t, qemu, true, nil)
-			x.from, x.src = lab.Endpoint(dst), dst
+			x.from, x.src = connect.Endpoint(dst), dst
 			if err := x.somebody(t, record.Source, "stop"); err != nil {
 				t.Fatal(err)
 			}
@@ -271,7 +271,7 @@ func TestArrivedOnce(t *testing.T) {
 		})
 		t.Run("and leaves again", func(t *testing.T) { // the migration's own words count from its own `migrate` on
 			x := newTrial(t, qemu, true, nil)
-			x.from, x.src = lab.Endpoint(dst), dst
+			x.from, x.src = connect.Endpoint(dst), dst
 			_ = x.somebody(t, record.Source, "cont")
 			x.plan = plan.Plan{Mode: record.StopAndCopyMode, Connect: "unix:" + filepath.Join(guesttest.Dir(t), "nobody")}
 			x.run(t, never, 0, nil)

@@ -16,8 +16,8 @@ import (
 	"time"
 
 	"qmigrate/engine"
+	"qmigrate/engine/connect"
 	"qmigrate/engine/endpoint"
-	"qmigrate/engine/lab"
 	"qmigrate/engine/plan"
 	"qmigrate/engine/record"
 	"qmigrate/guest"
@@ -154,7 +154,7 @@ func TestMigrate(t *testing.T) {
 		for _, mode := range []record.Mode{record.PreCopyMode, record.StopAndCopyMode} {
 			t.Run(string(mode), func(t *testing.T) {
 				src, dst := pair(t, qemu, nil)
-				r, err := engine.Migrate(within.Context(t), lab.Endpoint(src), lab.Endpoint(dst), plan.Plan{Mode: mode, MaxBandwidth: 512 << 10}, plan.Options{})
+				r, err := engine.Migrate(within.Context(t), connect.Endpoint(src), connect.Endpoint(dst), plan.Plan{Mode: mode, MaxBandwidth: 512 << 10}, plan.Options{})
 				if err != nil {
 					t.Fatal(err)
 				}
@@ -218,7 +218,7 @@ func TestMigrate(t *testing.T) {
 func TestMigratePausedGuest(t *testing.T) {
 	guesttest.EachQEMU(t, func(t *testing.T, qemu string) {
 		src, dst := pair(t, qemu, func(a, _ *guest.Spec) { a.Paused = true })
-		r, err := engine.Migrate(within.Context(t), lab.Endpoint(src), lab.Endpoint(dst), plan.Plan{}, plan.Options{})
+		r, err := engine.Migrate(within.Context(t), connect.Endpoint(src), connect.Endpoint(dst), plan.Plan{}, plan.Options{})
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -243,7 +243,7 @@ func TestMigrateOptions(t *testing.T) {
 		} {
 			t.Run(fmt.Sprint(p.Capabilities, p.SampleInterval, p.MaxBandwidth), func(t *testing.T) {
 				src, dst := pair(t, qemu, nil)
-				r, err := engine.Migrate(within.Context(t), lab.Endpoint(src), lab.Endpoint(dst), p, plan.Options{})
+				r, err := engine.Migrate(within.Context(t), connect.Endpoint(src), connect.Endpoint(dst), p, plan.Options{})
 				if err != nil {
 					t.Fatal(err)
 				}
@@ -268,7 +268,7 @@ func TestMigrateOptions(t *testing.T) {
 func TestOneMonitor(t *testing.T) {
 	guesttest.EachQEMU(t, func(t *testing.T, qemu string) {
 		src, dst := pair(t, qemu, nil)
-		a, b := lab.Endpoint(src), lab.Endpoint(dst)
+		a, b := connect.Endpoint(src), connect.Endpoint(dst)
 		for _, e := range []*endpoint.Endpoint{a, b} {
 			e.Events, e.Sampler, e.Process, e.Clock = nil, nil, nil, nil
 		}
@@ -312,17 +312,17 @@ func TestRefused(t *testing.T) {
 		} {
 			t.Run(test.name, func(t *testing.T) {
 				src, dst := pair(t, qemu, test.change)
-				to := lab.Endpoint(dst)
+				to := connect.Endpoint(dst)
 				if test.same {
-					to = lab.Endpoint(src)
+					to = connect.Endpoint(src)
 					to.Control, to.Events, to.Sampler = to.Events, nil, nil
-					from := lab.Endpoint(src)
+					from := connect.Endpoint(src)
 					from.Events, from.Sampler = nil, nil
 					_, err := engine.Migrate(within.Context(t), from, to, test.plan, plan.Options{})
 					wantRefusal(t, err, test.want)
 					return
 				}
-				r, err := engine.Migrate(within.Context(t), lab.Endpoint(src), to, test.plan, plan.Options{})
+				r, err := engine.Migrate(within.Context(t), connect.Endpoint(src), to, test.plan, plan.Options{})
 				wantRefusal(t, err, test.want)
 				if r.GuestOn != record.Source && r.Error.Stage != record.Initialization {
 					t.Errorf("guest on %s", r.GuestOn)
@@ -359,7 +359,7 @@ func TestCancel(t *testing.T) {
 					ctx, cancel := context.WithCancel(within.Context(t))
 					timer := time.AfterFunc(after, cancel)
 					defer timer.Stop()
-					r, err := engine.Migrate(ctx, lab.Endpoint(src), lab.Endpoint(dst), plan.Plan{Mode: mode, MaxBandwidth: slow}, plan.Options{})
+					r, err := engine.Migrate(ctx, connect.Endpoint(src), connect.Endpoint(dst), plan.Plan{Mode: mode, MaxBandwidth: slow}, plan.Options{})
 					var stage *record.StageError
 					if !errors.As(err, &stage) || !errors.Is(err, context.Canceled) {
 						t.Fatalf("error is %v", err)
@@ -383,7 +383,7 @@ func TestCancel(t *testing.T) {
 func TestTimeout(t *testing.T) {
 	guesttest.EachQEMU(t, func(t *testing.T, qemu string) {
 		src, dst := pair(t, qemu, nil)
-		r, err := engine.Migrate(within.Context(t), lab.Endpoint(src), lab.Endpoint(dst), plan.Plan{MaxBandwidth: slow, Timeout: 200 * time.Millisecond}, plan.Options{})
+		r, err := engine.Migrate(within.Context(t), connect.Endpoint(src), connect.Endpoint(dst), plan.Plan{MaxBandwidth: slow, Timeout: 200 * time.Millisecond}, plan.Options{})
 		if err == nil || !strings.Contains(err.Error(), "not converged within the time-out of 200ms") || r.Outcome != record.Cancelled {
 			t.Errorf("error %v, outcome %s", err, r.Outcome)
 		}
@@ -405,7 +405,7 @@ func TestFence(t *testing.T) {
 			cancel()
 		})
 		options := plan.Options{Logger: slog.New(stops)}
-		_, err := engine.Migrate(ctx, lab.Endpoint(src), lab.Endpoint(dst), plan.Plan{MaxBandwidth: slow}, options)
+		_, err := engine.Migrate(ctx, connect.Endpoint(src), connect.Endpoint(dst), plan.Plan{MaxBandwidth: slow}, options)
 		if !errors.Is(err, context.Canceled) {
 			t.Fatalf("error is %v", err)
 		}

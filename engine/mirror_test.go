@@ -14,8 +14,8 @@ import (
 	"time"
 
 	"qmigrate/engine"
+	"qmigrate/engine/connect"
 	"qmigrate/engine/endpoint"
-	"qmigrate/engine/lab"
 	"qmigrate/engine/plan"
 	"qmigrate/engine/record"
 	"qmigrate/engine/storage"
@@ -94,7 +94,7 @@ func TestMirror(t *testing.T) {
 						if listen == "unix" {
 							p.Listen = "unix:" + filepath.Join(guesttest.Dir(t), "m")
 						}
-						r, err := engine.Migrate(within.Context(t), lab.Endpoint(src), lab.Endpoint(dst), p, plan.Options{})
+						r, err := engine.Migrate(within.Context(t), connect.Endpoint(src), connect.Endpoint(dst), p, plan.Options{})
 						if err != nil {
 							t.Fatal(err)
 						}
@@ -145,7 +145,7 @@ func TestMirrorRefusals(t *testing.T) {
 		} {
 			t.Run(test.name, func(t *testing.T) {
 				src, dst := pair(t, qemu, mirrored(t, test.change))
-				r, err := engine.Migrate(within.Context(t), lab.Endpoint(src), lab.Endpoint(dst), test.plan, plan.Options{})
+				r, err := engine.Migrate(within.Context(t), connect.Endpoint(src), connect.Endpoint(dst), test.plan, plan.Options{})
 				wantRefusal(t, err, test.want)
 				if r.Error == nil || r.Error.Stage != record.Initialization || strings.Contains(err.Error(), "\n") {
 					t.Errorf("refused in %+v", r.Error)
@@ -161,7 +161,7 @@ func TestMirrorRefusals(t *testing.T) {
 		// One and the same file on both sides is found out by its lock, when the source has not been touched.
 		t.Run("same file", func(t *testing.T) {
 			src, dst := pair(t, qemu, mirrored(t, func(a, b *guest.Spec) { b.Disks[0].Path = a.Disks[0].Path }))
-			_, err := engine.Migrate(within.Context(t), lab.Endpoint(src), lab.Endpoint(dst), plan.Plan{Mirror: nodes}, plan.Options{})
+			_, err := engine.Migrate(within.Context(t), connect.Endpoint(src), connect.Endpoint(dst), plan.Plan{Mirror: nodes}, plan.Options{})
 			wantRefusal(t, err, "needs no mirror")
 			if a := state(t, src); a != "running" {
 				t.Errorf("source %s", a)
@@ -352,7 +352,7 @@ func TestMirrorRecover(t *testing.T) {
 				if x.err == nil {
 					t.Fatal("it went on without its monitors")
 				}
-				holder, said, err := engine.Recover(within.Context(t), lab.Endpoint(x.src), lab.Endpoint(x.dst), plan.Plan{}, plan.Options{})
+				holder, said, err := engine.Recover(within.Context(t), connect.Endpoint(x.src), connect.Endpoint(x.dst), plan.Plan{}, plan.Options{})
 				if err != nil || holder != record.Source && holder != record.Destination {
 					t.Fatalf("%s %q %v", holder, said, err)
 				}

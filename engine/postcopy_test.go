@@ -14,7 +14,7 @@ import (
 	"time"
 
 	"qmigrate/engine"
-	"qmigrate/engine/lab"
+	"qmigrate/engine/connect"
 	"qmigrate/engine/plan"
 	"qmigrate/engine/record"
 	"qmigrate/guest"
@@ -47,7 +47,7 @@ func TestPostCopy(t *testing.T) {
 		} {
 			t.Run(fmt.Sprint(c.plan.Mode, c.plan.SwitchAfter, c.plan.Capabilities), func(t *testing.T) {
 				src, dst := pair(t, qemu, nil)
-				r, err := engine.Migrate(within.Context(t), lab.Endpoint(src), lab.Endpoint(dst), c.plan, plan.Options{})
+				r, err := engine.Migrate(within.Context(t), connect.Endpoint(src), connect.Endpoint(dst), c.plan, plan.Options{})
 				if err != nil {
 					t.Fatal(err)
 				}
@@ -218,7 +218,7 @@ func TestPostCopyRecovers(t *testing.T) {
 			Parameters: map[string]string{"max-postcopy-bandwidth": fmt.Sprint(192 << 10)},
 			StallLimit: time.Second, RecoverLimit: 20 * time.Second,
 		}
-		from := lab.Endpoint(src)
+		from := connect.Endpoint(src)
 		h := newTrigger(got(record.Source, `"status": "postcopy-active"`), func() {})
 		o := plan.Options{Logger: slog.New(h), Sampled: func(x record.Sample) {
 			if x.Status == "postcopy-active" && cuts < 2 && x.Remaining != nil && *x.Remaining < int64(200-60*cuts)<<20 {
@@ -226,7 +226,7 @@ func TestPostCopyRecovers(t *testing.T) {
 				p.cut()
 			}
 		}}
-		r, err := engine.Migrate(within.Context(t), from, lab.Endpoint(dst), planned, o)
+		r, err := engine.Migrate(within.Context(t), from, connect.Endpoint(dst), planned, o)
 		if err != nil {
 			t.Fatalf("%v\n%s", err, strings.Join(h.seen, "\n"))
 		}
@@ -248,7 +248,7 @@ func TestPostCopyCancelled(t *testing.T) {
 		ctx, cancel := context.WithCancel(within.Context(t))
 		defer cancel()
 		planned := plan.Plan{Mode: record.PostCopyMode, MaxBandwidth: slow, Parameters: map[string]string{"max-postcopy-bandwidth": fmt.Sprint(256 << 10)}}
-		r, err := engine.Migrate(ctx, lab.Endpoint(src), lab.Endpoint(dst), planned, plan.Options{Sampled: func(x record.Sample) {
+		r, err := engine.Migrate(ctx, connect.Endpoint(src), connect.Endpoint(dst), planned, plan.Options{Sampled: func(x record.Sample) {
 			if x.Status == "postcopy-active" {
 				cancel()
 			}
@@ -357,7 +357,7 @@ func TestRecoverFromPostCopy(t *testing.T) {
 		x.plan = plan.Plan{Mode: record.PostCopyMode, MaxBandwidth: slow, Parameters: map[string]string{"max-postcopy-bandwidth": fmt.Sprint(slow)}}
 		x.run(t, done(record.Activation), 0, func() { x.kill(t, record.Destination) })
 		x.look(t)
-		holder, said, err := engine.Recover(within.Context(t), lab.Endpoint(x.src), lab.Endpoint(x.dst), plan.Plan{}, plan.Options{})
+		holder, said, err := engine.Recover(within.Context(t), connect.Endpoint(x.src), connect.Endpoint(x.dst), plan.Plan{}, plan.Options{})
 		if after := state(t, x.src); after == "running" || err == nil || holder == record.Source || !strings.Contains(err.Error(), "may have run the guest") {
 			t.Errorf("source %s before and %s after: %s %q %v", x.a, after, holder, said, err)
 		}

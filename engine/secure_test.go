@@ -12,7 +12,7 @@ import (
 	"time"
 
 	"qmigrate/engine"
-	"qmigrate/engine/lab"
+	"qmigrate/engine/connect"
 	"qmigrate/engine/plan"
 	"qmigrate/engine/record"
 	"qmigrate/engine/tlscreds"
@@ -143,7 +143,7 @@ func TestTLS(t *testing.T) {
 		} {
 			t.Run(name, func(t *testing.T) {
 				src, dst := twoQEMUs(t, source, destination)
-				r, err := engine.Migrate(within.Context(t), lab.Endpoint(src), lab.Endpoint(dst), planned, plan.Options{})
+				r, err := engine.Migrate(within.Context(t), connect.Endpoint(src), connect.Endpoint(dst), planned, plan.Options{})
 				if err != nil {
 					t.Fatal(err)
 				}
@@ -200,7 +200,7 @@ func TestTLSRefusedBefore(t *testing.T) {
 		"the disks would travel beside the tunnel, in clear":     {Tunnel: plan.TLSTunnel, Mirror: plan.Mirror{Nodes: []string{"disk0"}}},
 		"parameter tls-creds: tls psk sets it":                   {TLS: psk(t, keys, keys), Parameters: map[string]string{"tls-creds": "x"}},
 	} {
-		r, err := engine.Migrate(within.Context(t), lab.Endpoint(src), lab.Endpoint(dst), planned, plan.Options{})
+		r, err := engine.Migrate(within.Context(t), connect.Endpoint(src), connect.Endpoint(dst), planned, plan.Options{})
 		if err == nil || !matches(want, err.Error()) || strings.Contains(err.Error(), "\n") {
 			t.Errorf("%v\n   want %s", err, want)
 		}
@@ -247,7 +247,7 @@ func TestTLSHandshake(t *testing.T) {
 		for _, c := range cases {
 			t.Run(c.name, func(t *testing.T) {
 				to := next()
-				a, b := lab.Endpoint(src), lab.Endpoint(to)
+				a, b := connect.Endpoint(src), connect.Endpoint(to)
 				a.ReadFile, b.ReadFile = nil, nil
 				ctx, cancel := context.WithTimeout(within.Context(t), time.Minute)
 				defer cancel()
@@ -282,7 +282,7 @@ func TestTLSHandshake(t *testing.T) {
 					vm, role, files = src, tlscreds.Client, p.client()
 				}
 				setUp(t, vm, role, put(t, files))
-				_, err := engine.Migrate(within.Context(t), lab.Endpoint(src), lab.Endpoint(to), plan.Plan{}, plan.Options{})
+				_, err := engine.Migrate(within.Context(t), connect.Endpoint(src), connect.Endpoint(to), plan.Plan{}, plan.Options{})
 				if err == nil || !strings.Contains(err.Error(), c.side) || !strings.Contains(err.Error(), "has been told to encrypt migrations (tls-creds theirs)") {
 					t.Errorf("%v", err)
 				}
@@ -293,7 +293,7 @@ func TestTLSHandshake(t *testing.T) {
 			})
 		}
 		to := next()
-		r, err := engine.Migrate(within.Context(t), lab.Endpoint(src), lab.Endpoint(to), plan.Plan{TLS: x509(t, p.client(), p.server())}, plan.Options{})
+		r, err := engine.Migrate(within.Context(t), connect.Endpoint(src), connect.Endpoint(to), plan.Plan{TLS: x509(t, p.client(), p.server())}, plan.Options{})
 		if err != nil || r.GuestOn != record.Destination {
 			t.Errorf("the next attempt: %v", err)
 		}
@@ -358,7 +358,7 @@ func TestTLSLeftover(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			r, err := engine.Migrate(within.Context(t), lab.Endpoint(src), lab.Endpoint(dst), plan.Plan{TLS: s}, plan.Options{})
+			r, err := engine.Migrate(within.Context(t), connect.Endpoint(src), connect.Endpoint(dst), plan.Plan{TLS: s}, plan.Options{})
 			if err != nil || r.GuestOn != record.Destination {
 				t.Errorf("%v", err)
 			}
@@ -392,7 +392,7 @@ func TestSentElsewhere(t *testing.T) {
 		}
 	}()
 	elsewhere := "tcp:" + l.Addr().String()
-	r, err := engine.Migrate(within.Context(t), lab.Endpoint(src), lab.Endpoint(dst), plan.Plan{Connect: elsewhere}, plan.Options{})
+	r, err := engine.Migrate(within.Context(t), connect.Endpoint(src), connect.Endpoint(dst), plan.Plan{Connect: elsewhere}, plan.Options{})
 	if err == nil || !strings.Contains(err.Error(), "nothing has come to the destination") || r.GuestOn != record.Unknown {
 		t.Errorf("%v; guest on %s", err, r.GuestOn)
 	}

@@ -13,10 +13,10 @@ import (
 
 	"github.com/urfave/cli/v2"
 
+	"qmigrate/engine/connect"
 	"qmigrate/engine/endpoint"
 	"qmigrate/engine/facts"
 	"qmigrate/engine/fit"
-	"qmigrate/engine/lab"
 	"qmigrate/engine/plan"
 	"qmigrate/engine/record/units"
 	"qmigrate/engine/report/text"
@@ -106,7 +106,7 @@ func (p binary) try(ctx context.Context, accelerator string) *fit.Trial {
 	if p.why != "" {
 		return &fit.Trial{Why: p.why}
 	}
-	trial, err := lab.Throwaway(ctx, p.command, p.env, accelerator)
+	trial, err := connect.Throwaway(ctx, p.command, p.env, accelerator)
 	if err != nil {
 		return &fit.Trial{Why: err.Error()}
 	}
@@ -160,7 +160,7 @@ func factsOf(ctx context.Context, text, machine string, o plan.Options) (f *fact
 		return nil, binary{}, true, err
 	}
 	defer vm.Close()
-	e := lab.Endpoint(vm)
+	e := connect.Endpoint(vm)
 	e.Name = text
 	f, err = facts.Inspect(ctx, e, o)
 	return f, binary{command: []string{b.Path}}, true, err

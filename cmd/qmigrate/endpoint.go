@@ -14,8 +14,8 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"qmigrate/engine/connect"
 	"qmigrate/engine/endpoint"
-	"qmigrate/engine/lab"
 	"qmigrate/guest"
 	"qmigrate/guest/launch"
 	"qmigrate/hostnet"
@@ -239,7 +239,7 @@ func (p *peer) readFile(name string) ([]byte, error) {
 
 // HasThread tells a QEMU from a forwarder that listens for it, and from a manager that made its socket.
 func (p *peer) HasThread(id int) bool {
-	return p.proc != nil && lab.NewProcess(hostnet.Local(), p.proc).HasThread(id)
+	return p.proc != nil && connect.NewProcess(hostnet.Local(), p.proc).HasThread(id)
 }
 
 // process is what /proc says of it.
@@ -280,7 +280,7 @@ func (p *peer) MainThreadCPU() (time.Duration, error) {
 	if p.proc == nil {
 		return 0, errNoProcess
 	}
-	return lab.NewProcess(hostnet.Local(), p.proc).MainThreadCPU()
+	return connect.NewProcess(hostnet.Local(), p.proc).MainThreadCPU()
 }
 
 // MemoryLock is what QEMU may lock.
@@ -288,5 +288,5 @@ func (p *peer) MemoryLock() (limit int64, limited bool, err error) {
 	if p.proc == nil {
 		return 0, false, errNoProcess
 	}
-	return lab.NewProcess(hostnet.Local(), p.proc).MemoryLock()
+	return connect.NewProcess(hostnet.Local(), p.proc).MemoryLock()
 }

@@ -7,8 +7,8 @@ import (
 	"github.com/urfave/cli/v2"
 
 	"qmigrate/engine"
+	"qmigrate/engine/connect"
 	"qmigrate/engine/endpoint"
-	"qmigrate/engine/lab"
 	"qmigrate/engine/plan"
 	"qmigrate/engine/record"
 	"qmigrate/engine/record/units"
@@ -135,6 +135,6 @@ func (c *commands) runFile(x *cli.Context, side string, run filer) error {
 	}
 	defer folder.Close()
 	rec, err := c.observe(x, log, p, func(p plan.Plan, o plan.Options) (*record.Migration, error) { return run(x.Context, e, p, f, o) })
-	rec.Hosts.Kernel, rec.Hosts.CPU = lab.Machine()
+	rec.Hosts.Kernel, rec.Hosts.CPU = connect.Machine()
 	return c.keep(x, folder, rec, err)
 }

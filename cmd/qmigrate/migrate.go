@@ -11,10 +11,10 @@ import (
 	"github.com/urfave/cli/v2"
 
 	"qmigrate/engine"
+	"qmigrate/engine/connect"
 	"qmigrate/engine/endpoint"
 	"qmigrate/engine/facts"
 	"qmigrate/engine/fit"
-	"qmigrate/engine/lab"
 	"qmigrate/engine/plan"
 	"qmigrate/engine/record"
 )
@@ -156,7 +156,7 @@ func (c *commands) runMigrate(x *cli.Context) error {
 		rec.Warn("the TLS credentials could not be removed: %v", removeErr)
 	}
 	if strings.HasPrefix(x.String("source"), "unix:") { // a socket of this machine: its host is what we run on
-		rec.Hosts.Kernel, rec.Hosts.CPU = lab.Machine()
+		rec.Hosts.Kernel, rec.Hosts.CPU = connect.Machine()
 	}
 	// A destination that we started is ended when it surely has not got the guest. Where that is not known, it stays.
 	if started != nil && (rec.GuestOn == record.Source || rec.Error != nil &&

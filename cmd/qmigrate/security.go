@@ -17,8 +17,8 @@ import (
 
 	"github.com/urfave/cli/v2"
 
+	"qmigrate/engine/connect"
 	"qmigrate/engine/endpoint"
-	"qmigrate/engine/lab"
 	"qmigrate/engine/plan"
 	"qmigrate/engine/tlscreds"
 	"qmigrate/hostnet"
@@ -74,7 +74,7 @@ func credentials(ctx context.Context, p *plan.Plan, src, dst *endpoint.Endpoint)
 	if p.TLS == nil || p.TLS.SourceDir != "" {
 		return remove, nil
 	}
-	source, destination, err := lab.Credentials(p.TLS, p.Hosts()...)
+	source, destination, err := connect.Credentials(p.TLS, p.Hosts()...)
 	if err != nil {
 		return nil, err
 	}
@@ -114,7 +114,7 @@ func give(ctx context.Context, e *endpoint.Endpoint, dir string, files tlscreds.
 	if err := nc.Close(); err != nil {
 		return err
 	}
-	if err := lab.WriteCredentials(hostnet.Local(), dir, files); err != nil {
+	if err := connect.WriteCredentials(hostnet.Local(), dir, files); err != nil {
 		return err
 	}
 	if p.proc == nil {

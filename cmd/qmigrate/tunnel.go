@@ -15,8 +15,8 @@ import (
 	"golang.org/x/crypto/ssh"
 	"golang.org/x/crypto/ssh/knownhosts"
 
+	"qmigrate/engine/connect"
 	"qmigrate/engine/endpoint"
-	"qmigrate/engine/lab"
 	"qmigrate/engine/plan"
 	"qmigrate/engine/record"
 	"qmigrate/engine/tunnel"
@@ -58,7 +58,7 @@ func tunnelKind(x *cli.Context) (plan.TunnelKind, error) {
 
 // standing is a tunnel and the folder with its sockets; nil for none.
 type standing struct {
-	*lab.Tunnel
+	*connect.Tunnel
 	dir string
 }
 
@@ -90,7 +90,7 @@ func openTunnel(x *cli.Context, p *plan.Plan, src, dst *endpoint.Endpoint) (_ *s
 	if err := os.Chmod(dir, 0o711); err != nil { // the folders in it are each QEMU's own
 		return nil, err
 	}
-	s := lab.TunnelSpec{Kind: p.Tunnel, Address: x.String("tunnel-address"), In: filepath.Join(dir, "source", "s"), Out: filepath.Join(dir, "destination", "s")}
+	s := connect.TunnelSpec{Kind: p.Tunnel, Address: x.String("tunnel-address"), In: filepath.Join(dir, "source", "s"), Out: filepath.Join(dir, "destination", "s")}
 	from, to, ok := strings.Cut(x.String("tunnel-hosts"), ",")
 	if !ok {
 		return nil, usagef("--tunnel-hosts %s: write it as SOURCE,DESTINATION, as in netns:a,netns:b", x.String("tunnel-hosts"))
@@ -118,7 +118,7 @@ func openTunnel(x *cli.Context, p *plan.Plan, src, dst *endpoint.Endpoint) (_ *s
 		}
 		p.Listen = "unix:" + s.Out
 	}
-	t, err := lab.OpenTunnel(x.Context, s)
+	t, err := connect.OpenTunnel(x.Context, s)
 	if err != nil {
 		return nil, err
 	}

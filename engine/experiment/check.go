@@ -10,6 +10,7 @@ import (
 	"slices"
 	"strings"
 
+	"qmigrate/engine/connect"
 	"qmigrate/engine/facts"
 	"qmigrate/engine/fit"
 	"qmigrate/engine/lab"
@@ -129,7 +130,7 @@ func (h *host) check(ctx context.Context, e *Experiment, c *Cell) (line int, err
 		}
 		key := [2]string{b.Path, accelerator.Name}
 		if h.facts[key] == nil {
-			if h.facts[key], err = lab.Facts(ctx, b.Path, accelerator.Name, h.schemas); err != nil {
+			if h.facts[key], err = connect.Facts(ctx, b.Path, accelerator.Name, h.schemas); err != nil {
 				return c.line(side.factor, "qemu"), err
 			}
 		}
@@ -166,7 +167,7 @@ func (h *host) try(ctx context.Context, c *Cell) (line int, err error) {
 		for _, want := range []string{c.Lab.SourceQEMU, c.Lab.DestinationQEMU} {
 			qemu := h.binaries[want].Path
 			if h.trials[qemu] == nil {
-				if h.trials[qemu], err = lab.Throwaway(ctx, []string{qemu}, nil, "tcg"); err != nil {
+				if h.trials[qemu], err = connect.Throwaway(ctx, []string{qemu}, nil, "tcg"); err != nil {
 					return c.line(wanted[name]), err
 				}
 			}

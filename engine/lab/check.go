@@ -8,6 +8,7 @@ import (
 	"os"
 	"sync"
 
+	"qmigrate/engine/connect"
 	"qmigrate/engine/facts"
 	"qmigrate/engine/fit"
 	"qmigrate/engine/plan"
@@ -46,7 +47,7 @@ func (s Spec) Check(ctx context.Context, p plan.Plan, schemas qmp.SchemaCache) e
 	var errs [2]error
 	var both sync.WaitGroup
 	for i, b := range []guest.Binary{source, destination} {
-		both.Go(func() { found[i], errs[i] = Facts(ctx, b.Path, "tcg", schemas) })
+		both.Go(func() { found[i], errs[i] = connect.Facts(ctx, b.Path, "tcg", schemas) })
 	}
 	both.Wait()
 	if err := errors.Join(errs[:]...); err != nil {

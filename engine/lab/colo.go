@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"qmigrate/engine"
+	"qmigrate/engine/connect"
 	"qmigrate/engine/plan"
 	"qmigrate/engine/record"
 	"qmigrate/guest"
@@ -124,7 +125,7 @@ func (l *Lab) inStep(ctx context.Context, p engine.COLOPlan, t COLOTrial, o plan
 		stop()
 		return newCOLORecord(p), err
 	}
-	rec, coloErr := engine.COLO(ctx, Endpoint(l.source), Endpoint(l.destination), p, o)
+	rec, coloErr := engine.COLO(ctx, connect.Endpoint(l.source), connect.Endpoint(l.destination), p, o)
 	stop()
 	kill.Wait()
 	l.label(rec)

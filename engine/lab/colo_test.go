@@ -16,6 +16,7 @@ import (
 	"time"
 
 	"qmigrate/engine"
+	"qmigrate/engine/connect"
 	"qmigrate/engine/facts"
 	"qmigrate/engine/plan"
 	"qmigrate/engine/record"
@@ -168,13 +169,13 @@ func TestCOLORefused(t *testing.T) {
 			"delay":             {engine.COLOPlan{Mirror: "10.77.0.11", CheckpointDelay: time.Microsecond}, "whole milliseconds"},
 			"delay's parameter": {engine.COLOPlan{Mirror: "10.77.0.11", Plan: plan.Plan{Parameters: map[string]string{"x-checkpoint-delay": "5"}}}, "--checkpoint-delay"},
 		} {
-			rec, err := engine.COLO(within.Context(t), Endpoint(l.source), Endpoint(l.destination), c.plan, plan.Options{})
+			rec, err := engine.COLO(within.Context(t), connect.Endpoint(l.source), connect.Endpoint(l.destination), c.plan, plan.Options{})
 			if err == nil || !strings.Contains(err.Error(), c.want) || rec.Error == nil || rec.Error.Stage != record.Initialization || rec.GuestOn != record.Source && rec.GuestOn != record.Unknown {
 				t.Errorf("%s: %v; guest on %s", name, err, rec.GuestOn)
 			}
 		}
 		// An address that is not the primary's is found out when the filters are made: everything is taken back.
-		rec, err := engine.COLO(within.Context(t), Endpoint(l.source), Endpoint(l.destination), engine.COLOPlan{Mirror: "10.99.0.1"}, plan.Options{})
+		rec, err := engine.COLO(within.Context(t), connect.Endpoint(l.source), connect.Endpoint(l.destination), engine.COLOPlan{Mirror: "10.99.0.1"}, plan.Options{})
 		var stage *record.StageError
 		if !errors.As(err, &stage) || stage.Stage != record.Reservation || stage.Guest != record.Source || stage.Issued {
 			t.Errorf("wrong address: %v", err)
@@ -211,7 +212,7 @@ func TestCOLORefused(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			a, b := barePair(t, c.change)
-			rec, err := engine.COLO(within.Context(t), Endpoint(a), Endpoint(b), engine.COLOPlan{}, plan.Options{})
+			rec, err := engine.COLO(within.Context(t), connect.Endpoint(a), connect.Endpoint(b), engine.COLOPlan{}, plan.Options{})
 			if err == nil || !strings.Contains(err.Error(), c.want) || rec.Error == nil || rec.Error.Stage != record.Initialization {
 				t.Errorf("error %v", err)
 			}
@@ -222,9 +223,9 @@ func TestCOLORefused(t *testing.T) {
 	}
 	t.Run("an unknown process", func(t *testing.T) { // whose threads cannot be told to yield
 		a, b := barePair(t, nil)
-		ep := Endpoint(a)
+		ep := connect.Endpoint(a)
 		ep.Process = nil
-		if _, err := engine.COLO(within.Context(t), ep, Endpoint(b), engine.COLOPlan{}, plan.Options{}); err == nil || !strings.Contains(err.Error(), "dead-locks") {
+		if _, err := engine.COLO(within.Context(t), ep, connect.Endpoint(b), engine.COLOPlan{}, plan.Options{}); err == nil || !strings.Contains(err.Error(), "dead-locks") {
 			t.Errorf("error %v", err)
 		}
 	})
@@ -263,7 +264,7 @@ func coloState(t *testing.T, vm *guest.VM) string {
 		return "dead"
 	default:
 	}
-	f, err := facts.Inspect(within.Context(t), Endpoint(vm), plan.Options{})
+	f, err := facts.Inspect(within.Context(t), connect.Endpoint(vm), plan.Options{})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -305,7 +306,7 @@ func TestCOLOEnds(t *testing.T) {
 					c.end(t, a, b, cut, cancel)
 				}
 			}
-			rec, err := engine.COLO(ctx, Endpoint(a), Endpoint(b), p, plan.Options{})
+			rec, err := engine.COLO(ctx, connect.Endpoint(a), connect.Endpoint(b), p, plan.Options{})
 			if (err != nil) != (c.err != "") || err != nil && !strings.Contains(err.Error(), c.err) {
 				t.Errorf("error %v", err)
 			}

@@ -15,6 +15,7 @@ import (
 	"time"
 
 	"qmigrate/engine"
+	"qmigrate/engine/connect"
 	"qmigrate/engine/plan"
 	"qmigrate/engine/record"
 	"qmigrate/guest"
@@ -139,13 +140,13 @@ func primaryKilled(t *testing.T, l *Lab, _ plan.Plan) (*record.Migration, error)
 
 // wrongName migrates to a destination whose certificate is for another name than the source asks for.
 func wrongName(t *testing.T, l *Lab, p plan.Plan) (*record.Migration, error) {
-	from, to, err := Credentials(&plan.TLS{Kind: plan.X509}, "destination.example")
+	from, to, err := connect.Credentials(&plan.TLS{Kind: plan.X509}, "destination.example")
 	if err != nil {
 		t.Fatal(err)
 	}
 	own := *p.TLS
 	own.SourceDir, own.DestinationDir = path.Join(l.source.Spec().Dir, "given"), path.Join(l.destination.Spec().Dir, "given")
-	if err := errors.Join(WriteCredentials(l.source.Host(), own.SourceDir, from), WriteCredentials(l.destination.Host(), own.DestinationDir, to)); err != nil {
+	if err := errors.Join(connect.WriteCredentials(l.source.Host(), own.SourceDir, from), connect.WriteCredentials(l.destination.Host(), own.DestinationDir, to)); err != nil {
 		t.Fatal(err)
 	}
 	p.TLS = &own

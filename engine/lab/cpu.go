@@ -11,6 +11,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"qmigrate/engine/connect"
 	"qmigrate/engine/record"
 	"qmigrate/guest"
 	"qmigrate/internal/procfs"
@@ -35,7 +36,7 @@ type cpuSampler struct {
 type qemuCPU struct {
 	side    record.Holder
 	vm      *guest.VM
-	process Process
+	process connect.Process
 	names   map[int]string // of threads, as the record has them; "": of no interest
 	used    map[string][]reading
 	ended   map[string]time.Duration // what the threads of a name had that are gone
@@ -54,7 +55,7 @@ func startCPUSampler(source, destination *guest.VM) *cpuSampler {
 	c := &cpuSampler{stop: make(chan struct{})}
 	for side, vm := range map[record.Holder]*guest.VM{record.Source: source, record.Destination: destination} {
 		if vm != nil {
-			c.qemus = append(c.qemus, &qemuCPU{side: side, vm: vm, process: Process{vm.Host(), vm.Process()},
+			c.qemus = append(c.qemus, &qemuCPU{side: side, vm: vm, process: connect.NewProcess(vm.Host(), vm.Process()),
 				names: map[int]string{}, used: map[string][]reading{}, ended: map[string]time.Duration{}, last: map[int]time.Duration{}})
 		}
 	}

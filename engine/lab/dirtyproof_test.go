@@ -14,6 +14,7 @@ import (
 	"text/tabwriter"
 	"time"
 
+	"qmigrate/engine/connect"
 	"qmigrate/guest"
 	"qmigrate/guest/guesttest"
 	"qmigrate/guest/wire"
@@ -60,7 +61,7 @@ func TestDirtyProof(t *testing.T) {
 		p.close()
 	}
 	_ = w.Flush()
-	_, cpu := Machine()
+	_, cpu := connect.Machine()
 	t.Logf("QEMU 10.0, TCG, on %s\n%s", cpu, table.String())
 }
 

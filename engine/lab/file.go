@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"qmigrate/engine"
+	"qmigrate/engine/connect"
 	"qmigrate/engine/plan"
 	"qmigrate/engine/record"
 	"qmigrate/guest/wire"
@@ -32,7 +33,7 @@ func (l *Lab) Save(ctx context.Context, p plan.Plan, f engine.File, o plan.Optio
 	if err := l.agent.Call(ctx, wire.DoClockReset, nil, nil); err != nil {
 		return nil, fmt.Errorf("count the guest's looks at its clock: %w", err)
 	}
-	rec, saveErr := engine.Save(ctx, Endpoint(l.source), p, f, o)
+	rec, saveErr := engine.Save(ctx, connect.Endpoint(l.source), p, f, o)
 	l.label(rec)
 	if rec.GuestOn != record.Source || saveErr == nil && rec.Saved.RunState != "running" {
 		return rec, saveErr
@@ -73,7 +74,7 @@ func (l *Lab) Restore(ctx context.Context, p plan.Plan, f engine.File, o plan.Op
 	if err != nil {
 		return nil, err
 	}
-	rec, restoreErr := engine.Restore(ctx, Endpoint(l.destination), p, f, o)
+	rec, restoreErr := engine.Restore(ctx, connect.Endpoint(l.destination), p, f, o)
 	l.label(rec)
 	if rec.GuestOn != record.Destination || f.Paused {
 		arriving.Close()
@@ -93,5 +94,5 @@ func (l *Lab) label(rec *record.Migration) {
 	rec.Workload = l.spec.Workload.String()
 	rec.QEMU.AcceleratorReason = l.accelerator.Reason
 	l.noteHardware(rec)
-	rec.Hosts.Kernel, rec.Hosts.CPU = Machine()
+	rec.Hosts.Kernel, rec.Hosts.CPU = connect.Machine()
 }

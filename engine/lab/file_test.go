@@ -12,6 +12,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"qmigrate/engine"
+	"qmigrate/engine/connect"
 	"qmigrate/engine/facts"
 	"qmigrate/engine/plan"
 	"qmigrate/engine/record"
@@ -161,7 +162,7 @@ func directDir(t *testing.T) string {
 
 func capabilitiesOf(t *testing.T, vm *guest.VM) map[string]bool {
 	t.Helper()
-	f, err := facts.Inspect(within.Context(t), Endpoint(vm), plan.Options{})
+	f, err := facts.Inspect(within.Context(t), connect.Endpoint(vm), plan.Options{})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -283,7 +284,7 @@ func TestFileRefused(t *testing.T) {
 		dir := t.TempDir()
 		saved := filepath.Join(dir, "saved")
 		save := func(f engine.File, p plan.Plan) error {
-			r, err := engine.Save(within.Context(t), Endpoint(vm), p, f, plan.Options{})
+			r, err := engine.Save(within.Context(t), connect.Endpoint(vm), p, f, plan.Options{})
 			if err != nil && r.Error.Stage != record.Initialization {
 				t.Errorf("%+v was refused in %s", f, r.Error.Stage)
 			}
@@ -304,7 +305,7 @@ func TestFileRefused(t *testing.T) {
 		}
 		for f, want := range wants {
 			var stage *record.StageError
-			r, err := engine.Save(within.Context(t), Endpoint(vm), plan.Plan{}, *f, plan.Options{})
+			r, err := engine.Save(within.Context(t), connect.Endpoint(vm), plan.Plan{}, *f, plan.Options{})
 			if !errors.As(err, &stage) || !strings.Contains(err.Error(), want) || stage.Issued {
 				t.Errorf("%+v: %v, want %q", f, err, want)
 			}
@@ -367,7 +368,7 @@ func TestFileRefused(t *testing.T) {
 				}
 			})
 			test.file.Path = test.path
-			r, err := engine.Restore(within.Context(t), Endpoint(dst), plan.Plan{}, test.file, plan.Options{})
+			r, err := engine.Restore(within.Context(t), connect.Endpoint(dst), plan.Plan{}, test.file, plan.Options{})
 			if (err == nil) != (test.want == "") || err != nil && (!strings.Contains(err.Error(), test.want) || r.GuestOn != record.File && r.GuestOn != record.Unknown) {
 				t.Errorf("%s: %v, want %q; guest on %s", filepath.Base(test.path), err, test.want, r.GuestOn)
 			}

@@ -9,15 +9,12 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
-	"net"
 	"net/netip"
 	"path/filepath"
 	"strings"
 	"sync"
-	"syscall"
 	"time"
 
-	"qmigrate/engine/endpoint"
 	"qmigrate/engine/record"
 	"qmigrate/engine/storage"
 	"qmigrate/guest"
@@ -54,7 +51,6 @@ const (
 	beatPort                    = 7777
 	defaultMachine              = "pc-q35-7.2"     // every QEMU that the lab takes has it
 	readyLimit                  = 60 * time.Second // for a guest to boot under TCG on a busy machine
-	reachLimit                  = time.Second
 	settleTime                  = 500 * time.Millisecond
 	warmUp                      = time.Second // of observed workload before `migrate`: the "before" of every rate and gap
 )
@@ -286,38 +282,6 @@ func dialAgent(ctx context.Context, vm *guest.VM) (*guest.Agent, error) {
 		return nil, fmt.Errorf("reach the guest's agent: %w", err)
 	}
 	return guest.NewAgent(nc), nil
-}
-
-// Endpoint is a VM of the lab as the engine sees it.
-func Endpoint(vm *guest.VM) *endpoint.Endpoint {
-	dial := func(role string) endpoint.Dialer {
-		return func(ctx context.Context) (net.Conn, error) { return vm.Dial(ctx, role) }
-	}
-	return &endpoint.Endpoint{
-		Name:    "unix:" + vm.Spec().Socket(guest.Control),
-		Host:    vm.Host().Name(),
-		Control: dial(guest.Control), Events: dial(guest.Events), Sampler: dial(guest.Sampler),
-		Process: NewProcess(vm.Host(), vm.Process()), ReadFile: vm.Host().ReadFile, Files: true,
-		Clock: func(ctx context.Context) (time.Duration, time.Duration, error) {
-			c, err := vm.Host().Clock(ctx)
-			return c.Offset, c.Error, err
-		},
-		Reaches: func(ctx context.Context, address string) error { return reaches(ctx, vm.Host(), address) },
-	}
-}
-
-// reaches tries whether a host reaches an address: a port on which nobody listens refuses, and that is an answer too.
-func reaches(ctx context.Context, h hostnet.Host, address string) error {
-	ctx, cancel := context.WithTimeout(ctx, reachLimit)
-	defer cancel()
-	conn, err := h.Dial(ctx, "tcp", net.JoinHostPort(address, "1"))
-	if err == nil {
-		return conn.Close()
-	}
-	if errors.Is(err, syscall.ECONNREFUSED) {
-		return nil
-	}
-	return err
 }
 
 // Listen is where the lab's destination is to listen: on its host's address, a port of its choice.

@@ -6,19 +6,17 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
-	"os"
-	"runtime"
 	"slices"
 	"strings"
 	"time"
 
 	"qmigrate/engine"
+	"qmigrate/engine/connect"
 	"qmigrate/engine/plan"
 	"qmigrate/engine/record"
 	"qmigrate/guest"
 	"qmigrate/guest/wire"
 	"qmigrate/hostnet"
-	"qmigrate/internal/procfs"
 )
 
 // seen is what the observers collected around one migration.
@@ -82,7 +80,7 @@ func (l *Lab) Migrate(ctx context.Context, p plan.Plan, o plan.Options) (_ *reco
 		arriving.Close()
 		return nil, errors.Join(err, remove())
 	}
-	rec, migrateErr := engine.Migrate(ctx, Endpoint(l.source), Endpoint(l.destination), p, o)
+	rec, migrateErr := engine.Migrate(ctx, connect.Endpoint(l.source), connect.Endpoint(l.destination), p, o)
 	through.Note(rec)
 	if migrateErr != nil && rec.PostCopy != nil && rec.GuestOn != record.Source && p.TLS != nil {
 		rec.Warn("the TLS credentials are kept in %s and %s until the lab is removed: a post-copy that goes on may need them", p.TLS.SourceDir, p.TLS.DestinationDir)
@@ -408,17 +406,4 @@ func (l *Lab) linkFigures(rec *record.Migration) {
 			break
 		}
 	}
-}
-
-// Machine says what this host is: its kernel's release and its processor.
-func Machine() (kernel, cpu string) {
-	if b, err := os.ReadFile("/proc/sys/kernel/osrelease"); err == nil {
-		kernel = strings.TrimSpace(string(b))
-	}
-	if b, err := os.ReadFile("/proc/cpuinfo"); err == nil {
-		if model := procfs.Value(b, "model name"); model != "" {
-			cpu = fmt.Sprintf("%d x %s", runtime.NumCPU(), model)
-		}
-	}
-	return kernel, cpu
 }

@@ -1,23 +1,17 @@
 package lab
 
 import (
-	"context"
-	"errors"
 	"fmt"
 	"os"
-	"path/filepath"
 	"strings"
 	"testing"
 	"time"
 
-	"qmigrate/engine"
 	"qmigrate/engine/plan"
 	"qmigrate/engine/record"
-	"qmigrate/guest"
 	"qmigrate/guest/guesttest"
 	"qmigrate/guest/guesttest/within"
 	"qmigrate/guest/wire"
-	"qmigrate/hostnet"
 )
 
 // TestTunnelLab moves a real guest through each kind of tunnel and checks its memory, in pre-copy with several streams and in post-copy.
@@ -59,57 +53,6 @@ func TestTunnelLab(t *testing.T) {
 			t.Logf("%s; wall %v, %d MiB, cpu %v", rec.Name, rec.Total.Wall, rec.Tunnel.Bytes>>20, rec.Tunnel.CPU)
 		})
 	}
-}
-
-// TestTunnelKilled: a tunnel that goes in pre-copy leaves the guest on the source.
-func TestTunnelKilled(t *testing.T) {
-	guesttest.EachQEMU(t, func(t *testing.T, qemu string) {
-		for _, kind := range []plan.TunnelKind{plan.TLSTunnel, plan.SSHTunnel} {
-			t.Run(string(kind), func(t *testing.T) {
-				dir := guesttest.Dir(t)
-				start := func(name string, incoming bool) *guest.VM {
-					vm, err := guest.Start(within.Context(t), hostnet.Local(), guest.Spec{Name: name, QEMU: qemu, Memory: 64 << 20, Dir: filepath.Join(dir, name), Incoming: incoming, Paused: incoming})
-					if err != nil {
-						t.Fatal(err)
-					}
-					t.Cleanup(func() {
-						if err := vm.Close(); err != nil {
-							t.Error(err)
-						}
-					})
-					return vm
-				}
-				src, dst := start("a", false), start("b", true)
-				tun, err := OpenTunnel(within.Context(t), TunnelSpec{Kind: kind, Source: hostnet.Local(), Destination: hostnet.Local(), Address: "127.0.0.1", In: filepath.Join(dir, "in"), Out: filepath.Join(dir, "out")})
-				if err != nil {
-					t.Fatal(err)
-				}
-				ctx, cancel := context.WithTimeout(within.Context(t), time.Minute)
-				defer cancel()
-				killed := false
-				r, err := engine.Migrate(ctx, Endpoint(src), Endpoint(dst), plan.Plan{
-					Tunnel: kind, Listen: "unix:" + filepath.Join(dir, "out"), Connect: "unix:" + filepath.Join(dir, "in"), MaxBandwidth: 32 << 10,
-				}, plan.Options{Sampled: func(s record.Sample) {
-					if !killed && s.Transferred != nil && *s.Transferred > 16<<10 {
-						killed = true
-						tun.Close()
-					}
-				}})
-				tun.Close()
-				var stage *record.StageError
-				if !killed || !errors.As(err, &stage) || stage.Guest != record.Source || ctx.Err() != nil {
-					t.Fatalf("killed %v: %v", killed, err)
-				}
-				if r.GuestOn != record.Source {
-					t.Errorf("guest on %s", r.GuestOn)
-				}
-				status, err := runState(within.Context(t), &vmState{Host: "local", PID: src.Process().PID(), Spec: src.Spec()})
-				if status != "running" {
-					t.Errorf("source is %s, %v", status, err)
-				}
-			})
-		}
-	})
 }
 
 // TestLinkDownSecure takes the destination's host off the link in post-copy: the guest goes on over a new connection, which is as well protected as the first.

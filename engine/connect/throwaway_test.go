@@ -1,4 +1,4 @@
-package lab_test
+package connect_test
 
 import (
 	"cmp"
@@ -7,7 +7,7 @@ import (
 	"strings"
 	"testing"
 
-	"qmigrate/engine/lab"
+	"qmigrate/engine/connect"
 	"qmigrate/guest/guesttest"
 	"qmigrate/guest/guesttest/within"
 )
@@ -16,7 +16,7 @@ import (
 func TestThrowaway(t *testing.T) {
 	for _, version := range guesttest.Versions() {
 		t.Run(version, func(t *testing.T) {
-			trial, err := lab.Throwaway(within.Context(t), []string{guesttest.QEMU(t, version)}, nil, "tcg")
+			trial, err := connect.Throwaway(within.Context(t), []string{guesttest.QEMU(t, version)}, nil, "tcg")
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -54,7 +54,7 @@ func TestThrowaway(t *testing.T) {
 	if left, _ := filepath.Glob(filepath.Join(os.TempDir(), "qmig-try-*")); len(left) > 0 {
 		t.Errorf("left: %v", left)
 	}
-	if _, err := lab.Throwaway(within.Context(t), []string{"/bin/false"}, nil, "tcg"); err == nil || !strings.Contains(err.Error(), "try on a throw-away: ") {
+	if _, err := connect.Throwaway(within.Context(t), []string{"/bin/false"}, nil, "tcg"); err == nil || !strings.Contains(err.Error(), "try on a throw-away: ") {
 		t.Error(err)
 	}
 }

@@ -1,0 +1,47 @@
+package connect
+
+import (
+	"context"
+	"errors"
+	"net"
+	"syscall"
+	"time"
+
+	"qmigrate/engine/endpoint"
+	"qmigrate/guest"
+	"qmigrate/hostnet"
+)
+
+const reachLimit = time.Second
+
+// Endpoint is a VM of the lab as the engine sees it.
+func Endpoint(vm *guest.VM) *endpoint.Endpoint {
+	dial := func(role string) endpoint.Dialer {
+		return func(ctx context.Context) (net.Conn, error) { return vm.Dial(ctx, role) }
+	}
+	return &endpoint.Endpoint{
+		Name:    "unix:" + vm.Spec().Socket(guest.Control),
+		Host:    vm.Host().Name(),
+		Control: dial(guest.Control), Events: dial(guest.Events), Sampler: dial(guest.Sampler),
+		Process: NewProcess(vm.Host(), vm.Process()), ReadFile: vm.Host().ReadFile, Files: true,
+		Clock: func(ctx context.Context) (time.Duration, time.Duration, error) {
+			c, err := vm.Host().Clock(ctx)
+			return c.Offset, c.Error, err
+		},
+		Reaches: func(ctx context.Context, address string) error { return reaches(ctx, vm.Host(), address) },
+	}
+}
+
+// reaches tries whether a host reaches an address: a port on which nobody listens refuses, and that is an answer too.
+func reaches(ctx context.Context, h hostnet.Host, address string) error {
+	ctx, cancel := context.WithTimeout(ctx, reachLimit)
+	defer cancel()
+	conn, err := h.Dial(ctx, "tcp", net.JoinHostPort(address, "1"))
+	if err == nil {
+		return conn.Close()
+	}
+	if errors.Is(err, syscall.ECONNREFUSED) {
+		return nil
+	}
+	return err
+}
