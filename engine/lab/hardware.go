@@ -127,15 +127,14 @@ func vcpus(ctx context.Context, vm *guest.VM) (threads []int, err error) {
 	return threads, err
 }
 
-// capped is what the limits of both sides had counted before a migration.
-type capped struct {
-	l                   *Lab
+// capCounts is what the limits of both sides had counted before a migration.
+type capCounts struct {
 	source, destination *hostnet.CPUCap
 	before              [2]hostnet.CapUsage
 }
 
-func (l *Lab) capped() (c capped, err error) {
-	c = capped{l: l, source: l.cap(l.hostOf(l.source)), destination: l.cap(l.hostOf(l.destination))}
+func (l *Lab) countCaps() (c capCounts, err error) {
+	c = capCounts{source: l.cap(l.hostOf(l.source)), destination: l.cap(l.hostOf(l.destination))}
 	for i, side := range []*hostnet.CPUCap{c.source, c.destination} {
 		if side != nil {
 			var sideErr error
@@ -147,7 +146,7 @@ func (l *Lab) capped() (c capped, err error) {
 }
 
 // note puts into the record what the limits did since.
-func (c capped) note(rec *record.Migration) {
+func (c capCounts) note(rec *record.Migration) {
 	if rec.CPUCap == nil || c.source == nil || c.destination == nil {
 		return
 	}

@@ -47,48 +47,14 @@ func (l *Lab) Migrate(ctx context.Context, p plan.Plan, o plan.Options) (_ *reco
 	}
 	defer watch.close()
 	began := watch.began
-	arriving, err := dialAgent(ctx, l.destination)
+	run, err := l.setUp(ctx, p, o)
 	if err != nil {
 		return nil, err
 	}
-	l.ledger.follow(arriving)
-	l.tools.follow(arriving)
-	undo, err := l.route(ctx, &p, &o)
-	if err != nil {
-		arriving.Close()
-		return nil, err
-	}
-	defer undo()
-	if p.LinkRate == 0 {
-		p.LinkRate = l.spec.LinkRate
-	}
-	p = l.plan(p)
-	remove, err := l.credentials(&p)
-	if err != nil {
-		arriving.Close()
-		return nil, err
-	}
-
-	through, err := l.tunnel(ctx, &p)
-	if err != nil {
-		arriving.Close()
-		return nil, errors.Join(err, remove())
-	}
-
-	use, err := l.capped()
-	if err != nil {
-		arriving.Close()
-		return nil, errors.Join(err, remove())
-	}
-	rec, migrateErr := engine.Migrate(ctx, connect.Endpoint(l.source), connect.Endpoint(l.destination), p, o)
-	through.Note(rec)
-	if migrateErr != nil && rec.PostCopy != nil && rec.GuestOn != record.Source && p.TLS != nil {
-		rec.Warn("the TLS credentials are kept in %s and %s until the lab is removed: a post-copy that goes on may need them", p.TLS.SourceDir, p.TLS.DestinationDir)
-	} else if err := remove(); err != nil {
-		rec.Warn("the TLS credentials could not be removed: %v", err)
-	}
+	rec, migrateErr := engine.Migrate(ctx, connect.Endpoint(l.source), connect.Endpoint(l.destination), run.plan, run.options)
+	run.finish(rec, migrateErr != nil)
 	l.label(rec)
-	use.note(rec)
+	run.caps.note(rec)
 	for _, w := range l.warnings {
 		rec.Warn("%s", w)
 	}
@@ -108,12 +74,6 @@ func (l *Lab) Migrate(ctx context.Context, p plan.Plan, o plan.Options) (_ *reco
 	// What follows is after the wall time. Ctrl-C does not stop it, for a result without its check is none; it is short.
 	after, cancel := context.WithTimeout(context.WithoutCancel(ctx), readyLimit)
 	defer cancel()
-	if rec.GuestOn == record.Destination {
-		l.agent.Close()
-		l.agent = arriving
-	} else {
-		arriving.Close()
-	}
 	if rec.GuestOn != record.Destination && rec.GuestOn != record.Source {
 		l.seen = watch.close()
 		return rec, migrateErr

@@ -1,6 +1,7 @@
 package lab
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -81,8 +82,9 @@ func direct(path string) error {
 	return f.Close()
 }
 
-// plan is what a migration of this lab's storage needs of the plan.
-func (l *Lab) plan(p plan.Plan) plan.Plan {
+// complete gives the plan what a migration in this lab needs and the plan leaves open: the link's rate, and the mirrors of its disks.
+func (l *Lab) complete(p plan.Plan) plan.Plan {
+	p.LinkRate = cmp.Or(p.LinkRate, l.spec.LinkRate)
 	s := l.spec.Storage
 	if s.Kind == storage.Mirror && len(p.Mirror.Nodes) == 0 {
 		p.Mirror = plan.Mirror{Nodes: s.Nodes(), CopyMode: s.CopyMode, MaxBandwidth: s.MaxBandwidth, Listen: l.network.Address(l.hostOf(l.destination)).String()}
