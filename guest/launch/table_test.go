@@ -168,8 +168,9 @@ func TestPage(t *testing.T) {
 		"must see it too: `unix:/srv/jail/tmp/b` for a chroot in /srv/jail, or `unix:/proc/PID/root/tmp/b`. The control group is qmigrate's. These are refused: another user namespace, a seccomp filter that\n" +
 		"QEMU did not make itself (in a container: any), a label of a security module, a source with several user numbers, and a source that went to its root after its start (`-chroot`). Where qmigrate\n" +
 		"does not run as root, the source must be its own user's and have its root.\n\n" +
-		"A port of `hostfwd` moves in the moment after the guest: `hostfwd_remove` on the source, `hostfwd_add` on the destination. Connections through it end. Where that fails the record warns; where qmigrate is killed\n" +
-		"before, `--recover` does not know of the port: end the source, then give the destination's monitor `hostfwd_add ID RULE`.\n\n" +
+		"A port of `hostfwd` moves in the moment after the guest: `hostfwd_remove` on the source, `hostfwd_add` on the destination. Connections through it end. Where that fails the record warns. Until they have moved, the folder has a list\n" +
+		"of them, forwards.json: if qmigrate is killed in between, `--recover` with the same endpoints moves them once the guest is on the destination. Where that fails too, end the source, then give\n" +
+		"the destination's monitor `hostfwd_add ID RULE`.\n\n" +
 		"| option | of | key | what it has | what becomes of it |\n|---|---|---|---|---|\n")
 	for _, r := range launch.Rules() {
 		fmt.Fprintf(&b, "| `%s` | %s | %s | %s | %s |\n", r.Option, code(r.Kind), code(r.Key), r.Has, r.Does)
