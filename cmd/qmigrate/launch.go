@@ -57,7 +57,8 @@ func (c *commands) launch(x *cli.Context, src *endpoint.Endpoint, p *plan.Plan) 
 	if err != nil {
 		return nil, err
 	}
-	change := launch.Options{Dir: dir, Machine: found.Machine, ReadFile: proc.ReadFile, Media: media(found, *p),
+	change := launch.Options{Dir: dir, Machine: found.Machine, ReadFile: proc.ReadFile,
+		AskCID: launch.AskCID, Media: media(found, *p),
 		Paths: map[string]string{}, TAPs: map[string]string{}, Ports: map[string]string{}}
 	for flag, into := range map[string]map[string]string{"tap": change.TAPs, "path": change.Paths, "port": change.Ports} {
 		for _, text := range x.StringSlice(flag) {
@@ -303,7 +304,7 @@ func launchError(err error) error {
 // forwardLimit is the time that moving a port forwarding may take.
 const forwardLimit = 10 * time.Second
 
-// forwardsFile is the file in the destination's folder that has the forwardings until they have been moved, for --recover.
+// forwardsFile is the file in the destination's folder that has the forwardings until they have moved, for --recover.
 const forwardsFile = "forwards.json"
 
 // noteForwards writes it, before anything can move. What is cut off there belongs to a migration that never began.

@@ -32,6 +32,8 @@ type Options struct {
 	OtherNetwork bool
 	Held         *Held    // what the source holds; nil: all that its command line names
 	Media        []Medium // what the source's drives hold now
+	// AskCID asks for a vsock context number, as the function AskCID does; nil: none is known to be free.
+	AskCID func(cid uint64) error
 	// ReadFile reads a file as the source sees it, for -readconfig; nil refuses that option.
 	ReadFile func(name string) ([]byte, error)
 }

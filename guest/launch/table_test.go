@@ -10,6 +10,8 @@ import (
 	"strings"
 	"testing"
 
+	"golang.org/x/sys/unix"
+
 	"qmigrate/guest/guesttest"
 	"qmigrate/guest/launch"
 )
@@ -155,7 +157,8 @@ func TestPage(t *testing.T) {
 		"Written from guest/launch by `go test ./guest/launch -run TestPage -update`; the test fails where this page is out of date.\n\n" +
 		"`--launch` starts a second QEMU from the command line of the first, on the same machine. Two QEMUs cannot have everything twice. This is each option of QEMU 7.2 to 11.1 that can open,\n" +
 		"create or hold something, and what becomes of it. What the source holds is asked of the kernel: its listening sockets, its UDP ports, its socket paths and abstract names, the files that\n" +
-		"it has open for writing or has locked. Ports and abstract names count within a network namespace. The kernel has no table of vsock: a context number counts on the whole host. `-readconfig`\n" +
+		"it has open for writing or has locked. Ports and abstract names count within a network namespace. The kernel has no table of vsock, whose context numbers count\n" +
+		"on the whole host: one is asked for by /dev/vhost-vsock, kept if nobody has it, and refused if somebody has it or it cannot be asked for. `-readconfig`\n" +
 		"and `-set` are read first and count as the options that they stand for. An option that is not here, and not in the list at the end, passes and is named, unless it names something that the source holds; that is refused.\n" +
 		"`-qmp`, `-monitor`, `-parallel`, `-debugcon`, `-qtest` and `-gdb` take all that `-serial` takes; `-nic` and `-net` all that `-netdev` takes.\n\n" +
 		"The program is the file that the source runs (`/proc/PID/exe`, a dynamic linker looked through), in the source's working folder and with its environment. It is refused where the program has\n" +
@@ -191,6 +194,41 @@ func code(s string) string {
 		return ""
 	}
 	return "`" + s + "`"
+}
+
+// A context number stays where the kernel says that nobody has it, and only there.
+func TestContextNumber(t *testing.T) {
+	for _, c := range []struct {
+		device string
+		answer error
+		silent bool
+		want   string // in the refusal
+	}{
+		{device: "vhost-vsock-pci,guest-cid=3"},
+		{device: `{"driver":"vhost-vsock-pci","guest-cid":3}`},
+		{device: "vhost-vsock-pci,guest-cid=3", answer: unix.EADDRINUSE, want: "context number 3 is in use on this host"},
+		{device: "vhost-vsock-pci,guest-cid=3", answer: os.ErrNotExist, want: "context number, one on a host"},
+		{device: "vhost-vsock-pci,guest-cid=3", silent: true, want: "context number, one on a host"},
+		{device: "vhost-vsock-pci,guest-cid=three", want: "context number, one on a host"},
+	} {
+		o := launch.Options{Dir: "/run/b", AskCID: func(cid uint64) error {
+			if cid != 3 {
+				t.Errorf("asked for %d", cid)
+			}
+			return c.answer
+		}}
+		if c.silent {
+			o.AskCID = nil
+		}
+		line, err := launch.Destination([]string{"qemu", "-device", c.device}, o)
+		if (err == nil) != (c.want == "") || err != nil && !strings.Contains(err.Error(), c.want) ||
+			err == nil && !slices.Contains(line.Args, c.device) {
+			t.Errorf("%+v: %v", c, err)
+		}
+	}
+	if err := launch.AskCID(2); err == nil { // the host's own: no guest gets it
+		t.Error("the kernel gave the host's number to a guest")
+	}
 }
 
 // What counts is what the source holds, not what its words name.
