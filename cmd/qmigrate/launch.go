@@ -20,6 +20,7 @@ import (
 	"github.com/urfave/cli/v2"
 	"golang.org/x/sys/unix"
 
+	"qmigrate/engine"
 	"qmigrate/engine/endpoint"
 	"qmigrate/engine/facts"
 	"qmigrate/engine/plan"
@@ -128,11 +129,19 @@ func (c *commands) launch(x *cli.Context, src *endpoint.Endpoint, p *plan.Plan) 
 	if change.Held, err = launch.ReadHeld(proc.PID); err != nil {
 		return nil, fmt.Errorf("launch destination: %w", err)
 	}
+	machine := ""
+	if change.QEMU != "" {
+		machine = found.Machine
+	}
+	if change.Plugged, err = pluggedIn(x.Context, src, machine); err != nil {
+		return nil, fmt.Errorf("launch destination: %w", err)
+	}
 	line, err := launch.Destination(proc.Args, change)
 	if err != nil {
 		return nil, launchError(err)
 	}
 	l.forwards = line.Forwards
+	l.doubts = append(l.doubts, line.Doubts...)
 	l.doubts = append(l.doubts, proc.Less()...)
 	if m := proc.Manager(); m != "" {
 		l.doubts = append(l.doubts, m+" owns the source: when the source ends it may be started again, on the disks that "+
@@ -152,9 +161,8 @@ func (c *commands) launch(x *cli.Context, src *endpoint.Endpoint, p *plan.Plan) 
 		}
 	}
 	command := hostnet.Command{Args: line.Args, Env: env, Only: true, Dir: proc.Dir}
-	l.VM, err = guest.StartIncoming(x.Context, host, command, dir)
-	if err != nil {
-		return nil, err
+	if l.VM, err = guest.StartIncoming(x.Context, host, command, dir); err != nil {
+		return nil, pluggedError(err, change.Plugged)
 	}
 	if err := l.noteForwards(); err != nil {
 		return nil, errors.Join(fmt.Errorf("launch destination: %w", err), l.Close())
@@ -208,6 +216,30 @@ func processOf(ctx context.Context, e *endpoint.Endpoint) (*facts.Facts, *launch
 			proc.PID, e.Name, first(proc.Program, "not to be looked at"))
 	}
 	return found, proc, nil
+}
+
+// pluggedIn is what the source's monitor plugged in and out; machine is as engine.ReadPlugged takes it.
+func pluggedIn(ctx context.Context, src *endpoint.Endpoint, machine string) (launch.Plugged, error) {
+	all, err := engine.ReadPlugged(ctx, src, machine, plan.Options{})
+	if err != nil {
+		return launch.Plugged{}, err
+	}
+	p := launch.Plugged{Devices: all.Devices, Backends: all.Backends}
+	for _, w := range all.Added {
+		p.Added = append(p.Added, launch.Added(w))
+	}
+	return p, nil
+}
+
+// pluggedError names the device that was plugged in and that the destination does not take.
+func pluggedError(err error, p launch.Plugged) error {
+	for _, a := range p.Added {
+		if strings.Contains(err.Error(), a.Option+" "+a.Value) {
+			return fmt.Errorf("%w: unplug %s first (device_del), or start the destination yourself", err,
+				a.Device)
+		}
+	}
+	return err
 }
 
 // versionOf asks the program that is there now.

@@ -174,6 +174,10 @@ func TestPage(t *testing.T) {
 		"A port of `hostfwd` moves in the moment after the guest: `hostfwd_remove` on the source, `hostfwd_add` on the destination. Connections through it end. Where that fails the record warns. Until they have moved, the folder has a list\n" +
 		"of them, forwards.json: if qmigrate is killed in between, `--recover` with the same endpoints moves them once the guest is on the destination. Where that fails too, end the source, then give\n" +
 		"the destination's monitor `hostfwd_add ID RULE`.\n\n" +
+		"What `device_add` plugged in while the source ran becomes `-device` options with the source's ids, addresses and properties, behind options for what it uses and the command line lacks: `-netdev` (user,\n" +
+		"tap), `-blockdev` or `-drive`, `-object` (memory-backend-ram, -memfd and -file, rng, iothread), `-chardev` (null, pty); memory and CPUs too. The rules below hold for these. What QEMU does not let be read is a warning:\n" +
+		"`discard=` and `aio=` of a disk, `vhost=` of a TAP, most options of a user network. What cannot be read back is refused: sockets, other networks and character devices, secrets, disks behind a filter or on a\n" +
+		"server. An option whose device was unplugged (`device_del`) is left out, and so is its backend where that is gone too; the devices that stay keep their addresses.\n\n" +
 		"| option | of | key | what it has | what becomes of it |\n|---|---|---|---|---|\n")
 	for _, r := range launch.Rules() {
 		fmt.Fprintf(&b, "| `%s` | %s | %s | %s | %s |\n", r.Option, code(r.Kind), code(r.Key), r.Has, r.Does)
