@@ -14,13 +14,13 @@ import (
 	"qmigrate/engine/record"
 	"qmigrate/guest"
 	"qmigrate/guest/wire"
-	"qmigrate/hostnet"
+	"qmigrate/hostnet/host"
 )
 
 // pingPong is a guest that is booted once and then migrated again and again, each time to a new QEMU.
 type pingPong struct {
 	base string
-	host hostnet.Host
+	host host.Host
 	spec guest.Spec
 	vm   *guest.VM // the one that has the guest
 	made int
@@ -37,7 +37,7 @@ func (b *bench) realGuest(ctx context.Context, q guest.Binary, name string) (*pi
 		base: filepath.Join(b.dir, name+guest.Series(q.Version)),
 		spec: guest.Spec{QEMU: q.Path, Image: b.image, Memory: guest.SafeMemory(q.Version, "tcg", 256<<20)},
 	}
-	err := p.start(ctx, hostnet.Local())
+	err := p.start(ctx, host.Local())
 	if err == nil {
 		err = p.hello(ctx)
 	}
@@ -47,7 +47,7 @@ func (b *bench) realGuest(ctx context.Context, q guest.Binary, name string) (*pi
 	return p, err
 }
 
-func (p *pingPong) start(ctx context.Context, h hostnet.Host) error {
+func (p *pingPong) start(ctx context.Context, h host.Host) error {
 	p.host = h
 	vm, err := p.begin(ctx, false)
 	p.vm = vm

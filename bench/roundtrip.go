@@ -13,7 +13,7 @@ import (
 	"qmigrate/engine/connect"
 	"qmigrate/engine/plan"
 	"qmigrate/guest"
-	"qmigrate/hostnet"
+	"qmigrate/hostnet/host"
 	"qmigrate/qmp/qmptest"
 )
 
@@ -144,5 +144,5 @@ func allocations(ctx context.Context, name string, dial func(context.Context) (n
 // firmware is a guest that sits in its firmware: for what does not depend on the guest.
 func (b *bench) firmware(ctx context.Context, q guest.Binary) (*pingPong, error) {
 	p := &pingPong{base: filepath.Join(b.dir, "f"+guest.Series(q.Version)), spec: guest.Spec{QEMU: q.Path, Memory: 64 << 20}}
-	return p, p.start(ctx, hostnet.Local())
+	return p, p.start(ctx, host.Local())
 }

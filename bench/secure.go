@@ -11,7 +11,7 @@ import (
 	"qmigrate/engine/plan"
 	"qmigrate/guest"
 	"qmigrate/guest/wire"
-	"qmigrate/hostnet"
+	"qmigrate/hostnet/host"
 )
 
 // secured is one way to protect a migration, and the throughput of each migration by it.
@@ -90,7 +90,7 @@ func (b *bench) throughput(ctx context.Context, p *pingPong, w *secured) (_ floa
 		t := &plan.TLS{Kind: w.tls, SourceDir: filepath.Join(dir, "a"), DestinationDir: filepath.Join(dir, "b")}
 		source, destination, err := connect.Credentials(t, want.Hosts()...)
 		if err == nil {
-			err = errors.Join(connect.WriteCredentials(hostnet.Local(), t.SourceDir, source), connect.WriteCredentials(hostnet.Local(), t.DestinationDir, destination))
+			err = errors.Join(connect.WriteCredentials(host.Local(), t.SourceDir, source), connect.WriteCredentials(host.Local(), t.DestinationDir, destination))
 		}
 		if err != nil {
 			return 0, err
@@ -98,7 +98,7 @@ func (b *bench) throughput(ctx context.Context, p *pingPong, w *secured) (_ floa
 		want.TLS = t
 	}
 	if w.tunnel != "" {
-		s := connect.TunnelSpec{Kind: w.tunnel, Source: hostnet.Local(), Destination: hostnet.Local(), Address: "127.0.0.1", In: filepath.Join(dir, "in"), Out: filepath.Join(dir, "out")}
+		s := connect.TunnelSpec{Kind: w.tunnel, Source: host.Local(), Destination: host.Local(), Address: "127.0.0.1", In: filepath.Join(dir, "in"), Out: filepath.Join(dir, "out")}
 		t, err := connect.OpenTunnel(ctx, s)
 		if err != nil {
 			return 0, err

@@ -17,7 +17,7 @@ import (
 	"qmigrate/guest"
 	"qmigrate/guest/guesttest"
 	"qmigrate/guest/guesttest/within"
-	"qmigrate/hostnet"
+	"qmigrate/hostnet/host"
 	"qmigrate/qmp"
 )
 
@@ -49,7 +49,7 @@ func pairVM(t *testing.T, version, name, machine, cpu, args string) *guest.VM {
 			t.Fatal(err)
 		}
 	}
-	vm, err := guest.Start(within.Context(t), hostnet.Local(), guest.Spec{
+	vm, err := guest.Start(within.Context(t), host.Local(), guest.Spec{
 		Name: name, QEMU: guesttest.QEMU(t, version), Machine: machine, CPU: cpu, Memory: 32<<20 + 8<<10, // the odd size is for 7.2, see guest.SafeMemory
 		Dir: filepath.Join(dir, name), Incoming: name == "b", Paused: true, Extra: words,
 	})

@@ -24,6 +24,7 @@ import (
 	"qmigrate/guest/guesttest"
 	"qmigrate/guest/guesttest/within"
 	"qmigrate/hostnet"
+	"qmigrate/hostnet/host"
 )
 
 // The interleavings that real QEMUs can be brought into.
@@ -128,7 +129,7 @@ func (l *link) address(host string) netip.Addr { return l.net.Address(host) }
 // trial is newTrial with a QEMU on each host, and a plan whose destination listens on its own.
 func (l *link) trial(qemu string, change func(a, b *guest.Spec)) *trial {
 	l.t.Helper()
-	src, dst := pairOn(l.t, [2]hostnet.Host{l.net.Host("a"), l.net.Host("b")}, qemu, change)
+	src, dst := pairOn(l.t, [2]host.Host{l.net.Host("a"), l.net.Host("b")}, qemu, change)
 	x := trialOf(src, dst, true)
 	x.plan.Listen = fmt.Sprintf("tcp:%s:0", l.address("b"))
 	x.plan.StallLimit, x.plan.RecoverLimit = time.Second, 2*time.Second

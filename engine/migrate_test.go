@@ -23,7 +23,7 @@ import (
 	"qmigrate/guest"
 	"qmigrate/guest/guesttest"
 	"qmigrate/guest/guesttest/within"
-	"qmigrate/hostnet"
+	"qmigrate/hostnet/host"
 	"qmigrate/qmp"
 )
 
@@ -35,11 +35,11 @@ const slow = 32 << 10 // bytes/s
 // pair starts two QEMUs on this machine, the first running its firmware, the second waiting. change may alter either's Spec.
 func pair(t *testing.T, qemu string, change func(src, dst *guest.Spec)) (src, dst *guest.VM) {
 	t.Helper()
-	return pairOn(t, [2]hostnet.Host{hostnet.Local(), hostnet.Local()}, qemu, change)
+	return pairOn(t, [2]host.Host{host.Local(), host.Local()}, qemu, change)
 }
 
 // pairOn is pair with each QEMU on a host of its own.
-func pairOn(t *testing.T, hosts [2]hostnet.Host, qemu string, change func(src, dst *guest.Spec)) (src, dst *guest.VM) {
+func pairOn(t *testing.T, hosts [2]host.Host, qemu string, change func(src, dst *guest.Spec)) (src, dst *guest.VM) {
 	t.Helper()
 	dir := guesttest.Dir(t)
 	a := guest.Spec{Name: "a", QEMU: qemu, Memory: 64 << 20, Dir: filepath.Join(dir, "a")}
@@ -286,7 +286,7 @@ func TestOneMonitor(t *testing.T) {
 // TestRefused: what this pair would refuse is found before the source is touched, and both are as they were.
 func TestRefused(t *testing.T) {
 	guesttest.EachQEMU(t, func(t *testing.T, qemu string) {
-		taken, err := hostnet.Local().Listen(within.Context(t), "tcp", "127.0.0.1:0")
+		taken, err := host.Local().Listen(within.Context(t), "tcp", "127.0.0.1:0")
 		if err != nil {
 			t.Fatal(err)
 		}

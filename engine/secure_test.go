@@ -19,7 +19,7 @@ import (
 	"qmigrate/guest"
 	"qmigrate/guest/guesttest"
 	"qmigrate/guest/guesttest/within"
-	"qmigrate/hostnet"
+	"qmigrate/hostnet/host"
 	"qmigrate/qmp"
 )
 
@@ -304,7 +304,7 @@ func TestTLSHandshake(t *testing.T) {
 func fresh(t *testing.T, s guest.Spec) *guest.VM {
 	t.Helper()
 	s.Dir = filepath.Join(guesttest.Dir(t), "b")
-	vm, err := guest.Start(within.Context(t), hostnet.Local(), s)
+	vm, err := guest.Start(within.Context(t), host.Local(), s)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -374,7 +374,7 @@ func TestTLSLeftover(t *testing.T) {
 // source is not continued, and what may be is said.
 func TestSentElsewhere(t *testing.T) {
 	src, dst := pair(t, guesttest.QEMU(t, "10.0"), nil)
-	l, err := hostnet.Local().Listen(within.Context(t), "tcp", "127.0.0.1:0")
+	l, err := host.Local().Listen(within.Context(t), "tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -15,7 +15,7 @@ import (
 	"strings"
 	"time"
 
-	"qmigrate/hostnet"
+	"qmigrate/hostnet/host"
 	"qmigrate/internal/atomicfile"
 )
 
@@ -42,7 +42,7 @@ func (e *AcceleratorError) Error() string {
 // ProbeAccelerator settles want (auto, kvm or tcg; "" is auto) for guests like s on h. KVM counts only if a guest reports ready under it within ten
 // seconds: under some nested hypervisors /dev/kvm opens, makes a VM, and the guest hangs for ever. The finding is kept in the cache folder, for this
 // machine, kernel, QEMU, image and user. Where KVM does not serve, auto is tcg with the reason, and kvm is an *AcceleratorError.
-func ProbeAccelerator(ctx context.Context, h hostnet.Host, s Spec, want string) (Accelerator, error) {
+func ProbeAccelerator(ctx context.Context, h host.Host, s Spec, want string) (Accelerator, error) {
 	switch want {
 	case "tcg":
 		return Accelerator{Name: "tcg", Reason: "asked for"}, nil
@@ -60,7 +60,7 @@ func ProbeAccelerator(ctx context.Context, h hostnet.Host, s Spec, want string) 
 	return a, nil
 }
 
-func findAccelerator(ctx context.Context, h hostnet.Host, s Spec) (Accelerator, error) {
+func findAccelerator(ctx context.Context, h host.Host, s Spec) (Accelerator, error) {
 	device, err := h.Stat("/dev/kvm")
 	if err != nil {
 		if errors.Is(err, fs.ErrNotExist) {
@@ -100,7 +100,7 @@ func findAccelerator(ctx context.Context, h hostnet.Host, s Spec) (Accelerator, 
 
 // tryKVM boots a guest like s under KVM. The error is only that of ctx or of the folder: all else is the finding. What was found at once is not to be
 // kept: it costs nothing, and may have another cause.
-func tryKVM(ctx context.Context, h hostnet.Host, s Spec) (a Accelerator, keep bool, err error) {
+func tryKVM(ctx context.Context, h host.Host, s Spec) (a Accelerator, keep bool, err error) {
 	s.Name += "-probe"
 	s.Dir = cmp.Or(s.Dir, path.Join(os.TempDir(), fmt.Sprintf("qmig-%d", os.Getpid()))) + "-probe"
 	s.Accelerator, s.Memory, s.VCPUs, s.NIC.TAP = "kvm", 256<<20, 1, ""
@@ -124,7 +124,7 @@ func tryKVM(ctx context.Context, h hostnet.Host, s Spec) (a Accelerator, keep bo
 }
 
 // boot runs a guest until its agent is ready, and ends it.
-func boot(ctx context.Context, h hostnet.Host, s Spec) (err error) {
+func boot(ctx context.Context, h host.Host, s Spec) (err error) {
 	vm, err := Start(ctx, h, s)
 	if err != nil {
 		return err
@@ -145,9 +145,9 @@ func boot(ctx context.Context, h hostnet.Host, s Spec) (err error) {
 }
 
 // hostVersion is Version on a host.
-func hostVersion(ctx context.Context, h hostnet.Host, qemu string) (string, error) {
+func hostVersion(ctx context.Context, h host.Host, qemu string) (string, error) {
 	var out bytes.Buffer
-	p, err := h.Start(ctx, hostnet.Command{Args: []string{qemu, "--version"}, Stdout: &out, Stderr: io.Discard})
+	p, err := h.Start(ctx, host.Command{Args: []string{qemu, "--version"}, Stdout: &out, Stderr: io.Discard})
 	if err != nil {
 		return "", err
 	}

@@ -13,12 +13,12 @@ import (
 	"qmigrate/guest"
 	"qmigrate/guest/guesttest"
 	"qmigrate/guest/guesttest/within"
-	"qmigrate/hostnet"
+	"qmigrate/hostnet/host"
 )
 
 // kvmHost is this machine with or without a /dev/kvm.
 type kvmHost struct {
-	hostnet.Host
+	host.Host
 	kvm bool
 }
 
@@ -41,16 +41,16 @@ func findings(t *testing.T) (dir string) {
 
 func TestProbeAsked(t *testing.T) {
 	for want, name := range map[string]string{"tcg": "tcg", "auto": "tcg", "": "tcg"} {
-		a, err := guest.ProbeAccelerator(within.Context(t), kvmHost{hostnet.Local(), false}, guest.Spec{}, want)
+		a, err := guest.ProbeAccelerator(within.Context(t), kvmHost{host.Local(), false}, guest.Spec{}, want)
 		if err != nil || a.Name != name || a.Reason == "" || a.Cached {
 			t.Errorf("%s: %+v %v", want, a, err)
 		}
 	}
 	var e *guest.AcceleratorError
-	if _, err := guest.ProbeAccelerator(within.Context(t), kvmHost{hostnet.Local(), false}, guest.Spec{}, "kvm"); !errors.As(err, &e) || !strings.Contains(err.Error(), "no /dev/kvm") {
+	if _, err := guest.ProbeAccelerator(within.Context(t), kvmHost{host.Local(), false}, guest.Spec{}, "kvm"); !errors.As(err, &e) || !strings.Contains(err.Error(), "no /dev/kvm") {
 		t.Error(err)
 	}
-	if _, err := guest.ProbeAccelerator(within.Context(t), hostnet.Local(), guest.Spec{}, "hvf"); err == nil || !strings.Contains(err.Error(), "auto, kvm or tcg") {
+	if _, err := guest.ProbeAccelerator(within.Context(t), host.Local(), guest.Spec{}, "hvf"); err == nil || !strings.Contains(err.Error(), "auto, kvm or tcg") {
 		t.Error(err)
 	}
 }
@@ -68,17 +68,11 @@ func fakeQEMU(t *testing.T, script string) string {
 func TestProbeWorks(t *testing.T) {
 	image, real := guesttest.Image(t), guesttest.QEMU(t, "10.0")
 	kept := findings(t)
-	h := kvmHost{hostnet.Local(), true}
+	h := kvmHost{host.Local(), true}
 	// The same arguments with tcg for kvm.
 	s := guest.Spec{Image: image, QEMU: fakeQEMU(t, `for a; do shift; [ "$a" = kvm ] && a=tcg; set -- "$@" "$a"; done; exec `+real+` "$@"`), Dir: filepath.Join(guesttest.Dir(t), "vm")}
 	for i, cached := range []bool{false, true} {
 		a, err := guest.ProbeAccelerator(limited(t), h, s, "auto")
-		for late := time.Now().Add(within.Limit); err == nil && !cached && a.Name != "kvm" && time.Now().Before(late); {
-			t.Log(a.Reason) // a busy machine may need longer than the probe gives
-			if err = os.RemoveAll(kept); err == nil {
-				a, err = guest.ProbeAccelerator(limited(t), h, s, "auto")
-			}
-		}
 		if err != nil || a.Name != "kvm" || a.Cached != cached {
 			t.Errorf("%+v %v", a, err)
 		}
@@ -114,7 +108,7 @@ func TestProbeWorks(t *testing.T) {
 func TestProbeHangs(t *testing.T) {
 	real := guesttest.QEMU(t, "10.0")
 	findings(t)
-	h := kvmHost{hostnet.Local(), true}
+	h := kvmHost{host.Local(), true}
 	// A machine that never runs: as a guest that hangs in its firmware looks from outside.
 	s := guest.Spec{QEMU: fakeQEMU(t, `for a; do shift; [ "$a" = kvm ] && a=tcg; set -- "$@" "$a"; done; exec `+real+` "$@" -S`), Dir: filepath.Join(guesttest.Dir(t), "vm")}
 	ctx, cancel := context.WithTimeout(within.Context(t), time.Second)
@@ -138,12 +132,12 @@ func TestProbeHangs(t *testing.T) {
 // On this machine as it is: whatever is found, a second look finds the same.
 func TestProbeHere(t *testing.T) {
 	s := guest.Spec{QEMU: guesttest.QEMU(t, "10.0"), Image: guesttest.Image(t), Dir: filepath.Join(guesttest.Dir(t), "vm")}
-	first, err := guest.ProbeAccelerator(limited(t), hostnet.Local(), s, "auto")
+	first, err := guest.ProbeAccelerator(limited(t), host.Local(), s, "auto")
 	if err != nil {
 		t.Fatal(err)
 	}
 	t.Logf("%+v", first)
-	again, err := guest.ProbeAccelerator(limited(t), hostnet.Local(), s, "auto")
+	again, err := guest.ProbeAccelerator(limited(t), host.Local(), s, "auto")
 	if err != nil || again.Name != first.Name {
 		t.Errorf("%+v %v, before %+v", again, err, first)
 	}

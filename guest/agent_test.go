@@ -17,7 +17,7 @@ import (
 	"qmigrate/guest/guesttest"
 	"qmigrate/guest/guesttest/within"
 	"qmigrate/guest/wire"
-	"qmigrate/hostnet"
+	"qmigrate/hostnet/host"
 )
 
 // fakeGuest is the agent's end of the line, played by the test.
@@ -231,7 +231,7 @@ func TestAgentInGuest(t *testing.T) {
 		ctx, cancel := context.WithTimeout(within.Context(t), 2*time.Minute)
 		defer cancel()
 		image.Append += " " + strings.Join(wire.Boot{BeatInterval: 20 * time.Millisecond}.Words(), " ")
-		vm, err := guest.Start(ctx, hostnet.Local(), guest.Spec{Name: "agent", QEMU: bin, Image: image, VCPUs: 2, Dir: filepath.Join(guesttest.Dir(t), "vm")})
+		vm, err := guest.Start(ctx, host.Local(), guest.Spec{Name: "agent", QEMU: bin, Image: image, VCPUs: 2, Dir: filepath.Join(guesttest.Dir(t), "vm")})
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -13,7 +13,7 @@ import (
 	"qmigrate/guest"
 	"qmigrate/guest/debian"
 	"qmigrate/guest/guesttest"
-	"qmigrate/hostnet"
+	"qmigrate/hostnet/host"
 	"qmigrate/qmp"
 )
 
@@ -80,7 +80,7 @@ func blockers(t *testing.T, s guest.Spec) []string {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 	defer cancel()
-	vm, err := guest.Start(ctx, hostnet.Local(), s)
+	vm, err := guest.Start(ctx, host.Local(), s)
 	if err != nil {
 		t.Fatal(err)
 	}

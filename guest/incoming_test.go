@@ -11,15 +11,15 @@ import (
 	"qmigrate/guest/debian"
 	"qmigrate/guest/guesttest"
 	"qmigrate/guest/launch"
-	"qmigrate/hostnet"
+	"qmigrate/hostnet/host"
 )
 
 // A guest that a user started moves to the destination that its own command line describes.
 func TestStartIncoming(t *testing.T) {
 	guesttest.EachQEMU(t, func(t *testing.T, bin string) {
 		base := guesttest.Dir(t)
-		src, err := guest.StartIncoming(limited(t), hostnet.Local(),
-			hostnet.Command{Args: []string{bin, "-nodefaults", "-display", "none", "-machine", "q35", "-m", "63",
+		src, err := guest.StartIncoming(limited(t), host.Local(),
+			host.Command{Args: []string{bin, "-nodefaults", "-display", "none", "-machine", "q35", "-m", "63",
 				"-chardev", "socket,id=control,path=" + base +
 					"/src/control.qmp,server=on,wait=off", "-mon", "chardev=control,mode=control",
 				"-serial", "file:" + base + "/src/serial.log", "-pidfile", base + "/src/pid", "-device", "virtio-rng-pci"}},
@@ -50,8 +50,8 @@ func TestStartIncoming(t *testing.T) {
 		// One that was started by hand does not say where its modules are.
 		const modules = "QEMU_MODULE_DIR="
 		env := slices.DeleteFunc(slices.Clone(p.Env), func(v string) bool { return strings.HasPrefix(v, modules) })
-		again := hostnet.Command{Args: line.Args, Env: env, Only: true, Dir: p.Dir}
-		dst, err := guest.StartIncoming(limited(t), hostnet.Local(), again, base+"/dst")
+		again := host.Command{Args: line.Args, Env: env, Only: true, Dir: p.Dir}
+		dst, err := guest.StartIncoming(limited(t), host.Local(), again, base+"/dst")
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -69,7 +69,7 @@ func TestStartIncoming(t *testing.T) {
 		}
 		c.Close()
 		migrate(t, src, dst, filepath.Join(base, "m.sock"))
-		if _, err := guest.StartIncoming(limited(t), hostnet.Local(), again, base+"/dst"); err == nil || !strings.Contains(err.Error(), "exists") {
+		if _, err := guest.StartIncoming(limited(t), host.Local(), again, base+"/dst"); err == nil || !strings.Contains(err.Error(), "exists") {
 			t.Error(err)
 		}
 		for range 2 {

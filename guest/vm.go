@@ -16,7 +16,7 @@ import (
 	"time"
 
 	"qmigrate/guest/debian"
-	"qmigrate/hostnet"
+	"qmigrate/hostnet/host"
 	"qmigrate/internal/procfs"
 	"qmigrate/qmp"
 )
@@ -30,8 +30,8 @@ const quitLimit = 2 * time.Second
 // VM is one QEMU process, ours from Start or Open to Close.
 type VM struct {
 	spec Spec
-	host hostnet.Host
-	proc hostnet.Process
+	host host.Host
+	proc host.Process
 }
 
 // StartError is a QEMU that ended, or did not answer its monitor, before the guest was there.
@@ -52,7 +52,7 @@ func (e *StartError) Unwrap() error { return e.Err }
 
 // Start makes s.Dir (0700) on h, starts QEMU there and returns when its main loop answers on the control monitor, which is free again then. ctx ends
 // the wait, not the VM. On error nothing is left; a *StartError carries what QEMU said.
-func Start(ctx context.Context, h hostnet.Host, s Spec) (*VM, error) {
+func Start(ctx context.Context, h host.Host, s Spec) (*VM, error) {
 	s = s.withDefaults()
 	if s.QEMU == "" || s.Dir == "" {
 		return nil, errors.New("start guest: Spec.QEMU and Spec.Dir are needed")
@@ -60,11 +60,11 @@ func Start(ctx context.Context, h hostnet.Host, s Spec) (*VM, error) {
 	if _, err := h.Stat(s.Dir); err == nil {
 		return nil, fmt.Errorf("start guest: folder %s exists: a guest needs one of its own", s.Dir)
 	}
-	return start(ctx, h, s, hostnet.Command{Args: append([]string{s.QEMU}, s.Args()...)})
+	return start(ctx, h, s, host.Command{Args: append([]string{s.QEMU}, s.Args()...)})
 }
 
 // start runs c with the new folder s.Dir and waits for the control monitor.
-func start(ctx context.Context, h hostnet.Host, s Spec, c hostnet.Command) (_ *VM, err error) {
+func start(ctx context.Context, h host.Host, s Spec, c host.Command) (_ *VM, err error) {
 	if p := s.Socket(Control); len(p) > MaxSocketPath-2 { // sampler.qmp is as long; events.qmp shorter
 		return nil, fmt.Errorf("start guest: socket path %s is longer than the kernel's %d bytes: use a shorter folder", p,
 			MaxSocketPath)
@@ -148,7 +148,7 @@ func (vm *VM) monitor(ctx context.Context) (*qmp.Conn, error) {
 
 // Open takes over the VM that a former process started with s and whose QEMU has this pid. If that process is gone, or the number is another
 // program's by now, the error wraps os.ErrProcessDone.
-func Open(ctx context.Context, h hostnet.Host, s Spec, pid int) (*VM, error) {
+func Open(ctx context.Context, h host.Host, s Spec, pid int) (*VM, error) {
 	s = s.withDefaults()
 	// The start time first: a process that takes the number after this has another.
 	stat, err := procfs.Process(pid).Stat(h.ReadFile)
@@ -183,10 +183,10 @@ func firstOf(a []string) string {
 func (vm *VM) Spec() Spec { return vm.spec }
 
 // Host is where the VM runs.
-func (vm *VM) Host() hostnet.Host { return vm.host }
+func (vm *VM) Host() host.Host { return vm.host }
 
 // Process is the QEMU process.
-func (vm *VM) Process() hostnet.Process { return vm.proc }
+func (vm *VM) Process() host.Process { return vm.proc }
 
 // Dial connects to the socket of a role: Control, Events, Sampler or AgentIO. Each serves one client at a time; a second waits.
 func (vm *VM) Dial(ctx context.Context, role string) (net.Conn, error) {
@@ -246,7 +246,7 @@ func (vm *VM) quit(ctx context.Context) {
 }
 
 // tail is the last lines of a log file, without the words that every QEMU message begins with.
-func tail(h hostnet.Host, name string) string {
+func tail(h host.Host, name string) string {
 	b, err := h.ReadFile(name)
 	if err != nil {
 		return ""
@@ -264,7 +264,7 @@ func tail(h hostnet.Host, name string) string {
 // StartIncoming starts a QEMU on h with a command line made by launch.Destination with Options.Dir dir, and returns
 // when it answers. The VM has the three monitors of every VM, but no agent. Only Close or Kill ends it. c's streams
 // and log are not used: qemu.log in dir has what it says.
-func StartIncoming(ctx context.Context, h hostnet.Host, c hostnet.Command, dir string) (*VM, error) {
+func StartIncoming(ctx context.Context, h host.Host, c host.Command, dir string) (*VM, error) {
 	if len(c.Args) == 0 || dir == "" {
 		return nil, errors.New("start destination: a command line and a folder are needed")
 	}

@@ -16,7 +16,7 @@ import (
 	"qmigrate/guest/guesttest"
 	"qmigrate/guest/guesttest/within"
 	"qmigrate/guest/wire"
-	"qmigrate/hostnet"
+	"qmigrate/hostnet/host"
 	"qmigrate/qmp"
 )
 
@@ -29,7 +29,7 @@ func limited(t *testing.T) context.Context {
 
 func startVM(t *testing.T, s guest.Spec) *guest.VM {
 	t.Helper()
-	vm, err := guest.Start(limited(t), hostnet.Local(), s)
+	vm, err := guest.Start(limited(t), host.Local(), s)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -115,7 +115,7 @@ func TestVM(t *testing.T) {
 				t.Errorf("monitor %s: %+v %v", role, s, err)
 			}
 		}
-		again, err := guest.Open(limited(t), hostnet.Local(), vm.Spec(), vm.Process().PID())
+		again, err := guest.Open(limited(t), host.Local(), vm.Spec(), vm.Process().PID())
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -127,7 +127,7 @@ func TestVM(t *testing.T) {
 			t.Error(err)
 		}
 		gone(t, dir)
-		if _, err := guest.Open(limited(t), hostnet.Local(), vm.Spec(), vm.Process().PID()); !errors.Is(err, os.ErrProcessDone) {
+		if _, err := guest.Open(limited(t), host.Local(), vm.Spec(), vm.Process().PID()); !errors.Is(err, os.ErrProcessDone) {
 			t.Errorf("open a dead guest: %v", err)
 		}
 		for range 2 {
@@ -139,7 +139,7 @@ func TestVM(t *testing.T) {
 }
 
 func TestOpenStranger(t *testing.T) {
-	_, err := guest.Open(limited(t), hostnet.Local(), guest.Spec{Name: "x", Dir: "/nowhere"}, os.Getpid())
+	_, err := guest.Open(limited(t), host.Local(), guest.Spec{Name: "x", Dir: "/nowhere"}, os.Getpid())
 	if !errors.Is(err, os.ErrProcessDone) || !strings.Contains(err.Error(), "another program") {
 		t.Error(err)
 	}
@@ -187,7 +187,7 @@ func TestStartErrors(t *testing.T) {
 		"longPath": {guest.Spec{QEMU: bin, Dir: filepath.Join(base, strings.Repeat("x", 100))}, "shorter"},
 	} {
 		t.Run(name, func(t *testing.T) {
-			got, err := guest.Start(limited(t), hostnet.Local(), c.spec)
+			got, err := guest.Start(limited(t), host.Local(), c.spec)
 			if err == nil || got != nil || !strings.Contains(err.Error(), c.want) {
 				t.Errorf("%v, %v; want an error with %q", got, err, c.want)
 			}
@@ -198,7 +198,7 @@ func TestStartErrors(t *testing.T) {
 	t.Run("cancelled", func(t *testing.T) {
 		ctx, cancel := context.WithCancel(within.Context(t))
 		cancel()
-		if _, err := guest.Start(ctx, hostnet.Local(), guest.Spec{QEMU: bin, Dir: vm}); !errors.Is(err, context.Canceled) {
+		if _, err := guest.Start(ctx, host.Local(), guest.Spec{QEMU: bin, Dir: vm}); !errors.Is(err, context.Canceled) {
 			t.Error(err)
 		}
 		gone(t, vm)
@@ -211,7 +211,7 @@ func TestStartErrors(t *testing.T) {
 		if err := os.WriteFile(script, []byte("#!/bin/sh\necho qemu-system: of no help\nexec sleep 60\n"), 0o755); err != nil {
 			t.Fatal(err)
 		}
-		if _, err := guest.Start(ctx, hostnet.Local(), guest.Spec{QEMU: script, Dir: vm}); !errors.Is(err, context.DeadlineExceeded) || !errors.As(err, &e) || e.Log != "of no help" {
+		if _, err := guest.Start(ctx, host.Local(), guest.Spec{QEMU: script, Dir: vm}); !errors.Is(err, context.DeadlineExceeded) || !errors.As(err, &e) || e.Log != "of no help" {
 			t.Error(err)
 		}
 		gone(t, vm)

@@ -12,6 +12,10 @@ import (
 
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
+
+	"qmigrate/hostnet/cpucap"
+	"qmigrate/hostnet/host"
+	"qmigrate/hostnet/internal/netns"
 )
 
 // What Check looks at.
@@ -118,7 +122,7 @@ func answerCheck(w io.Writer) int {
 // unable fills in why not.
 func unable(c Capability, err error) Capability {
 	c.OK, c.Reason = false, err.Error()
-	if u := new(UnsupportedError); errors.As(err, &u) {
+	if u := new(host.UnsupportedError); errors.As(err, &u) {
 		c.Mend = u.Mend
 		bare := *u
 		bare.Mend = ""
@@ -143,7 +147,7 @@ func probe() Capabilities {
 		}
 		found = append(found, c)
 	}
-	err := onThread(func() error {
+	err := netns.OnThread(func() error {
 		if err := unix.Unshare(unix.CLONE_NEWNET); err != nil {
 			return noNamespaces(os.NewSyscallError("unshare", err))
 		}
@@ -173,7 +177,7 @@ func probe() Capabilities {
 	if err != nil {
 		add(Capability{Name: CapNamespaces}, err)
 	}
-	kind, cgroupErr := cpuCgroup()
+	kind, cgroupErr := cpucap.Probe()
 	add(Capability{Name: CapCPUCgroup, Optional: true, Reason: "a guest's share of the CPU cannot be limited",
 		Mend: "as root mount the controller, or have it delegated (systemd: Delegate=cpu)"}, cgroupErr)
 	if cgroupErr == nil {

@@ -10,6 +10,8 @@ import (
 
 	"golang.org/x/net/bpf"
 	"golang.org/x/sys/unix"
+
+	"qmigrate/hostnet/internal/netns"
 )
 
 // EtherTypes of announcements.
@@ -62,7 +64,7 @@ func (n *Network) watchFrames(host, device, mac string, limit int, types []uint3
 		return fail(err)
 	}
 	w := &FrameWatch{fd: -1}
-	err = inNamespace(n.spec.namespace(host), func() error {
+	err = netns.In(n.spec.namespace(host), func() error {
 		d, err := net.InterfaceByName(device)
 		if err != nil {
 			return err

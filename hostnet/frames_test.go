@@ -5,6 +5,8 @@ import (
 	"os"
 	"testing"
 	"time"
+
+	"qmigrate/hostnet/internal/netns"
 )
 
 // ethernet is a broadcast of a type from a MAC address, as a TAP with IFF_VNET_HDR takes it.
@@ -20,7 +22,7 @@ func TestFrames(t *testing.T) {
 	mac, other := net.HardwareAddr{0x52, 0x54, 0, 1, 2, 3}, net.HardwareAddr{0x52, 0x54, 0, 1, 2, 4}
 	taps := map[string]*os.File{}
 	for _, host := range []string{"a", "b"} {
-		if err := inNamespace(n.spec.namespace(host), func() (err error) { taps[host], err = openTAP("qmigtap0", false); return err }); err != nil {
+		if err := netns.In(n.spec.namespace(host), func() (err error) { taps[host], err = openTAP("qmigtap0", false); return err }); err != nil {
 			t.Fatal(err)
 		}
 		defer taps[host].Close()

@@ -13,6 +13,8 @@ import (
 	"syscall"
 
 	"golang.org/x/sys/unix"
+
+	"qmigrate/hostnet/host"
 )
 
 // helpers are what this test program can be in a second process.
@@ -24,15 +26,13 @@ func helpers() map[string]func() error {
 			if err != nil {
 				return err
 			}
-			p, err := n.Host("a").Start(context.Background(), Command{Args: []string{"sleep", "1000"}})
+			p, err := n.Host("a").Start(context.Background(), host.Command{Args: []string{"sleep", "1000"}})
 			if err != nil {
 				return err
 			}
 			fmt.Println(p.PID(), p.StartTime())
 			select {}
 		},
-		"spin":    spin,
-		"unified": unified,
 		// tap opens a TAP as QEMU does.
 		"tap": func() error {
 			f, err := openTAP(os.Getenv("TAP"), os.Getenv("MULTI") != "")
@@ -88,7 +88,7 @@ func helpers() map[string]func() error {
 					return errors.Join(errors.New("applied"), n.Close())
 				}
 			}
-			missing := new(UnsupportedError)
+			missing := new(host.UnsupportedError)
 			if !errors.As(err, &missing) || !errors.Is(err, errors.ErrUnsupported) {
 				return fmt.Errorf("not typed: %w", err)
 			}
@@ -215,11 +215,11 @@ func insideRootless() error {
 	if err != nil {
 		return err
 	}
-	p, err := n.Host("a").Start(ctx, Command{Args: []string{"sleep", "1000"}})
+	p, err := n.Host("a").Start(ctx, host.Command{Args: []string{"sleep", "1000"}})
 	if err != nil {
 		return err
 	}
-	if p, err = Local().FindProcess(ctx, p.PID(), p.StartTime()); err != nil {
+	if p, err = host.Local().FindProcess(ctx, p.PID(), p.StartTime()); err != nil {
 		return err
 	}
 	if err := errors.Join(p.Kill(ctx), n.Close()); err != nil {

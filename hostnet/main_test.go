@@ -6,17 +6,16 @@ import (
 	"fmt"
 	"os"
 	"os/exec"
-	"path/filepath"
-	"runtime"
 	"strings"
 	"sync/atomic"
 	"syscall"
 	"testing"
 	"time"
 
-	"go.uber.org/goleak"
-
 	"qmigrate/guest/guesttest/within"
+	"qmigrate/hostnet/internal/leak"
+	"qmigrate/hostnet/internal/mark"
+	"qmigrate/hostnet/internal/netns"
 )
 
 // helper is the environment variable that makes the test program one of the helpers of helpers_test.go.
@@ -43,48 +42,24 @@ func TestMain(m *testing.M) {
 	}
 	// Under -race every program sleeps for a second when it exits; the helpers are many.
 	os.Setenv("GORACE", strings.TrimSpace("atexit_sleep_ms=0 "+os.Getenv("GORACE")))
-	before := openFiles()
+	before := leak.Files()
 	code := m.Run()
-	if err := leaks(before); err != nil && code == 0 {
+	if err := leftovers(before); err != nil && code == 0 {
 		fmt.Fprintln(os.Stderr, "leaked:", err)
 		code = 1
 	}
 	os.Exit(code)
 }
 
-// leaks says what the tests left: goroutines, descriptors, namespaces, our children.
-func leaks(before map[string]string) error {
-	var errs []error
-	errs = append(errs, goleak.Find())
-	runtime.GC() // os.Files of processes that were found and let go
-	time.Sleep(10 * time.Millisecond)
-	for fd, what := range openFiles() {
-		if before[fd] == "" {
-			errs = append(errs, fmt.Errorf("descriptor %s: %s", fd, what))
-		}
-	}
-	names, err := namesWith(fmt.Sprintf("%stest-%d", prefix, os.Getpid()))
+// leftovers says what the tests left: goroutines, descriptors, namespaces, our children.
+func leftovers(before map[string]string) error {
+	errs := []error{leak.Find(before)}
+	names, err := netns.Names(fmt.Sprintf("%stest-%d", mark.Prefix, os.Getpid()))
 	errs = append(errs, err)
 	for _, name := range names {
 		errs = append(errs, fmt.Errorf("namespace %s", name))
 	}
-	if data, err := os.ReadFile("/proc/thread-self/children"); err == nil && len(data) > 0 {
-		errs = append(errs, fmt.Errorf("children of the main thread: %s", data))
-	}
 	return errors.Join(errs...)
-}
-
-func openFiles() map[string]string {
-	files := map[string]string{}
-	entries, _ := os.ReadDir("/proc/self/fd")
-	for _, e := range entries {
-		what, err := os.Readlink(filepath.Join("/proc/self/fd", e.Name()))
-		// The poller's and the one that lists this folder are nobody's leak.
-		if err == nil && !strings.Contains(what, "anon_inode:[event") && !strings.HasPrefix(what, fmt.Sprintf("/proc/%d/fd", os.Getpid())) {
-			files[e.Name()] = what
-		}
-	}
-	return files
 }
 
 func needNetwork(t *testing.T) {
@@ -140,8 +115,8 @@ func self(name string, env ...string) *exec.Cmd {
 // TestLeakCheck: the check at the end of this program must see what leaks.
 func TestLeakCheck(t *testing.T) {
 	needNetwork(t)
-	before := openFiles()
-	if err := leaks(before); err != nil {
+	before := leak.Files()
+	if err := leftovers(before); err != nil {
 		t.Fatal("leaks before anything leaked: ", err)
 	}
 
@@ -149,29 +124,29 @@ func TestLeakCheck(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := leaks(before); err == nil || !strings.Contains(err.Error(), os.DevNull) {
+	if err := leftovers(before); err == nil || !strings.Contains(err.Error(), os.DevNull) {
 		t.Errorf("a descriptor leaked, and the check says: %v", err)
 	}
 	file.Close()
 
 	block := make(chan struct{})
 	go func() { <-block }()
-	if err := leaks(before); err == nil || !strings.Contains(err.Error(), "TestLeakCheck") {
+	if err := leftovers(before); err == nil || !strings.Contains(err.Error(), "TestLeakCheck") {
 		t.Errorf("a goroutine leaked, and the check says: %v", err)
 	}
 	close(block)
 
-	name := prefix + owner() + "-a"
-	if _, err := createNamespace(name); err != nil {
+	name := mark.Prefix + owner() + "-a"
+	if _, err := netns.Create(name); err != nil {
 		t.Fatal(err)
 	}
-	if err := leaks(before); err == nil || !strings.Contains(err.Error(), name) {
+	if err := leftovers(before); err == nil || !strings.Contains(err.Error(), name) {
 		t.Errorf("a namespace leaked, and the check says: %v", err)
 	}
 	if _, err := deleteNamespace(context.Background(), name); err != nil {
 		t.Fatal(err)
 	}
-	if err := leaks(before); err != nil {
+	if err := leftovers(before); err != nil {
 		t.Error("leaks after all was mended: ", err)
 	}
 }

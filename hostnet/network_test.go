@@ -2,6 +2,7 @@ package hostnet
 
 import (
 	"bufio"
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -23,12 +24,16 @@ import (
 	"golang.org/x/sys/unix"
 
 	"qmigrate/guest/guesttest/within"
+	"qmigrate/hostnet/cpucap"
+	"qmigrate/hostnet/host"
+	"qmigrate/hostnet/internal/mark"
+	"qmigrate/hostnet/internal/netns"
 )
 
 // in runs f with a handle in one of the network's namespaces.
 func in(t *testing.T, n *Network, host string, f func(h *netlink.Handle) error) {
 	t.Helper()
-	err := inNamespace(n.spec.namespace(host), func() error {
+	err := netns.In(n.spec.namespace(host), func() error {
 		h, err := netlink.NewHandle(unix.NETLINK_ROUTE)
 		if err != nil {
 			return err
@@ -145,17 +150,17 @@ func TestApplyMends(t *testing.T) {
 func TestApplyOverDebris(t *testing.T) {
 	needNetwork(t)
 	s := Spec{Owner: owner()}
-	if err := os.MkdirAll(namespaces, 0o755); err != nil {
+	if err := os.MkdirAll(netns.Folder, 0o755); err != nil {
 		t.Fatal(err)
 	}
-	debris := namespacePath(s.namespace("a"))
+	debris := netns.Path(s.namespace("a"))
 	if err := os.WriteFile(debris, nil, 0o444); err != nil {
 		t.Fatal(err)
 	}
 	if owners, err := Owners(within.Context(t)); err != nil || !slices.Contains(owners, s.Owner) {
 		t.Errorf("Owners is %v, %v and lacks %s", owners, err, s.Owner)
 	}
-	if _, err := Namespace(s.namespace("a")); !errors.Is(err, fs.ErrNotExist) {
+	if _, err := host.Namespace(s.namespace("a")); !errors.Is(err, fs.ErrNotExist) {
 		t.Errorf("Namespace of debris: %v", err)
 	}
 	n := apply(t, s)
@@ -178,7 +183,7 @@ func TestFailingApplyUndoes(t *testing.T) {
 	// A folder in the place of the third host's namespace is what Apply cannot mend.
 	s := n.Spec()
 	s.Hosts = []HostSpec{{Name: "a", TAPs: []TAPSpec{{Name: "qmigtap0"}, {Name: "qmigtap1"}}}, {Name: "b"}, {Name: "c"}, {Name: "d"}}
-	block := namespacePath(s.namespace("d"))
+	block := netns.Path(s.namespace("d"))
 	if err := os.Mkdir(block, 0o755); err != nil {
 		t.Fatal(err)
 	}
@@ -189,7 +194,7 @@ func TestFailingApplyUndoes(t *testing.T) {
 	if after := picture(t, n); !maps.Equal(before, after) {
 		t.Errorf("an Apply that failed changed\n%v to\n%v", before, after)
 	}
-	if _, err := os.Stat(namespacePath(s.namespace("c"))); !errors.Is(err, fs.ErrNotExist) {
+	if _, err := os.Stat(netns.Path(s.namespace("c"))); !errors.Is(err, fs.ErrNotExist) {
 		t.Errorf("the third host is left: %v", err)
 	}
 
@@ -199,7 +204,7 @@ func TestFailingApplyUndoes(t *testing.T) {
 	if _, err := gone.Apply(ctx); !errors.Is(err, context.Canceled) {
 		t.Errorf("Apply with a context that has ended: %v", err)
 	}
-	if names, _ := namesWith(prefix + gone.Owner); len(names) > 0 {
+	if names, _ := netns.Names(mark.Prefix + gone.Owner); len(names) > 0 {
 		t.Errorf("left: %v", names)
 	}
 }
@@ -254,7 +259,7 @@ func TestAddresses(t *testing.T) {
 func reach(t *testing.T, n *Network) {
 	t.Helper()
 	ctx := within.Context(t)
-	pairs := [][2]Host{{n.Host("a"), n.Host("b")}, {n.Observer(), n.Host("a")}}
+	pairs := [][2]host.Host{{n.Host("a"), n.Host("b")}, {n.Observer(), n.Host("a")}}
 	addresses := []netip.Addr{n.Address("b"), n.Address("a")}
 	for i, p := range pairs {
 		l, err := p[1].Listen(ctx, "tcp", net.JoinHostPort(addresses[i].String(), "0"))
@@ -379,9 +384,32 @@ func TestNoIPv6Noise(t *testing.T) {
 	}
 }
 
+func TestStartInNamespace(t *testing.T) {
+	n := apply(t, Spec{})
+	var out bytes.Buffer
+	p, err := n.Host("a").Start(within.Context(t), host.Command{Args: []string{"readlink", "/proc/self/ns/net"}, Stdout: &out})
+	if err != nil {
+		t.Fatal(err)
+	}
+	within.Receive(t, "the process's end", p.Done())
+	ours, err := os.Readlink("/proc/self/ns/net")
+	if err != nil || p.Err() != nil {
+		t.Fatal(err, p.Err())
+	}
+	if strings.TrimSpace(out.String()) == ours {
+		t.Error("a process on a host is in our namespace")
+	}
+	if st, err := os.Stat(netns.Path(n.spec.namespace("a"))); err != nil || fmt.Sprintf("net:[%d]", st.Sys().(*syscall.Stat_t).Ino) != strings.TrimSpace(out.String()) {
+		t.Errorf("a process on host a is in %s", out.String())
+	}
+	if again, err := host.Find(within.Context(t), n.Host("a").Name()); err != nil || again.Name() != n.Host("a").Name() {
+		t.Errorf("Find: %v, %v", again, err)
+	}
+}
+
 func TestCloseTwice(t *testing.T) {
 	n := apply(t, Spec{})
-	p, err := n.Host("a").Start(within.Context(t), Command{Args: []string{"sleep", "1000"}})
+	p, err := n.Host("a").Start(within.Context(t), host.Command{Args: []string{"sleep", "1000"}})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -391,7 +419,7 @@ func TestCloseTwice(t *testing.T) {
 		}
 	}
 	within.Receive(t, "the process's end", p.Done()) // a process on the host goes with it
-	if names, err := namesWith(prefix + n.spec.Owner + "-"); err != nil || len(names) > 0 {
+	if names, err := netns.Names(mark.Prefix + n.spec.Owner + "-"); err != nil || len(names) > 0 {
 		t.Errorf("left: %v, %v", names, err)
 	}
 	if _, err := n.Host("a").Dial(within.Context(t), "tcp", "127.0.0.1:1"); !errors.Is(err, fs.ErrNotExist) {
@@ -414,8 +442,8 @@ func TestTwoLabsSideBySide(t *testing.T) {
 // TestRemoveAfterKill: a run is killed with SIGKILL while a process of its own runs on a host.
 func TestRemoveAfterKill(t *testing.T) {
 	needNetwork(t)
-	mark := owner()
-	cmd := self("apply", "OWNER="+mark)
+	whose := owner()
+	cmd := self("apply", "OWNER="+whose)
 	out, err := cmd.StdoutPipe()
 	if err != nil {
 		t.Fatal(err)
@@ -429,9 +457,9 @@ func TestRemoveAfterKill(t *testing.T) {
 	if _, err := fmt.Fscan(out, &pid, &start); err != nil {
 		t.Fatal(err)
 	}
-	neighbour := apply(t, Spec{Owner: mark + "-x"}) // the same beginning, another owner
-	foreign := prefix + mark + ".txt"               // the same beginning, nobody's
-	if _, err := createNamespace(foreign); err != nil {
+	neighbour := apply(t, Spec{Owner: whose + "-x"}) // the same beginning, another owner
+	foreign := mark.Prefix + whose + ".txt"          // the same beginning, nobody's
+	if _, err := netns.Create(foreign); err != nil {
 		t.Fatal(err)
 	}
 	defer deleteNamespace(context.Background(), foreign)
@@ -444,20 +472,20 @@ func TestRemoveAfterKill(t *testing.T) {
 	defer netlink.LinkDel(bridge)
 
 	killHard(cmd)
-	p, err := Local().FindProcess(within.Context(t), pid, start)
+	p, err := host.Local().FindProcess(within.Context(t), pid, start)
 	if err != nil {
 		t.Fatal("the process did not outlive the run that started it: ", err)
 	}
 	owners, err := Owners(within.Context(t))
-	if err != nil || !slices.Contains(owners, mark) || !slices.Contains(owners, mark+"-x") {
+	if err != nil || !slices.Contains(owners, whose) || !slices.Contains(owners, whose+"-x") {
 		t.Errorf("Owners is %v, %v", owners, err)
 	}
 
-	removed, err := Remove(within.Context(t), mark)
+	removed, err := Remove(within.Context(t), whose)
 	if err != nil {
 		t.Fatal(err)
 	}
-	want := []string{"namespace qmig-" + mark + "-b", fmt.Sprintf("process %d (sleep) in qmig-%s-a", pid, mark), "namespace qmig-" + mark + "-a", "namespace qmig-" + mark + "-link"}
+	want := []string{"namespace qmig-" + whose + "-b", fmt.Sprintf("process %d (sleep) in qmig-%s-a", pid, whose), "namespace qmig-" + whose + "-a", "namespace qmig-" + whose + "-link"}
 	if !slices.Equal(removed, want) {
 		t.Errorf("removed\n%q, want\n%q", removed, want)
 	}
@@ -465,11 +493,11 @@ func TestRemoveAfterKill(t *testing.T) {
 	if err := p.Signal(syscall.SIGTERM); !errors.Is(err, os.ErrProcessDone) {
 		t.Errorf("signal to a process that is gone: %v", err)
 	}
-	if again, err := Remove(within.Context(t), mark); err != nil || len(again) > 0 {
+	if again, err := Remove(within.Context(t), whose); err != nil || len(again) > 0 {
 		t.Errorf("a second Remove: %v, %v", again, err)
 	}
 	reach(t, neighbour)
-	if _, err := Namespace(foreign); err != nil {
+	if _, err := host.Namespace(foreign); err != nil {
 		t.Error(err)
 	}
 	if _, err := netlink.LinkByName(attrs.Name); err != nil {
@@ -484,7 +512,7 @@ func TestTAPOpensByName(t *testing.T) {
 	n := apply(t, Spec{Hosts: []HostSpec{{Name: "a", TAPs: []TAPSpec{{Name: "qmigtap0"}, {Name: "qmigtap1", Queues: 4}}}, {Name: "b"}}})
 	for name, multi := range map[string]string{"qmigtap0": "", "qmigtap1": "multi"} {
 		var out, errs strings.Builder
-		p, err := n.Host("a").Start(within.Context(t), Command{Args: []string{"/proc/self/exe"}, Env: []string{helper + "=tap", "TAP=" + name, "MULTI=" + multi}, Stdout: &out, Stderr: &errs})
+		p, err := n.Host("a").Start(within.Context(t), host.Command{Args: []string{"/proc/self/exe"}, Env: []string{helper + "=tap", "TAP=" + name, "MULTI=" + multi}, Stdout: &out, Stderr: &errs})
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -502,16 +530,33 @@ func TestTAPOpensByName(t *testing.T) {
 	}
 }
 
+// TestRemoveTakesCaps: what an owner's mark names of processor caps goes with his network.
+func TestRemoveTakesCaps(t *testing.T) {
+	whose := owner()
+	c, err := cpucap.Spec{Owner: whose, Host: "a", PID: os.Getpid(), Percent: 50}.Apply(within.Context(t), host.Local())
+	if errors.Is(err, errors.ErrUnsupported) {
+		t.Skip(err)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	removed, err := Remove(within.Context(t), whose)
+	if err != nil || len(removed) != 1 || !strings.HasPrefix(removed[0], "CPU cap ") {
+		t.Errorf("removed %q, %v", removed, err)
+	}
+}
+
 func FuzzOwnerOf(f *testing.F) {
 	for _, s := range []string{"qmig-demo-a", "qmig-a-b-link", "qmig-", "qmig--a", "qmig-x", "other", "qmig-../x-a"} {
 		f.Add(s)
 	}
 	f.Fuzz(func(t *testing.T, name string) {
-		o, ok := ownerOf(name)
+		o, ok := mark.Owner(name)
 		if !ok {
 			return
 		}
-		if !strings.HasPrefix(name, prefix+o+"-") && !strings.Contains(name, "/") || strings.ContainsAny(o, "/.") {
+		if !strings.HasPrefix(name, mark.Prefix+o+"-") && !strings.Contains(name, "/") || strings.ContainsAny(o, "/.") {
 			t.Errorf("%q is %q's", name, o)
 		}
 	})

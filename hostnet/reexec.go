@@ -18,31 +18,30 @@ import (
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 
+	"qmigrate/hostnet/host"
+	"qmigrate/hostnet/internal/netns"
 	"qmigrate/internal/procfs"
 )
 
 // marker is the environment variable that tells a copy of this program, started by itself in new namespaces, what it is.
 const (
 	marker      = "QMIGRATE_HOSTNET"
-	markReexec  = "reexec"         // made by Reexec, namespaces still bare
-	markInside  = "inside"         // the same, set up
-	markCheck   = "check"          // made by Check: answer what works here
-	markNothing = "exit"           // made by Check, to see whether it can be made
-	markYield   = "QMIGRATE_YIELD" // made by Yield: trace the threads that the variable of this name lists
+	markReexec  = "reexec" // made by Reexec, namespaces still bare
+	markInside  = "inside" // the same, set up
+	markCheck   = "check"  // made by Check: answer what works here
+	markNothing = "exit"   // made by Check, to see whether it can be made
 	checkFlag   = "-qmigrate.hostnet.check"
-	yieldFlag   = "-qmigrate.hostnet.yield"
 )
 
-// Main must be the first call of main (and of TestMain): in a copy of the program that Check or Yield started it does
+// Main must be the first call of main (and of TestMain): in a copy of the program that Check or a host started it does
 // its work and exits; otherwise it does nothing.
 func Main() {
+	host.Main()
 	switch os.Getenv(marker) {
 	case markCheck:
 		os.Exit(answerCheck(os.Stdout))
 	case markNothing:
 		os.Exit(0)
-	case markYield:
-		os.Exit(answerYield(os.Stdout, os.Getenv(markYield)))
 	}
 }
 
@@ -204,7 +203,7 @@ func privateRun() error {
 		from, to := fmt.Sprintf("/proc/self/fd/%d/%s", old, e.Name()), filepath.Join(run, e.Name())
 		// What cannot be had is left out: nothing of it is needed here, and the user misses it where he uses it.
 		switch {
-		case to == namespaces:
+		case to == netns.Folder:
 		case e.Type()&fs.ModeSymlink != 0:
 			if target, err := os.Readlink(from); err == nil {
 				_ = os.Symlink(target, to)
@@ -219,12 +218,12 @@ func privateRun() error {
 			}
 		}
 	}
-	return os.MkdirAll(namespaces, 0o755)
+	return os.MkdirAll(netns.Folder, 0o755)
 }
 
 // noUserNamespaces explains why a process in a new user namespace could not be made. See user_namespaces(7), clone(2).
 func noUserNamespaces(err error) error {
-	e := &UnsupportedError{Feature: "user namespaces", Err: err}
+	e := &host.UnsupportedError{Feature: "user namespaces", Err: err}
 	const orRoot = ", or run as root"
 	switch {
 	case errors.Is(err, unix.ENOSPC), errors.Is(err, unix.EUSERS):
@@ -253,7 +252,7 @@ func noUserNamespaces(err error) error {
 
 // noNamespaces explains why Apply made no namespace.
 func noNamespaces(err error) error {
-	e := &UnsupportedError{Feature: "network namespaces", Err: err, Reason: "this user may not make them", Mend: "run as root"}
+	e := &host.UnsupportedError{Feature: "network namespaces", Err: err, Reason: "this user may not make them", Mend: "run as root"}
 	if os.Geteuid() == 0 {
 		e.Reason = "root here lacks CAP_SYS_ADMIN or CAP_NET_ADMIN"
 		e.Mend = "give the container these capabilities (docker run --cap-add SYS_ADMIN --cap-add NET_ADMIN --security-opt apparmor=unconfined)"

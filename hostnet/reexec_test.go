@@ -13,6 +13,9 @@ import (
 	"time"
 
 	"qmigrate/guest/guesttest/within"
+	"qmigrate/hostnet/internal/mark"
+	"qmigrate/hostnet/internal/netns"
+	"qmigrate/internal/procfs"
 )
 
 // asUser is the helper `then` as another user than root.
@@ -51,7 +54,7 @@ func TestRootless(t *testing.T) {
 	if code := status(t, err); code != 42 || string(out) != "got standard input by tbf, owner rootless\n" {
 		t.Errorf("status %d, output %q", code, out)
 	}
-	if names, _ := namesWith(prefix + "rootless"); len(names) > 0 {
+	if names, _ := netns.Names(mark.Prefix + "rootless"); len(names) > 0 {
 		t.Errorf("seen outside: %v", names)
 	}
 }
@@ -101,7 +104,7 @@ func TestRootlessOuterKilled(t *testing.T) {
 	_, _ = io.Copy(io.Discard, out) // the last writer is the inner process
 	_ = cmd.Wait()
 	wait(t, "the inner process's end", func() bool {
-		st, err := readStat(inner)
+		st, err := procfs.Process(inner).Stat(os.ReadFile)
 		return err != nil || st.State == 'Z'
 	})
 }

@@ -7,6 +7,8 @@ import (
 
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
+
+	"qmigrate/hostnet/host"
 )
 
 // A bucket of tokens, refilled at the rate, and a queue behind it:
@@ -70,7 +72,7 @@ func (ns *nsBuilder) shape() error {
 		ns.shaper = "htb"
 		return nil
 	}
-	return &UnsupportedError{Feature: "TBF and HTB", Err: errors.Join(tbfErr, htbErr), Reason: "this kernel shapes no link",
+	return &host.UnsupportedError{Feature: "TBF and HTB", Err: errors.Join(tbfErr, htbErr), Reason: "this kernel shapes no link",
 		Mend: "as root run `modprobe sch_tbf` or `modprobe sch_htb`, or use a kernel with CONFIG_NET_SCH_TBF, or give no rate"}
 }
 

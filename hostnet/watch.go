@@ -13,6 +13,8 @@ import (
 	"github.com/vishvananda/netlink"
 	"github.com/vishvananda/netlink/nl"
 	"golang.org/x/sys/unix"
+
+	"qmigrate/hostnet/internal/netns"
 )
 
 // Kinds and actions of a Change.
@@ -63,7 +65,7 @@ func (n *Network) Watch(ctx context.Context) (*Watch, error) {
 	var watchers []*watcher
 	for _, host := range names {
 		namespace := n.spec.namespace(host)
-		err := inNamespace(namespace, func() error {
+		err := netns.In(namespace, func() error {
 			s, err := nl.Subscribe(unix.NETLINK_ROUTE, unix.RTNLGRP_NEIGH)
 			if err != nil {
 				return fmt.Errorf("subscribe: %w", err)

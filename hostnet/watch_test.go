@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"qmigrate/guest/guesttest/within"
+	"qmigrate/hostnet/internal/netns"
 )
 
 // frame is an Ethernet broadcast from a MAC address behind the header of 10 zero bytes that a TAP with IFF_VNET_HDR has.
@@ -49,7 +50,7 @@ func TestWatchSeesAMove(t *testing.T) {
 	mac := net.HardwareAddr{0x52, 0x54, 0, 0x12, 0x34, 0x56}
 	taps := map[string]*os.File{}
 	for _, host := range []string{"a", "b"} {
-		err := inNamespace(n.spec.namespace(host), func() (err error) {
+		err := netns.In(n.spec.namespace(host), func() (err error) {
 			taps[host], err = openTAP("qmigtap0", false)
 			return err
 		})
@@ -148,7 +149,7 @@ func TestWatchCountsWhatItDrops(t *testing.T) {
 	}
 	defer w.Close()
 	var tap *os.File
-	err = inNamespace(n.spec.namespace("a"), func() (err error) {
+	err = netns.In(n.spec.namespace("a"), func() (err error) {
 		tap, err = openTAP("qmigtap0", false)
 		return err
 	})

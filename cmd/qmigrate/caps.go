@@ -21,7 +21,7 @@ import (
 	"qmigrate/engine/record/units"
 	"qmigrate/engine/report/text"
 	"qmigrate/guest"
-	"qmigrate/hostnet"
+	"qmigrate/hostnet/host"
 	"qmigrate/qmp"
 )
 
@@ -155,7 +155,7 @@ func factsOf(ctx context.Context, text, machine string, o plan.Options) (f *fact
 		return nil, binary{}, true, err
 	}
 	defer os.RemoveAll(dir)
-	vm, err := guest.Start(ctx, hostnet.Local(), guest.Spec{Name: "caps", QEMU: b.Path, Machine: machine, Memory: 16 << 20, Dir: dir + "/vm", Paused: true})
+	vm, err := guest.Start(ctx, host.Local(), guest.Spec{Name: "caps", QEMU: b.Path, Machine: machine, Memory: 16 << 20, Dir: dir + "/vm", Paused: true})
 	if err != nil {
 		return nil, binary{}, true, err
 	}

@@ -22,7 +22,7 @@ import (
 	"qmigrate/guest"
 	"qmigrate/guest/guesttest"
 	"qmigrate/guest/guesttest/within"
-	"qmigrate/hostnet"
+	"qmigrate/hostnet/host"
 	"qmigrate/qmp"
 )
 
@@ -65,7 +65,7 @@ func startEnds(t *testing.T, qemu string) *ends {
 		vm   **guest.VM
 		name string
 	}{{&e.src, "a"}, {&e.dst, "b"}} {
-		vm, err := guest.Start(within.Context(t), hostnet.Local(), guest.Spec{
+		vm, err := guest.Start(within.Context(t), host.Local(), guest.Spec{
 			Name: side.name, QEMU: qemu, Memory: 64 << 20, Dir: filepath.Join(dir, side.name), Incoming: side.name == "b", Paused: side.name == "b",
 		})
 		if err != nil {

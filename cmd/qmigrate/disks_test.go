@@ -15,7 +15,7 @@ import (
 	"qmigrate/guest"
 	"qmigrate/guest/guesttest"
 	"qmigrate/guest/guesttest/within"
-	"qmigrate/hostnet"
+	"qmigrate/hostnet/host"
 	"qmigrate/qmp"
 )
 
@@ -24,7 +24,7 @@ import (
 func diskVM(t *testing.T, qemu, dir, name string, incoming bool,
 	args string) (execute func(command string, arguments, answer any)) {
 	t.Helper()
-	vm, err := guest.Start(within.Context(t), hostnet.Local(), guest.Spec{
+	vm, err := guest.Start(within.Context(t), host.Local(), guest.Spec{
 		Name: name, QEMU: qemu, Memory: 16<<20 + 8<<10, Dir: filepath.Join(dir, name), Incoming: incoming, Paused: incoming,
 		Extra: strings.Fields(strings.ReplaceAll(args, "DIR", dir)),
 	})
@@ -99,11 +99,11 @@ func endLaunched(t *testing.T, dir string) {
 		t.Error(err)
 		return
 	}
-	start, err := hostnet.StartTime(pid)
+	start, err := host.StartTime(pid)
 	if err != nil {
 		return // it has ended
 	}
-	p, err := hostnet.FindProcess(pid, start)
+	p, err := host.FindProcess(pid, start)
 	if err != nil {
 		t.Error(err)
 		return

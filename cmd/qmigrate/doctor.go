@@ -11,6 +11,7 @@ import (
 	"qmigrate/guest"
 	"qmigrate/guest/debian"
 	"qmigrate/hostnet"
+	"qmigrate/hostnet/host"
 )
 
 func (c *commands) doctor() *cli.Command {
@@ -123,7 +124,7 @@ func agentFinding() finding {
 // kvmFinding says what can be said without booting anything.
 func kvmFinding() finding {
 	f := finding{name: "KVM", optional: true, text: "no /dev/kvm: guests run under TCG"}
-	if _, err := hostnet.Local().Stat("/dev/kvm"); err == nil {
+	if _, err := host.Local().Stat("/dev/kvm"); err == nil {
 		f.ok, f.text = true, "/dev/kvm is there; whether a guest really boots under it is tried once, at the first demo, and remembered"
 	}
 	return f

@@ -18,7 +18,7 @@ import (
 	"qmigrate/engine/endpoint"
 	"qmigrate/guest"
 	"qmigrate/guest/launch"
-	"qmigrate/hostnet"
+	"qmigrate/hostnet/host"
 )
 
 // parseEndpoint reads how people name a QEMU:
@@ -149,7 +149,7 @@ func dialer(network, address string) endpoint.Dialer {
 
 // peer is the process that listens on a unix socket of this machine, known from the first connection on.
 type peer struct {
-	proc hostnet.Process
+	proc host.Process
 	qemu bool // it is, or was, a QEMU
 }
 
@@ -164,8 +164,8 @@ func (p *peer) dial(connect endpoint.Dialer) endpoint.Dialer {
 			return conn, err
 		}
 		pid := listener(conn)
-		if start, err := hostnet.StartTime(pid); err == nil {
-			if proc, err := hostnet.FindProcess(pid, start); err == nil {
+		if start, err := host.StartTime(pid); err == nil {
+			if proc, err := host.FindProcess(pid, start); err == nil {
 				p.proc, p.qemu = proc, isQEMU(pid)
 			}
 		}
@@ -239,7 +239,7 @@ func (p *peer) readFile(name string) ([]byte, error) {
 
 // HasThread tells a QEMU from a forwarder that listens for it, and from a manager that made its socket.
 func (p *peer) HasThread(id int) bool {
-	return p.proc != nil && connect.NewProcess(hostnet.Local(), p.proc).HasThread(id)
+	return p.proc != nil && connect.NewProcess(host.Local(), p.proc).HasThread(id)
 }
 
 // process is what /proc says of it.
@@ -280,7 +280,7 @@ func (p *peer) MainThreadCPU() (time.Duration, error) {
 	if p.proc == nil {
 		return 0, errNoProcess
 	}
-	return connect.NewProcess(hostnet.Local(), p.proc).MainThreadCPU()
+	return connect.NewProcess(host.Local(), p.proc).MainThreadCPU()
 }
 
 // MemoryLock is what QEMU may lock.
@@ -288,5 +288,5 @@ func (p *peer) MemoryLock() (limit int64, limited bool, err error) {
 	if p.proc == nil {
 		return 0, false, errNoProcess
 	}
-	return connect.NewProcess(hostnet.Local(), p.proc).MemoryLock()
+	return connect.NewProcess(host.Local(), p.proc).MemoryLock()
 }

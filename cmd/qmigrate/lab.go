@@ -11,7 +11,7 @@ import (
 
 	"qmigrate/engine/lab"
 	"qmigrate/guest/wire"
-	"qmigrate/hostnet"
+	"qmigrate/hostnet/host"
 )
 
 func (c *commands) lab() *cli.Command {
@@ -138,11 +138,11 @@ func (c *commands) labExec(x *cli.Context) error {
 	if err := lab.CheckName(x.String("lab")); err != nil {
 		return usageError{err}
 	}
-	host, err := hostnet.Find(x.Context, fmt.Sprintf("netns:qmig-%s-%s", x.String("lab"), x.Args().First()))
+	at, err := host.Find(x.Context, fmt.Sprintf("netns:qmig-%s-%s", x.String("lab"), x.Args().First()))
 	if err != nil {
 		return fmt.Errorf("%w: `qmigrate lab status` lists the labs, hosts are a, b and link", err)
 	}
-	p, err := host.Start(x.Context, hostnet.Command{Args: x.Args().Tail(), Stdin: c.stdin, Stdout: c.stdout, Stderr: c.stderr})
+	p, err := at.Start(x.Context, host.Command{Args: x.Args().Tail(), Stdin: c.stdin, Stdout: c.stdout, Stderr: c.stderr})
 	if err != nil {
 		return err
 	}

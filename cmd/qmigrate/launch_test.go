@@ -24,7 +24,7 @@ import (
 	"qmigrate/guest"
 	"qmigrate/guest/guesttest"
 	"qmigrate/guest/launch"
-	"qmigrate/hostnet"
+	"qmigrate/hostnet/host"
 	"qmigrate/qmp"
 )
 
@@ -350,7 +350,7 @@ func launchDrawn(t *testing.T, bin string, newest bool, seed uint64) string {
 	if !slices.Contains(args, "-display") {
 		args = append(args, "-display", "none")
 	}
-	src, err := guest.StartIncoming(t.Context(), hostnet.Local(), hostnet.Command{Args: args}, monitors)
+	src, err := guest.StartIncoming(t.Context(), host.Local(), host.Command{Args: args}, monitors)
 	if err != nil {
 		t.Logf("%q: %v", d.args, err)
 		return "impossible"
@@ -457,8 +457,8 @@ func TestLaunchForwards(t *testing.T) {
 	tcp, udp := d.port(), d.port()
 	start := func(dir string) *guest.VM {
 		t.Helper()
-		vm, err := guest.StartIncoming(t.Context(), hostnet.Local(),
-			hostnet.Command{Args: []string{bin, "-nodefaults", "-display", "none", "-machine", "q35", "-accel", "tcg", "-m",
+		vm, err := guest.StartIncoming(t.Context(), host.Local(),
+			host.Command{Args: []string{bin, "-nodefaults", "-display", "none", "-machine", "q35", "-accel", "tcg", "-m",
 				"63",
 				"-chardev", "socket,id=control,server=on,wait=off,path=" + dir +
 					"/control.qmp", "-mon", "chardev=control,mode=control",
@@ -523,90 +523,6 @@ func TestLaunchForwards(t *testing.T) {
 	if w := rec.Warnings[before:]; len(w) != 1 || !strings.Contains(w[0], "`hostfwd_add none tcp:") {
 		t.Errorf("%q", w)
 	}
-}
-
-// TestForwardsRecovered kills `migrate --launch` when the guest has just left the source: --recover moves its ports.
-func TestForwardsRecovered(t *testing.T) {
-	bin := guesttest.QEMU(t, "10.0")
-	for attempt := range 10 {
-		base := guesttest.Dir(t)
-		port := (&draw{Rand: rand.New(rand.NewPCG(uint64(attempt), 7)), t: t, dir: base}).port()
-		args := []string{bin, "-nodefaults", "-display", "none", "-machine", "q35", "-accel", "tcg", "-m", "64",
-			"-qmp", "unix:" + base + "/look,server=on,wait=off",
-			"-netdev", "user,id=u,hostfwd=tcp:127.0.0.1:" + port + "-:22", "-device", "virtio-net-pci,netdev=u"}
-		for _, role := range []string{guest.Control, guest.Events, guest.Sampler} {
-			args = append(args, "-qmp", "unix:"+base+"/a/"+role+".qmp,server=on,wait=off")
-		}
-		src, err := guest.StartIncoming(t.Context(), hostnet.Local(), hostnet.Command{Args: args}, base+"/a")
-		if err != nil {
-			t.Fatal(err)
-		}
-		ends := []string{"--source", "unix:" + base + "/a", "--destination", "unix:" + base + "/b", "--out", base + "/out"}
-		cmd := qmigrate(t, append([]string{"migrate", "--launch"}, ends...)...)
-		look, err := qmp.Dial(t.Context(), "unix", base+"/look", qmp.Options{})
-		if err != nil {
-			t.Fatal(err)
-		}
-		if err := cmd.Start(); err != nil {
-			t.Fatal(err)
-		}
-		for {
-			if s, err := look.QueryStatus(t.Context()); err != nil {
-				t.Fatal(err)
-			} else if s.Status == "postmigrate" {
-				break
-			}
-		}
-		_ = cmd.Process.Kill()
-		_ = cmd.Wait()
-		look.Close()
-		_, err = os.Stat(base + "/b/" + forwardsFile)
-		left := err == nil
-		var out string
-		for range 2 { // again, it changes nothing
-			recovery := qmigrate(t, append([]string{"migrate", "--recover"}, ends...)...)
-			status, said := result(t, recovery)
-			if out += said; status != 0 {
-				t.Fatalf("--recover ends with status %d: %s", status, said)
-			}
-		}
-		holder := 0
-		for _, pid := range []int{src.Process().PID(), pidOf(t, base+"/b/control.qmp")} {
-			h, err := launch.ReadHeld(pid)
-			if err != nil {
-				t.Fatal(err)
-			}
-			if slices.ContainsFunc(h.Sockets, func(s launch.Socket) bool { return strings.HasSuffix(s.Address, ":"+port) }) {
-				holder = pid
-			}
-		}
-		destination := pidOf(t, base+"/b/control.qmp")
-		if holder != destination || strings.Contains(out, "moved to the destination: 1") != left {
-			t.Errorf("process %d has the port, the destination is %d; it was left: %t: %s", holder, destination, left, out)
-		}
-		if _, err := os.Stat(base + "/b/" + forwardsFile); err == nil {
-			t.Error("the list is left")
-		}
-		_ = unix.Kill(destination, unix.SIGKILL)
-		if err := src.Close(); err != nil {
-			t.Error(err)
-		}
-		if left {
-			return
-		}
-	}
-	t.Error("qmigrate was never killed in time")
-}
-
-// pidOf is the process that listens on a socket.
-func pidOf(t *testing.T, socket string) int {
-	t.Helper()
-	nc, err := net.Dial("unix", socket)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer nc.Close()
-	return listener(nc)
 }
 
 // A source in another network cannot reach 127.0.0.1 of the destination's.

@@ -18,6 +18,7 @@ import (
 	"qmigrate/engine/lab"
 	"qmigrate/guest/guesttest/within"
 	"qmigrate/hostnet"
+	"qmigrate/hostnet/host"
 )
 
 // pidsFile names a file to which every qmigrate that a test starts adds its process number, so that what it made can be told.
@@ -133,7 +134,7 @@ func TestLeftovers(t *testing.T) {
 	if left := leftovers(dir, pids); len(left) > 0 {
 		t.Fatalf("left before anything was: %q", left)
 	}
-	child, err := hostnet.Local().Start(within.Context(t), hostnet.Command{Args: []string{"sleep", "100"}, Env: []string{"TMPDIR=" + dir}})
+	child, err := host.Local().Start(within.Context(t), host.Command{Args: []string{"sleep", "100"}, Env: []string{"TMPDIR=" + dir}})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -7,17 +7,17 @@ import (
 	"testing"
 
 	"qmigrate/guest/guesttest"
-	"qmigrate/hostnet"
+	"qmigrate/hostnet/host"
 )
 
 // What a process has open is known by number, whatever its name has become.
 func TestOpened(t *testing.T) {
 	dir := guesttest.Dir(t)
-	start, err := hostnet.StartTime(os.Getpid())
+	start, err := host.StartTime(os.Getpid())
 	if err != nil {
 		t.Fatal(err)
 	}
-	proc, err := hostnet.FindProcess(os.Getpid(), start)
+	proc, err := host.FindProcess(os.Getpid(), start)
 	if err != nil {
 		t.Fatal(err)
 	}

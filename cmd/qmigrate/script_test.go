@@ -29,6 +29,7 @@ import (
 	"qmigrate/guest/guesttest"
 	"qmigrate/guest/guesttest/within"
 	"qmigrate/hostnet"
+	"qmigrate/hostnet/host"
 	"qmigrate/qmp"
 )
 
@@ -314,7 +315,7 @@ func startQEMU(ts *testscript.TestScript, _ bool, args []string) {
 			break
 		}
 	}
-	vm, err := guest.Start(within.Context(s.t), hostnet.Local(), spec)
+	vm, err := guest.Start(within.Context(s.t), host.Local(), spec)
 	ts.Check(err)
 	s.vms[dir] = vm
 }

@@ -21,7 +21,7 @@ import (
 	"qmigrate/engine/endpoint"
 	"qmigrate/engine/plan"
 	"qmigrate/engine/tlscreds"
-	"qmigrate/hostnet"
+	"qmigrate/hostnet/host"
 )
 
 // security reads the flags of --tls; nil without it.
@@ -114,7 +114,7 @@ func give(ctx context.Context, e *endpoint.Endpoint, dir string, files tlscreds.
 	if err := nc.Close(); err != nil {
 		return err
 	}
-	if err := connect.WriteCredentials(hostnet.Local(), dir, files); err != nil {
+	if err := connect.WriteCredentials(host.Local(), dir, files); err != nil {
 		return err
 	}
 	if p.proc == nil {

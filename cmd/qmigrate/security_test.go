@@ -16,7 +16,7 @@ import (
 	"qmigrate/guest"
 	"qmigrate/guest/guesttest"
 	"qmigrate/guest/guesttest/within"
-	"qmigrate/hostnet"
+	"qmigrate/hostnet/host"
 )
 
 // TestTLSMonitor drives two QEMUs over monitors that their chardevs encrypt, and is refused by one of them with other certificates.
@@ -61,7 +61,7 @@ func TestTLSMonitor(t *testing.T) {
 			}
 			port := l.Addr().(*net.TCPAddr).Port
 			l.Close()
-			vm, err := guest.Start(within.Context(t), hostnet.Local(), guest.Spec{
+			vm, err := guest.Start(within.Context(t), host.Local(), guest.Spec{
 				Name: name, QEMU: qemu, Memory: 16 << 20, Dir: filepath.Join(dir, name), Incoming: incoming, Paused: incoming,
 				Extra: []string{"-object", "tls-creds-x509,id=mon,endpoint=server,dir=" + server + ",verify-peer=on",
 					"-chardev", fmt.Sprintf("socket,id=far,host=127.0.0.1,port=%d,server=on,wait=off,tls-creds=mon", port), "-mon", "chardev=far,mode=control"},

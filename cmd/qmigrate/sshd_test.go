@@ -23,7 +23,7 @@ import (
 	"qmigrate/guest"
 	"qmigrate/guest/guesttest"
 	"qmigrate/guest/guesttest/within"
-	"qmigrate/hostnet"
+	"qmigrate/hostnet/host"
 )
 
 // sshKey makes a key pair and writes the private one.
@@ -64,7 +64,7 @@ func TestSSHD(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	host := l.Addr().String()
+	address := l.Addr().String()
 	l.Close()
 	at := func(name string) string { return filepath.Join(dir, name) }
 	write := func(name, text string) {
@@ -75,10 +75,10 @@ func TestSSHD(t *testing.T) {
 	hostKey, key := sshKey(t, at("host")), sshKey(t, at("id"))
 	other := sshKey(t, at("other"))
 	write("authorized", string(ssh.MarshalAuthorizedKey(key)))
-	write("known", knownhosts.Line([]string{host}, hostKey)+"\n")
-	write("wrong", knownhosts.Line([]string{host}, other)+"\n")
+	write("known", knownhosts.Line([]string{address}, hostKey)+"\n")
+	write("wrong", knownhosts.Line([]string{address}, other)+"\n")
 	write("none", "")
-	_, port, _ := net.SplitHostPort(host)
+	_, port, _ := net.SplitHostPort(address)
 	write("config", strings.Join([]string{
 		"ListenAddress 127.0.0.1", "Port " + port, "HostKey " + at("host"), "PidFile none", "UsePAM no", "StrictModes no", "PermitRootLogin prohibit-password",
 		"AuthorizedKeysFile " + at("authorized"), "PasswordAuthentication no", "AllowTcpForwarding yes", "AllowStreamLocalForwarding yes", ""}, "\n"))
@@ -102,7 +102,7 @@ func TestSSHD(t *testing.T) {
 		_ = sshd.Wait()
 	}()
 	for begin := time.Now(); ; time.Sleep(10 * time.Millisecond) {
-		if nc, err := net.DialTimeout("tcp", host, time.Second); err == nil {
+		if nc, err := net.DialTimeout("tcp", address, time.Second); err == nil {
 			nc.Close()
 			break
 		}
@@ -114,7 +114,7 @@ func TestSSHD(t *testing.T) {
 	made := 0
 	start := func(incoming bool) *guest.VM {
 		made++
-		vm, err := guest.Start(within.Context(t), hostnet.Local(), guest.Spec{Name: fmt.Sprint(made), QEMU: qemu, Memory: 16 << 20, Dir: at(fmt.Sprint("q", made)), Incoming: incoming, Paused: incoming})
+		vm, err := guest.Start(within.Context(t), host.Local(), guest.Spec{Name: fmt.Sprint(made), QEMU: qemu, Memory: 16 << 20, Dir: at(fmt.Sprint("q", made)), Incoming: incoming, Paused: incoming})
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -142,7 +142,7 @@ func TestSSHD(t *testing.T) {
 		dst := start(true)
 		var stdout, stderr bytes.Buffer
 		status := run(within.Context(t), []string{"qmigrate", "migrate", "--source", "unix:" + src.Spec().Dir, "--destination", "unix:" + dst.Spec().Dir, "--tunnel", "ssh",
-			"--tunnel-to", "ssh://" + me.Username + "@" + host, "--tunnel-identity", at(c.identity), "--tunnel-known-hosts", at(c.known), "--listen", c.listen, "--json", "--quiet", "--out", at("out")}, nil, &stdout, &stderr)
+			"--tunnel-to", "ssh://" + me.Username + "@" + address, "--tunnel-identity", at(c.identity), "--tunnel-known-hosts", at(c.known), "--listen", c.listen, "--json", "--quiet", "--out", at("out")}, nil, &stdout, &stderr)
 		if c.want != "" {
 			if status != 1 || !strings.Contains(stderr.String(), c.want) || strings.Count(stderr.String(), "\n") != 1 {
 				t.Errorf("%d: status %d: %s", i, status, stderr.String())

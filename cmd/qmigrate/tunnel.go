@@ -20,7 +20,7 @@ import (
 	"qmigrate/engine/plan"
 	"qmigrate/engine/record"
 	"qmigrate/engine/tunnel"
-	"qmigrate/hostnet"
+	"qmigrate/hostnet/host"
 )
 
 // tunnelKind reads --tunnel; empty without it.
@@ -95,10 +95,10 @@ func openTunnel(x *cli.Context, p *plan.Plan, src, dst *endpoint.Endpoint) (_ *s
 	if !ok {
 		return nil, usagef("--tunnel-hosts %s: write it as SOURCE,DESTINATION, as in netns:a,netns:b", x.String("tunnel-hosts"))
 	}
-	if s.Source, err = hostnet.Find(x.Context, from); err != nil {
+	if s.Source, err = host.Find(x.Context, from); err != nil {
 		return nil, usageError{err}
 	}
-	if s.Destination, err = hostnet.Find(x.Context, to); err != nil {
+	if s.Destination, err = host.Find(x.Context, to); err != nil {
 		return nil, usageError{err}
 	}
 	if net.ParseIP(s.Address) == nil {
@@ -130,7 +130,7 @@ func openTunnel(x *cli.Context, p *plan.Plan, src, dst *endpoint.Endpoint) (_ *s
 }
 
 // sshd is how the near half comes to the sshd of the destination's host, and by that to where the destination listens.
-func sshd(x *cli.Context, from hostnet.Host, listen string) (func(context.Context) (tunnel.Carrier, error), error) {
+func sshd(x *cli.Context, from host.Host, listen string) (func(context.Context) (tunnel.Carrier, error), error) {
 	text := x.String("tunnel-to")
 	u, err := url.Parse(text)
 	if err != nil || u.Scheme != "ssh" || u.User.Username() == "" || u.Hostname() == "" || strings.Trim(u.Path, "/") != "" {

@@ -10,7 +10,7 @@ import (
 
 	"qmigrate/engine/plan"
 	"qmigrate/engine/tlscreds"
-	"qmigrate/hostnet"
+	"qmigrate/hostnet/host"
 )
 
 // Credentials makes new ones for one migration, with an authority of its own that nobody else has certificates of. hosts are the names and addresses
@@ -38,7 +38,7 @@ func Credentials(t *plan.TLS, hosts ...string) (source, destination tlscreds.Fil
 }
 
 // WriteCredentials writes files to a new private folder on h.
-func WriteCredentials(h hostnet.Host, dir string, files tlscreds.Files) (err error) {
+func WriteCredentials(h host.Host, dir string, files tlscreds.Files) (err error) {
 	if err := h.MkdirAll(dir, 0o700); err != nil {
 		return fmt.Errorf("make folder for TLS credentials: %w", err)
 	}

@@ -8,18 +8,18 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"qmigrate/hostnet"
+	"qmigrate/hostnet/host"
 	"qmigrate/internal/procfs"
 )
 
 // Process is a QEMU process on a host as the engine needs it.
 type Process struct {
-	host hostnet.Host
-	proc hostnet.Process
+	host host.Host
+	proc host.Process
 }
 
 // NewProcess is for a QEMU that the lab did not start.
-func NewProcess(h hostnet.Host, p hostnet.Process) Process { return Process{h, p} }
+func NewProcess(h host.Host, p host.Process) Process { return Process{h, p} }
 
 // Kill ends the process; nil means that it is known dead.
 func (p Process) Kill(ctx context.Context) error { return p.proc.Kill(ctx) }
@@ -84,10 +84,10 @@ func (p Process) Yield(threads []int) (undo func() error, err error) {
 	return s.Yield(threads)
 }
 
-func (p Process) scheduled() (hostnet.Scheduled, error) {
-	if s, ok := p.proc.(hostnet.Scheduled); ok {
+func (p Process) scheduled() (host.Scheduled, error) {
+	if s, ok := p.proc.(host.Scheduled); ok {
 		return s, nil
 	}
-	return nil, &hostnet.UnsupportedError{Feature: "yielding threads",
+	return nil, &host.UnsupportedError{Feature: "yielding threads",
 		Reason: "the threads of processes of host " + p.host.Name() + " cannot be traced from here"}
 }

@@ -14,7 +14,7 @@ import (
 	"qmigrate/engine/fit"
 	"qmigrate/engine/plan"
 	"qmigrate/guest"
-	"qmigrate/hostnet"
+	"qmigrate/hostnet/host"
 	"qmigrate/qmp"
 )
 
@@ -77,7 +77,7 @@ func onThrowaway(ctx context.Context, command, env []string, accelerator string,
 	control := guest.Spec{Dir: dir}.Socket(guest.Control)
 	argv := append(slices.Clone(command), "-name", "qmig-try", "-nodefaults", "-no-user-config", "-display", "none", "-machine", "none", "-accel", accelerator,
 		"-chardev", "socket,id=control,server=on,wait=off,path="+strings.ReplaceAll(control, ",", ",,"), "-mon", "chardev=control,mode=control", "-incoming", "defer", "-S")
-	vm, err := guest.StartIncoming(ctx, hostnet.Local(), hostnet.Command{Args: argv, Env: env}, dir)
+	vm, err := guest.StartIncoming(ctx, host.Local(), host.Command{Args: argv, Env: env}, dir)
 	if err != nil {
 		return err
 	}

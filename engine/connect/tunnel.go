@@ -12,17 +12,17 @@ import (
 	"qmigrate/engine/plan"
 	"qmigrate/engine/record"
 	"qmigrate/engine/tunnel"
-	"qmigrate/hostnet"
+	"qmigrate/hostnet/host"
 )
 
 // TunnelSpec is a tunnel as data: both halves are in this process, each on its own host, and the connection between them is the hosts'.
 type TunnelSpec struct {
 	Kind        plan.TunnelKind
-	Source      hostnet.Host // where the near half listens, and connects from
-	Destination hostnet.Host // where the far half listens, and connects to the destination's QEMU
-	Address     string       // the destination's address, which the far half listens on; a port of its choice
-	In          string       // unix socket that the source's QEMU connects to; made
-	Out         string       // unix socket that the destination's QEMU will listen on
+	Source      host.Host // where the near half listens, and connects from
+	Destination host.Host // where the far half listens, and connects to the destination's QEMU
+	Address     string    // the destination's address, which the far half listens on; a port of its choice
+	In          string    // unix socket that the source's QEMU connects to; made
+	Out         string    // unix socket that the destination's QEMU will listen on
 
 	// Far makes the connection to a far half that is somebody else's, an sshd; nil: it is ours.
 	Far func(ctx context.Context) (tunnel.Carrier, error)

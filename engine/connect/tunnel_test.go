@@ -13,7 +13,7 @@ import (
 	"qmigrate/guest"
 	"qmigrate/guest/guesttest"
 	"qmigrate/guest/guesttest/within"
-	"qmigrate/hostnet"
+	"qmigrate/hostnet/host"
 	"qmigrate/qmp"
 )
 
@@ -24,7 +24,7 @@ func TestTunnelKilled(t *testing.T) {
 			t.Run(string(kind), func(t *testing.T) {
 				dir := guesttest.Dir(t)
 				start := func(name string, incoming bool) *guest.VM {
-					vm, err := guest.Start(within.Context(t), hostnet.Local(), guest.Spec{Name: name, QEMU: qemu, Memory: 64 << 20, Dir: filepath.Join(dir, name), Incoming: incoming, Paused: incoming})
+					vm, err := guest.Start(within.Context(t), host.Local(), guest.Spec{Name: name, QEMU: qemu, Memory: 64 << 20, Dir: filepath.Join(dir, name), Incoming: incoming, Paused: incoming})
 					if err != nil {
 						t.Fatal(err)
 					}
@@ -36,7 +36,7 @@ func TestTunnelKilled(t *testing.T) {
 					return vm
 				}
 				src, dst := start("a", false), start("b", true)
-				tun, err := OpenTunnel(within.Context(t), TunnelSpec{Kind: kind, Source: hostnet.Local(), Destination: hostnet.Local(), Address: "127.0.0.1", In: filepath.Join(dir, "in"), Out: filepath.Join(dir, "out")})
+				tun, err := OpenTunnel(within.Context(t), TunnelSpec{Kind: kind, Source: host.Local(), Destination: host.Local(), Address: "127.0.0.1", In: filepath.Join(dir, "in"), Out: filepath.Join(dir, "out")})
 				if err != nil {
 					t.Fatal(err)
 				}

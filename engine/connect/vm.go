@@ -9,7 +9,7 @@ import (
 
 	"qmigrate/engine/endpoint"
 	"qmigrate/guest"
-	"qmigrate/hostnet"
+	"qmigrate/hostnet/host"
 )
 
 const reachLimit = time.Second
@@ -33,7 +33,7 @@ func Endpoint(vm *guest.VM) *endpoint.Endpoint {
 }
 
 // reaches tries whether a host reaches an address: a port on which nobody listens refuses, and that is an answer too.
-func reaches(ctx context.Context, h hostnet.Host, address string) error {
+func reaches(ctx context.Context, h host.Host, address string) error {
 	ctx, cancel := context.WithTimeout(ctx, reachLimit)
 	defer cancel()
 	conn, err := h.Dial(ctx, "tcp", net.JoinHostPort(address, "1"))

@@ -19,7 +19,7 @@ import (
 	"qmigrate/engine/storage"
 	"qmigrate/guest"
 	"qmigrate/guest/wire"
-	"qmigrate/hostnet"
+	"qmigrate/hostnet/host"
 	"qmigrate/internal/procfs"
 	"qmigrate/qmp"
 )
@@ -28,7 +28,7 @@ import (
 // sweeps out. QEMUs without a guest are started and asked; nothing else is.
 func (e *Experiment) Check(ctx context.Context, schemas qmp.SchemaCache) error {
 	e.hash = e.meaning()
-	h := &host{schemas: schemas, facts: map[[2]string]*facts.Facts{}, accelerators: map[[3]string]guest.Accelerator{}, binaries: map[string]guest.Binary{}, trials: map[string]*fit.Trial{},
+	h := &machine{schemas: schemas, facts: map[[2]string]*facts.Facts{}, accelerators: map[[3]string]guest.Accelerator{}, binaries: map[string]guest.Binary{}, trials: map[string]*fit.Trial{},
 		images: map[[5]string]guest.Image{}, machines: map[string]bool{}}
 	h.memory = memoryTotal()
 	var errs []error
@@ -70,8 +70,8 @@ func (e *Experiment) Check(ctx context.Context, schemas qmp.SchemaCache) error {
 	return errors.Join(errs...)
 }
 
-// host is what this machine has, asked once.
-type host struct {
+// machine is what this machine has, asked once.
+type machine struct {
 	memory       int64 // bytes of RAM; 0: not known
 	schemas      qmp.SchemaCache
 	binaries     map[string]guest.Binary
@@ -83,7 +83,7 @@ type host struct {
 }
 
 // check returns what is wrong with a cell and the line that says so.
-func (h *host) check(ctx context.Context, e *Experiment, c *Cell) (line int, err error) {
+func (h *machine) check(ctx context.Context, e *Experiment, c *Cell) (line int, err error) {
 	if err := lab.CheckTransport(c.Lab.Transport, c.Plan); err != nil {
 		return c.line("transport", "mode"), err
 	}
@@ -153,7 +153,7 @@ func (h *host) check(ctx context.Context, e *Experiment, c *Cell) (line int, err
 }
 
 // try finds what introspection cannot tell: a capability that this host does not let QEMU have, such as post-copy without userfaultfd.
-func (h *host) try(ctx context.Context, c *Cell) (line int, err error) {
+func (h *machine) try(ctx context.Context, c *Cell) (line int, err error) {
 	wanted := map[string]string{} // capability: the factor that wants it
 	for name, on := range c.Plan.Capabilities {
 		if on {
@@ -186,14 +186,14 @@ func imageKey(c *Cell) [5]string {
 }
 
 // accelerator is what the guest will run under; KVM counts only if a guest boots.
-func (h *host) accelerator(ctx context.Context, c *Cell, qemu string) (guest.Accelerator, error) {
+func (h *machine) accelerator(ctx context.Context, c *Cell, qemu string) (guest.Accelerator, error) {
 	key := [3]string{qemu, c.Lab.Accelerator, c.Lab.Image.Kernel}
 	if a, ok := h.accelerators[key]; ok {
 		return a, nil
 	}
 	g := c.Lab.Guest
 	g.QEMU, g.Image = qemu, h.images[imageKey(c)]
-	a, err := guest.ProbeAccelerator(ctx, hostnet.Local(), g, c.Lab.Accelerator)
+	a, err := guest.ProbeAccelerator(ctx, host.Local(), g, c.Lab.Accelerator)
 	if err == nil {
 		h.accelerators[key] = a
 	}

@@ -15,7 +15,7 @@ import (
 	"qmigrate/engine/record"
 	"qmigrate/guest"
 	"qmigrate/guest/wire"
-	"qmigrate/hostnet"
+	"qmigrate/hostnet/host"
 	"qmigrate/qmp"
 )
 
@@ -237,7 +237,7 @@ func (l *Lab) coloFigures(rec *record.Migration) {
 // probeCOLO tries on two throw-away QEMUs without a machine whether the first enters COLO, and the second follows: nothing that QEMU says of
 // itself tells, and the guest would have to be stopped to find out. They meet on host h, at sockets in dir, which is removed again.
 // The primary is tried with its like first: what it cannot do is then not taken for the secondary's fault.
-func probeCOLO(ctx context.Context, h hostnet.Host, primary, secondary, dir string) error {
+func probeCOLO(ctx context.Context, h host.Host, primary, secondary, dir string) error {
 	if primary != secondary {
 		if err := tryCOLO(ctx, h, primary, primary, dir); err != nil {
 			return err
@@ -246,7 +246,7 @@ func probeCOLO(ctx context.Context, h hostnet.Host, primary, secondary, dir stri
 	return tryCOLO(ctx, h, primary, secondary, dir)
 }
 
-func tryCOLO(ctx context.Context, h hostnet.Host, primary, secondary, dir string) (err error) {
+func tryCOLO(ctx context.Context, h host.Host, primary, secondary, dir string) (err error) {
 	ctx, cancel := context.WithTimeout(ctx, probeLimit)
 	defer cancel()
 	if err := h.MkdirAll(dir, 0o700); err != nil {
@@ -261,7 +261,7 @@ func tryCOLO(ctx context.Context, h hostnet.Host, primary, secondary, dir string
 		if i == 1 {
 			argv = append(argv, "-incoming", "defer")
 		}
-		vm, startErr := guest.StartIncoming(ctx, h, hostnet.Command{Args: argv}, d)
+		vm, startErr := guest.StartIncoming(ctx, h, host.Command{Args: argv}, d)
 		if startErr != nil {
 			return fmt.Errorf("try COLO: %w", startErr)
 		}

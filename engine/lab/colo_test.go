@@ -24,7 +24,7 @@ import (
 	"qmigrate/guest/guesttest"
 	"qmigrate/guest/guesttest/within"
 	"qmigrate/guest/wire"
-	"qmigrate/hostnet"
+	"qmigrate/hostnet/host"
 )
 
 // coloLab is a lab for two QEMUs to run in step.
@@ -242,7 +242,7 @@ func barePair(t *testing.T, change func(*guest.Spec)) (a, b *guest.VM) {
 	start := func(name string, incoming bool) *guest.VM {
 		s := s
 		s.Name, s.Dir, s.Incoming, s.Paused = name, filepath.Join(dir, name), incoming, incoming
-		vm, err := guest.Start(within.Context(t), hostnet.Local(), s)
+		vm, err := guest.Start(within.Context(t), host.Local(), s)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -293,7 +293,7 @@ func TestCOLOEnds(t *testing.T) {
 			a, b := barePair(t, nil)
 			ctx, cancel := context.WithCancel(within.Context(t))
 			defer cancel()
-			link, err := hostnet.Local().Listen(ctx, "tcp", "127.0.0.1:0")
+			link, err := host.Local().Listen(ctx, "tcp", "127.0.0.1:0")
 			if err != nil {
 				t.Fatal(err)
 			}

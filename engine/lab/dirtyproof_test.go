@@ -18,7 +18,7 @@ import (
 	"qmigrate/guest"
 	"qmigrate/guest/guesttest"
 	"qmigrate/guest/wire"
-	"qmigrate/hostnet"
+	"qmigrate/hostnet/host"
 	"qmigrate/qmp"
 )
 
@@ -109,7 +109,7 @@ func startProof(t *testing.T, qemu string, vcpus int) *proof {
 	image := guesttest.Image(t)
 	image.Append += " " + strings.Join(wire.Boot{BeatInterval: 100 * time.Millisecond}.Words(), " ")
 	var err error
-	p.vm, err = guest.Start(ctx, hostnet.Local(), guest.Spec{
+	p.vm, err = guest.Start(ctx, host.Local(), guest.Spec{
 		Name: "proof", QEMU: qemu, Image: image, VCPUs: vcpus, Memory: 768 << 20, Dir: filepath.Join(guesttest.Dir(t), "vm"), Accelerator: "tcg",
 	})
 	p.must(err)

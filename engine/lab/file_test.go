@@ -20,7 +20,7 @@ import (
 	"qmigrate/guest/guesttest"
 	"qmigrate/guest/guesttest/within"
 	"qmigrate/guest/wire"
-	"qmigrate/hostnet"
+	"qmigrate/hostnet/host"
 )
 
 // stateOf is a QEMU's query-status.
@@ -262,7 +262,7 @@ func start(t *testing.T, qemu string, change func(*guest.Spec)) *guest.VM {
 	if change != nil {
 		change(&s)
 	}
-	vm, err := guest.Start(within.Context(t), hostnet.Local(), s)
+	vm, err := guest.Start(within.Context(t), host.Local(), s)
 	if err != nil {
 		t.Fatal(err)
 	}

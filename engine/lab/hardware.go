@@ -9,7 +9,7 @@ import (
 
 	"qmigrate/engine/record"
 	"qmigrate/guest"
-	"qmigrate/hostnet"
+	"qmigrate/hostnet/cpucap"
 	"qmigrate/qmp"
 )
 
@@ -25,7 +25,7 @@ func (s Spec) CheckHardware() error {
 		return fmt.Errorf("disk bus %s: the guest has no disks: give it storage too", s.Guest.DiskBus)
 	}
 	if s.CPUCap != 0 {
-		return hostnet.CPUCapSpec{Owner: "lab", Host: sourceHost, Percent: s.CPUCap, Period: s.CPUCapPeriod}.Validate()
+		return cpucap.Spec{Owner: "lab", Host: sourceHost, Percent: s.CPUCap, Period: s.CPUCapPeriod}.Validate()
 	}
 	return nil
 }
@@ -43,7 +43,7 @@ func (s Spec) ForHardware() guest.ImageSpec {
 // limits are those on the guest's vCPUs, by host.
 type limits struct {
 	mu  sync.Mutex
-	all map[string]*hostnet.CPUCap
+	all map[string]*cpucap.Cap
 }
 
 // limit puts the spec's limit on a VM's vCPUs, in place of one that a former VM of the host had.
@@ -59,14 +59,14 @@ func (l *Lab) limit(ctx context.Context, vm *guest.VM) error {
 	if err != nil {
 		return fmt.Errorf("cap the vCPUs on host %s: %w", host, err)
 	}
-	c, err := hostnet.CPUCapSpec{Owner: l.spec.Owner, Host: host, PID: vm.Process().PID(), Threads: threads, Percent: l.spec.CPUCap, Period: l.spec.CPUCapPeriod}.Apply(ctx, vm.Host())
+	c, err := cpucap.Spec{Owner: l.spec.Owner, Host: host, PID: vm.Process().PID(), Threads: threads, Percent: l.spec.CPUCap, Period: l.spec.CPUCapPeriod}.Apply(ctx, vm.Host())
 	if err != nil {
 		return fmt.Errorf("cap the vCPUs on host %s: %w", host, err)
 	}
 	l.limits.mu.Lock()
 	defer l.limits.mu.Unlock()
 	if l.limits.all == nil {
-		l.limits.all = map[string]*hostnet.CPUCap{}
+		l.limits.all = map[string]*cpucap.Cap{}
 	}
 	l.limits.all[host] = c
 	return nil
@@ -85,7 +85,7 @@ func (l *Lab) lift(host string) error {
 }
 
 // cap is the limit on what runs on a host; nil if it has none.
-func (l *Lab) cap(host string) *hostnet.CPUCap {
+func (l *Lab) cap(host string) *cpucap.Cap {
 	l.limits.mu.Lock()
 	defer l.limits.mu.Unlock()
 	return l.limits.all[host]
@@ -129,13 +129,13 @@ func vcpus(ctx context.Context, vm *guest.VM) (threads []int, err error) {
 
 // capCounts is what the limits of both sides had counted before a migration.
 type capCounts struct {
-	source, destination *hostnet.CPUCap
-	before              [2]hostnet.CapUsage
+	source, destination *cpucap.Cap
+	before              [2]cpucap.Usage
 }
 
 func (l *Lab) countCaps() (c capCounts, err error) {
 	c = capCounts{source: l.cap(l.hostOf(l.source)), destination: l.cap(l.hostOf(l.destination))}
-	for i, side := range []*hostnet.CPUCap{c.source, c.destination} {
+	for i, side := range []*cpucap.Cap{c.source, c.destination} {
 		if side != nil {
 			var sideErr error
 			c.before[i], sideErr = side.Usage()
@@ -150,7 +150,7 @@ func (c capCounts) note(rec *record.Migration) {
 	if rec.CPUCap == nil || c.source == nil || c.destination == nil {
 		return
 	}
-	use := func(side *hostnet.CPUCap, before hostnet.CapUsage) *record.CapUse {
+	use := func(side *cpucap.Cap, before cpucap.Usage) *record.CapUse {
 		u, err := side.Usage()
 		if err != nil {
 			rec.Warn("the use of a CPU cap is not known: %v", err)

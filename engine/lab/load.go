@@ -8,7 +8,7 @@ import (
 
 	"qmigrate/engine/record"
 	"qmigrate/guest/wire"
-	"qmigrate/hostnet"
+	"qmigrate/hostnet/host"
 )
 
 // load is the observer's part of a workload that needs one.
@@ -38,7 +38,7 @@ func (l *Lab) startLoad(ctx context.Context) (load, error) {
 }
 
 // dialGuest connects to a server of the guest's.
-func dialGuest(ctx context.Context, from hostnet.Host, address string) (net.Conn, error) {
+func dialGuest(ctx context.Context, from host.Host, address string) (net.Conn, error) {
 	ctx, cancel := context.WithTimeout(ctx, echoGrace)
 	defer cancel()
 	return from.Dial(ctx, "tcp", address)

@@ -16,7 +16,7 @@ import (
 
 	"qmigrate/engine/record"
 	"qmigrate/guest/wire"
-	"qmigrate/hostnet"
+	"qmigrate/hostnet/host"
 )
 
 // webServer answers as the guest does, by net/http; before, if there is one, may do it itself.
@@ -84,7 +84,7 @@ func TestWebClient(t *testing.T) {
 				return c.before != nil && c.before(n, w)
 			})
 			began := time.Now()
-			client, err := startWebClient(t.Context(), hostnet.Local(), address, workload(t, "web:rate=1000/s,connections=3,size=1000B"))
+			client, err := startWebClient(t.Context(), host.Local(), address, workload(t, "web:rate=1000/s,connections=3,size=1000B"))
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -120,7 +120,7 @@ func TestWebClient(t *testing.T) {
 			}
 		})
 	}
-	if _, err := startWebClient(t.Context(), hostnet.Local(), "127.0.0.1:1", workload(t, "web")); err == nil || !strings.Contains(err.Error(), "connect to the guest's web server") {
+	if _, err := startWebClient(t.Context(), host.Local(), "127.0.0.1:1", workload(t, "web")); err == nil || !strings.Contains(err.Error(), "connect to the guest's web server") {
 		t.Errorf("nobody serves: %v", err)
 	}
 }
@@ -136,7 +136,7 @@ func TestWebWaits(t *testing.T) {
 		}
 		return false
 	})
-	client, err := startWebClient(t.Context(), hostnet.Local(), address, workload(t, "web:rate=500/s,connections=1,size=8B"))
+	client, err := startWebClient(t.Context(), host.Local(), address, workload(t, "web:rate=500/s,connections=1,size=8B"))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -168,7 +168,7 @@ func TestWebWaits(t *testing.T) {
 		}
 		return false
 	})
-	if client, err = startWebClient(t.Context(), hostnet.Local(), address, workload(t, "web:rate=500/s,connections=1,size=8B")); err != nil {
+	if client, err = startWebClient(t.Context(), host.Local(), address, workload(t, "web:rate=500/s,connections=1,size=8B")); err != nil {
 		t.Fatal(err)
 	}
 	<-asked
@@ -228,7 +228,7 @@ func TestStreamer(t *testing.T) {
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			began := time.Now()
-			s, err := startStreamer(t.Context(), hostnet.Local(), guestStream(t, c.alter), workload(t, "tcp:rate="+c.rate))
+			s, err := startStreamer(t.Context(), host.Local(), guestStream(t, c.alter), workload(t, "tcp:rate="+c.rate))
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -267,7 +267,7 @@ func TestStreamer(t *testing.T) {
 			}
 		})
 	}
-	if _, err := startStreamer(t.Context(), hostnet.Local(), "127.0.0.1:1", workload(t, "tcp")); err == nil {
+	if _, err := startStreamer(t.Context(), host.Local(), "127.0.0.1:1", workload(t, "tcp")); err == nil {
 		t.Error("connected to nobody")
 	}
 }

@@ -16,7 +16,7 @@ import (
 
 	"qmigrate/engine/record/units"
 	"qmigrate/guest/wire"
-	"qmigrate/hostnet"
+	"qmigrate/hostnet/host"
 )
 
 // Defaults of Spec's intervals. Under TCG each datagram and each wake-up of the guest's kernel is emulated, which a busy guest pays for with its vCPU's time: docs/timeline.md has how much.
@@ -65,7 +65,7 @@ type pinger struct {
 	err      error
 }
 
-func startPinger(ctx context.Context, from hostnet.Host, to netip.Addr, every time.Duration) (*pinger, error) {
+func startPinger(ctx context.Context, from host.Host, to netip.Addr, every time.Duration) (*pinger, error) {
 	conn, err := from.ListenPacket(ctx, "ip4:icmp", "0.0.0.0")
 	if err != nil {
 		return nil, fmt.Errorf("open ping socket: %w", err)
@@ -146,7 +146,7 @@ func (p *pinger) missing() int {
 }
 
 // Pings sends pings and TCP echoes to a guest, as a lab's observer does, until stop, which returns the number of pings.
-func Pings(ctx context.Context, from hostnet.Host, guest netip.Addr, every time.Duration) (stop func() int, err error) {
+func Pings(ctx context.Context, from host.Host, guest netip.Addr, every time.Duration) (stop func() int, err error) {
 	p, err := startPinger(ctx, from, guest, every)
 	if err != nil {
 		return nil, err
@@ -178,7 +178,7 @@ type beat struct {
 	arrived time.Time
 }
 
-func startListener(ctx context.Context, on hostnet.Host, address netip.AddrPort) (*listener, error) {
+func startListener(ctx context.Context, on host.Host, address netip.AddrPort) (*listener, error) {
 	conn, err := on.ListenPacket(ctx, "udp", address.String())
 	if err != nil {
 		return nil, fmt.Errorf("listen for heartbeats: %w", err)
@@ -223,7 +223,7 @@ type echoer struct {
 	err      error
 }
 
-func startEchoer(ctx context.Context, from hostnet.Host, to netip.AddrPort, every time.Duration) (*echoer, error) {
+func startEchoer(ctx context.Context, from host.Host, to netip.AddrPort, every time.Duration) (*echoer, error) {
 	conn, err := from.Dial(ctx, "tcp", to.String())
 	if err != nil {
 		return nil, fmt.Errorf("connect to the guest's echo server: %w", err)

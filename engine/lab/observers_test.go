@@ -13,7 +13,7 @@ import (
 	"qmigrate/guest/guesttest"
 	"qmigrate/guest/guesttest/within"
 	"qmigrate/guest/wire"
-	"qmigrate/hostnet"
+	"qmigrate/hostnet/host"
 )
 
 // wait waits for something that arrives soon, and gives up late.
@@ -74,7 +74,7 @@ func TestEchoer(t *testing.T) {
 		}, false},
 	} {
 		t.Run(c.name, func(t *testing.T) {
-			e, err := startEchoer(within.Context(t), hostnet.Local(), echo(t, c.serve), PingInterval)
+			e, err := startEchoer(within.Context(t), host.Local(), echo(t, c.serve), PingInterval)
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -102,14 +102,14 @@ func TestEchoer(t *testing.T) {
 		t.Fatal(err)
 	}
 	nobody.Close()
-	if _, err := startEchoer(within.Context(t), hostnet.Local(), netip.MustParseAddrPort(nobody.Addr().String()), PingInterval); err == nil {
+	if _, err := startEchoer(within.Context(t), host.Local(), netip.MustParseAddrPort(nobody.Addr().String()), PingInterval); err == nil {
 		t.Error("connected to nobody")
 	}
 }
 
 func TestListener(t *testing.T) {
 	ctx, cancel := context.WithCancel(within.Context(t))
-	l, err := startListener(ctx, hostnet.Local(), netip.MustParseAddrPort("127.0.0.1:0"))
+	l, err := startListener(ctx, host.Local(), netip.MustParseAddrPort("127.0.0.1:0"))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -136,13 +136,13 @@ func TestListener(t *testing.T) {
 			t.Errorf("beat %d: %+v", i, b)
 		}
 	}
-	if _, err := startListener(within.Context(t), hostnet.Local(), netip.MustParseAddrPort("192.0.2.1:7")); err == nil {
+	if _, err := startListener(within.Context(t), host.Local(), netip.MustParseAddrPort("192.0.2.1:7")); err == nil {
 		t.Error("listens on an address that is not this machine's")
 	}
 }
 
 func TestPinger(t *testing.T) {
-	p, err := startPinger(within.Context(t), hostnet.Local(), netip.MustParseAddr("127.0.0.1"), PingInterval)
+	p, err := startPinger(within.Context(t), host.Local(), netip.MustParseAddr("127.0.0.1"), PingInterval)
 	if errors.Is(err, os.ErrPermission) {
 		guesttest.Unable(t, "no raw ICMP socket without root: ", err)
 	}
@@ -157,7 +157,7 @@ func TestPinger(t *testing.T) {
 	if arrivals, sent, lost := p.close(); sent < 3 || lost != 0 || len(arrivals) != sent {
 		t.Errorf("%d sent, %d lost, %d replies", sent, lost, len(arrivals))
 	}
-	p, err = startPinger(within.Context(t), hostnet.Local(), netip.MustParseAddr("240.0.0.1"), PingInterval) // nobody's, and not to be reached
+	p, err = startPinger(within.Context(t), host.Local(), netip.MustParseAddr("240.0.0.1"), PingInterval) // nobody's, and not to be reached
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -8,7 +8,7 @@ import (
 
 	"qmigrate/guest"
 	"qmigrate/guest/wire"
-	"qmigrate/hostnet"
+	"qmigrate/hostnet/host"
 )
 
 // SetRate changes the rate of the guest's workload, which must have one (dirty), from now on: writes a second, 0 is as fast as it can.
@@ -41,11 +41,11 @@ func SetRate(ctx context.Context, owner string, perSecond float64) error {
 		if v == nil || i >= len(st.Sides) || st.Sides[i].RunState != "running" {
 			continue
 		}
-		host, err := hostnet.Find(ctx, v.Host)
+		at, err := host.Find(ctx, v.Host)
 		if err != nil {
 			return err
 		}
-		vm, err := guest.Open(ctx, host, v.Spec, v.PID)
+		vm, err := guest.Open(ctx, at, v.Spec, v.PID)
 		if errors.Is(err, os.ErrProcessDone) {
 			continue
 		}

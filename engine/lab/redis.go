@@ -16,7 +16,7 @@ import (
 
 	"qmigrate/engine/record"
 	"qmigrate/guest/wire"
-	"qmigrate/hostnet"
+	"qmigrate/hostnet/host"
 )
 
 // redisConn is one connection to a redis. No client library: they connect again and send again by themselves, and what is asked here is whether
@@ -128,7 +128,7 @@ const redisConnections = 4
 // tallied is how much time one entry of the tally spans.
 const tallied = 100 * time.Millisecond
 
-func startRedis(ctx context.Context, from hostnet.Host, to netip.Addr, rate float64, size int, tally *Tally) (*redisWriter, error) {
+func startRedis(ctx context.Context, from host.Host, to netip.Addr, rate float64, size int, tally *Tally) (*redisWriter, error) {
 	address := netip.AddrPortFrom(to, wire.RedisPort).String()
 	w := &redisWriter{size: size, rate: rate / redisConnections, tally: tally}
 	w.dial = func(ctx context.Context) (*redisConn, error) {

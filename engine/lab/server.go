@@ -14,11 +14,12 @@ import (
 	"qmigrate/guest"
 	"qmigrate/guest/debian"
 	"qmigrate/hostnet"
+	"qmigrate/hostnet/host"
 )
 
 // server is a storage server on the link, which both hosts reach: a process in the observer's namespace.
 type server struct {
-	proc hostnet.Process
+	proc host.Process
 	dir  string
 	// start starts the process anew with what it served before; for tests, which kill it.
 	start func(context.Context) error
@@ -43,7 +44,7 @@ func (s *server) close() error {
 	return s.proc.Kill(ctx)
 }
 
-func (s *server) state(h hostnet.Host) *serverState {
+func (s *server) state(h host.Host) *serverState {
 	if s == nil || s.proc == nil {
 		return nil
 	}
@@ -55,7 +56,7 @@ func (s *serverState) end(ctx context.Context) error {
 	if s == nil {
 		return nil
 	}
-	p, err := hostnet.Local().FindProcess(ctx, s.PID, s.StartTime)
+	p, err := host.Local().FindProcess(ctx, s.PID, s.StartTime)
 	if errors.Is(err, os.ErrProcessDone) {
 		return nil
 	}
@@ -123,7 +124,7 @@ func (l *Lab) startTarget(ctx context.Context, dir string) error {
 		}
 		l.disks.source, l.disks.destination = append(l.disks.source, d), append(l.disks.destination, d)
 	}
-	host := l.network.Observer()
+	observer := l.network.Observer()
 	socket := filepath.Join(dir, "tgt")
 	if len(socket) > 90 {
 		return fmt.Errorf("make storage: socket path %s is too long: set TMPDIR to a shorter folder", socket)
@@ -131,7 +132,7 @@ func (l *Lab) startTarget(ctx context.Context, dir string) error {
 	env := []string{"TGT_IPC_SOCKET=" + socket, "LD_LIBRARY_PATH=" + debian.Libraries(home)}
 	admin := func(ctx context.Context, args ...string) error {
 		var said strings.Builder
-		p, err := host.Start(ctx, hostnet.Command{Args: append([]string{filepath.Join(home, "usr/sbin/tgtadm"), "--lld", "iscsi"}, args...), Env: env, Stdout: &said, Stderr: &said})
+		p, err := observer.Start(ctx, host.Command{Args: append([]string{filepath.Join(home, "usr/sbin/tgtadm"), "--lld", "iscsi"}, args...), Env: env, Stdout: &said, Stderr: &said})
 		if err != nil {
 			return err
 		}
@@ -152,7 +153,7 @@ func (l *Lab) startTarget(ctx context.Context, dir string) error {
 		_ = os.Remove(socket + ".0.lock")
 		log := filepath.Join(dir, "tgtd.log")
 		var err error
-		if srv.proc, err = host.Start(ctx, hostnet.Command{Args: []string{filepath.Join(home, "usr/sbin/tgtd"), "-f", "--iscsi", "portal=" + portal}, Env: env, Log: log}); err != nil {
+		if srv.proc, err = observer.Start(ctx, host.Command{Args: []string{filepath.Join(home, "usr/sbin/tgtd"), "-f", "--iscsi", "portal=" + portal}, Env: env, Log: log}); err != nil {
 			return fmt.Errorf("start tgtd: %w", err)
 		}
 		limited, cancel := context.WithTimeout(ctx, serverLimit)
@@ -235,7 +236,7 @@ LOG { Default_Log_Level = EVENT; }
 	if err := os.WriteFile(config, []byte(text), 0o600); err != nil {
 		return fmt.Errorf("make storage: %w", err)
 	}
-	host := l.network.Observer()
+	observer := l.network.Observer()
 	// $1: the unpacked programs, $2: the lab's folder. rpcbind wants a user of its own, which its package would have made.
 	const script = `set -e
 mount --bind "$2" /mnt; mount -t tmpfs tmpfs /run; mount -t tmpfs tmpfs /var/lib
@@ -248,7 +249,7 @@ exec "$1/usr/bin/ganesha.nfsd" -F -L STDERR -f "$2/ganesha.conf" -p /run/ganesha
 	srv.start = func(ctx context.Context) error {
 		log := filepath.Join(dir, "ganesha.log")
 		var err error
-		srv.proc, err = host.Start(ctx, hostnet.Command{Log: log, Env: []string{"LD_LIBRARY_PATH=" + debian.Libraries(home)},
+		srv.proc, err = observer.Start(ctx, host.Command{Log: log, Env: []string{"LD_LIBRARY_PATH=" + debian.Libraries(home)},
 			Args: []string{"unshare", "--mount", "--pid", "--fork", "--kill-child", "--propagation", "private", "sh", "-c", script, "sh", home, dir}})
 		if err != nil {
 			return fmt.Errorf("start nfs-ganesha: %w", err)
@@ -256,7 +257,7 @@ exec "$1/usr/bin/ganesha.nfsd" -F -L STDERR -f "$2/ganesha.conf" -p /run/ganesha
 		limited, cancel := context.WithTimeout(ctx, serverLimit)
 		defer cancel()
 		for {
-			nc, err := host.Dial(limited, "tcp", address+":2049")
+			nc, err := observer.Dial(limited, "tcp", address+":2049")
 			if err == nil {
 				nc.Close()
 				return nil

@@ -20,7 +20,7 @@ import (
 	"qmigrate/engine/record"
 	"qmigrate/guest"
 	"qmigrate/guest/wire"
-	"qmigrate/hostnet"
+	"qmigrate/hostnet/host"
 )
 
 // sshKeys are those of one lab: the guest's sshd proves that it has the one, and lets in who has the other.
@@ -89,7 +89,7 @@ const (
 	lastLimit = 20 * time.Second // for the last line to come, TCP's repetitions included
 )
 
-func startSSH(ctx context.Context, from hostnet.Host, to netip.Addr, keys sshKeys, interval time.Duration, tally *Tally) (_ *sshSession, err error) {
+func startSSH(ctx context.Context, from host.Host, to netip.Addr, keys sshKeys, interval time.Duration, tally *Tally) (_ *sshSession, err error) {
 	fail := func(err error) error { return fmt.Errorf("start ssh session: %w", err) }
 	address := netip.AddrPortFrom(to, wire.SSHPort).String()
 	nc, err := from.Dial(ctx, "tcp", address)

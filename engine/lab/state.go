@@ -16,6 +16,7 @@ import (
 
 	"qmigrate/guest"
 	"qmigrate/hostnet"
+	"qmigrate/hostnet/host"
 	"qmigrate/internal/atomicfile"
 	"qmigrate/internal/procfs"
 	"qmigrate/qmp"
@@ -98,7 +99,7 @@ func claim(owner string) (_ string, err error) {
 	if err := trusted(); err != nil {
 		return "", err
 	}
-	start, err := hostnet.StartTime(os.Getpid())
+	start, err := host.StartTime(os.Getpid())
 	if err != nil {
 		return "", err
 	}
@@ -263,7 +264,7 @@ func Inspect(ctx context.Context, owner string) Status {
 	}
 	st.Made, st.Kept = s.Made, s.PID == 0
 	if s.PID != 0 {
-		_, err := hostnet.FindProcess(s.PID, s.StartTime)
+		_, err := host.FindProcess(s.PID, s.StartTime)
 		st.Owned = err == nil
 	}
 	// QEMU finishes alone the migration of a run that was killed, and the two sides are asked one after the other: only what they
@@ -304,11 +305,11 @@ func (s state) look(ctx context.Context, dir string, owned bool) (sides []Side) 
 func runState(ctx context.Context, v *vmState) (string, error) {
 	ctx, cancel := context.WithTimeout(ctx, 2*time.Second)
 	defer cancel()
-	host, err := hostnet.Find(ctx, v.Host)
+	at, err := host.Find(ctx, v.Host)
 	if err != nil {
-		host = hostnet.Local()
+		at = host.Local()
 	}
-	vm, err := guest.Open(ctx, host, v.Spec, v.PID)
+	vm, err := guest.Open(ctx, at, v.Spec, v.PID)
 	if err != nil {
 		return "", err
 	}
@@ -385,11 +386,11 @@ func Down(ctx context.Context, owner string) (removed []string, err error) {
 			if v == nil {
 				continue
 			}
-			host, err := hostnet.Find(ctx, v.Host)
+			at, err := host.Find(ctx, v.Host)
 			if err != nil {
-				host = hostnet.Local() // the namespace has lost its name, but not its processes
+				at = host.Local() // the namespace has lost its name, but not its processes
 			}
-			if vm, err := guest.Open(ctx, host, v.Spec, v.PID); err == nil {
+			if vm, err := guest.Open(ctx, at, v.Spec, v.PID); err == nil {
 				removed = append(removed, fmt.Sprintf("QEMU %d on %s", v.PID, v.Host))
 				errs = append(errs, vm.Close())
 			}

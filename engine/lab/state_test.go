@@ -16,7 +16,7 @@ import (
 	"qmigrate/guest"
 	"qmigrate/guest/guesttest"
 	"qmigrate/guest/guesttest/within"
-	"qmigrate/hostnet"
+	"qmigrate/hostnet/host"
 )
 
 func TestCheckName(t *testing.T) {
@@ -110,7 +110,7 @@ func sweep(t *testing.T) {
 	}
 
 	// One of each kind: claimed by this process, kept, of a dead process, of a process whose number another has now, foreign.
-	start, err := hostnet.StartTime(os.Getpid())
+	start, err := host.StartTime(os.Getpid())
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -12,7 +12,7 @@ import (
 
 	"qmigrate/engine/record"
 	"qmigrate/guest/wire"
-	"qmigrate/hostnet"
+	"qmigrate/hostnet/host"
 )
 
 const (
@@ -44,7 +44,7 @@ type streamLook struct {
 	tcp      *tcpCounts
 }
 
-func startStreamer(ctx context.Context, from hostnet.Host, address string, w wire.Workload) (*streamer, error) {
+func startStreamer(ctx context.Context, from host.Host, address string, w wire.Workload) (*streamer, error) {
 	conn, err := dialGuest(ctx, from, address)
 	if err != nil {
 		return nil, fmt.Errorf("connect to the guest's stream: %w", err)

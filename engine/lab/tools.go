@@ -16,7 +16,7 @@ import (
 	"qmigrate/guest"
 	"qmigrate/guest/debian"
 	"qmigrate/guest/wire"
-	"qmigrate/hostnet"
+	"qmigrate/hostnet/host"
 )
 
 // tools are what a workload has outside of the guest: the reports that a program in the guest makes, the other end of iperf3, and sessions that have
@@ -272,7 +272,7 @@ func (t *tools) close() error {
 
 // iperfServer is the other end of the guest's iperf3: a process in the observer's namespace, that serves one test.
 type iperfServer struct {
-	proc  hostnet.Process
+	proc  host.Process
 	tally *Tally
 
 	mu        sync.Mutex
@@ -292,7 +292,7 @@ func (l *Lab) startIperf(ctx context.Context) (*iperfServer, error) {
 	s := &iperfServer{listening: make(chan struct{}), tally: l.row(name, "bytes/s", "the reports of iperf3 on the observer, one a second, by its clock", time.Second)}
 	args := debian.Run(filepath.Join(folder, debian.Files), "usr/bin/iperf3", "-s", "-1", "-B", l.network.Gateway().String(), "-p", fmt.Sprint(wire.IperfPort), "-i", "1", "-f", "k", "--forceflush")
 	var err error
-	if s.proc, err = l.network.Observer().Start(ctx, hostnet.Command{Args: args, Stdout: s, Stderr: s}); err != nil {
+	if s.proc, err = l.network.Observer().Start(ctx, host.Command{Args: args, Stdout: s, Stderr: s}); err != nil {
 		return nil, fmt.Errorf("start iperf3 on the observer: %w", err)
 	}
 	limit, cancel := context.WithTimeout(ctx, serverLimit)

@@ -22,7 +22,7 @@ import (
 	"qmigrate/guest/debian"
 	"qmigrate/guest/guesttest"
 	"qmigrate/guest/wire"
-	"qmigrate/hostnet"
+	"qmigrate/hostnet/host"
 )
 
 // fakeRedis knows the commands that the writer sends; spoil may change what it holds.
@@ -119,7 +119,7 @@ func TestRedisWriter(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			f := serveRedis(t, c.answers)
 			l := &Lab{}
-			host := toPort{hostnet.Local(), f.listener.Addr().String()}
+			host := toPort{host.Local(), f.listener.Addr().String()}
 			w, err := startRedis(t.Context(), host, netip.MustParseAddr("127.0.0.1"), 0, 64, l.row("redis_writes", "writes/s", "a test", time.Second))
 			if err != nil {
 				t.Fatal(err)
@@ -366,7 +366,7 @@ func series(s record.Series) string {
 
 // toPort is a host from which every address is one on this machine.
 type toPort struct {
-	hostnet.Host
+	host.Host
 	address string
 }
 

@@ -17,7 +17,7 @@ import (
 
 	"qmigrate/engine/record"
 	"qmigrate/guest/wire"
-	"qmigrate/hostnet"
+	"qmigrate/hostnet/host"
 )
 
 const (
@@ -30,7 +30,7 @@ const (
 // webClient asks the guest's web server at a fixed rate. Request n is due at start + n/rate on connection n mod connections, which asks one at a
 // time: the next waits there, and its latency counts from when it was due.
 type webClient struct {
-	from    hostnet.Host
+	from    host.Host
 	address string
 	rate    float64
 	size    int
@@ -70,7 +70,7 @@ type request struct {
 	failed  bool
 }
 
-func startWebClient(ctx context.Context, from hostnet.Host, address string, w wire.Workload) (*webClient, error) {
+func startWebClient(ctx context.Context, from host.Host, address string, w wire.Workload) (*webClient, error) {
 	c := &webClient{grace: webGrace, from: from, address: address, rate: w.Number("rate"), size: int(w.Number("size")), number: int(w.Number("connections"))}
 	for i := range c.number {
 		conn := &webConn{client: c, index: i, expected: make([]byte, 0, c.size), received: make([]byte, c.size)}

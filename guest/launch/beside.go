@@ -11,7 +11,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"qmigrate/hostnet"
+	"qmigrate/hostnet/host"
 	"qmigrate/internal/procfs"
 )
 
@@ -79,7 +79,7 @@ func (p *Process) inside(name string) string {
 
 // Beside says how root starts a second process like this one: as its user and, where it has files of its own, among
 // them. It is nil where a process of ours is like it already. Among is for the caller to fill in where among is true.
-func (p *Process) Beside() (like *hostnet.Like, among bool, err error) {
+func (p *Process) Beside() (like *host.Like, among bool, err error) {
 	_, differs := p.otherFile()
 	among = p.otherRoot || differs
 	us, ours := os.Geteuid(), owner{}
@@ -90,7 +90,7 @@ func (p *Process) Beside() (like *hostnet.Like, among bool, err error) {
 	if slices.Contains(p.Args, "-sandbox") && !among {
 		allowed = 1
 	}
-	refuse := func(format string, args ...any) (*hostnet.Like, bool, error) {
+	refuse := func(format string, args ...any) (*host.Like, bool, error) {
 		return nil, false, fmt.Errorf("process %d "+format, append([]any{p.PID}, args...)...)
 	}
 	switch {
@@ -134,7 +134,7 @@ func (p *Process) Beside() (like *hostnet.Like, among bool, err error) {
 	if p.UID == 0 { // what it can get, root has from the start
 		can = p.owner.has
 	}
-	return &hostnet.Like{UID: p.UID, GID: p.owner.gid, Groups: p.owner.groups, Capabilities: can,
+	return &host.Like{UID: p.UID, GID: p.owner.gid, Groups: p.owner.groups, Capabilities: can,
 		NoNewPrivileges: p.owner.noPrivileges}, among, nil
 }
 

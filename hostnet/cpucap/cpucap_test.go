@@ -1,4 +1,4 @@
-package hostnet
+package cpucap
 
 import (
 	"context"
@@ -7,6 +7,8 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"qmigrate/hostnet/host"
+	"qmigrate/hostnet/internal/mark"
 	"runtime"
 	"slices"
 	"strconv"
@@ -19,7 +21,7 @@ import (
 )
 
 // spinner is a process of two threads that are always busy, and their numbers.
-func spinner(t *testing.T) (p Process, threads []int) {
+func spinner(t *testing.T) (p host.Process, threads []int) {
 	t.Helper()
 	cmd := self("spin")
 	out, err := cmd.StdoutPipe()
@@ -34,11 +36,11 @@ func spinner(t *testing.T) (p Process, threads []int) {
 	if _, err := fmt.Fscan(out, &threads[0], &threads[1]); err != nil {
 		t.Fatal(err)
 	}
-	start, err := StartTime(cmd.Process.Pid)
+	start, err := host.StartTime(cmd.Process.Pid)
 	if err != nil {
 		t.Fatal(err)
 	}
-	if p, err = FindProcess(cmd.Process.Pid, start); err != nil {
+	if p, err = host.FindProcess(cmd.Process.Pid, start); err != nil {
 		t.Fatal(err)
 	}
 	return p, threads
@@ -60,11 +62,11 @@ func spin() error {
 }
 
 // applyCap applies the spec; the test is skipped where this machine or user cannot.
-func applyCap(t *testing.T, s CPUCapSpec) *CPUCap {
+func applyCap(t *testing.T, s Spec) *Cap {
 	t.Helper()
-	c, err := s.Apply(t.Context(), Local())
+	c, err := s.Apply(t.Context(), host.Local())
 	if errors.Is(err, errors.ErrUnsupported) {
-		t.Skipf("this machine or user has no control group for processor time that may be written: %v; TestCPUCapUnified has a guest of its own with them", err)
+		t.Skipf("this machine or user has no control group for processor time that may be written: %v; TestUnified has a guest of its own with them", err)
 	}
 	if err != nil {
 		t.Fatal(err)
@@ -89,7 +91,7 @@ func groupOf(pid, thread int) (string, error) {
 }
 
 // capsThread is what must hold of a cap on the first of two busy threads, on any kind of groups. moved: the whole process was given another group.
-func capsThread(s CPUCapSpec, h Host, threads []int) (c *CPUCap, moved bool, err error) {
+func capsThread(s Spec, h host.Host, threads []int) (c *Cap, moved bool, err error) {
 	home, err := groupOf(s.PID, threads[0])
 	if err != nil {
 		return nil, false, err
@@ -98,7 +100,7 @@ func capsThread(s CPUCapSpec, h Host, threads []int) (c *CPUCap, moved bool, err
 	if c, err = s.Apply(context.Background(), h); err != nil {
 		return nil, false, err
 	}
-	if q, p, err := c.Quota(); err != nil || p != CPUCapPeriod || q != p*time.Duration(s.Percent)/100 {
+	if q, p, err := c.Quota(); err != nil || p != DefaultPeriod || q != p*time.Duration(s.Percent)/100 {
 		return c, moved, fmt.Errorf("the kernel has a quota of %v in %v, %v", q, p, err)
 	}
 	in, err := groupOf(s.PID, threads[0])
@@ -119,7 +121,7 @@ func capsThread(s CPUCapSpec, h Host, threads []int) (c *CPUCap, moved bool, err
 	if err != nil {
 		return c, moved, err
 	}
-	var u CapUsage
+	var u Usage
 	for deadline := time.Now().Add(20 * time.Second); ; time.Sleep(10 * time.Millisecond) {
 		if u, err = c.Usage(); err != nil {
 			return c, moved, err
@@ -143,7 +145,7 @@ func capsThread(s CPUCapSpec, h Host, threads []int) (c *CPUCap, moved bool, err
 	if err := c.Set(100); err != nil { // all that one thread can use
 		return c, moved, err
 	}
-	if q, p, err := c.Quota(); err != nil || q != 0 || p != CPUCapPeriod {
+	if q, p, err := c.Quota(); err != nil || q != 0 || p != DefaultPeriod {
 		return c, moved, fmt.Errorf("a cap that limits nothing is a quota of %v in %v, %v", q, p, err)
 	}
 	if err := c.Set(s.Percent); err != nil {
@@ -164,11 +166,11 @@ func capsThread(s CPUCapSpec, h Host, threads []int) (c *CPUCap, moved bool, err
 	return c, moved, nil
 }
 
-func TestCPUCap(t *testing.T) {
+func TestCap(t *testing.T) {
 	p, threads := spinner(t)
-	s := CPUCapSpec{Owner: owner(), Host: "a", PID: p.PID(), Percent: 30}
+	s := Spec{Owner: owner(), Host: "a", PID: p.PID(), Percent: 30}
 	applyCap(t, s).Close() // it can be had, or the test is skipped
-	c, _, err := capsThread(s, Local(), threads)
+	c, _, err := capsThread(s, host.Local(), threads)
 	if c != nil {
 		defer c.Close()
 	}
@@ -178,10 +180,10 @@ func TestCPUCap(t *testing.T) {
 	t.Log("control groups ", c.Kind())
 }
 
-// TestCPUCapOfTheDead: a process that is killed under its cap leaves a group that Close removes.
-func TestCPUCapOfTheDead(t *testing.T) {
+// TestCapOfTheDead: a process that is killed under its cap leaves a group that Close removes.
+func TestCapOfTheDead(t *testing.T) {
 	p, threads := spinner(t)
-	c := applyCap(t, CPUCapSpec{Owner: owner(), Host: "a", PID: p.PID(), Threads: threads, Percent: 20})
+	c := applyCap(t, Spec{Owner: owner(), Host: "a", PID: p.PID(), Threads: threads, Percent: 20})
 	if err := p.Kill(t.Context()); err != nil {
 		t.Fatal(err)
 	}
@@ -191,61 +193,61 @@ func TestCPUCapOfTheDead(t *testing.T) {
 	if _, err := c.Usage(); err == nil {
 		t.Error("a cap that is gone has a use")
 	}
-	if left, err := capGroups(prefix + c.spec.Owner); err != nil || len(left) > 0 {
+	if left, err := capGroups(mark.Prefix + c.spec.Owner); err != nil || len(left) > 0 {
 		t.Errorf("left: %v, %v", left, err)
 	}
 }
 
-// TestCPUCapSwept: Remove takes the groups of a run that was killed, those of others stay.
-func TestCPUCapSwept(t *testing.T) {
+// TestCapSwept: Remove takes the groups of a run that was killed, those of others stay.
+func TestCapSwept(t *testing.T) {
 	p, threads := spinner(t)
-	mark := owner()
-	c := applyCap(t, CPUCapSpec{Owner: mark, Host: "a", PID: p.PID(), Threads: threads, Percent: 20})
-	other := applyCap(t, CPUCapSpec{Owner: mark + "-x", Host: "b", PID: os.Getpid(), Percent: 20})
+	whose := owner()
+	c := applyCap(t, Spec{Owner: whose, Host: "a", PID: p.PID(), Threads: threads, Percent: 20})
+	other := applyCap(t, Spec{Owner: whose + "-x", Host: "b", PID: os.Getpid(), Percent: 20})
 	if err := p.Kill(t.Context()); err != nil { // as Remove does with what runs on the hosts
 		t.Fatal(err)
 	}
-	removed, err := Remove(t.Context(), mark)
+	removed, err := Remove(t.Context(), whose)
 	if err != nil || !slices.ContainsFunc(removed, func(r string) bool { return strings.HasPrefix(r, "CPU cap ") && strings.HasSuffix(r, c.spec.name()) }) {
 		t.Errorf("removed %q, %v", removed, err)
 	}
-	if left, err := capGroups(prefix + mark + "-"); err != nil || len(left) != 1 || filepath.Base(left[0]) != other.spec.name() {
+	if left, err := capGroups(mark.Prefix + whose + "-"); err != nil || len(left) != 1 || filepath.Base(left[0]) != other.spec.name() {
 		t.Errorf("left: %v, %v", left, err)
 	}
 }
 
 // readOnly is a host on which files cannot be written.
-type readOnly struct{ Host }
+type readOnly struct{ host.Host }
 
 func (readOnly) WriteFile(name string, _ []byte, _ fs.FileMode) error {
 	return &fs.PathError{Op: "open", Path: name, Err: syscall.EROFS}
 }
 
-// TestCPUCapRefused: what cannot be done is told in one line, and leaves nothing.
-func TestCPUCapRefused(t *testing.T) {
-	mark := owner()
-	s := CPUCapSpec{Owner: mark, Host: "a", PID: os.Getpid(), Percent: 50}
-	_, err := s.Apply(t.Context(), readOnly{Local()})
-	missing := new(UnsupportedError)
+// TestCapRefused: what cannot be done is told in one line, and leaves nothing.
+func TestCapRefused(t *testing.T) {
+	whose := owner()
+	s := Spec{Owner: whose, Host: "a", PID: os.Getpid(), Percent: 50}
+	_, err := s.Apply(t.Context(), readOnly{host.Local()})
+	missing := new(host.UnsupportedError)
 	if !errors.As(err, &missing) || missing.Feature != "CPU cap" || missing.Mend == "" || strings.Contains(err.Error(), "\n") {
 		t.Errorf("where nothing can be written: %v", err)
 	}
-	if left, err := capGroups(prefix + mark); err != nil || len(left) > 0 {
+	if left, err := capGroups(mark.Prefix + whose); err != nil || len(left) > 0 {
 		t.Errorf("left: %v, %v", left, err)
 	}
-	for text, change := range map[string]func(*CPUCapSpec){
-		"least quota":              func(s *CPUCapSpec) { s.Percent = 4 },
-		"CPU cap of -5%":           func(s *CPUCapSpec) { s.Percent = -5 },
-		"at most":                  func(s *CPUCapSpec) { s.Percent = 1 << 20 },
-		"weight 101":               func(s *CPUCapSpec) { s.Weight = 101 },
-		"not an owner's":           func(s *CPUCapSpec) { s.Owner = "../x" },
-		"period 2s of a CPU cap":   func(s *CPUCapSpec) { s.Period = 2 * time.Second },
-		"period 1.5µs of a CPU":    func(s *CPUCapSpec) { s.Period = 1500 * time.Nanosecond },
-		"no such file or director": func(s *CPUCapSpec) { s.PID = 1 << 30 },
+	for text, change := range map[string]func(*Spec){
+		"least quota":              func(s *Spec) { s.Percent = 4 },
+		"CPU cap of -5%":           func(s *Spec) { s.Percent = -5 },
+		"at most":                  func(s *Spec) { s.Percent = 1 << 20 },
+		"weight 101":               func(s *Spec) { s.Weight = 101 },
+		"not an owner's":           func(s *Spec) { s.Owner = "../x" },
+		"period 2s of a CPU cap":   func(s *Spec) { s.Period = 2 * time.Second },
+		"period 1.5µs of a CPU":    func(s *Spec) { s.Period = 1500 * time.Nanosecond },
+		"no such file or director": func(s *Spec) { s.PID = 1 << 30 },
 	} {
 		s := s
 		change(&s)
-		c, err := s.Apply(t.Context(), Local())
+		c, err := s.Apply(t.Context(), host.Local())
 		if err == nil || !strings.Contains(err.Error(), text) {
 			t.Errorf("%+v: %v, want %q", s, err, text)
 		}
@@ -292,7 +294,17 @@ func TestCPUTrees(t *testing.T) {
 	}
 }
 
-// unified is what the guest of TestCPUCapUnified does as its process 1: it mounts cgroup v2 and tries caps in each place that a process may be in.
+// write writes a file of the kernel's. os.WriteFile would try to make a file that is not there, and be told that it may not.
+func write(name, value string) error {
+	f, err := os.OpenFile(name, os.O_WRONLY, 0)
+	if err != nil {
+		return err
+	}
+	_, err = f.WriteString(value)
+	return errors.Join(err, f.Close())
+}
+
+// unified is what the guest of TestUnified does as its process 1: it mounts cgroup v2 and tries caps in each place that a process may be in.
 func unified() error {
 	for _, m := range [][2]string{{"proc", "/proc"}, {"sysfs", "/sys"}, {"cgroup2", "/sys/fs/cgroup"}} {
 		if err := unix.Mount(m[0], m[1], m[0], 0, ""); err != nil {
@@ -316,27 +328,27 @@ func unified() error {
 		if err := os.MkdirAll(dir, 0o755); err != nil {
 			return err
 		}
-		return setKernelFile(filepath.Join(dir, "cgroup.procs"), strconv.Itoa(os.Getpid()))
+		return write(filepath.Join(dir, "cgroup.procs"), strconv.Itoa(os.Getpid()))
 	}
 	for _, place := range []struct {
 		name, group, controllers string
-		host                     Host
+		on                       host.Host
 		outer                    bool // the process gets a group of its own
 	}{
-		{"in the root, the controller off", "", "", Local(), true},
-		{"below a slice with the controller", "slice/scope", "+cpu", Local(), true},
-		{"in a scope of the user's, nothing above it to be written", "slice/scope", "", below{Local(), root + "/slice/scope"}, false},
+		{"in the root, the controller off", "", "", host.Local(), true},
+		{"below a slice with the controller", "slice/scope", "+cpu", host.Local(), true},
+		{"in a scope of the user's, nothing above it to be written", "slice/scope", "", below{host.Local(), root + "/slice/scope"}, false},
 	} {
 		if err := put(place.group); err != nil {
 			return fmt.Errorf("%s: %w", place.name, err)
 		}
 		if place.controllers != "" {
-			_ = setKernelFile(filepath.Join(root, "cgroup.subtree_control"), place.controllers)
-			if err := setKernelFile(filepath.Join(root, filepath.Dir(place.group), "cgroup.subtree_control"), place.controllers); err != nil {
+			_ = write(filepath.Join(root, "cgroup.subtree_control"), place.controllers)
+			if err := write(filepath.Join(root, filepath.Dir(place.group), "cgroup.subtree_control"), place.controllers); err != nil {
 				return fmt.Errorf("%s: %w", place.name, err)
 			}
 		}
-		c, moved, err := capsThread(CPUCapSpec{Owner: "test", Host: "a", PID: os.Getpid(), Percent: 30}, place.host, ids)
+		c, moved, err := capsThread(Spec{Owner: "test", Host: "a", PID: os.Getpid(), Percent: 30}, place.on, ids)
 		if err != nil {
 			return fmt.Errorf("%s: %w", place.name, err)
 		}
@@ -364,13 +376,13 @@ func unified() error {
 	if _, err := fmt.Fscan(out, &spinning[0], &spinning[1]); err != nil {
 		return err
 	}
-	if _, err := (CPUCapSpec{Owner: "gone", Host: "b", PID: cmd.Process.Pid, Threads: spinning, Percent: 20}).Apply(context.Background(), Local()); err != nil {
+	if _, err := (Spec{Owner: "gone", Host: "b", PID: cmd.Process.Pid, Threads: spinning, Percent: 20}).Apply(context.Background(), host.Local()); err != nil {
 		return err
 	}
 	killHard(cmd)
-	ctx, cancel := context.WithTimeout(context.Background(), undoLimit)
+	ctx, cancel := context.WithTimeout(context.Background(), removeLimit)
 	defer cancel()
-	removed, err := removeCaps(ctx, "gone")
+	removed, err := Remove(ctx, "gone")
 	if err != nil || len(removed) != 1 {
 		return fmt.Errorf("swept %q, %v", removed, err)
 	}
@@ -380,7 +392,7 @@ func unified() error {
 
 // below is a host on which only files below a folder may be written.
 type below struct {
-	Host
+	host.Host
 	dir string
 }
 

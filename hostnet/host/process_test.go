@@ -1,10 +1,9 @@
-package hostnet
+package host
 
 import (
 	"bytes"
 	"context"
 	"errors"
-	"fmt"
 	"io/fs"
 	"os"
 	"os/exec"
@@ -12,6 +11,7 @@ import (
 	"strings"
 	"syscall"
 	"testing"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -86,26 +86,6 @@ func TestStartRefuses(t *testing.T) {
 	}
 }
 
-func TestStartInNamespace(t *testing.T) {
-	n := apply(t, Spec{})
-	var out bytes.Buffer
-	p := start(t, n.Host("a"), Command{Args: []string{"readlink", "/proc/self/ns/net"}, Stdout: &out})
-	within.Receive(t, "the process's end", p.Done())
-	ours, err := os.Readlink("/proc/self/ns/net")
-	if err != nil || p.Err() != nil {
-		t.Fatal(err, p.Err())
-	}
-	if strings.TrimSpace(out.String()) == ours {
-		t.Error("a process on a host is in our namespace")
-	}
-	if st, err := os.Stat(namespacePath(n.spec.namespace("a"))); err != nil || fmt.Sprintf("net:[%d]", st.Sys().(*syscall.Stat_t).Ino) != strings.TrimSpace(out.String()) {
-		t.Errorf("a process on host a is in %s", out.String())
-	}
-	if again, err := Find(within.Context(t), n.Host("a").Name()); err != nil || again.Name() != n.Host("a").Name() {
-		t.Errorf("Find: %v, %v", again, err)
-	}
-}
-
 func TestFind(t *testing.T) {
 	if h, err := Find(within.Context(t), "local"); err != nil || h.Name() != "local" {
 		t.Errorf("%v, %v", h, err)
@@ -130,7 +110,7 @@ func TestKill(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	if _, err := readStat(p.PID()); !errors.Is(err, os.ErrProcessDone) {
+	if _, err := StartTime(p.PID()); !errors.Is(err, os.ErrProcessDone) {
 		t.Errorf("the child is not reaped: %v", err)
 	}
 	if err := p.Signal(syscall.SIGTERM); !errors.Is(err, os.ErrProcessDone) {
@@ -199,17 +179,16 @@ func TestFindProcessWithoutPidfd(t *testing.T) {
 func TestUsage(t *testing.T) {
 	p := start(t, Local(), Command{Args: []string{"sh", "-c", "while :; do :; done"}})
 	var last Usage
-	wait(t, "CPU time", func() bool {
+	for deadline := time.Now().Add(within.Limit); last.CPU <= 30e6; time.Sleep(2 * time.Millisecond) {
 		u, err := p.Usage()
-		if err != nil {
-			t.Fatal(err)
+		if err != nil || time.Now().After(deadline) {
+			t.Fatalf("no CPU time yet: %+v, %v", u, err)
 		}
 		if u.CPU < last.CPU || u.RSS < 0 || u.PeakRSS < u.RSS {
 			t.Fatalf("usage %+v after %+v", u, last)
 		}
 		last = u
-		return u.CPU > 30e6
-	})
+	}
 	if err := p.Kill(within.Context(t)); err != nil {
 		t.Fatal(err)
 	}

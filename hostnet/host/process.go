@@ -1,4 +1,4 @@
-package hostnet
+package host
 
 import (
 	"context"
@@ -276,4 +276,10 @@ func usage(pid int, start uint64) (Usage, error) {
 		return Usage{}, gone
 	}
 	return Usage{CPU: time.Duration(ts.Nano()), RSS: procfs.Bytes(data, "VmRSS"), PeakRSS: procfs.Bytes(data, "VmHWM")}, nil
+}
+
+// StartTime is the start time, for FindProcess, of the process that has this number on this machine now.
+func StartTime(pid int) (uint64, error) {
+	s, err := readStat(pid)
+	return s.Start, err
 }

@@ -1,4 +1,4 @@
-package hostnet_test
+package cpucap_test
 
 import (
 	"bytes"
@@ -14,11 +14,11 @@ import (
 
 	"qmigrate/guest"
 	"qmigrate/guest/guesttest"
-	"qmigrate/hostnet"
+	"qmigrate/hostnet/host"
 )
 
-// TestCPUCapUnified: caps by cgroup v2, whatever this machine has: this test program is process 1 of a guest whose kernel has the controller there.
-func TestCPUCapUnified(t *testing.T) {
+// TestUnified: caps by cgroup v2, whatever this machine has: this test program is process 1 of a guest whose kernel has the controller there.
+func TestUnified(t *testing.T) {
 	qemu, image := guesttest.QEMU(t, "10.0"), guesttest.Image(t)
 	dir := guesttest.Dir(t)
 	program := filepath.Join(dir, "test")
@@ -46,10 +46,10 @@ func TestCPUCapUnified(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	image.Append = "QMIGRATE_HOSTNET_TEST_HELPER=unified" // the kernel hands what it does not know to process 1
+	image.Append = "QMIGRATE_CPUCAP_TEST_HELPER=unified" // the kernel hands what it does not know to process 1
 	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
 	defer cancel()
-	vm, err := guest.Start(ctx, hostnet.Local(), guest.Spec{Name: "cpucap", QEMU: qemu, Dir: filepath.Join(dir, "vm"), Image: image, VCPUs: 2})
+	vm, err := guest.Start(ctx, host.Local(), guest.Spec{Name: "cpucap", QEMU: qemu, Dir: filepath.Join(dir, "vm"), Image: image, VCPUs: 2})
 	if err != nil {
 		t.Fatal(err)
 	}

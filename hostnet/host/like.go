@@ -1,4 +1,4 @@
-package hostnet
+package host
 
 import (
 	"errors"
@@ -12,6 +12,8 @@ import (
 	"syscall"
 
 	"golang.org/x/sys/unix"
+
+	"qmigrate/hostnet/internal/netns"
 )
 
 // Like is what a process has in common with another one of this machine, whose user it is. Root starts it so: it has
@@ -75,7 +77,7 @@ func (l *Like) start(cmd *exec.Cmd, namespace, dir string, umask int) error {
 			return os.NewSyscallError("unshare", err)
 		}
 		if namespace != "" {
-			ns, err := openNamespace(namespace)
+			ns, err := netns.Open(namespace)
 			if err != nil {
 				return err
 			}

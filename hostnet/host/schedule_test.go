@@ -1,4 +1,4 @@
-package hostnet
+package host
 
 import (
 	"bufio"

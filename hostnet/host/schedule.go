@@ -1,4 +1,4 @@
-package hostnet
+package host
 
 import (
 	"bufio"
@@ -46,6 +46,20 @@ func threads(pid int) ([]int, error) {
 	return all, nil
 }
 
+// A copy of this program that yield started is told by an environment variable, which lists a process and the threads to trace.
+const (
+	yieldList = "QMIGRATE_YIELD"
+	yieldFlag = "-qmigrate.host.yield" // seen in a list of processes, otherwise unused
+)
+
+// Main must be the first call of main (and of TestMain): in a copy of the program that Yield started it does its work
+// and exits; otherwise it does nothing.
+func Main() {
+	if list := os.Getenv(yieldList); list != "" {
+		os.Exit(answerYield(os.Stdout, list))
+	}
+}
+
 // yieldLimit is how long the tracing process may take to begin.
 const yieldLimit = 10 * time.Second
 
@@ -55,8 +69,7 @@ func yield(pid int, some []int) (undo func() error, err error) {
 		return nil, err
 	}
 	cmd := exec.Command("/proc/self/exe", yieldFlag)
-	cmd.Env = append(os.Environ(), marker+"="+markYield,
-		markYield+"="+strings.Trim(fmt.Sprint(append([]int{pid}, some...)), "[]"))
+	cmd.Env = append(os.Environ(), yieldList+"="+strings.Trim(fmt.Sprint(append([]int{pid}, some...)), "[]"))
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
 	out, err := cmd.StdoutPipe()
 	if err != nil {

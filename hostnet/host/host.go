@@ -1,12 +1,11 @@
-// Package hostnet gives a guest a host to run on and a network to be reached through.
+// Package host is a host: its processes, files, sockets and clock, and where it is. A host is this machine, or a network
+// namespace of it; users write local or netns:NAME. All that a caller has of a host goes through Host: the files,
+// processes and sockets of a host need not be this machine's.
 //
-// A host is a network namespace with a bridge, a TAP for each guest and a veth to the lab's link; a third namespace on
-// the link is the observer. A Spec is data, Apply makes it real and Network.Close undoes all of it. Every object lies
-// in a namespace whose name carries the mark of its owner, so that what a killed run left behind is found again.
-//
-// Whatever runs on a host is reached through Host, and only through it: files, processes, sockets and the clock of a
-// host are not this machine's for a caller of this package.
-package hostnet
+// Host has primitives only: what a host offers by itself, without knowing what a guest, a lab or a migration is. It makes no
+// host and no network: package hostnet does. It imports nothing of this module but the readers of /proc and of the named
+// namespaces; every package that starts or looks at a process may import it, except engine, which is given an endpoint.
+package host
 
 import (
 	"context"
@@ -15,7 +14,6 @@ import (
 	"io"
 	"io/fs"
 	"net"
-	"net/netip"
 	"os"
 	"path/filepath"
 	"strings"
@@ -117,6 +115,9 @@ func Namespace(name string) (Host, error) {
 	return h, nil
 }
 
+// InNamespace is Namespace without a look at whether it is there.
+func InNamespace(name string) Host { return machine{namespace: name} }
+
 // Find finds a host by the name that users write: "local" or "netns:NAME".
 func Find(_ context.Context, name string) (Host, error) {
 	kind, rest, _ := strings.Cut(name, ":")
@@ -128,138 +129,6 @@ func Find(_ context.Context, name string) (Host, error) {
 	}
 	return nil, fmt.Errorf("find host %q: not a host; hosts are written local or netns:NAME", name)
 }
-
-// machine is this machine as seen from one of its network namespaces; "" is the one that we are in.
-type machine struct {
-	namespace string
-	like      *Like // nil: processes are started as we are
-}
-
-// do runs f on a thread that is in the namespace. Sockets that f makes belong to the namespace for good, and processes
-// that it starts are born in it.
-func (m machine) do(f func() error) error {
-	if m.namespace == "" {
-		return f()
-	}
-	return inNamespace(m.namespace, f)
-}
-
-func (m machine) Name() string {
-	if m.namespace == "" {
-		return "local"
-	}
-	return "netns:" + m.namespace
-}
-
-func (m machine) Dial(ctx context.Context, network, address string) (conn net.Conn, err error) {
-	if address, err = m.resolve(ctx, network, address); err != nil {
-		return nil, err
-	}
-	// Happy eyeballs would dial on other goroutines, hence in another namespace: off.
-	d := net.Dialer{FallbackDelay: -1}
-	d.SetMultipathTCP(false)
-	err = m.do(func() (err error) {
-		conn, err = d.DialContext(ctx, network, address)
-		return err
-	})
-	return conn, err
-}
-
-func (m machine) Listen(ctx context.Context, network, address string) (l net.Listener, err error) {
-	if address, err = m.resolve(ctx, network, address); err != nil {
-		return nil, err
-	}
-	var c net.ListenConfig
-	c.SetMultipathTCP(false)
-	err = m.do(func() (err error) {
-		l, err = c.Listen(ctx, network, address)
-		return err
-	})
-	return l, err
-}
-
-func (m machine) ListenPacket(ctx context.Context, network, address string) (p net.PacketConn, err error) {
-	if address, err = m.resolve(ctx, network, address); err != nil {
-		return nil, err
-	}
-	err = m.do(func() (err error) {
-		p, err = new(net.ListenConfig).ListenPacket(ctx, network, address)
-		return err
-	})
-	return p, err
-}
-
-// resolve replaces a host's name in address by its first address. Go's resolver works on goroutines of its own, which
-// are not in the namespace; so nothing may be left to look up there.
-func (m machine) resolve(ctx context.Context, network, address string) (string, error) {
-	if m.namespace == "" || strings.HasPrefix(network, "unix") {
-		return address, nil
-	}
-	host, port, err := net.SplitHostPort(address)
-	if strings.HasPrefix(network, "ip") {
-		host, port, err = address, "", nil
-	}
-	if err != nil || host == "" {
-		return address, nil // the dialler has the better error, or the address is the unspecified one
-	}
-	if _, err := netip.ParseAddr(host); err == nil {
-		return address, nil
-	}
-	family := "ip"
-	if strings.HasSuffix(network, "4") {
-		family = "ip4"
-	}
-	found, err := net.DefaultResolver.LookupNetIP(ctx, family, host)
-	if err != nil {
-		return "", err
-	}
-	first := found[0].Unmap().String()
-	if port == "" {
-		return first, nil
-	}
-	return net.JoinHostPort(first, port), nil
-}
-
-func (m machine) ReadFile(name string) ([]byte, error) {
-	if m.like == nil {
-		return os.ReadFile(name)
-	}
-	f, err := m.like.open(name, os.O_RDONLY, 0)
-	if err != nil {
-		return nil, err
-	}
-	defer f.Close()
-	return io.ReadAll(f)
-}
-
-func (m machine) WriteFile(name string, data []byte, perm fs.FileMode) error {
-	if m.like == nil {
-		return os.WriteFile(name, data, perm)
-	}
-	f, err := m.like.open(name, os.O_WRONLY|os.O_CREATE|os.O_TRUNC, perm)
-	if err != nil {
-		return err
-	}
-	_, err = f.Write(data)
-	return errors.Join(err, f.Close())
-}
-
-func (m machine) MkdirAll(name string, perm fs.FileMode) error {
-	if m.like == nil {
-		return os.MkdirAll(name, perm)
-	}
-	return m.like.mkdir(name, perm)
-}
-
-func (m machine) RemoveAll(name string) error {
-	if m.like == nil {
-		return os.RemoveAll(name)
-	}
-	return m.like.remove(name)
-}
-
-func (m machine) Stat(name string) (fs.FileInfo, error) { return os.Stat(name) }
-func (m machine) Clock(context.Context) (Clock, error)  { return Clock{}, nil }
 
 // UnsupportedError says that this machine or user lacks something that was asked for.
 type UnsupportedError struct {
