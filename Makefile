@@ -11,6 +11,12 @@ FUZZTIME ?= 20s
 
 export CGO_ENABLED ?= 0
 
+# Where less than 1 GiB is left in /tmp, the compiler and the tests work in /var/tmp.
+ifndef TMPDIR
+TMPDIR := $(shell df -Pk /tmp | awk 'NR == 2 { print $$4 < 1048576 ? "/var/tmp" : "/tmp" }')
+export TMPDIR
+endif
+
 .PHONY: help deps build demo needs modules install check test beside lint bench conformance chaos model fuzz clean
 
 help: ## list the targets

@@ -268,6 +268,10 @@ func (s *filing) examineSource(ctx context.Context) error {
 	if err := s.open(ctx); err != nil {
 		return err
 	}
+	conditions := func() []fit.Finding { return fit.SaveConditions(s.src.facts, s.plan, s.file.Background) }
+	if err := s.awaitEnd(ctx, conditions); err != nil {
+		return err
+	}
 	found := s.src.facts
 	s.rec.QEMU.SourceVersion = found.Version
 	switch {
@@ -281,6 +285,13 @@ func (s *filing) examineSource(ctx context.Context) error {
 		return fmt.Errorf("%s cannot be saved: %s", found.Name, strings.Join(found.Blockers, "; "))
 	case s.file.Background && !found.Running:
 		return fmt.Errorf("%s is %s: a background save is for a guest that runs; leave --background out", found.Name, found.RunState)
+	}
+	refusals, doubts := fit.SortOut(conditions())
+	if err := fit.FirstMismatch(refusals); err != nil {
+		return err
+	}
+	for _, d := range doubts {
+		s.rec.Warn("%s", d)
 	}
 	if err := s.options(); err != nil {
 		return err

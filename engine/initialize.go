@@ -15,10 +15,18 @@ import (
 
 // settleSource waits for what ends by itself on the source. What the source said before that is asked again.
 func (m *migration) settleSource(ctx context.Context) error {
+	return m.awaitEnd(ctx, func() []fit.Finding {
+		if _, may := fit.MayBegin(m.src.facts, m.dst.facts); !may {
+			return nil
+		}
+		return fit.Conditions(m.src.facts, m.dst.facts, m.plan)
+	})
+}
+
+// awaitEnd waits for the end of what is found and ends by itself.
+func (m *migration) awaitEnd(ctx context.Context, found func() []fit.Finding) error {
 	waits := func() bool {
-		_, may := fit.MayBegin(m.src.facts, m.dst.facts)
-		return may && slices.ContainsFunc(fit.Conditions(m.src.facts, m.dst.facts, m.plan),
-			func(f fit.Finding) bool { return f.Answer == fit.Wait })
+		return slices.ContainsFunc(found(), func(f fit.Finding) bool { return f.Answer == fit.Wait })
 	}
 	for begun := time.Now(); waits() && time.Since(begun) < waitForEnd; {
 		select {
@@ -30,6 +38,7 @@ func (m *migration) settleSource(ctx context.Context) error {
 		if err != nil {
 			return fmt.Errorf("inspect source %s: %w", m.src.ep.Name, err)
 		}
+		f.Schema, f.SchemaKnown = m.src.facts.Schema, m.src.facts.SchemaKnown
 		m.src.learn(f)
 	}
 	return nil

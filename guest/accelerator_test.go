@@ -73,6 +73,12 @@ func TestProbeWorks(t *testing.T) {
 	s := guest.Spec{Image: image, QEMU: fakeQEMU(t, `for a; do shift; [ "$a" = kvm ] && a=tcg; set -- "$@" "$a"; done; exec `+real+` "$@"`), Dir: filepath.Join(guesttest.Dir(t), "vm")}
 	for i, cached := range []bool{false, true} {
 		a, err := guest.ProbeAccelerator(limited(t), h, s, "auto")
+		for late := time.Now().Add(within.Limit); err == nil && !cached && a.Name != "kvm" && time.Now().Before(late); {
+			t.Log(a.Reason) // a busy machine may need longer than the probe gives
+			if err = os.RemoveAll(kept); err == nil {
+				a, err = guest.ProbeAccelerator(limited(t), h, s, "auto")
+			}
+		}
 		if err != nil || a.Name != "kvm" || a.Cached != cached {
 			t.Errorf("%+v %v", a, err)
 		}

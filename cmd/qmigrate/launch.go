@@ -2,19 +2,25 @@ package main
 
 import (
 	"bytes"
+	"cmp"
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"net"
+	"os"
 	"path/filepath"
 	"slices"
 	"strings"
+	"syscall"
 	"time"
 
 	"github.com/urfave/cli/v2"
 	"golang.org/x/sys/unix"
 
+	"qmigrate/engine"
 	"qmigrate/engine/endpoint"
 	"qmigrate/engine/facts"
 	"qmigrate/engine/plan"
@@ -52,7 +58,8 @@ func (c *commands) launch(x *cli.Context, src *endpoint.Endpoint, p *plan.Plan) 
 	if err != nil {
 		return nil, err
 	}
-	change := launch.Options{Dir: dir, Machine: found.Machine, ReadFile: proc.ReadFile, Media: media(found, *p),
+	change := launch.Options{Dir: dir, Machine: found.Machine, ReadFile: proc.ReadFile,
+		AskCID: launch.AskCID, Media: media(found, *p),
 		Paths: map[string]string{}, TAPs: map[string]string{}, Ports: map[string]string{}}
 	for flag, into := range map[string]map[string]string{"tap": change.TAPs, "path": change.Paths, "port": change.Ports} {
 		for _, text := range x.StringSlice(flag) {
@@ -122,11 +129,19 @@ func (c *commands) launch(x *cli.Context, src *endpoint.Endpoint, p *plan.Plan) 
 	if change.Held, err = launch.ReadHeld(proc.PID); err != nil {
 		return nil, fmt.Errorf("launch destination: %w", err)
 	}
+	machine := ""
+	if change.QEMU != "" {
+		machine = found.Machine
+	}
+	if change.Plugged, err = pluggedIn(x.Context, src, machine); err != nil {
+		return nil, fmt.Errorf("launch destination: %w", err)
+	}
 	line, err := launch.Destination(proc.Args, change)
 	if err != nil {
 		return nil, launchError(err)
 	}
 	l.forwards = line.Forwards
+	l.doubts = append(l.doubts, line.Doubts...)
 	l.doubts = append(l.doubts, proc.Less()...)
 	if m := proc.Manager(); m != "" {
 		l.doubts = append(l.doubts, m+" owns the source: when the source ends it may be started again, on the disks that "+
@@ -146,9 +161,11 @@ func (c *commands) launch(x *cli.Context, src *endpoint.Endpoint, p *plan.Plan) 
 		}
 	}
 	command := host.Command{Args: line.Args, Env: env, Only: true, Dir: proc.Dir}
-	l.VM, err = guest.StartIncoming(x.Context, at, command, dir)
-	if err != nil {
-		return nil, err
+	if l.VM, err = guest.StartIncoming(x.Context, at, command, dir); err != nil {
+		return nil, pluggedError(err, change.Plugged)
+	}
+	if err := l.noteForwards(); err != nil {
+		return nil, errors.Join(fmt.Errorf("launch destination: %w", err), l.Close())
 	}
 	return l, nil
 }
@@ -199,6 +216,30 @@ func processOf(ctx context.Context, e *endpoint.Endpoint) (*facts.Facts, *launch
 			proc.PID, e.Name, first(proc.Program, "not to be looked at"))
 	}
 	return found, proc, nil
+}
+
+// pluggedIn is what the source's monitor plugged in and out; machine is as engine.ReadPlugged takes it.
+func pluggedIn(ctx context.Context, src *endpoint.Endpoint, machine string) (launch.Plugged, error) {
+	all, err := engine.ReadPlugged(ctx, src, machine, plan.Options{})
+	if err != nil {
+		return launch.Plugged{}, err
+	}
+	p := launch.Plugged{Devices: all.Devices, Backends: all.Backends}
+	for _, w := range all.Added {
+		p.Added = append(p.Added, launch.Added(w))
+	}
+	return p, nil
+}
+
+// pluggedError names the device that was plugged in and that the destination does not take.
+func pluggedError(err error, p launch.Plugged) error {
+	for _, a := range p.Added {
+		if strings.Contains(err.Error(), a.Option+" "+a.Value) {
+			return fmt.Errorf("%w: unplug %s first (device_del), or start the destination yourself", err,
+				a.Device)
+		}
+	}
+	return err
 }
 
 // versionOf asks the program that is there now.
@@ -292,8 +333,23 @@ func launchError(err error) error {
 	return err
 }
 
-// forwardLimit is the time that moving all port forwardings may take.
+// forwardLimit is the time that moving a port forwarding may take.
 const forwardLimit = 10 * time.Second
+
+// forwardsFile is the file in the destination's folder that has the forwardings until they have moved, for --recover.
+const forwardsFile = "forwards.json"
+
+// noteForwards writes it, before anything can move. What is cut off there belongs to a migration that never began.
+func (l *launched) noteForwards() error {
+	if len(l.forwards) == 0 {
+		return nil
+	}
+	b, err := json.Marshal(l.forwards)
+	if err != nil {
+		return err
+	}
+	return l.Host().WriteFile(filepath.Join(l.Spec().Dir, forwardsFile), b, 0o600)
+}
 
 // moveForwards takes the ports that lead to the guest from the source and gives them to the destination, where the
 // guest is now. What fails is a warning.
@@ -301,18 +357,61 @@ func (l *launched) moveForwards(ctx context.Context, src, dst *endpoint.Endpoint
 	if l == nil || len(l.forwards) == 0 || rec.GuestOn != record.Destination {
 		return
 	}
-	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), forwardLimit) // the guest has moved, Ctrl-C or not
-	defer cancel()
+	failed := 0
 	for _, f := range l.forwards {
-		err := humanMonitor(ctx, src, "hostfwd_remove "+strings.TrimSpace(f.Netdev+" "+f.Address()), "removed")
-		if err == nil {
-			err = humanMonitor(ctx, dst, "hostfwd_add "+strings.TrimSpace(f.Netdev+" "+f.Rule), "")
-		}
-		if err != nil {
-			rec.Warn("the port forwarding %s could not be moved to the destination: %v: end the source, then give the "+
-				"destination's monitor `hostfwd_add %s`", f.Rule, err, strings.TrimSpace(f.Netdev+" "+f.Rule))
+		if err := moveForward(ctx, src, dst, f); err != nil {
+			rec.Warn("%s", err)
+			failed++
 		}
 	}
+	if failed == 0 {
+		if err := l.Host().RemoveAll(filepath.Join(l.Spec().Dir, forwardsFile)); err != nil {
+			rec.Warn("the port forwardings have moved, and their list is left: %v", err)
+		}
+	}
+}
+
+// moveForward may be called again: the destination lets go of a port that it has already, and the source may have let
+// go of it, or be dead.
+func moveForward(ctx context.Context, src, dst *endpoint.Endpoint, f launch.Forward) error {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), forwardLimit) // the guest has moved, Ctrl-C or not
+	defer cancel()
+	remove := "hostfwd_remove " + strings.TrimSpace(f.Netdev+" "+f.Address())
+	_ = humanMonitor(ctx, dst, remove, "removed")
+	removed := humanMonitor(ctx, src, remove, "removed")
+	err := humanMonitor(ctx, dst, "hostfwd_add "+strings.TrimSpace(f.Netdev+" "+f.Rule), "")
+	if err != nil {
+		return fmt.Errorf("the port forwarding %s could not be moved to the destination: %w: end the source, then give the "+
+			"destination's monitor `hostfwd_add %s`", f.Rule, cmp.Or(removed, err), strings.TrimSpace(f.Netdev+" "+f.Rule))
+	}
+	return nil
+}
+
+// recoverForwards moves what an interrupted `migrate --launch` had still to move. It says how many those were.
+func recoverForwards(ctx context.Context, src, dst *endpoint.Endpoint, destination string) (n int, err error) {
+	folder, ok := strings.CutPrefix(destination, "unix:")
+	if !ok {
+		return 0, nil
+	}
+	name := filepath.Join(folder, forwardsFile)
+	b, err := os.ReadFile(name)
+	if errors.Is(err, fs.ErrNotExist) || errors.Is(err, syscall.ENOTDIR) {
+		return 0, nil
+	}
+	if err != nil {
+		return 0, fmt.Errorf("read the port forwardings that are still to move: %w", err)
+	}
+	var all []launch.Forward
+	if json.Unmarshal(b, &all) != nil { // cut off: see noteForwards
+		return 0, nil
+	}
+	for _, f := range all {
+		err = errors.Join(err, moveForward(ctx, src, dst, f))
+	}
+	if err != nil {
+		return 0, err
+	}
+	return len(all), os.Remove(name)
 }
 
 // humanMonitor gives a command whose answer has to have a text in it; an answer of no words is that of a command that

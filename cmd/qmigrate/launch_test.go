@@ -525,6 +525,90 @@ func TestLaunchForwards(t *testing.T) {
 	}
 }
 
+// TestForwardsRecovered kills `migrate --launch` when the guest has just left the source: --recover moves its ports.
+func TestForwardsRecovered(t *testing.T) {
+	bin := guesttest.QEMU(t, "10.0")
+	for attempt := range 10 {
+		base := guesttest.Dir(t)
+		port := (&draw{Rand: rand.New(rand.NewPCG(uint64(attempt), 7)), t: t, dir: base}).port()
+		args := []string{bin, "-nodefaults", "-display", "none", "-machine", "q35", "-accel", "tcg", "-m", "64",
+			"-qmp", "unix:" + base + "/look,server=on,wait=off",
+			"-netdev", "user,id=u,hostfwd=tcp:127.0.0.1:" + port + "-:22", "-device", "virtio-net-pci,netdev=u"}
+		for _, role := range []string{guest.Control, guest.Events, guest.Sampler} {
+			args = append(args, "-qmp", "unix:"+base+"/a/"+role+".qmp,server=on,wait=off")
+		}
+		src, err := guest.StartIncoming(t.Context(), host.Local(), host.Command{Args: args}, base+"/a")
+		if err != nil {
+			t.Fatal(err)
+		}
+		ends := []string{"--source", "unix:" + base + "/a", "--destination", "unix:" + base + "/b", "--out", base + "/out"}
+		cmd := qmigrate(t, append([]string{"migrate", "--launch"}, ends...)...)
+		look, err := qmp.Dial(t.Context(), "unix", base+"/look", qmp.Options{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := cmd.Start(); err != nil {
+			t.Fatal(err)
+		}
+		for {
+			if s, err := look.QueryStatus(t.Context()); err != nil {
+				t.Fatal(err)
+			} else if s.Status == "postmigrate" {
+				break
+			}
+		}
+		_ = cmd.Process.Kill()
+		_ = cmd.Wait()
+		look.Close()
+		_, err = os.Stat(base + "/b/" + forwardsFile)
+		left := err == nil
+		var out string
+		for range 2 { // again, it changes nothing
+			recovery := qmigrate(t, append([]string{"migrate", "--recover"}, ends...)...)
+			status, said := result(t, recovery)
+			if out += said; status != 0 {
+				t.Fatalf("--recover ends with status %d: %s", status, said)
+			}
+		}
+		holder := 0
+		for _, pid := range []int{src.Process().PID(), pidOf(t, base+"/b/control.qmp")} {
+			h, err := launch.ReadHeld(pid)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if slices.ContainsFunc(h.Sockets, func(s launch.Socket) bool { return strings.HasSuffix(s.Address, ":"+port) }) {
+				holder = pid
+			}
+		}
+		destination := pidOf(t, base+"/b/control.qmp")
+		if holder != destination || strings.Contains(out, "moved to the destination: 1") != left {
+			t.Errorf("process %d has the port, the destination is %d; it was left: %t: %s", holder, destination, left, out)
+		}
+		if _, err := os.Stat(base + "/b/" + forwardsFile); err == nil {
+			t.Error("the list is left")
+		}
+		_ = unix.Kill(destination, unix.SIGKILL)
+		if err := src.Close(); err != nil {
+			t.Error(err)
+		}
+		if left {
+			return
+		}
+	}
+	t.Error("qmigrate was never killed in time")
+}
+
+// pidOf is the process that listens on a socket.
+func pidOf(t *testing.T, socket string) int {
+	t.Helper()
+	nc, err := net.Dial("unix", socket)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer nc.Close()
+	return listener(nc)
+}
+
 // A source in another network cannot reach 127.0.0.1 of the destination's.
 func TestListenAcross(t *testing.T) {
 	for _, c := range []struct {

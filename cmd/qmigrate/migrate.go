@@ -100,11 +100,21 @@ func (c *commands) runMigrate(x *cli.Context) error {
 		if err != nil {
 			return err
 		}
-		_, said, err := engine.Recover(x.Context, src, dst, p, o)
-		if err == nil {
-			fmt.Fprintln(c.stderr, said)
+		guest, said, err := engine.Recover(x.Context, src, dst, p, o)
+		if err != nil {
+			return err
 		}
-		return err
+		if guest == record.Destination {
+			n, err := recoverForwards(x.Context, src, dst, x.String("destination"))
+			if err != nil {
+				return fmt.Errorf("%s; %w", said, err)
+			}
+			if n > 0 {
+				said += fmt.Sprintf("; port forwardings moved to the destination: %d", n)
+			}
+		}
+		fmt.Fprintln(c.stderr, said)
+		return nil
 	}
 	folder, err := openFolder(x)
 	if err != nil {

@@ -89,6 +89,12 @@ var (
 	formats = []string{"bochs", "cloop", "dmg", "luks", "parallels", "qcow", "qcow2", "qed", "vdi", "vhdx", "vmdk", "vpc"}
 )
 
+// IsFilter tells whether a block driver holds no data.
+func IsFilter(driver string) bool { return slices.Contains(filters, driver) }
+
+// IsFormat tells whether a block driver reads a format of images.
+func IsFormat(driver string) bool { return slices.Contains(formats, driver) }
+
 // ImageFormat is a layer's format in one word for each way to read it: raw, qcow2, ...
 func (l Layer) ImageFormat() string {
 	if slices.Contains(formats, l.Format) {

@@ -23,12 +23,12 @@ func (m Mismatch) Error() string {
 func Compare(src, dst *facts.Facts, p plan.Plan) (refusals, doubts []Mismatch) {
 	lacks, differences := compareMachines(src, dst)
 	more, warnings := compareFor(src, dst, p)
-	stops, states := sortOut(Conditions(src, dst, p))
+	stops, states := SortOut(Conditions(src, dst, p))
 	return slices.Concat(compareStates(src, dst), stops, lacks, more), slices.Concat(states, differences, warnings)
 }
 
-// sortOut parts the findings: those that keep a guest from moving, and those that are only said.
-func sortOut(all []Finding) (refusals, doubts []Mismatch) {
+// SortOut parts the findings: those that keep a guest from moving, and those that are only said.
+func SortOut(all []Finding) (refusals, doubts []Mismatch) {
 	for _, f := range all {
 		switch f.Answer {
 		case Wait, Refuse:

@@ -1,6 +1,7 @@
 package fit
 
 import (
+	"cmp"
 	"fmt"
 	"maps"
 	"slices"
@@ -37,6 +38,18 @@ type condition struct {
 	said   string // $S, $v: the source and its version; $w: the destination's version; $x: what was found
 	mend   string // what to do, or to see to
 	why    string // for the docs
+	save   saving // where saving the guest into a file differs
+}
+
+// saving is what differs where the guest goes into a file: the empty answer and text are the condition's own.
+type saving struct {
+	answer Answer
+	mend   string
+}
+
+// forSave is the condition's answer and text for a save.
+func (l condition) forSave() (Answer, string) {
+	return cmp.Or(l.save.answer, l.answer), cmp.Or(l.save.mend, l.mend)
 }
 
 // once is a condition that holds or not.
@@ -58,6 +71,7 @@ func once(holds func(*combination) bool) func(*combination) []string {
 func conditions() []condition {
 	const (
 		arrives = "it arrives so on the destination"
+		fresh   = "it is restored so: with --paused, after which `system_reset` and `cont` start it anew"
 		stopJob = "let it end (query-block-jobs), or cancel it (block-job-cancel), then migrate"
 	)
 	return []condition{
@@ -79,6 +93,7 @@ func conditions() []condition {
 			said:   "the guest sleeps (S3), and source QEMU $v wakes it up at the switch-over (until 9.0)",
 			mend:   "it runs on the destination",
 			why:    "seen on 7.2.22, to 7.2.22 and 10.0.2",
+			save:   saving{mend: "it runs when it is restored"},
 		},
 		{
 			name:   "`suspended`",
@@ -87,11 +102,13 @@ func conditions() []condition {
 			said:   "the guest sleeps (S3)",
 			mend:   "it arrives asleep, and wakes up there as it would here",
 			why:    "the destination is sent `cont`, without which nothing can wake it up (seen on 10.0.2, 11.1.3)",
+			save:   saving{mend: "it is restored asleep, and wakes up there as it would here"},
 		},
 		{
 			name: "`paused`", state: "paused", answer: Warn, said: "the guest was paused when the migration began",
 			mend: "it is left paused on the destination, where `cont` runs it, and no downtime is measured",
 			why:  "somebody paused it on purpose",
+			save: saving{mend: "it is in the file as it is: `restore` runs it, and with --paused does not"},
 		},
 		{
 			name:   "`prelaunch`",
@@ -100,6 +117,7 @@ func conditions() []condition {
 			said:   "the guest has never been started (prelaunch)",
 			mend:   arrives + ", where `cont` starts it",
 			why:    "the source was started with -S",
+			save:   saving{mend: "it is in the file as it is: `restore` starts it, and with --paused does not"},
 		},
 		{
 			name:   "`io-error`",
@@ -108,6 +126,7 @@ func conditions() []condition {
 			said:   "the guest was stopped by an error of its disk (io-error)",
 			mend:   arrives + ", where `cont` repeats the request that failed: run it when its disk works there",
 			why:    "a bad disk is a reason to move; QEMU fails, and the guest stays, if the disk refuses a flush too",
+			save:   saving{mend: "it is in the file as it is: `restore` repeats the request that failed, and with --paused does not"},
 		},
 		{
 			name:   "`watchdog`",
@@ -116,6 +135,7 @@ func conditions() []condition {
 			said:   "the guest was stopped by its watchdog",
 			mend:   arrives + ", where `cont` runs it on",
 			why:    "the guest may hang: `system_reset` starts it anew",
+			save:   saving{mend: "it is in the file as it is: `restore` runs it on, and with --paused does not"},
 		},
 		{
 			name:   "`guest-panicked`",
@@ -124,6 +144,7 @@ func conditions() []condition {
 			said:   "the guest has panicked",
 			mend:   arrives + ", where `system_reset` and `cont` start it anew",
 			why:    "its memory can be looked at there",
+			save:   saving{mend: fresh},
 		},
 		{
 			name:   "`internal-error`",
@@ -132,6 +153,7 @@ func conditions() []condition {
 			said:   "the guest was stopped by an internal error of QEMU or KVM",
 			mend:   arrives + ", where only `system_reset` and `cont` start it anew",
 			why:    "QEMU refuses `cont` before a reset",
+			save:   saving{mend: fresh},
 		},
 		{
 			name:   "`shutdown`",
@@ -140,6 +162,7 @@ func conditions() []condition {
 			said:   "the guest has shut down, and -no-shutdown keeps its QEMU",
 			mend:   arrives + ", where only `system_reset` and `cont` start it anew",
 			why:    "QEMU refuses `cont` before a reset",
+			save:   saving{mend: fresh},
 		},
 		{
 			name: "`debug`", state: "debug", answer: Refuse, said: "the guest stands at a breakpoint of a debugger (-gdb)",
@@ -153,6 +176,7 @@ func conditions() []condition {
 			said:   "source $S saves its guest, or its memory is dumped (save-vm)",
 			mend:   "migrate when that has ended",
 			why:    "the guest runs on by itself at its end",
+			save:   saving{mend: "save when that has ended"},
 		},
 		{
 			name:   "`restore-vm`",
@@ -161,6 +185,7 @@ func conditions() []condition {
 			said:   "source $S loads a snapshot of its guest (restore-vm)",
 			mend:   "migrate when that has ended",
 			why:    "the guest runs on by itself at its end",
+			save:   saving{mend: "save when that has ended"},
 		},
 		{
 			name:   "`finish-migrate`",
@@ -169,6 +194,7 @@ func conditions() []condition {
 			said:   "source $S is at the end of a migration (finish-migrate)",
 			mend:   "migrate when it has ended; `qmigrate migrate --recover` ends one that was interrupted",
 			why:    "the run state follows the migration's end in a moment; while the migration goes on, see below",
+			save:   saving{mend: "save when it has ended; `qmigrate migrate --recover` ends one that was interrupted"},
 		},
 		{
 			name:   "`colo`",
@@ -196,6 +222,7 @@ func conditions() []condition {
 			said:   "parameter mode was $x, with which `migrate` does not move the guest from one QEMU to another",
 			mend:   "the migration sets it to normal, and leaves it so",
 			why:    "cpr-reboot stops the guest before the first pass; cpr-transfer needs a second channel",
+			save:   saving{mend: "the save sets it to normal, and leaves it so"},
 		},
 		{
 			name:   "a memory dump is under way",
@@ -204,6 +231,7 @@ func conditions() []condition {
 			said:   "the memory of source $S is being dumped (dump-guest-memory)",
 			mend:   "migrate when query-dump says completed",
 			why:    "QEMU refuses `migrate` until then",
+			save:   saving{mend: "save when query-dump says completed"},
 		},
 		{
 			name:   "a block job that writes to an image of the guest: commit, stream, amend",
@@ -212,6 +240,7 @@ func conditions() []condition {
 			said:   "$x is at work on the source",
 			mend:   stopJob,
 			why:    "QEMU fails at the switch-over (commit), or goes on writing to an image that the destination uses (stream)",
+			save:   saving{mend: "let it end (query-block-jobs), or cancel it (block-job-cancel), then save; --background may save beside it"},
 		},
 		{
 			name:   "a block job `backup`",
@@ -220,6 +249,7 @@ func conditions() []condition {
 			said:   "$x is at work on the source",
 			mend:   stopJob,
 			why:    "QEMU fails at the switch-over",
+			save:   saving{mend: "let it end (query-block-jobs), or cancel it (block-job-cancel), then save; --background may save beside it"},
 		},
 		{
 			name:   "a block job `mirror` that is not ready, a source before 10.0",
@@ -228,6 +258,7 @@ func conditions() []condition {
 			said:   "$x is at work on the source, and is not ready",
 			mend:   stopJob,
 			why:    "QEMU aborts at the switch-over (seen on 7.2.22)",
+			save:   saving{mend: "let it end (query-block-jobs), or cancel it (block-job-cancel), then save; --background may save beside it"},
 		},
 		{
 			name:   "a block job `mirror`, or another one",
@@ -236,6 +267,7 @@ func conditions() []condition {
 			said:   "$x is at work on the source, and stays there",
 			mend:   "its copy lacks what the guest writes on the destination; if the copy is wanted, let the job end first",
 			why:    "whoever migrates the disks himself has such a job",
+			save:   saving{mend: "the file has no disks, and says nothing of the job: a guest that is restored has none"},
 		},
 		{
 			name:   "a dirty bitmap that is kept in memory only, without the capability dirty-bitmaps",
@@ -244,7 +276,8 @@ func conditions() []condition {
 			said:   "$x stays on the source",
 			mend: "the next backup has to be a full one; --capability dirty-bitmaps=on moves bitmaps where drives or " +
 				"nodes have the same names on both sides",
-			why: "a persistent bitmap goes with its image",
+			why:  "a persistent bitmap goes with its image",
+			save: saving{mend: "it is not in the file: the next backup of a guest that is restored has to be a full one"},
 		},
 		{
 			name:   "a TPM (swtpm)",
@@ -253,6 +286,7 @@ func conditions() []condition {
 			said:   "the state of $x is in a process beside QEMU (swtpm)",
 			mend:   "QEMU sends it to the destination's own swtpm; the two must not use one folder at the same time",
 			why:    "QEMU sends the TPM's state",
+			save:   saving{mend: "QEMU puts it into the file, and restores it into the swtpm of the QEMU there"},
 		},
 		{
 			name:   "vhost-user: virtiofsd, vhost-user-blk and others",
@@ -261,6 +295,7 @@ func conditions() []condition {
 			said:   "the state of $x is in a process beside QEMU (vhost-user, virtiofsd)",
 			mend:   "QEMU does not move it: the destination's process must find the same files or device",
 			why:    "QEMU knows only the rings",
+			save:   saving{mend: "it is not in the file: a QEMU that restores the guest needs such a process with the same files or device"},
 		},
 		{
 			name:   "UEFI variables in a flash file that can be written",
@@ -269,7 +304,8 @@ func conditions() []condition {
 			said:   "the guest's firmware keeps its variables in $x",
 			mend: "the destination's QEMU writes them into its own file when the guest runs there; it must be one " +
 				"that it may write",
-			why: "hw/block/pflash_cfi01.c, postload_update_cb",
+			why:  "hw/block/pflash_cfi01.c, postload_update_cb",
+			save: saving{mend: "the QEMU that restores the guest writes them into its own file; it must be one that it may write"},
 		},
 		{
 			name:   "a TAP with a script",
@@ -278,6 +314,7 @@ func conditions() []condition {
 			said:   "the network backend $x was set up by a script on the source's host",
 			mend:   "see that the destination's host has done the same (bridge, addresses, filters)",
 			why:    "QEMU runs it when it starts, and another one when it ends",
+			save:   saving{answer: Move},
 		},
 		{
 			name: "a migration of somebody else", when: func(*combination) []string { return nil }, answer: Refuse,
@@ -297,18 +334,36 @@ func conditions() []condition {
 // Conditions says in what state a source is and what else is going on there, each with the answer of a migration by
 // this plan. The first is about the run state, except where who holds the guest decides: then Compare says it. dst is
 // nil where it is not known.
-func Conditions(src, dst *facts.Facts, p plan.Plan) (all []Finding) {
-	c := &combination{p.WithDefaults(), src, dst}
+func Conditions(src, dst *facts.Facts, p plan.Plan) []Finding {
 	version := ""
 	if dst != nil {
 		version = dst.Version
 	}
+	return findings(&combination{p.WithDefaults(), src, dst}, version, func(l condition) (Answer, string) {
+		return l.answer, l.mend
+	})
+}
+
+// SaveConditions is Conditions where the guest goes into a file. A background save leaves the disks to QEMU, as no
+// other save and no migration does, so that block jobs go on beside it.
+func SaveConditions(src *facts.Facts, p plan.Plan, background bool) []Finding {
+	return findings(&combination{p.WithDefaults(), src, nil}, "", func(l condition) (Answer, string) {
+		answer, mend := l.forSave()
+		if background && answer == Refuse && strings.HasPrefix(l.name, "a block job") {
+			return Warn, "it goes on beside the save; the file has no disks"
+		}
+		return answer, mend
+	})
+}
+
+func findings(c *combination, version string, of func(condition) (Answer, string)) (all []Finding) {
 	add := func(l condition, found string) {
 		fill := func(text string) string {
-			return holder.Fill(text, map[string]string{"S": src.Name, "v": src.Version, "w": version, "x": found})
+			return holder.Fill(text, map[string]string{"S": c.src.Name, "v": c.src.Version, "w": version, "x": found})
 		}
 		if l.said != "" {
-			all = append(all, Finding{l.answer, Mismatch{fill(l.said), fill(l.mend)}})
+			answer, mend := of(l)
+			all = append(all, Finding{answer, Mismatch{fill(l.said), fill(mend)}})
 		}
 	}
 	add(runState(c), "")
@@ -331,7 +386,7 @@ func runState(c *combination) condition {
 		}
 	}
 	return condition{
-		state: c.src.RunState, answer: Warn, mend: "it is left so on the destination",
+		state: c.src.RunState, answer: Warn, mend: "it is left so on the destination", save: saving{mend: "it is in the file so"},
 		said: fmt.Sprintf("the guest is in a run state that is not known here (%s)", c.src.RunState),
 	}
 }

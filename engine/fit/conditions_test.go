@@ -76,7 +76,7 @@ func TestRunStates(t *testing.T) {
 			if l := runState(c); l.answer != want[state] || l.state != state || l.name == "" {
 				t.Errorf("%s: %s by line %q, want %s", state, l.answer, l.name, want[state])
 			}
-			refusals, doubts := sortOut(Conditions(src, dst, plan.Plan{}))
+			refusals, doubts := SortOut(Conditions(src, dst, plan.Plan{}))
 			held := state == "inmigrate" || state == "postmigrate" // which engine/holder decides, in its words
 			if got := len(refusals); (got > 0) != (want[state] == Refuse && !held || want[state] == Wait) {
 				t.Errorf("%s: %d refusals: %v", state, got, refusals)
@@ -335,19 +335,69 @@ func addFlash(readOnly bool) func(src, dst *facts.Facts) {
 	}
 }
 
+// A save asks the same table, and never speaks of a destination.
+func TestSaveConditions(t *testing.T) {
+	t.Parallel()
+	for _, c := range []struct {
+		state      string
+		change     func(src, dst *facts.Facts)
+		background bool
+		want       Answer
+		said       string
+	}{
+		{state: "running", want: Move},
+		{state: "suspended", want: Warn, said: "restored asleep"},
+		{state: "paused", want: Warn, said: "with --paused"},
+		{state: "shutdown", want: Warn, said: "`system_reset` and `cont`"},
+		{state: "guest-panicked", want: Warn, said: "with --paused"},
+		{state: "debug", want: Refuse, said: "debugger"},
+		{state: "save-vm", want: Wait, said: "save when that has ended"},
+		{state: "finish-migrate", want: Wait, said: "save when it has ended"},
+		{state: "levitating", want: Warn, said: "levitating"},
+		{state: "running", change: addJob("commit", false), want: Refuse, said: "then save"},
+		{state: "running", change: addJob("commit", false), background: true, want: Warn, said: "beside the save"},
+		{state: "running", change: addJob("mirror", true), want: Warn, said: "the file has no disks"},
+		{state: "running", change: addBitmap(false), want: Warn, said: "full one"},
+		{state: "running", change: func(src, _ *facts.Facts) { src.Scripts = map[string]string{"n": "/etc/qemu-ifup"} }, want: Move},
+	} {
+		src := factsOf("src", 10, 0)
+		src.RunState = c.state
+		if c.change != nil {
+			c.change(src, nil)
+		}
+		all := SaveConditions(src, plan.Plan{}, c.background)
+		if c.state == "running" && c.change != nil {
+			all = all[1:]
+		}
+		if len(all) != 1 || all[0].Answer != c.want || !strings.Contains(all[0].Error(), c.said) {
+			t.Errorf("%s: %v, want %s with %q", c.state, all, c.want, c.said)
+		}
+	}
+	for _, l := range conditions() {
+		if answer, mend := l.forSave(); answer != Move && strings.Contains(mend, "destination") {
+			t.Errorf("%s: a save has no destination: %s", l.name, mend)
+		}
+	}
+}
+
 // The table in docs/compatibility.md is written from the one in the code.
 func TestConditionsPage(t *testing.T) {
 	t.Parallel()
 	const name, begin, end = "../../docs/compatibility.md", "<!-- conditions -->\n", "<!-- end -->\n"
 	var table strings.Builder
-	table.WriteString("| the source | answer | what becomes of it | why |\n|---|---|---|---|\n")
+	table.WriteString("| the source | answer | what becomes of it | why | a save |\n|---|---|---|---|---|\n")
 	words := strings.NewReplacer("$S", "SOURCE", "$v", "VERSION", "$w", "VERSION", "$x", "IT")
 	for _, l := range conditions() {
 		text := "see [who holds the guest](who-holds-the-guest.md)"
 		if l.said != "" {
 			text = words.Replace(Mismatch{l.said, l.mend}.Error())
 		}
-		fmt.Fprintf(&table, "| %s | **%s** | %s | %s |\n", l.name, l.answer, text, l.why)
+		answer, mend := l.forSave()
+		save := fmt.Sprintf("**%s**", answer)
+		if l.said != "" && answer != Move && mend != l.mend {
+			save += ": " + words.Replace(mend)
+		}
+		fmt.Fprintf(&table, "| %s | **%s** | %s | %s | %s |\n", l.name, l.answer, text, l.why, save)
 	}
 	b, err := os.ReadFile(name)
 	if err != nil {

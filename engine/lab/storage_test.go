@@ -48,16 +48,21 @@ func withStorage(t *testing.T, kind, source, destination string, change ...func(
 	return l
 }
 
-// reaching is a QEMU of this series that has the client of this storage. One that is installed may lack it: the cache's has it.
+// reaching is a QEMU of this series that has the client of this storage. One that is installed may lack it; one in the
+// cache has it.
 func reaching(t *testing.T, series string, kind storage.Kind) string {
 	t.Helper()
 	qemu := guesttest.QEMU(t, series)
-	if kind != storage.ISCSI && kind != storage.NFS || debian.HasDriver(within.Context(t), qemu, string(kind)) == nil {
+	if kind != storage.ISCSI && kind != storage.NFS {
+		return qemu
+	}
+	lacks := debian.HasDriver(within.Context(t), qemu, string(kind))
+	if lacks == nil {
 		return qemu
 	}
 	unpacked, err := debian.Find(debian.What("qemu-" + series))
-	if err != nil {
-		guesttest.Unable(t, err, "`make deps` gets a QEMU", series, "that has the client of", kind)
+	if err != nil { // the user's QEMU is as the user wants it
+		t.Skip(lacks)
 	}
 	return unpacked
 }

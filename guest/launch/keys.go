@@ -41,8 +41,14 @@ func (m *mover) keys(w word) (to string, ok bool) {
 	}
 	kinds := v.kinds()
 	if r, found := ruleFor(option, kinds, ""); found && r.Does == Refuse {
-		m.refuse(option, w.value, r.Has+", which "+outOfReach)
-		return w.value, true
+		why := r.Has + ", which " + outOfReach
+		if r.Kind == vsock {
+			why = m.contextNumber(v.get("guest-cid"), r)
+		}
+		if why != "" {
+			m.refuse(option, w.value, why)
+			return w.value, true
+		}
 	}
 	m.moves = false
 	before := len(m.changes)

@@ -32,6 +32,9 @@ type Options struct {
 	OtherNetwork bool
 	Held         *Held    // what the source holds; nil: all that its command line names
 	Media        []Medium // what the source's drives hold now
+	Plugged      Plugged  // what the source's monitor plugged in and out
+	// AskCID asks for a vsock context number, as the function AskCID does; nil: none is known to be free.
+	AskCID func(cid uint64) error
 	// ReadFile reads a file as the source sees it, for -readconfig; nil refuses that option.
 	ReadFile func(name string) ([]byte, error)
 }
@@ -41,6 +44,7 @@ type Line struct {
 	Args     []string
 	Changes  []Change
 	Forwards []Forward // ports that it has not got yet
+	Doubts   []string  // in what it may differ from the source, as far as we know
 }
 
 // Forward is a port of the host that leads to a guest through QEMU's user network. Two QEMUs cannot have it at once.
@@ -90,9 +94,9 @@ func (e *ArgumentError) Error() string {
 
 // Destination turns the command line of a running QEMU, program first, or before it the dynamic linker that runs it
 // (debian.SplitLoader), into that of its destination: it waits for a migration (-incoming defer -S), what QEMU
-// creates lies in o.Dir, and it has the three monitors of a VM there. What the guest sees stays as it is. Devices
-// that were plugged in while the source ran, and passwords given to its monitor, are not on its command line: the
-// caller compares. The error joins an *ArgumentError for each option that cannot be had twice.
+// creates lies in o.Dir, and it has the three monitors of a VM there. What the guest sees stays as it is. What the
+// source's monitor was told, such as passwords, is not on its command line, but for o.Media and o.Plugged: the caller
+// compares. The error joins an *ArgumentError for each option that cannot be had twice.
 func Destination(args []string, o Options) (*Line, error) {
 	if len(args) == 0 || o.Dir == "" {
 		return nil, errors.New("make the destination's command line: the source's and a folder are needed")
@@ -111,7 +115,7 @@ func Destination(args []string, o Options) (*Line, error) {
 	if err != nil {
 		return nil, err
 	}
-	words = m.presentDrives(m.set(m.readConfigs(m.userConfig(words))))
+	words = m.plugged(m.presentDrives(m.set(m.readConfigs(m.userConfig(words)))))
 	for _, w := range words {
 		switch w.option {
 		case "-netdev", "-nic", "-net":
@@ -122,6 +126,7 @@ func Destination(args []string, o Options) (*Line, error) {
 	}
 	machine, paused := false, false
 	for _, w := range words {
+		m.device = w.plugged
 		switch {
 		case w.option == "":
 			m.out = append(m.out, m.mapped("image", w.value))
@@ -133,6 +138,7 @@ func Destination(args []string, o Options) (*Line, error) {
 			m.option(w)
 		}
 	}
+	m.device = ""
 	if o.Machine != "" && !machine {
 		m.add("-machine", o.Machine, "the source's default")
 	}
@@ -149,7 +155,7 @@ func Destination(args []string, o Options) (*Line, error) {
 	if err := errors.Join(m.errs...); err != nil {
 		return nil, err
 	}
-	return &Line{m.out, m.changes, m.forwards}, nil
+	return &Line{m.out, m.changes, m.forwards, m.doubts}, nil
 }
 
 // monitorPrefix begins the names of the chardevs that Destination adds; a source that was launched so has them already.
@@ -158,7 +164,8 @@ const monitorPrefix = "qmigrate-"
 // word is an option with its value, or an image, whose option is "".
 type word struct {
 	raw, option, value string
-	flag               bool // it has no value
+	flag               bool   // it has no value
+	plugged            string // the device that was plugged in while the source ran, and has this option
 }
 
 // split reads a command line without its program.
@@ -193,9 +200,11 @@ type mover struct {
 	out      []string
 	changes  []Change
 	forwards []Forward
+	doubts   []string
 	errs     []error
-	networks int  // user networks
-	moves    bool // the option at hand names something else than the source's
+	networks int    // user networks
+	device   string // that was plugged in while the source ran, and has the option at hand
+	moves    bool   // the option at hand names something else than the source's
 }
 
 func (m *mover) note(option, from, to, why string) {
@@ -213,6 +222,9 @@ func (m *mover) refuse(option, value, reason string) { m.refuseFor("", option, v
 
 // refuseFor is refuse where another value of a setting would do.
 func (m *mover) refuseFor(setting, option, value, reason string) {
+	if m.device != "" {
+		reason += ", or unplug " + m.device + " first (device_del)"
+	}
 	m.errs = append(m.errs, &ArgumentError{option, value, reason, setting})
 }
 

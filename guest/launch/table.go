@@ -53,7 +53,7 @@ var rules = []Rule{
 	{"-device", "vfio-*", "", "device of the host", Refuse, "vfio-pci,host=0000:01:00.0"},
 	{"-device", "usb-host", "", "device of the host", Refuse, "usb-host,vendorid=1133"},
 	{"-device", "u2f-passthru", "", "device of the host", Refuse, "u2f-passthru,hidraw=/dev/hidraw0"},
-	{"-device", "vhost-vsock-*", "", "context number, one on a host", Refuse, "vhost-vsock-pci,guest-cid=3"},
+	{"-device", vsock, "", "context number, one on a host", Refuse, "vhost-vsock-pci,guest-cid=3"},
 	{"-device", "vhost-scsi-*", "", "target of the host", Refuse, "vhost-scsi-pci,wwpn=naa.5001405324af0985"},
 	{"-device", "vhost-vdpa-device*", "vhostdev", "device of the host", Ask,
 		"vhost-vdpa-device-pci,vhostdev=/dev/vhost-vdpa-0"},
@@ -193,6 +193,7 @@ var rules = []Rule{
 }
 
 const (
+	vsock   = "vhost-vsock-*"
 	becomes = "the user that it becomes, as which the destination is started"
 	goes    = "root that it goes to when it has opened its files"
 )

@@ -10,6 +10,8 @@ import (
 	"strings"
 	"testing"
 
+	"golang.org/x/sys/unix"
+
 	"qmigrate/guest/guesttest"
 	"qmigrate/guest/launch"
 )
@@ -155,7 +157,8 @@ func TestPage(t *testing.T) {
 		"Written from guest/launch by `go test ./guest/launch -run TestPage -update`; the test fails where this page is out of date.\n\n" +
 		"`--launch` starts a second QEMU from the command line of the first, on the same machine. Two QEMUs cannot have everything twice. This is each option of QEMU 7.2 to 11.1 that can open,\n" +
 		"create or hold something, and what becomes of it. What the source holds is asked of the kernel: its listening sockets, its UDP ports, its socket paths and abstract names, the files that\n" +
-		"it has open for writing or has locked. Ports and abstract names count within a network namespace. The kernel has no table of vsock: a context number counts on the whole host. `-readconfig`\n" +
+		"it has open for writing or has locked. Ports and abstract names count within a network namespace. The kernel has no table of vsock, whose context numbers count\n" +
+		"on the whole host: one is asked for by /dev/vhost-vsock, kept if nobody has it, and refused if somebody has it or it cannot be asked for. `-readconfig`\n" +
 		"and `-set` are read first and count as the options that they stand for. An option that is not here, and not in the list at the end, passes and is named, unless it names something that the source holds; that is refused.\n" +
 		"`-qmp`, `-monitor`, `-parallel`, `-debugcon`, `-qtest` and `-gdb` take all that `-serial` takes; `-nic` and `-net` all that `-netdev` takes.\n\n" +
 		"The program is the file that the source runs (`/proc/PID/exe`, a dynamic linker looked through), in the source's working folder and with its environment. It is refused where the program has\n" +
@@ -168,8 +171,13 @@ func TestPage(t *testing.T) {
 		"must see it too: `unix:/srv/jail/tmp/b` for a chroot in /srv/jail, or `unix:/proc/PID/root/tmp/b`. The control group is qmigrate's. These are refused: another user namespace, a seccomp filter that\n" +
 		"QEMU did not make itself (in a container: any), a label of a security module, a source with several user numbers, and a source that went to its root after its start (`-chroot`). Where qmigrate\n" +
 		"does not run as root, the source must be its own user's and have its root.\n\n" +
-		"A port of `hostfwd` moves in the moment after the guest: `hostfwd_remove` on the source, `hostfwd_add` on the destination. Connections through it end. Where that fails the record warns; where qmigrate is killed\n" +
-		"before, `--recover` does not know of the port: end the source, then give the destination's monitor `hostfwd_add ID RULE`.\n\n" +
+		"A port of `hostfwd` moves in the moment after the guest: `hostfwd_remove` on the source, `hostfwd_add` on the destination. Connections through it end. Where that fails the record warns. Until they have moved, the folder has a list\n" +
+		"of them, forwards.json: if qmigrate is killed in between, `--recover` with the same endpoints moves them once the guest is on the destination. Where that fails too, end the source, then give\n" +
+		"the destination's monitor `hostfwd_add ID RULE`.\n\n" +
+		"What `device_add` plugged in while the source ran becomes `-device` options with the source's ids, addresses and properties, behind options for what it uses and the command line lacks: `-netdev` (user,\n" +
+		"tap), `-blockdev` or `-drive`, `-object` (memory-backend-ram, -memfd and -file, rng, iothread), `-chardev` (null, pty); memory and CPUs too. The rules below hold for these. What QEMU does not let be read is a warning:\n" +
+		"`discard=` and `aio=` of a disk, `vhost=` of a TAP, most options of a user network. What cannot be read back is refused: sockets, other networks and character devices, secrets, disks behind a filter or on a\n" +
+		"server. An option whose device was unplugged (`device_del`) is left out, and so is its backend where that is gone too; the devices that stay keep their addresses.\n\n" +
 		"| option | of | key | what it has | what becomes of it |\n|---|---|---|---|---|\n")
 	for _, r := range launch.Rules() {
 		fmt.Fprintf(&b, "| `%s` | %s | %s | %s | %s |\n", r.Option, code(r.Kind), code(r.Key), r.Has, r.Does)
@@ -190,6 +198,41 @@ func code(s string) string {
 		return ""
 	}
 	return "`" + s + "`"
+}
+
+// A context number stays where the kernel says that nobody has it, and only there.
+func TestContextNumber(t *testing.T) {
+	for _, c := range []struct {
+		device string
+		answer error
+		silent bool
+		want   string // in the refusal
+	}{
+		{device: "vhost-vsock-pci,guest-cid=3"},
+		{device: `{"driver":"vhost-vsock-pci","guest-cid":3}`},
+		{device: "vhost-vsock-pci,guest-cid=3", answer: unix.EADDRINUSE, want: "context number 3 is in use on this host"},
+		{device: "vhost-vsock-pci,guest-cid=3", answer: os.ErrNotExist, want: "context number, one on a host"},
+		{device: "vhost-vsock-pci,guest-cid=3", silent: true, want: "context number, one on a host"},
+		{device: "vhost-vsock-pci,guest-cid=three", want: "context number, one on a host"},
+	} {
+		o := launch.Options{Dir: "/run/b", AskCID: func(cid uint64) error {
+			if cid != 3 {
+				t.Errorf("asked for %d", cid)
+			}
+			return c.answer
+		}}
+		if c.silent {
+			o.AskCID = nil
+		}
+		line, err := launch.Destination([]string{"qemu", "-device", c.device}, o)
+		if (err == nil) != (c.want == "") || err != nil && !strings.Contains(err.Error(), c.want) ||
+			err == nil && !slices.Contains(line.Args, c.device) {
+			t.Errorf("%+v: %v", c, err)
+		}
+	}
+	if err := launch.AskCID(2); err == nil { // the host's own: no guest gets it
+		t.Error("the kernel gave the host's number to a guest")
+	}
 }
 
 // What counts is what the source holds, not what its words name.
