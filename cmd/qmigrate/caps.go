@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"maps"
@@ -115,15 +116,13 @@ func (p binary) try(ctx context.Context, accelerator string) *fit.Trial {
 
 // programOf is the binary behind an endpoint.
 func programOf(e *endpoint.Endpoint, f *facts.Facts) binary {
-	p, ok := e.Process.(*peer)
-	if !ok {
-		return binary{why: f.Name + " is not on this machine, as far as is known"}
-	}
-	proc, err := p.process()
+	proc, err := connect.Behind(e)
 	if err == nil && proc.IsQEMU() { // nor does root run a user's program
 		err = proc.Startable()
 	}
 	switch {
+	case errors.Is(err, connect.ErrElsewhere):
+		return binary{why: f.Name + " is not on this machine, as far as is known"}
 	case err != nil:
 		return binary{why: err.Error()}
 	case !proc.IsQEMU():
@@ -137,9 +136,9 @@ func programOf(e *endpoint.Endpoint, f *facts.Facts) binary {
 func factsOf(ctx context.Context, text, machine string, o plan.Options) (f *facts.Facts, bin binary, own bool, err error) {
 	want, own := strings.CutPrefix(text, "qemu:")
 	if !own {
-		e, err := parseEndpoint(text)
+		e, err := connect.Parse(text)
 		if err != nil {
-			return nil, binary{}, false, err
+			return nil, binary{}, false, usageError{err}
 		}
 		if f, err = facts.Inspect(ctx, e, o); err != nil {
 			return nil, binary{}, false, err

@@ -125,9 +125,9 @@ func (c *commands) runFile(x *cli.Context, side string, run filer) error {
 	if err != nil {
 		return err
 	}
-	e, err := parseEndpoint(x.String(side))
+	e, err := connect.Parse(x.String(side))
 	if err != nil {
-		return err
+		return usageError{err}
 	}
 	folder, err := openFolder(x)
 	if err != nil {

@@ -18,6 +18,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"qmigrate/engine"
+	"qmigrate/engine/connect"
 	"qmigrate/engine/endpoint"
 	"qmigrate/engine/plan"
 	"qmigrate/engine/record"
@@ -431,12 +432,12 @@ func launchDrawn(t *testing.T, bin string, newest bool, seed uint64) string {
 }
 
 // launchBeside does what `migrate --launch` does until the migration begins.
-func launchBeside(t *testing.T, flags []string) (l *launched, said string, err error) {
+func launchBeside(t *testing.T, flags []string) (l *connect.Launched, said string, err error) {
 	var stderr bytes.Buffer
 	c := &commands{stdout: io.Discard, stderr: &stderr}
 	command := c.migrate()
 	command.Action = func(x *cli.Context) error {
-		src, err := parseEndpoint(x.String("source"))
+		src, err := connect.Parse(x.String("source"))
 		if err == nil {
 			l, err = c.launch(x, src, &plan.Plan{})
 		}
@@ -495,18 +496,18 @@ func TestLaunchForwards(t *testing.T) {
 		t.Fatal(err, said)
 	}
 	defer l.Close()
-	if got := has(src.Process().PID()); got != "tcp udp" || len(l.forwards) != 2 || has(l.Process().PID()) != "" {
+	if got := has(src.Process().PID()); got != "tcp udp" || len(l.Forwards) != 2 || has(l.Process().PID()) != "" {
 		t.Errorf("before the guest has moved the source has %q, the destination %q, and %d are to move", got,
-			has(l.Process().PID()), len(l.forwards))
+			has(l.Process().PID()), len(l.Forwards))
 	}
 	ends := map[string]*endpoint.Endpoint{}
 	for _, name := range []string{"a", "b"} {
-		if ends[name], err = parseEndpoint("unix:" + base + "/" + name); err != nil {
+		if ends[name], err = connect.Parse("unix:" + base + "/" + name); err != nil {
 			t.Fatal(err)
 		}
 	}
 	rec := &record.Migration{GuestOn: record.Source}
-	l.moveForwards(t.Context(), ends["a"], ends["b"], rec)
+	l.MoveForwards(t.Context(), ends["a"], ends["b"], rec)
 	if got := has(src.Process().PID()); got != "tcp udp" || len(rec.Warnings) > 0 {
 		t.Errorf("the guest stays, and its source has %q: %q", got, rec.Warnings)
 	}
@@ -515,8 +516,8 @@ func TestLaunchForwards(t *testing.T) {
 		t.Fatal(err)
 	}
 	before := len(rec.Warnings)
-	l.forwards = append(l.forwards, launch.Forward{Netdev: "none", Rule: "tcp:127.0.0.1:" + d.port() + "-:22"})
-	l.moveForwards(t.Context(), ends["a"], ends["b"], rec)
+	l.Forwards = append(l.Forwards, launch.Forward{Netdev: "none", Rule: "tcp:127.0.0.1:" + d.port() + "-:22"})
+	l.MoveForwards(t.Context(), ends["a"], ends["b"], rec)
 	if got, then := has(src.Process().PID()), has(l.Process().PID()); got != "" || then != "tcp udp" {
 		t.Errorf("after the guest has moved the source has %q, the destination %q: %q", got, then, rec.Warnings)
 	}
@@ -560,7 +561,7 @@ func TestForwardsRecovered(t *testing.T) {
 		_ = cmd.Process.Kill()
 		_ = cmd.Wait()
 		look.Close()
-		_, err = os.Stat(base + "/b/" + forwardsFile)
+		_, err = os.Stat(base + "/b/forwards.json")
 		left := err == nil
 		var out string
 		for range 2 { // again, it changes nothing
@@ -584,7 +585,7 @@ func TestForwardsRecovered(t *testing.T) {
 		if holder != destination || strings.Contains(out, "moved to the destination: 1") != left {
 			t.Errorf("process %d has the port, the destination is %d; it was left: %t: %s", holder, destination, left, out)
 		}
-		if _, err := os.Stat(base + "/b/" + forwardsFile); err == nil {
+		if _, err := os.Stat(base + "/b/forwards.json"); err == nil {
 			t.Error("the list is left")
 		}
 		_ = unix.Kill(destination, unix.SIGKILL)
@@ -601,44 +602,20 @@ func TestForwardsRecovered(t *testing.T) {
 // pidOf is the process that listens on a socket.
 func pidOf(t *testing.T, socket string) int {
 	t.Helper()
-	nc, err := net.Dial("unix", socket)
+	e, err := connect.Parse("unix:" + socket)
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer nc.Close()
-	return listener(nc)
-}
-
-// A source in another network cannot reach 127.0.0.1 of the destination's.
-func TestListenAcross(t *testing.T) {
-	for _, c := range []struct {
-		listen, connect, want string
-		tls                   bool
-		wrong                 bool
-	}{
-		{want: "unix:/run/b/migration.sock"},
-		{tls: true, wrong: true},
-		{listen: "tcp:127.0.0.1:4444", wrong: true},
-		{listen: "tcp:localhost:0", wrong: true},
-		{listen: "tcp:[::1]:0", wrong: true},
-		{listen: "tcp:127.0.0.1:4444", connect: "tcp:10.0.0.2:4444", want: "tcp:127.0.0.1:4444"},
-		{listen: "tcp:10.0.0.1:0", want: "tcp:10.0.0.1:0"},
-		{listen: "unix:/run/m", want: "unix:/run/m"},
-	} {
-		p := &plan.Plan{Listen: c.listen, Connect: c.connect}
-		if c.tls {
-			p.TLS = &plan.TLS{}
-		}
-		app := &cli.App{Flags: (&commands{}).migrate().Flags,
-			Action: func(x *cli.Context) error { return listenAcross(x, p, "/run/b") }, ExitErrHandler: func(*cli.Context,
-				error) {
-			}}
-		if err := app.RunContext(t.Context(), []string{"qmigrate"}); (err != nil) != c.wrong || err == nil && p.Listen != c.want {
-			t.Errorf("%+v: %q %v", c, p.Listen, err)
-		} else if err != nil && !strings.Contains(err.Error(), "--listen tcp:ADDRESS:0") {
-			t.Error(err)
-		}
+	nc, err := e.Control(t.Context())
+	if err != nil {
+		t.Fatal(err)
 	}
+	nc.Close()
+	p, err := connect.Behind(e)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return p.PID
 }
 
 // A QEMU that we start outlives us: it must not hold what our parent left open.

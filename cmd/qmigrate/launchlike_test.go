@@ -15,6 +15,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"qmigrate/engine"
+	"qmigrate/engine/connect"
 	"qmigrate/engine/facts"
 	"qmigrate/engine/plan"
 	"qmigrate/guest/guesttest"
@@ -150,8 +151,20 @@ func TestLaunchLike(t *testing.T) {
 				}
 				nc, _ = net.Dial("unix", c.at+"/qmp")
 			}
-			pid := listener(nc)
 			nc.Close()
+			src, err := connect.Parse("unix:" + c.at + "/qmp")
+			if err != nil {
+				t.Fatal(err)
+			}
+			if nc, err = src.Control(t.Context()); err != nil {
+				t.Fatal(err)
+			}
+			nc.Close()
+			behind, err := connect.Behind(src)
+			if err != nil {
+				t.Fatal(err)
+			}
+			pid := behind.PID
 			defer func() { _ = unix.Kill(pid, unix.SIGKILL) }() // unshare may be between
 			folder := c.at + "/b"
 			switch c.to {
@@ -160,10 +173,6 @@ func TestLaunchLike(t *testing.T) {
 				folder = fmt.Sprintf("/proc/%d/root/tmp/t/b", pid)
 			default:
 				folder = c.to
-			}
-			src, err := parseEndpoint("unix:" + c.at + "/qmp")
-			if err != nil {
-				t.Fatal(err)
 			}
 			if _, err := facts.Inspect(t.Context(), src, plan.Options{}); err != nil { // its start has ended then
 				t.Fatal(err)
@@ -191,7 +200,7 @@ func TestLaunchLike(t *testing.T) {
 			if was != is {
 				t.Errorf("the source is\n%s\nthe destination\n%s", was, is)
 			}
-			dst, err := parseEndpoint("unix:" + folder)
+			dst, err := connect.Parse("unix:" + folder)
 			if err != nil {
 				t.Fatal(err)
 			}

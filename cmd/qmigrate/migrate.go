@@ -61,7 +61,7 @@ func (c *commands) runMigrate(x *cli.Context) error {
 			return usagef("--%s is missing: give its QMP socket, as in --%s unix:/run/%s.qmp", flag, flag, flag)
 		}
 	}
-	if both := shared(x.String("source"), x.String("destination")); both != "" {
+	if both := connect.Shared(x.String("source"), x.String("destination")); both != "" {
 		return usagef("--source and --destination are the same QEMU, both name %s: give the monitors of two", both)
 	}
 	for _, flag := range []string{"destination-host", "destination-qemu", "tap", "path", "port"} {
@@ -81,31 +81,35 @@ func (c *commands) runMigrate(x *cli.Context) error {
 		if info, err := os.Lstat(name); err == nil && info.Mode().Type() != os.ModeSocket {
 			return usagef("--listen %s: %s exists and is no socket, and QEMU would remove it: give another path", p.Listen, name)
 		}
-		if path, err := filepath.Abs(name); err == nil && !x.Bool("recover") && listens(name, path) {
+		if path, err := filepath.Abs(name); err == nil && !x.Bool("recover") && connect.Listens(name, path) {
 			return usagef("--listen %s: somebody listens there already, and QEMU would take it away: give another path",
 				p.Listen)
 		}
+	}
+	at, err := tunnelPlace(x)
+	if err != nil {
+		return err
 	}
 	log, err := c.logger(x)
 	if err != nil {
 		return err
 	}
-	src, err := parseEndpoint(x.String("source"))
+	src, err := connect.Parse(x.String("source"))
 	if err != nil {
-		return err
+		return usageError{err}
 	}
 	o := plan.Options{Logger: log, Schemas: schemas()}
 	if x.Bool("recover") {
-		dst, err := parseEndpoint(x.String("destination"))
+		dst, err := connect.Parse(x.String("destination"))
 		if err != nil {
-			return err
+			return usageError{err}
 		}
 		guest, said, err := engine.Recover(x.Context, src, dst, p, o)
 		if err != nil {
 			return err
 		}
 		if guest == record.Destination {
-			n, err := recoverForwards(x.Context, src, dst, x.String("destination"))
+			n, err := connect.RecoverForwards(x.Context, src, dst, x.String("destination"))
 			if err != nil {
 				return fmt.Errorf("%s; %w", said, err)
 			}
@@ -121,7 +125,7 @@ func (c *commands) runMigrate(x *cli.Context) error {
 		return err
 	}
 	defer folder.Close()
-	var started *launched
+	var started *connect.Launched
 	if x.Bool("launch") {
 		if err := checkWords(x.Context, src, p, o); err != nil {
 			return err
@@ -130,33 +134,30 @@ func (c *commands) runMigrate(x *cli.Context) error {
 			return err
 		}
 	}
-	dst, err := parseEndpoint(x.String("destination"))
+	dst, err := connect.Parse(x.String("destination"))
 	if err != nil {
-		return errors.Join(err, started.Close())
+		return errors.Join(usageError{err}, started.Close())
 	}
 	dst.Host = x.String("destination-host")
-	if started != nil {
-		notes, err := launchedDisks(x, src, dst, p)
-		if err != nil {
-			return errors.Join(err, started.Close())
-		}
-		started.doubts = append(started.doubts, notes...)
-	}
-	through, err := openTunnel(x, &p, src, dst)
-	if err != nil {
+	if err := c.carryOver(x, started, src, dst, p); err != nil {
 		return errors.Join(err, started.Close())
 	}
-	removeCredentials, err := credentials(x.Context, &p, src, dst)
+	through, err := connect.TunnelBetween(x.Context, &p, src, dst, at)
 	if err != nil {
-		return errors.Join(err, started.Close())
+		return errors.Join(inFlags(err), started.Close())
+	}
+	removeCredentials, err := connect.Secure(x.Context, &p, src, dst)
+	if err != nil {
+		through.Close()
+		return errors.Join(inFlags(err), started.Close())
 	}
 	rec, err := c.observe(x, log, p, func(p plan.Plan, o plan.Options) (*record.Migration, error) {
 		return engine.Migrate(x.Context, src, dst, p, o)
 	})
-	through.note(rec)
-	started.moveForwards(x.Context, src, dst, rec)
+	through.Note(rec)
+	started.MoveForwards(x.Context, src, dst, rec)
 	if started != nil {
-		for _, d := range started.doubts {
+		for _, d := range started.Doubts {
 			rec.Warn("%s", d)
 		}
 	}

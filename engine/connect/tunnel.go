@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"os"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -23,6 +24,7 @@ type TunnelSpec struct {
 	Address     string    // the destination's address, which the far half listens on; a port of its choice
 	In          string    // unix socket that the source's QEMU connects to; made
 	Out         string    // unix socket that the destination's QEMU will listen on
+	Folder      string    // of the sockets, on this machine, which closing the tunnel removes; "": none
 
 	// Far makes the connection to a far half that is somebody else's, an sshd; nil: it is ours.
 	Far func(ctx context.Context) (tunnel.Carrier, error)
@@ -34,11 +36,12 @@ type Tunnel struct {
 	near *tunnel.Near
 	far  *tunnel.Far // nil: somebody else's
 	cpu  time.Duration
+	dir  string
 }
 
 // OpenTunnel makes the tunnel; the two ends have proved themselves to each other when it returns.
 func OpenTunnel(ctx context.Context, s TunnelSpec) (_ *Tunnel, err error) {
-	t := &Tunnel{kind: s.Kind, cpu: processorTime()}
+	t := &Tunnel{kind: s.Kind, cpu: processorTime(), dir: s.Folder}
 	defer func() {
 		if err != nil {
 			t.Close()
@@ -93,8 +96,12 @@ func (t *Tunnel) serve(ctx context.Context, s TunnelSpec) (func(context.Context)
 	}, nil
 }
 
-// Close ends the tunnel and says what it carried; what went wrong in it is a warning's text, empty if nothing did. It is harmless twice.
+// Close ends the tunnel, nil for none, and says what it carried. What went wrong in it is a warning's text, empty if
+// nothing did. It is harmless twice.
 func (t *Tunnel) Close() (carried record.Tunnel, trouble string) {
+	if t == nil {
+		return carried, ""
+	}
 	carried = record.Tunnel{Kind: string(t.kind)}
 	if t.near != nil {
 		t.near.Close()
@@ -107,6 +114,11 @@ func (t *Tunnel) Close() (carried record.Tunnel, trouble string) {
 		t.far.Close()
 	}
 	carried.CPU = processorTime() - t.cpu
+	if t.dir != "" {
+		if err := os.RemoveAll(t.dir); err != nil && trouble == "" {
+			trouble = fmt.Sprintf("the tunnel's folder could not be removed: %v", err)
+		}
+	}
 	return carried, trouble
 }
 

@@ -1,4 +1,4 @@
-package main
+package connect
 
 import (
 	"fmt"
@@ -207,8 +207,8 @@ func unixSocket(table []procfs.UnixSocket, path string) (u use) {
 	return u
 }
 
-// listens tells whether somebody listens on a unix socket that has one of these names.
-func listens(names ...string) bool {
+// Listens tells whether somebody listens on a unix socket that has one of these names.
+func Listens(names ...string) bool {
 	b, _ := os.ReadFile("/proc/net/unix")
 	table, _ := procfs.ParseUnix(b)
 	return slices.ContainsFunc(names, func(name string) bool { return unixSocket(table, name).listens })

@@ -1,4 +1,4 @@
-package main
+package connect
 
 import (
 	"fmt"
@@ -84,7 +84,7 @@ func TestTLSMonitor(t *testing.T) {
 			client + "&hostname=far.lab": "far.lab",
 			filepath.Join(dir, "none"):   "ca-cert.pem is missing",
 		} {
-			e, err := parseEndpoint(from + "?dir=" + dir)
+			e, err := Parse(from + "?dir=" + dir)
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -92,11 +92,11 @@ func TestTLSMonitor(t *testing.T) {
 				t.Errorf("%v, want %q", err, want)
 			}
 		}
-		src, err := parseEndpoint(from + "?dir=" + client)
+		src, err := Parse(from + "?dir=" + client)
 		if err != nil {
 			t.Fatal(err)
 		}
-		dst, err := parseEndpoint(to + "?dir=" + client)
+		dst, err := Parse(to + "?dir=" + client)
 		if err != nil {
 			t.Fatal(err)
 		}

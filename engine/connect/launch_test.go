@@ -1,0 +1,36 @@
+package connect
+
+import (
+	"strings"
+	"testing"
+
+	"qmigrate/engine/plan"
+)
+
+// A source in another network cannot reach 127.0.0.1 of the destination's.
+func TestListenAcross(t *testing.T) {
+	for _, c := range []struct {
+		listen, connect, want string
+		tls                   bool
+		wrong                 bool
+	}{
+		{want: "unix:/run/b/migration.sock"},
+		{tls: true, wrong: true},
+		{listen: "tcp:127.0.0.1:4444", wrong: true},
+		{listen: "tcp:localhost:0", wrong: true},
+		{listen: "tcp:[::1]:0", wrong: true},
+		{listen: "tcp:127.0.0.1:4444", connect: "tcp:10.0.0.2:4444", want: "tcp:127.0.0.1:4444"},
+		{listen: "tcp:10.0.0.1:0", want: "tcp:10.0.0.1:0"},
+		{listen: "unix:/run/m", want: "unix:/run/m"},
+	} {
+		p := &plan.Plan{Listen: c.listen, Connect: c.connect}
+		if c.tls {
+			p.TLS = &plan.TLS{}
+		}
+		if err := listenAcross(p, "/run/b", "netns:b"); (err != nil) != c.wrong || err == nil && p.Listen != c.want {
+			t.Errorf("%+v: %q %v", c, p.Listen, err)
+		} else if err != nil && !strings.Contains(err.Error(), "`listen` tcp:ADDRESS:0") {
+			t.Error(err)
+		}
+	}
+}
