@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"qmigrate/engine/lab"
+	"qmigrate/engine/lab/observe"
 	"qmigrate/engine/record/units"
 	"qmigrate/guest"
 	"qmigrate/guest/wire"
@@ -151,7 +152,7 @@ func (w *observed) turn(ctx context.Context, agent *guest.Agent, vm *guest.VM, n
 	}
 	pings := func() int { return 0 }
 	if w.every > 0 {
-		if pings, err = lab.Pings(ctx, network.Observer(), network.GuestAddress(0), w.every); err != nil {
+		if pings, err = observe.Pings(ctx, network.Observer(), network.GuestAddress(0), w.every); err != nil {
 			return x, err
 		}
 	}

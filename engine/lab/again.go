@@ -41,7 +41,6 @@ func (l *Lab) Again(ctx context.Context) error {
 	if err := l.save(); err != nil {
 		return err
 	}
-	l.seen = seen{}
 	if err := l.startWorkload(ctx); err != nil {
 		return fmt.Errorf("again: %w", err)
 	}

@@ -30,6 +30,8 @@ type COLOTrial struct {
 	Reprotect   bool          // give the guest a new secondary after a kill, for as long as Run
 }
 
+const killLimit = 20 * time.Second // of a QEMU, on a busy machine
+
 const probeLimit = time.Minute // two QEMUs without a machine, started and ended, on a busy machine
 
 // COLO keeps the lab's guest in step with a secondary on the other host while it is observed, does what the trial says, checks the guest's memory
@@ -47,34 +49,29 @@ func (l *Lab) COLO(ctx context.Context, p engine.COLOPlan, t COLOTrial, o plan.O
 	if err := l.agent.Call(ctx, wire.DoBeat, wire.BeatSet{Interval: record.Of(time.Duration(0))}, &beats); err != nil {
 		return nil, fmt.Errorf("turn the guest's heartbeats off: %w", err)
 	}
-	watch, before, err := l.begin(ctx)
+	observers, before, err := l.observe(ctx)
 	if err != nil {
 		return nil, err
 	}
-	defer watch.close()
+	defer observers.Stop()
 
 	rec, coloErr := l.inStep(ctx, p, t, o)
 	after, cancel := context.WithTimeout(context.WithoutCancel(ctx), readyLimit)
 	defer cancel()
-	if rec.GuestOn != record.Destination && rec.GuestOn != record.Source {
-		l.seen = watch.close()
-		return rec, coloErr
-	}
-	during, err := l.progress(after, l.agent)
-	if failed := (workloadError{}); err != nil && !errors.As(err, &failed) {
-		rec.Warn("the guest does not answer on the side that is left: %v", err)
-		l.seen = watch.close()
+	during, answers := l.ask(after, rec, "on the side that is left")
+	if !answers {
 		return rec, coloErr
 	}
 	if t.Reprotect && rec.Outcome == record.Recovered {
 		l.reprotect(ctx, rec, p, t, o)
 	}
 	time.Sleep(settleTime) // for gaps to close and replies to come
-	l.seen = watch.close()
-	l.rates(rec, before, during)
+	observers.Stop()
+	observers.NoteRates(rec, before, during)
 	coloErr = errors.Join(coloErr, l.check(after, rec))
 	rec.Downtime.GuestClock, rec.Downtime.GuestClockError = nil, nil // its loop ran through every checkpoint: no one gap is the failover's
-	l.coloFigures(rec)
+	begin, end := failover(rec)
+	observers.NoteFailover(rec, begin, end)
 	return rec, coloErr
 }
 
@@ -115,7 +112,7 @@ func (l *Lab) inStep(ctx context.Context, p engine.COLOPlan, t COLOTrial, o plan
 			}
 			l.say("kill -9 of the %s, after %s in step", map[record.Holder]string{record.Source: "primary", record.Destination: "secondary"}[t.Kill], t.Run)
 			killed = time.Now()
-			limited, cancel := context.WithTimeout(context.WithoutCancel(ctx), serverLimit)
+			limited, cancel := context.WithTimeout(context.WithoutCancel(ctx), killLimit)
 			defer cancel()
 			killErr = victim.Kill(limited)
 		})
@@ -213,25 +210,18 @@ func (l *Lab) attach(ctx context.Context, host, qemu string) (err error) {
 	return err
 }
 
-// coloFigures are what was seen on the link: the longest silences around a failover.
-func (l *Lab) coloFigures(rec *record.Migration) {
-	s, f := &l.seen, rec.COLO
-	rec.Network = l.observed()
-	rec.Network.BeatInterval = nil
+// failover is from when a side was lost to when the other one ran the guest; zero: there was none.
+func failover(rec *record.Migration) (begin, end time.Time) {
+	f := rec.COLO
 	if f.LostAt == nil || f.Failover == nil {
-		return
+		return begin, end
 	}
-	begin := rec.Origin.Add(*f.LostAt)
-	end := begin.Add(*f.Failover)
+	begin = rec.Origin.Add(*f.LostAt)
+	end = begin.Add(*f.Failover)
 	if f.Noticed != nil {
 		begin = begin.Add(-*f.Noticed)
 	}
-	if g, ok := longestGap(s.pings, begin, end); ok {
-		rec.Downtime.Ping, rec.Downtime.PingError = record.Of(g.length()), record.Of(g.usual)
-	}
-	if g, ok := longestGap(s.echoes, begin, end); ok {
-		rec.Downtime.TCP, rec.Downtime.TCPError = record.Of(g.length()), record.Of(g.usual)
-	}
+	return begin, end
 }
 
 // probeCOLO tries on two throw-away QEMUs without a machine whether the first enters COLO, and the second follows: nothing that QEMU says of

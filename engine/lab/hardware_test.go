@@ -11,6 +11,7 @@ import (
 	"testing"
 	"time"
 
+	"qmigrate/engine/lab/observe"
 	"qmigrate/engine/plan"
 	"qmigrate/engine/record"
 	"qmigrate/engine/storage"
@@ -296,8 +297,8 @@ func TestCPUCapRates(t *testing.T) {
 // watchRate is the workload's events per second, and its vCPUs' processor time in percent of one processor, over a window.
 func (l *Lab) watchRate(t *testing.T, c *cpucap.Cap) (rate, used float64) {
 	t.Helper()
-	look := func() (progress, time.Duration, time.Time) {
-		p, err := l.progress(t.Context(), l.agent)
+	look := func() (observe.Progress, time.Duration, time.Time) {
+		p, err := observe.Look(t.Context(), l.agent)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -310,7 +311,7 @@ func (l *Lab) watchRate(t *testing.T, c *cpucap.Cap) (rate, used float64) {
 	before, usedBefore, at := look()
 	time.Sleep(capWindow)
 	after, usedAfter, end := look()
-	return float64(after.events-before.events) / after.answered.Sub(before.answered).Seconds(), 100 * float64(usedAfter-usedBefore) / float64(end.Sub(at))
+	return float64(after.Events-before.Events) / after.Answered.Sub(before.Answered).Seconds(), 100 * float64(usedAfter-usedBefore) / float64(end.Sub(at))
 }
 
 // TestHardwareRates is study L's tables as far as this host can: what KVM makes of the guest's processor, and each card of its throughput; and how long a
@@ -380,16 +381,16 @@ func (l *Lab) bestRate(t *testing.T, window time.Duration) (rate float64) {
 	t.Helper()
 	time.Sleep(window) // it has begun
 	for range 4 {
-		before, err := l.progress(t.Context(), l.agent)
+		before, err := observe.Look(t.Context(), l.agent)
 		if err != nil {
 			t.Fatal(err)
 		}
 		time.Sleep(window)
-		after, err := l.progress(t.Context(), l.agent)
+		after, err := observe.Look(t.Context(), l.agent)
 		if err != nil {
 			t.Fatal(err)
 		}
-		rate = max(rate, float64(after.events-before.events)/after.answered.Sub(before.answered).Seconds())
+		rate = max(rate, float64(after.Events-before.Events)/after.Answered.Sub(before.Answered).Seconds())
 	}
 	return rate
 }

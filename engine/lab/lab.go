@@ -1,5 +1,9 @@
-// Package lab is the test bed: two hosts, a guest on the first, observers on a third, and one migration between them. It is
-// what `qmigrate demo` runs and what every trial of an experiment will run.
+// Package lab is the test bed: two hosts, a guest on the first, observers on a third, and one migration between them, observed and undone. It is
+// what `qmigrate demo` runs and what every trial of an experiment runs: Up makes it, Migrate (or COLO, Save, Restore) fills a record, Close
+// removes all of it; Leave lets it stand for another process.
+//
+// It is no migration: that is package engine, which the lab calls as anybody does. What is seen from outside is package observe's, what the
+// guest works with outside of itself package load's. Only experiment and the command line may import it.
 package lab
 
 import (
@@ -7,44 +11,19 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
-	"log/slog"
 	"net/netip"
 	"path/filepath"
 	"strings"
 	"sync"
 	"time"
 
+	"qmigrate/engine/lab/load"
+	"qmigrate/engine/lab/observe"
 	"qmigrate/engine/record"
-	"qmigrate/engine/storage"
 	"qmigrate/guest"
 	"qmigrate/guest/wire"
 	"qmigrate/hostnet"
 )
-
-// Spec is a lab as data.
-type Spec struct {
-	Owner           string        // mark in the names of everything that is made; default lab
-	Guest           guest.Spec    // memory, vCPUs, machine, NIC model, disk bus; the lab fills in the rest
-	CPUCap          int           // percent of one processor that the guest's vCPUs may take together, on each host; 0: no limit
-	CPUCapPeriod    time.Duration // in which the cap holds; 0: hostnet.CPUCapPeriod
-	SourceQEMU      string        // "10.0", a path, or "" for the newest: see guest.FindQEMU
-	DestinationQEMU string        // likewise
-	Image           guest.ImageSpec
-	Accelerator     string        // auto (default), kvm, tcg
-	Transport       string        // of the stream: one of Transports, default tcp
-	Storage         storage.Spec  // the guest's disks; default none
-	LinkRate        int64         // bytes/s of each host's way to the link; 0: unshaped
-	Workload        wire.Workload // default idle
-	Fill            int64         // bytes of guest memory under the memory check; 0: half of what the guest has
-	Observe         time.Duration // how long the guest is watched before the first command, and after the end; 0: 1 s, and half a second
-	BeatInterval    time.Duration // of the guest's heartbeats and its looks at its clock; 0: BeatInterval, or BeatIntervalTCG; negative: none
-	PingInterval    time.Duration // of the pings and the TCP echoes; 0: PingInterval, or PingIntervalTCG; negative: none
-	COLO            bool          // for Lab.COLO: both QEMUs are tried for it before the guest boots, and the machine's default is COLOMachine
-	AllowUnsafe     bool          // RAM as asked for, even where that QEMU is known to lose pages
-	Log             io.Writer     // one line a step, for people; nil is silent
-	Logger          *slog.Logger  // nil is silent
-}
 
 const (
 	sourceHost, destinationHost = "a", "b"
@@ -66,13 +45,10 @@ type Lab struct {
 	agent       *guest.Agent // the guest's, over the side that runs it
 	hello       wire.Hello
 	accelerator guest.Accelerator
-	workload    wire.Status // at its start
-	disks       *disks      // nil: none
-	ledger      *ledger     // of what the guest wrote to them; nil: none
+	disks       *load.Disks // nil: none
 	warnings    []string
-	seen        seen // what the observers saw of the last migration
-	tallies     []*Tally
-	tools       *tools // of the workload
+	rows        observe.Tallies
+	tools       *load.Tools // of the workload
 	limits      limits
 }
 
@@ -158,7 +134,8 @@ func Up(ctx context.Context, s Spec) (_ *Lab, err error) {
 	l.say("guest: QEMU %s on a, %s on b, %s", source.Version, destination.Version, g.Accelerator)
 	l.say("accelerator: %s", l.accelerator.Reason)
 	l.spec.Guest = g
-	if err := l.makeStorage(ctx); err != nil {
+	l.disks = load.NewDisks(load.DiskSpec{Storage: s.Storage, Owner: s.Owner, Dir: l.dir, QEMUs: []string{s.SourceQEMU, s.DestinationQEMU}, Network: l.network, Save: l.save})
+	if err := l.disks.Make(ctx); err != nil {
 		return nil, err
 	}
 	if err := l.start(ctx, source, destination); err != nil {
@@ -198,7 +175,7 @@ func (l *Lab) start(ctx context.Context, source, destination guest.Binary) error
 		s := l.spec.Guest
 		s.Name, s.QEMU, s.Dir = l.spec.Owner+"-a", source.Path, filepath.Join(l.dir, sourceHost)
 		if l.disks != nil {
-			s.Disks = l.disks.source
+			s.Disks = l.disks.Source
 		}
 		l.source, srcErr = guest.Start(ctx, l.network.Host(sourceHost), s)
 	})
@@ -214,7 +191,7 @@ func (l *Lab) start(ctx context.Context, source, destination guest.Binary) error
 	if l.agent, err = dialAgent(ctx, l.source); err != nil {
 		return err
 	}
-	l.ledger.follow(l.agent)
+	l.disks.Follow(l.agent)
 	ready, cancel := context.WithTimeout(ctx, readyLimit)
 	defer cancel()
 	if l.hello, err = l.agent.Ready(ready); err != nil {
@@ -235,7 +212,7 @@ func (l *Lab) startDestination(ctx context.Context, host, qemu string) (*guest.V
 	s.Name, s.QEMU, s.Dir = l.spec.Owner+"-"+host, qemu, filepath.Join(l.dir, host)
 	s.Incoming, s.Paused = true, true
 	if l.disks != nil {
-		s.Disks = l.disks.destination
+		s.Disks = l.disks.Destination
 	}
 	vm, err := guest.Start(ctx, l.network.Host(host), s)
 	if err != nil {
@@ -267,7 +244,23 @@ func (l *Lab) prepare(ctx context.Context) error {
 		return err
 	}
 	l.say("workload: %s, and %d pages under check", l.spec.Workload.Name, filled.Pages)
-	return l.startWriters(ctx)
+	if err := l.disks.StartWriters(ctx, l.agent); err != nil {
+		return err
+	}
+	if s := l.spec.Storage; s.Disks > 0 {
+		l.say("storage: %s", s)
+	}
+	return nil
+}
+
+// startWorkload starts the guest's workload and its parts outside, in place of those of a former migration.
+func (l *Lab) startWorkload(ctx context.Context) error {
+	if err := l.tools.Close(); err != nil {
+		return err
+	}
+	l.tools = load.NewTools(load.ToolSpec{Workload: l.spec.Workload, Root: l.spec.Guest.Image.Root, Observer: l.network.Observer(),
+		Guest: l.network.GuestAddress(0), Gateway: l.network.Gateway(), Rows: &l.rows, Save: l.save})
+	return l.tools.Start(ctx, l.agent)
 }
 
 func (l *Lab) say(format string, args ...any) {
@@ -301,21 +294,16 @@ func (l *Lab) Close() error {
 	if l.agent != nil {
 		l.agent.Close()
 	}
-	errs = append(errs, l.tools.close())
+	errs = append(errs, l.tools.Close())
 	for _, vm := range []*guest.VM{l.destination, l.source} {
 		if vm != nil {
 			errs = append(errs, vm.Close())
 		}
 	}
-	if l.ledger != nil {
-		errs = append(errs, l.ledger.close())
-	}
 	for _, host := range []string{destinationHost, sourceHost} {
 		errs = append(errs, l.lift(host))
 	}
-	if l.disks != nil {
-		errs = append(errs, l.disks.server.close())
-	}
+	errs = append(errs, l.disks.Close())
 	if l.network != nil {
 		errs = append(errs, l.network.Close())
 	}
@@ -329,5 +317,5 @@ func (l *Lab) Close() error {
 // Leave lets the lab stand when this program ends: Load finds it again.
 func (l *Lab) Leave() error {
 	l.agent.Close()
-	return errors.Join(l.tools.close(), l.keep())
+	return errors.Join(l.tools.Close(), l.keep())
 }

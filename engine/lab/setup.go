@@ -1,13 +1,16 @@
 package lab
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
+	"path"
 
 	"qmigrate/engine/connect"
 	"qmigrate/engine/plan"
 	"qmigrate/engine/record"
+	"qmigrate/engine/storage"
 	"qmigrate/guest"
 )
 
@@ -23,6 +26,16 @@ type setup struct {
 	undo            undo
 }
 
+// complete gives the plan what a migration in this lab needs and the plan leaves open: the link's rate, and the mirrors of its disks.
+func (l *Lab) complete(p plan.Plan) plan.Plan {
+	p.LinkRate = cmp.Or(p.LinkRate, l.spec.LinkRate)
+	s := l.spec.Storage
+	if s.Kind == storage.Mirror && len(p.Mirror.Nodes) == 0 {
+		p.Mirror = plan.Mirror{Nodes: s.Nodes(), CopyMode: s.CopyMode, MaxBandwidth: s.MaxBandwidth, Listen: l.network.Address(l.hostOf(l.destination)).String()}
+	}
+	return p
+}
+
 // setUp completes the plan and makes what it needs. The order matters: the credentials are issued to the address that the plan has, and the
 // tunnel then puts its own sockets in the place of that address. An error leaves nothing behind.
 func (l *Lab) setUp(ctx context.Context, p plan.Plan, o plan.Options) (_ *setup, err error) {
@@ -36,8 +49,8 @@ func (l *Lab) setUp(ctx context.Context, p plan.Plan, o plan.Options) (_ *setup,
 		return nil, err
 	}
 	s.undo.push(func() error { return s.line.Close() })
-	l.ledger.follow(s.line)
-	l.tools.follow(s.line)
+	l.disks.Follow(s.line)
+	l.tools.Follow(s.line)
 	end, err := l.route(ctx, &s.plan, &s.options)
 	if err != nil {
 		return nil, err
@@ -79,4 +92,41 @@ func (s *setup) finish(rec *record.Migration, failed bool) {
 	for _, err := range s.undo.pop() {
 		rec.Warn("%v", err)
 	}
+}
+
+// credentials gives both sides of the lab new ones where the plan wants TLS and names no folders; remove removes them.
+func (l *Lab) credentials(p *plan.Plan) (remove func() error, err error) {
+	remove = func() error { return nil }
+	if p.TLS == nil || p.TLS.SourceDir != "" || p.TLS.DestinationDir != "" {
+		return remove, nil
+	}
+	t := *p.TLS // the caller's stays as it is
+	p.TLS = &t
+	source, destination, err := connect.Credentials(p.TLS, p.Hosts()...)
+	if err != nil {
+		return nil, err
+	}
+	from, to := l.source, l.destination // not those of later
+	t.SourceDir, t.DestinationDir = path.Join(from.Spec().Dir, "tls"), path.Join(to.Spec().Dir, "tls")
+	remove = func() error {
+		return errors.Join(from.Host().RemoveAll(t.SourceDir), to.Host().RemoveAll(t.DestinationDir))
+	}
+	if err := errors.Join(connect.WriteCredentials(from.Host(), t.SourceDir, source), connect.WriteCredentials(to.Host(), t.DestinationDir, destination)); err != nil {
+		return nil, errors.Join(err, remove())
+	}
+	return remove, nil
+}
+
+// tunnel opens the tunnel that the plan wants, each half on its own host of the lab; nil if it wants none.
+func (l *Lab) tunnel(ctx context.Context, p *plan.Plan) (*connect.Tunnel, error) {
+	if p.Tunnel == "" {
+		return nil, nil
+	}
+	from, to := l.source, l.destination
+	s := connect.TunnelSpec{
+		Kind: p.Tunnel, Source: from.Host(), Destination: to.Host(), Address: l.network.Address(l.hostOf(to)).String(),
+		In: path.Join(from.Spec().Dir, "tunnel"), Out: path.Join(to.Spec().Dir, "incoming"),
+	}
+	p.Listen, p.Connect = "unix:"+s.Out, "unix:"+s.In
+	return connect.OpenTunnel(ctx, s)
 }

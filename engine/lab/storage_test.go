@@ -201,7 +201,7 @@ func TestDiskCheckFails(t *testing.T) {
 	}
 	wantDisks(t, rec)
 	var block int64 = -1 // one that was written
-	for i, n := range l.ledger.disks["disk0"] {
+	for i, n := range l.disks.Ledger.Numbers("disk0") {
 		if n > 0 {
 			block = int64(i)
 			break
@@ -211,17 +211,17 @@ func TestDiskCheckFails(t *testing.T) {
 		t.Fatal(err)
 	}
 	again := &record.Migration{Outcome: record.Completed}
-	l.checkDisks(within.Context(t), again)
+	l.disks.Check(within.Context(t), l.agent, again)
 	if c := again.DiskCheck; c == nil || c.BlocksWrong != 1 || c.WritesLost != 1 || c.OK() || !strings.Contains(strings.Join(again.Warnings, "\n"), "disk check FAILED") {
 		t.Errorf("a corrupt block went unseen: %+v, warnings %q", c, again.Warnings)
 	}
-	l.ledger.disks["disk0"][block+1] = 1 << 40 // as if a later write had been acknowledged
+	l.disks.Ledger.Acknowledge(wire.DiskAcks{Disk: "disk0", Acks: [][2]uint64{{uint64(block) + 1, 1 << 40}}}) // as if a later write had been acknowledged
 	lost := &record.Migration{Outcome: record.Completed}
-	if l.checkDisks(within.Context(t), lost); lost.DiskCheck == nil || lost.DiskCheck.WritesLost != 2 {
+	if l.disks.Check(within.Context(t), l.agent, lost); lost.DiskCheck == nil || lost.DiskCheck.WritesLost != 2 {
 		t.Errorf("a lost write went unseen: %+v", lost.DiskCheck)
 	}
 	var onHost record.DiskCheck
-	if err := l.checkImage(&onHost, l.disks.source[0]); err != nil || onHost.BlocksWrong != 1 || onHost.WritesLost != 2 {
+	if err := l.disks.CheckImages(&onHost, record.Source); err != nil || onHost.BlocksWrong != 1 || onHost.WritesLost != 2 {
 		t.Errorf("read from the host: %+v, %v", onHost, err)
 	}
 }

@@ -1,0 +1,13 @@
+package observe
+
+import (
+	"testing"
+
+	"qmigrate/guest/guesttest"
+	"qmigrate/hostnet"
+)
+
+func TestMain(m *testing.M) {
+	hostnet.Main()
+	guesttest.Main(m)
+}
