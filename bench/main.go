@@ -19,6 +19,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"qmigrate/guest"
+	"qmigrate/guest/image"
 	"qmigrate/hostnet"
 )
 
@@ -113,7 +114,7 @@ func (b *bench) prepare(ctx context.Context) error {
 		b.qemus = append(b.qemus, q)
 	}
 	var err error
-	if b.image, err = guest.BuildImage(ctx, guest.ImageSpec{}); err != nil {
+	if b.image, err = image.Build(ctx, image.Spec{}); err != nil {
 		return err
 	}
 	if _, err := os.Stat(b.qmigrate); err != nil {

@@ -4,6 +4,8 @@ import (
 	"bytes"
 	"cmp"
 	"context"
+	"crypto/sha256"
+	"encoding/hex"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -77,16 +79,20 @@ func findAccelerator(ctx context.Context, h host.Host, s Spec) (Accelerator, err
 		b, _ := h.ReadFile(f) // a container may have no machine-id
 		key = append(key, b)
 	}
-	for _, f := range []string{s.Image.Kernel, s.Image.Initrd} { // their names are hashes if BuildImage made them
+	for _, f := range []string{s.Image.Kernel, s.Image.Initrd} { // their names are hashes if guest/image made them
 		size := int64(0)
 		if i, err := h.Stat(f); err == nil {
 			size = i.Size()
 		}
 		key = append(key, fmt.Append(nil, f, size))
 	}
+	digest := sha256.New()
+	for _, k := range key {
+		fmt.Fprintf(digest, "%d:%s", len(k), k)
+	}
 	file := ""
 	if dir, err := CacheDir(); err == nil { // without a cache folder each run finds out anew
-		file = filepath.Join(dir, "accelerator", hash(key...)+".json")
+		file = filepath.Join(dir, "accelerator", hex.EncodeToString(digest.Sum(nil)[:8])+".json")
 	}
 	if a, ok := readFinding(file); ok {
 		return a, nil

@@ -16,6 +16,7 @@ import (
 	"qmigrate/guest"
 	"qmigrate/guest/guesttest"
 	"qmigrate/guest/guesttest/within"
+	"qmigrate/guest/image"
 	"qmigrate/guest/wire"
 	"qmigrate/hostnet/host"
 )
@@ -224,14 +225,14 @@ func TestAgentInGuest(t *testing.T) {
 		t.Errorf("the agent is %d bytes, want less than 5 MiB: it is unpacked into every guest's memory", len(pid1))
 	}
 	guesttest.EachQEMU(t, func(t *testing.T, bin string) {
-		image := guesttest.Image(t) // skips or fails where there is none
-		if image, err = guest.BuildImage(within.Context(t), guest.ImageSpec{Agent: pid1}); err != nil {
+		boots := guesttest.Image(t) // skips or fails where there is none
+		if boots, err = image.Build(within.Context(t), image.Spec{Agent: pid1}); err != nil {
 			t.Fatal(err)
 		}
 		ctx, cancel := context.WithTimeout(within.Context(t), 2*time.Minute)
 		defer cancel()
-		image.Append += " " + strings.Join(wire.Boot{BeatInterval: 20 * time.Millisecond}.Words(), " ")
-		vm, err := guest.Start(ctx, host.Local(), guest.Spec{Name: "agent", QEMU: bin, Image: image, VCPUs: 2, Dir: filepath.Join(guesttest.Dir(t), "vm")})
+		boots.Append += " " + strings.Join(wire.Boot{BeatInterval: 20 * time.Millisecond}.Words(), " ")
+		vm, err := guest.Start(ctx, host.Local(), guest.Spec{Name: "agent", QEMU: bin, Image: boots, VCPUs: 2, Dir: filepath.Join(guesttest.Dir(t), "vm")})
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -94,3 +94,21 @@ func (s Spec) diskDevice(i int, node string) string {
 	}
 	return fmt.Sprintf("%[2]s,id=%[1]s-dev,drive=%[1]s,serial=%[1]s", node, device)
 }
+
+// RootSerial is the serial of the guest's root disk, by which the agent finds it, and its block node's name.
+const RootSerial = "root"
+
+// rootAddress is that disk's place on the bus.
+const rootAddress = 0x4
+
+// rootArgs are the arguments for the root disk. Both QEMUs have it open at once, and neither may write.
+func (i Image) rootArgs() []string {
+	if i.Root == "" {
+		return nil
+	}
+	return []string{
+		"-blockdev", "node-name=" + RootSerial + "-file,driver=file,read-only=on,filename=" + comma(i.Root),
+		"-blockdev", "node-name=" + RootSerial + ",driver=raw,read-only=on,file=" + RootSerial + "-file",
+		"-device", fmt.Sprintf("virtio-blk-pci,id=%[1]s-dev,drive=%[1]s,serial=%[1]s,addr=%#[2]x", RootSerial, rootAddress),
+	}
+}

@@ -6,35 +6,31 @@ import (
 	"os/exec"
 	"slices"
 	"strings"
-
-	"qmigrate/guest/debian"
 )
 
-// hardware is a device that a guest may have, and what its kernel needs for it.
+// hardware is a device that a guest may have. What its kernel needs for it, guest/image knows.
 type hardware struct {
-	name    string      // as users write it
-	device  string      // QEMU's -device
-	modules []string    // the kernel's
-	kernel  debian.What // Debian's kernel that has them
-	refused string      // why the lab's guests cannot have it
+	name    string // as users write it
+	device  string // QEMU's -device
+	refused string // why the lab's guests cannot have it
 }
 
 // nics are the network cards.
 func nics() []hardware {
 	return []hardware{
-		{name: VirtioNet, device: "virtio-net-pci", modules: []string{"virtio_net"}, kernel: debian.Kernel},
-		{name: "e1000", device: "e1000", modules: []string{"e1000"}, kernel: debian.Generic},
-		{name: "e1000e", device: "e1000e", modules: []string{"e1000e"}, kernel: debian.Generic},
-		{name: "vmxnet3", device: "vmxnet3", modules: []string{"vmxnet3"}, kernel: debian.Kernel},
+		{name: VirtioNet, device: "virtio-net-pci"},
+		{name: "e1000", device: "e1000"},
+		{name: "e1000e", device: "e1000e"},
+		{name: "vmxnet3", device: "vmxnet3"},
 	}
 }
 
 // buses are the ways to disks.
 func buses() []hardware {
 	return []hardware{
-		{name: VirtioBlk, device: "virtio-blk-pci", modules: []string{"virtio_blk"}, kernel: debian.Kernel},
-		{name: VirtioSCSI, device: "virtio-scsi-pci", modules: []string{"virtio_scsi", "sd_mod"}, kernel: debian.Kernel},
-		{name: AHCI, device: "ich9-ahci", modules: []string{"ahci", "sd_mod"}, kernel: debian.Generic},
+		{name: VirtioBlk, device: "virtio-blk-pci"},
+		{name: VirtioSCSI, device: "virtio-scsi-pci"},
+		{name: AHCI, device: "ich9-ahci"},
 		// Seen on 7.2.22 and 10.0.2: hw/nvme/ctrl.c declares its state unmigratable. 11.1.3 migrates it.
 		{name: "nvme", refused: "QEMU 7.2 and 10.0 cannot migrate it (\"State blocked by non-migratable device\")"},
 	}
@@ -97,20 +93,12 @@ func NICName(model string) string {
 	return model
 }
 
-// debianKernel is the Debian kernel that an image with this hardware is made from.
-func (s ImageSpec) debianKernel() (debian.What, error) {
-	nic, bus, err := s.hardware()
-	if nic.kernel == debian.Generic || bus.kernel == debian.Generic {
-		return debian.Generic, err
+// DiskBusName is a disk bus's name as users write it; "" is the default.
+func DiskBusName(name string) string {
+	if bus, err := pick("disk bus", name, buses()); err == nil {
+		return bus.name
 	}
-	return debian.Kernel, err
-}
-
-func (s ImageSpec) hardware() (nic, bus hardware, err error) {
-	if nic, err = pick("network card", s.NIC, nics()); err == nil {
-		bus, err = pick("disk bus", s.DiskBus, buses())
-	}
-	return nic, bus, err
+	return name
 }
 
 // Machines are the versioned PC machine types of a QEMU on this machine, oldest first: the lab's guests run on these.

@@ -11,7 +11,6 @@ import (
 	"time"
 
 	"qmigrate/guest"
-	"qmigrate/guest/debian"
 	"qmigrate/guest/guesttest"
 	"qmigrate/hostnet/host"
 	"qmigrate/qmp"
@@ -99,56 +98,6 @@ func blockers(t *testing.T, s guest.Spec) []string {
 		t.Fatal(err)
 	}
 	return reasons
-}
-
-// The image holds the modules of the hardware asked for and no others: the usual guest's boot pays for nothing else.
-func TestImageHardware(t *testing.T) {
-	guesttest.Image(t)
-	usual := []string{"virtio", "virtio_ring", "virtio_pci_legacy_dev", "virtio_pci_modern_dev", "virtio_pci", "failover", "net_failover", "virtio_net", "virtio_console", "virtio_blk"}
-	for _, c := range []struct {
-		spec          guest.ImageSpec
-		kernel        debian.What
-		with, without []string
-	}{
-		{guest.ImageSpec{}, debian.Kernel, usual, []string{"e1000", "sd_mod", "virtio_scsi", "libata"}},
-		{guest.ImageSpec{NIC: "virtio-net", DiskBus: "virtio-blk"}, debian.Kernel, usual, []string{"e1000", "sd_mod"}},
-		{guest.ImageSpec{NIC: "vmxnet3", DiskBus: "virtio-scsi"}, debian.Kernel, []string{"vmxnet3", "virtio_scsi", "sd_mod", "scsi_mod", "virtio_console"}, []string{"virtio_net", "virtio_blk"}},
-		{guest.ImageSpec{NIC: "e1000"}, debian.Generic, []string{"e1000", "virtio_pci", "virtio_console", "virtio_blk"}, []string{"virtio_net", "sd_mod"}},
-		{guest.ImageSpec{NIC: "e1000e", DiskBus: "ahci"}, debian.Generic, []string{"e1000e", "libata", "libahci", "ahci", "sd_mod"}, []string{"virtio_blk", "virtio_scsi"}},
-	} {
-		if _, err := debian.Find(c.kernel); err != nil {
-			guesttest.Unable(t, err, ": `make deps` gets it")
-		}
-		image, err := guest.BuildImage(t.Context(), c.spec)
-		if err != nil {
-			t.Fatal(err)
-		}
-		_, content := readBack(t, image.Initrd)
-		var have []string
-		for _, l := range strings.Fields(content["modules.list"]) {
-			_, name, _ := strings.Cut(strings.TrimSuffix(path.Base(l), ".ko"), "-")
-			have = append(have, name)
-		}
-		for _, name := range c.with {
-			if !slices.Contains(have, name) {
-				t.Errorf("%+v: no %s in %q", c.spec, name, have)
-			}
-		}
-		for _, name := range c.without {
-			if slices.Contains(have, name) {
-				t.Errorf("%+v: %s in %q", c.spec, name, have)
-			}
-		}
-		if c.kernel == debian.Kernel && c.spec.NIC != "vmxnet3" && len(have) != len(usual) {
-			t.Errorf("%+v: the usual guest loads %q", c.spec, have)
-		}
-	}
-	// A kernel of the user's without the module.
-	kernel, modules := debianKernel(t)
-	_, err := guest.BuildImage(t.Context(), guest.ImageSpec{Kernel: kernel, Modules: modules, NIC: "e1000", CacheDir: guesttest.Dir(t)})
-	if err == nil || !strings.Contains(err.Error(), "module e1000, needed by the guest, is neither in") {
-		t.Errorf("e1000 without its module: %v", err)
-	}
 }
 
 func TestCheckMachine(t *testing.T) {

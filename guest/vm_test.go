@@ -15,6 +15,7 @@ import (
 	"qmigrate/guest"
 	"qmigrate/guest/guesttest"
 	"qmigrate/guest/guesttest/within"
+	"qmigrate/guest/image"
 	"qmigrate/guest/wire"
 	"qmigrate/hostnet/host"
 	"qmigrate/qmp"
@@ -222,7 +223,7 @@ func TestStartErrors(t *testing.T) {
 func TestPanic(t *testing.T) {
 	guesttest.Image(t) // there is a kernel, or the test is skipped
 	guesttest.EachQEMU(t, func(t *testing.T, bin string) {
-		image, err := guest.BuildImage(within.Context(t), guest.ImageSpec{Agent: []byte("not a program")})
+		image, err := image.Build(within.Context(t), image.Spec{Agent: []byte("not a program")})
 		if err != nil {
 			t.Fatal(err)
 		}

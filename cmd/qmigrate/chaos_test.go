@@ -22,6 +22,7 @@ import (
 	"qmigrate/guest"
 	"qmigrate/guest/guesttest"
 	"qmigrate/guest/guesttest/within"
+	"qmigrate/guest/image"
 	"qmigrate/hostnet/host"
 	"qmigrate/qmp"
 )
@@ -589,7 +590,7 @@ func (p *place) left() (left []string) {
 // it, and works.
 func TestDemoKilled(t *testing.T) {
 	guesttest.Starts(t)
-	if _, err := guest.BuildImage(within.Context(t), guest.ImageSpec{}); err != nil {
+	if _, err := image.Build(within.Context(t), image.Spec{}); err != nil {
 		if os.Getenv("QMIGRATE_REQUIRE_QEMU") == "1" {
 			t.Fatal(err)
 		}

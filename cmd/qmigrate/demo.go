@@ -14,6 +14,7 @@ import (
 	"qmigrate/engine/plan"
 	"qmigrate/engine/record"
 	"qmigrate/guest"
+	"qmigrate/guest/image"
 	"qmigrate/hostnet"
 	"qmigrate/qmp"
 )
@@ -58,7 +59,7 @@ func (c *commands) runDemo(x *cli.Context) error {
 	}
 	defer folder.Close()
 	if os.Geteuid() != 0 { // in there no package can be fetched
-		if _, err := guest.BuildImage(x.Context, s.ForHardware()); err != nil {
+		if _, err := image.Build(x.Context, s.ForHardware()); err != nil {
 			return err
 		}
 	}

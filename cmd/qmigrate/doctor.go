@@ -10,6 +10,7 @@ import (
 
 	"qmigrate/guest"
 	"qmigrate/guest/debian"
+	"qmigrate/guest/image"
 	"qmigrate/hostnet"
 	"qmigrate/hostnet/host"
 )
@@ -114,9 +115,9 @@ func findings(ctx context.Context) []finding {
 }
 
 func agentFinding() finding {
-	f := finding{name: "guest agent", ok: guest.HasAgent(), text: "built in", mend: "make build"}
+	f := finding{name: "guest agent", ok: image.HasAgent(), text: "built in", mend: "make build"}
 	if !f.ok {
-		f.text = guest.ErrNoAgent.Error()
+		f.text = image.ErrNoAgent.Error()
 	}
 	return f
 }

@@ -15,6 +15,7 @@ import (
 	"qmigrate/engine/record/units"
 	"qmigrate/engine/storage"
 	"qmigrate/guest"
+	"qmigrate/guest/image"
 	"qmigrate/guest/wire"
 	"qmigrate/internal/near"
 )
@@ -173,7 +174,7 @@ func (c *commands) labSpec(x *cli.Context) (lab.Spec, error) {
 	s := lab.Spec{
 		SourceQEMU: first(x.String("source-qemu"), x.String("qemu")), DestinationQEMU: first(x.String("destination-qemu"), x.String("qemu")),
 		Accelerator: x.String("accelerator"), Transport: x.String("transport"), AllowUnsafe: x.Bool("allow-unsafe"),
-		Image: guest.ImageSpec{Kernel: x.String("kernel"), Modules: x.String("modules"), Guest: x.String("guest")},
+		Image: image.Spec{Kernel: x.String("kernel"), Modules: x.String("modules"), Guest: x.String("guest")},
 		Guest: guest.Spec{Machine: x.String("machine"), VCPUs: x.Int("vcpus"), NIC: guest.NIC{Model: x.String("nic")}, DiskBus: x.String("disk-bus")},
 	}
 	if hosts := x.String("hosts"); hosts != "netns" {

@@ -28,6 +28,7 @@ import (
 	"qmigrate/guest"
 	"qmigrate/guest/guesttest"
 	"qmigrate/guest/guesttest/within"
+	"qmigrate/guest/image"
 	"qmigrate/hostnet"
 	"qmigrate/hostnet/host"
 	"qmigrate/qmp"
@@ -95,7 +96,7 @@ func TestScripts(t *testing.T) {
 
 func condition(t *testing.T) func(string) (bool, error) {
 	labWorks := sync.OnceValues(func() (bool, error) {
-		_, err := guest.BuildImage(within.Context(t), guest.ImageSpec{})
+		_, err := image.Build(within.Context(t), image.Spec{})
 		if err == nil {
 			_, err = guest.FindQEMU(within.Context(t), "10.0")
 		}

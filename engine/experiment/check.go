@@ -18,6 +18,7 @@ import (
 	"qmigrate/engine/record/units"
 	"qmigrate/engine/storage"
 	"qmigrate/guest"
+	"qmigrate/guest/image"
 	"qmigrate/guest/wire"
 	"qmigrate/hostnet/host"
 	"qmigrate/internal/procfs"
@@ -107,9 +108,9 @@ func (h *machine) check(ctx context.Context, e *Experiment, c *Cell) (line int, 
 	if err := fit.Check(c.Plan, nil, nil); err != nil { // before any QEMU is needed
 		return c.blame(err), err
 	}
-	image := c.Lab.ForHardware()
+	boot := c.Lab.ForHardware()
 	if _, ok := h.images[imageKey(c)]; !ok {
-		if h.images[imageKey(c)], err = guest.BuildImage(ctx, image); err != nil {
+		if h.images[imageKey(c)], err = image.Build(ctx, boot); err != nil {
 			return c.line("guest", "kernel", "nic", "disk-bus"), err
 		}
 	}

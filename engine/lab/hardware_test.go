@@ -19,6 +19,7 @@ import (
 	"qmigrate/guest/debian"
 	"qmigrate/guest/guesttest"
 	"qmigrate/guest/guesttest/within"
+	"qmigrate/guest/image"
 	"qmigrate/guest/wire"
 	"qmigrate/hostnet/cpucap"
 )
@@ -321,7 +322,7 @@ func TestHardwareRates(t *testing.T) {
 		t.Skip("rates say something of hardware on a quiet machine alone, and take minutes: QMIGRATE_HARDWARE=1 runs it; TestHardware migrates each kind")
 	}
 	needRoot(t)
-	up := func(accelerator, nic string, image guest.ImageSpec, workload string) (*Lab, error) {
+	up := func(accelerator, nic string, image image.Spec, workload string) (*Lab, error) {
 		w, err := wire.ParseWorkload(workload)
 		if err != nil {
 			t.Fatal(err)
@@ -331,7 +332,7 @@ func TestHardwareRates(t *testing.T) {
 	}
 	var table strings.Builder
 	for _, accelerator := range []string{"kvm", "tcg"} {
-		l, err := up(accelerator, "", guest.ImageSpec{}, "dhrystone")
+		l, err := up(accelerator, "", image.Spec{}, "dhrystone")
 		if refused := new(guest.AcceleratorError); errors.As(err, &refused) {
 			fmt.Fprintf(&table, "%s: not here: %v\n", accelerator, err)
 			continue
@@ -347,7 +348,7 @@ func TestHardwareRates(t *testing.T) {
 	for _, nic := range guest.NICs() {
 		boot := time.Duration(math.MaxInt64)
 		for range 3 {
-			l, err := up("tcg", nic, guest.ImageSpec{}, "idle")
+			l, err := up("tcg", nic, image.Spec{}, "idle")
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -358,7 +359,7 @@ func TestHardwareRates(t *testing.T) {
 		}
 		fmt.Fprintf(&table, "%s: ready after %.2f s on the guest's clock;", nic, boot.Seconds())
 		for _, direction := range []string{"send", "receive"} {
-			l, err := up("tcg", nic, guest.ImageSpec{Guest: wire.DebianGuest}, "iperf3:direction="+direction)
+			l, err := up("tcg", nic, image.Spec{Guest: wire.DebianGuest}, "iperf3:direction="+direction)
 			if err != nil {
 				t.Fatal(err)
 			}

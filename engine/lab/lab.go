@@ -21,6 +21,7 @@ import (
 	"qmigrate/engine/lab/observe"
 	"qmigrate/engine/record"
 	"qmigrate/guest"
+	"qmigrate/guest/image"
 	"qmigrate/guest/wire"
 	"qmigrate/hostnet"
 )
@@ -86,7 +87,7 @@ func Up(ctx context.Context, s Spec) (_ *Lab, err error) {
 			return nil, err
 		}
 	}
-	image, err := guest.BuildImage(ctx, l.spec.Image)
+	image, err := image.Build(ctx, l.spec.Image)
 	if err != nil {
 		return nil, err
 	}

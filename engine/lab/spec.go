@@ -9,6 +9,7 @@ import (
 	"qmigrate/engine/record/units"
 	"qmigrate/engine/storage"
 	"qmigrate/guest"
+	"qmigrate/guest/image"
 	"qmigrate/guest/wire"
 	"qmigrate/hostnet/cpucap"
 )
@@ -21,7 +22,7 @@ type Spec struct {
 	CPUCapPeriod    time.Duration // in which the cap holds; 0: cpucap.DefaultPeriod
 	SourceQEMU      string        // "10.0", a path, or "" for the newest: see guest.FindQEMU
 	DestinationQEMU string        // likewise
-	Image           guest.ImageSpec
+	Image           image.Spec
 	Accelerator     string        // auto (default), kvm, tcg
 	Transport       string        // of the stream: one of Transports, default tcp
 	Storage         storage.Spec  // the guest's disks; default none
@@ -63,7 +64,7 @@ func (s Spec) CheckHardware() error {
 }
 
 // ForHardware is the image that a guest with the spec's hardware boots.
-func (s Spec) ForHardware() guest.ImageSpec {
+func (s Spec) ForHardware() image.Spec {
 	i := s.Image
 	i.NIC = s.Guest.NIC.Model
 	if s.Storage.Disks > 0 {

@@ -9,9 +9,9 @@ import (
 
 	"qmigrate/engine/plan"
 	"qmigrate/engine/record"
-	"qmigrate/guest"
 	"qmigrate/guest/debian"
 	"qmigrate/guest/guesttest"
+	"qmigrate/guest/image"
 	"qmigrate/guest/wire"
 )
 
@@ -26,7 +26,7 @@ func debianLab(t *testing.T, workload string, fill int64) *Lab {
 	if err != nil {
 		t.Fatal(err)
 	}
-	l, err := Up(t.Context(), Spec{Owner: fmt.Sprintf("tools-%d", os.Getpid()), Accelerator: "tcg", Fill: fill, Image: guest.ImageSpec{Guest: wire.DebianGuest}, Workload: w})
+	l, err := Up(t.Context(), Spec{Owner: fmt.Sprintf("tools-%d", os.Getpid()), Accelerator: "tcg", Fill: fill, Image: image.Spec{Guest: wire.DebianGuest}, Workload: w})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -12,6 +12,7 @@ import (
 	"go.uber.org/goleak"
 
 	"qmigrate/guest"
+	"qmigrate/guest/image"
 	"qmigrate/internal/procfs"
 )
 
@@ -109,7 +110,7 @@ func EachQEMU(t *testing.T, f func(t *testing.T, bin string)) {
 func Image(t testing.TB) guest.Image {
 	t.Helper()
 	Starts(t)
-	img, err := guest.BuildImage(t.Context(), guest.ImageSpec{})
+	img, err := image.Build(t.Context(), image.Spec{})
 	if err != nil {
 		missing(t, err)
 	}

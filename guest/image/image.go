@@ -1,9 +1,13 @@
-package guest
+// Package image makes what the lab's guests boot: a kernel, and an initramfs of our agent and the modules that the guest's
+// hardware needs. What it has made stays in the cache under the hash of its parts.
+//
+// It starts no guest and knows no QEMU but the names of hardware that package guest has. Labs and commands may import it; guest
+// and engine do not.
+package image
 
 import (
 	"context"
 	"crypto/sha256"
-	"embed"
 	"encoding/hex"
 	"errors"
 	"fmt"
@@ -16,13 +20,12 @@ import (
 
 	"github.com/u-root/u-root/pkg/cpio"
 
+	"qmigrate/guest"
+	"qmigrate/guest/agentbin"
 	"qmigrate/guest/debian"
 	"qmigrate/guest/wire"
 	"qmigrate/internal/atomicfile"
 )
-
-//go:embed all:agentbin
-var agentFiles embed.FS
 
 // ErrNoAgent is a binary that was built without the guest's agent in it.
 var ErrNoAgent = errors.New("built without the guest agent: build with make build")
@@ -33,8 +36,8 @@ const imageFormat = "1"
 // imageAge is how long an image that no guest boots stays in the cache.
 const imageAge = 30 * 24 * time.Hour
 
-// ImageSpec says what the lab's guests boot. The zero value is Debian's kernel and our agent.
-type ImageSpec struct {
+// Spec says what the lab's guests boot. The zero value is Debian's kernel and our agent.
+type Spec struct {
 	Kernel   string    // a kernel of the user's; default Debian's, fetched if it is not in the cache
 	Modules  string    // with Kernel: folder of its modules (/lib/modules/VERSION); empty: everything needed is built in
 	NIC      string    // one of NICs whose module is loaded; default virtio-net
@@ -45,76 +48,76 @@ type ImageSpec struct {
 	Guest    string    // one of wire.Guests(); default tiny
 }
 
-// BuildImage makes the image, or finds it in the cache: its name is the hash of what it is made from, and its files are written whole or not at all.
-func BuildImage(ctx context.Context, s ImageSpec) (Image, error) {
+// Build makes the image, or finds it in the cache: its name is the hash of what it is made from, and its files are written whole or not at all.
+func Build(ctx context.Context, s Spec) (guest.Image, error) {
 	img, err := s.build(ctx)
 	if err != nil {
-		return Image{}, fmt.Errorf("build guest image: %w", err)
+		return guest.Image{}, fmt.Errorf("build guest image: %w", err)
 	}
 	return img, nil
 }
 
-func (s ImageSpec) build(ctx context.Context) (Image, error) {
+func (s Spec) build(ctx context.Context) (guest.Image, error) {
 	if s.Guest != "" && !slices.Contains(wire.Guests(), s.Guest) {
-		return Image{}, fmt.Errorf("no guest %q: there are %s", s.Guest, strings.Join(wire.Guests(), ", "))
+		return guest.Image{}, fmt.Errorf("no guest %q: there are %s", s.Guest, strings.Join(wire.Guests(), ", "))
 	}
 	if s.Agent == nil {
 		var err error
-		if s.Agent, err = agentFiles.ReadFile("agentbin/agent"); err != nil {
-			return Image{}, ErrNoAgent
+		if s.Agent, err = agentbin.Agent(); err != nil {
+			return guest.Image{}, ErrNoAgent
 		}
 	}
 	if s.CacheDir == "" {
 		var err error
-		if s.CacheDir, err = CacheDir(); err != nil {
-			return Image{}, err
+		if s.CacheDir, err = guest.CacheDir(); err != nil {
+			return guest.Image{}, err
 		}
 	}
 	if s.Kernel == "" {
 		if s.Modules != "" {
-			return Image{}, fmt.Errorf("modules %s without a kernel: give --kernel too", s.Modules)
+			return guest.Image{}, fmt.Errorf("modules %s without a kernel: give --kernel too", s.Modules)
 		}
 		what, err := s.debianKernel()
 		if err != nil {
-			return Image{}, err
+			return guest.Image{}, err
 		}
 		if s.Kernel, s.Modules, err = debianKernel(ctx, what, s.CacheDir, s.Log); err != nil {
-			return Image{}, err
+			return guest.Image{}, err
 		}
 	}
 	kernel, err := os.ReadFile(s.Kernel)
 	if err != nil {
-		return Image{}, err
+		return guest.Image{}, err
 	}
 	release, err := kernelRelease(kernel)
 	if err != nil {
-		return Image{}, fmt.Errorf("kernel %s: %w", s.Kernel, err)
+		return guest.Image{}, fmt.Errorf("kernel %s: %w", s.Kernel, err)
 	}
 	var modules []module
 	if s.Modules != "" {
-		nic, bus, err := s.hardware()
+		nic, bus, err := s.drivers()
 		if err != nil {
-			return Image{}, err
+			return guest.Image{}, err
 		}
 		wanted := slices.Concat([]string{"virtio_pci"}, nic.modules, []string{"virtio_console"}, bus.modules)
 		if s.Guest == wire.DebianGuest {
 			wanted = append(wanted, "virtio_blk", "squashfs", "overlay") // for its root, whatever the bus of its disks
 		}
 		if modules, err = moduleOrder(s.Modules, wanted); err != nil {
-			return Image{}, err
+			return guest.Image{}, err
 		}
 	}
 	for _, m := range modules {
 		if v, _, _ := strings.Cut(m.info.vermagic, " "); release != "" && v != "" && v != release {
-			return Image{}, fmt.Errorf("modules %s are for kernel %s, but %s is %s", s.Modules, v, s.Kernel, release)
+			return guest.Image{}, fmt.Errorf("modules %s are for kernel %s, but %s is %s", s.Modules, v, s.Kernel, release)
 		}
 	}
 	dir := filepath.Join(s.CacheDir, "images")
 	if err := os.MkdirAll(dir, 0o755); err != nil {
-		return Image{}, err
+		return guest.Image{}, err
 	}
 	prune(dir)
-	img := Image{Kernel: filepath.Join(dir, "kernel-"+hash([]byte(imageFormat), kernel)), Initrd: filepath.Join(dir, "initrd-"+imageHash(s.Agent, modules))}
+	img := guest.Image{Kernel: filepath.Join(dir, "kernel-"+hash([]byte(imageFormat), kernel)), Initrd: filepath.Join(dir, "initrd-"+imageHash(s.Agent, modules))}
 	err = cached(img.Kernel, func(w io.Writer) error {
 		b := vmlinux(kernel)
 		if b == nil {
@@ -124,34 +127,16 @@ func (s ImageSpec) build(ctx context.Context) (Image, error) {
 		return err
 	})
 	if err != nil {
-		return Image{}, err
+		return guest.Image{}, err
 	}
 	if s.Guest == wire.DebianGuest {
 		folder, err := debian.Store{Dir: s.CacheDir, Log: s.Log}.Ensure(ctx, debian.Guest)
 		if err != nil {
-			return Image{}, err
+			return guest.Image{}, err
 		}
-		img.Root, img.Append = filepath.Join(folder, debian.Squashfs), strings.Join(wire.Boot{Root: rootSerial}.Words(), " ")
+		img.Root, img.Append = filepath.Join(folder, debian.Squashfs), strings.Join(wire.Boot{Root: guest.RootSerial}.Words(), " ")
 	}
 	return img, cached(img.Initrd, func(w io.Writer) error { return writeInitramfs(w, s.Agent, modules) })
-}
-
-// rootSerial is the serial of the guest's root disk, by which the agent finds it, and its block node's name.
-const rootSerial = "root"
-
-// rootAddress is that disk's place on the bus.
-const rootAddress = 0x4
-
-// rootArgs are the arguments for the root disk. Both QEMUs have it open at once, and neither may write.
-func (i Image) rootArgs() []string {
-	if i.Root == "" {
-		return nil
-	}
-	return []string{
-		"-blockdev", "node-name=" + rootSerial + "-file,driver=file,read-only=on,filename=" + comma(i.Root),
-		"-blockdev", "node-name=" + rootSerial + ",driver=raw,read-only=on,file=" + rootSerial + "-file",
-		"-device", fmt.Sprintf("virtio-blk-pci,id=%[1]s-dev,drive=%[1]s,serial=%[1]s,addr=%#[2]x", rootSerial, rootAddress),
-	}
 }
 
 // debianKernel is the kernel and the folder of modules of a package of Debian's.
@@ -238,4 +223,10 @@ func prune(dir string) {
 			os.Remove(filepath.Join(dir, e.Name()))
 		}
 	}
+}
+
+// HasAgent tells whether this program was built with the guest's agent in it.
+func HasAgent() bool {
+	b, err := agentbin.Agent()
+	return err == nil && len(b) > 0
 }

@@ -1,8 +1,9 @@
-package guest_test
+package image_test
 
 import (
 	"bytes"
 	"os"
+	"path"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -15,6 +16,7 @@ import (
 	"qmigrate/guest/debian"
 	"qmigrate/guest/guesttest"
 	"qmigrate/guest/guesttest/within"
+	"qmigrate/guest/image"
 )
 
 // readBack is an initramfs: names in order, and contents.
@@ -46,12 +48,12 @@ func readBack(t *testing.T, file string) (names []string, content map[string]str
 func TestImage(t *testing.T) {
 	guesttest.Image(t) // there is a kernel, or the test is skipped
 	agent := []byte("the agent")
-	image, err := guest.BuildImage(within.Context(t), guest.ImageSpec{Agent: agent})
+	made, err := image.Build(within.Context(t), image.Spec{Agent: agent})
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer os.Remove(image.Initrd)
-	names, content := readBack(t, image.Initrd)
+	defer os.Remove(made.Initrd)
+	names, content := readBack(t, made.Initrd)
 	if content["init"] != string(agent) {
 		t.Errorf("init is %q", content["init"])
 	}
@@ -81,13 +83,13 @@ func TestImage(t *testing.T) {
 		}
 	}
 	// The same parts, the same files; another agent, another initramfs and the same kernel.
-	again, err := guest.BuildImage(within.Context(t), guest.ImageSpec{Agent: agent})
-	if err != nil || again != image {
-		t.Errorf("%+v %v, before %+v", again, err, image)
+	again, err := image.Build(within.Context(t), image.Spec{Agent: agent})
+	if err != nil || again != made {
+		t.Errorf("%+v %v, before %+v", again, err, made)
 	}
-	other, err := guest.BuildImage(within.Context(t), guest.ImageSpec{Agent: []byte("another")})
-	if err != nil || other.Initrd == image.Initrd || other.Kernel != image.Kernel {
-		t.Errorf("%+v %v, before %+v", other, err, image)
+	other, err := image.Build(within.Context(t), image.Spec{Agent: []byte("another")})
+	if err != nil || other.Initrd == made.Initrd || other.Kernel != made.Kernel {
+		t.Errorf("%+v %v, before %+v", other, err, made)
 	}
 	os.Remove(other.Initrd)
 }
@@ -111,7 +113,7 @@ func TestOwnKernel(t *testing.T) {
 	kernel, modules := debianKernel(t)
 	cache := guesttest.Dir(t)
 	t.Run("built in", func(t *testing.T) {
-		image, err := guest.BuildImage(within.Context(t), guest.ImageSpec{Kernel: kernel, CacheDir: cache, Agent: []byte("a")})
+		image, err := image.Build(within.Context(t), image.Spec{Kernel: kernel, CacheDir: cache, Agent: []byte("a")})
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -125,7 +127,7 @@ func TestOwnKernel(t *testing.T) {
 		for i := range images {
 			wg.Go(func() {
 				var err error
-				if images[i], err = guest.BuildImage(within.Context(t), guest.ImageSpec{Kernel: kernel, Modules: modules, CacheDir: cache, Agent: []byte("b")}); err != nil {
+				if images[i], err = image.Build(within.Context(t), image.Spec{Kernel: kernel, Modules: modules, CacheDir: cache, Agent: []byte("b")}); err != nil {
 					t.Error(err)
 				}
 			})
@@ -151,22 +153,72 @@ func TestOwnKernel(t *testing.T) {
 		t.Fatal(err)
 	}
 	for name, c := range map[string]struct {
-		spec guest.ImageSpec
+		spec image.Spec
 		want string
 	}{
-		"modules alone":  {guest.ImageSpec{Modules: modules}, "--kernel"},
-		"no kernel":      {guest.ImageSpec{Kernel: "/no/kernel"}, "/no/kernel"},
-		"not a kernel":   {guest.ImageSpec{Kernel: "/bin/true", Modules: "/no"}, "/no"}, // an ELF file may be one: the modules are what is wrong first
-		"text":           {guest.ImageSpec{Kernel: "/etc/passwd"}, "neither"},
-		"no modules":     {guest.ImageSpec{Kernel: kernel, Modules: guesttest.Dir(t)}, "no kernel modules"},
-		"another kernel": {guest.ImageSpec{Kernel: other, Modules: modules}, "9" + release[1:]},
+		"modules alone":  {image.Spec{Modules: modules}, "--kernel"},
+		"no kernel":      {image.Spec{Kernel: "/no/kernel"}, "/no/kernel"},
+		"not a kernel":   {image.Spec{Kernel: "/bin/true", Modules: "/no"}, "/no"}, // an ELF file may be one: the modules are what is wrong first
+		"text":           {image.Spec{Kernel: "/etc/passwd"}, "neither"},
+		"no modules":     {image.Spec{Kernel: kernel, Modules: guesttest.Dir(t)}, "no kernel modules"},
+		"another kernel": {image.Spec{Kernel: other, Modules: modules}, "9" + release[1:]},
 	} {
 		t.Run(name, func(t *testing.T) {
 			c.spec.CacheDir, c.spec.Agent = cache, []byte("a")
-			image, err := guest.BuildImage(within.Context(t), c.spec)
+			image, err := image.Build(within.Context(t), c.spec)
 			if err == nil || image != (guest.Image{}) || !strings.Contains(err.Error(), c.want) {
 				t.Errorf("%+v, %v; want an error with %q", image, err, c.want)
 			}
 		})
+	}
+}
+
+// The image holds the modules of the hardware asked for and no others: the usual guest's boot pays for nothing else.
+func TestImageHardware(t *testing.T) {
+	guesttest.Image(t)
+	usual := []string{"virtio", "virtio_ring", "virtio_pci_legacy_dev", "virtio_pci_modern_dev", "virtio_pci", "failover", "net_failover", "virtio_net", "virtio_console", "virtio_blk"}
+	for _, c := range []struct {
+		spec          image.Spec
+		kernel        debian.What
+		with, without []string
+	}{
+		{image.Spec{}, debian.Kernel, usual, []string{"e1000", "sd_mod", "virtio_scsi", "libata"}},
+		{image.Spec{NIC: "virtio-net", DiskBus: "virtio-blk"}, debian.Kernel, usual, []string{"e1000", "sd_mod"}},
+		{image.Spec{NIC: "vmxnet3", DiskBus: "virtio-scsi"}, debian.Kernel, []string{"vmxnet3", "virtio_scsi", "sd_mod", "scsi_mod", "virtio_console"}, []string{"virtio_net", "virtio_blk"}},
+		{image.Spec{NIC: "e1000"}, debian.Generic, []string{"e1000", "virtio_pci", "virtio_console", "virtio_blk"}, []string{"virtio_net", "sd_mod"}},
+		{image.Spec{NIC: "e1000e", DiskBus: "ahci"}, debian.Generic, []string{"e1000e", "libata", "libahci", "ahci", "sd_mod"}, []string{"virtio_blk", "virtio_scsi"}},
+	} {
+		if _, err := debian.Find(c.kernel); err != nil {
+			guesttest.Unable(t, err, ": `make deps` gets it")
+		}
+		image, err := image.Build(t.Context(), c.spec)
+		if err != nil {
+			t.Fatal(err)
+		}
+		_, content := readBack(t, image.Initrd)
+		var have []string
+		for _, l := range strings.Fields(content["modules.list"]) {
+			_, name, _ := strings.Cut(strings.TrimSuffix(path.Base(l), ".ko"), "-")
+			have = append(have, name)
+		}
+		for _, name := range c.with {
+			if !slices.Contains(have, name) {
+				t.Errorf("%+v: no %s in %q", c.spec, name, have)
+			}
+		}
+		for _, name := range c.without {
+			if slices.Contains(have, name) {
+				t.Errorf("%+v: %s in %q", c.spec, name, have)
+			}
+		}
+		if c.kernel == debian.Kernel && c.spec.NIC != "vmxnet3" && len(have) != len(usual) {
+			t.Errorf("%+v: the usual guest loads %q", c.spec, have)
+		}
+	}
+	// A kernel of the user's without the module.
+	kernel, modules := debianKernel(t)
+	_, err := image.Build(t.Context(), image.Spec{Kernel: kernel, Modules: modules, NIC: "e1000", CacheDir: guesttest.Dir(t)})
+	if err == nil || !strings.Contains(err.Error(), "module e1000, needed by the guest, is neither in") {
+		t.Errorf("e1000 without its module: %v", err)
 	}
 }
