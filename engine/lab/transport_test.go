@@ -92,9 +92,11 @@ func TestStream(t *testing.T) {
 			if p.Capabilities["multifd"] && (rec.Total.Multifd == nil || *rec.Total.Multifd < sent/2) {
 				t.Errorf("the pages did not go by multifd: %v of %d bytes", rec.Total.Multifd, sent)
 			}
-			// The working set is most of the checked pages, and packs to less than a tenth.
-			if checked := rec.MemoryCheck.PagesChecked * 4096; test.packed == (sent > checked) {
-				t.Errorf("%d bytes of checked pages and all else took %d: compressed %t", checked, sent, test.packed)
+			// The working set is most of the checked pages, and packs to less than a tenth. On a busy machine there are more
+			// passes, and a page is sent more often. "compress" does not count its pages.
+			if plain := max(rec.MemoryCheck.PagesChecked, pages/2) * 4096; test.packed == (sent > plain) {
+				t.Errorf("%d pages, of %d that were checked, took %d bytes: compressed %t", pages,
+					rec.MemoryCheck.PagesChecked, sent, test.packed)
 			}
 		})
 	}
