@@ -121,19 +121,25 @@ func TestSilentDestination(t *testing.T) {
 func TestSilentSwitchOver(t *testing.T) {
 	t.Parallel()
 	src, dst := copying(t), listening(t)
-	limit := 2 * time.Second
+	limit, silent := 2*time.Second, false
 	src.on["migrate"] = func() {
 		src.migrating("active")
 		src.status = "finish-migrate"
 		src.event(`"STOP"`)
-		time.AfterFunc(10*time.Millisecond, func() { src.do(func() { src.deaf = true }) })
+		src.on["query-status"] = func() { src.deaf = true } // when it has said why the guest stands still
 		time.AfterFunc(3*limit, func() {
-			src.do(func() { src.deaf, src.status = false, "postmigrate"; src.migrating("completed") })
-			dst.do(func() { dst.status = "paused"; dst.migrating("completed") })
+			src.do(func() {
+				silent, src.deaf, src.status = src.deaf, false, "postmigrate"
+				src.migrating("completed")
+				src.on["query-status"] = func() { // it is no longer taken for silent
+					delete(src.on, "query-status")
+					dst.do(func() { dst.status = "paused"; dst.migrating("completed") })
+				}
+			})
 		})
 	}
 	r, err := migrate(t, src, dst, plan.Plan{StallLimit: limit, RecoverLimit: limit})
-	if err != nil || r.GuestOn != record.Destination || dst.runState() != "running" {
+	if err != nil || !silent || r.GuestOn != record.Destination || dst.runState() != "running" {
 		t.Errorf("guest on %s, destination %s: %v", r.GuestOn, dst.runState(), err)
 	}
 }

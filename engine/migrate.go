@@ -673,6 +673,9 @@ func (m *migration) until(ctx context.Context, done func() bool) error {
 				return err
 			}
 		case s := <-m.silent:
+			if m.catchUp(); done() { // nobody took in what came while a question waited for its answer
+				return nil
+			}
 			if err := m.hangs(s); err != nil {
 				return err
 			}
