@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -41,6 +42,9 @@ type fakeQEMU struct {
 	refuse    map[string]func() string // why a command is refused (GenericError); "": it is not; called before on, like it
 	says      map[string]string        // the answers to commands, as JSON, where they are not the usual ones
 	slow      map[string]time.Duration // the answer, made at once, is sent so much later
+
+	planning sync.Mutex
+	planned  []planned // what later is to do, in its order
 }
 
 func newFake(t *testing.T, name, status, migration string) *fakeQEMU {
@@ -125,8 +129,31 @@ func (q *fakeQEMU) do(f func()) {
 	}
 }
 
-// later is do after a time.
-func (q *fakeQEMU) later(d time.Duration, f func()) { time.AfterFunc(d, func() { q.do(f) }) }
+// later is do after a time. What is due first comes first, also on a busy machine, where timers overtake each other.
+func (q *fakeQEMU) later(d time.Duration, f func()) {
+	due := time.Now().Add(d)
+	q.planning.Lock()
+	i := slices.IndexFunc(q.planned, func(p planned) bool { return p.due.After(due) })
+	if i < 0 {
+		i = len(q.planned)
+	}
+	q.planned = slices.Insert(q.planned, i, planned{due, f})
+	q.planning.Unlock()
+	time.AfterFunc(d, func() {
+		q.do(func() {
+			q.planning.Lock()
+			first := q.planned[0]
+			q.planned = q.planned[1:]
+			q.planning.Unlock()
+			first.do()
+		})
+	})
+}
+
+type planned struct {
+	due time.Time
+	do  func()
+}
 
 func (q *fakeQEMU) runState() string {
 	q.mu.Lock()

@@ -199,7 +199,8 @@ func TestGuestEnds(t *testing.T) {
 		}}, caseOf{reason + " in post-copy", func(t *testing.T) {
 			x := inPostCopy(t, reason, guest)
 			x.ended(t)
-			x.says(t, said+" on the destination", "into post-copy", "end the source QEMU too")
+			// A busy machine may see first that the link was lost: then it is a recovery.
+			x.says(t, said+" on the destination", "ms into ", "end the source QEMU too")
 		}})
 	}
 	atOnce(t, all)
