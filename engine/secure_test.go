@@ -195,10 +195,10 @@ func TestTLSRefusedBefore(t *testing.T) {
 		"not USER:KEY":                                           {TLS: psk(t, tlscreds.Files{"keys.psk": []byte("secret\n")}, keys)},
 		"unix:.* has no host's name":                             {Listen: "unix:/x", TLS: x509(t, p.client(), p.server())},
 		"tls \"ssl\": have psk, x509":                            {TLS: &plan.TLS{Kind: "ssl"}},
-		"the folders of both sides' credentials are needed":      {TLS: &plan.TLS{Kind: plan.PSK, SourceDir: "/x"}},
-		"authorization needs verification":                       {TLS: &plan.TLS{Kind: plan.X509, SourceDir: "/x", DestinationDir: "/x", NoVerify: true, Authz: "CN=a"}},
-		"the disks would travel beside the tunnel, in clear":     {Tunnel: plan.TLSTunnel, Mirror: plan.Mirror{Nodes: []string{"disk0"}}},
-		"parameter tls-creds: tls psk sets it":                   {TLS: psk(t, keys, keys), Parameters: map[string]string{"tls-creds": "x"}},
+		"tls-dir-destination: missing":                           {TLS: &plan.TLS{Kind: plan.PSK, SourceDir: "/x"}},
+		"tls-authz \"CN=a\": it needs verification":              {TLS: &plan.TLS{Kind: plan.X509, SourceDir: "/x", DestinationDir: "/x", NoVerify: true, Authz: "CN=a"}},
+		"would travel beside the tunnel, in clear":               {Tunnel: plan.TLSTunnel, Mirror: plan.Mirror{Nodes: []string{"disk0"}}},
+		"parameter \"tls-creds=x\": tls psk sets it":             {TLS: psk(t, keys, keys), Parameters: map[string]string{"tls-creds": "x"}},
 	} {
 		r, err := engine.Migrate(within.Context(t), connect.Endpoint(src), connect.Endpoint(dst), planned, plan.Options{})
 		if err == nil || !matches(want, err.Error()) || strings.Contains(err.Error(), "\n") {

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"log/slog"
 	"os"
+	"slices"
 
 	"github.com/urfave/cli/v2"
 	"golang.org/x/sys/unix"
@@ -13,6 +14,7 @@ import (
 	"qmigrate/engine/lab"
 	"qmigrate/engine/plan"
 	"qmigrate/engine/record"
+	"qmigrate/engine/setting"
 	"qmigrate/guest"
 	"qmigrate/guest/image"
 	"qmigrate/hostnet"
@@ -23,8 +25,10 @@ func (c *commands) demo() *cli.Command {
 	return &cli.Command{
 		Name:  "demo",
 		Usage: "two hosts, a guest with a workload, one live migration, and what happened",
-		Flags: append(append(append(planFlags(), coloFlags()...), guestFlags()...),
-			&cli.BoolFlag{Name: "keep", Category: aboutOutput, Usage: "leave the hosts and both QEMUs standing, for `qmigrate lab status|exec|down`"}),
+		Flags: slices.Concat(flags(setting.Demo, aboutMigration, demoSettings()), coloFlags(), flags(setting.Demo, aboutGuest, lab.Settings()),
+			outputFlags(), []cli.Flag{
+				&cli.BoolFlag{Name: "keep", Category: aboutOutput, Usage: "leave the hosts and both QEMUs standing, for `qmigrate lab status|exec|down`"},
+			}),
 		Action: c.runDemo,
 	}
 }
@@ -33,16 +37,16 @@ func (c *commands) runDemo(x *cli.Context) error {
 	if x.Args().Present() {
 		return usagef("demo takes no arguments, found %q", x.Args().First())
 	}
-	p, err := planOf(x)
+	p, err := planOf(x, setting.Demo, demoSettings())
 	if err != nil {
 		return err
 	}
-	s, err := c.labSpec(x)
+	s, err := c.labSpec(x, setting.Demo)
 	if err != nil {
 		return err
 	}
 	if err := lab.CheckTransport(s.Transport, p); err != nil {
-		return usagef("--%w", err)
+		return usageError{err}
 	}
 	colo, err := c.coloRun(x, p, &s)
 	if err != nil {

@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"path/filepath"
+	"slices"
 
 	"github.com/urfave/cli/v2"
 
@@ -11,25 +12,17 @@ import (
 	"qmigrate/engine/endpoint"
 	"qmigrate/engine/plan"
 	"qmigrate/engine/record"
-	"qmigrate/engine/record/units"
+	"qmigrate/engine/setting"
 )
 
 // fileFlags are those of save and restore.
-func fileFlags(format string) []cli.Flag {
-	return []cli.Flag{
+func fileFlags(place setting.Place, format string) []cli.Flag {
+	return slices.Concat([]cli.Flag{
 		&cli.StringFlag{Name: "file", Category: aboutMigration, Usage: "`PATH` of the saved guest, on this machine"},
 		&cli.StringFlag{Name: "format", Category: aboutMigration, Value: format, Usage: "`NAME` stream (every QEMU), or mapped-ram (9.0 and newer: each page has its place, so that several threads can write and read)"},
 		&cli.BoolFlag{Name: "direct-io", Category: aboutMigration, Usage: "mapped-ram: pass by the host's cache (QEMU 9.1 and newer)"},
 		&cli.IntFlag{Name: "multifd-channels", Category: aboutMigration, Usage: "`N` mapped-ram: that many channels at once; 0 is one thread"},
-		&cli.StringSliceFlag{Name: "capability", Category: aboutMigration, Usage: "`NAME=on|off` a migration capability of QEMU's; may be given again"},
-		&cli.StringSliceFlag{Name: "parameter", Category: aboutMigration, Usage: "`NAME=VALUE` a migration parameter of QEMU's, in its own unit; may be given again"},
-		&cli.StringFlag{Name: "timeout", Category: aboutMigration, Value: "0s", Usage: "`TIME` give up after it; 0s: never"},
-		&cli.StringFlag{Name: "out", Category: aboutOutput, Value: "out", Usage: "`DIR` append the record to DIR/records.jsonl"},
-		&cli.BoolFlag{Name: "json", Category: aboutOutput, Usage: "print the record, one line, on standard output"},
-		detailsFlag(),
-		quietFlag(),
-		logLevelFlag(),
-	}
+	}, flags(place, aboutMigration, plan.Settings()), outputFlags())
 }
 
 func (c *commands) save() *cli.Command {
@@ -45,11 +38,8 @@ func (c *commands) save() *cli.Command {
 			&cli.StringFlag{Name: "source", Category: aboutMigration, Usage: "`E` endpoint of the QEMU that runs the guest, on this machine"},
 			&cli.BoolFlag{Name: "background", Category: aboutMigration, Usage: "do not stop the guest for longer than its devices take (userfaultfd; QEMU 8.1 and newer)"},
 			&cli.BoolFlag{Name: "continue", Category: aboutMigration, Usage: "run the guest again when it is saved"},
-			&cli.BoolFlag{Name: "allow-unsafe", Category: aboutMigration, Usage: "also --background on an older QEMU, which loses the guest if the save fails half-way"},
-			&cli.StringFlag{Name: "max-bandwidth", Category: aboutMigration, Value: "0B/s", Usage: "`RATE` what may be written; 0B/s is unlimited, and so is --background"},
-			&cli.StringFlag{Name: "sample-interval", Category: aboutMigration, Value: "10ms", Usage: "`TIME` how often query-migrate and query-status are asked; 0ms: never"},
-		}, fileFlags(engine.StreamFormat)...),
-		Action: func(x *cli.Context) error { return c.runFile(x, "source", engine.Save) },
+		}, fileFlags(setting.Save, engine.StreamFormat)...),
+		Action: func(x *cli.Context) error { return c.runFile(x, "source", setting.Save, engine.Save) },
 	}
 }
 
@@ -63,8 +53,8 @@ func (c *commands) restore() *cli.Command {
 		Flags: append([]cli.Flag{
 			&cli.StringFlag{Name: "destination", Category: aboutMigration, Usage: "`E` endpoint of the QEMU that waits for it, on this machine"},
 			&cli.BoolFlag{Name: "paused", Category: aboutMigration, Usage: "leave it paused"},
-		}, fileFlags("")...),
-		Action: func(x *cli.Context) error { return c.runFile(x, "destination", engine.Restore) },
+		}, fileFlags(setting.Restore, "")...),
+		Action: func(x *cli.Context) error { return c.runFile(x, "destination", setting.Restore, engine.Restore) },
 	}
 }
 
@@ -72,7 +62,7 @@ func (c *commands) restore() *cli.Command {
 type filer func(ctx context.Context, e *endpoint.Endpoint, p plan.Plan, f engine.File, o plan.Options) (*record.Migration, error)
 
 // runFile is save or restore: side names the flag of the one endpoint.
-func (c *commands) runFile(x *cli.Context, side string, run filer) error {
+func (c *commands) runFile(x *cli.Context, side string, place setting.Place, run filer) error {
 	if x.Args().Present() {
 		return usagef("%s takes no arguments, found %q", x.Command.Name, x.Args().First())
 	}
@@ -98,28 +88,9 @@ func (c *commands) runFile(x *cli.Context, side string, run filer) error {
 	if f.Path, err = filepath.Abs(x.String("file")); err != nil {
 		return err
 	}
-	p := plan.Plan{AllowUnsafe: x.Bool("allow-unsafe"), MaxBandwidth: -1}
-	if p.Capabilities, p.Parameters, err = qemuOptions(x); err != nil {
+	p := plan.Plan{MaxBandwidth: -1}
+	if err := set(x, place, plan.Settings(), &p); err != nil {
 		return err
-	}
-	if text := x.String("max-bandwidth"); text != "" {
-		if p.MaxBandwidth, err = units.Rate(text); err != nil {
-			return usagef("--max-bandwidth: %w", err)
-		}
-		if p.MaxBandwidth == 0 {
-			p.MaxBandwidth = -1 // the plan's word for unlimited
-		}
-	}
-	if p.Timeout, err = units.Duration(x.String("timeout")); err != nil {
-		return usagef("--timeout: %w", err)
-	}
-	if text := x.String("sample-interval"); text != "" {
-		if p.SampleInterval, err = units.Duration(text); err != nil {
-			return usagef("--sample-interval: %w", err)
-		}
-		if p.SampleInterval == 0 {
-			p.SampleInterval = -1 // the plan's word for no polling
-		}
 	}
 	log, err := c.logger(x)
 	if err != nil {

@@ -6,20 +6,7 @@ import (
 
 	"qmigrate/engine/record"
 	"qmigrate/guest/debian"
-	"qmigrate/guest/wire"
 )
-
-// workloadNames are the names of all workloads; those that need another guest than the default say so.
-func workloadNames() (names []string) {
-	for _, t := range wire.WorkloadTypes() {
-		name := t.Name
-		if t.Guest != "" {
-			name += " (" + t.Guest + ")"
-		}
-		names = append(names, name)
-	}
-	return names
-}
 
 // guestFinding says whether the Debian guest is there.
 func guestFinding(mend string) finding {

@@ -118,7 +118,7 @@ func underHeadings(flags []cli.Flag) iter.Seq2[string, []cli.Flag] {
 func flagText(f cli.Flag) (placeholder, text, value string) {
 	switch f := f.(type) {
 	case *cli.StringFlag:
-		text, value = f.Usage, f.Value
+		text, value = f.Usage, cmp.Or(f.DefaultText, f.Value)
 	case *cli.StringSliceFlag:
 		text = f.Usage
 	case *cli.IntFlag:

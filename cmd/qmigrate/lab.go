@@ -10,6 +10,7 @@ import (
 	"github.com/urfave/cli/v2"
 
 	"qmigrate/engine/lab"
+	"qmigrate/engine/setting"
 	"qmigrate/guest/wire"
 	"qmigrate/hostnet/host"
 )
@@ -22,7 +23,7 @@ func (c *commands) lab() *cli.Command {
 		Subcommands: []*cli.Command{
 			{
 				Name: "up", Usage: "make a lab that stands until `lab down`; needs root", ArgsUsage: "[NAME]",
-				Flags:  append(guestFlags(), quietFlag(), logLevelFlag()),
+				Flags:  append(flags(setting.Lab, aboutGuest, lab.Settings()), quietFlag(), logLevelFlag()),
 				Action: c.labUp,
 			},
 			{Name: "status", Usage: "which labs there are, and which side runs each guest", Action: c.labStatus},
@@ -62,7 +63,7 @@ func (c *commands) labUp(x *cli.Context) error {
 	if err != nil {
 		return err
 	}
-	s, err := c.labSpec(x)
+	s, err := c.labSpec(x, setting.Lab)
 	if err != nil {
 		return err
 	}

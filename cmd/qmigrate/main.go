@@ -53,6 +53,8 @@ func (e errSignal) Is(target error) bool { return target == context.Canceled }
 // usageError is a command line that cannot be understood.
 type usageError struct{ error }
 
+func (e usageError) Unwrap() error { return e.error }
+
 func usagef(format string, args ...any) error { return usageError{fmt.Errorf(format, args...)} }
 
 // run is the whole program: it may be called by a test.
@@ -159,8 +161,17 @@ func newApp(c *commands) *cli.App {
 	return app
 }
 
+// setUsageErrors has a command's errors name its flags.
 func setUsageErrors(command *cli.Command) {
 	command.OnUsageError = onUsageError
+	if action := command.Action; action != nil {
+		command.Action = func(x *cli.Context) error {
+			if err := action(x); err != nil {
+				return saidAsFlags{err, command.Flags}
+			}
+			return nil
+		}
+	}
 	for _, sub := range command.Subcommands {
 		setUsageErrors(sub)
 	}

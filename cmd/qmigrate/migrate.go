@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 
 	"github.com/urfave/cli/v2"
@@ -17,6 +18,7 @@ import (
 	"qmigrate/engine/fit"
 	"qmigrate/engine/plan"
 	"qmigrate/engine/record"
+	"qmigrate/engine/setting"
 )
 
 func (c *commands) migrate() *cli.Command {
@@ -27,13 +29,10 @@ func (c *commands) migrate() *cli.Command {
 			"The destination waits with -incoming defer; it need not be paused. The source QEMU is left in postmigrate: end it when you like.\n\n" +
 			"  qmigrate migrate --source unix:/run/a --destination unix:/run/b\n" +
 			"  qmigrate migrate --source unix:/run/a.qmp --destination unix:/run/b --launch",
-		Flags: append(append([]cli.Flag{
+		Flags: slices.Concat([]cli.Flag{
 			&cli.StringFlag{Name: "source", Category: aboutMigration, Usage: "`E` endpoint of the QEMU that runs the guest"},
 			&cli.StringFlag{Name: "destination", Category: aboutMigration, Usage: "`E` endpoint of the QEMU that waits for it"},
-		}, append(planFlags(), mirrorFlags()...)...),
-			&cli.StringFlag{Name: "listen", Category: aboutMigration,
-				Usage: "`URI` where the destination listens, as QEMU's migrate-incoming takes it; tcp:127.0.0.1:0, a port of its choice, if not given, and with --launch into another network namespace a socket in the new folder"},
-			&cli.StringFlag{Name: "connect", Category: aboutMigration, Usage: "`URI` where the source connects to, if not to where the destination listens"},
+		}, flags(setting.Migrate, aboutMigration, plan.Settings()), []cli.Flag{
 			&cli.StringFlag{Name: "tunnel-to", Category: aboutMigration, Usage: "`ssh://USER@HOST[:PORT]` the sshd of the destination's host, for --tunnel ssh; --listen is as that host has it"},
 			&cli.StringFlag{Name: "tunnel-identity", Category: aboutMigration, Usage: "`FILE` private key for it, not encrypted; ~/.ssh/id_ed25519 if not given"},
 			&cli.StringFlag{Name: "tunnel-known-hosts", Category: aboutMigration, Usage: "`FILE` which key that host has; ~/.ssh/known_hosts if not given"},
@@ -47,7 +46,7 @@ func (c *commands) migrate() *cli.Command {
 			&cli.StringSliceFlag{Name: "port", Category: aboutLaunch,
 				Usage: "`OLD=NEW` the destination's TCP or UDP port for one of the source's; may be given again"},
 			&cli.StringSliceFlag{Name: "path", Category: aboutLaunch, Usage: "`OLD=NEW` the destination's file for one of the source's, such as the image of a disk that is mirrored; may be given again"},
-		),
+		}, outputFlags()),
 		Action: c.runMigrate,
 	}
 }
@@ -69,12 +68,8 @@ func (c *commands) runMigrate(x *cli.Context) error {
 			return usagef("--%s is for --launch: give that too, or leave it out", flag)
 		}
 	}
-	p, err := planOf(x)
+	p, err := planOf(x, setting.Migrate, plan.Settings())
 	if err != nil {
-		return err
-	}
-	p.Listen, p.Connect = x.String("listen"), x.String("connect")
-	if p.Mirror, err = mirror(x); err != nil {
 		return err
 	}
 	if name, ok := strings.CutPrefix(p.Listen, "unix:"); ok { // QEMU removes what is there before it listens, whatever it is

@@ -27,7 +27,8 @@ import (
 func (c *commands) run() *cli.Command {
 	return &cli.Command{
 		Name: "run", Usage: "an experiment: every combination of the values in a file, each several times; one that was stopped goes on", ArgsUsage: "FILE.toml|NAME",
-		Description: "NAME is one of the bundled studies: " + strings.Join(bundled(), ", ") + ". docs/experiments.md has the file's whole vocabulary.",
+		Description: "NAME is one of the bundled studies: " + strings.Join(bundled(), ", ") + ". docs/experiments.md has the file's whole " +
+			"vocabulary.\n\nFactors, each a flag of demo or a part of one: " + strings.Join(experiment.Factors(), ", ") + ".",
 		Flags: []cli.Flag{
 			&cli.StringFlag{Name: "scale", Usage: "`NAME` run the file at one of the scales that it defines, such as small; its real size if not given"},
 			&cli.IntFlag{Name: "repeats", Usage: "`N` trials of each cell, whatever the file says"},

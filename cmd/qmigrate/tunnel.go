@@ -9,37 +9,32 @@ import (
 	"qmigrate/engine/plan"
 )
 
-// tunnelKind reads --tunnel; empty without it.
-func tunnelKind(x *cli.Context) (plan.TunnelKind, error) {
-	kind := plan.TunnelKind(x.String("tunnel"))
-	if !x.IsSet("tunnel") {
+// checkTunnel refuses flags that do not go with the plan's tunnel, or with none.
+func checkTunnel(x *cli.Context, p plan.Plan) error {
+	if p.Tunnel == "" {
 		for _, flag := range []string{"tunnel-to", "tunnel-identity", "tunnel-known-hosts", "tunnel-hosts", "tunnel-address"} {
 			if x.IsSet(flag) {
-				return "", usagef("--%s is for --tunnel: give --tunnel tls or --tunnel ssh too, or leave it out", flag)
+				return usagef("--%s is for --tunnel: give --tunnel tls or --tunnel ssh too, or leave it out", flag)
 			}
 		}
-		return "", nil
+		return nil
 	}
 	switch {
-	case kind != plan.TLSTunnel && kind != plan.SSHTunnel:
-		return "", usagef("--tunnel %q: have %s, %s", kind, plan.TLSTunnel, plan.SSHTunnel)
-	case x.IsSet("tls"):
-		return "", usagef("--tls and --tunnel: each encrypts all of it: give one of them")
 	case x.IsSet("connect"):
-		return "", usagef("--connect and --tunnel: the source connects to the tunnel: leave --connect out")
-	case x.IsSet("tunnel-to") && kind != plan.SSHTunnel:
-		return "", usagef("--tunnel-to is for --tunnel ssh")
+		return usagef("--connect and --tunnel: the source connects to the tunnel: leave --connect out")
+	case x.IsSet("tunnel-to") && p.Tunnel != plan.SSHTunnel:
+		return usagef("--tunnel-to is for --tunnel ssh")
 	case x.IsSet("listen") && !x.IsSet("tunnel-to"):
-		return "", usagef("--listen and --tunnel: the destination listens to the tunnel: leave --listen out, unless --tunnel-to names the destination's host")
+		return usagef("--listen and --tunnel: the destination listens to the tunnel: leave --listen out, unless --tunnel-to names the destination's host")
 	case x.IsSet("tunnel-to") && !x.IsSet("listen"):
-		return "", usagef("--tunnel-to needs --listen: where the destination is to listen on its own host, as in --listen unix:/run/qmigrate.sock or tcp:127.0.0.1:4444")
+		return usagef("--tunnel-to needs --listen: where the destination is to listen on its own host, as in --listen unix:/run/qmigrate.sock or tcp:127.0.0.1:4444")
 	}
 	for _, flag := range []string{"tunnel-identity", "tunnel-known-hosts"} {
 		if x.IsSet(flag) && !x.IsSet("tunnel-to") {
-			return "", usagef("--%s is for --tunnel-to: without that both ends are in this process, and their keys too", flag)
+			return usagef("--%s is for --tunnel-to: without that both ends are in this process, and their keys too", flag)
 		}
 	}
-	return kind, nil
+	return nil
 }
 
 // tunnelPlace is where the flags say that the tunnel's halves are.

@@ -16,10 +16,10 @@ import (
 	"qmigrate/engine/lab"
 	"qmigrate/engine/record"
 	"qmigrate/engine/record/units"
+	"qmigrate/engine/setting"
 	"qmigrate/engine/storage"
 	"qmigrate/guest"
 	"qmigrate/guest/image"
-	"qmigrate/guest/wire"
 	"qmigrate/hostnet/host"
 	"qmigrate/internal/procfs"
 	"qmigrate/qmp"
@@ -86,7 +86,7 @@ type machine struct {
 // check returns what is wrong with a cell and the line that says so.
 func (h *machine) check(ctx context.Context, e *Experiment, c *Cell) (line int, err error) {
 	if err := lab.CheckTransport(c.Lab.Transport, c.Plan); err != nil {
-		return c.line("transport", "mode"), err
+		return c.blame(err), err
 	}
 	if e.Boot == PerCell {
 		if err := c.Lab.CheckAgain(); err != nil {
@@ -94,13 +94,11 @@ func (h *machine) check(ctx context.Context, e *Experiment, c *Cell) (line int, 
 		}
 	}
 	if c.Lab.Storage.Kind == storage.Mirror && c.Plan.Tunnel != "" {
-		return c.line("tunnel"), errors.New("storage mirror through a tunnel: the disks would travel beside the tunnel, in clear: use tls, which encrypts them too")
+		return c.line("tunnel"), setting.Errorf("tunnel", string(c.Plan.Tunnel),
+			"the disks of storage mirror would travel beside the tunnel, in clear: use tls, which encrypts them too")
 	}
 	if err := c.Lab.CheckHardware(); err != nil {
 		return c.blame(err), err
-	}
-	if err := c.Lab.Workload.CheckGuest(cmp.Or(c.Lab.Image.Guest, wire.TinyGuest)); err != nil {
-		return c.line("workload", "guest"), fmt.Errorf("%w: guest = %q", err, wire.DebianGuest)
 	}
 	if line, err := c.checkMemory(h.memory); err != nil {
 		return line, err
@@ -247,20 +245,7 @@ func memoryTotal() int64 {
 	return procfs.Bytes(b, "MemTotal")
 }
 
-// blame is the line of the factor that an error is about: of one whose name, or whose own names, its text has.
+// blame is the line of the first of the settings that an error is about and the cell gives.
 func (c *Cell) blame(err error) int {
-	text := err.Error()
-	for _, f := range []string{"parameter", "capability"} {
-		for word := range strings.SplitSeq(c.texts[f], ",") {
-			if name, _, ok := strings.Cut(word, "="); ok && strings.Contains(text, strings.TrimSpace(name)) {
-				return c.lines[f]
-			}
-		}
-	}
-	for _, f := range slices.Backward(factors()) {
-		if line, given := c.lines[f.name]; given && (strings.Contains(text, f.name) || strings.Contains(text, f.name+" "+c.texts[f.name])) {
-			return line
-		}
-	}
-	return c.line("mode", "policy", "capability")
+	return c.line(append(setting.Of(err), "mode", "policy", "capability")...)
 }

@@ -20,6 +20,7 @@ import (
 	"qmigrate/engine/lab"
 	"qmigrate/engine/plan"
 	"qmigrate/engine/record/units"
+	"qmigrate/engine/setting"
 	"qmigrate/guest/wire"
 	"qmigrate/internal/near"
 )
@@ -205,8 +206,8 @@ func (r *reader) experiment(root *node, scale string) *Experiment {
 		}
 	}
 	if n := top.table["boot"]; n != nil {
-		if err := oneOf(n.text, PerTrial, PerCell); err != nil {
-			r.wrong(n.line, "boot %q: %v", n.text, err)
+		if !slices.Contains([]string{PerTrial, PerCell}, n.text) {
+			r.wrong(n.line, "boot %q: %s", n.text, near.Hint(n.text, []string{PerTrial, PerCell}))
 		}
 		e.Boot = n.text
 	}
@@ -249,10 +250,7 @@ func (r *reader) factor(key string, n *node) bool {
 
 // nearFactor names the factors that a wrong word may have meant, and those of more, or where they are listed.
 func nearFactor(word string, more ...string) string {
-	for _, f := range factors() {
-		more = append(more, f.name)
-	}
-	return near.Or(word, more, "docs/experiments.md lists them")
+	return near.Or(word, append(Factors(), more...), "docs/experiments.md lists them")
 }
 
 func (r *reader) text(n *node, key string, into *string) {
@@ -503,13 +501,13 @@ func differs(rows [][]value, factor string) bool {
 // meanTheSame tells whether a factor does the same for two texts, which would be two cells that are one. Cases are names alone: the same under two of
 // them is what an A/A test asks for.
 func meanTheSame(key, a, b string) bool {
-	i := slices.IndexFunc(factors(), func(f factor) bool { return f.name == key })
+	all := factors()
+	i := slices.IndexFunc(all, func(f setting.Setting[Cell]) bool { return f.Name == key })
 	if i < 0 || key == "case" {
 		return false
 	}
 	var x, y Cell
-	apply := factors()[i].apply
-	return apply(&x, a) == nil && apply(&y, b) == nil && reflect.DeepEqual(x, y)
+	return all[i].Set(&x, a) == nil && all[i].Set(&y, b) == nil && reflect.DeepEqual(x, y)
 }
 
 func (r *reader) scalar(key string, n *node) bool {
@@ -580,12 +578,12 @@ func (r *reader) cell(e *Experiment, s *Sweep, fixed, row []value, varied []stri
 		c.Factors[v.factor], c.lines[v.factor], c.texts[v.factor] = v.node.value, v.node.line, v.node.text
 	}
 	for _, f := range factors() {
-		text, given := c.texts[f.name]
+		text, given := c.texts[f.Name]
 		if !given {
 			continue
 		}
-		if err := f.apply(c, text); err != nil {
-			r.wrong(c.lines[f.name], "%s %q: %v", f.name, text, err)
+		if err := f.Set(c, text); err != nil {
+			r.wrong(c.line(setting.Of(err)...), "%v", err)
 		}
 	}
 	c.shrink(e.Shrink)
@@ -611,7 +609,7 @@ func (c *Cell) shrink(by int64) {
 		return
 	}
 	c.Factors["shrink"] = by
-	c.Lab.Guest.Memory = max(c.memory()/by&^(1<<20-1), minMemory)
+	c.Lab.Guest.Memory = max(c.memory()/by&^(1<<20-1), lab.MinMemory)
 	c.Factors["memory"] = exactly(c.Lab.Guest.Memory)
 	if set := c.Lab.Workload.Number("working-set"); set > 0 {
 		c.Lab.Workload.Params = maps.Clone(c.Lab.Workload.Params)
@@ -693,8 +691,8 @@ func (r *reader) figures(e *Experiment, root *node) {
 			}
 			return n.line
 		}
-		if err := oneOf(f.Kind, FigureKinds()...); err != nil {
-			r.wrong(at("kind"), "kind %q of a figure: %v", f.Kind, err)
+		if !slices.Contains(FigureKinds(), f.Kind) {
+			r.wrong(at("kind"), "kind %q of a figure: %s", f.Kind, near.Hint(f.Kind, FigureKinds()))
 		}
 		for key, name := range map[string]string{"against": f.Against, "by": f.By} {
 			if name != "" && !isFactor(name) && !slices.Contains(given, name) { // a sweep that is left out may have it

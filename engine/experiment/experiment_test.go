@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"qmigrate/engine/record"
+	"qmigrate/engine/setting"
 	"qmigrate/hostnet"
 	"qmigrate/qmp"
 	"qmigrate/testdata/experiments"
@@ -195,7 +196,7 @@ func TestWrongLines(t *testing.T) {
 		{2, "[[sweep]]\nworkload = \"dirty:speed=3\"\n", "no parameter"},
 		{3, "[[sweep]]\nworkload = \"idle\"\nworkload-rate = [\"1/s\"]\n", `idle has no parameter "rate"`},
 		{2, "[[sweep]]\npolicy = \"never\"\n", "does not exist"},
-		{2, "[[sweep]]\ncapability = \"multifd\"\n", "NAME=VALUE"},
+		{2, "[[sweep]]\ncapability = \"multifd\"\n", "NAME=on|off"},
 		{1, "figures = [{ kind = \"against\" }]\n[[sweep]]\n", "against which factor"},
 		{2, "figures = [{ title = \"x\",\nkind = \"pie\" }]\n[[sweep]]\n", "have against"},
 		{2, "figures = [{ title = \"x\", against = \"vcpus\",\nshow = \"downtime.wires_ns\" }]\n[[sweep]]\n", "no number of a record has this key: did you mean downtime."},
@@ -215,6 +216,29 @@ func TestWrongLines(t *testing.T) {
 		}
 		if err != nil && strings.Contains(err.Error(), "\n") {
 			t.Errorf("%q: one thing is wrong, and it says %v", c.text, err)
+		}
+	}
+}
+
+// TestLineBySetting: what is found when the file has been read is said with the line of the setting that it is about,
+// whatever words of other lines the error's text has.
+func TestLineBySetting(t *testing.T) {
+	for _, c := range []struct {
+		line       int
+		text, want string
+	}{
+		{3, "mode = \"pre-copy\"\nswitch-after = 2\nparameter = \"mode=normal\"\n", "it is for mode hybrid"},
+		{2, "disk-bus = \"ahci\"\nguest = \"tiny\"\nstorage = \"none\"\n", "the guest has no disks"},
+		{2, "cpu-cap = \"4%\"\ncpu-cap-period = \"20ms\"\nping-interval = \"20ms\"\nmode = \"pre-copy\"\n", "least quota"},
+		{2, "capability = \"events=off\"\nparameter = \"events=off\"\n", "MIGRATION events"}, // the same words twice
+		{3, "parameter = \"postcopy-ram=off\"\ncapability = \"postcopy-ram=off\"\nmode = \"post-copy\"\n", "needs it"},
+		{2, "workload = \"redis\"\nguest = \"tiny\"\n", "redis needs guest debian"},
+		{3, "tls = \"x509\"\ntransport = \"exec\"\nmode = \"pre-copy\"\n", "TLS handshake"},
+	} {
+		e := mustParse(t, "[[sweep]]\n"+c.text, "")
+		var at *Error
+		if err := e.Check(t.Context(), qmp.SchemaCache{}); !errors.As(err, &at) || at.Line != c.line || !strings.Contains(at.Text, c.want) {
+			t.Errorf("%q\nsays %v; want line %d, %q", c.text, err, c.line, c.want)
 		}
 	}
 }
@@ -470,12 +494,13 @@ func TestVocabulary(t *testing.T) {
 		}
 	}
 	var table strings.Builder
-	for _, row := range Vocabulary() {
-		if !strings.HasPrefix(row[0], "workload-") { // by a line below the table
-			fmt.Fprintf(&table, "| `%s` | `%s` | %s |\n", row[0], row[1], strings.ReplaceAll(row[2], "|", `\|`))
+	for _, f := range factors() {
+		if strings.HasPrefix(f.Name, "workload-") { // by a line below the table
+			continue
 		}
+		fmt.Fprintf(&table, "| `%s` | `%s` | %s | %s |\n", f.Name, f.Example, f.Otherwise(setting.Run), strings.ReplaceAll(f.Help, "|", `\|`))
 	}
-	const head = "| factor | example | meaning |\n|---|---|---|\n"
+	const head = "| factor | example | default | meaning |\n|---|---|---|---|\n"
 	before, rest, ok := strings.Cut(string(doc), head)
 	_, after, ok2 := strings.Cut(rest, "\n\n")
 	if !ok || !ok2 {

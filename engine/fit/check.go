@@ -4,16 +4,19 @@ import (
 	"cmp"
 	"fmt"
 	"maps"
-	"qmigrate/engine/facts"
-	"qmigrate/engine/plan"
-	"qmigrate/internal/near"
-	"qmigrate/qmp"
 	"slices"
 	"strconv"
-	"strings" // CheckWords refuses the plan's capabilities and parameters that a QEMU does not know, and parameters' values that it
-	// cannot take.
+	"strings"
+
+	"qmigrate/engine/facts"
+	"qmigrate/engine/plan"
+	"qmigrate/engine/setting"
+	"qmigrate/internal/near"
+	"qmigrate/qmp"
 )
 
+// CheckWords refuses the plan's capabilities and parameters that a QEMU does not know, and parameters' values that it
+// cannot take.
 func CheckWords(p plan.Plan, f *facts.Facts) error {
 	_, err := Resolve(p.WithDefaults(), f, f)
 	return err
@@ -27,7 +30,9 @@ func Check(p plan.Plan, src, dst *facts.Facts) error {
 	p = p.WithDefaults()
 	if p.TLS != nil {
 		t := *p.TLS
-		t.SourceDir, t.DestinationDir = cmp.Or(t.SourceDir, "later"), cmp.Or(t.DestinationDir, "later")
+		if t.SourceDir+t.DestinationDir == "" {
+			t.SourceDir, t.DestinationDir = "later", "later"
+		}
 		p.TLS = &t
 	}
 	if err := cmp.Or(p.Check(), p.CheckAddresses()); err != nil || src == nil || dst == nil {
@@ -46,8 +51,8 @@ func Check(p plan.Plan, src, dst *facts.Facts) error {
 	return FirstMismatch(Rules(src, dst, p))
 }
 
-// Resolve checks the plan's capabilities and parameters against what both sides have, and turns the parameters' words into the types
-// that QEMU's introspection names; without parameters no schema is needed.
+// Resolve checks the plan's capabilities and parameters against what both sides have, and turns the parameters' words
+// into the types that QEMU's introspection names; without parameters no schema is needed.
 func Resolve(p plan.Plan, src, dst *facts.Facts) (map[string]any, error) {
 	out := map[string]any{
 		"max-bandwidth":  p.MaxBandwidth,
@@ -56,8 +61,9 @@ func Resolve(p plan.Plan, src, dst *facts.Facts) (map[string]any, error) {
 	for _, f := range []*facts.Facts{src, dst} {
 		for _, name := range slices.Sorted(maps.Keys(p.Capabilities)) {
 			if _, ok := f.Capabilities[name]; !ok {
-				return nil, &plan.UnsupportedError{Feature: fmt.Sprintf("capability %s on %s (QEMU %s)", name, f.Name, f.Version),
-					Have: near.Hint(name, slices.Sorted(maps.Keys(f.Capabilities)))}
+				return nil, setting.About(&plan.UnsupportedError{
+					Feature: fmt.Sprintf("capability %s on %s (QEMU %s)", name, f.Name, f.Version),
+					Have:    near.Hint(name, slices.Sorted(maps.Keys(f.Capabilities)))}, capability()...)
 			}
 		}
 		if len(p.Parameters) == 0 {
@@ -70,12 +76,13 @@ func Resolve(p plan.Plan, src, dst *facts.Facts) (map[string]any, error) {
 		for _, name := range slices.Sorted(maps.Keys(p.Parameters)) {
 			member, ok := members[name]
 			if !ok {
-				return nil, &plan.UnsupportedError{Feature: fmt.Sprintf("parameter %s on %s (QEMU %s)", name, f.Name, f.Version),
-					Have: near.Hint(name, slices.Sorted(maps.Keys(members)))}
+				return nil, setting.About(&plan.UnsupportedError{
+					Feature: fmt.Sprintf("parameter %s on %s (QEMU %s)", name, f.Name, f.Version),
+					Have:    near.Hint(name, slices.Sorted(maps.Keys(members)))}, "parameter")
 			}
 			value, err := typed(member, p.Parameters[name])
 			if err != nil {
-				return nil, fmt.Errorf("parameter %s on %s: %w", name, f.Name, err)
+				return nil, setting.About(fmt.Errorf("parameter %s on %s: %w", name, f.Name, err), "parameter")
 			}
 			out[name] = value
 		}

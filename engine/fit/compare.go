@@ -10,7 +10,13 @@ import (
 )
 
 // Mismatch is one reason why a pair cannot migrate, and what would mend it.
-type Mismatch struct{ Problem, Mend string }
+type Mismatch struct {
+	Problem, Mend string
+	About         []string // the settings that it is about; nil: none
+}
+
+// Settings are the names of those that it is about.
+func (m Mismatch) Settings() []string { return m.About }
 
 func (m Mismatch) Error() string {
 	if m.Mend == "" {
@@ -42,8 +48,8 @@ func SortOut(all []Finding) (refusals, doubts []Mismatch) {
 
 // compareMachines finds where the two machines differ: what keeps a guest from moving, and what only might matter.
 func compareMachines(src, dst *facts.Facts) (refusals, doubts []Mismatch) {
-	refuse := func(problem, mend string) { refusals = append(refusals, Mismatch{problem, mend}) }
-	doubt := func(problem, mend string) { doubts = append(doubts, Mismatch{problem, mend}) }
+	refuse := func(problem, mend string) { refusals = append(refusals, Mismatch{Problem: problem, Mend: mend}) }
+	doubt := func(problem, mend string) { doubts = append(doubts, Mismatch{Problem: problem, Mend: mend}) }
 	if src.Machine != dst.Machine {
 		return nil, nil // that is said, and explains the rest
 	}
@@ -73,8 +79,8 @@ func compareMachines(src, dst *facts.Facts) (refusals, doubts []Mismatch) {
 
 // compareFor says what keeps the guest from moving by this plan only.
 func compareFor(src, dst *facts.Facts, p plan.Plan) (refusals, doubts []Mismatch) {
-	refuse := func(problem, mend string) { refusals = append(refusals, Mismatch{problem, mend}) }
-	doubt := func(problem, mend string) { doubts = append(doubts, Mismatch{problem, mend}) }
+	refuse := func(problem, mend string) { refusals = append(refusals, Mismatch{Problem: problem, Mend: mend}) }
+	doubt := func(problem, mend string) { doubts = append(doubts, Mismatch{Problem: problem, Mend: mend}) }
 	if p.Capabilities["validate-uuid"] {
 		compareUUIDs(src, dst, refuse)
 	}

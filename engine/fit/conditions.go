@@ -274,7 +274,7 @@ func conditions() []condition {
 			when:   bitmaps,
 			answer: Warn,
 			said:   "$x stays on the source",
-			mend: "the next backup has to be a full one; --capability dirty-bitmaps=on moves bitmaps where drives or " +
+			mend: "the next backup has to be a full one; capability dirty-bitmaps=on moves bitmaps where drives or " +
 				"nodes have the same names on both sides",
 			why:  "a persistent bitmap goes with its image",
 			save: saving{mend: "it is not in the file: the next backup of a guest that is restored has to be a full one"},
@@ -363,7 +363,7 @@ func findings(c *combination, version string, of func(condition) (Answer, string
 		}
 		if l.said != "" {
 			answer, mend := of(l)
-			all = append(all, Finding{answer, Mismatch{fill(l.said), fill(mend)}})
+			all = append(all, Finding{answer, Mismatch{Problem: fill(l.said), Mend: fill(mend)}})
 		}
 	}
 	add(runState(c), "")

@@ -390,7 +390,7 @@ func TestConditionsPage(t *testing.T) {
 	for _, l := range conditions() {
 		text := "see [who holds the guest](who-holds-the-guest.md)"
 		if l.said != "" {
-			text = words.Replace(Mismatch{l.said, l.mend}.Error())
+			text = words.Replace(Mismatch{Problem: l.said, Mend: l.mend}.Error())
 		}
 		answer, mend := l.forSave()
 		save := fmt.Sprintf("**%s**", answer)

@@ -229,7 +229,7 @@ func limited(t qmp.Throttle) string {
 // files, as the destination names them.
 func LaunchedDisks(src, dst *facts.Facts, p plan.Plan, chosen []string) (refusals, doubts []Mismatch) {
 	refuse := func(mend, problem string, args ...any) {
-		refusals = append(refusals, Mismatch{fmt.Sprintf(problem, args...), mend})
+		refusals = append(refusals, Mismatch{Problem: fmt.Sprintf(problem, args...), Mend: mend})
 	}
 	pairs(src, dst, func(d, e facts.Disk, name string) {
 		own := slices.ContainsFunc(e.Layers, func(l facts.Layer) bool { return l.File != "" && slices.Contains(chosen, l.File) })
@@ -249,12 +249,12 @@ func LaunchedDisks(src, dst *facts.Facts, p plan.Plan, chosen []string) (refusal
 		switch {
 		case found.likeness == Other, found.format,
 			found.likeness == Doubtful && filepath.Base(d.File) != filepath.Base(e.File):
-			refusals = append(refusals, Mismatch{found.problem, found.mend})
+			refusals = append(refusals, Mismatch{Problem: found.problem, Mend: found.mend})
 		case found.likeness != Same:
 			doubts = append(doubts, Mismatch{
-				fmt.Sprintf("disk %s is %s on the source, %s on the destination: nothing says that they are one and the same%s",
+				Problem: fmt.Sprintf("disk %s is %s on the source, %s on the destination: nothing says that they are one and the same%s",
 					name, d.Layers[0].Where(), e.Layers[0].Where(), unsure(d.Layers)),
-				"look yourself, or mirror it"})
+				Mend: "look yourself, or mirror it"})
 		}
 	})
 	return refusals, doubts

@@ -1,13 +1,13 @@
 package fit
 
 import (
-	"fmt"
 	"maps"
 
 	"qmigrate/engine/facts"
 	"qmigrate/engine/plan"
 	"qmigrate/engine/policy"
 	"qmigrate/engine/record"
+	"qmigrate/engine/setting"
 )
 
 // TimedSyncs tells whether the source's bitmap syncs come by time instead of at the ends of passes: seen on 11.1.3
@@ -17,27 +17,27 @@ func TimedSyncs(p plan.Plan, src *facts.Facts) bool {
 }
 
 // Converging says what the plan's policy may do on this pair and what it needs before `migrate`: the limits within which
-// it decides, the setting that it begins with, and the capabilities that it needs on. A plan without a policy needs
+// it decides, the values that it begins with, and the capabilities that it needs on. A plan without a policy needs
 // nothing.
-func Converging(p plan.Plan, src, dst *facts.Facts) (limits policy.Limits, setting policy.Setting, capabilities []string, err error) {
+func Converging(p plan.Plan, src, dst *facts.Facts) (limits policy.Limits, initial policy.Setting, capabilities []string, err error) {
 	switch {
 	case !p.Decides():
-		return limits, setting, nil, nil
+		return limits, initial, nil, nil
 	case p.Mode == record.StopAndCopyMode:
-		return limits, setting, nil, fmt.Errorf("policy %s: mode %s has no passes that a policy could end", p.Policy.Name, p.Mode)
+		return limits, initial, nil, setting.Errorf("policy", p.Policy.Name, "mode %s has no passes that a policy could end", p.Mode)
 	case p.SampleInterval <= 0:
-		return limits, setting, nil, fmt.Errorf("policy %s decides on samples, and sample-interval 0ms takes none: give an interval", p.Policy.Name)
+		return limits, initial, nil, setting.Errorf("sample-interval", "0ms", "policy %s decides on samples: give an interval", p.Policy.Name)
 	}
 	limits = allowed(p, src, dst)
-	if setting, capabilities, err = p.Policy.Initial(limits); err != nil {
-		return limits, setting, nil, err
+	if initial, capabilities, err = p.Policy.Initial(limits); err != nil {
+		return limits, initial, nil, setting.About(err, "policy")
 	}
 	p.Capabilities = maps.Clone(p.Capabilities)
 	for _, name := range capabilities {
 		p.Capabilities[name] = true
 	}
 	limits.TimedSyncs = TimedSyncs(p, src)
-	return limits, setting, capabilities, nil
+	return limits, initial, capabilities, nil
 }
 
 // allowed are the limits within which a policy decides on this pair. Post-copy is among them if the plan has it on. A

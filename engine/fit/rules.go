@@ -25,17 +25,23 @@ func Rules(src, dst *facts.Facts, p plan.Plan) []Mismatch {
 	var all []Mismatch
 	for _, r := range ruleTable() {
 		if problem := r.broken(&c); problem != "" {
-			all = append(all, Mismatch{problem, r.mend})
+			all = append(all, Mismatch{Problem: problem, Mend: r.mend, About: r.about})
 		}
 	}
 	return append(all, c.ranges()...)
 }
 
-// rule is one line of the table: broken says in what way the combination breaks it, or nothing.
+// rule is one line of the table.
 type rule struct {
-	broken func(*combination) string
+	broken func(*combination) string // in what way the combination breaks it; "": it does not
 	mend   string
+	about  []string // the settings that may break it, first the one that most likely is to be changed
 }
+
+// capability and parameter are the settings behind a capability that is on and behind a parameter's value. Modes and
+// policies switch capabilities on, and so does TLS with parameters.
+func capability() []string { return []string{"capability", "mode", "policy"} }
+func parameter() []string  { return []string{"parameter", "capability", "tls"} }
 
 // combination is a plan and the two QEMUs that it is for.
 type combination struct {
@@ -108,7 +114,7 @@ func both(a, b, why, mend string) rule {
 			return fmt.Sprintf("%s and %s exclude each other: %s", a, b, why)
 		}
 		return ""
-	}, mend}
+	}, mend, capability()}
 }
 
 // needs is a rule that a capability does not go without another one.
@@ -118,7 +124,7 @@ func needs(a, b, why string) rule {
 			return fmt.Sprintf("capability %s needs %s: %s", a, b, why)
 		}
 		return ""
-	}, fmt.Sprintf("give --capability %s=on too, or leave %s out", b, a)}
+	}, fmt.Sprintf("give capability %s=on too, or leave %s out", b, a), capability()}
 }
 
 // ruleTable is the table. One rule is one fact; a new QEMU's facts are added here and nowhere else.
@@ -134,38 +140,38 @@ func ruleTable() []rule {
 				}
 			}
 			return ""
-		}, "leave multifd out, or use a newer QEMU"},
+		}, "leave multifd out, or use a newer QEMU", capability()},
 		needs("postcopy-preempt", "postcopy-ram", "it is a channel of post-copy's"),
 		both("postcopy-preempt", "compress", "compression threads put pages out of order", "leave one of them out"),
 
 		// What becomes of a page on its way.
-		both("multifd", "compress", "multifd compresses by itself", "leave compress out and give --parameter multifd-compression=zlib"),
+		both("multifd", "compress", "multifd compresses by itself", "leave compress out and give parameter multifd-compression=zlib"),
 		both("multifd", "xbzrle", "multifd takes each page before xbzrle sees it, and newer QEMUs refuse the two", "leave one of them out"),
 		{func(c *combination) string {
 			if c.on("compress") && c.on("xbzrle") && c.either(func(f *facts.Facts) bool { return !f.Before(8, 0) }) {
 				return "compress and xbzrle exclude each other: QEMU refuses it"
 			}
 			return ""
-		}, "leave one of them out"},
+		}, "leave one of them out", capability()},
 		{func(c *combination) string {
 			method, set := c.plan.Parameters["multifd-compression"]
 			if set && method != "none" && !c.on("multifd") {
 				return fmt.Sprintf("multifd-compression=%s compresses nothing without multifd", method)
 			}
 			return ""
-		}, "give --capability multifd=on too"},
-		{func(c *combination) string { return c.cacheSize() }, "give --parameter xbzrle-cache-size=BYTES, such as 67108864"},
+		}, "give capability multifd=on too", parameter()},
+		{func(c *combination) string { return c.cacheSize() }, "give parameter xbzrle-cache-size=BYTES, such as 67108864", parameter()},
 		// The page header of 9.0 says which pages are zero; an older destination takes it for page data.
 		{func(c *combination) string {
 			if c.dst == nil || !c.on("multifd") || c.param(c.src, "zero-page-detection") != "multifd" || c.param(c.dst, "zero-page-detection") != "" {
 				return ""
 			}
 			return fmt.Sprintf("source %s leaves zero pages to the multifd channels, which destination %s (QEMU %s) does not understand", c.src.Name, c.dst.Name, c.dst.Version)
-		}, "set zero-page-detection to legacy on the source by `migrate-set-parameters`, or use QEMU >= 9.0 on both sides"},
+		}, "set zero-page-detection to legacy on the source by `migrate-set-parameters`, or use QEMU >= 9.0 on both sides", capability()},
 
 		// Channels. With unequal counts 2 to 4 hangs and 4 to 2 fails late (seen on 7.2).
-		equal("multifd-channels", "the migration would hang or fail late", "--parameter multifd-channels=N sets it on both"),
-		equal("multifd-compression", "the destination would not understand the pages", "--parameter multifd-compression=METHOD sets it on both"),
+		equal("multifd-channels", "the migration would hang or fail late", "parameter multifd-channels=N sets it on both"),
+		equal("multifd-compression", "the destination would not understand the pages", "parameter multifd-compression=METHOD sets it on both"),
 		channels("multifd"),
 		channels("postcopy-preempt"),
 
@@ -178,19 +184,19 @@ func ruleTable() []rule {
 				return fmt.Sprintf("zero-copy-send and multifd-compression=%s exclude each other: what is compressed is a copy", method)
 			}
 			return ""
-		}, "give --parameter multifd-compression=none"},
+		}, "give parameter multifd-compression=none", parameter()},
 		{func(c *combination) string {
 			if c.on("zero-copy-send") && c.param(c.src, "tls-creds") != "" {
 				return "zero-copy-send and TLS exclude each other: what is encrypted is a copy"
 			}
 			return ""
-		}, "leave one of them out"},
+		}, "leave one of them out", capability()},
 		{func(c *combination) string {
 			if kind := c.without("tcp"); c.on("zero-copy-send") && kind != "" {
 				return fmt.Sprintf("zero-copy-send is for TCP, and the stream is %s", kind)
 			}
 			return ""
-		}, "give --listen tcp:HOST:PORT"},
+		}, "listen on tcp:HOST:PORT", []string{"capability", "listen", "transport"}},
 		{func(c *combination) string {
 			// The kernel counts the pages that lie in send buffers against the limit (mm_account_pinned_pages), and QEMU fails in the middle.
 			need := max(c.number("multifd-channels"), 1)*sendBuffer + 1<<20
@@ -198,7 +204,7 @@ func ruleTable() []rule {
 				return fmt.Sprintf("zero-copy-send locks guest memory while it is on its way, up to %d KiB, and source %s may lock %d KiB", need>>10, c.src.Name, *l>>10)
 			}
 			return ""
-		}, "start the source as root, or with `ulimit -l unlimited`"},
+		}, "start the source as root, or with `ulimit -l unlimited`", capability()},
 
 		// Convergence and the switch-over.
 		both("dirty-limit", "auto-converge", "either throttles the guest", "leave one of them out"),
@@ -212,7 +218,7 @@ func ruleTable() []rule {
 					c.src.Accelerator, there)
 			}
 			return ""
-		}, "start both QEMUs with -accel kvm,dirty-ring-size=4096, or use auto-converge"},
+		}, "start both QEMUs with -accel kvm,dirty-ring-size=4096, or use auto-converge", []string{"capability", "accelerator"}},
 		needs("switchover-ack", "return-path", "the acknowledgement comes back on it"),
 
 		// Files.
@@ -224,7 +230,7 @@ func ruleTable() []rule {
 				return fmt.Sprintf("a background save that fails half-way, for want of disk space or by Ctrl-C, stops the guest and its QEMU %s for ever (mended in 8.1)", c.src.Version)
 			}
 			return ""
-		}, "save it without --background, use QEMU >= 8.1, or give --allow-unsafe if you are sure of the disk"},
+		}, "save it without background, use QEMU >= 8.1, or set allow-unsafe if you are sure of the disk", []string{"allow-unsafe"}},
 		// A background save never calls ram_save_complete, which writes the map of the pages (migration/migration.c, bg_migration_completion).
 		both("mapped-ram", "background-snapshot", "QEMU accepts it and writes a file that cannot be loaded, for the map of its pages is missing (seen on 10.0.2)", "use format stream for a background save"),
 		both("mapped-ram", "postcopy-ram", "a file asks for no pages", "leave post-copy out"),
@@ -233,27 +239,27 @@ func ruleTable() []rule {
 				return fmt.Sprintf("mapped-ram and multifd-compression=%s exclude each other: every page has one place in the file", method)
 			}
 			return ""
-		}, "give --parameter multifd-compression=none"},
+		}, "give parameter multifd-compression=none", parameter()},
 		{func(c *combination) string {
 			if c.on("mapped-ram") && (c.param(c.src, "tls-creds") != "" || c.param(c.dst, "tls-creds") != "") {
 				return fmt.Sprintf("mapped-ram and TLS exclude each other (tls-creds is %q on the source): a file is no connection",
 					c.param(c.src, "tls-creds"))
 			}
 			return ""
-		}, "leave --tls out, and unset tls-creds (`migrate-set-parameters` with tls-creds \"\")"},
+		}, "leave tls out, and unset tls-creds (`migrate-set-parameters` with tls-creds \"\")", []string{"tls", "capability"}},
 		{func(c *combination) string {
 			if kind := c.without("file"); c.on("mapped-ram") && kind != "" {
 				return fmt.Sprintf("mapped-ram needs a file, and the stream is %s", kind)
 			}
 			return ""
-		}, "use `qmigrate save --format mapped-ram`"},
+		}, "use `qmigrate save --format mapped-ram`", capability()},
 		{func(c *combination) string {
 			on := c.plan.Parameters["direct-io"] == "on" || c.plan.Parameters["direct-io"] == "true"
 			if on && !(c.on("mapped-ram") && c.on("multifd")) {
 				return "direct-io works for the multifd channels of a mapped-ram file and for nothing else"
 			}
 			return ""
-		}, "use `qmigrate save --format mapped-ram --direct-io`, which has them"},
+		}, "use `qmigrate save --format mapped-ram --direct-io`, which has them", parameter()},
 
 		// The form of the address, and other things that `migrate` can be.
 		{func(c *combination) string {
@@ -263,13 +269,13 @@ func ruleTable() []rule {
 				}
 			}
 			return ""
-		}, "give --channels uri, or use QEMU >= 8.2 on both sides"},
+		}, "give channels uri, or use QEMU >= 8.2 on both sides", []string{"channels"}},
 		{func(c *combination) string {
 			if mode := c.plan.Parameters["mode"]; mode != "" && mode != "normal" {
 				return fmt.Sprintf("parameter mode=%s makes `migrate` something else than a move of a guest from one QEMU to another", mode)
 			}
 			return ""
-		}, "leave it out"},
+		}, "leave it out", parameter()},
 	}
 	// migration/options.c, check_caps_background_snapshot: the same list in 7.2 and 10.0.
 	for _, name := range []string{"postcopy-ram", "dirty-bitmaps", "postcopy-blocktime", "late-block-activate", "return-path", "multifd",
@@ -293,7 +299,7 @@ func equal(name, why, mend string) rule {
 			return ""
 		}
 		return fmt.Sprintf("%s differs: source %s, destination %s: %s", name, a, b, why)
-	}, mend}
+	}, mend, parameter()}
 }
 
 // channels is a rule that a capability needs a transport on which QEMU can open several connections.
@@ -307,7 +313,7 @@ func channels(name string) rule {
 			return fmt.Sprintf("%s needs several connections, and %s: is one", name, kind)
 		}
 		return ""
-	}, "give --listen tcp:HOST:PORT or unix:PATH, or leave " + name + " out"}
+	}, "listen on tcp:HOST:PORT or unix:PATH, or leave " + name + " out", []string{"listen", "transport", "capability"}}
 }
 
 // cacheSize is what is wrong with xbzrle's cache: QEMU rounds nothing, and refuses what is no power of two only when it is set; one that
@@ -345,12 +351,14 @@ func (c *combination) ranges() []Mismatch {
 		text, set := c.plan.Parameters[name]
 		n, err := strconv.ParseInt(text, 10, 64)
 		if set && err == nil && (n < r[0] || n > r[1]) {
-			all = append(all, Mismatch{fmt.Sprintf("parameter %s=%s: QEMU takes %d to %d", name, text, r[0], r[1]), "give one of those"})
+			all = append(all, Mismatch{Problem: fmt.Sprintf("parameter %s=%s: QEMU takes %d to %d", name, text, r[0], r[1]),
+				Mend: "give one of those", About: parameter()})
 		}
 	}
 	slices.SortFunc(all, func(a, b Mismatch) int { return strings.Compare(a.Problem, b.Problem) })
 	if least, most := c.number("cpu-throttle-initial"), c.number("max-cpu-throttle"); most > 0 && least > most {
-		all = append(all, Mismatch{fmt.Sprintf("cpu-throttle-initial %d is more than max-cpu-throttle %d", least, most), "raise --parameter max-cpu-throttle or lower the other"})
+		all = append(all, Mismatch{Problem: fmt.Sprintf("cpu-throttle-initial %d is more than max-cpu-throttle %d", least, most),
+			Mend: "raise parameter max-cpu-throttle or lower the other", About: parameter()})
 	}
 	return all
 }

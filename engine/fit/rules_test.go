@@ -124,15 +124,15 @@ func TestAddresses(t *testing.T) {
 		{"", "", "", ""},
 		{"tcp:127.0.0.1:0", "tcp:h:1", "channels", ""},
 		{"fd:m", "", "", ""},
-		{"fd:3", "", "", "needs --connect"},
-		{"fd:m", "fd:n", "", "leave --connect out"},
-		{"exec:cat", "", "", "needs --connect"},
+		{"fd:3", "", "", "needs connect"},
+		{"fd:m", "fd:n", "", "leave connect out"},
+		{"exec:cat", "", "", "needs connect"},
 		{"exec:cat", "exec:dd", "", ""},
 		{"file:/x", "", "", "qmigrate save"},
 		{"tcp:4444", "", "", "address \"tcp:4444\""},
 		{"udp:1", "", "", "not udp"},
 		{"tcp", "", "", "write it as"},
-		{"tcp:h:1,ipv4=on", "", "channels", "--channels uri"},
+		{"tcp:h:1,ipv4=on", "", "channels", "is for uri"},
 	} {
 		err := plan.Plan{Listen: test.listen, Connect: test.connect, Channels: test.form}.WithDefaults().CheckAddresses()
 		if (err == nil) != (test.want == "") || err != nil && !strings.Contains(err.Error(), test.want) {

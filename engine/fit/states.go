@@ -12,7 +12,7 @@ import (
 // compareStates finds a pair that is not source and destination, and machines that cannot be the same.
 func compareStates(src, dst *facts.Facts) (all []Mismatch) {
 	add := func(problem, mend string, args ...any) {
-		all = append(all, Mismatch{fmt.Sprintf(problem, args...), mend})
+		all = append(all, Mismatch{Problem: fmt.Sprintf(problem, args...), Mend: mend})
 	}
 	if m, ok := MayBegin(src, dst); !ok {
 		all = append(all, m)
@@ -27,7 +27,7 @@ func compareStates(src, dst *facts.Facts) (all []Mismatch) {
 		mend := "start the destination with " + memoryOption(src)
 		add("memory differs: source %d KiB, destination %d KiB", mend, a>>10, b>>10)
 	}
-	compareMemoryDevices(src, dst, func(problem, mend string) { all = append(all, Mismatch{problem, mend}) })
+	compareMemoryDevices(src, dst, func(problem, mend string) { all = append(all, Mismatch{Problem: problem, Mend: mend}) })
 	if src.VCPUs != dst.VCPUs {
 		add("vCPUs differ: source %d, destination %d", "start the destination with "+smpOption(src), src.VCPUs, dst.VCPUs)
 	}
@@ -106,5 +106,5 @@ func MayBegin(src, dst *facts.Facts) (Mismatch, bool) {
 	}
 	words := map[string]string{"S": src.Name, "D": dst.Name, "d": dst.RunState, "m": src.MigrationStatus, "n": dst.MigrationStatus, "L": strings.Join(src.Mirrors, ", ")}
 	problem, mend, _ := strings.Cut(holder.Fill(d.Text, words), "\t")
-	return Mismatch{problem, mend}, false
+	return Mismatch{Problem: problem, Mend: mend}, false
 }

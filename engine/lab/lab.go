@@ -79,9 +79,6 @@ func Up(ctx context.Context, s Spec) (_ *Lab, err error) {
 	if err != nil {
 		return nil, err
 	}
-	if err := s.Workload.CheckGuest(cmp.Or(s.Image.Guest, wire.TinyGuest)); err != nil {
-		return nil, err
-	}
 	if m := s.Guest.Machine; m != "" && m != defaultMachine {
 		if err := guest.CheckMachine(ctx, m, source.Path, destination.Path); err != nil {
 			return nil, err

@@ -1,12 +1,14 @@
 package lab
 
 import (
+	"cmp"
 	"fmt"
 	"io"
 	"log/slog"
 	"time"
 
 	"qmigrate/engine/record/units"
+	"qmigrate/engine/setting"
 	"qmigrate/engine/storage"
 	"qmigrate/guest"
 	"qmigrate/guest/image"
@@ -49,16 +51,20 @@ func DefaultMemory(guest string) int64 {
 // CheckHardware refuses a guest that cannot be, in one line that lists what exists. It starts nothing; the machine type is checked when the QEMUs are known.
 func (s Spec) CheckHardware() error {
 	if err := guest.CheckNIC(s.Guest.NIC.Model); err != nil {
-		return err
+		return setting.About(err, "nic")
 	}
 	if err := guest.CheckDiskBus(s.Guest.DiskBus); err != nil {
-		return err
+		return setting.About(err, "disk-bus")
 	}
-	if s.Guest.DiskBus != "" && s.Guest.DiskBus != guest.VirtioBlk && s.Storage.Disks == 0 {
-		return fmt.Errorf("disk bus %s: the guest has no disks: give it storage too", s.Guest.DiskBus)
+	if bus := s.Guest.DiskBus; bus != "" && bus != guest.VirtioBlk && s.Storage.Disks == 0 {
+		return setting.Errorf("disk-bus", bus, "the guest has no disks: give it storage too")
+	}
+	if err := s.Workload.CheckGuest(cmp.Or(s.Image.Guest, wire.TinyGuest)); err != nil {
+		return setting.Errorf("workload", "", "%w", err)
 	}
 	if s.CPUCap != 0 {
-		return cpucap.Spec{Owner: "lab", Host: sourceHost, Percent: s.CPUCap, Period: s.CPUCapPeriod}.Validate()
+		limit := cpucap.Spec{Owner: "lab", Host: sourceHost, Percent: s.CPUCap, Period: s.CPUCapPeriod}
+		return setting.About(limit.Validate(), "cpu-cap", "cpu-cap-period")
 	}
 	return nil
 }

@@ -15,6 +15,7 @@ import (
 
 	"qmigrate/engine/plan"
 	"qmigrate/engine/record"
+	"qmigrate/engine/setting"
 	"qmigrate/internal/near"
 )
 
@@ -33,13 +34,13 @@ func Transports() []string { return []string{TCP, Unix, FD, Exec} }
 func CheckTransport(name string, p plan.Plan) error {
 	switch {
 	case name != "" && !slices.Contains(Transports(), name):
-		return fmt.Errorf("transport %q: %s", name, near.Hint(name, Transports()))
+		return setting.Errorf("transport", name, "%s", near.Hint(name, Transports()))
 	case name == Exec && (p.Mode == record.PostCopyMode || p.Mode == record.HybridMode || p.Capabilities["return-path"] || p.Capabilities["postcopy-ram"]):
-		return errors.New("transport exec: the lab's is a pipe, one way only, and post-copy and return-path need the way back: take tcp, unix or fd")
+		return setting.Errorf("transport", name, "the lab's is a pipe, one way only, and post-copy and return-path need the way back: take tcp, unix or fd")
 	case name == Exec && p.TLS != nil:
-		return errors.New("transport exec: the lab's is a pipe, one way only, and a TLS handshake needs the way back: take tcp, unix or fd")
+		return setting.Errorf("transport", name, "the lab's is a pipe, one way only, and a TLS handshake needs the way back: take tcp, unix or fd")
 	case name != "" && name != TCP && p.Tunnel != "":
-		return fmt.Errorf("transport %s: a tunnel is one of its own: leave one of the two out", name)
+		return setting.Errorf("transport", name, "a tunnel is one of its own: leave one of the two out")
 	}
 	return nil
 }

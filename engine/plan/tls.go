@@ -1,10 +1,8 @@
 package plan
 
 import (
-	"errors"
-	"fmt"
-
 	"qmigrate/engine/record"
+	"qmigrate/engine/setting"
 	"qmigrate/engine/tlscreds"
 )
 
@@ -50,27 +48,35 @@ var TlsParameters = []string{"tls-creds", "tls-hostname", "tls-authz"}
 
 // check refuses what needs no QEMU to be refused.
 func (t *TLS) check(p Plan) error {
+	const forCertificates = "it means nothing to tls psk: leave it out"
 	switch {
 	case t.Kind != PSK && t.Kind != X509:
-		return fmt.Errorf("tls %q: have %s, %s", t.Kind, PSK, X509)
-	case t.SourceDir == "" || t.DestinationDir == "":
-		return fmt.Errorf("tls %s: the folders of both sides' credentials are needed", t.Kind)
-	case t.Kind == PSK && (t.Hostname != "" || t.Authz != "" || t.NoVerify):
-		return errors.New("tls psk: a host's name, authorization and verification are for certificates: whoever has the key is let in, nobody else is")
+		return setting.Errorf("tls", string(t.Kind), "have %s, %s", PSK, X509)
+	case t.SourceDir == "":
+		return setting.Errorf("tls-dir-source", "", "missing, it belongs to tls-dir-destination: give both, or neither")
+	case t.DestinationDir == "":
+		return setting.Errorf("tls-dir-destination", "", "missing, it belongs to tls-dir-source: give both, or neither")
+	case t.Kind == PSK && t.Hostname != "":
+		return setting.Errorf("tls-hostname", t.Hostname, forCertificates)
+	case t.Kind == PSK && t.Authz != "":
+		return setting.Errorf("tls-authz", t.Authz, forCertificates)
+	case t.Kind == PSK && t.NoVerify:
+		return setting.Errorf("tls-no-verify", "", forCertificates)
 	case t.Kind == X509 && t.Username != "":
-		return errors.New("tls x509: a user's name is for psk")
+		return setting.Errorf("tls-username", t.Username, "it means nothing to tls x509: leave it out")
 	case t.NoVerify && t.Authz != "":
-		return errors.New("tls x509: authorization needs verification, without which the destination does not know who comes")
+		return setting.Errorf("tls-authz", t.Authz, "it needs verification: leave tls-no-verify out")
 	case t.NoVerify && t.Hostname != "":
-		return errors.New("tls x509: a host's name needs verification, without which the source does not look at it")
+		return setting.Errorf("tls-hostname", t.Hostname, "it needs verification: leave tls-no-verify out")
 	}
 	for _, name := range TlsParameters {
-		if _, set := p.Parameters[name]; set {
-			return fmt.Errorf("parameter %s: tls %s sets it", name, t.Kind)
+		if value, set := p.Parameters[name]; set {
+			return setting.Errorf("parameter", name+"="+value, "tls %s sets it", t.Kind)
 		}
 	}
 	if host := p.Host(); t.Kind == X509 && t.Hostname == "" && !t.NoVerify && host == "" {
-		return fmt.Errorf("tls x509: %s has no host's name that the destination's certificate could be held against: give one with --tls-hostname", p.target())
+		return setting.Errorf("tls-hostname", "", "missing, and %s has no host's name that the destination's certificate "+
+			"could be checked against", p.target())
 	}
 	return nil
 }

@@ -1,7 +1,7 @@
 package plan
 
 import (
-	"errors"
+	"cmp"
 	"fmt"
 	"maps"
 	"net"
@@ -12,6 +12,8 @@ import (
 
 	"qmigrate/engine/policy"
 	"qmigrate/engine/record"
+	"qmigrate/engine/setting"
+	"qmigrate/internal/near"
 	"qmigrate/qmp"
 )
 
@@ -102,31 +104,30 @@ func (p Plan) WithDefaults() Plan {
 // Check refuses what needs no QEMU to be refused.
 func (p Plan) Check() error {
 	switch {
-	case !slices.Contains([]record.Mode{record.PreCopyMode, record.StopAndCopyMode, record.PostCopyMode, record.HybridMode}, p.Mode):
-		return &UnsupportedError{fmt.Sprintf("mode %q", p.Mode), fmt.Sprintf("have %s, %s, %s, %s", record.PreCopyMode, record.StopAndCopyMode, record.PostCopyMode, record.HybridMode)}
+	case !slices.Contains(modes(), p.Mode):
+		return setting.About(&UnsupportedError{fmt.Sprintf("mode %q", p.Mode), near.Hint(p.Mode, modes())}, "mode")
 	case p.PostCopies() && !p.Capabilities["postcopy-ram"]:
-		return fmt.Errorf("mode %s needs the capability postcopy-ram: leave out --capability postcopy-ram=off", p.Mode)
+		return setting.Errorf("capability", "postcopy-ram=off", "mode %s needs it: leave it out", p.Mode)
 	case p.SwitchAfter != (SwitchAfter{}) && p.Mode != record.HybridMode:
-		return fmt.Errorf("--switch-after is for mode %s, this one is %s", record.HybridMode, p.Mode)
+		return setting.Errorf("switch-after", p.SwitchAfter.String(), "it is for mode %s, this one is %s", record.HybridMode, p.Mode)
 	case p.Channels != FormURI && p.Channels != FormChannels:
-		return fmt.Errorf("channels %q: have %s, %s", p.Channels, FormURI, FormChannels)
-	case p.DowntimeLimit < time.Millisecond || p.DowntimeLimit > maxDowntimeLimit || p.DowntimeLimit%time.Millisecond != 0:
-		return fmt.Errorf("downtime-limit %s: QEMU takes whole milliseconds from 1ms to 2000s", p.DowntimeLimit)
+		return setting.Errorf("channels", p.Channels, "%s", near.Hint(p.Channels, []string{FormURI, FormChannels}))
 	}
-	if err := p.checkMirror(); err != nil {
+	if err := cmp.Or(p.checkDowntimeLimit(), p.checkMirror()); err != nil {
 		return err
 	}
 	for _, name := range []string{"x-colo", "background-snapshot", "mapped-ram"} {
 		if p.Capabilities[name] {
-			return &UnsupportedError{"capability " + name, "it makes `migrate` something else than a move of a running guest, which is what mode " + string(p.Mode) + " does"}
+			return setting.About(&UnsupportedError{"capability " + name, "it makes `migrate` something else than a move " +
+				"of a running guest, which is what mode " + string(p.Mode) + " does"}, "capability")
 		}
 	}
 	if on, set := p.Capabilities["events"]; set && !on {
-		return fmt.Errorf("capability events=off: qmigrate times the stages by MIGRATION events and needs them")
+		return setting.Errorf("capability", "events=off", "qmigrate times the stages by MIGRATION events and needs them")
 	}
-	for flag, name := range map[string]string{"--max-bandwidth": "max-bandwidth", "--downtime-limit": "downtime-limit"} {
-		if _, set := p.Parameters[name]; set {
-			return fmt.Errorf("parameter %s: give it as %s, with its unit", name, flag)
+	for _, name := range []string{"max-bandwidth", "downtime-limit"} {
+		if value, set := p.Parameters[name]; set {
+			return setting.Errorf("parameter", name+"="+value, "it is a setting: give %s by itself, with its unit", name)
 		}
 	}
 	if p.TLS != nil {
@@ -143,23 +144,25 @@ func (p Plan) checkMirror() error {
 	seen := map[string]bool{}
 	for _, node := range p.Mirror.Nodes {
 		if node == "" || seen[node] {
-			return fmt.Errorf("mirror %s: each block node once, by its name", strings.Join(p.Mirror.Nodes, ","))
+			return setting.Errorf("mirror", strings.Join(p.Mirror.Nodes, ","), "each block node once, by its name")
 		}
 		seen[node] = true
 	}
 	switch p.Mirror.CopyMode {
 	case copyBackground, copyWriteBlocking:
 	default:
-		return fmt.Errorf("mirror copy-mode %q: have %s, %s", p.Mirror.CopyMode, copyBackground, copyWriteBlocking)
+		return setting.Errorf("mirror-copy-mode", p.Mirror.CopyMode, "have %s, %s", copyBackground, copyWriteBlocking)
 	}
 	if !p.Capabilities["pause-before-switchover"] {
-		return errors.New("capability pause-before-switchover=off: a mirror is ended in the pause that it makes, between the guest's stop and the destination's start")
+		return setting.Errorf("capability", "pause-before-switchover=off",
+			"a mirror is ended in the pause that it makes, between the guest's stop and the destination's start")
 	}
 	if p.Tunnel != "" {
-		return errors.New("mirror through a tunnel: the disks would travel beside the tunnel, in clear: use --tls, which encrypts them too")
+		return setting.Errorf("tunnel", string(p.Tunnel),
+			"the disks of a mirror would travel beside the tunnel, in clear: use tls, which encrypts them too")
 	}
 	if p.Mirror.MaxBandwidth < 0 {
-		return fmt.Errorf("mirror max-bandwidth of %d bytes/s: must not be negative", p.Mirror.MaxBandwidth)
+		return setting.Errorf("mirror-bandwidth", fmt.Sprint(p.Mirror.MaxBandwidth), "bytes/s must not be negative")
 	}
 	_, _, err := p.NbdAddress()
 	return err
@@ -174,13 +177,14 @@ func (p Plan) NbdAddress() (network, address string, err error) {
 		case "tcp":
 			host, _, err := net.SplitHostPort(rest)
 			if err != nil {
-				return "", "", fmt.Errorf("read --listen %s: %w", p.Listen, err)
+				return "", "", setting.Errorf("listen", p.Listen, "%w", err)
 			}
 			return "tcp", net.JoinHostPort(host, ""), nil
 		case "unix":
 			return "unix", rest + ".nbd", nil
 		}
-		return "", "", fmt.Errorf("mirror: the destination's NBD server needs an address of its own beside --listen %s: give it as HOST, HOST:PORT or unix:PATH", p.Listen)
+		return "", "", setting.Errorf("mirror-listen", "", "the destination's NBD server needs its own address beside "+
+			"listen %s: give it as HOST, HOST:PORT or unix:PATH", p.Listen)
 	}
 	if path, ok := strings.CutPrefix(listen, "unix:"); ok && path != "" {
 		return "unix", path, nil
@@ -190,7 +194,7 @@ func (p Plan) NbdAddress() (network, address string, err error) {
 		host, port = strings.Trim(listen, "[]"), ""
 	}
 	if n, err := strconv.ParseUint(port, 10, 16); port != "" && (err != nil || n == 0) {
-		return "", "", fmt.Errorf("mirror address %s: %q is no port (QEMU does not tell which one it took for 0)", listen, port)
+		return "", "", setting.Errorf("mirror-listen", listen, "%q is no port (QEMU does not tell which one it took for 0)", port)
 	}
 	return "tcp", net.JoinHostPort(host, port), nil
 }
@@ -259,26 +263,26 @@ const (
 
 // CheckAddresses refuses addresses that cannot be two ends of one stream.
 func (p Plan) CheckAddresses() error {
-	for flag, uri := range map[string]string{"--listen": p.Listen, "--connect": p.Connect} {
+	for name, uri := range map[string]string{"listen": p.Listen, "connect": p.Connect} {
 		if uri == "" {
 			continue
 		}
 		a, err := qmp.ParseAddress(uri)
 		if err != nil {
-			return fmt.Errorf("%s: %w", flag, err)
+			return setting.Errorf(name, "", "%w", err)
 		}
 		if a.Kind == "file" {
-			return fmt.Errorf("%s %s: a file is no migration: use `qmigrate save` and `qmigrate restore`", flag, uri)
+			return setting.Errorf(name, uri, "a file is no migration: use `qmigrate save` and `qmigrate restore`")
 		}
 	}
 	kind, _, _ := strings.Cut(p.Listen, ":")
 	switch {
 	case p.Channels == FormChannels && strings.Contains(p.Listen+p.Connect, ",") && kind == "tcp":
-		return errors.New("--channels channels: an address with options after a comma is for --channels uri")
+		return setting.Errorf("channels", FormChannels, "an address with options after a comma is for %s", FormURI)
 	case HandsOver(p.Listen) && p.Connect != "" && p.Connect != p.Listen:
-		return fmt.Errorf("--listen %s and --connect %s: both sides get a descriptor of that name: leave --connect out", p.Listen, p.Connect)
+		return setting.Errorf("connect", p.Connect, "both sides get the descriptor of listen %s: leave connect out", p.Listen)
 	case (kind == "exec" || kind == "fd" && !HandsOver(p.Listen)) && p.Connect == "":
-		return fmt.Errorf("--listen %s needs --connect too: the source has to reach what the destination reads", p.Listen)
+		return setting.Errorf("listen", p.Listen, "it needs connect too: the source has to reach what the destination reads")
 	}
 	return nil
 }

@@ -58,7 +58,7 @@ func SurviveWeb() Workload {
 // CheckGuest refuses a workload in a guest that has not what it takes.
 func (w Workload) CheckGuest(guest string) error {
 	if need := w.Type().Guest; need != "" && need != guest {
-		return fmt.Errorf("%s needs --guest %s", w.Name, need)
+		return fmt.Errorf("%s needs guest %s", w.Name, need)
 	}
 	return nil
 }
