@@ -47,6 +47,7 @@ func (m *migration) awaitEnd(ctx context.Context, found func() []fit.Finding) er
 // compare refuses a pair that will not do, by this plan, and notes what only might matter. What few plans and pairs need is asked for here.
 func (m *migration) compare(ctx context.Context) error {
 	src, dst := m.src.facts, m.dst.facts
+	m.rec.Hosts.Source, m.rec.Hosts.Destination = m.src.ep.Host, m.dst.ep.Host // known since they were reached
 	both := func(read func(context.Context, *qmp.Conn, *facts.Facts) error) error {
 		return facts.Together(ctx, func(ctx context.Context) error { return read(ctx, m.src.control, src) }, func(ctx context.Context) error { return read(ctx, m.dst.control, dst) })
 	}

@@ -141,6 +141,10 @@ func TestLaunchLike(t *testing.T) {
 			ended := make(chan error, 1)
 			go func() { ended <- cmd.Wait() }()
 			defer func() { _ = cmd.Process.Kill(); <-ended }()
+			src, err := connect.Parse("unix:" + c.at + "/qmp")
+			if err != nil {
+				t.Fatal(err)
+			}
 			var nc net.Conn
 			for nc == nil {
 				select {
@@ -149,15 +153,7 @@ func TestLaunchLike(t *testing.T) {
 					t.Fatalf("the source ended: %v %s", err, said.String())
 				case <-time.After(10 * time.Millisecond):
 				}
-				nc, _ = net.Dial("unix", c.at+"/qmp")
-			}
-			nc.Close()
-			src, err := connect.Parse("unix:" + c.at + "/qmp")
-			if err != nil {
-				t.Fatal(err)
-			}
-			if nc, err = src.Control(t.Context()); err != nil {
-				t.Fatal(err)
+				nc, _ = src.Control(t.Context())
 			}
 			nc.Close()
 			behind, err := connect.Behind(src)

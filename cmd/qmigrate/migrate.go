@@ -133,7 +133,6 @@ func (c *commands) runMigrate(x *cli.Context) error {
 	if err != nil {
 		return errors.Join(usageError{err}, started.Close())
 	}
-	dst.Host = x.String("destination-host")
 	if err := c.carryOver(x, started, src, dst, p); err != nil {
 		return errors.Join(err, started.Close())
 	}
@@ -156,7 +155,7 @@ func (c *commands) runMigrate(x *cli.Context) error {
 			rec.Warn("%s", d)
 		}
 	}
-	if p.TLS != nil && mayGoOn(rec) {
+	if p.TLS != nil && rec.MayGoOn() {
 		rec.Warn("the TLS credentials stay in %s and %s: a post-copy that goes on may need them", p.TLS.SourceDir, p.TLS.DestinationDir)
 	} else if removeErr := removeCredentials(); removeErr != nil {
 		rec.Warn("the TLS credentials could not be removed: %v", removeErr)
@@ -185,10 +184,4 @@ func checkWords(ctx context.Context, src *endpoint.Endpoint, p plan.Plan, o plan
 		return err
 	}
 	return fit.CheckWords(p, found)
-}
-
-// mayGoOn tells whether this is a post-copy that may go on over a new connection: wherever its guest is but on the
-// source, or if that is not known.
-func mayGoOn(rec *record.Migration) bool {
-	return rec.PostCopy != nil && rec.Outcome == record.Failed && rec.GuestOn != record.Source
 }

@@ -23,7 +23,7 @@ import (
 //	tcp:HOST:PORT[,HOST:PORT[,HOST:PORT]]
 //	tcp+tls:HOST:PORT[,...]?dir=FOLDER[&hostname=NAME]   the same where QEMU's chardev has tls-creds; FOLDER has our certificate
 //
-// Nothing is opened yet.
+// Nothing is opened yet. Where it runs is known when its control monitor has been connected to.
 func Parse(text string) (*endpoint.Endpoint, error) {
 	kind, addresses, err := monitors(text)
 	if err != nil {
@@ -36,14 +36,14 @@ func Parse(text string) (*endpoint.Endpoint, error) {
 		}
 		kind = "tcp"
 	}
-	e := &endpoint.Endpoint{Name: text, Host: "local"}
+	e := &endpoint.Endpoint{Name: text, Host: addressOf(kind, addresses[0])}
 	for i, into := range []*endpoint.Dialer{&e.Control, &e.Events, &e.Sampler} {
 		if i < len(addresses) {
 			*into = wrap(dialer(kind, addresses[i]), addresses[i])
 		}
 	}
 	if kind == "unix" {
-		p := &peer{}
+		p := &peer{found: func(place string) { e.Host = place }}
 		e.Control, e.Process, e.ReadFile, e.Opened, e.Files = p.dial(e.Control), p, p.readFile, p.opened, true
 		for _, other := range []*endpoint.Dialer{&e.Events, &e.Sampler} {
 			if *other != nil {

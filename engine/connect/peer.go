@@ -20,8 +20,9 @@ import (
 
 // peer is the process that listens on a unix socket of this machine, known from the first connection on.
 type peer struct {
-	proc host.Process
-	qemu bool // it is, or was, a QEMU
+	proc  host.Process
+	qemu  bool               // it is, or was, a QEMU
+	found func(place string) // is told where it runs, if it is a QEMU and that is known
 }
 
 var errNoProcess = errors.New("the process behind the monitor is not known")
@@ -38,6 +39,9 @@ func (p *peer) dial(connect endpoint.Dialer) endpoint.Dialer {
 		if start, err := host.StartTime(pid); err == nil {
 			if proc, err := host.FindProcess(pid, start); err == nil {
 				p.proc, p.qemu = proc, isQEMU(pid)
+				if place := placeOf(pid); p.qemu && place != "" && p.found != nil {
+					p.found(place)
+				}
 			}
 		}
 		return conn, nil

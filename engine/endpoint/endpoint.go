@@ -28,7 +28,7 @@ type Dialer func(ctx context.Context) (net.Conn, error)
 // shared one waits for the command before it.
 type Endpoint struct {
 	Name    string  // as the user wrote it: unix:/run/a.qmp
-	Host    string  // where it runs, for the record
+	Host    string  // where it runs, for the record; may become known when it is reached
 	Control Dialer  // every command
 	Events  Dialer  // events and status polls; nil: over Control
 	Sampler Dialer  // the lock-step query-migrate; nil: over Control

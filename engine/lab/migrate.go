@@ -32,7 +32,7 @@ func (l *Lab) Migrate(ctx context.Context, p plan.Plan, o plan.Options) (_ *reco
 		return nil, err
 	}
 	rec, err := engine.Migrate(ctx, connect.Endpoint(l.source), connect.Endpoint(l.destination), run.plan, run.options)
-	run.finish(rec, err != nil)
+	run.finish(rec)
 	l.label(rec)
 	run.caps.note(rec)
 	for _, w := range l.warnings {

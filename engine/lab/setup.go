@@ -80,9 +80,9 @@ func (l *Lab) setUp(ctx context.Context, p plan.Plan, o plan.Options) (_ *setup,
 }
 
 // finish notes what the migration used, takes the line to the guest where that is now, and undoes the rest.
-func (s *setup) finish(rec *record.Migration, failed bool) {
+func (s *setup) finish(rec *record.Migration) {
 	s.tunnel.Note(rec)
-	if t := s.plan.TLS; failed && rec.PostCopy != nil && rec.GuestOn != record.Source && t != nil {
+	if t := s.plan.TLS; t != nil && rec.MayGoOn() {
 		s.keepCredentials = true
 		rec.Warn("the TLS credentials are kept in %s and %s until the lab is removed: a post-copy that goes on may need them", t.SourceDir, t.DestinationDir)
 	}

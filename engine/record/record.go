@@ -404,6 +404,13 @@ func (m *Migration) Warn(format string, args ...any) {
 	m.Warnings = append(m.Warnings, text)
 }
 
+// MayGoOn tells whether this is a post-copy that may still go on over a new connection, and may need its TLS credentials
+// for that: it has not completed, and its guest is anywhere but on the source, or that is not known.
+func (m *Migration) MayGoOn() bool {
+	over := m.Outcome == Completed || m.Outcome == GuestEnded || m.GuestOn == Source
+	return m.PostCopy != nil && !over
+}
+
 // Stage returns the stage of that name, or nil.
 func (m *Migration) Stage(name StageName) *Stage {
 	for i := range m.Stages {

@@ -401,3 +401,26 @@ func unable(t *testing.T, why ...any) {
 	}
 	t.Skip(why...)
 }
+
+// TestMayGoOn: what a post-copy needs for another connection is not removed while it may make one.
+func TestMayGoOn(t *testing.T) {
+	post := &PostCopyFigures{}
+	for _, c := range []struct {
+		rec  Migration
+		want bool
+	}{
+		{Migration{PostCopy: post, Outcome: Failed, GuestOn: Destination}, true},
+		{Migration{PostCopy: post, Outcome: Failed, GuestOn: Unknown}, true}, // a monitor was lost
+		{Migration{PostCopy: post, Outcome: Failed, GuestOn: None}, true},    // paused on both sides
+		{Migration{PostCopy: post, Outcome: Failed, GuestOn: Source}, false},
+		{Migration{PostCopy: post, Outcome: Cancelled, GuestOn: Source}, false},
+		{Migration{PostCopy: post, Outcome: Recovered, GuestOn: Destination}, true}, // it runs, and pages may be missing
+		{Migration{PostCopy: post, Outcome: GuestEnded, GuestOn: None}, false},
+		{Migration{PostCopy: post, Outcome: Completed, GuestOn: Destination}, false},
+		{Migration{Outcome: Failed, GuestOn: Unknown}, false},
+	} {
+		if got := c.rec.MayGoOn(); got != c.want {
+			t.Errorf("%s, guest on %s: %v, want %v", c.rec.Outcome, c.rec.GuestOn, got, c.want)
+		}
+	}
+}

@@ -1,0 +1,83 @@
+package connect
+
+import (
+	"fmt"
+	"os"
+	"path/filepath"
+	"testing"
+
+	"qmigrate/engine"
+	"qmigrate/engine/endpoint"
+	"qmigrate/engine/plan"
+	"qmigrate/guest"
+	"qmigrate/guest/guesttest"
+	"qmigrate/guest/guesttest/within"
+	"qmigrate/hostnet"
+	"qmigrate/hostnet/host"
+)
+
+func TestContainer(t *testing.T) {
+	t.Parallel()
+	for cgroup, want := range map[string]string{
+		"0::/\n": "",
+		"0::/lxc.payload.web/system.slice/qemu.service\n":                   "lxc:web",
+		"12:pids:/\n1:name=systemd:/lxc/web/init.scope\n0::/\n":             "lxc:web",
+		"0::/lxc.payload/web\n":                                             "lxc:web",
+		"0::/lxc.monitor.web\n":                                             "",
+		"0::/system.slice/docker-0123abcd.scope\n":                          "docker:0123abcd",
+		"4:memory:/docker/0123abcd\n":                                       "docker:0123abcd",
+		"0::/machine.slice/libpod-4567.scope/container\n":                   "podman:4567",
+		"0::/machine.slice/libpod-conmon-4567.scope\n":                      "",
+		`0::/machine.slice/machine-qemu\x2d1\x2dweb.scope/libvirt/emulator`: "",
+		"0::/user.slice/user-1000.slice/session-2.scope\n":                  "",
+	} {
+		if got := container(cgroup); got != want {
+			t.Errorf("%q: %q, want %q", cgroup, got, want)
+		}
+	}
+}
+
+// A record says where the QEMUs run, not where we do.
+func TestHosts(t *testing.T) {
+	if !hostnet.Check(within.Context(t)).Get(hostnet.CapRoot).OK {
+		t.Skip("not root: a named network namespace cannot be made")
+	}
+	network, err := hostnet.Spec{Owner: fmt.Sprintf("test-%d", os.Getpid())}.Apply(within.Context(t))
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := network.Close(); err != nil {
+			t.Error(err)
+		}
+	})
+	dir, qemu := guesttest.Dir(t), guesttest.QEMU(t, "10.0")
+	start := func(name string, h host.Host, incoming bool) *endpoint.Endpoint {
+		vm, err := guest.Start(within.Context(t), h, guest.Spec{Name: name, QEMU: qemu, Memory: 16 << 20,
+			Dir: filepath.Join(dir, name), Incoming: incoming, Paused: incoming})
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() {
+			if err := vm.Close(); err != nil {
+				t.Error(err)
+			}
+		})
+		e, err := Parse("unix:" + filepath.Join(dir, name))
+		if err != nil {
+			t.Fatal(err)
+		}
+		return e
+	}
+	src, dst := start("a", network.Host("a"), false), start("b", host.Local(), true)
+	r, err := engine.Migrate(within.Context(t), src, dst, plan.Plan{Listen: "unix:" + filepath.Join(dir, "m")}, plan.Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if want := network.Host("a").Name(); r.Hosts.Source != want || r.Hosts.Destination != "local" {
+		t.Errorf("from %s to %s, want %s and local", r.Hosts.Source, r.Hosts.Destination, want)
+	}
+	if e, err := Parse("tcp:192.0.2.1:4444"); err != nil || e.Host != "192.0.2.1" {
+		t.Errorf("%+v, %v", e, err)
+	}
+}
