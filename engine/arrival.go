@@ -5,6 +5,8 @@ import (
 	"errors"
 	"fmt"
 	"time"
+
+	"qmigrate/engine/internal/run"
 )
 
 // errOnTheWay is the cause of a context that ended while the destination was waited for.
@@ -18,22 +20,22 @@ var errOnTheWay = errors.New("on the way")
 func (m *migration) arrive(ctx context.Context) error {
 	sent := time.Now()
 	for untouched := 0; ; {
-		limited, cancel := context.WithTimeoutCause(ctx, answerLimit, errOnTheWay)
-		err := m.until(limited, m.dst.done)
+		limited, cancel := context.WithTimeoutCause(ctx, run.AnswerLimit, errOnTheWay)
+		err := m.run.Until(limited, m.run.Dst.Done)
 		cancel()
 		if !errors.Is(err, errOnTheWay) {
 			return err
 		}
-		limit := m.plan.HangLimit()
+		limit := m.run.Plan.HangLimit()
 		late := time.Since(sent) > limit
-		if untouched++; !m.dst.untouched(ctx) {
+		if untouched++; !m.run.Dst.Untouched(ctx) {
 			untouched = 0
 		}
 		switch {
 		case late && untouched == 0:
 			return fmt.Errorf("the source has sent all of it, and the destination has not all of it after %s: its link is lost, or slower than --recover-limit allows for", limit)
 		case late || untouched == 2: // not merely a connection that lies in its queue
-			return fmt.Errorf("the source has sent all of it to %s, and nothing has come to the destination, which listens still: it has refused the connection, or another one is there", m.plan.Connect)
+			return fmt.Errorf("the source has sent all of it to %s, and nothing has come to the destination, which listens still: it has refused the connection, or another one is there", m.run.Plan.Connect)
 		}
 	}
 }

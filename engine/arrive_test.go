@@ -15,6 +15,7 @@ import (
 	"qmigrate/engine/fit"
 	"qmigrate/engine/plan"
 	"qmigrate/engine/record"
+	"qmigrate/engine/snapshot"
 	"qmigrate/guest"
 	"qmigrate/guest/guesttest"
 	"qmigrate/guest/guesttest/within"
@@ -247,7 +248,7 @@ func TestFindings(t *testing.T) {
 			t.Errorf("%d things are said, want %d; mode is refused: %t\n%s", n, len(want), modes, said.String())
 		}
 		file := filepath.Join(t.TempDir(), "saved")
-		r, err := engine.Save(within.Context(t), connect.Endpoint(vm), plan.Plan{}, engine.File{Path: file}, plan.Options{})
+		r, err := snapshot.Save(within.Context(t), connect.Endpoint(vm), plan.Plan{}, snapshot.File{Path: file}, plan.Options{})
 		if f.Before(10, 0) { // it would abort
 			if err == nil || !strings.Contains(err.Error(), "then save") || state(t, vm) != "prelaunch" {
 				t.Errorf("%v; want it refused for its job, and nothing changed: it is %s", err, state(t, vm))

@@ -2,76 +2,65 @@ package engine
 
 import (
 	"context"
-	"errors"
 	"fmt"
 
 	"qmigrate/engine/fit"
+	"qmigrate/engine/internal/run"
 	"qmigrate/engine/policy"
 	"qmigrate/engine/record"
 )
 
-// errGaveUp is a policy's decision to leave the guest where it is.
-var errGaveUp = errors.New("the policy gave up")
-
-// converge is a policy at work: it is asked at each sample of the running pre-copy, in their order, so that the recorded series asked
-// again gives the same decisions.
-type converge struct {
+// converging is the plan's policy at work: it is asked at each sample of the running pre-copy, in their order, so that
+// the recorded series asked again gives the same decisions.
+type converging struct {
+	run.Plain
+	run      *run.Run
+	limits   policy.Limits
 	follower *policy.Follower
-	setting  policy.Setting     // in force
-	samples  chan record.Sample // from the poller
-	over     chan struct{}      // closed when nobody reads them any more
-	postCopy bool               // it has decided to go over
+	setting  policy.Setting // in force
+	postCopy bool           // it has decided to go over
 }
 
-// preparePolicy adds what the plan's policy needs in force before `migrate` to what is set; nothing is changed yet.
-func (m *migration) preparePolicy() error {
-	if !m.plan.Decides() {
+// Check adds what the plan's policy needs in force before `migrate` to what is set; nothing is changed yet.
+func (c *converging) Check(context.Context) error {
+	if !c.run.Plan.Decides() {
 		return nil
 	}
-	limits, setting, capabilities, err := fit.Converging(m.plan, m.src.facts, m.dst.facts)
+	limits, setting, capabilities, err := fit.Converging(c.run.Plan, c.run.Src.Facts, c.run.Dst.Facts)
 	if err != nil {
 		return err
 	}
 	for _, name := range capabilities {
-		m.plan.Capabilities[name] = true
+		c.run.Plan.Capabilities[name] = true
 	}
-	for name, value := range setting.Changed(policy.Setting{MaxBandwidth: m.plan.MaxBandwidth, DowntimeLimit: m.plan.DowntimeLimit}) {
-		m.parameters[name] = value
+	for name, value := range setting.Changed(policy.Setting{MaxBandwidth: c.run.Plan.MaxBandwidth, DowntimeLimit: c.run.Plan.DowntimeLimit}) {
+		c.run.Parameters[name] = value
 	}
-	if m.plan.Capabilities["postcopy-ram"] && m.rec.PostCopy == nil {
-		m.rec.PostCopy = &record.PostCopyFigures{}
+	if c.run.Plan.Capabilities["postcopy-ram"] && c.run.Rec.PostCopy == nil {
+		c.run.Rec.PostCopy = &record.PostCopyFigures{}
 	}
-	m.rec.Plan["policy"], m.rec.Plan["policy_limits"] = m.plan.Policy.String(), limits
-	m.converge = &converge{setting: setting, samples: make(chan record.Sample, 4096), over: make(chan struct{})}
+	c.run.Rec.Plan["policy"], c.run.Rec.Plan["policy_limits"] = c.run.Plan.Policy.String(), limits
+	c.limits, c.setting = limits, setting
+	c.run.Decider = &run.Decider{Samples: make(chan record.Sample, 4096), Over: make(chan struct{}), Decide: c.decide}
 	return nil
 }
 
-// beginPolicy starts the policy's history at the beginning of pre-copy.
-func (m *migration) beginPolicy() {
-	if c := m.converge; c != nil {
-		limits := m.rec.Plan["policy_limits"].(policy.Limits)
-		c.follower = policy.Follow(m.plan.Policy.Policy(), limits, c.setting, m.rec.Stage(record.PreCopy).Start)
+// start starts the policy's history at the beginning of pre-copy.
+func (c *converging) start() {
+	if c.run.Decider != nil {
+		c.follower = policy.Follow(c.run.Plan.Policy.Policy(), c.limits, c.setting, c.run.Rec.Stage(record.PreCopy).Start)
 	}
-}
-
-// observed are the samples for the policy; nil, which blocks, without one.
-func (m *migration) observed() chan record.Sample {
-	if m.converge == nil {
-		return nil
-	}
-	return m.converge.samples
 }
 
 // decide asks the policy at one sample and does what it says.
-func (m *migration) decide(ctx context.Context, x record.Sample) error {
-	c := m.converge
+func (c *converging) decide(ctx context.Context, x record.Sample) error {
 	d := c.follower.Observe(x)
 	if d.Action == "" {
 		return nil
 	}
-	m.rec.Decisions = append(m.rec.Decisions, d.Record())
-	m.log.Info("policy", "action", d.Action, "pass", d.Pass, "text", d.Text)
-	if m.split || m.src.still() {
+	c.run.Rec.Decisions = append(c.run.Rec.Decisions, d.Record())
+	c.run.Log.Info("policy", "action", d.Action, "pass", d.Pass, "text", d.Text)
+	if c.run.Split || c.run.Src.Still() {
 		return nil // it was decided before: after migrate-start-postcopy neither side could go back
 	}
 	set := func(s policy.Setting) error {
@@ -83,11 +72,11 @@ func (m *migration) decide(ctx context.Context, x record.Sample) error {
 		if len(changed) == 0 {
 			return nil
 		}
-		limited, cancel := context.WithTimeout(ctx, answerLimit)
+		limited, cancel := context.WithTimeout(ctx, run.AnswerLimit)
 		defer cancel()
-		err := m.src.control.SetMigrateParameters(limited, changed)
+		err := c.run.Src.Control.SetMigrateParameters(limited, changed)
 		if err != nil && limited.Err() != nil && ctx.Err() == nil { // it has it, and answers late in its switch-over; one that hangs is until's to find
-			m.rec.Warn("the source did not answer within %s to what the policy set (%v): whether it was in force in time is not known", answerLimit, changed)
+			c.run.Rec.Warn("the source did not answer within %s to what the policy set (%v): whether it was in force in time is not known", run.AnswerLimit, changed)
 			return nil
 		}
 		if err != nil {
@@ -105,25 +94,24 @@ func (m *migration) decide(ctx context.Context, x record.Sample) error {
 	case policy.PostCopy:
 		c.postCopy = true
 	case policy.Abort:
-		return fmt.Errorf("%w: %s", errGaveUp, d.Text)
+		return fmt.Errorf("%w: %s", run.ErrGaveUp, d.Text)
 	}
 	return nil
 }
 
-// endPolicy lets the policy see the samples that came before the guest stopped and were not seen yet: what is recorded is then what the
+// stop lets the policy see the samples that came before the guest stopped and were not seen yet: what is recorded is then what the
 // recorded series gives. Nothing is done about its decisions any more.
-func (m *migration) endPolicy() {
-	c := m.converge
-	if c == nil {
+func (c *converging) stop() {
+	if c.run.Decider == nil {
 		return
 	}
-	stopped := m.src.stopped.Sub(m.rec.Origin)
+	stopped := c.run.Src.Stopped.Sub(c.run.Rec.Origin)
 	for {
 		select {
-		case x := <-c.samples:
+		case x := <-c.run.Decider.Samples:
 			if x.T <= stopped {
 				if d := c.follower.Observe(x); d.Action != "" {
-					m.rec.Decisions = append(m.rec.Decisions, d.Record())
+					c.run.Rec.Decisions = append(c.run.Rec.Decisions, d.Record())
 				}
 			}
 			continue
@@ -131,8 +119,8 @@ func (m *migration) endPolicy() {
 		}
 		break
 	}
-	m.converge = nil
-	close(c.over)
+	close(c.run.Decider.Over)
+	c.run.Decider = nil
 }
 
 // Replay asks the policy of a record again, over the record's own series, and returns its decisions: they must be those of the record.
@@ -160,9 +148,4 @@ func Replay(rec *record.Migration, spec policy.Spec, limits policy.Limits) ([]re
 		all = append(all, d.Record())
 	}
 	return all, nil
-}
-
-// gaveUp tells whether a failure is a wish: ours, the plan's time-out's or the policy's.
-func gaveUp(cause error) bool {
-	return errors.Is(cause, context.Canceled) || errors.Is(cause, errTimeout) || errors.Is(cause, errGaveUp) || errors.Is(cause, errNotInStep)
 }

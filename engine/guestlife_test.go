@@ -9,9 +9,9 @@ import (
 	"testing"
 	"time"
 
-	"qmigrate/engine"
 	"qmigrate/engine/plan"
 	"qmigrate/engine/record"
+	"qmigrate/engine/snapshot"
 	"qmigrate/guest/guesttest/within"
 )
 
@@ -366,8 +366,8 @@ func TestGuestEndsWhileSaved(t *testing.T) {
 			}
 			ep := src.endpoint()
 			ep.Files = true
-			file := engine.File{Path: filepath.Join(t.TempDir(), "guest"), Background: background}
-			r, err := engine.Save(within.Context(t), ep, small(plan.Plan{}), file, plan.Options{})
+			file := snapshot.File{Path: filepath.Join(t.TempDir(), "guest"), Background: background}
+			r, err := snapshot.Save(within.Context(t), ep, small(plan.Plan{}), file, plan.Options{})
 			if r.Outcome != guestEnded || r.GuestOn != record.None {
 				t.Errorf("%s, guest on %s: %v", r.Outcome, r.GuestOn, err)
 			}

@@ -3,7 +3,6 @@ package engine
 import (
 	"context"
 	"encoding/json"
-	"errors"
 	"fmt"
 	"maps"
 	"net"
@@ -14,6 +13,7 @@ import (
 	"time"
 
 	"qmigrate/engine/facts"
+	"qmigrate/engine/internal/run"
 	"qmigrate/engine/plan"
 	"qmigrate/engine/record"
 	"qmigrate/internal/near"
@@ -26,6 +26,17 @@ const (
 	finishLimit = 20 * time.Second // the end of all mirrors, while the guest stands still
 	openLimit   = 3 * time.Second  // the source's connection to one export: its main loop stands still meanwhile
 )
+
+// mirrors are the plan's mirrors at work.
+type mirrors struct {
+	run.Plain
+	run  *run.Run
+	jobs []*mirrorJob
+	left bool // the source has nodes or jobs of ours
+}
+
+// wanted tells whether there is a disk to copy.
+func (m *mirrors) wanted() bool { return len(m.jobs) > 0 }
 
 // mirrorJob is one disk under way.
 type mirrorJob struct {
@@ -61,8 +72,8 @@ func mirrorJobs(ctx context.Context, c *qmp.Conn) (names []string, err error) {
 }
 
 // nbdHost is where the source finds the NBD server that listens on a host: where it finds the migration.
-func (m *migration) nbdHost(host string) string {
-	if rest, ok := strings.CutPrefix(m.plan.Connect, "tcp:"); ok && m.plan.Mirror.Listen == "" {
+func (m *mirrors) nbdHost(host string) string {
+	if rest, ok := strings.CutPrefix(m.run.Plan.Connect, "tcp:"); ok && m.run.Plan.Mirror.Listen == "" {
 		if connect, _, err := net.SplitHostPort(rest); err == nil {
 			return connect
 		}
@@ -70,31 +81,31 @@ func (m *migration) nbdHost(host string) string {
 	return host
 }
 
-// prepareMirrors refuses, before anything is changed, disks that this pair cannot mirror.
-func (m *migration) prepareMirrors(ctx context.Context) error {
-	if len(m.plan.Mirror.Nodes) == 0 {
+// Check refuses, before anything is changed, disks that this pair cannot mirror.
+func (m *mirrors) Check(ctx context.Context) error {
+	if len(m.run.Plan.Mirror.Nodes) == 0 {
 		return nil
 	}
-	src, err := blockNodes(ctx, m.src.control)
+	src, err := blockNodes(ctx, m.run.Src.Control)
 	if err != nil {
 		return fmt.Errorf("ask source for its disks: %w", err)
 	}
-	dst, err := blockNodes(ctx, m.dst.control)
+	dst, err := blockNodes(ctx, m.run.Dst.Control)
 	if err != nil {
 		return fmt.Errorf("ask destination for its disks: %w", err)
 	}
 	var exports []struct {
 		Node string `json:"node-name"`
 	}
-	if err := m.dst.control.Execute(ctx, "query-block-exports", nil, &exports); err != nil {
+	if err := m.run.Dst.Control.Execute(ctx, "query-block-exports", nil, &exports); err != nil {
 		return fmt.Errorf("ask destination for its exports: %w", err)
 	}
 	for _, n := range src {
 		if strings.HasPrefix(n.Name, facts.MirrorPrefix) {
-			return fmt.Errorf("source %s still has %s of an earlier mirror: `qmigrate migrate --recover` with the same endpoints removes it", m.src.ep.Name, n.Name)
+			return fmt.Errorf("source %s still has %s of an earlier mirror: `qmigrate migrate --recover` with the same endpoints removes it", m.run.Src.Endpoint.Name, n.Name)
 		}
 	}
-	find := func(all []blockNode, s *side, name string) (blockNode, error) {
+	find := func(all []blockNode, s *run.Side, name string) (blockNode, error) {
 		var have []string
 		for _, n := range all {
 			if n.Name == name {
@@ -104,19 +115,19 @@ func (m *migration) prepareMirrors(ctx context.Context) error {
 				have = append(have, n.Name)
 			}
 		}
-		err := &plan.UnsupportedError{Feature: fmt.Sprintf("mirror of %s, which %s %s does not have", name, s.role, s.ep.Name),
+		err := &plan.UnsupportedError{Feature: fmt.Sprintf("mirror of %s, which %s %s does not have", name, s.Role, s.Endpoint.Name),
 			Have: near.Hint(name, have)}
 		if len(have) == 0 {
 			err.Have = "its block nodes have no names: start it with -blockdev node-name=..., the same on both sides"
 		}
 		return blockNode{}, err
 	}
-	for i, name := range m.plan.Mirror.Nodes {
-		a, err := find(src, m.src, name)
+	for i, name := range m.run.Plan.Mirror.Nodes {
+		a, err := find(src, m.run.Src, name)
 		if err != nil {
 			return err
 		}
-		b, err := find(dst, m.dst, name)
+		b, err := find(dst, m.run.Dst, name)
 		if err != nil {
 			return err
 		}
@@ -134,9 +145,9 @@ func (m *migration) prepareMirrors(ctx context.Context) error {
 		}):
 			return fmt.Errorf("mirror of %s: the destination exports it already: start the destination anew", name)
 		}
-		m.mirrors = append(m.mirrors, &mirrorJob{
+		m.jobs = append(m.jobs, &mirrorJob{
 			name: facts.MirrorPrefix + strconv.Itoa(i),
-			rec:  record.Mirror{Node: name, CopyMode: m.plan.Mirror.CopyMode, Bytes: a.Image.VirtualSize},
+			rec:  record.Mirror{Node: name, CopyMode: m.run.Plan.Mirror.CopyMode, Bytes: a.Image.VirtualSize},
 		})
 	}
 	return nil
@@ -147,33 +158,33 @@ func remote(filename string) bool {
 	return strings.Contains(filename, "://") || strings.HasPrefix(filename, "json:") && !strings.Contains(filename, `"driver": "file"`)
 }
 
-// startMirrors exports the destination's disks, starts the source's mirrors to them and waits until each pair of disks has been the same once.
+// start exports the destination's disks, starts the source's mirrors to them and waits until each pair of disks has been the same once.
 // A destination that hangs is given up: it would hold the source's main loop as soon as the guest resets its disk.
-func (m *migration) startMirrors(ctx context.Context) error {
-	if m.plan.Timeout > 0 {
+func (m *mirrors) start(ctx context.Context) error {
+	if m.run.Plan.Timeout > 0 {
 		var cancel context.CancelFunc
-		ctx, cancel = context.WithTimeoutCause(ctx, m.plan.Timeout, errNotInStep)
+		ctx, cancel = context.WithTimeoutCause(ctx, m.run.Plan.Timeout, run.ErrNotInStep)
 		defer cancel()
 	}
 	ctx, stop := m.watchDestination(ctx)
 	defer stop()
 	err := m.copyDisks(ctx)
 	if err != nil && ctx.Err() != nil {
-		return m.cause(ctx) // what stopped us, not which command it cut short
+		return m.run.Cause(ctx) // what stopped us, not which command it cut short
 	}
 	return err
 }
 
 // watchDestination ends the context when the destination does not answer for the stall limit. It is idle while disks are copied to it.
-func (m *migration) watchDestination(ctx context.Context) (_ context.Context, stop func()) {
+func (m *mirrors) watchDestination(ctx context.Context) (_ context.Context, stop func()) {
 	ctx, cancel := context.WithCancelCause(ctx)
-	control := m.dst.control
+	control := m.run.Dst.Control
 	var watch sync.WaitGroup
 	watch.Go(func() {
-		tick := time.NewTicker(watchInterval)
+		tick := time.NewTicker(run.WatchInterval)
 		defer tick.Stop()
 		for {
-			limited, done := context.WithTimeout(ctx, m.plan.StallLimit)
+			limited, done := context.WithTimeout(ctx, m.run.Plan.StallLimit)
 			_, err := control.QueryStatus(limited)
 			late := limited.Err() != nil
 			done()
@@ -181,14 +192,14 @@ func (m *migration) watchDestination(ctx context.Context) (_ context.Context, st
 			case ctx.Err() != nil:
 				return
 			case late:
-				cancel(fmt.Errorf("the destination has not answered for %s while the disks were copied to it", m.plan.StallLimit))
+				cancel(fmt.Errorf("the destination has not answered for %s while the disks were copied to it", m.run.Plan.StallLimit))
 				return
 			case control.Err() != nil: // which the events tell
 				return
 			case err != nil:
-				m.log.Info("ask destination", "err", err)
+				m.run.Log.Info("ask destination", "err", err)
 			}
-			if m.opts.Mirrored != nil {
+			if m.run.Opts.Mirrored != nil {
 				m.tellMirrored(ctx)
 			}
 			select {
@@ -205,11 +216,11 @@ func (m *migration) watchDestination(ctx context.Context) (_ context.Context, st
 }
 
 // tellMirrored asks the source how far its mirrors are.
-func (m *migration) tellMirrored(ctx context.Context) {
-	ctx, cancel := context.WithTimeout(ctx, answerLimit)
+func (m *mirrors) tellMirrored(ctx context.Context) {
+	ctx, cancel := context.WithTimeout(ctx, run.AnswerLimit)
 	defer cancel()
 	var jobs []facts.Job
-	if m.src.control.Execute(ctx, "query-block-jobs", nil, &jobs) != nil {
+	if m.run.Src.Control.Execute(ctx, "query-block-jobs", nil, &jobs) != nil {
 		return
 	}
 	var copied, all int64
@@ -219,67 +230,64 @@ func (m *migration) tellMirrored(ctx context.Context) {
 		}
 	}
 	if all > 0 {
-		m.opts.Mirrored(copied, all)
+		m.run.Opts.Mirrored(copied, all)
 	}
 }
 
-func (m *migration) copyDisks(ctx context.Context) error {
+func (m *mirrors) copyDisks(ctx context.Context) error {
 	server, err := m.serveDisks(ctx)
 	if err != nil {
 		return err
 	}
-	for _, j := range m.mirrors {
+	for _, j := range m.jobs {
 		export := map[string]any{"type": "nbd", "id": j.name, "node-name": j.rec.Node, "name": j.name, "writable": true}
-		if err := m.dst.control.Execute(ctx, "block-export-add", export, nil); err != nil {
+		if err := m.run.Dst.Control.Execute(ctx, "block-export-add", export, nil); err != nil {
 			return fmt.Errorf("export %s on destination: %w", j.rec.Node, explainLock(err))
 		}
 	}
-	for _, j := range m.mirrors {
+	for _, j := range m.jobs {
 		node := map[string]any{"driver": "nbd", "node-name": j.name, "server": server, "export": j.name, "discard": "unmap"}
-		if !m.src.facts.Before(7, 0) { // else a server that takes the connection and says nothing holds QEMU for ever; it also tries again until then
+		if !m.run.Src.Facts.Before(7, 0) { // else a server that takes the connection and says nothing holds QEMU for ever; it also tries again until then
 			node["open-timeout"] = int(openLimit / time.Second)
 		}
-		_, client := m.plan.TLS.NBD()
+		_, client := m.run.Plan.TLS.NBD()
 		maps.Copy(node, client)
-		m.mirrored = true
-		if err := m.src.control.Execute(ctx, "blockdev-add", node, nil); err != nil {
+		m.left = true
+		if err := m.run.Src.Control.Execute(ctx, "blockdev-add", node, nil); err != nil {
 			return fmt.Errorf("connect source to the destination's NBD server (%v): %w", server, err)
 		}
 	}
-	for _, j := range m.mirrors {
+	for _, j := range m.jobs {
 		// Errors are reported and end the job: the guest itself goes on with its own disk.
 		job := map[string]any{
 			"job-id": j.name, "device": j.rec.Node, "target": j.name, "sync": "full", "copy-mode": j.rec.CopyMode,
 			"on-source-error": "report", "on-target-error": "report",
 		}
-		if m.plan.Mirror.MaxBandwidth > 0 {
-			job["speed"] = m.plan.Mirror.MaxBandwidth
+		if m.run.Plan.Mirror.MaxBandwidth > 0 {
+			job["speed"] = m.run.Plan.Mirror.MaxBandwidth
 		}
 		j.started = time.Now()
-		if err := m.src.control.Execute(ctx, "blockdev-mirror", job, nil); err != nil {
+		if err := m.run.Src.Control.Execute(ctx, "blockdev-mirror", job, nil); err != nil {
 			return fmt.Errorf("mirror %s: %w", j.rec.Node, err)
 		}
 	}
-	return m.until(ctx, func() bool {
-		return !slices.ContainsFunc(m.mirrors, func(j *mirrorJob) bool { return !j.ready || j.failed != "" })
+	return m.run.Until(ctx, func() bool {
+		return !slices.ContainsFunc(m.jobs, func(j *mirrorJob) bool { return !j.ready || j.failed != "" })
 	})
 }
 
-// errNotInStep is the cause of a context that Plan.Timeout ended before the disks were the same.
-var errNotInStep = errors.New("the disks are not in step within the time-out")
-
 // serveDisks starts the destination's NBD server and returns where the source finds it. QEMU does not tell which port it took, so
 // ports are tried.
-func (m *migration) serveDisks(ctx context.Context) (server map[string]any, err error) {
-	network, address, err := m.plan.NbdAddress()
+func (m *mirrors) serveDisks(ctx context.Context) (server map[string]any, err error) {
+	network, address, err := m.run.Plan.NbdAddress()
 	if err != nil {
 		return nil, err
 	}
 	start := func(addr map[string]any) error {
 		args := map[string]any{"addr": addr}
-		server, _ := m.plan.TLS.NBD()
+		server, _ := m.run.Plan.TLS.NBD()
 		maps.Copy(args, server)
-		return m.dst.control.Execute(ctx, "nbd-server-start", args, nil)
+		return m.run.Dst.Control.Execute(ctx, "nbd-server-start", args, nil)
 	}
 	if network == "unix" {
 		if err := start(map[string]any{"type": "unix", "data": map[string]any{"path": address}}); err != nil {
@@ -306,56 +314,41 @@ func (m *migration) serveDisks(ctx context.Context) (server map[string]any, err 
 	return nil, fmt.Errorf("start the destination's NBD server on %s: %w", address, err)
 }
 
-// endMirrors is for a guest that stands still in pre-switchover: the last writes are copied, the mirrors end, and nothing on the
+// finish is for a guest that stands still in pre-switchover: the last writes are copied, the mirrors end, and nothing on the
 // destination is open to anybody any more. The source keeps its own disk, for the mirrors are cancelled, not completed: `complete` would put
 // the guest's device on the destination's disk.
-func (m *migration) endMirrors(ctx context.Context) error {
-	if len(m.mirrors) == 0 {
+func (m *mirrors) finish(ctx context.Context) error {
+	if len(m.jobs) == 0 {
 		return nil
 	}
 	ctx, cancel := context.WithTimeoutCause(ctx, finishLimit, fmt.Errorf("the mirrors do not end within %s", finishLimit))
 	defer cancel()
-	for _, j := range m.mirrors {
+	for _, j := range m.jobs {
 		j.asked = time.Now()
-		if err := m.src.control.Execute(ctx, "block-job-cancel", map[string]any{"device": j.name}, nil); err != nil {
+		if err := m.run.Src.Control.Execute(ctx, "block-job-cancel", map[string]any{"device": j.name}, nil); err != nil {
 			return fmt.Errorf("end mirror of %s: %w", j.rec.Node, err)
 		}
 	}
-	if err := m.until(ctx, func() bool {
-		return !slices.ContainsFunc(m.mirrors, func(j *mirrorJob) bool { return !j.ended || j.failed != "" })
+	if err := m.run.Until(ctx, func() bool {
+		return !slices.ContainsFunc(m.jobs, func(j *mirrorJob) bool { return !j.ended || j.failed != "" })
 	}); err != nil {
 		return err
 	}
-	for _, j := range m.mirrors {
-		if err := m.src.deleteNode(ctx, j.name); err != nil {
+	for _, j := range m.jobs {
+		if err := deleteNode(ctx, m.run.Src, j.name); err != nil {
 			return fmt.Errorf("end mirror of %s: %w", j.rec.Node, err)
 		}
 	}
-	if err := m.dst.control.Execute(ctx, "nbd-server-stop", nil, nil); err != nil {
+	if err := m.run.Dst.Control.Execute(ctx, "nbd-server-stop", nil, nil); err != nil {
 		return fmt.Errorf("stop the destination's NBD server: %w", err)
 	}
-	m.mirrored = false
+	m.left = false
 	return nil
 }
 
-// deleteNode removes a block node; the job that used it may need a moment to let it go.
-func (s *side) deleteNode(ctx context.Context, name string) error {
-	for {
-		err := s.control.Execute(ctx, "blockdev-del", map[string]any{"node-name": name}, nil)
-		if err == nil || !strings.Contains(err.Error(), "in use") {
-			return err
-		}
-		select {
-		case <-time.After(2 * time.Millisecond):
-		case <-ctx.Done():
-			return err
-		}
-	}
-}
-
-// takeMirror notes an event of a block job.
-func (m *migration) takeMirror(ev qmp.Event, at time.Time) {
-	if len(m.mirrors) == 0 || !strings.HasPrefix(ev.Name, "BLOCK_JOB_") {
+// Take notes an event of a block job.
+func (m *mirrors) Take(s *run.Side, ev qmp.Event, at time.Time) {
+	if s != m.run.Src || len(m.jobs) == 0 || !strings.HasPrefix(ev.Name, "BLOCK_JOB_") {
 		return
 	}
 	var data struct {
@@ -367,11 +360,11 @@ func (m *migration) takeMirror(ev qmp.Event, at time.Time) {
 	if json.Unmarshal(ev.Data, &data) != nil {
 		return
 	}
-	i := slices.IndexFunc(m.mirrors, func(j *mirrorJob) bool { return j.name == data.Device })
+	i := slices.IndexFunc(m.jobs, func(j *mirrorJob) bool { return j.name == data.Device })
 	if i < 0 {
 		return
 	}
-	j := m.mirrors[i]
+	j := m.jobs[i]
 	switch ev.Name {
 	case "BLOCK_JOB_READY":
 		j.ready = true
@@ -394,9 +387,9 @@ func (m *migration) takeMirror(ev qmp.Event, at time.Time) {
 	}
 }
 
-// brokenMirror is why the mirrors cannot go on, as far as the events told.
-func (m *migration) brokenMirror() error {
-	for _, j := range m.mirrors {
+// Broken is why the mirrors cannot go on, as far as the events told.
+func (m *mirrors) Broken() error {
+	for _, j := range m.jobs {
 		if j.failed != "" {
 			return fmt.Errorf("mirror of %s: %s: is the destination's NBD server still there, and its image's file system not full?", j.rec.Node, j.failed)
 		}
@@ -404,88 +397,10 @@ func (m *migration) brokenMirror() error {
 	return nil
 }
 
-// noteMirrors puts what is known of the mirrors into the record.
-func (m *migration) noteMirrors() {
-	m.rec.Mirrors = nil
-	for _, j := range m.mirrors {
-		m.rec.Mirrors = append(m.rec.Mirrors, j.rec)
+// End puts what is known of the mirrors into the record.
+func (m *mirrors) End(context.Context) {
+	m.run.Rec.Mirrors = nil
+	for _, j := range m.jobs {
+		m.run.Rec.Mirrors = append(m.run.Rec.Mirrors, j.rec)
 	}
-}
-
-// dropMirrors ends what mirrors of ours the source still has, and removes their nodes; the guest goes on with its own disk. A mirror that waits
-// for a destination that hangs is cut off by `yank`, which QEMU takes out of band, even where the wait holds its main loop. It goes by what
-// QEMU says, not by what we know, so that it also cleans up after a run that was killed.
-func (m *migration) dropMirrors(ctx context.Context) error {
-	limited, cancel := context.WithTimeout(ctx, 3*answerLimit)
-	defer cancel()
-	c := m.src.control
-	cut := time.Now().Add(answerLimit)
-	yank := func(name string) {
-		instances := map[string]any{"instances": []map[string]string{{"type": "block-node", "node-name": name}}}
-		_ = c.ExecuteOOB(limited, "yank", instances, nil) // it may just have ended
-	}
-	for {
-		asked, done := context.WithTimeout(limited, answerLimit)
-		jobs, err := mirrorJobs(asked, c)
-		late := asked.Err() != nil && limited.Err() == nil
-		done()
-		switch {
-		case late:
-			for _, j := range m.mirrors {
-				yank(j.name)
-			}
-			continue
-		case err != nil:
-			return fmt.Errorf("end mirrors: %w", err)
-		}
-		for _, name := range jobs {
-			_ = c.Execute(limited, "block-job-cancel", map[string]any{"device": name, "force": true}, nil) // it may just have ended, or be at it
-			if time.Now().After(cut) {
-				yank(name)
-			}
-		}
-		if len(jobs) == 0 {
-			break
-		}
-		select {
-		case <-time.After(10 * time.Millisecond):
-		case <-limited.Done():
-			return fmt.Errorf("end mirrors: %d do not end", len(jobs))
-		}
-	}
-	nodes, err := blockNodes(limited, c)
-	if err != nil {
-		return fmt.Errorf("remove mirrors' nodes: %w", err)
-	}
-	for _, n := range nodes {
-		if strings.HasPrefix(n.Name, facts.MirrorPrefix) {
-			if err := m.src.deleteNode(limited, n.Name); err != nil {
-				return fmt.Errorf("remove mirror's node %s: %w", n.Name, err)
-			}
-		}
-	}
-	return nil
-}
-
-// undoMirrors is dropMirrors at the end of an undo. The guest has gone on by then: a mirror that fails does not hold it.
-func (m *migration) undoMirrors(ctx context.Context) {
-	if !m.mirrored || m.src.control.Err() != nil {
-		return
-	}
-	if err := m.dropMirrors(ctx); err != nil {
-		m.rec.Warn("the source still has what the mirror needed (%v): `qmigrate migrate --recover` removes it", err)
-	}
-}
-
-// explainLock says what QEMU's refusal of a lock means; any other error stays as it is.
-func explainLock(err error) error {
-	if err == nil {
-		return nil
-	}
-	// 7.2 only says that the node, which was found to be writable, is read-only: it could not be activated for want of the lock.
-	text := err.Error()
-	if !(strings.Contains(text, "Failed to get ") && strings.Contains(text, " lock")) && !strings.Contains(text, "Block node is read-only") {
-		return err
-	}
-	return fmt.Errorf("%w: another process has this image open to write to it: the other side, if it is one and the same file, which then needs no mirror, or a program that uses it beside QEMU", err)
 }

@@ -9,6 +9,8 @@ import (
 	"strings"
 	"time"
 
+	"qmigrate/engine/internal/run"
+	"qmigrate/engine/plan"
 	"qmigrate/engine/record"
 	"qmigrate/qmp"
 )
@@ -19,36 +21,31 @@ import (
 
 // Limits of post-copy.
 const (
-	watchInterval = 500 * time.Millisecond // between two looks at the source's progress
-	attemptLimit  = 10 * time.Second       // one new connection, where it is known that the hosts reach each other
-	blindLimit    = 140 * time.Second      // the same where it is not: Linux gives a TCP connection up after 127 s (tcp_syn_retries 6)
-	retryPause    = 500 * time.Millisecond
+	attemptLimit = 10 * time.Second  // one new connection, where it is known that the hosts reach each other
+	blindLimit   = 140 * time.Second // the same where it is not: Linux gives a TCP connection up after 127 s (tcp_syn_retries 6)
+	retryPause   = 500 * time.Millisecond
 )
 
 // due tells whether it is time to go over.
 func (m *migration) due() bool {
 	switch {
-	case m.split || m.src.still() || m.src.status != "active":
+	case m.run.Split || m.run.Src.Still() || m.run.Src.Status != "active":
 		return false
-	case m.converge != nil && m.converge.postCopy:
+	case m.policy.postCopy:
 		return true
-	case m.plan.Mode == record.PostCopyMode:
-		return true
-	case m.plan.Mode != record.HybridMode:
-		return false
 	}
-	s := m.plan.SwitchAfter
-	return s.Passes > 0 && m.passesEnded() >= s.Passes || s.Time > 0 && time.Since(m.issuedAt) >= s.Time
+	s := m.run.Plan.Splits()
+	return s != nil && (*s == plan.AtOnce || s.Passes > 0 && m.passesEnded() >= s.Passes || s.Time > 0 && time.Since(m.run.IssuedAt) >= s.Time)
 }
 
 // passesEnded counts the bitmap syncs after the one at set-up: each ends a pass, unless they come by time.
 func (m *migration) passesEnded() int {
-	if m.timedSyncs() && m.poll != nil {
-		return int(m.poll.turned.Load())
+	if m.run.TimedSyncs() && m.run.Poll != nil {
+		return int(m.run.Poll.Turned.Load())
 	}
 	n := 0
-	for _, e := range m.passes {
-		if e.raw > 1 && !(m.src.still() && e.at.After(m.src.stopped)) {
+	for _, e := range m.run.Passes {
+		if e.Raw > 1 && !(m.run.Src.Still() && e.At.After(m.run.Src.Stopped)) {
 			n++
 		}
 	}
@@ -57,13 +54,13 @@ func (m *migration) passesEnded() int {
 
 // startPostCopy goes over to post-copy. Nothing is cancelled from here on.
 func (m *migration) startPostCopy(ctx context.Context) error {
-	m.unwatch() // handOver and follow have limits of their own
-	m.split = true
-	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), activateLimit)
+	m.run.Unwatch() // handOver and follow have limits of their own
+	m.run.Split = true
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), run.ActivateLimit)
 	defer cancel()
-	if err := m.src.control.Execute(ctx, "migrate-start-postcopy", nil, nil); err != nil {
+	if err := m.run.Src.Control.Execute(ctx, "migrate-start-postcopy", nil, nil); err != nil {
 		if qmp.IsRefusal(err) {
-			m.split = false // it was not done
+			m.run.Split = false // it was not done
 		}
 		return fmt.Errorf("start post-copy: %w", err)
 	}
@@ -75,51 +72,39 @@ func (m *migration) startPostCopy(ctx context.Context) error {
 // 7.2 lets the guest go again only sometimes, 10.0 never), so a busy host must not be taken for a lost link.
 func (m *migration) handOver(ctx context.Context, done func() bool) error {
 	ctx = context.WithoutCancel(ctx)
-	limit := m.plan.HangLimit()
+	limit := m.run.Plan.HangLimit()
 	limited, cancel := context.WithTimeout(ctx, limit)
 	defer cancel()
-	err := m.until(limited, done)
+	err := m.run.Until(limited, done)
 	if err == nil || limited.Err() == nil {
 		return err
 	}
-	if _, answers := m.src.asked(ctx); answers == nil && m.src.handedOver() {
+	if _, answers := m.run.Src.Asked(ctx); answers == nil && m.run.Src.HandedOver() {
 		// What is on its way may still come, and without it only a source before 10.0 can go back, and not once it
 		// has noticed that the link is lost.
 		return fmt.Errorf("the switch to post-copy stood still for %s", limit)
 	}
 	// its guest would be lost by that; as long as the connection lives, what is on its way may come
-	if m.src.facts.Jams() {
+	if m.run.Src.Facts.Jams() {
 		return fmt.Errorf("the switch to post-copy stood still for %s", limit)
 	}
-	m.yanked = true
-	m.yank(ctx, m.src)
-	_ = m.drainFor(ctx, killLimit, func() bool { return m.broken() != nil || done() })
+	m.run.Yanked = true
+	m.run.Yank(ctx, m.run.Src)
+	_ = m.run.DrainFor(ctx, run.KillLimit, func() bool { return m.run.Broken() != nil || done() })
 	return fmt.Errorf("the switch to post-copy stood still for %s, and its connection was closed", limit)
-}
-
-// loading tells whether the destination has the device state, or is at it, so that it may be told to run.
-func (s *side) loading() bool {
-	return s.status == "postcopy-active" || s.status == "postcopy-paused" || s.done()
-}
-
-// handedOver tells whether the source has given the guest away. In postcopy-device (10.2 and newer) it has not: there
-// it waits for the destination's word that everything is loaded, and runs the guest itself if the link breaks before
-// that.
-func (s *side) handedOver() bool {
-	return strings.HasPrefix(s.status, "postcopy-") && s.status != "postcopy-device" || s.done()
 }
 
 // surelyGiven waits until a source that has said post-copy can no longer take its guest back; see tentative.
 func (m *migration) surelyGiven(ctx context.Context) error {
-	limit := m.plan.HangLimit()
+	limit := m.run.Plan.HangLimit()
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), limit)
 	defer cancel()
-	for m.tentative() {
-		if err := m.src.ask(ctx); err != nil {
+	for m.run.Tentative() {
+		if err := m.run.Src.Ask(ctx); err != nil {
 			return fmt.Errorf("ask source whether it has begun post-copy: %w", err)
 		}
-		m.catchUp()
-		if err := m.broken(); err != nil {
+		m.run.CatchUp()
+		if err := m.run.Broken(); err != nil {
 			return err
 		}
 		select {
@@ -134,51 +119,53 @@ func (m *migration) surelyGiven(ctx context.Context) error {
 // errLink is the end of a turn of post-copy for want of a link.
 var errLink = errors.New("the link was lost")
 
-// followUp is the rest of a post-copy: turns of post-copy, with a recovery between two of them. The limit of recovery
+// follow is the rest of a post-copy: turns of post-copy, with a recovery between two of them. The limit of recovery
 // begins anew only when something was sent since the last one, else a link that breaks again and again would be
 // mended for ever.
-func (m *migration) followUp(ctx context.Context) error {
+func (m *migration) follow(ctx context.Context) error {
 	for {
-		err := m.do(ctx, stage{record.PostCopy, m.follow})
+		err := m.followUntilLost(ctx)
 		if !errors.Is(err, errLink) {
 			return err
 		}
-		m.rec.Warn("post-copy lost its link: %v", err)
-		if err := m.do(ctx, stage{record.Recovery, m.mendLink}); err != nil {
+		m.run.Rec.Warn("post-copy lost its link: %v", err)
+		m.run.Begin(record.Recovery)
+		if err := m.mendLink(ctx); err != nil {
 			return err
 		}
+		m.run.Begin(record.PostCopy)
 	}
 }
 
-// follow waits until all of the memory has come. It ends with errLink when either side pauses, or when the source makes no progress:
+// followUntilLost waits until all of the memory has come. It ends with errLink when either side pauses, or when the source makes no progress:
 // a link that is merely down raises nothing for a long while.
-func (m *migration) follow(ctx context.Context) error {
+func (m *migration) followUntilLost(ctx context.Context) error {
 	asked := ctx
 	ctx = context.WithoutCancel(ctx)
 	defer func() {
 		if asked.Err() != nil {
-			m.rec.Warn("asked to stop in post-copy, which cannot be cancelled: its memory was on both sides (%v)", context.Cause(asked))
+			m.run.Rec.Warn("asked to stop in post-copy, which cannot be cancelled: its memory was on both sides (%v)", context.Cause(asked))
 		}
 	}()
 	var sent int64
 	moved := time.Now()
 	for {
-		limited, cancel := context.WithTimeout(ctx, watchInterval)
-		err := m.until(limited, func() bool { return m.arrived() || m.linkLost() })
+		limited, cancel := context.WithTimeout(ctx, run.WatchInterval)
+		err := m.run.Until(limited, func() bool { return m.run.Arrived() || m.linkLost() })
 		broken := err != nil && limited.Err() == nil
 		cancel()
-		if broken && m.src.broke() { // at its end: the destination may have everything
-			_ = m.drainFor(ctx, waitLimit, m.dst.ended)
+		if broken && m.run.Src.Broke() { // at its end: the destination may have everything
+			_ = m.run.DrainFor(ctx, run.WaitLimit, m.run.Dst.Ended)
 		}
 		switch {
-		case m.arrived(), m.dst.done() && m.src.broke():
-			m.end(later(m.src.completed, m.dst.completed))
+		case m.run.Arrived(), m.run.Dst.Done() && m.run.Src.Broke():
+			m.run.End(run.Later(m.run.Src.Completed, m.run.Dst.Completed))
 			m.blocktime(ctx)
 			return nil
 		case broken:
 			return err
 		case m.linkLost():
-			return fmt.Errorf("%w: source %s, destination %s", errLink, m.src.status, m.dst.status)
+			return fmt.Errorf("%w: source %s, destination %s", errLink, m.run.Src.Status, m.run.Dst.Status)
 		}
 		m.blocktime(ctx)
 		if now := m.sent(ctx, sent); now != sent {
@@ -186,56 +173,45 @@ func (m *migration) follow(ctx context.Context) error {
 				m.mendBy = time.Time{}
 			}
 			sent, moved = now, time.Now()
-		} else if time.Since(moved) > m.plan.StallLimit && m.dst.done() {
+		} else if time.Since(moved) > m.run.Plan.StallLimit && m.run.Dst.Done() {
 			m.leaveBehind(ctx)
-			m.end(m.dst.completed)
+			m.run.End(m.run.Dst.Completed)
 			return nil
-		} else if time.Since(moved) > m.plan.StallLimit {
-			return fmt.Errorf("%w: nothing was sent for %s", errLink, m.plan.StallLimit)
+		} else if time.Since(moved) > m.run.Plan.StallLimit {
+			return fmt.Errorf("%w: nothing was sent for %s", errLink, m.run.Plan.StallLimit)
 		}
 	}
 }
 
-// broke tells whether this side's migration has failed, or is at it (11.1).
-func (s *side) broke() bool { return s.status == "failed" || s.status == "failing" }
-
 // leaveBehind is for a source that waits for the last word of a destination that has everything, on a link that was
 // lost. It is ended: QEMU 10.0 and newer would run the guest when the connection is given up, minutes later.
 func (m *migration) leaveBehind(ctx context.Context) {
-	if err := m.src.kill(ctx); err != nil {
-		m.rec.Warn("the destination has everything, and the source QEMU still waits for its last word on a link that was lost (%v): "+
-			"end %s at once, for it may run the guest too when its connection is given up", err, m.src.ep.Name)
+	if err := m.run.Src.Kill(ctx); err != nil {
+		m.run.Rec.Warn("the destination has everything, and the source QEMU still waits for its last word on a link that was lost (%v): "+
+			"end %s at once, for it may run the guest too when its connection is given up", err, m.run.Src.Endpoint.Name)
 		return
 	}
-	m.rec.Warn("the link was lost when the destination had everything: the source QEMU, which waited for its last word, was ended")
+	m.run.Rec.Warn("the link was lost when the destination had everything: the source QEMU, which waited for its last word, was ended")
 }
 
 // sent is how much the source has sent so far; before, if it does not answer.
 func (m *migration) sent(ctx context.Context, before int64) int64 {
-	ctx, cancel := context.WithTimeout(ctx, answerLimit)
+	ctx, cancel := context.WithTimeout(ctx, run.AnswerLimit)
 	defer cancel()
-	info, err := m.src.control.QueryMigrate(ctx)
+	info, err := m.run.Src.Control.QueryMigrate(ctx)
 	if err != nil || !info.Has.Contains(qmp.FieldTransferred) {
 		return before
 	}
 	return info.Transferred
 }
 
-// arrived tells whether the destination has all of the guest.
-func (m *migration) arrived() bool { return m.src.done() && m.dst.done() }
-
-func (m *migration) linkLost() bool { return m.src.linkless() || m.dst.linkless() }
-
-// linkless tells whether this side waits for a connection, or for the other side on one that it has just got.
-func (s *side) linkless() bool {
-	return s.status == "postcopy-paused" || strings.HasPrefix(s.status, "postcopy-recover")
-}
+func (m *migration) linkLost() bool { return m.run.Src.Linkless() || m.run.Dst.Linkless() }
 
 // mendLink makes both sides go on over a new connection. It may be given up: then both stay paused, and nothing is lost.
 func (m *migration) mendLink(ctx context.Context) error {
 	again := !m.mendBy.IsZero()
 	if !again {
-		m.mendBy = time.Now().Add(m.plan.RecoverLimit)
+		m.mendBy = time.Now().Add(m.run.Plan.RecoverLimit)
 	}
 	ctx, cancel := context.WithDeadline(ctx, m.mendBy)
 	defer cancel()
@@ -245,7 +221,7 @@ func (m *migration) mendLink(ctx context.Context) error {
 		case <-ctx.Done():
 		}
 	}
-	m.rec.PostCopy.Pauses++
+	m.run.Rec.PostCopy.Pauses++
 	for attempt := 0; ; attempt++ {
 		err := m.pauseBoth(ctx)
 		if err == nil {
@@ -257,15 +233,15 @@ func (m *migration) mendLink(ctx context.Context) error {
 		if err == nil {
 			return nil
 		}
-		m.log.Info("post-copy recovery", "attempt", attempt, "err", err)
-		m.catchUp()
-		if broken := m.broken(); broken != nil {
+		m.run.Log.Info("post-copy recovery", "attempt", attempt, "err", err)
+		m.run.CatchUp()
+		if broken := m.run.Broken(); broken != nil {
 			return broken
 		}
 		select {
 		case <-time.After(retryPause):
 		case <-ctx.Done():
-			return fmt.Errorf("post-copy lost its link and could not go on within %s: %w", m.plan.RecoverLimit, err)
+			return fmt.Errorf("post-copy lost its link and could not go on within %s: %w", m.run.Plan.RecoverLimit, err)
 		}
 	}
 }
@@ -276,9 +252,9 @@ var errAtTheEnd = errors.New("the link was lost when the source had sent everyth
 
 // allSent tells whether the source has nothing left to send.
 func (m *migration) allSent(ctx context.Context) bool {
-	ctx, cancel := context.WithTimeout(ctx, answerLimit)
+	ctx, cancel := context.WithTimeout(ctx, run.AnswerLimit)
 	defer cancel()
-	info, err := m.src.control.QueryMigrate(ctx)
+	info, err := m.run.Src.Control.QueryMigrate(ctx)
 	return err == nil && info.Status == "postcopy-active" && info.Has.Contains(qmp.FieldRemaining) && info.Remaining == 0
 }
 
@@ -286,37 +262,37 @@ func (m *migration) allSent(ctx context.Context) bool {
 // whatever holds its main loop. QEMU before 8.2 refuses that in the recovery's handshake; there its connection is
 // closed.
 func (m *migration) pauseBoth(ctx context.Context) error {
-	for _, s := range []*side{m.src, m.dst} {
-		if s.status == "postcopy-paused" || !strings.HasPrefix(s.status, "postcopy-") {
+	for _, s := range []*run.Side{m.run.Src, m.run.Dst} {
+		if s.Status == "postcopy-paused" || !strings.HasPrefix(s.Status, "postcopy-") {
 			continue
 		}
-		if s == m.src && m.allSent(ctx) {
+		if s == m.run.Src && m.allSent(ctx) {
 			return errAtTheEnd
 		}
-		limited, cancel := context.WithTimeout(ctx, answerLimit)
-		err := s.control.ExecuteOOB(limited, "migrate-pause", nil, nil)
+		limited, cancel := context.WithTimeout(ctx, run.AnswerLimit)
+		err := s.Control.ExecuteOOB(limited, "migrate-pause", nil, nil)
 		cancel()
 		if qmp.IsRefusal(err) {
-			m.yank(ctx, s)
+			m.run.Yank(ctx, s)
 		} else if err != nil {
-			return fmt.Errorf("pause post-copy on %s: %w", s.role, err)
+			return fmt.Errorf("pause post-copy on %s: %w", s.Role, err)
 		}
 	}
-	limited, cancel := context.WithTimeout(ctx, killLimit)
+	limited, cancel := context.WithTimeout(ctx, run.KillLimit)
 	defer cancel()
-	return m.until(limited, func() bool {
-		return m.src.status == "postcopy-paused" && m.dst.status == "postcopy-paused"
+	return m.run.Until(limited, func() bool {
+		return m.run.Src.Status == "postcopy-paused" && m.run.Dst.Status == "postcopy-paused"
 	})
 }
 
 // reachable waits until the source's host reaches the destination's, where that can be tried.
 func (m *migration) reachable(ctx context.Context) error {
 	host, ok := m.tcpHost()
-	if !ok || m.src.ep.Reaches == nil {
+	if !ok || m.run.Src.Endpoint.Reaches == nil {
 		return nil
 	}
 	for {
-		err := m.src.ep.Reaches(ctx, host)
+		err := m.run.Src.Endpoint.Reaches(ctx, host)
 		if err == nil {
 			return nil
 		}
@@ -330,7 +306,7 @@ func (m *migration) reachable(ctx context.Context) error {
 
 // tcpHost is the host that the source connects to, if it does so by TCP.
 func (m *migration) tcpHost() (string, bool) {
-	rest, ok := strings.CutPrefix(m.plan.Connect, "tcp:")
+	rest, ok := strings.CutPrefix(m.run.Plan.Connect, "tcp:")
 	if !ok {
 		return "", false
 	}
@@ -342,16 +318,16 @@ func (m *migration) tcpHost() (string, bool) {
 // answer in band any more (seen on 7.2.22).
 func (m *migration) reconnect(ctx context.Context, attempt int) error {
 	listen, connect := m.recoverURIs(attempt)
-	limited, cancel := context.WithTimeout(ctx, answerLimit)
+	limited, cancel := context.WithTimeout(ctx, run.AnswerLimit)
 	defer cancel()
-	if err := m.dst.control.ExecuteOOB(limited, "migrate-recover", map[string]string{"uri": listen}, nil); err != nil {
+	if err := m.run.Dst.Control.ExecuteOOB(limited, "migrate-recover", map[string]string{"uri": listen}, nil); err != nil {
 		return fmt.Errorf("listen again on %s: %w", listen, err)
 	}
-	if err := m.src.control.Execute(limited, "migrate", map[string]any{"uri": connect, "resume": true}, nil); err != nil {
+	if err := m.run.Src.Control.Execute(limited, "migrate", map[string]any{"uri": connect, "resume": true}, nil); err != nil {
 		return fmt.Errorf("connect again to %s: %w", connect, err)
 	}
 	limit := blindLimit
-	if _, tcp := m.tcpHost(); !tcp || m.src.ep.Reaches != nil {
+	if _, tcp := m.tcpHost(); !tcp || m.run.Src.Endpoint.Reaches != nil {
 		limit = attemptLimit
 	}
 	// A second attempt while QEMU still tries to connect could end it (7.2: an assertion in migrate_fd_error), so this one is waited for.
@@ -359,15 +335,15 @@ func (m *migration) reconnect(ctx context.Context, attempt int) error {
 	defer cancel()
 	left := false
 	again := func() bool { // it fell back
-		left = left || m.src.status != "postcopy-paused"
-		return left && m.src.status == "postcopy-paused"
+		left = left || m.run.Src.Status != "postcopy-paused"
+		return left && m.run.Src.Status == "postcopy-paused"
 	}
-	if err := m.until(limited, func() bool {
-		return m.src.status == "postcopy-active" && m.dst.status == "postcopy-active" || m.arrived() || again()
+	if err := m.run.Until(limited, func() bool {
+		return m.run.Src.Status == "postcopy-active" && m.run.Dst.Status == "postcopy-active" || m.run.Arrived() || again()
 	}); err != nil {
 		return err
 	}
-	if m.src.status == "postcopy-paused" {
+	if m.run.Src.Status == "postcopy-paused" {
 		return errors.New("the new connection broke at once")
 	}
 	return nil
@@ -376,7 +352,7 @@ func (m *migration) reconnect(ctx context.Context, attempt int) error {
 // recoverURIs are where the destination listens anew and where the source connects to. A port that QEMU had chosen is chosen by us now, for
 // a paused destination cannot be asked for it.
 func (m *migration) recoverURIs(attempt int) (listen, connect string) {
-	listen, connect = m.plan.Listen, m.plan.Connect
+	listen, connect = m.run.Plan.Listen, m.run.Plan.Connect
 	rest, ok := strings.CutPrefix(listen, "tcp:")
 	host, port, err := net.SplitHostPort(rest)
 	if !ok || err != nil || port != "0" {
@@ -392,20 +368,20 @@ func (m *migration) recoverURIs(attempt int) (listen, connect string) {
 
 // blocktime reads what the destination tells of the page faults' cost, for some QEMUs forget it at the end (10.2, 11.1).
 func (m *migration) blocktime(ctx context.Context) {
-	if !m.plan.Capabilities["postcopy-blocktime"] {
+	if !m.run.Plan.Capabilities["postcopy-blocktime"] {
 		return
 	}
-	ctx, cancel := context.WithTimeout(ctx, answerLimit)
+	ctx, cancel := context.WithTimeout(ctx, run.AnswerLimit)
 	defer cancel()
 	var reply struct {
 		Blocktime *int64  `json:"postcopy-blocktime"`      // ms
 		VCPUs     []int64 `json:"postcopy-vcpu-blocktime"` // ms
 		Latency   *int64  `json:"postcopy-latency"`        // ns
 	}
-	if m.dst.control.Execute(ctx, "query-migrate", nil, &reply) != nil {
+	if m.run.Dst.Control.Execute(ctx, "query-migrate", nil, &reply) != nil {
 		return
 	}
-	p := m.rec.PostCopy
+	p := m.run.Rec.PostCopy
 	if reply.Blocktime != nil {
 		p.Blocktime = record.Of(time.Duration(*reply.Blocktime) * time.Millisecond)
 	}
@@ -417,15 +393,5 @@ func (m *migration) blocktime(ctx context.Context) {
 	}
 	if reply.Latency != nil {
 		p.Latency = record.Of(time.Duration(*reply.Latency))
-	}
-}
-
-// yank closes a side's migration connections, out of band.
-func (m *migration) yank(ctx context.Context, s *side) {
-	ctx, cancel := context.WithTimeout(ctx, answerLimit)
-	defer cancel()
-	instances := map[string]any{"instances": []map[string]string{{"type": "migration"}}}
-	if err := s.control.ExecuteOOB(ctx, "yank", instances, nil); err != nil {
-		m.log.Info("yank", "side", s.role, "err", err)
 	}
 }

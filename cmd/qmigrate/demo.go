@@ -10,7 +10,7 @@ import (
 	"github.com/urfave/cli/v2"
 	"golang.org/x/sys/unix"
 
-	"qmigrate/engine"
+	"qmigrate/engine/colo"
 	"qmigrate/engine/lab"
 	"qmigrate/engine/plan"
 	"qmigrate/engine/record"
@@ -48,7 +48,7 @@ func (c *commands) runDemo(x *cli.Context) error {
 	if err := lab.CheckTransport(s.Transport, p); err != nil {
 		return usageError{err}
 	}
-	colo, err := c.coloRun(x, p, &s)
+	paired, err := c.coloRun(x, p, &s)
 	if err != nil {
 		return err
 	}
@@ -75,7 +75,7 @@ func (c *commands) runDemo(x *cli.Context) error {
 	if hostnet.Inside() && s.Log != nil && os.Geteuid() == 0 {
 		fmt.Fprintln(c.stderr, "not root: the lab runs in user and network namespaces of its own")
 	}
-	if colo != nil && !x.IsSet("machine") && s.Log != nil {
+	if paired != nil && !x.IsSet("machine") && s.Log != nil {
 		fmt.Fprintf(s.Log, "machine %s: a secondary cannot follow a q35, demo's usual one\n", lab.COLOMachine)
 	}
 	said, err := lab.Sweep(x.Context)
@@ -91,8 +91,8 @@ func (c *commands) runDemo(x *cli.Context) error {
 		return err
 	}
 	rec, err := c.observe(x, s.Logger, p, func(p plan.Plan, o plan.Options) (*record.Migration, error) {
-		if colo != nil {
-			return l.COLO(x.Context, engine.COLOPlan{Plan: p, CheckpointDelay: colo.delay}, colo.trial, o)
+		if paired != nil {
+			return l.COLO(x.Context, colo.Plan{Plan: p, CheckpointDelay: paired.delay}, paired.trial, o)
 		}
 		return l.Migrate(x.Context, p, o)
 	})

@@ -7,12 +7,12 @@ import (
 
 	"github.com/urfave/cli/v2"
 
-	"qmigrate/engine"
 	"qmigrate/engine/connect"
 	"qmigrate/engine/endpoint"
 	"qmigrate/engine/plan"
 	"qmigrate/engine/record"
 	"qmigrate/engine/setting"
+	"qmigrate/engine/snapshot"
 )
 
 // fileFlags are those of save and restore.
@@ -38,8 +38,8 @@ func (c *commands) save() *cli.Command {
 			&cli.StringFlag{Name: "source", Category: aboutMigration, Usage: "`E` endpoint of the QEMU that runs the guest, on this machine"},
 			&cli.BoolFlag{Name: "background", Category: aboutMigration, Usage: "do not stop the guest for longer than its devices take (userfaultfd; QEMU 8.1 and newer)"},
 			&cli.BoolFlag{Name: "continue", Category: aboutMigration, Usage: "run the guest again when it is saved"},
-		}, fileFlags(setting.Save, engine.StreamFormat)...),
-		Action: func(x *cli.Context) error { return c.runFile(x, "source", setting.Save, engine.Save) },
+		}, fileFlags(setting.Save, snapshot.StreamFormat)...),
+		Action: func(x *cli.Context) error { return c.runFile(x, "source", setting.Save, snapshot.Save) },
 	}
 }
 
@@ -54,12 +54,12 @@ func (c *commands) restore() *cli.Command {
 			&cli.StringFlag{Name: "destination", Category: aboutMigration, Usage: "`E` endpoint of the QEMU that waits for it, on this machine"},
 			&cli.BoolFlag{Name: "paused", Category: aboutMigration, Usage: "leave it paused"},
 		}, fileFlags(setting.Restore, "")...),
-		Action: func(x *cli.Context) error { return c.runFile(x, "destination", setting.Restore, engine.Restore) },
+		Action: func(x *cli.Context) error { return c.runFile(x, "destination", setting.Restore, snapshot.Restore) },
 	}
 }
 
-// filer is engine.Save or engine.Restore.
-type filer func(ctx context.Context, e *endpoint.Endpoint, p plan.Plan, f engine.File, o plan.Options) (*record.Migration, error)
+// filer is snapshot.Save or snapshot.Restore.
+type filer func(ctx context.Context, e *endpoint.Endpoint, p plan.Plan, f snapshot.File, o plan.Options) (*record.Migration, error)
 
 // runFile is save or restore: side names the flag of the one endpoint.
 func (c *commands) runFile(x *cli.Context, side string, place setting.Place, run filer) error {
@@ -72,13 +72,13 @@ func (c *commands) runFile(x *cli.Context, side string, place setting.Place, run
 	if x.String("file") == "" {
 		return usagef("--file is missing: give the saved guest's path, as in --file /var/tmp/a.guest")
 	}
-	f := engine.File{
+	f := snapshot.File{
 		Format: x.String("format"), DirectIO: x.Bool("direct-io"), Channels: x.Int("multifd-channels"),
 		Background: x.Bool("background"), Continue: x.Bool("continue"), Paused: x.Bool("paused"),
 	}
 	switch {
-	case f.Format != "" && f.Format != engine.StreamFormat && f.Format != engine.MappedRAMFormat:
-		return usagef("--format %s: have %s, %s", f.Format, engine.StreamFormat, engine.MappedRAMFormat)
+	case f.Format != "" && f.Format != snapshot.StreamFormat && f.Format != snapshot.MappedRAMFormat:
+		return usagef("--format %s: have %s, %s", f.Format, snapshot.StreamFormat, snapshot.MappedRAMFormat)
 	case f.Channels < 0 || f.Channels > 255:
 		return usagef("--multifd-channels %d: QEMU takes 1 to 255, and 0 is one thread without them", f.Channels)
 	case f.Background && f.Continue:

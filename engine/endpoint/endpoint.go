@@ -24,11 +24,22 @@ type OpenFile struct {
 // Dialer opens a connection to one monitor of a QEMU.
 type Dialer func(ctx context.Context) (net.Conn, error)
 
+// Where is the machine on which a QEMU runs, seen from here.
+type Where string
+
+// The machines. A QEMU behind a socket that something else may forward is Unknown until its process is found.
+const (
+	Unknown   Where = ""
+	Here      Where = "here"
+	Elsewhere Where = "elsewhere"
+)
+
 // Endpoint is one QEMU as the engine sees it: up to three monitors, for a QMP socket serves one client, and a command on a
 // shared one waits for the command before it.
 type Endpoint struct {
 	Name    string  // as the user wrote it: unix:/run/a.qmp
 	Host    string  // where it runs, for the record; may become known when it is reached
+	Where   Where   // on which machine, as far as is known
 	Control Dialer  // every command
 	Events  Dialer  // events and status polls; nil: over Control
 	Sampler Dialer  // the lock-step query-migrate; nil: over Control
@@ -42,7 +53,8 @@ type Endpoint struct {
 	// told are left out. nil: none can be told from here.
 	Opened func(names []string) map[string]OpenFile
 
-	// Clock measures that host's realtime clock minus ours and the error of that; nil: it is our clock.
+	// Clock measures that host's realtime clock minus ours and the error of that. nil: it is our clock if the QEMU runs
+	// here, and else it is not known.
 	Clock func(ctx context.Context) (offset, uncertainty time.Duration, err error)
 	// Reaches tries whether that host reaches another, by its address; nil: it cannot be tried from there.
 	Reaches func(ctx context.Context, host string) error

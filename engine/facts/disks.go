@@ -8,13 +8,15 @@ import (
 	"qmigrate/engine/endpoint" // Disk is one of the guest's disks and what is behind it.
 	"qmigrate/qmp"
 	"slices"
-	"strings"
+	"strings" // the path of the device that the guest sees, as in Facts.Devices; "" if it is not attached to one
+	// that device's id, or its path among QEMU's objects; "" if QEMU names none
+	// drive's name, or its node's
 )
 
 type Disk struct {
-	Device    string // the path of the device that the guest sees, as in Facts.Devices; "" if it is not attached to one
-	QOM       string // that device's id, or its path among QEMU's objects; "" if QEMU names none
-	Name      string // drive's name, or its node's
+	Device    string
+	QOM       string
+	Name      string
 	Node      string // the node's name; "" if there is no medium
 	File      string
 	Driver    string // raw, qcow2, ...
@@ -208,4 +210,13 @@ func BlockJobs(ctx context.Context, c *qmp.Conn) (ours []string, others []Job, e
 		}
 	}
 	return ours, others, err
+}
+
+// Writable lists the block devices that hold something and can be written. A saved guest does not have them in its file.
+func Writable(ctx context.Context, c *qmp.Conn) ([]qmp.BlockDevice, error) {
+	all, err := c.BlockDevices(ctx)
+	if err != nil {
+		return nil, fmt.Errorf("ask for disks: %w", err)
+	}
+	return slices.DeleteFunc(all, func(d qmp.BlockDevice) bool { return d.Inserted == nil || d.Inserted.ReadOnly }), nil
 }

@@ -55,7 +55,7 @@ type Facts struct {
 	Scripts    map[string]string // the network backends that a script sets up, and the script
 	sent       bool              // query-migrate spoke of a migration from here: it had a section ram
 	Mirrors    []string          // our mirror jobs that it has
-	Here       bool              // the process is known, so it runs on this machine
+	Where      endpoint.Where    // where it runs, as far as that is proved
 	MemoryLock *int64            // what QEMU's process may lock, in bytes; nil: all, or it is not known
 	VCPUThread int               // the first vCPU's thread, as QEMU's host numbers it; 0: QEMU names none
 }
@@ -80,8 +80,7 @@ func Inspect(ctx context.Context, ep *endpoint.Endpoint, o plan.Options) (*Facts
 	if err != nil {
 		return nil, fmt.Errorf("inspect %s: %w", ep.Name, err)
 	}
-	f.Here = f.Proved(ep.Process)
-	if f.Here {
+	if f.Locate(ep); f.Here() {
 		ReadOpened(ep, f.Disks)
 	}
 	return f, nil
@@ -267,4 +266,20 @@ func Together(ctx context.Context, all ...func(context.Context) error) (first er
 	}
 	wait.Wait()
 	return first
+}
+
+// Here tells whether this QEMU is known to run on this machine.
+func (f *Facts) Here() bool { return f.Where == endpoint.Here }
+
+// Locate finds out where this QEMU runs. A process of this machine that has its vCPUs proves that it is here. A process
+// that has not is a forwarder's, and proves nothing.
+func (f *Facts) Locate(ep *endpoint.Endpoint) {
+	switch {
+	case f.Proved(ep.Process):
+		f.Where = endpoint.Here
+	case ep.Process != nil && ep.Where == endpoint.Here:
+		f.Where = endpoint.Unknown
+	default:
+		f.Where = ep.Where
+	}
 }

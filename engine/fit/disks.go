@@ -153,7 +153,7 @@ func pairs(src, dst *facts.Facts, f func(d, e facts.Disk, name string)) {
 
 // compareDisks finds disks that would be others than the guest knows. QEMU checks none of this: the guest finds out.
 func compareDisks(src, dst *facts.Facts, refuse, doubt func(problem, mend string)) {
-	here := src.Here && dst.Here
+	here := src.Here() && dst.Here()
 	pairs(src, dst, func(d, e facts.Disk, name string) {
 		say := refuse
 		if d.Removable {
@@ -245,7 +245,7 @@ func LaunchedDisks(src, dst *facts.Facts, p plan.Plan, chosen []string) (refusal
 				"disk %s has a medium on the destination only, %s", name, e.File)
 			return
 		}
-		found := images(d, e, name, src.Here && dst.Here)
+		found := images(d, e, name, src.Here() && dst.Here())
 		switch {
 		case found.likeness == Other, found.format,
 			found.likeness == Doubtful && filepath.Base(d.File) != filepath.Base(e.File):

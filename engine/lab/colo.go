@@ -9,7 +9,7 @@ import (
 	"sync"
 	"time"
 
-	"qmigrate/engine"
+	"qmigrate/engine/colo"
 	"qmigrate/engine/connect"
 	"qmigrate/engine/plan"
 	"qmigrate/engine/record"
@@ -37,7 +37,7 @@ const probeLimit = time.Minute // two QEMUs without a machine, started and ended
 // COLO keeps the lab's guest in step with a secondary on the other host while it is observed, does what the trial says, checks the guest's memory
 // on the side that is left, and returns the whole record. Afterwards the lab's source is that side, and its destination the new
 // secondary's QEMU, or none.
-func (l *Lab) COLO(ctx context.Context, p engine.COLOPlan, t COLOTrial, o plan.Options) (*record.Migration, error) {
+func (l *Lab) COLO(ctx context.Context, p colo.Plan, t COLOTrial, o plan.Options) (*record.Migration, error) {
 	if l.destination == nil {
 		return nil, errors.New("the lab has no QEMU for a secondary")
 	}
@@ -76,7 +76,7 @@ func (l *Lab) COLO(ctx context.Context, p engine.COLOPlan, t COLOTrial, o plan.O
 }
 
 // inStep is one run of the engine's COLO, with the kill in it; afterwards the lab knows which of its QEMUs is left.
-func (l *Lab) inStep(ctx context.Context, p engine.COLOPlan, t COLOTrial, o plan.Options) (*record.Migration, error) {
+func (l *Lab) inStep(ctx context.Context, p colo.Plan, t COLOTrial, o plan.Options) (*record.Migration, error) {
 	if p.Listen == "" {
 		p.Listen = fmt.Sprintf("tcp:%s:0", l.network.Address(l.hostOf(l.destination)))
 	}
@@ -122,7 +122,7 @@ func (l *Lab) inStep(ctx context.Context, p engine.COLOPlan, t COLOTrial, o plan
 		stop()
 		return newCOLORecord(p), err
 	}
-	rec, coloErr := engine.COLO(ctx, connect.Endpoint(l.source), connect.Endpoint(l.destination), p, o)
+	rec, coloErr := colo.Protect(ctx, connect.Endpoint(l.source), connect.Endpoint(l.destination), p, o)
 	stop()
 	kill.Wait()
 	l.label(rec)
@@ -156,7 +156,7 @@ func (l *Lab) inStep(ctx context.Context, p engine.COLOPlan, t COLOTrial, o plan
 }
 
 // newCOLORecord is for a run that did not begin.
-func newCOLORecord(p engine.COLOPlan) *record.Migration {
+func newCOLORecord(p colo.Plan) *record.Migration {
 	now := time.Now()
 	return &record.Migration{Schema: record.Schema, ID: record.NewID(now), StartedAt: now.Round(0), Origin: now, Mode: record.COLOMode,
 		Outcome: record.Failed, GuestOn: record.Source, Stages: []record.Stage{}, Passes: []record.Pass{}, COLO: &record.COLOFigures{},
@@ -172,7 +172,7 @@ func (l *Lab) hostOf(vm *guest.VM) string {
 }
 
 // reprotect gives the guest, which is left alone, a new secondary on the other host, and lets the two run in step.
-func (l *Lab) reprotect(ctx context.Context, rec *record.Migration, p engine.COLOPlan, t COLOTrial, o plan.Options) {
+func (l *Lab) reprotect(ctx context.Context, rec *record.Migration, p colo.Plan, t COLOTrial, o plan.Options) {
 	f := rec.COLO
 	f.Reprotected = record.Of(false)
 	other, qemu := destinationHost, l.qemu[1]

@@ -15,7 +15,7 @@ import (
 	"testing"
 	"time"
 
-	"qmigrate/engine"
+	"qmigrate/engine/colo"
 	"qmigrate/engine/connect"
 	"qmigrate/engine/facts"
 	"qmigrate/engine/plan"
@@ -57,7 +57,7 @@ func coloLab(t *testing.T, primary, secondary string, change func(*Spec)) (*Lab,
 func inStep(t *testing.T, l *Lab, trial COLOTrial) *record.Migration {
 	t.Helper()
 	trial.Run, trial.Checkpoints = time.Second, 12 // 12 take about a second on an idle machine
-	rec, err := l.COLO(within.Context(t), engine.COLOPlan{CheckpointDelay: 100 * time.Millisecond}, trial, plan.Options{})
+	rec, err := l.COLO(within.Context(t), colo.Plan{CheckpointDelay: 100 * time.Millisecond}, trial, plan.Options{})
 	if b, _ := json.Marshal(rec); rec != nil {
 		t.Logf("%s", b)
 	}
@@ -161,21 +161,21 @@ func TestCOLORefused(t *testing.T) {
 			t.Fatal(err)
 		}
 		for name, c := range map[string]struct {
-			plan engine.COLOPlan
+			plan colo.Plan
 			want string
 		}{
-			"no filters":        {engine.COLOPlan{}, "both would be heard"},
-			"another mode's":    {engine.COLOPlan{Mirror: "10.77.0.11", Plan: plan.Plan{Capabilities: map[string]bool{"postcopy-ram": true}}}, "capability postcopy-ram in mode colo"},
-			"delay":             {engine.COLOPlan{Mirror: "10.77.0.11", CheckpointDelay: time.Microsecond}, "whole milliseconds"},
-			"delay's parameter": {engine.COLOPlan{Mirror: "10.77.0.11", Plan: plan.Plan{Parameters: map[string]string{"x-checkpoint-delay": "5"}}}, "--checkpoint-delay"},
+			"no filters":        {colo.Plan{}, "both would be heard"},
+			"another mode's":    {colo.Plan{Mirror: "10.77.0.11", Plan: plan.Plan{Capabilities: map[string]bool{"postcopy-ram": true}}}, "capability postcopy-ram in mode colo"},
+			"delay":             {colo.Plan{Mirror: "10.77.0.11", CheckpointDelay: time.Microsecond}, "whole milliseconds"},
+			"delay's parameter": {colo.Plan{Mirror: "10.77.0.11", Plan: plan.Plan{Parameters: map[string]string{"x-checkpoint-delay": "5"}}}, "--checkpoint-delay"},
 		} {
-			rec, err := engine.COLO(within.Context(t), connect.Endpoint(l.source), connect.Endpoint(l.destination), c.plan, plan.Options{})
+			rec, err := colo.Protect(within.Context(t), connect.Endpoint(l.source), connect.Endpoint(l.destination), c.plan, plan.Options{})
 			if err == nil || !strings.Contains(err.Error(), c.want) || rec.Error == nil || rec.Error.Stage != record.Initialization || rec.GuestOn != record.Source && rec.GuestOn != record.Unknown {
 				t.Errorf("%s: %v; guest on %s", name, err, rec.GuestOn)
 			}
 		}
 		// An address that is not the primary's is found out when the filters are made: everything is taken back.
-		rec, err := engine.COLO(within.Context(t), connect.Endpoint(l.source), connect.Endpoint(l.destination), engine.COLOPlan{Mirror: "10.99.0.1"}, plan.Options{})
+		rec, err := colo.Protect(within.Context(t), connect.Endpoint(l.source), connect.Endpoint(l.destination), colo.Plan{Mirror: "10.99.0.1"}, plan.Options{})
 		var stage *record.StageError
 		if !errors.As(err, &stage) || stage.Stage != record.Reservation || stage.Guest != record.Source || stage.Issued {
 			t.Errorf("wrong address: %v", err)
@@ -191,7 +191,7 @@ func TestCOLORefused(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		rec, err := l.COLO(within.Context(t), engine.COLOPlan{}, COLOTrial{Run: time.Second}, plan.Options{})
+		rec, err := l.COLO(within.Context(t), colo.Plan{}, COLOTrial{Run: time.Second}, plan.Options{})
 		var stage *record.StageError
 		if !errors.As(err, &stage) || stage.Guest != record.Source || !strings.Contains(err.Error(), "migration_completion") {
 			t.Fatalf("error %v", err)
@@ -212,7 +212,7 @@ func TestCOLORefused(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			a, b := barePair(t, c.change)
-			rec, err := engine.COLO(within.Context(t), connect.Endpoint(a), connect.Endpoint(b), engine.COLOPlan{}, plan.Options{})
+			rec, err := colo.Protect(within.Context(t), connect.Endpoint(a), connect.Endpoint(b), colo.Plan{}, plan.Options{})
 			if err == nil || !strings.Contains(err.Error(), c.want) || rec.Error == nil || rec.Error.Stage != record.Initialization {
 				t.Errorf("error %v", err)
 			}
@@ -225,7 +225,7 @@ func TestCOLORefused(t *testing.T) {
 		a, b := barePair(t, nil)
 		ep := connect.Endpoint(a)
 		ep.Process = nil
-		if _, err := engine.COLO(within.Context(t), ep, connect.Endpoint(b), engine.COLOPlan{}, plan.Options{}); err == nil || !strings.Contains(err.Error(), "dead-locks") {
+		if _, err := colo.Protect(within.Context(t), ep, connect.Endpoint(b), colo.Plan{}, plan.Options{}); err == nil || !strings.Contains(err.Error(), "dead-locks") {
 			t.Errorf("error %v", err)
 		}
 	})
@@ -300,13 +300,13 @@ func TestCOLOEnds(t *testing.T) {
 			port := freePort(t)
 			cut := passOn(t, link, port)
 			defer cut()
-			p := engine.COLOPlan{CheckpointDelay: 50 * time.Millisecond, Run: time.Minute, Plan: plan.Plan{Listen: "tcp:" + port, Connect: "tcp:" + link.Addr().String()}}
+			p := colo.Plan{CheckpointDelay: 50 * time.Millisecond, Run: time.Minute, Plan: plan.Plan{Listen: "tcp:" + port, Connect: "tcp:" + link.Addr().String()}}
 			p.Checkpointed = func(n int) {
 				if n == 10 {
 					c.end(t, a, b, cut, cancel)
 				}
 			}
-			rec, err := engine.COLO(ctx, connect.Endpoint(a), connect.Endpoint(b), p, plan.Options{})
+			rec, err := colo.Protect(ctx, connect.Endpoint(a), connect.Endpoint(b), p, plan.Options{})
 			if (err != nil) != (c.err != "") || err != nil && !strings.Contains(err.Error(), c.err) {
 				t.Errorf("error %v", err)
 			}

@@ -14,10 +14,11 @@ import (
 	"testing"
 	"time"
 
-	"qmigrate/engine"
+	"qmigrate/engine/colo"
 	"qmigrate/engine/connect"
 	"qmigrate/engine/plan"
 	"qmigrate/engine/record"
+	"qmigrate/engine/snapshot"
 	"qmigrate/guest"
 	"qmigrate/guest/guesttest"
 	"qmigrate/guest/guesttest/within"
@@ -77,7 +78,7 @@ func ways() []way {
 		return m
 	}
 	transport := func(name string) func(*Spec) { return func(s *Spec) { s.Transport = name } }
-	file := func(f engine.File) func(*testing.T, *Lab, plan.Plan) (*record.Migration, error) {
+	file := func(f snapshot.File) func(*testing.T, *Lab, plan.Plan) (*record.Migration, error) {
 		return func(t *testing.T, l *Lab, p plan.Plan) (*record.Migration, error) { return throughFile(t, l, p, f) }
 	}
 	hybrid := plan.SwitchAfter{Passes: 1}
@@ -112,10 +113,10 @@ func ways() []way {
 		{name: "tls x509 multifd", plan: plan.Plan{TLS: &plan.TLS{Kind: plan.X509}, Capabilities: caps("multifd")}},
 		{name: "tls wrong name", plan: plan.Plan{TLS: &plan.TLS{Kind: plan.X509, Hostname: "other.example"}}, run: wrongName, want: always("refused")},
 		{name: "tls not authorized", plan: plan.Plan{TLS: &plan.TLS{Kind: plan.X509, Authz: "CN=somebody-else"}}, want: always("not completed")},
-		{name: "file", run: file(engine.File{})},
-		{name: "file mapped-ram", run: file(engine.File{Format: engine.MappedRAMFormat}), want: unless72},
-		{name: "file mapped-ram multifd", run: file(engine.File{Format: engine.MappedRAMFormat, Channels: 2}), want: unless72},
-		{name: "background-snapshot", run: file(engine.File{Background: true}), want: func(source, _ string) string {
+		{name: "file", run: file(snapshot.File{})},
+		{name: "file mapped-ram", run: file(snapshot.File{Format: snapshot.MappedRAMFormat}), want: unless72},
+		{name: "file mapped-ram multifd", run: file(snapshot.File{Format: snapshot.MappedRAMFormat, Channels: 2}), want: unless72},
+		{name: "background-snapshot", run: file(snapshot.File{Background: true}), want: func(source, _ string) string {
 			if source == "7.2" { // a failure would stop its guest for ever
 				return "refused"
 			}
@@ -135,7 +136,7 @@ func ways() []way {
 
 // primaryKilled keeps the guest in step with a secondary and kills the primary: the guest goes on with its memory and its TCP session.
 func primaryKilled(t *testing.T, l *Lab, _ plan.Plan) (*record.Migration, error) {
-	return l.COLO(within.Context(t), engine.COLOPlan{CheckpointDelay: 100 * time.Millisecond}, COLOTrial{Run: time.Second, Checkpoints: 5, Kill: record.Source}, plan.Options{})
+	return l.COLO(within.Context(t), colo.Plan{CheckpointDelay: 100 * time.Millisecond}, COLOTrial{Run: time.Second, Checkpoints: 5, Kill: record.Source}, plan.Options{})
 }
 
 // wrongName migrates to a destination whose certificate is for another name than the source asks for.
@@ -179,7 +180,7 @@ func cancelled(t *testing.T, l *Lab, p plan.Plan) (*record.Migration, error) {
 }
 
 // throughFile saves the guest, ends the source, and restores it on the other host.
-func throughFile(t *testing.T, l *Lab, p plan.Plan, f engine.File) (*record.Migration, error) {
+func throughFile(t *testing.T, l *Lab, p plan.Plan, f snapshot.File) (*record.Migration, error) {
 	f.Path = filepath.Join(t.TempDir(), "guest")
 	rec, err := l.Save(within.Context(t), p, f, plan.Options{})
 	if err != nil {
@@ -188,7 +189,7 @@ func throughFile(t *testing.T, l *Lab, p plan.Plan, f engine.File) (*record.Migr
 	if err := l.source.Kill(within.Context(t)); err != nil {
 		t.Fatal(err)
 	}
-	back, err := l.Restore(within.Context(t), plan.Plan{}, engine.File{Path: f.Path, Channels: f.Channels, DirectIO: f.DirectIO}, plan.Options{})
+	back, err := l.Restore(within.Context(t), plan.Plan{}, snapshot.File{Path: f.Path, Channels: f.Channels, DirectIO: f.DirectIO}, plan.Options{})
 	if back != nil {
 		rec.MemoryCheck, rec.Outcome, rec.GuestOn = back.MemoryCheck, back.Outcome, back.GuestOn
 		rec.Warnings = append(rec.Warnings, back.Warnings...)

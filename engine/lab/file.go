@@ -5,16 +5,16 @@ import (
 	"errors"
 	"time"
 
-	"qmigrate/engine"
 	"qmigrate/engine/connect"
 	"qmigrate/engine/lab/observe"
 	"qmigrate/engine/plan"
 	"qmigrate/engine/record"
+	"qmigrate/engine/snapshot"
 )
 
 // Save saves the lab's guest into a file, a background save observed, and has its memory checked where it is. A guest that is left paused is not
 // checked: nothing in it runs.
-func (l *Lab) Save(ctx context.Context, p plan.Plan, f engine.File, o plan.Options) (*record.Migration, error) {
+func (l *Lab) Save(ctx context.Context, p plan.Plan, f snapshot.File, o plan.Options) (*record.Migration, error) {
 	var observers *observe.Observers // nil: they would only see the guest stand still
 	if f.Background {
 		var err error
@@ -32,7 +32,7 @@ func (l *Lab) Save(ctx context.Context, p plan.Plan, f engine.File, o plan.Optio
 	if err := observe.ResetClock(ctx, l.agent); err != nil {
 		return nil, err
 	}
-	rec, saveErr := engine.Save(ctx, connect.Endpoint(l.source), p, f, o)
+	rec, saveErr := snapshot.Save(ctx, connect.Endpoint(l.source), p, f, o)
 	l.label(rec)
 	if rec.GuestOn != record.Source || saveErr == nil && rec.Saved.RunState != "running" {
 		return rec, saveErr
@@ -54,12 +54,12 @@ func (l *Lab) Save(ctx context.Context, p plan.Plan, f engine.File, o plan.Optio
 
 // Restore loads the guest from a file into the lab's waiting QEMU on host b and has its memory checked there. What ran it before must have
 // been stopped: the guest has one address.
-func (l *Lab) Restore(ctx context.Context, p plan.Plan, f engine.File, o plan.Options) (*record.Migration, error) {
+func (l *Lab) Restore(ctx context.Context, p plan.Plan, f snapshot.File, o plan.Options) (*record.Migration, error) {
 	arriving, err := dialAgent(ctx, l.destination)
 	if err != nil {
 		return nil, err
 	}
-	rec, restoreErr := engine.Restore(ctx, connect.Endpoint(l.destination), p, f, o)
+	rec, restoreErr := snapshot.Restore(ctx, connect.Endpoint(l.destination), p, f, o)
 	l.label(rec)
 	if rec.GuestOn != record.Destination || f.Paused {
 		arriving.Close()

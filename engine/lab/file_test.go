@@ -11,11 +11,11 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"qmigrate/engine"
 	"qmigrate/engine/connect"
 	"qmigrate/engine/facts"
 	"qmigrate/engine/plan"
 	"qmigrate/engine/record"
+	"qmigrate/engine/snapshot"
 	"qmigrate/guest"
 	"qmigrate/guest/guesttest"
 	"qmigrate/guest/guesttest/within"
@@ -69,18 +69,18 @@ func busy() wire.Workload {
 func TestSave(t *testing.T) {
 	for _, test := range []struct {
 		source, destination string
-		file                engine.File
+		file                snapshot.File
 	}{
-		{"7.2", "7.2", engine.File{}},
-		{"7.2", "7.2", engine.File{Background: true}},
-		{"7.2", "10.0", engine.File{Continue: true}},
-		{"11.1", "10.0", engine.File{}},
-		{"11.1", "11.1", engine.File{Format: engine.MappedRAMFormat, Channels: 2}},
-		{"11.1", "11.1", engine.File{Background: true}},
-		{"10.0", "10.0", engine.File{Format: engine.MappedRAMFormat, Continue: true}},
-		{"10.0", "10.0", engine.File{Format: engine.MappedRAMFormat, Channels: 3, DirectIO: true}},
-		{"10.0", "10.0", engine.File{Background: true}},
-		{"10.0", "7.2", engine.File{Background: true}},
+		{"7.2", "7.2", snapshot.File{}},
+		{"7.2", "7.2", snapshot.File{Background: true}},
+		{"7.2", "10.0", snapshot.File{Continue: true}},
+		{"11.1", "10.0", snapshot.File{}},
+		{"11.1", "11.1", snapshot.File{Format: snapshot.MappedRAMFormat, Channels: 2}},
+		{"11.1", "11.1", snapshot.File{Background: true}},
+		{"10.0", "10.0", snapshot.File{Format: snapshot.MappedRAMFormat, Continue: true}},
+		{"10.0", "10.0", snapshot.File{Format: snapshot.MappedRAMFormat, Channels: 3, DirectIO: true}},
+		{"10.0", "10.0", snapshot.File{Background: true}},
+		{"10.0", "7.2", snapshot.File{Background: true}},
 	} {
 		name := fmt.Sprintf("%s_%s_%s", test.source, test.destination, test.file.Format)
 		for text, on := range map[string]bool{"_background": test.file.Background, "_direct": test.file.DirectIO, "_continue": test.file.Continue} {
@@ -133,7 +133,7 @@ func TestSave(t *testing.T) {
 			if err := l.source.Kill(within.Context(t)); err != nil { // the restored guest has the same address
 				t.Fatal(err)
 			}
-			back, err := l.Restore(within.Context(t), plan.Plan{}, engine.File{Path: f.Path, Channels: f.Channels, DirectIO: f.DirectIO}, plan.Options{})
+			back, err := l.Restore(within.Context(t), plan.Plan{}, snapshot.File{Path: f.Path, Channels: f.Channels, DirectIO: f.DirectIO}, plan.Options{})
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -173,14 +173,14 @@ func capabilitiesOf(t *testing.T, vm *guest.VM) map[string]bool {
 func TestSaveFails(t *testing.T) {
 	for _, test := range []struct {
 		qemu string
-		file engine.File
+		file snapshot.File
 	}{
-		{"7.2", engine.File{}},
-		{"11.1", engine.File{}},
-		{"10.0", engine.File{Background: true}},
-		{"11.1", engine.File{Background: true}},
-		{"10.0", engine.File{Format: engine.MappedRAMFormat}},
-		{"11.1", engine.File{Format: engine.MappedRAMFormat, Channels: 2}},
+		{"7.2", snapshot.File{}},
+		{"11.1", snapshot.File{}},
+		{"10.0", snapshot.File{Background: true}},
+		{"11.1", snapshot.File{Background: true}},
+		{"10.0", snapshot.File{Format: snapshot.MappedRAMFormat}},
+		{"11.1", snapshot.File{Format: snapshot.MappedRAMFormat, Channels: 2}},
 	} {
 		t.Run(fmt.Sprintf("%s_%s_%t_%d", test.qemu, test.file.Format, test.file.Background, test.file.Channels), func(t *testing.T) {
 			l := newLab(t, Spec{SourceQEMU: guesttest.QEMU(t, test.qemu), DestinationQEMU: guesttest.QEMU(t, test.qemu), Workload: busy()})
@@ -217,14 +217,14 @@ func TestSaveFails(t *testing.T) {
 func TestSaveCancelled(t *testing.T) {
 	for _, test := range []struct {
 		qemu string
-		file engine.File
+		file snapshot.File
 	}{
-		{"7.2", engine.File{}},
-		{"11.1", engine.File{}},
-		{"10.0", engine.File{Background: true}},
-		{"11.1", engine.File{Background: true}},
-		{"10.0", engine.File{Format: engine.MappedRAMFormat, Channels: 2}},
-		{"11.1", engine.File{Format: engine.MappedRAMFormat, Channels: 2}},
+		{"7.2", snapshot.File{}},
+		{"11.1", snapshot.File{}},
+		{"10.0", snapshot.File{Background: true}},
+		{"11.1", snapshot.File{Background: true}},
+		{"10.0", snapshot.File{Format: snapshot.MappedRAMFormat, Channels: 2}},
+		{"11.1", snapshot.File{Format: snapshot.MappedRAMFormat, Channels: 2}},
 	} {
 		t.Run(fmt.Sprintf("%s_%s_%t", test.qemu, test.file.Format, test.file.Background), func(t *testing.T) {
 			l := newLab(t, Spec{SourceQEMU: guesttest.QEMU(t, test.qemu), DestinationQEMU: guesttest.QEMU(t, test.qemu), Workload: busy()})
@@ -283,29 +283,29 @@ func TestFileRefused(t *testing.T) {
 		vm := start(t, qemu, nil)
 		dir := t.TempDir()
 		saved := filepath.Join(dir, "saved")
-		save := func(f engine.File, p plan.Plan) error {
-			r, err := engine.Save(within.Context(t), connect.Endpoint(vm), p, f, plan.Options{})
+		save := func(f snapshot.File, p plan.Plan) error {
+			r, err := snapshot.Save(within.Context(t), connect.Endpoint(vm), p, f, plan.Options{})
 			if err != nil && r.Error.Stage != record.Initialization {
 				t.Errorf("%+v was refused in %s", f, r.Error.Stage)
 			}
 			return err
 		}
-		wants := map[*engine.File]string{
+		wants := map[*snapshot.File]string{
 			{Path: "guest"}:                "absolute path",
 			{Path: dir + "/none/guest"}:    "none/guest.part: no such file or directory",
 			{Path: saved, Format: "qcow2"}: `format "qcow2"`,
 			{Path: saved, DirectIO: true}:  "are for mapped-ram",
-			{Path: saved, Background: true, Channels: 2, Format: engine.MappedRAMFormat}: "one thread",
+			{Path: saved, Background: true, Channels: 2, Format: snapshot.MappedRAMFormat}: "one thread",
 		}
 		if !old {
-			wants[&engine.File{Path: saved, Format: engine.MappedRAMFormat, Background: true}] = "cannot be loaded"
+			wants[&snapshot.File{Path: saved, Format: snapshot.MappedRAMFormat, Background: true}] = "cannot be loaded"
 		} else {
-			wants[&engine.File{Path: saved, Background: true}] = "stops the guest and its QEMU 7.2"
-			wants[&engine.File{Path: saved, Format: engine.MappedRAMFormat}] = "QEMU 9.0 and newer have it"
+			wants[&snapshot.File{Path: saved, Background: true}] = "stops the guest and its QEMU 7.2"
+			wants[&snapshot.File{Path: saved, Format: snapshot.MappedRAMFormat}] = "QEMU 9.0 and newer have it"
 		}
 		for f, want := range wants {
 			var stage *record.StageError
-			r, err := engine.Save(within.Context(t), connect.Endpoint(vm), plan.Plan{}, *f, plan.Options{})
+			r, err := snapshot.Save(within.Context(t), connect.Endpoint(vm), plan.Plan{}, *f, plan.Options{})
 			if !errors.As(err, &stage) || !strings.Contains(err.Error(), want) || stage.Issued {
 				t.Errorf("%+v: %v, want %q", f, err, want)
 			}
@@ -314,23 +314,23 @@ func TestFileRefused(t *testing.T) {
 				t.Errorf("%+v left no record", f)
 			}
 		}
-		if err := save(engine.File{Path: saved}, plan.Plan{Tunnel: plan.TLSTunnel}); err == nil || !strings.Contains(err.Error(), "a file has no other end") {
+		if err := save(snapshot.File{Path: saved}, plan.Plan{Tunnel: plan.TLSTunnel}); err == nil || !strings.Contains(err.Error(), "a file has no other end") {
 			t.Errorf("a tunnel into a file: %v", err)
 		}
-		if err := save(engine.File{Path: saved}, plan.Plan{Capabilities: map[string]bool{"multifd": true}}); err == nil || !strings.Contains(err.Error(), "multifd needs several connections") {
+		if err := save(snapshot.File{Path: saved}, plan.Plan{Capabilities: map[string]bool{"multifd": true}}); err == nil || !strings.Contains(err.Error(), "multifd needs several connections") {
 			t.Errorf("multifd into one stream: %v", err)
 		}
 		if got := stateOf(t, vm); got != "running" {
 			t.Errorf("source is %s", got)
 		}
 
-		if err := save(engine.File{Path: saved}, plan.Plan{MaxBandwidth: -1}); err != nil {
+		if err := save(snapshot.File{Path: saved}, plan.Plan{MaxBandwidth: -1}); err != nil {
 			t.Fatal(err)
 		}
-		if err := save(engine.File{Path: saved}, plan.Plan{}); err == nil || !strings.Contains(err.Error(), "never written over") {
+		if err := save(snapshot.File{Path: saved}, plan.Plan{}); err == nil || !strings.Contains(err.Error(), "never written over") {
 			t.Errorf("over a saved guest: %v", err)
 		}
-		if err := save(engine.File{Path: saved + "2"}, plan.Plan{}); err == nil || !strings.Contains(err.Error(), "postmigrate") {
+		if err := save(snapshot.File{Path: saved + "2"}, plan.Plan{}); err == nil || !strings.Contains(err.Error(), "postmigrate") {
 			t.Errorf("a guest that was saved already: %v", err)
 		}
 		text, half := filepath.Join(dir, "text"), filepath.Join(dir, "half")
@@ -346,7 +346,7 @@ func TestFileRefused(t *testing.T) {
 		for _, test := range []struct {
 			path   string
 			change func(*guest.Spec)
-			file   engine.File
+			file   snapshot.File
 			want   string
 			after  string // the destination's state
 		}{
@@ -357,9 +357,9 @@ func TestFileRefused(t *testing.T) {
 			{path: saved, change: func(s *guest.Spec) { s.Memory = 128 << 20 }, want: "-m 65536k", after: "inmigrate"},
 			{path: saved, change: func(s *guest.Spec) { s.Machine = "pc-i440fx-7.2" }, want: "-machine pc-q35-7.2", after: "inmigrate"},
 			{path: saved, change: func(s *guest.Spec) { s.Incoming = false }, want: "-incoming defer", after: "prelaunch"},
-			{path: saved, file: engine.File{Format: engine.MappedRAMFormat}, want: "has format stream", after: "inmigrate"},
-			{path: saved, file: engine.File{Channels: 2}, want: "are for mapped-ram", after: "inmigrate"},
-			{path: saved, file: engine.File{Paused: true}, after: "paused"},
+			{path: saved, file: snapshot.File{Format: snapshot.MappedRAMFormat}, want: "has format stream", after: "inmigrate"},
+			{path: saved, file: snapshot.File{Channels: 2}, want: "are for mapped-ram", after: "inmigrate"},
+			{path: saved, file: snapshot.File{Paused: true}, after: "paused"},
 		} {
 			dst := start(t, qemu, func(s *guest.Spec) {
 				waiting(s)
@@ -368,7 +368,7 @@ func TestFileRefused(t *testing.T) {
 				}
 			})
 			test.file.Path = test.path
-			r, err := engine.Restore(within.Context(t), connect.Endpoint(dst), plan.Plan{}, test.file, plan.Options{})
+			r, err := snapshot.Restore(within.Context(t), connect.Endpoint(dst), plan.Plan{}, test.file, plan.Options{})
 			if (err == nil) != (test.want == "") || err != nil && (!strings.Contains(err.Error(), test.want) || r.GuestOn != record.File && r.GuestOn != record.Unknown) {
 				t.Errorf("%s: %v, want %q; guest on %s", filepath.Base(test.path), err, test.want, r.GuestOn)
 			}

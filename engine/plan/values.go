@@ -222,10 +222,25 @@ func (s SwitchAfter) String() string {
 	return fmt.Sprintf("%d,%s", s.Passes, s.Time)
 }
 
-// PostCopies tells whether this mode may go over to post-copy.
-func (p Plan) PostCopies() bool {
-	return p.Mode == record.PostCopyMode || p.Mode == record.HybridMode
+// StopsFirst tells whether this mode stops the guest before it is copied.
+func (p Plan) StopsFirst() bool { return p.Mode == record.StopAndCopyMode }
+
+// AtOnce is the SwitchAfter of a post-copy that begins as soon as `migrate` is under way.
+var AtOnce = SwitchAfter{}
+
+// Splits is when this mode goes over to post-copy; nil: never, unless a policy decides it.
+func (p Plan) Splits() *SwitchAfter {
+	switch p.Mode {
+	case record.PostCopyMode:
+		return &AtOnce
+	case record.HybridMode:
+		return &p.SwitchAfter
+	}
+	return nil
 }
+
+// PostCopies tells whether this mode goes over to post-copy.
+func (p Plan) PostCopies() bool { return p.Splits() != nil }
 
 // target is the URI that the source will connect to, as far as it is known before the destination listens.
 func (p Plan) target() string {

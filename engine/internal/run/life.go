@@ -1,4 +1,4 @@
-package engine
+package run
 
 import (
 	"context"
@@ -12,21 +12,21 @@ import (
 // life is what the guest of one side did by itself, and what was done to it, as that QEMU's events tell. This file is
 // the one place that knows what these events mean for a migration, for its figures and for its words.
 type life struct {
-	stopped time.Time // the first STOP, or the first since it was continued
-	resumed time.Time // the last RESUME
+	Stopped time.Time // the first STOP, or the first since it was continued
+	Resumed time.Time // the last RESUME
 	started time.Time // the first RESUME
 	ran     time.Time // when the last RESUME or WAKEUP came; zero: it was never stopped
 	halted  time.Time // when the first STOP or SUSPEND came after it had started; zero: it ran on
-	asleep  time.Time // SUSPEND (ACPI S3); zero: it is awake. QEMU 7.2 wakes it for the switch-over, 9.0 and newer do not
+	Asleep  time.Time // SUSPEND (ACPI S3); zero: it is awake. QEMU 7.2 wakes it for the switch-over, 9.0 and newer do not
 	wakes   bool      // this QEMU is one before 9.0
 	slept   time.Time // SUSPEND before the last WAKEUP
 	woken   time.Time // and that
 
-	shutdown   string    // the reason of SHUTDOWN in QEMU's word: guest-shutdown, host-qmp-quit, ...
+	Shutdown   string    // the reason of SHUTDOWN in QEMU's word: guest-shutdown, host-qmp-quit, ...
 	shutdownAt time.Time // and when
-	itself     bool      // it is the guest's doing, or a reset that ends its QEMU (-no-reboot)
+	Itself     bool      // it is the guest's doing, or a reset that ends its QEMU (-no-reboot)
 
-	stands []stand // those that the migration did not make, and that are over
+	Stands []stand // those that the migration did not make, and that are over
 	deeds  []deed  // the rest, in their order
 }
 
@@ -35,7 +35,7 @@ type life struct {
 const wakesBefore = time.Second
 
 // stand is a time in which the guest did not run.
-type stand struct{ from, to time.Time }
+type stand struct{ From, To time.Time }
 
 // deed is one event, or some of one kind.
 type deed struct {
@@ -62,52 +62,52 @@ func (l *life) take(name string, data eventData, at, came time.Time, undisturbed
 	}
 	switch name {
 	case "STOP":
-		if l.stopped.IsZero() || l.again() {
-			l.stopped = at
+		if l.Stopped.IsZero() || l.Again() {
+			l.Stopped = at
 		}
 		if l.wakes && !l.woken.IsZero() && at.Sub(l.woken) < wakesBefore {
-			l.asleep = l.slept
+			l.Asleep = l.slept
 		}
 	case "RESUME":
 		if l.wakes { // which does not run a guest that sleeps
-			l.asleep, l.woken = time.Time{}, time.Time{}
+			l.Asleep, l.woken = time.Time{}, time.Time{}
 		}
-		if undisturbed && l.still() {
-			l.stands = append(l.stands, stand{l.stopped, at})
+		if undisturbed && l.Still() {
+			l.Stands = append(l.Stands, stand{l.Stopped, at})
 		}
 		if l.started.IsZero() {
 			l.started = at
 		}
-		l.resumed, l.ran, l.shutdown = at, came, ""
+		l.Resumed, l.ran, l.Shutdown = at, came, ""
 	case "SUSPEND":
-		l.asleep = at
+		l.Asleep = at
 		l.did(name, "", at)
 	case "WAKEUP":
 		for i := range l.deeds {
-			if d := &l.deeds[i]; d.event == "SUSPEND" && !l.asleep.IsZero() {
-				d.lasted += at.Sub(l.asleep)
+			if d := &l.deeds[i]; d.event == "SUSPEND" && !l.Asleep.IsZero() {
+				d.lasted += at.Sub(l.Asleep)
 			}
 		}
-		if !l.still() { // else it was woken for the switch-over, after it was stopped
-			l.ran, l.slept, l.woken, l.asleep = came, l.asleep, at, time.Time{}
+		if !l.Still() { // else it was woken for the switch-over, after it was stopped
+			l.ran, l.slept, l.woken, l.Asleep = came, l.Asleep, at, time.Time{}
 		}
 	case "SHUTDOWN":
-		l.shutdown, l.shutdownAt = data.Reason, at
-		if l.shutdown == "" {
-			l.shutdown = "unknown"
+		l.Shutdown, l.shutdownAt = data.Reason, at
+		if l.Shutdown == "" {
+			l.Shutdown = "unknown"
 		}
-		l.itself = data.Guest || data.Reason == "host-qmp-system-reset"
+		l.Itself = data.Guest || data.Reason == "host-qmp-system-reset"
 	case "BLOCK_IO_ERROR":
 		if data.Action == "stop" {
 			l.did(name, data.Reason, at)
 		}
 	case "RESET":
-		l.asleep, l.woken = time.Time{}, time.Time{}
+		l.Asleep, l.woken = time.Time{}, time.Time{}
 		l.did(name, data.Reason, at)
 	case "GUEST_PANICKED", "WATCHDOG", "POWERDOWN":
 		l.did(name, data.Action, at)
 		if name == "WATCHDOG" && data.Action == "poweroff" { // QEMU exits, without SHUTDOWN
-			l.shutdown, l.shutdownAt, l.itself = "watchdog", at, true
+			l.Shutdown, l.shutdownAt, l.Itself = "watchdog", at, true
 		}
 	}
 }
@@ -123,26 +123,26 @@ func (l *life) did(event, detail string, at time.Time) {
 	l.deeds = append(l.deeds, deed{event: event, detail: detail, at: at, times: 1})
 }
 
-// again tells whether this side has run the guest since it was stopped.
-func (l *life) again() bool { return l.resumed.After(l.stopped) }
+// Again tells whether this side has run the guest since it was stopped.
+func (l *life) Again() bool { return l.Resumed.After(l.Stopped) }
 
-// still tells whether the guest was stopped and has not been continued.
-func (l *life) still() bool { return !l.stopped.IsZero() && !l.again() }
+// Still tells whether the guest was stopped and has not been continued.
+func (l *life) Still() bool { return !l.Stopped.IsZero() && !l.Again() }
 
-// livesOn tells whether the guest was stopped by its shutdown, which is what -no-shutdown does: its QEMU stays.
-func (l *life) livesOn() bool { return l.still() && !l.stopped.Before(l.shutdownAt) }
+// LivesOn tells whether the guest was stopped by its shutdown, which is what -no-shutdown does: its QEMU stays.
+func (l *life) LivesOn() bool { return l.Still() && !l.Stopped.Before(l.shutdownAt) }
 
 // cause is what the guest did to end its QEMU, or what was done to it, and why that was its QEMU's end. Empty: somebody
 // else ended it.
 func (l *life) cause() (did, why string) {
 	switch {
-	case l.shutdown == "guest-reset" || l.shutdown == "host-qmp-system-reset":
+	case l.Shutdown == "guest-reset" || l.Shutdown == "host-qmp-system-reset":
 		return "the guest was reset", ", which its QEMU takes for a shutdown (-no-reboot)"
-	case l.shutdown == "guest-panic":
+	case l.Shutdown == "guest-panic":
 		return "the guest panicked", ", which its QEMU takes for a shutdown (-action panic=shutdown)"
-	case l.shutdown == "watchdog":
+	case l.Shutdown == "watchdog":
 		return "the guest's watchdog fired", ", which its QEMU takes for its end (-action watchdog=poweroff)"
-	case l.itself:
+	case l.Itself:
 		return "the guest shut down", ""
 	}
 	return "", ""
@@ -219,10 +219,10 @@ func left(runState string, where record.Holder) string {
 }
 
 // when says how far a stage had come at that instant.
-func (m *migration) when(at time.Time) string {
-	since := at.Sub(m.rec.Origin)
+func (r *Run) when(at time.Time) string {
+	since := at.Sub(r.Rec.Origin)
 	name, begun := record.Initialization, time.Duration(0)
-	for _, s := range m.rec.Stages {
+	for _, s := range r.Rec.Stages {
 		if s.Start < since {
 			name, begun = s.Name, s.Start
 		}
@@ -238,26 +238,26 @@ func long(d time.Duration) string {
 	return fmt.Sprintf("%.1f s", d.Seconds())
 }
 
-// howEnded says why a side's QEMU ended, and when. Nil: it did not say.
-func (m *migration) howEnded(s *side) error {
-	if s.shutdown == "" {
+// HowEnded says why a side's QEMU ended, and when. Nil: it did not say.
+func (r *Run) HowEnded(s *Side) error {
+	if s.Shutdown == "" {
 		return nil
 	}
 	did, why := s.cause()
 	if did == "" {
-		return fmt.Errorf("somebody ended the %s QEMU %s (its reason: %s)", s.role, m.when(s.shutdownAt), s.shutdown)
+		return fmt.Errorf("somebody ended the %s QEMU %s (its reason: %s)", s.Role, r.when(s.shutdownAt), s.Shutdown)
 	}
-	did = m.whose(s, s.shutdownAt, did)
-	return fmt.Errorf("%s on the %s %s%s (QEMU's reason: %s)", did, s.role, m.when(s.shutdownAt), why, s.shutdown)
+	did = r.whose(s, s.shutdownAt, did)
+	return fmt.Errorf("%s on the %s %s%s (QEMU's reason: %s)", did, s.Role, r.when(s.shutdownAt), why, s.Shutdown)
 }
 
 // whose is what was done, with the right name for a machine that has not the guest then.
-func (m *migration) whose(s *side, at time.Time, did string) string {
-	has := m.dst.started.IsZero() || at.Before(m.dst.started)
+func (r *Run) whose(s *Side, at time.Time, did string) string {
+	has := r.Dst.started.IsZero() || at.Before(r.Dst.started)
 	switch {
-	case s == m.src && !has:
+	case s == r.Src && !has:
 		return strings.Replace(did, "the guest", "the machine that the guest had left", 1)
-	case s == m.dst && has:
+	case s == r.Dst && has:
 		return strings.Replace(did, "the guest", "the machine that waits for the guest", 1)
 	}
 	return did
@@ -265,77 +265,77 @@ func (m *migration) whose(s *side, at time.Time, did string) string {
 
 // guestEnded is for a guest that has shut down, or was reset where that ends QEMU: nothing is lost, and nobody has
 // it.
-func (m *migration) guestEnded(ctx context.Context) (verdict, bool) {
-	m.catchUp()
-	for _, s := range []*side{m.src, m.dst} {
-		if s.facts == nil || s.shutdown == "" || !s.itself || s == m.dst && s.started.IsZero() {
+func (r *Run) guestEnded(ctx context.Context) (Verdict, bool) {
+	r.CatchUp()
+	for _, s := range []*Side{r.Src, r.Dst} {
+		if s.Facts == nil || s.Shutdown == "" || !s.Itself || s == r.Dst && s.started.IsZero() {
 			continue
 		}
-		limit := killLimit
-		if s.livesOn() {
-			limit = deathLimit
+		limit := KillLimit
+		if s.LivesOn() {
+			limit = DeathLimit
 		}
-		_ = m.drainFor(ctx, limit, func() bool { return s.gone != nil || s.shutdown == "" })
-		if s.gone == nil && s.control.Err() == nil { // it lives on (-no-shutdown)
+		_ = r.DrainFor(ctx, limit, func() bool { return s.Gone != nil || s.Shutdown == "" })
+		if s.Gone == nil && s.Control.Err() == nil { // it lives on (-no-shutdown)
 			continue
 		}
-		v := verdict{guest: record.None, outcome: record.GuestEnded, ended: s}
-		if s == m.dst {
-			if m.split { // what its end makes of the source: 10.0 and newer may run the guest again (stopAgain)
-				_ = m.drainFor(ctx, deathLimit, func() bool { return m.src.ended() || m.src.linkless() })
+		v := Verdict{Guest: record.None, Outcome: record.GuestEnded, Ended: s}
+		if s == r.Dst {
+			if r.Split { // what its end makes of the source: 10.0 and newer may run the guest again (stopAgain)
+				_ = r.DrainFor(ctx, DeathLimit, func() bool { return r.Src.Ended() || r.Src.Linkless() })
 			}
-			v.mend = fmt.Sprintf("end the source QEMU too (%s), which holds what it had before", m.src.ep.Name)
+			v.Mend = fmt.Sprintf("end the source QEMU too (%s), which holds what it had before", r.Src.Endpoint.Name)
 			return v, true
 		}
-		if m.contSent || !m.dst.resumed.IsZero() {
+		if r.ContSent || !r.Dst.Resumed.IsZero() {
 			continue // the guest is the destination's: what ended is the source's old copy of it
 		}
-		if m.listening && m.dst.facts != nil {
-			if err := m.dst.kill(ctx); err != nil {
-				m.rec.Warn("the destination QEMU still waits for the guest: %v: end it", err)
+		if r.Listening && r.Dst.Facts != nil {
+			if err := r.Dst.Kill(ctx); err != nil {
+				r.Rec.Warn("the destination QEMU still waits for the guest: %v: end it", err)
 			}
 		}
 		return v, true
 	}
-	return verdict{}, false
+	return Verdict{}, false
 }
 
-// tellLife warns of what the guest did and of what was done to it, and says how it is left where that is not as it
+// TellLife warns of what the guest did and of what was done to it, and says how it is left where that is not as it
 // was.
-func (m *migration) tellLife() {
-	if m.rec.Outcome == record.GuestEnded { // the error says it
+func (r *Run) TellLife() {
+	if r.Rec.Outcome == record.GuestEnded { // the error says it
 		return
 	}
-	for _, s := range []*side{m.src, m.dst} {
+	for _, s := range []*Side{r.Src, r.Dst} {
 		for _, d := range s.deeds {
-			m.rec.Warn("%s", m.whose(s, d.at, d.words(s.role, m.when(d.at))))
+			r.Rec.Warn("%s", r.whose(s, d.at, d.words(s.Role, r.when(d.at))))
 		}
-		if s.shutdown != "" && s.itself && s.gone == nil {
-			m.rec.Warn("%v, and that QEMU stays", m.howEnded(s))
+		if s.Shutdown != "" && s.Itself && s.Gone == nil {
+			r.Rec.Warn("%v, and that QEMU stays", r.HowEnded(s))
 		}
-		if s == m.src && m.paused && len(s.stands) > 0 { // the first was our own
-			m.rec.Warn("somebody continued the guest on the source %s: it ran while it was copied", m.when(s.stands[0].to))
+		if s == r.Src && r.Paused && len(s.Stands) > 0 { // the first was our own
+			r.Rec.Warn("somebody continued the guest on the source %s: it ran while it was copied", r.when(s.Stands[0].To))
 			continue
 		}
-		if len(s.stands) > 0 {
+		if len(s.Stands) > 0 {
 			var sum time.Duration
-			for _, x := range s.stands {
-				sum += x.to.Sub(x.from)
+			for _, x := range s.Stands {
+				sum += x.To.Sub(x.From)
 			}
-			m.rec.Warn("somebody stopped the guest on the %s %s and continued it, %s, for %s in all: "+
+			r.Rec.Warn("somebody stopped the guest on the %s %s and continued it, %s, for %s in all: "+
 				"its downtimes are those of the switch-over alone",
-				s.role, m.when(s.stands[0].from), times(len(s.stands)), long(sum))
+				s.Role, r.when(s.Stands[0].From), times(len(s.Stands)), long(sum))
 		}
 	}
-	where := m.holding()
-	if where == nil || where.facts == nil || m.src.facts == nil || !m.src.facts.Running || !stands(where.runState) {
+	where := r.holding()
+	if where == nil || where.Facts == nil || r.Src.Facts == nil || !r.Src.Facts.Running || !stands(where.RunState) {
 		return
 	}
-	state := where.runState
-	if where == m.dst && m.held != "" {
-		state = m.held
+	state := where.RunState
+	if where == r.Dst && r.Held != "" {
+		state = r.Held
 	}
-	m.rec.Warn("%s", left(state, where.role))
+	r.Rec.Warn("%s", left(state, where.Role))
 }
 
 // times is how often something happened, in words.
@@ -347,12 +347,12 @@ func times(n int) string {
 }
 
 // holding is the side that has the guest, nil if neither has.
-func (m *migration) holding() *side {
-	switch m.rec.GuestOn {
+func (r *Run) holding() *Side {
+	switch r.Rec.GuestOn {
 	case record.Source:
-		return m.src
+		return r.Src
 	case record.Destination:
-		return m.dst
+		return r.Dst
 	}
 	return nil
 }

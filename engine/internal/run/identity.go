@@ -1,4 +1,4 @@
-package engine
+package run
 
 import (
 	"context"
@@ -105,26 +105,26 @@ func agree(ctx context.Context, control, other asker, role string) error {
 		differ)
 }
 
-// monitorError is an error about a monitor beside the first one, which has answered.
-type monitorError struct{ error }
+// MonitorError is an error about a monitor beside the first one, which has answered.
+type MonitorError struct{ error }
 
-func (e monitorError) Unwrap() error { return e.error }
+func (e MonitorError) Unwrap() error { return e.error }
 
 var errNoEvents = errors.New("the monitor for events has told of none: does it belong to another QEMU than the first one?")
 
-// tells makes sure that a side's events come, when it has just taken a command that makes it send one: what the monitor
+// Tells makes sure that a side's events come, when it has just taken a command that makes it send one: what the monitor
 // for events answers has its events before it. One that does not answer is found by watch.
-func (m *migration) tells(ctx context.Context, s *side) error {
-	if s.events == s.control || s.status != "" {
+func (r *Run) Tells(ctx context.Context, s *Side) error {
+	if s.events == s.Control || s.Status != "" {
 		return nil
 	}
-	ctx, cancel := context.WithTimeout(ctx, answerLimit)
+	ctx, cancel := context.WithTimeout(ctx, AnswerLimit)
 	defer cancel()
 	if _, err := s.events.QueryStatus(ctx); err != nil {
 		return nil
 	}
-	if m.catchUp(); s.status == "" {
-		return fmt.Errorf("%s %s: %w", s.role, s.ep.Name, errNoEvents)
+	if r.CatchUp(); s.Status == "" {
+		return fmt.Errorf("%s %s: %w", s.Role, s.Endpoint.Name, errNoEvents)
 	}
 	return nil
 }

@@ -1,7 +1,9 @@
-package engine
+package run
 
 import (
+	"fmt"
 	"slices"
+	"strings"
 	"time"
 
 	"qmigrate/engine/facts"
@@ -11,26 +13,16 @@ import (
 	"qmigrate/qmp"
 )
 
-func (m *migration) timedSyncs() bool { return fit.TimedSyncs(m.plan, m.src.facts) }
-
-// warnTimedSyncs warns of passes with such syncs under TCG: seen on 11.1.3, a page or more lost in most runs, in
-// hybrid mode and in pre-copy alike.
-func (m *migration) warnTimedSyncs() {
-	if m.timedSyncs() && m.plan.Mode != record.PostCopyMode && m.src.facts.Accelerator == "tcg" {
-		m.rec.Warn("source QEMU %s under TCG loses pages that the guest writes while they are sent in passes with postcopy-ram on: "+
-			"the guest on the destination may be corrupt; use mode post-copy, leave postcopy-ram out, or use another QEMU",
-			m.src.facts.Version)
-	}
-}
+func (r *Run) TimedSyncs() bool { return fit.TimedSyncs(r.Plan, r.Src.Facts) }
 
 // turned leaves of the edges those that end a pass by the samples (policy.Turns).
-func turned(edges []passEdge, samples []record.Sample) (kept []passEdge) {
+func turned(edges []PassEdge, samples []record.Sample) (kept []PassEdge) {
 	var turns policy.Turns
 	for i := range samples {
 		if !turns.Ends(&samples[i]) {
 			continue
 		}
-		n := slices.IndexFunc(edges, func(e passEdge) bool { return int64(e.raw) == *samples[i].SyncCount })
+		n := slices.IndexFunc(edges, func(e PassEdge) bool { return int64(e.Raw) == *samples[i].SyncCount })
 		if n >= 0 {
 			kept = append(kept, edges[n])
 		}
@@ -38,10 +30,10 @@ func turned(edges []passEdge, samples []record.Sample) (kept []passEdge) {
 	return kept
 }
 
-// passEdge is one MIGRATION_PASS: the instant of a bitmap sync.
-type passEdge struct {
-	raw int // QEMU's own number
-	at  time.Time
+// PassEdge is one MIGRATION_PASS: the instant of a bitmap sync.
+type PassEdge struct {
+	Raw int // QEMU's own number
+	At  time.Time
 }
 
 // passes derives the passes from the edges and the samples.
@@ -56,7 +48,7 @@ type passEdge struct {
 // A pass's bytes are the difference of `transferred` between its first sample and the next pass's first sample; they are
 // off by what was sent between an edge and the sample that the edge asked for. During the last pass QEMU does not answer, so
 // that pass counts from the last sample before STOP.
-func passes(begin, stop, end time.Time, limit time.Duration, edges []passEdge, samples []record.Sample, last *qmp.MigrationInfo, origin time.Time) []record.Pass {
+func passes(begin, stop, end time.Time, limit time.Duration, edges []PassEdge, samples []record.Sample, last *qmp.MigrationInfo, origin time.Time) []record.Pass {
 	if begin.IsZero() || end.Before(begin) {
 		return nil
 	}
@@ -66,8 +58,8 @@ func passes(begin, stop, end time.Time, limit time.Duration, edges []passEdge, s
 	}
 	spans := []span{{at: begin, stopped: !stop.IsZero() && !stop.After(begin)}}
 	for _, e := range edges {
-		if e.raw > 1 && e.at.After(begin) && (stop.IsZero() || e.at.Before(stop)) {
-			spans = append(spans, span{at: e.at})
+		if e.Raw > 1 && e.At.After(begin) && (stop.IsZero() || e.At.Before(stop)) {
+			spans = append(spans, span{at: e.At})
 		}
 	}
 	if stop.After(begin) {
@@ -150,21 +142,21 @@ func before(samples []record.Sample, t time.Duration, value func(*record.Sample)
 func transferred(x *record.Sample) *int64 { return x.Transferred }
 
 // figures fills in the totals, passes and downtimes from what was collected.
-func (m *migration) figures(last *qmp.MigrationInfo) {
-	rec, p := m.rec, m.poll
+func (r *Run) figures(last *qmp.MigrationInfo) {
+	rec, p := r.Rec, r.Poll
 	if p != nil {
 		rec.Samples, rec.Sampling = p.samples, p.sampling()
 	}
-	if !m.issued {
+	if !r.Issued {
 		return // what the source tells is of an earlier migration
 	}
-	if m.timedSyncs() && p != nil {
-		m.passes = turned(m.passes, p.samples)
+	if r.TimedSyncs() && p != nil {
+		r.Passes = turned(r.Passes, p.samples)
 	}
-	if m.split && !m.dst.started.IsZero() {
-		m.splitPasses(last)
+	if r.Split && !r.Dst.started.IsZero() {
+		r.splitPasses(last)
 	} else {
-		rec.Passes = passes(m.issuedAt, m.src.stopped, m.lastPassEnd(), m.plan.DowntimeLimit, m.passes, rec.Samples, last, rec.Origin)
+		rec.Passes = passes(r.IssuedAt, r.Src.Stopped, r.lastPassEnd(), r.Plan.DowntimeLimit, r.Passes, rec.Samples, last, rec.Origin)
 	}
 	if last != nil && last.Has.Contains(qmp.FieldTransferred) {
 		t := &rec.Total
@@ -184,34 +176,38 @@ func (m *migration) figures(last *qmp.MigrationInfo) {
 		return
 	}
 	rec.Total.QEMUTotal, rec.Total.QEMUSetup = record.Of(last.TotalTime), record.Of(last.SetupTime)
-	m.downtimes(last)
-	if m.src.sub.Dropped()+m.dst.sub.Dropped() > 0 {
+	r.downtimes(last)
+	if r.Src.sub.Dropped()+r.Dst.sub.Dropped() > 0 {
 		rec.Warn("%d events of the source's monitor and %d of the destination's were lost: the passes may be incomplete",
-			m.src.sub.Dropped(), m.dst.sub.Dropped())
+			r.Src.sub.Dropped(), r.Dst.sub.Dropped())
 	}
 }
 
 // downtimes fills in what the two QEMUs tell of the downtime: from the last STOP before the switch-over to the first
 // RESUME after it. A guest that did not run before or does not run after has none.
-func (m *migration) downtimes(last *qmp.MigrationInfo) {
-	rec, d := m.rec, &m.rec.Downtime
+func (r *Run) downtimes(last *qmp.MigrationInfo) {
+	rec, d := r.Rec, &r.Rec.Downtime
 	switch {
-	case rec.Mode == record.COLOMode, m.dst.facts == nil, !m.src.facts.Running: // many stops; a file; none
+	case rec.Mode == record.COLOMode, r.Dst.Facts == nil, !r.Src.Facts.Running: // many stops; a file; none
 		return
 	}
-	if m.held != "" || !m.src.asleep.IsZero() {
+	if r.Held != "" || !r.Src.Asleep.IsZero() {
 		rec.Warn("the guest stood still when the switch-over came: no downtime is measured")
 		return
 	}
-	if !m.src.stopped.IsZero() && m.dst.started.After(m.src.stopped) {
-		d.Wire = record.Of(m.dst.started.Sub(m.src.stopped))
-		d.WireError = record.Of(m.src.stampError() + m.dst.stampError())
+	if !r.Src.Stopped.IsZero() && r.Dst.started.After(r.Src.Stopped) {
+		d.Wire = record.Of(r.Dst.started.Sub(r.Src.Stopped))
+		if a, b := r.Src.timed(), r.Dst.timed(); a && b {
+			d.WireError = record.Of(r.Src.StampError() + r.Dst.StampError())
+		} else {
+			r.warnUntimed(!a, !b)
+		}
 	}
 	// QEMU's ends before the destination runs, in post-copy. 7.2 tells hours there (seen on 7.2.22), and 10.0 the time
 	// until all had come, if it was below 1 ms (migration_downtime_end; seen on 10.0.2).
 	longest := rec.Total.Wall
-	if m.split && d.Wire != nil {
-		longest = *d.Wire + *d.WireError + time.Millisecond
+	if r.Split && d.Wire != nil {
+		longest = *d.Wire + r.Src.StampError() + r.Dst.StampError() + time.Millisecond
 	}
 	if last.Has.Contains(qmp.FieldDowntime) && last.Downtime > longest {
 		rec.Warn("query-migrate says that the downtime was %s, and it was no longer than %s: not kept", last.Downtime,
@@ -219,10 +215,10 @@ func (m *migration) downtimes(last *qmp.MigrationInfo) {
 	} else if last.Has.Contains(qmp.FieldDowntime) {
 		d.QEMU, d.QEMUError = record.Of(last.Downtime), record.Of(time.Millisecond) // the wire's unit
 	}
-	if p := m.poll; p != nil {
-		if down, e, ok := bracket(p.src, p.dst, m.src.ran, m.dst.halted); ok {
+	if p := r.Poll; p != nil {
+		if down, e, ok := bracket(p.src, p.dst, r.Src.ran, r.Dst.halted); ok {
 			d.Status, d.StatusError = record.Of(down), record.Of(e)
-		} else if !m.src.ran.IsZero() || !m.dst.halted.IsZero() {
+		} else if !r.Src.ran.IsZero() || !r.Dst.halted.IsZero() {
 			rec.Warn("the guest was stopped more than once, and query-status does not tell these stops apart: its downtime is left out")
 		}
 	}
@@ -230,21 +226,21 @@ func (m *migration) downtimes(last *qmp.MigrationInfo) {
 
 // splitPasses derives the passes of a post-copy: those until the guest ran on the destination, and one for all that followed it. QEMU
 // answers in post-copy, so the first sample after RESUME tells how much had been sent by then.
-func (m *migration) splitPasses(last *qmp.MigrationInfo) {
-	rec := m.rec
-	resumed := m.dst.started.Sub(rec.Origin)
+func (r *Run) splitPasses(last *qmp.MigrationInfo) {
+	rec := r.Rec
+	resumed := r.Dst.started.Sub(rec.Origin)
 	i := slices.IndexFunc(rec.Samples, func(x record.Sample) bool { return x.Asked >= resumed && x.Transferred != nil })
 	var then *qmp.MigrationInfo
 	if i >= 0 {
 		then = &qmp.MigrationInfo{Has: qmp.FieldTransferred, Transferred: *rec.Samples[i].Transferred}
 	}
-	rec.Passes = passes(m.issuedAt, m.src.stopped, m.dst.started, m.plan.DowntimeLimit, m.passes, rec.Samples, then,
+	rec.Passes = passes(r.IssuedAt, r.Src.Stopped, r.Dst.started, r.Plan.DowntimeLimit, r.Passes, rec.Samples, then,
 		rec.Origin)
-	end := later(later(m.src.completed, m.dst.completed), m.dst.started)
-	if !m.arrived() {
-		end = later(m.edge, end)
+	end := Later(Later(r.Src.Completed, r.Dst.Completed), r.Dst.started)
+	if !r.Arrived() {
+		end = Later(r.edge, end)
 	}
-	p := record.Pass{Pass: len(rec.Passes) + 1, Start: resumed, Duration: end.Sub(m.dst.started), PostCopy: true}
+	p := record.Pass{Pass: len(rec.Passes) + 1, Start: resumed, Duration: end.Sub(r.Dst.started), PostCopy: true}
 	for _, x := range rec.Samples {
 		if x.Asked >= resumed && x.Transferred != nil && x.T <= end.Sub(rec.Origin) {
 			p.Remaining = x.Remaining
@@ -260,16 +256,31 @@ func (m *migration) splitPasses(last *qmp.MigrationInfo) {
 			}
 		}
 	}
-	if m.arrived() {
+	if r.Arrived() {
 		p.Remaining = record.Of(int64(0))
 	}
 	rec.Passes = append(rec.Passes, p)
 }
 
 // lastPassEnd is when the last pass's bytes were all there: both sides had completed, or else the end of what we know.
-func (m *migration) lastPassEnd() time.Time {
-	if m.src.completed.IsZero() {
-		return m.edge
+func (r *Run) lastPassEnd() time.Time {
+	if r.Src.Completed.IsZero() {
+		return r.edge
 	}
-	return m.src.completed
+	return r.Src.Completed
+}
+
+// warnUntimed says of which sides the clock is not ours and was not measured.
+func (r *Run) warnUntimed(src, dst bool) {
+	var names []string
+	for _, s := range []struct {
+		untimed bool
+		side    *Side
+	}{{src, r.Src}, {dst, r.Dst}} {
+		if s.untimed {
+			names = append(names, fmt.Sprintf("%s %s", s.side.Role, s.side.Endpoint.Name))
+		}
+	}
+	r.Rec.Warn("the wire downtime has no error figure: the clock of %s is not known to be this machine's, and was not measured",
+		strings.Join(names, " and of "))
 }

@@ -1,4 +1,4 @@
-package engine
+package run
 
 import (
 	"testing"
@@ -10,12 +10,12 @@ import (
 func TestModeIsNormal(t *testing.T) {
 	t.Parallel()
 	for mode, want := range map[any]any{nil: nil, "normal": nil, "cpr-reboot": "normal", "cpr-transfer": "normal"} {
-		m := &migration{parameters: map[string]any{"max-bandwidth": int64(1)}}
+		m := &Run{Parameters: map[string]any{"max-bandwidth": int64(1)}}
 		f := &facts.Facts{Name: "x", Parameters: map[string]any{}}
 		if mode != nil {
 			f.Parameters["mode"] = mode
 		}
-		if got := m.parametersOf(&side{facts: f})["mode"]; got != want {
+		if got := m.parametersOf(&Side{Facts: f})["mode"]; got != want {
 			t.Errorf("mode %v: set to %v, want %v", mode, got, want)
 		}
 	}

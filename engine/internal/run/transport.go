@@ -1,4 +1,4 @@
-package engine
+package run
 
 import (
 	"context"
@@ -23,10 +23,10 @@ func socketPair(context.Context) (src, dst *os.File, err error) {
 	return os.NewFile(uintptr(fds[0]), "source"), os.NewFile(uintptr(fds[1]), "destination"), nil
 }
 
-// listen makes the destination wait at the plan's address; of a descriptor it gets its end now, and the source's is kept for connect.
-func (m *migration) listen(ctx context.Context) error {
-	if plan.HandsOver(m.plan.Listen) {
-		stream := m.opts.Stream
+// Listen makes the destination wait at the plan's address; of a descriptor it gets its end now, and the source's is kept for connect.
+func (r *Run) Listen(ctx context.Context) error {
+	if plan.HandsOver(r.Plan.Listen) {
+		stream := r.Opts.Stream
 		if stream == nil {
 			stream = socketPair
 		}
@@ -35,95 +35,95 @@ func (m *migration) listen(ctx context.Context) error {
 			return err
 		}
 		defer dst.Close() // QEMU has its own, and a peer that dies must be seen to
-		m.stream = src
-		if err := m.dst.getfd(ctx, m.plan.Listen, dst); err != nil {
+		r.Stream = src
+		if err := r.Dst.Getfd(ctx, r.Plan.Listen, dst); err != nil {
 			return err
 		}
 	}
-	return m.incoming(ctx, m.dst, m.plan.Listen)
+	return r.incoming(ctx, r.Dst, r.Plan.Listen)
 }
 
 // incoming is migrate-incoming in the plan's form.
-func (m *migration) incoming(ctx context.Context, s *side, uri string) error {
-	if m.plan.Channels == plan.FormChannels {
+func (r *Run) incoming(ctx context.Context, s *Side, uri string) error {
+	if r.Plan.Channels == plan.FormChannels {
 		a, err := qmp.ParseAddress(uri)
 		if err != nil {
 			return err
 		}
-		return s.control.MigrateIncomingChannels(ctx, a)
+		return s.Control.MigrateIncomingChannels(ctx, a)
 	}
-	return s.control.MigrateIncoming(ctx, uri)
+	return s.Control.MigrateIncoming(ctx, uri)
 }
 
 // outgoing is migrate in the plan's form.
-func (m *migration) outgoing(ctx context.Context, uri string) error {
-	if m.plan.Channels == plan.FormChannels {
+func (r *Run) outgoing(ctx context.Context, uri string) error {
+	if r.Plan.Channels == plan.FormChannels {
 		a, err := qmp.ParseAddress(uri)
 		if err != nil {
 			return err
 		}
-		return m.src.control.MigrateChannels(ctx, a)
+		return r.Src.Control.MigrateChannels(ctx, a)
 	}
-	return m.src.control.Migrate(ctx, uri)
+	return r.Src.Control.Migrate(ctx, uri)
 }
 
 // connect hands the source its descriptor, if there is one, and sends `migrate`. A descriptor that `migrate` did not take is closed.
-func (m *migration) connect(ctx context.Context) error {
-	if m.stream == nil {
-		return m.outgoing(ctx, m.plan.Connect)
+func (r *Run) connect(ctx context.Context) error {
+	if r.Stream == nil {
+		return r.outgoing(ctx, r.Plan.Connect)
 	}
-	defer m.stream.Close()
-	if err := m.src.getfd(ctx, m.plan.Connect, m.stream); err != nil {
+	defer r.Stream.Close()
+	if err := r.Src.Getfd(ctx, r.Plan.Connect, r.Stream); err != nil {
 		return err
 	}
-	err := m.outgoing(ctx, m.plan.Connect)
+	err := r.outgoing(ctx, r.Plan.Connect)
 	if err != nil {
-		_ = m.src.control.Execute(ctx, "closefd", map[string]string{"fdname": strings.TrimPrefix(m.plan.Connect, "fd:")}, nil)
+		_ = r.Src.Control.Execute(ctx, "closefd", map[string]string{"fdname": strings.TrimPrefix(r.Plan.Connect, "fd:")}, nil)
 	}
 	return err
 }
 
-// getfd gives a QEMU a descriptor under the name in the address.
-func (s *side) getfd(ctx context.Context, uri string, f *os.File) error {
+// Getfd gives a QEMU a descriptor under the name in the address.
+func (s *Side) Getfd(ctx context.Context, uri string, f *os.File) error {
 	name := map[string]string{"fdname": strings.TrimPrefix(uri, "fd:")}
-	if err := s.control.ExecuteFiles(ctx, "getfd", name, nil, f); err != nil {
-		return fmt.Errorf("hand %s a descriptor over %s: %w", s.role, s.ep.Name, err)
+	if err := s.Control.ExecuteFiles(ctx, "getfd", name, nil, f); err != nil {
+		return fmt.Errorf("hand %s a descriptor over %s: %w", s.Role, s.Endpoint.Name, err)
 	}
 	return nil
 }
 
-// checkListen refuses, before anything is changed, an address of which the source would not know what to connect to:
+// CheckListen refuses, before anything is changed, an address of which the source would not know what to connect to:
 // one without a host. On one network that is the destination's loopback address.
-func (m *migration) checkListen() error {
-	kind, rest, _ := strings.Cut(m.plan.Listen, ":")
+func (r *Run) CheckListen() error {
+	kind, rest, _ := strings.Cut(r.Plan.Listen, ":")
 	if kind != "tcp" {
 		return nil
 	}
 	host, port, err := net.SplitHostPort(rest)
 	if err != nil {
-		return fmt.Errorf("read --listen %s: %w", m.plan.Listen, err)
+		return fmt.Errorf("read --listen %s: %w", r.Plan.Listen, err)
 	}
-	if l, ok := m.dst.ep.Process.(endpoint.Listener); ok && m.dst.facts.Here {
+	if l, ok := r.Dst.Endpoint.Process.(endpoint.Listener); ok && r.Dst.Facts.Here() {
 		if err := l.TryListen(host, port); err != nil {
 			return fmt.Errorf("--listen %s: the destination cannot listen there: %w: give another address or port",
-				m.plan.Listen, err)
+				r.Plan.Listen, err)
 		}
 	}
-	if m.plan.Connect != "" || m.oneNetwork() || host != "" {
+	if r.Plan.Connect != "" || r.oneNetwork() || host != "" {
 		return nil
 	}
 	return fmt.Errorf("--listen %s: it has no host, so the source does not know where to connect to: write tcp:HOST:%s, or give --connect tcp:HOST:%s too",
-		m.plan.Listen, port, port)
+		r.Plan.Listen, port, port)
 }
 
 // oneNetwork tells whether both QEMUs are known to be on one network, so that a loopback address means the same to
 // both.
-func (m *migration) oneNetwork() bool {
-	if !m.src.facts.Here || !m.dst.facts.Here {
+func (r *Run) oneNetwork() bool {
+	if !r.Src.Facts.Here() || !r.Dst.Facts.Here() {
 		return false
 	}
-	a, okA := m.src.ep.Process.(endpoint.Networker)
-	b, okB := m.dst.ep.Process.(endpoint.Networker)
+	a, okA := r.Src.Endpoint.Process.(endpoint.Networker)
+	b, okB := r.Dst.Endpoint.Process.(endpoint.Networker)
 	if !okA || !okB {
 		return false
 	}
@@ -132,9 +132,9 @@ func (m *migration) oneNetwork() bool {
 	return errA == nil && errB == nil && x == y
 }
 
-// connectURI is where the source finds the destination that listens on the given URI: with port 0 QEMU says which it
+// ConnectURI is where the source finds the destination that listens on the given URI: with port 0 QEMU says which it
 // took, and of all addresses of one network it is the loopback one.
-func connectURI(ctx context.Context, control *qmp.Conn, listen string) (string, error) {
+func ConnectURI(ctx context.Context, control *qmp.Conn, listen string) (string, error) {
 	rest, ok := strings.CutPrefix(listen, "tcp:")
 	if !ok {
 		return listen, nil

@@ -1,4 +1,4 @@
-package engine
+package run
 
 import (
 	"cmp"
@@ -16,46 +16,46 @@ import (
 
 // Limits of what a QEMU that hangs would hold up for ever.
 const (
-	answerLimit = 2 * time.Second // one question, or reaching its monitor again
+	AnswerLimit = 2 * time.Second // one question, or reaching its monitor again
 	politeLimit = 2 * time.Second // `quit`, before the process is killed
-	killLimit   = 5 * time.Second // the kill
-	deathLimit  = time.Second     // the last moment of a process that was killed by somebody else
+	KillLimit   = 5 * time.Second // the kill
+	DeathLimit  = time.Second     // the last moment of a process that was killed by somebody else
 )
 
 // reached tells whether the monitors are still connected.
-func (s *side) reached() bool {
-	return s.gone == nil && s.control.Err() == nil && s.events.Err() == nil
+func (s *Side) reached() bool {
+	return s.Gone == nil && s.Control.Err() == nil && s.events.Err() == nil
 }
 
-// dead tells whether the process is known to have ended. Of a process that is not known nothing follows from a monitor that does not
+// Dead tells whether the process is known to have ended. Of a process that is not known nothing follows from a monitor that does not
 // answer: what went away may be a forwarder.
-func (s *side) dead(ctx context.Context) bool {
-	if s.ep.Process == nil {
+func (s *Side) Dead(ctx context.Context) bool {
+	if s.Endpoint.Process == nil {
 		return false
 	}
 	select {
-	case <-s.ep.Process.Done():
+	case <-s.Endpoint.Process.Done():
 		return true
 	default:
 	}
 	select {
-	case <-s.ep.Process.Done():
+	case <-s.Endpoint.Process.Done():
 		return true
-	case <-time.After(deathLimit):
+	case <-time.After(DeathLimit):
 	case <-ctx.Done():
 	}
 	return false
 }
 
-// over tells whether the QEMU is certain to run nothing any more.
-func (s *side) over(ctx context.Context) bool { return s.quit || s.dead(ctx) }
+// Over tells whether the QEMU is certain to run nothing any more.
+func (s *Side) Over(ctx context.Context) bool { return s.quit || s.Dead(ctx) }
 
 // deaf tells whether nobody listens behind the control socket any more. A process that is just dying gets a moment to be gone.
-func (s *side) deaf(ctx context.Context) bool {
+func (s *Side) deaf(ctx context.Context) bool {
 	for range 50 {
-		nc, err := s.ep.Control(ctx)
+		nc, err := s.Endpoint.Control(ctx)
 		if err != nil {
-			return refused(err)
+			return Refused(err)
 		}
 		nc.Close()
 		select {
@@ -67,21 +67,21 @@ func (s *side) deaf(ctx context.Context) bool {
 	return false
 }
 
-// refused tells whether err is that nobody listens.
-func refused(err error) bool {
+// Refused tells whether err is that nobody listens.
+func Refused(err error) bool {
 	return errors.Is(err, syscall.ECONNREFUSED) || errors.Is(err, syscall.ENOENT)
 }
 
-// asked is query-status with a limit of its own.
-func (s *side) asked(ctx context.Context) (qmp.Status, error) {
-	ctx, cancel := context.WithTimeout(ctx, answerLimit)
+// Asked is query-status with a limit of its own.
+func (s *Side) Asked(ctx context.Context) (qmp.Status, error) {
+	ctx, cancel := context.WithTimeout(ctx, AnswerLimit)
 	defer cancel()
-	return s.control.QueryStatus(ctx)
+	return s.Control.QueryStatus(ctx)
 }
 
 // promptly runs a step of commands that any QEMU answers at once, within the limit of hanging.
-func (m *migration) promptly(ctx context.Context, step func(context.Context) error) error {
-	limit := m.plan.HangLimit()
+func (r *Run) promptly(ctx context.Context, step func(context.Context) error) error {
+	limit := r.Plan.HangLimit()
 	limited, cancel := context.WithTimeout(ctx, limit)
 	defer cancel()
 	err := step(limited)
@@ -91,30 +91,30 @@ func (m *migration) promptly(ctx context.Context, step func(context.Context) err
 	return err
 }
 
-// watch has both sides asked again and again, over both monitors, whether they answer, until unwatch; until takes in
+// Watch has both sides asked again and again, over both monitors, whether they answer, until unwatch; until takes in
 // what is found. QEMU answers while it copies, for its incoming side lets the main loop go on every so many pages
 // (migration/ram.c, ram_load_precopy).
-func (m *migration) watch(ctx context.Context) {
-	if m.dst.control == nil { // a file
+func (r *Run) Watch(ctx context.Context) {
+	if r.Dst.Control == nil { // a file
 		return
 	}
 	ctx, cancel := context.WithCancel(context.WithoutCancel(ctx))
-	limit := m.plan.HangLimit()
-	silent := make(chan *side)
+	limit := r.Plan.HangLimit()
+	silent := make(chan *Side)
 	var both sync.WaitGroup
-	m.far.Store(m.plan.Mode == record.StopAndCopyMode) // until it answers
-	question := func(ctx context.Context, control *qmp.Conn, s *side) error {
+	r.far.Store(r.Plan.Mode == record.StopAndCopyMode) // until it answers
+	question := func(ctx context.Context, control *qmp.Conn, s *Side) error {
 		_, err := control.QueryStatus(ctx)
-		if err == nil && s == m.src && m.plan.Mode == record.StopAndCopyMode {
-			err = m.noteFar(ctx, control)
+		if err == nil && s == r.Src && r.Plan.Mode == record.StopAndCopyMode {
+			err = r.noteFar(ctx, control)
 		}
 		return err
 	}
-	for _, s := range []*side{m.src, m.dst} {
-		control, events := s.control, s.events // an undo may replace these
+	for _, s := range []*Side{r.Src, r.Dst} {
+		control, events := s.Control, s.events // an undo may replace these
 		s.heard.Store(time.Now().UnixNano())
 		both.Go(func() {
-			tick := time.NewTicker(min(watchInterval, limit/8))
+			tick := time.NewTicker(min(WatchInterval, limit/8))
 			defer tick.Stop()
 			for control.Err() == nil { // its end is told by the events
 				limited, done := context.WithTimeout(ctx, limit)
@@ -144,27 +144,27 @@ func (m *migration) watch(ctx context.Context) {
 			}
 		})
 	}
-	m.silent, m.unwatched = silent, func() {
+	r.silent, r.unwatched = silent, func() {
 		cancel()
 		both.Wait()
-		m.silent, m.unwatched = nil, nil
+		r.silent, r.unwatched = nil, nil
 	}
 }
 
 // noteFar notes whether the end of a copy of a stopped guest is far: QEMU has more to send than its last stage will,
 // by a second at the present rate.
-func (m *migration) noteFar(ctx context.Context, control *qmp.Conn) error {
+func (r *Run) noteFar(ctx context.Context, control *qmp.Conn) error {
 	info, err := control.QueryMigrate(ctx)
 	if err == nil {
 		begins := facts.Idle(info.Status) || info.Status == "setup"
-		m.far.Store(begins || info.Status == "active" && float64(info.Remaining) > info.Throughput*(m.plan.DowntimeLimit+time.Second).Seconds())
+		r.far.Store(begins || info.Status == "active" && float64(info.Remaining) > info.Throughput*(r.Plan.DowntimeLimit+time.Second).Seconds())
 	}
 	return err
 }
 
-func (m *migration) unwatch() {
-	if m.unwatched != nil {
-		m.unwatched()
+func (r *Run) Unwatch() {
+	if r.unwatched != nil {
+		r.unwatched()
 	}
 }
 
@@ -172,35 +172,35 @@ func (m *migration) unwatch() {
 // long as it takes, until the destination has it all. A source whose guest was stopped first is not in it as long as
 // the end is far. When both are silent while the guest runs, it is rather the way to them that is broken: nothing
 // that is sent would arrive, and the migration may go on well without us.
-func (m *migration) hangs(s *side) error {
-	limit, other := m.plan.HangLimit(), m.src
-	if s == m.src {
-		other = m.dst
+func (r *Run) hangs(s *Side) error {
+	limit, other := r.Plan.HangLimit(), r.Src
+	if s == r.Src {
+		other = r.Dst
 	}
-	running := !m.src.still()
+	running := !r.Src.Still()
 	switch {
-	case s == m.src && !running && !m.dst.done() && !m.far.Load():
+	case s == r.Src && !running && !r.Dst.Done() && !r.far.Load():
 		return nil
 	case running && time.Since(time.Unix(0, other.heard.Load())) > limit/2:
-		m.rec.Warn("neither QEMU answered for %s while the guest ran on the source: the way to both was taken to be broken, and nothing was done", limit)
+		r.Rec.Warn("neither QEMU answered for %s while the guest ran on the source: the way to both was taken to be broken, and nothing was done", limit)
 		return nil
 	}
-	return fmt.Errorf("%s QEMU has not answered for %s: is it stopped, or stuck?", s.role, limit)
+	return fmt.Errorf("%s QEMU has not answered for %s: is it stopped, or stuck?", s.Role, limit)
 }
 
 // regain reaches a QEMU again whose monitor was lost, over the control monitor alone. The pollers must have ended. From here on the
 // side is blind to what it missed.
-func (s *side) regain(ctx context.Context) {
+func (s *Side) regain(ctx context.Context) {
 	s.blind = true
-	ctx, cancel := context.WithTimeout(ctx, answerLimit)
+	ctx, cancel := context.WithTimeout(ctx, AnswerLimit)
 	defer cancel()
-	if s.gone == nil {
-		s.gone = fmt.Errorf("%s QEMU's monitor was lost: %w", s.role, cmp.Or(s.control.Err(), s.events.Err()))
+	if s.Gone == nil {
+		s.Gone = fmt.Errorf("%s QEMU's monitor was lost: %w", s.Role, cmp.Or(s.Control.Err(), s.events.Err()))
 	}
-	s.control.Close()
+	s.Control.Close()
 	s.events.Close()
 	s.C = nil
-	nc, err := s.ep.Control(ctx)
+	nc, err := s.Endpoint.Control(ctx)
 	if err != nil {
 		return
 	}
@@ -214,54 +214,56 @@ func (s *side) regain(ctx context.Context) {
 		err = s.another(ctx, conn, info)
 	}
 	if err != nil {
-		s.gone = fmt.Errorf("%w; %w", s.gone, err)
+		s.Gone = fmt.Errorf("%w; %w", s.Gone, err)
 		conn.Close()
 		return
 	}
-	s.control, s.events, s.sub, s.C, s.gone = conn, conn, sub, sub.C, nil
-	s.status = info.Status
+	s.Control, s.events, s.sub, s.C, s.Gone = conn, conn, sub, sub.C, nil
+	s.Status = info.Status
 }
 
 // another is an error if what answers at the endpoint now is a QEMU that was started since: its vCPU's thread is
 // another one, or it knows nothing of a migration that was under way, which a QEMU never forgets.
-func (s *side) another(ctx context.Context, conn *qmp.Conn, info *qmp.MigrationInfo) error {
+func (s *Side) another(ctx context.Context, conn *qmp.Conn, info *qmp.MigrationInfo) error {
 	cpus, err := conn.CPUs(ctx)
 	switch {
 	case err != nil:
 		return err
-	case len(cpus) > 0 && s.facts != nil && cpus[0].Thread != s.facts.VCPUThread, !facts.Idle(s.status) && s.status != "setup" &&
+	case len(cpus) > 0 && s.Facts != nil && cpus[0].Thread != s.Facts.VCPUThread, !facts.Idle(s.Status) && s.Status != "setup" &&
 		facts.Idle(info.Status):
 		return errors.New("another QEMU answers there now")
 	}
 	return nil
 }
 
-// kill ends the QEMU and returns nil when it is gone as far as can be seen: its process is dead, or it took `quit` and closed its
+// Kill ends the QEMU and returns nil when it is gone as far as can be seen: its process is dead, or it took `quit` and closed its
 // monitor, or nobody listens on its socket any more. The last is enough for a QEMU that surely never ran the guest; for
 // one that may have, over is what counts.
-func (s *side) kill(ctx context.Context) error {
-	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), politeLimit+killLimit)
+func (s *Side) Kill(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), politeLimit+KillLimit)
 	defer cancel()
-	if s.control != nil && s.control.Err() == nil {
+	if s.Control != nil && s.Control.Err() == nil {
 		polite, cancel := context.WithTimeout(ctx, politeLimit)
 		defer cancel()
 		// A monitor that merely closes proves nothing, it may be a forwarder's. It counts after QEMU's own yes.
-		if s.control.Execute(polite, "quit", nil, nil) == nil {
+		if s.Control.Execute(polite, "quit", nil, nil) == nil {
 			select {
-			case <-s.control.Done():
+			case <-s.Control.Done():
 				s.quit = true
 			case <-polite.Done():
 			}
 		}
 	}
-	if s.ep.Process != nil {
-		if err := s.ep.Process.Kill(ctx); err == nil {
+	if s.Endpoint.Process != nil {
+		if err := s.Endpoint.Process.Kill(ctx); err == nil {
 			return nil
 		}
 	}
 	// One whose incoming migration has failed exits by itself, and holds nothing that it could run.
-	if s.quit || s.status == "failed" && !s.reached() || s.deaf(ctx) {
+	if s.quit || s.Status == "failed" && !s.reached() || s.deaf(ctx) {
 		return nil
 	}
-	return fmt.Errorf("%s QEMU does not answer and its process cannot be ended", s.role)
+	return fmt.Errorf("%s QEMU does not answer and its process cannot be ended", s.Role)
 }
+
+const WatchInterval = 500 * time.Millisecond // between two looks at the source's progress

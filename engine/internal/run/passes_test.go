@@ -1,4 +1,4 @@
-package engine
+package run
 
 import (
 	"encoding/json"
@@ -35,25 +35,25 @@ func TestPasses(t *testing.T) {
 	for _, test := range []struct {
 		name    string
 		stop    int
-		edges   []passEdge
+		edges   []PassEdge
 		samples []record.Sample
 		want    []want
 	}{{
 		name:    "7.2 to 10.2: set-up and final sync are announced, the deciding sync opens no pass",
 		stop:    900,
-		edges:   []passEdge{{raw: 1, at: at(11)}, {raw: 2, at: at(500)}, {raw: 3, at: at(899)}, {raw: 4, at: at(901)}},
+		edges:   []PassEdge{{Raw: 1, At: at(11)}, {Raw: 2, At: at(500)}, {Raw: 3, At: at(899)}, {Raw: 4, At: at(901)}},
 		samples: series([4]int64{20, 0, 40960, 0}, [4]int64{490, 1000, 4096, 10}, [4]int64{501, 1010, 8192, 11}, [4]int64{898, 2000, 4096, 20}),
 		want:    []want{{10, 490, 1010, 10, 4096, false}, {500, 400, 990, 2, 4096, false}, {900, 50, 500, 15, 0, true}},
 	}, {
 		name:    "11.1: neither set-up nor final sync are announced",
 		stop:    900,
-		edges:   []passEdge{{raw: 2, at: at(500)}, {raw: 3, at: at(899)}},
+		edges:   []PassEdge{{Raw: 2, At: at(500)}, {Raw: 3, At: at(899)}},
 		samples: series([4]int64{20, 0, 40960, 0}, [4]int64{501, 1000, 8192, 10}, [4]int64{898, 2000, 4096, 20}),
 		want:    []want{{10, 490, 1000, 10, 40960, false}, {500, 400, 1000, 2, 4096, false}, {900, 50, 500, 15, 0, true}},
 	}, {
 		name:    "one pass, then stopped: a reply that waited over STOP tells nothing of the pass before",
 		stop:    100,
-		edges:   []passEdge{{raw: 1, at: at(11)}, {raw: 2, at: at(99)}},
+		edges:   []PassEdge{{Raw: 1, At: at(11)}, {Raw: 2, At: at(99)}},
 		samples: append(series([4]int64{20, 0, 40960, 0}, [4]int64{90, 2000, 4096, 20}), record.Sample{Asked: 98 * ms, T: 160 * ms, Transferred: record.Of(int64(2500)), Remaining: record.Of(int64(0)), Pages: record.Of(int64(35))}),
 		want:    []want{{10, 90, 2000, 10, 4096, false}, {100, 850, 500, 15, 0, true}},
 	}, {
@@ -63,7 +63,7 @@ func TestPasses(t *testing.T) {
 	}, {
 		name:  "no samples: the edges stand, the bytes are absent",
 		stop:  900,
-		edges: []passEdge{{raw: 1, at: at(11)}, {raw: 2, at: at(500)}},
+		edges: []PassEdge{{Raw: 1, At: at(11)}, {Raw: 2, At: at(500)}},
 		want:  []want{{10, 490, -1, -1, -1, false}, {500, 400, -1, -1, -1, false}, {900, 50, -1, -1, 0, true}},
 	}} {
 		t.Run(test.name, func(t *testing.T) {
@@ -117,11 +117,11 @@ func TestBracket(t *testing.T) {
 func TestQuantile(t *testing.T) {
 	values := []time.Duration{5, 1, 4, 2, 3}
 	for q, want := range map[float64]time.Duration{0: 1, 0.5: 3, 0.99: 5, 1: 5} {
-		if got := quantile(values, q); got != want {
+		if got := Quantile(values, q); got != want {
 			t.Errorf("quantile %v is %v, want %v", q, got, want)
 		}
 	}
-	if got := quantile(nil, 0.5); got != 0 {
+	if got := Quantile(nil, 0.5); got != 0 {
 		t.Errorf("quantile of nothing is %v", got)
 	}
 }
@@ -138,7 +138,7 @@ func TestEventOnOurClock(t *testing.T) {
 		{"from the future", -5 * ms, 0, 0},
 		{"the clock was stepped", time.Hour, 0, 0},
 	} {
-		s := &side{offset: test.offset}
+		s := &Side{Offset: test.offset}
 		ev := qmp.Event{Arrived: arrived, QEMUTime: arrived.Round(0).Add(-test.age + test.offset)}
 		if got := arrived.Sub(s.at(ev)); got != test.want {
 			t.Errorf("%s: %v before arrival, want %v", test.name, got, test.want)
@@ -150,18 +150,18 @@ func TestEventOnOurClock(t *testing.T) {
 func TestEmptyPostCopy(t *testing.T) {
 	origin := time.Now()
 	at := func(n int) time.Time { return origin.Add(time.Duration(n) * ms) }
-	m := &migration{
-		plan: plan.Plan{DowntimeLimit: 300 * ms}, issuedAt: at(10), edge: at(100),
-		rec: &record.Migration{Origin: origin, Samples: series([4]int64{20, 0, 40960, 0}, [4]int64{101, 2500, 0, 10})},
-		src: &side{life: life{stopped: at(90)}, completed: at(100)}, dst: &side{life: life{started: at(100)},
-			completed: at(100)},
+	m := &Run{
+		Plan: plan.Plan{DowntimeLimit: 300 * ms}, IssuedAt: at(10), edge: at(100),
+		Rec: &record.Migration{Origin: origin, Samples: series([4]int64{20, 0, 40960, 0}, [4]int64{101, 2500, 0, 10})},
+		Src: &Side{life: life{Stopped: at(90)}, Completed: at(100)}, Dst: &Side{life: life{started: at(100)},
+			Completed: at(100)},
 	}
 	m.splitPasses(&qmp.MigrationInfo{Has: qmp.FieldTransferred, Status: "completed", Transferred: 2500})
-	p := m.rec.Passes[len(m.rec.Passes)-1]
+	p := m.Rec.Passes[len(m.Rec.Passes)-1]
 	if !p.PostCopy || p.Duration != 0 || p.Transferred == nil || *p.Transferred != 0 || p.Throughput != nil {
 		t.Errorf("the pass that followed the guest: %+v", p)
 	}
-	if _, err := json.Marshal(m.rec); err != nil {
+	if _, err := json.Marshal(m.Rec); err != nil {
 		t.Error(err)
 	}
 }
@@ -169,12 +169,12 @@ func TestEmptyPostCopy(t *testing.T) {
 // TestTurned: of syncs that come by time, those that end no pass are left out.
 func TestTurned(t *testing.T) {
 	now := time.Now()
-	var edges []passEdge
+	var edges []PassEdge
 	var samples []record.Sample
 	for n, sent := range []int64{0, 300, 600, 1000, 1100, 1250} { // of 1,000 pages, and then of 200
 		left := []int64{1000, 750, 500, 200, 120, 90}[n]
 		at := time.Duration(n+1) * 100 * ms
-		edges = append(edges, passEdge{raw: n + 2, at: now.Add(at - ms)})
+		edges = append(edges, PassEdge{Raw: n + 2, At: now.Add(at - ms)})
 		samples = append(samples, series([4]int64{int64(at / ms), sent * 4100, left * facts.PageSize, sent})...)
 		samples[n].SyncCount = record.Of(int64(n + 2))
 	}

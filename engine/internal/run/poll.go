@@ -1,4 +1,4 @@
-package engine
+package run
 
 import (
 	"context"
@@ -27,8 +27,8 @@ type poll struct {
 	all      sync.WaitGroup
 	kicks    chan struct{}
 	stopped  bool
-	turned   atomic.Int64 // passes that have ended by policy.Turns
-	policy   *converge    // that sees each sample, until it is over; nil: there is none
+	Turned   atomic.Int64 // passes that have ended by policy.Turns
+	decider  *Decider     // that sees each sample, until it is over; nil: there is none
 
 	// Each belongs to one goroutine until all has been waited for.
 	samples  []record.Sample
@@ -43,41 +43,41 @@ type answer struct {
 	running         bool
 }
 
-// startPolling starts the pollers; a negative interval starts none.
-func (m *migration) startPolling(ctx context.Context) {
-	if m.plan.SampleInterval < 0 {
+// StartPolling starts the pollers; a negative interval starts none.
+func (r *Run) StartPolling(ctx context.Context) {
+	if r.Plan.SampleInterval < 0 {
 		return
 	}
 	ctx, cancel := context.WithCancel(context.WithoutCancel(ctx))
-	p := &poll{interval: m.plan.SampleInterval, origin: m.rec.Origin, stop: cancel, kicks: make(chan struct{}, 1), policy: m.converge}
-	m.poll = p
-	first, done := context.WithTimeout(ctx, answerLimit)                        // one that hangs is until's to find
-	p.src, p.dst = ask(first, m.src.events, nil), ask(first, m.dst.events, nil) // the bracket's outer edges, before anything moves
+	p := &poll{interval: r.Plan.SampleInterval, origin: r.Rec.Origin, stop: cancel, kicks: make(chan struct{}, 1), decider: r.Decider}
+	r.Poll = p
+	first, done := context.WithTimeout(ctx, AnswerLimit)                        // one that hangs is until's to find
+	p.src, p.dst = ask(first, r.Src.events, nil), ask(first, r.Dst.events, nil) // the bracket's outer edges, before anything moves
 	done()
 	halted := make(chan struct{})
-	p.all.Go(func() { p.source(ctx, m.src, m.opts.Sampled, sync.OnceFunc(func() { close(halted) })) })
+	p.all.Go(func() { p.source(ctx, r.Src, r.Opts.Sampled, sync.OnceFunc(func() { close(halted) })) })
 	p.all.Go(func() { // while the source runs the guest, the destination has nothing to tell
 		select {
 		case <-halted:
-			p.destination(ctx, m.dst.events)
+			p.destination(ctx, r.Dst.events)
 		case <-ctx.Done():
 		}
 	})
 }
 
-// stopPolling ends the pollers, and asks both sides once more so that the bracket closes.
-func (m *migration) stopPolling(ctx context.Context) {
-	p := m.poll
+// StopPolling ends the pollers, and asks both sides once more so that the bracket closes.
+func (r *Run) StopPolling(ctx context.Context) {
+	p := r.Poll
 	if p == nil || p.stopped {
 		return
 	}
 	p.stopped = true
 	p.stop()
-	if m.src.sampler != nil {
-		_ = m.src.sampler.SetDeadline(time.Now()) // a question that QEMU has not answered by now is given up
+	if r.Src.sampler != nil {
+		_ = r.Src.sampler.SetDeadline(time.Now()) // a question that QEMU has not answered by now is given up
 	}
 	p.all.Wait()
-	for s, answers := range map[*side]*[]answer{m.src: &p.src, m.dst: &p.dst} {
+	for s, answers := range map[*Side]*[]answer{r.Src: &p.src, r.Dst: &p.dst} {
 		if !s.mute {
 			*answers = ask(ctx, s.events, *answers)
 		}
@@ -98,11 +98,11 @@ func (p *poll) kick() {
 // source asks query-migrate and then query-status at each tick and at each kick, until ctx ends or the monitors go away. One
 // goroutine does both, for most of what polling costs is waking up: side by side it was a third more. A tick that falls into an
 // unanswered question is dropped. Halted is called when the source does not run.
-func (p *poll) source(ctx context.Context, s *side, sampled func(record.Sample), halted func()) {
+func (p *poll) source(ctx context.Context, s *Side, sampled func(record.Sample), halted func()) {
 	query := func(info *qmp.MigrationInfo) error { return s.sampler.QueryMigrate(info) }
 	if s.sampler == nil {
 		query = func(info *qmp.MigrationInfo) error {
-			reply, err := s.control.QueryMigrate(ctx)
+			reply, err := s.Control.QueryMigrate(ctx)
 			if err == nil {
 				*info = *reply
 			}
@@ -124,15 +124,15 @@ func (p *poll) source(ctx context.Context, s *side, sampled func(record.Sample),
 				x := sampleOf(&info, asked.Sub(p.origin), answered.Sub(p.origin))
 				p.samples = append(p.samples, x)
 				if turns.Ends(&x) {
-					p.turned.Add(1)
+					p.Turned.Add(1)
 				}
 				if sampled != nil {
 					sampled(x)
 				}
-				if p.policy != nil {
+				if p.decider != nil {
 					select {
-					case p.policy.samples <- x:
-					case <-p.policy.over:
+					case p.decider.Samples <- x:
+					case <-p.decider.Over:
 					case <-ctx.Done():
 						return
 					}
@@ -157,17 +157,17 @@ func (p *poll) source(ctx context.Context, s *side, sampled func(record.Sample),
 }
 
 // cost begins to measure what the n-th tick costs QEMU, if it is its turn, and returns what ends it.
-func (p *poll) cost(s *side, n int) func() {
+func (p *poll) cost(s *Side, n int) func() {
 	every := cpuEvery
 	if len(p.cpu) >= cpuReadings {
 		every *= cpuReadings
 	}
-	if s.ep.Process == nil || n%every != every-1 {
+	if s.Endpoint.Process == nil || n%every != every-1 {
 		return func() {}
 	}
-	before, err := s.ep.Process.MainThreadCPU()
+	before, err := s.Endpoint.Process.MainThreadCPU()
 	return func() {
-		if after, afterErr := s.ep.Process.MainThreadCPU(); err == nil && afterErr == nil {
+		if after, afterErr := s.Endpoint.Process.MainThreadCPU(); err == nil && afterErr == nil {
 			p.cpu = append(p.cpu, after-before)
 		}
 	}
@@ -246,15 +246,15 @@ func (p *poll) sampling() *record.Sampling {
 	for i := 1; i < len(p.samples); i++ {
 		periods = append(periods, p.samples[i].Asked-p.samples[i-1].Asked)
 	}
-	s.PeriodP50, s.PeriodP99 = quantile(periods, 0.50), quantile(periods, 0.99)
+	s.PeriodP50, s.PeriodP99 = Quantile(periods, 0.50), Quantile(periods, 0.99)
 	if len(p.cpu) > 0 {
-		s.QEMUCPU = record.Of(quantile(p.cpu, 0.5) * time.Duration(len(p.samples)))
+		s.QEMUCPU = record.Of(Quantile(p.cpu, 0.5) * time.Duration(len(p.samples)))
 	}
 	return s
 }
 
-// quantile is the smallest value with at least the share q of all at or below it; 0 of none.
-func quantile(values []time.Duration, q float64) time.Duration {
+// Quantile is the smallest value with at least the share q of all at or below it; 0 of none.
+func Quantile(values []time.Duration, q float64) time.Duration {
 	if len(values) == 0 {
 		return 0
 	}

@@ -1,19 +1,23 @@
-package engine
+package snapshot
 
 import (
 	"bufio"
 	"encoding/binary"
 	"errors"
 	"fmt"
-	"io"
+	"io" // header is what the beginning of a saved guest tells of it.
+
+	// the first block of RAM: pc.ram, or a backend's name
+	// its length in bytes; 0: it is not told
+	"io/fs"
+	"os"
 )
 
-// header is what the beginning of a saved guest tells of it.
 type header struct {
 	machine   string
 	mappedRAM bool
-	block     string // the first block of RAM: pc.ram, or a backend's name
-	memory    int64  // its length in bytes; 0: it is not told
+	block     string
+	memory    int64
 }
 
 func (h header) format() string {
@@ -127,4 +131,34 @@ func (r *reader) peek() byte {
 		return 0
 	}
 	return b[0]
+}
+
+// examine reads a saved guest's header.
+func examine(name string) (header, fs.FileInfo, error) {
+	file, err := os.Open(name)
+	if err != nil {
+		return header{}, nil, fmt.Errorf("open saved guest: %w", err)
+	}
+	defer file.Close()
+	info, err := file.Stat()
+	if err == nil && !info.Mode().IsRegular() {
+		err = errors.New("it is no regular file")
+	}
+	if err != nil {
+		return header{}, nil, fmt.Errorf("open saved guest %s: %w", name, err)
+	}
+	h, err := readHeader(file)
+	if err != nil {
+		return header{}, nil, fmt.Errorf("read saved guest %s: %w", name, err)
+	}
+	return h, info, nil
+}
+
+// FormatOf is the format of a saved guest.
+func FormatOf(name string) (string, error) {
+	h, _, err := examine(name)
+	if err != nil {
+		return "", err
+	}
+	return h.format(), nil
 }

@@ -1,11 +1,13 @@
-package engine
+package run
 
 import (
+	"context"
 	"strconv"
 	"strings"
 	"testing"
 	"time"
 
+	"qmigrate/engine/endpoint"
 	"qmigrate/engine/facts"
 	"qmigrate/engine/record"
 	"qmigrate/qmp"
@@ -58,8 +60,8 @@ func TestLife(t *testing.T) {
 			is := func(got time.Time, want int) bool {
 				return got.IsZero() && want == 0 || want > 0 && got.Equal(at(want))
 			}
-			if l.still() != c.still || !is(l.ran, c.ran) || !is(l.halted, c.halted) || len(l.stands) != c.stands ||
-				l.asleep.IsZero() == c.asleep || l.itself != c.itself {
+			if l.Still() != c.still || !is(l.ran, c.ran) || !is(l.halted, c.halted) || len(l.Stands) != c.stands ||
+				l.Asleep.IsZero() == c.asleep || l.Itself != c.itself {
 				t.Errorf("%+v, want %+v", l, c)
 			}
 		})
@@ -108,36 +110,52 @@ func TestDowntimes(t *testing.T) {
 	zero := time.Now()
 	at := func(n int) time.Time { return zero.Add(time.Duration(n) * ms) }
 	for name, c := range map[string]struct {
-		change     func(m *migration)
+		change     func(m *Run)
 		qemu       time.Duration // what QEMU says
 		keep, wire bool
+		untimed    bool // the wire downtime has no error figure
 		warns      string
 	}{
 		"pre-copy":                     {qemu: 3 * ms, keep: true, wire: true},
 		"pre-copy, with its last word": {qemu: 6 * ms, keep: true, wire: true},
-		"post-copy":                    {change: func(m *migration) { m.split = true }, qemu: 3 * ms, keep: true, wire: true},
+		"post-copy":                    {change: func(m *Run) { m.Split = true }, qemu: 3 * ms, keep: true, wire: true},
 		"post-copy, until all is there": {
-			change: func(m *migration) { m.split = true }, qemu: 800 * ms, wire: true, warns: "was 800ms",
+			change: func(m *Run) { m.Split = true }, qemu: 800 * ms, wire: true, warns: "was 800ms",
 		},
-		"longer than all":        {qemu: time.Hour, wire: true, warns: "was 1h"},
-		"held":                   {change: func(m *migration) { m.held = "paused" }, qemu: 3 * ms, warns: "stood still"},
-		"asleep":                 {change: func(m *migration) { m.src.asleep = at(50) }, qemu: 3 * ms, warns: "stood still"},
-		"paused from the start":  {change: func(m *migration) { m.src.facts.Running = false }, qemu: 3 * ms},
-		"into a file":            {change: func(m *migration) { m.dst.facts = nil }, qemu: 3 * ms},
-		"a start that came late": {change: func(m *migration) { m.dst.resumed = at(900) }, qemu: 3 * ms, keep: true, wire: true},
+		"longer than all":       {qemu: time.Hour, wire: true, warns: "was 1h"},
+		"held":                  {change: func(m *Run) { m.Held = "paused" }, qemu: 3 * ms, warns: "stood still"},
+		"asleep":                {change: func(m *Run) { m.Src.Asleep = at(50) }, qemu: 3 * ms, warns: "stood still"},
+		"paused from the start": {change: func(m *Run) { m.Src.Facts.Running = false }, qemu: 3 * ms},
+		"into a file":           {change: func(m *Run) { m.Dst.Facts = nil }, qemu: 3 * ms},
+		"of another machine": {
+			change: func(m *Run) { m.Dst.Facts.Where = endpoint.Elsewhere },
+			qemu:   3 * ms, keep: true, wire: true, untimed: true, warns: "unix:b is not known to be this machine's",
+		},
+		"of machines that are not known": {
+			change: func(m *Run) { m.Src.Facts.Where, m.Dst.Facts.Where = endpoint.Unknown, endpoint.Unknown },
+			qemu:   3 * ms, keep: true, wire: true, untimed: true, warns: "unix:a and of ",
+		},
+		"of another machine with a measured clock": {
+			change: func(m *Run) {
+				m.Dst.Facts.Where, m.Dst.skew = endpoint.Elsewhere, ms
+				m.Dst.Endpoint.Clock = func(context.Context) (offset, uncertainty time.Duration, err error) { return 0, ms, nil }
+			},
+			qemu: 3 * ms, keep: true, wire: true,
+		},
+		"a start that came late": {change: func(m *Run) { m.Dst.Resumed = at(900) }, qemu: 3 * ms, keep: true, wire: true},
 	} {
 		t.Run(name, func(t *testing.T) {
-			m := &migration{
-				rec: &record.Migration{Total: record.Total{Wall: time.Second}},
-				src: &side{facts: &facts.Facts{Running: true}, life: life{stopped: at(100)}},
-				dst: &side{facts: &facts.Facts{}, life: life{started: at(104), resumed: at(104)}},
+			m := &Run{
+				Rec: &record.Migration{Total: record.Total{Wall: time.Second}},
+				Src: &Side{Endpoint: &endpoint.Endpoint{Name: "unix:a"}, Facts: &facts.Facts{Running: true, Where: endpoint.Here}, life: life{Stopped: at(100)}},
+				Dst: &Side{Endpoint: &endpoint.Endpoint{Name: "unix:b"}, Facts: &facts.Facts{Where: endpoint.Here}, life: life{started: at(104), Resumed: at(104)}},
 			}
 			if c.change != nil {
 				c.change(m)
 			}
 			m.downtimes(&qmp.MigrationInfo{Has: qmp.FieldDowntime, Downtime: c.qemu})
-			d, said := m.rec.Downtime, strings.Join(m.rec.Warnings, " ")
-			if (d.QEMU != nil) != c.keep || (d.Wire != nil) != c.wire || d.Wire != nil && *d.Wire != 4*ms {
+			d, said := m.Rec.Downtime, strings.Join(m.Rec.Warnings, " ")
+			if (d.QEMU != nil) != c.keep || (d.Wire != nil) != c.wire || (d.WireError != nil) != (c.wire && !c.untimed) || d.Wire != nil && *d.Wire != 4*ms {
 				t.Errorf("%+v", d)
 			}
 			if !strings.Contains(said, c.warns) || (said == "") != (c.warns == "") {

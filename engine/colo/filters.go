@@ -1,4 +1,4 @@
-package engine
+package colo
 
 import (
 	"context"
@@ -7,6 +7,7 @@ import (
 	"net"
 	"strings"
 
+	"qmigrate/engine/internal/run"
 	"qmigrate/qmp"
 )
 
@@ -67,14 +68,14 @@ func netdevs(ctx context.Context, c *qmp.Conn) ([]string, error) {
 }
 
 // socketChardev adds a socket: a server that waits for nobody, or a client that has to reach one.
-func (s *side) socketChardev(ctx context.Context, id string, server bool, address map[string]any) error {
+func socketChardev(ctx context.Context, s *run.Side, id string, server bool, address map[string]any) error {
 	data := map[string]any{"addr": address, "server": server}
 	if server {
 		data["wait"] = false
 	}
 	args := map[string]any{"id": id, "backend": map[string]any{"type": "socket", "data": data}}
-	if err := s.control.Execute(ctx, "chardev-add", args, nil); err != nil {
-		return fmt.Errorf("make socket %s on %s: %w", id, s.ep.Name, err)
+	if err := s.Control.Execute(ctx, "chardev-add", args, nil); err != nil {
+		return fmt.Errorf("make socket %s on %s: %w", id, s.Endpoint.Name, err)
 	}
 	return nil
 }
@@ -83,13 +84,13 @@ func inet(host, port string) map[string]any {
 	return map[string]any{"type": "inet", "data": map[string]any{"host": host, "port": port}}
 }
 
-func (s *side) object(ctx context.Context, kind, id string, properties map[string]any) error {
+func object(ctx context.Context, s *run.Side, kind, id string, properties map[string]any) error {
 	args := map[string]any{"qom-type": kind, "id": id}
 	for name, value := range properties {
 		args[name] = value
 	}
-	if err := s.control.Execute(ctx, "object-add", args, nil); err != nil {
-		return fmt.Errorf("make %s on %s: %w", kind, s.ep.Name, err)
+	if err := s.Control.Execute(ctx, "object-add", args, nil); err != nil {
+		return fmt.Errorf("make %s on %s: %w", kind, s.Endpoint.Name, err)
 	}
 	return nil
 }
@@ -104,7 +105,7 @@ func (c *colo) mirrorPorts(ctx context.Context) error {
 	for i := range c.cards[0] {
 		n := cardNamesOf(i)
 		for _, id := range []string{n.mirror, n.answer} {
-			if err := c.src.socketChardev(ctx, id, true, inet(c.plan.Mirror, "0")); err != nil {
+			if err := socketChardev(ctx, c.run.Src, id, true, inet(c.want.Mirror, "0")); err != nil {
 				return err
 			}
 		}
@@ -115,7 +116,7 @@ func (c *colo) mirrorPorts(ctx context.Context) error {
 // ports are where the primary's sockets listen, by the chardev's name.
 func (c *colo) ports(ctx context.Context) (map[string]string, error) {
 	var all []struct{ Label, Filename string }
-	if err := c.src.control.Execute(ctx, "query-chardev", nil, &all); err != nil {
+	if err := c.run.Src.Control.Execute(ctx, "query-chardev", nil, &all); err != nil {
 		return nil, fmt.Errorf("ask primary for its ports: %w", err)
 	}
 	ports := map[string]string{}
@@ -137,17 +138,17 @@ func (c *colo) holdSecondary(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	s := c.dst
+	s := c.run.Dst
 	for i, netdev := range c.cards[1] {
 		n := cardNamesOf(i)
-		if err := s.control.Execute(ctx, "chardev-add", map[string]any{"id": n.deaf, "backend": map[string]any{"type": "null", "data": map[string]any{}}}, nil); err != nil {
-			return fmt.Errorf("make %s on %s: %w", n.deaf, s.ep.Name, err)
+		if err := s.Control.Execute(ctx, "chardev-add", map[string]any{"id": n.deaf, "backend": map[string]any{"type": "null", "data": map[string]any{}}}, nil); err != nil {
+			return fmt.Errorf("make %s on %s: %w", n.deaf, s.Endpoint.Name, err)
 		}
 		for _, id := range []string{n.mirror, n.answer} {
 			if ports[id] == "" {
 				return fmt.Errorf("the primary does not say on which port %s listens", id)
 			}
-			if err := s.socketChardev(ctx, id, false, inet(c.plan.Mirror, ports[id])); err != nil {
+			if err := socketChardev(ctx, s, id, false, inet(c.want.Mirror, ports[id])); err != nil {
 				return err
 			}
 		}
@@ -162,7 +163,7 @@ func (c *colo) holdSecondary(ctx context.Context) error {
 			{"filter-rewriter", n.rewriter, map[string]any{"queue": "all"}},
 		} {
 			f.properties["netdev"], f.properties["vnet_hdr_support"] = netdev, true
-			if err := s.object(ctx, f.kind, f.id, f.properties); err != nil {
+			if err := object(ctx, s, f.kind, f.id, f.properties); err != nil {
 				return err
 			}
 		}
@@ -176,32 +177,32 @@ func (c *colo) comparePrimary(ctx context.Context) error {
 	if len(c.cards[0]) == 0 {
 		return nil
 	}
-	s := c.src
+	s := c.run.Src
 	var objects []struct{ Name string }
-	if err := s.control.Execute(ctx, "qom-list", map[string]any{"path": "/objects"}, &objects); err != nil {
-		return fmt.Errorf("ask %s for its filters: %w", s.ep.Name, err)
+	if err := s.Control.Execute(ctx, "qom-list", map[string]any{"path": "/objects"}, &objects); err != nil {
+		return fmt.Errorf("ask %s for its filters: %w", s.Endpoint.Name, err)
 	}
 	was := map[string]bool{}
 	for _, o := range objects {
 		was[o.Name] = true
 	}
-	if err := s.object(ctx, "iothread", compareThread, nil); err != nil {
+	if err := object(ctx, s, "iothread", compareThread, nil); err != nil {
 		return err
 	}
 	for i, netdev := range c.cards[0] {
 		n := cardNamesOf(i)
 		for _, pair := range [][2]string{{n.in, n.inEnd}, {n.out, n.outEnd}} {
 			// From QEMU to itself: a name that nobody else has, in the host's network namespace.
-			address := map[string]any{"type": "unix", "data": map[string]any{"path": pair[0] + "-" + c.rec.ID, "abstract": true}}
-			if err := s.socketChardev(ctx, pair[0], true, address); err != nil {
+			address := map[string]any{"type": "unix", "data": map[string]any{"path": pair[0] + "-" + c.run.Rec.ID, "abstract": true}}
+			if err := socketChardev(ctx, s, pair[0], true, address); err != nil {
 				return err
 			}
-			if err := s.socketChardev(ctx, pair[1], false, address); err != nil {
+			if err := socketChardev(ctx, s, pair[1], false, address); err != nil {
 				return err
 			}
 		}
 		compare := map[string]any{"primary_in": n.inEnd, "secondary_in": n.answer, "outdev": n.outEnd, "iothread": compareThread, "vnet_hdr_support": true}
-		if err := s.object(ctx, "colo-compare", n.compare, compare); err != nil {
+		if err := object(ctx, s, "colo-compare", n.compare, compare); err != nil {
 			return err
 		}
 		for _, f := range []struct {
@@ -216,7 +217,7 @@ func (c *colo) comparePrimary(ctx context.Context) error {
 			if was[n.rewriter] {
 				f.properties["insert"], f.properties["position"] = "before", "id="+n.rewriter
 			}
-			if err := s.object(ctx, f.kind, f.id, f.properties); err != nil {
+			if err := object(ctx, s, f.kind, f.id, f.properties); err != nil {
 				return err
 			}
 		}
@@ -229,7 +230,7 @@ func (c *colo) filterPrimary(ctx context.Context, status string) error {
 	for i := range c.cards[0] {
 		n := cardNamesOf(i)
 		for _, id := range []string{n.out, n.mirror, n.in} {
-			if err := c.src.control.Execute(ctx, "qom-set", map[string]any{"path": "/objects/" + id, "property": "status", "value": status}, nil); err != nil {
+			if err := c.run.Src.Control.Execute(ctx, "qom-set", map[string]any{"path": "/objects/" + id, "property": "status", "value": status}, nil); err != nil {
 				return fmt.Errorf("switch filter %s of the primary %s: %w", id, status, err)
 			}
 		}
@@ -242,7 +243,7 @@ func (c *colo) releasePrimary(ctx context.Context) error {
 	if len(c.cards[0]) == 0 {
 		return nil
 	}
-	r := remover{s: c.src, warn: c.rec.Warn}
+	r := remover{s: c.run.Src, warn: c.run.Rec.Warn}
 	for i := range c.cards[0] {
 		n := cardNamesOf(i)
 		r.objects(ctx, n.in, n.compare, n.mirror, n.out)
@@ -255,7 +256,7 @@ func (c *colo) releasePrimary(ctx context.Context) error {
 // releaseSecondary lets the secondary hear and be heard: what it says first. The rewriter stays: connections opened since the last checkpoint
 // have numbers of its own in the guest.
 func (c *colo) releaseSecondary(ctx context.Context) error {
-	r := remover{s: c.dst, warn: c.rec.Warn}
+	r := remover{s: c.run.Dst, warn: c.run.Rec.Warn}
 	for i := range c.cards[1] {
 		n := cardNamesOf(i)
 		r.objects(ctx, n.held, n.deaf, n.heard)
@@ -266,7 +267,7 @@ func (c *colo) releaseSecondary(ctx context.Context) error {
 
 // remover removes what is there; what is not there is none of its errors. A socket that stays harms nobody, and is warned of.
 type remover struct {
-	s    *side
+	s    *run.Side
 	warn func(format string, args ...any)
 	errs []error
 }
@@ -281,16 +282,16 @@ func (r *remover) objects(ctx context.Context, ids ...string) {
 
 func (r *remover) chardevs(ctx context.Context, ids ...string) {
 	for _, id := range ids {
-		if err := r.remove(ctx, "chardev-remove", id); err != nil && r.s.control.Err() == nil {
+		if err := r.remove(ctx, "chardev-remove", id); err != nil && r.s.Control.Err() == nil {
 			r.warn("%v", err)
 		}
 	}
 }
 
 func (r *remover) remove(ctx context.Context, command, id string) error {
-	err := r.s.control.Execute(ctx, command, map[string]any{"id": id}, nil)
+	err := r.s.Control.Execute(ctx, command, map[string]any{"id": id}, nil)
 	if err != nil && !strings.Contains(err.Error(), "not found") {
-		return fmt.Errorf("remove %s from %s: %w", id, r.s.ep.Name, err)
+		return fmt.Errorf("remove %s from %s: %w", id, r.s.Endpoint.Name, err)
 	}
 	return nil
 }
