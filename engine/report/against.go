@@ -7,12 +7,13 @@ import (
 	"slices"
 	"strings"
 
+	"qmigrate/engine/report/figure"
 	"qmigrate/engine/report/stats"
 )
 
 // against draws metrics against a factor, a panel each: medians with their intervals, and each trial behind them. by tells the curves apart.
-func against(key, title string, trials []*trial, f factor, by []factor, metrics []metric) *Figure {
-	fig := &Figure{Key: key, Title: title, X: Axis{Label: f.name}}
+func against(key, title string, trials []*trial, f factor, by []factor, metrics []metric) *figure.Figure {
+	fig := &figure.Figure{Key: key, Title: title, X: figure.Axis{Label: f.name}}
 	place := axisOf(&fig.X, f, trials)
 	groups := groupBy(trials, by)
 	n := counter{}
@@ -22,11 +23,11 @@ func against(key, title string, trials []*trial, f factor, by []factor, metrics 
 		}
 		all, _ := m.values(trials)
 		unit, one := scale(m.kind, slices.MaxFunc(all, func(a, b float64) int { return int(math.Copysign(1, math.Abs(a)-math.Abs(b))) }))
-		p := Panel{Y: Axis{Label: m.name, Unit: unit, Log: wide(all, 100)}}
+		p := figure.Panel{Y: figure.Axis{Label: m.name, Unit: unit, Log: wide(all, 100)}}
 		for i, g := range groups {
-			c := Curve{Name: g.name, Style: i, Shape: Lines, Marked: true}
+			c := figure.Curve{Name: g.name, Style: i, Shape: figure.Lines, Marked: true}
 			if !f.numeric {
-				c.Shape = Apart
+				c.Shape = figure.Apart
 			}
 			for _, cell := range groupBy(g.trials, []factor{f}) {
 				values, of := m.values(cell.trials)
@@ -39,7 +40,7 @@ func against(key, title string, trials []*trial, f factor, by []factor, metrics 
 				}
 				for j := range values {
 					values[j] /= one
-					c.Trials = append(c.Trials, Point{X: x, Y: values[j], Low: math.NaN(), High: math.NaN(), Label: of[j].ID})
+					c.Trials = append(c.Trials, figure.Point{X: x, Y: values[j], Low: math.NaN(), High: math.NaN(), Label: of[j].ID})
 				}
 				c.Points = append(c.Points, pointOf(estimateOf(values), x, cell.levels[0].String()))
 				n.add(len(cell.trials), len(values))
@@ -50,7 +51,7 @@ func against(key, title string, trials []*trial, f factor, by []factor, metrics 
 		}
 		fig.Panels = append(fig.Panels, p)
 		fig.Caption.Definitions = append(fig.Caption.Definitions, m.definition)
-		fig.shows = append(fig.shows, shown(m, f))
+		fig.Shows = append(fig.Shows, shown(m, f))
 	}
 	names := make([]string, len(fig.Panels))
 	for i, p := range fig.Panels {
@@ -67,8 +68,8 @@ func shown(m metric, f factor) string { return m.key + " against " + f.name }
 const medianWords = "Large marks: median of the completed trials of a cell; bars: its interval (order statistics, at least 95 %, needs n >= 6); small dots left of them: each trial."
 
 // pointOf is the estimate at x.
-func pointOf(e stats.Estimate, x float64, label string) Point {
-	p := Point{X: x, Y: e.Value, Low: math.NaN(), High: math.NaN(), N: e.N, Label: label}
+func pointOf(e stats.Estimate, x float64, label string) figure.Point {
+	p := figure.Point{X: x, Y: e.Value, Low: math.NaN(), High: math.NaN(), N: e.N, Label: label}
 	if e.Interval != nil {
 		p.Low, p.High = e.Interval.Low, e.Interval.High
 	}
@@ -76,7 +77,7 @@ func pointOf(e stats.Estimate, x float64, label string) Point {
 }
 
 // axisOf makes the factor's axis and returns where a level stands on it.
-func axisOf(a *Axis, f factor, trials []*trial) func(level) float64 {
+func axisOf(a *figure.Axis, f factor, trials []*trial) func(level) float64 {
 	var present []level
 	for _, l := range f.levels {
 		if slices.ContainsFunc(trials, func(t *trial) bool { return t.levels[f.name].text == l.text }) {
@@ -94,9 +95,9 @@ func axisOf(a *Axis, f factor, trials []*trial) func(level) float64 {
 		a.Unit, one = scale(f.kind, largest)
 		a.Log = wide(numbers, 16)
 		for _, n := range numbers {
-			a.Ticks = append(a.Ticks, Tick{Value: n / one})
+			a.Ticks = append(a.Ticks, figure.Tick{Value: n / one})
 		}
-		slices.SortFunc(a.Ticks, func(s, t Tick) int { return cmp.Compare(s.Value, t.Value) })
+		slices.SortFunc(a.Ticks, func(s, t figure.Tick) int { return cmp.Compare(s.Value, t.Value) })
 		return func(l level) float64 { return l.number / one }
 	}
 	for _, l := range present {

@@ -18,6 +18,8 @@ import (
 	"github.com/chromedp/cdproto/runtime"
 	"github.com/chromedp/chromedp"
 	"github.com/chromedp/chromedp/kb"
+
+	"qmigrate/engine/report/figure"
 )
 
 // browserLimit bounds all that a test does with a browser.
@@ -216,7 +218,7 @@ func (v *visit) print(t *testing.T) {
 	before := evaluate[string](t, v, heights)
 	pdf, err := chromedp.Run(v.ctx, chromedp.PrintToPDF(chromedp.PDFPrintBackground()))
 	ground := evaluate[string](t, v, `document.documentElement.dataset.printed`)
-	if err != nil || len(pdf) < 10_000 || ground != lightGround {
+	if err != nil || len(pdf) < 10_000 || ground != figure.LightGround {
 		t.Errorf("print: %d bytes, on %q: %v", len(pdf), ground, err)
 	}
 	if after := evaluate[string](t, v, heights); after != before {

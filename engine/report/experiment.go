@@ -10,6 +10,8 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+
+	"qmigrate/engine/report/figure"
 )
 
 // experiment is what experiment.json, beside the records, says of itself: which figures its file names, and what it does without. A report needs none of it.
@@ -55,9 +57,9 @@ func experimentOf(dir string) (*experiment, error) {
 }
 
 // asked makes the figures that the experiment names, and a table that says where each is, or what it lacks.
-func (e *experiment) asked(s *set, parts []*set, ids []string) ([]*Figure, Table, error) {
+func (e *experiment) asked(s *set, parts []*set, ids []string) ([]*figure.Figure, Table, error) {
 	t := Table{Key: "named", Title: "Figures that the experiment names", Align: "ll", Head: []string{"of the experiment", "here"}}
-	var all []*Figure
+	var all []*figure.Figure
 	for _, n := range e.Figures {
 		of := s
 		if i := slices.IndexFunc(parts, func(p *set) bool { return p.name == n.Sweep }); i >= 0 {
@@ -70,14 +72,14 @@ func (e *experiment) asked(s *set, parts []*set, ids []string) ([]*Figure, Table
 		if err != nil {
 			return nil, t, err
 		}
-		figures = slices.DeleteFunc(figures, func(f *Figure) bool { return !f.drawn() })
+		figures = slices.DeleteFunc(figures, func(f *figure.Figure) bool { return !f.Drawn() })
 		for _, f := range figures {
 			f.Title = n.Title + strings.TrimPrefix(f.Title, generalTitle)
 			if len(f.Panels) > 0 && f.Key == "" {
 				f.Key = slug(n.Title)
 			}
-			for i := range f.shows {
-				f.shows[i] = of.name + ": " + f.shows[i]
+			for i := range f.Shows {
+				f.Shows[i] = of.name + ": " + f.Shows[i]
 			}
 		}
 		all = append(all, figures...)
@@ -101,10 +103,10 @@ func (e *experiment) asked(s *set, parts []*set, ids []string) ([]*Figure, Table
 const generalTitle = "\x00"
 
 // figures makes the figure, in as many parts as it takes, or says why it cannot be.
-func (n named) figures(s *set, ids []string) ([]*Figure, string, error) {
-	part := func(f *Figure) ([]*Figure, string, error) {
+func (n named) figures(s *set, ids []string) ([]*figure.Figure, string, error) {
+	part := func(f *figure.Figure) ([]*figure.Figure, string, error) {
 		f.Key, f.Title = slug(n.Title), generalTitle
-		return []*Figure{f}, "none of the trials has what it shows", nil
+		return []*figure.Figure{f}, "none of the trials has what it shows", nil
 	}
 	switch n.Kind {
 	case "against", "", "cpu":
@@ -129,7 +131,7 @@ func (n named) figures(s *set, ids []string) ([]*Figure, string, error) {
 		if by, ok := find(others, n.By); ok { // what is split off is the other factors first
 			others = append(without(others, n.By), by)
 		}
-		var out []*Figure
+		var out []*figure.Figure
 		for _, p := range splitFor(f, s.trials, others, curveLimit) {
 			title, key := generalTitle, n.Title
 			if p.name != "" {
@@ -146,7 +148,7 @@ func (n named) figures(s *set, ids []string) ([]*Figure, string, error) {
 			factors = []factor{by}
 		}
 		f := distribution(s, metricOf(n.Show), factors)
-		f.shows = []string{"ecdf " + metricOf(n.Show).key}
+		f.Shows = []string{"ecdf " + metricOf(n.Show).key}
 		return part(f)
 	case "stages":
 		return part(stages(s))
@@ -159,7 +161,7 @@ func (n named) figures(s *set, ids []string) ([]*Figure, string, error) {
 		if err != nil {
 			return nil, "", err
 		}
-		var out []*Figure
+		var out []*figure.Figure
 		for _, t := range examples {
 			f := timeline(t, n.Show)
 			if n.Kind == "passes" {
@@ -168,9 +170,9 @@ func (n named) figures(s *set, ids []string) ([]*Figure, string, error) {
 				}
 			}
 			f.Title = generalTitle + " (" + t.Name + ")"
-			f.shows = []string{n.Kind + " of " + t.ID}
+			f.Shows = []string{n.Kind + " of " + t.ID}
 			if n.Kind == "timeline" && n.Show != "" {
-				f.shows = nil // one series alone
+				f.Shows = nil // one series alone
 			}
 			out = append(out, f)
 		}

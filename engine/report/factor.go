@@ -367,3 +367,27 @@ func find(factors []factor, name string) (factor, bool) {
 func without(factors []factor, name string) []factor {
 	return slices.DeleteFunc(slices.Clone(factors), func(f factor) bool { return f.name == name })
 }
+
+// scale is the unit in which values of a kind are shown, and what one of it is.
+func scale(k kind, largest float64) (unit string, one float64) {
+	type step struct {
+		unit string
+		one  float64
+	}
+	var steps []step
+	switch k {
+	case timeKind:
+		steps = []step{{"s", 1}, {"ms", 1e-3}, {"us", 1e-6}}
+	case sizeKind, rateKind:
+		suffix := strings.TrimPrefix(string(k), "bytes")
+		steps = []step{{"GiB" + suffix, 1 << 30}, {"MiB" + suffix, 1 << 20}, {"KiB" + suffix, 1 << 10}, {"B" + suffix, 1}}
+	default:
+		return string(k), 1
+	}
+	for _, s := range steps {
+		if math.Abs(largest) >= s.one*0.9999 {
+			return s.unit, s.one
+		}
+	}
+	return steps[len(steps)-1].unit, steps[len(steps)-1].one
+}

@@ -11,6 +11,8 @@ import (
 	"math"
 	"strconv"
 	"strings"
+
+	"qmigrate/engine/report/figure"
 )
 
 // The page's parts. uPlot is the file of the npm package's dist folder, unchanged; its licence lies beside it.
@@ -23,9 +25,9 @@ const uPlotVersion = "1.6.32"
 // The page's data, in short keys.
 type (
 	pageData struct {
-		Hatches [styles]string    `json:"hatches"`
-		Dashes  [styles][]float64 `json:"dashes"`
-		Figures []pageFigure      `json:"figures"`
+		Hatches [figure.Styles]string    `json:"hatches"`
+		Dashes  [figure.Styles][]float64 `json:"dashes"`
+		Figures []pageFigure             `json:"figures"`
 	}
 	pageFigure struct {
 		Key    string      `json:"key"`
@@ -34,13 +36,13 @@ type (
 		Marks  []pageMark  `json:"marks,omitempty"`
 	}
 	pageAxis struct {
-		Label string   `json:"label"`
-		Unit  string   `json:"unit,omitempty"`
-		Log   bool     `json:"log,omitempty"`
-		Min   float64  `json:"min"`
-		Max   float64  `json:"max"`
-		Names []string `json:"names,omitempty"`
-		Ticks []Tick   `json:"ticks,omitempty"`
+		Label string        `json:"label"`
+		Unit  string        `json:"unit,omitempty"`
+		Log   bool          `json:"log,omitempty"`
+		Min   float64       `json:"min"`
+		Max   float64       `json:"max"`
+		Names []string      `json:"names,omitempty"`
+		Ticks []figure.Tick `json:"ticks,omitempty"`
 	}
 	pagePanel struct {
 		Y       pageAxis    `json:"y"`
@@ -51,7 +53,7 @@ type (
 	pageCurve struct {
 		Name   string        `json:"name"`
 		Style  int           `json:"style"`
-		Shape  Shape         `json:"shape"`
+		Shape  figure.Shape  `json:"shape"`
 		Marked bool          `json:"marked,omitempty"`
 		Points []coordinates `json:"p,omitempty"` // x, y, low, high, n
 		Trials []coordinates `json:"t,omitempty"` // x, y
@@ -89,7 +91,7 @@ func (c coordinates) MarshalJSON() ([]byte, error) {
 	return append(b, ']'), nil
 }
 
-func pageFigureOf(f *Figure) pageFigure {
+func pageFigureOf(f *figure.Figure) pageFigure {
 	out := pageFigure{Key: f.Key, X: pageAxis(f.X)}
 	for _, m := range f.Marks {
 		out.Marks = append(out.Marks, pageMark(m))
@@ -108,7 +110,7 @@ func pageFigureOf(f *Figure) pageFigure {
 				}
 				curve.Points = append(curve.Points, coordinates{q.X, q.Y, q.Low, q.High, n})
 			}
-			for _, q := range c.dots() {
+			for _, q := range c.Dots() {
 				curve.Trials = append(curve.Trials, coordinates{q.X, q.Y})
 			}
 			panel.Curves = append(panel.Curves, curve)
@@ -129,14 +131,6 @@ func (t Table) Side(column int) string {
 	return "l"
 }
 
-// text is the caption in one line.
-func (c Caption) text() string {
-	parts := []string{c.Measured, c.N + "."}
-	parts = append(parts, strings.Join(c.Definitions, "; ")+".")
-	parts = append(parts, c.Notes...)
-	return strings.Join(append(parts, "Made by: "+c.Command), " ")
-}
-
 // pageLegend is a curve's entry in a figure's legend.
 type pageLegend struct {
 	Name, Dashes, Marker, MarkerClass, Hatch string
@@ -144,21 +138,21 @@ type pageLegend struct {
 	Joined, Marked                           bool
 }
 
-func legendOf(c Curve) pageLegend {
-	l := pageLegend{Name: c.Name, Style: c.Style % styles, Joined: c.Shape != Apart, Marked: c.Marked, MarkerClass: "solid"}
+func legendOf(c figure.Curve) pageLegend {
+	l := pageLegend{Name: c.Name, Style: c.Style % figure.Styles, Joined: c.Shape != figure.Apart, Marked: c.Marked, MarkerClass: "solid"}
 	var dash []string
-	for _, d := range dashes(c.Style) {
+	for _, d := range figure.Dashes(c.Style) {
 		dash = append(dash, strconv.FormatFloat(d, 'g', -1, 64))
 	}
 	l.Dashes = strings.Join(dash, " ")
-	l.Marker = [styles]string{
+	l.Marker = [figure.Styles]string{
 		"M21.5 7a4.5 4.5 0 1 1-9 0a4.5 4.5 0 1 1 9 0", "M13 3H21V11H13Z", "M17 2L22 11H12Z", "M17 1L23 7L17 13L11 7Z",
 		"M13 3L21 11M21 3L13 11", "M21.5 7a4.5 4.5 0 1 1-9 0a4.5 4.5 0 1 1 9 0", "M13 3H21V11H13Z", "M11 7H23M17 1V13",
 	}[l.Style]
 	if l.Style >= 4 {
 		l.MarkerClass = "open"
 	}
-	for _, k := range hatch(c.Style) {
+	for _, k := range figure.Hatch(c.Style) {
 		l.Hatch += map[rune]string{'/': "M1 13L13 1M11 13L23 1M21 13L33 1", '\\': "M1 1L13 13M11 1L23 13M21 1L33 13", '-': "M1 5H33M1 9H33", '|': "M6 1V13M12 1V13M18 1V13M24 1V13M30 1V13"}[k]
 	}
 	return l
@@ -166,7 +160,7 @@ func legendOf(c Curve) pageLegend {
 
 // palette is the page's colours as style sheet: the dark ones where the reader prefers them and does not print.
 func palette() string {
-	one := func(ground, text, faint, rule, link string, c [styles]string) string {
+	one := func(ground, text, faint, rule, link string, c [figure.Styles]string) string {
 		var b strings.Builder
 		fmt.Fprintf(&b, "--ground:%s;--text:%s;--faint:%s;--rule:%s;--link:%s;", ground, text, faint, rule, link)
 		for i, hex := range c {
@@ -174,11 +168,11 @@ func palette() string {
 		}
 		return b.String()
 	}
-	day := one(lightGround, lightText, lightFaint, "#d9d9d9", light()[0], light())
-	night := one(darkGround, darkText, darkFaint, "#3a3f45", dark()[0], dark())
+	day := one(figure.LightGround, figure.LightText, figure.LightFaint, "#d9d9d9", figure.Light()[0], figure.Light())
+	night := one(figure.DarkGround, figure.DarkText, figure.DarkFaint, "#3a3f45", figure.Dark()[0], figure.Dark())
 	var b strings.Builder
 	fmt.Fprintf(&b, ":root{%s}\n@media screen and (prefers-color-scheme:dark){:root:not(.printing){%s}}\n", day, night)
-	for i := range styles {
+	for i := range figure.Styles {
 		fmt.Fprintf(&b, ".c%d{color:var(--c%d)}\n", i, i)
 	}
 	return b.String()
@@ -196,22 +190,22 @@ func (r *Report) HTML() ([]byte, error) {
 		}
 		return string(b)
 	}
-	type figure struct {
-		*Figure
+	type drawn struct {
+		*figure.Figure
 		Index, Number int
 		Legend        []pageLegend
 		Data          Table
 		Stacked       bool
 	}
 	data := pageData{}
-	for i := range styles {
-		data.Hatches[i], data.Dashes[i] = hatch(i), dashes(i)
+	for i := range figure.Styles {
+		data.Hatches[i], data.Dashes[i] = figure.Hatch(i), figure.Dashes(i)
 	}
-	var figures []figure
+	var figures []drawn
 	for i, f := range r.Figures {
 		data.Figures = append(data.Figures, pageFigureOf(f))
-		x := figure{Figure: f, Index: i, Number: i + 1, Data: f.data(), Stacked: f.Panels[0].Stacked}
-		for _, c := range f.names() {
+		x := drawn{Figure: f, Index: i, Number: i + 1, Data: dataOf(f), Stacked: f.Panels[0].Stacked}
+		for _, c := range f.Curves() {
 			x.Legend = append(x.Legend, legendOf(c))
 		}
 		figures = append(figures, x)

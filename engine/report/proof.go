@@ -5,16 +5,18 @@ import (
 	"fmt"
 	"math"
 	"slices"
+
+	"qmigrate/engine/report/figure"
 )
 
 // proof sets what the load generator was asked for against what it counted itself and what QEMU found dirty; f is the rate that was asked for.
-func proof(s *set, f factor) *Figure {
-	fig := &Figure{Key: "load-generator", Title: "The load generator: claimed against seen", X: Axis{Label: "claimed: " + f.name}}
+func proof(s *set, f factor) *figure.Figure {
+	fig := &figure.Figure{Key: "load-generator", Title: "The load generator: claimed against seen", X: figure.Axis{Label: "claimed: " + f.name}}
 	place := axisOf(&fig.X, f, s.trials)
-	p := Panel{Y: Axis{Label: "page writes, dirty pages", Unit: "/s"}, Lines: []Line{{Slope: 1, Label: "seen = claimed"}}}
+	p := figure.Panel{Y: figure.Axis{Label: "page writes, dirty pages", Unit: "/s"}, Lines: []figure.Line{{Slope: 1, Label: "seen = claimed"}}}
 	n := counter{}
 	for i, m := range []metric{ownRate(), seenRate()} {
-		c := Curve{Name: m.name, Style: i, Shape: Lines, Marked: true}
+		c := figure.Curve{Name: m.name, Style: i, Shape: figure.Lines, Marked: true}
 		for _, cell := range groupBy(s.trials, []factor{f}) {
 			values, of := m.values(cell.trials)
 			if len(values) == 0 {
@@ -34,10 +36,10 @@ func proof(s *set, f factor) *Figure {
 			fig.Caption.Definitions = append(fig.Caption.Definitions, m.definition)
 		}
 	}
-	fig.Panels = []Panel{p}
+	fig.Panels = []figure.Panel{p}
 	fig.Caption.Measured = "The rate that was asked of the load generator, against its own count and against what QEMU's dirty bitmap shows. " + medianWords
 	fig.Caption.N = n.String()
-	if !fig.drawn() {
+	if !fig.Drawn() {
 		return fig
 	}
 	fig.Caption.Notes = pooled(s.trials, []factor{f}, s.factors)
@@ -48,15 +50,15 @@ func proof(s *set, f factor) *Figure {
 const fewestDots = 3
 
 // scatter is metrics against a measured number, one dot a trial.
-func scatter(trials []*trial, factors []factor, x metric, metrics []metric, key, title string) *Figure {
+func scatter(trials []*trial, factors []factor, x metric, metrics []metric, key, title string) *figure.Figure {
 	groups, by := coarse(completed(trials), factors, curveLimit)
-	fig := &Figure{Key: key, Title: title}
+	fig := &figure.Figure{Key: key, Title: title}
 	xs, _ := x.values(trials)
 	if len(xs) < fewestDots {
 		return fig
 	}
 	unit, one := scale(x.kind, slices.Max(xs))
-	fig.X = Axis{Label: x.name, Unit: unit, Log: wide(xs, 50)}
+	fig.X = figure.Axis{Label: x.name, Unit: unit, Log: wide(xs, 50)}
 	n := counter{}
 	names := []string{}
 	for _, m := range metrics {
@@ -66,17 +68,17 @@ func scatter(trials []*trial, factors []factor, x metric, metrics []metric, key,
 		}
 		names = append(names, m.name)
 		yUnit, yOne := scale(m.kind, slices.Max(ys))
-		p := Panel{Y: Axis{Label: m.name, Unit: yUnit, Log: wide(ys, 100)}}
+		p := figure.Panel{Y: figure.Axis{Label: m.name, Unit: yUnit, Log: wide(ys, 100)}}
 		for i, g := range groups {
-			c := Curve{Name: g.name, Style: i, Shape: Apart, Marked: true}
+			c := figure.Curve{Name: g.name, Style: i, Shape: figure.Apart, Marked: true}
 			for _, t := range g.trials {
 				a, ok := x.of(t.Migration)
 				b, also := m.of(t.Migration)
 				if ok && also {
-					c.Points = append(c.Points, Point{X: a / one, Y: b / yOne, Low: math.NaN(), High: math.NaN(), N: 1, Label: t.ID})
+					c.Points = append(c.Points, figure.Point{X: a / one, Y: b / yOne, Low: math.NaN(), High: math.NaN(), N: 1, Label: t.ID})
 				}
 			}
-			slices.SortStableFunc(c.Points, func(a, b Point) int { return cmp.Compare(a.X, b.X) })
+			slices.SortStableFunc(c.Points, func(a, b figure.Point) int { return cmp.Compare(a.X, b.X) })
 			n.add(len(g.trials), len(c.Points))
 			if len(c.Points) > 0 {
 				p.Curves = append(p.Curves, c)

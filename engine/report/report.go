@@ -1,3 +1,7 @@
+// Package report turns records into tables and figures: it reads records.jsonl and samples/ID.jsonl and nothing else, so that it may be
+// run again for ever. What a figure is, and how it is drawn, is package figure's; which ones there are is decided here.
+//
+// It runs nothing and measures nothing. Commands may import it; what makes records does not.
 package report
 
 import (
@@ -10,6 +14,7 @@ import (
 	"time"
 
 	"qmigrate/engine/record"
+	"qmigrate/engine/report/figure"
 )
 
 // Options of a report.
@@ -27,7 +32,7 @@ type Report struct {
 	Without  []string // what the experiment says that it does without
 	Warnings []Warning
 	Tables   []Table // results first
-	Figures  []*Figure
+	Figures  []*figure.Figure
 }
 
 // Build reads the folders' records and makes the report of them.
@@ -113,7 +118,7 @@ func build(s *set, described []*experiment, o Options) (*Report, error) {
 			f.Key = fmt.Sprintf("%s-%d", f.Key, keys[f.Key])
 		}
 		f.Caption.Command = o.Command
-		f.frame()
+		f.Frame()
 	}
 	return r, nil
 }
@@ -129,10 +134,10 @@ func plural(n int, one string) string {
 const factorFigures = 30
 
 // general makes the figures that every set of records has, but for those that are there already.
-func general(s *set, parts []*set, have []*Figure, ids []string) ([]*Figure, error) {
-	var out []*Figure
-	add := func(f *Figure, shows string) {
-		if f != nil && f.drawn() && !has(have, shows) {
+func general(s *set, parts []*set, have []*figure.Figure, ids []string) ([]*figure.Figure, error) {
+	var out []*figure.Figure
+	add := func(f *figure.Figure, shows string) {
+		if f != nil && f.Drawn() && !has(have, shows) {
 			out = append(out, f)
 		}
 	}
@@ -177,18 +182,18 @@ func general(s *set, parts []*set, have []*Figure, ids []string) ([]*Figure, err
 }
 
 // has tells whether a figure shows that, of all trials or of a sweep's.
-func has(figures []*Figure, shows string) bool {
-	return shows != "" && slices.ContainsFunc(figures, func(f *Figure) bool {
-		return slices.ContainsFunc(f.shows, func(s string) bool { _, what, _ := strings.Cut(s, ": "); return what == shows })
+func has(figures []*figure.Figure, shows string) bool {
+	return shows != "" && slices.ContainsFunc(figures, func(f *figure.Figure) bool {
+		return slices.ContainsFunc(f.Shows, func(s string) bool { _, what, _ := strings.Cut(s, ": "); return what == shows })
 	})
 }
 
 // against makes the figures against each factor of a sweep that no figure has yet.
-func (s *set) against(have []*Figure) []*Figure {
-	var out []*Figure
+func (s *set) against(have []*figure.Figure) []*figure.Figure {
+	var out []*figure.Figure
 	metrics := []metric{totalTime(), downtime(), sentBytes()}
 	add := func(name string, part split, f factor, metrics []metric) {
-		if fig := s.againstFactor(name, part, f, metrics, have); fig != nil && fig.drawn() {
+		if fig := s.againstFactor(name, part, f, metrics, have); fig != nil && fig.Drawn() {
 			out = append(out, fig)
 		}
 	}
@@ -212,10 +217,10 @@ func (s *set) against(have []*Figure) []*Figure {
 	moving := slices.DeleteFunc(slices.Clone(s.trials), func(t *trial) bool { return t.Mode != record.PreCopyMode && t.Mode != record.HybridMode })
 	f, ok := find(s.factors, paramFactor("rate"))
 	if !ok || !f.numeric {
-		if fig := scatter(moving, s.factors, seenRate(), []metric{passes()}, s.key("passes-by-dirty-rate"), s.title("Passes against the dirty rate that QEMU saw")); fig.drawn() {
+		if fig := scatter(moving, s.factors, seenRate(), []metric{passes()}, s.key("passes-by-dirty-rate"), s.title("Passes against the dirty rate that QEMU saw")); fig.Drawn() {
 			out = append(out, fig)
 		}
-		if fig := scatter(moving, s.factors, seenPages(), []metric{totalTime(), downtime()}, s.key("by-dirty-pages"), s.title("Time and downtime against dirty pages")); fig.drawn() {
+		if fig := scatter(moving, s.factors, seenPages(), []metric{totalTime(), downtime()}, s.key("by-dirty-pages"), s.title("Time and downtime against dirty pages")); fig.Drawn() {
 			out = append(out, fig)
 		}
 		return out
@@ -223,7 +228,7 @@ func (s *set) against(have []*Figure) []*Figure {
 	for _, part := range splitFor(f, moving, without(s.factors, f.name), curveLimit) {
 		add(part.name, part, f, []metric{passes()})
 	}
-	if fig := proof(s, f); fig.drawn() {
+	if fig := proof(s, f); fig.Drawn() {
 		fig.Key, fig.Title = s.key(fig.Key), s.title(fig.Title)
 		out = append(out, fig)
 	}
@@ -246,11 +251,11 @@ func (s *set) title(title string) string {
 }
 
 // againstFactor shows those of the metrics that no figure has yet; nil if there are none left.
-func (s *set) againstFactor(name string, part split, f factor, metrics []metric, have []*Figure) *Figure {
+func (s *set) againstFactor(name string, part split, f factor, metrics []metric, have []*figure.Figure) *figure.Figure {
 	var fresh []metric
 	var names []string
 	for _, m := range metrics {
-		if !slices.ContainsFunc(have, func(h *Figure) bool { return slices.Contains(h.shows, s.name+": "+shown(m, f)) }) {
+		if !slices.ContainsFunc(have, func(h *figure.Figure) bool { return slices.Contains(h.Shows, s.name+": "+shown(m, f)) }) {
 			fresh = append(fresh, m)
 			names = append(names, m.name)
 		}
@@ -298,7 +303,7 @@ func (r *Report) Write(dir string) error {
 	index := Table{Head: []string{"file", "title", "caption"}}
 	for _, f := range r.Figures {
 		for _, suffix := range []string{".svg", ".csv"} {
-			index.Rows = append(index.Rows, []string{f.Key + suffix, f.Title, f.Caption.text()})
+			index.Rows = append(index.Rows, []string{f.Key + suffix, f.Title, f.Caption.Text()})
 		}
 	}
 	for _, t := range r.Tables {

@@ -21,6 +21,7 @@ import (
 	"golang.org/x/net/html"
 
 	"qmigrate/engine/record"
+	"qmigrate/engine/report/figure"
 )
 
 var update = flag.Bool("update", false, "write the golden files anew")
@@ -44,7 +45,7 @@ func setOf(all []*record.Migration) *set {
 	return s
 }
 
-func (r *Report) figure(t testing.TB, key string) *Figure {
+func (r *Report) figure(t testing.TB, key string) *figure.Figure {
 	t.Helper()
 	var keys []string
 	for _, f := range r.Figures {
@@ -453,7 +454,7 @@ func TestFolders(t *testing.T) {
 	if r.Warnings[0].Count != 30 || !strings.Contains(r.Summary, "30 migrations") {
 		t.Errorf("%+v, %s", r.Warnings[0], r.Summary)
 	}
-	if r, err = Build([]string{a}, Options{Trials: []string{invented(30)[3].ID}}); err != nil || !slices.ContainsFunc(r.Figures, func(f *Figure) bool {
+	if r, err = Build([]string{a}, Options{Trials: []string{invented(30)[3].ID}}); err != nil || !slices.ContainsFunc(r.Figures, func(f *figure.Figure) bool {
 		return strings.HasPrefix(f.Key, "passes-") && strings.Contains(f.Caption.Measured, invented(30)[3].ID)
 	}) {
 		t.Errorf("the passes of the trial that was asked for are not there: %v", err)
@@ -517,7 +518,7 @@ func TestSamples(t *testing.T) {
 
 // TestThin: of a long series the extremes stay.
 func TestThin(t *testing.T) {
-	var points []Point
+	var points []figure.Point
 	for i := range 100_000 {
 		points = append(points, raw(float64(i), float64(i%10)))
 	}
@@ -527,16 +528,8 @@ func TestThin(t *testing.T) {
 	for i, p := range out {
 		values[i] = p.Y
 	}
-	if len(out) > drawnPoints || slices.Max(values) != 1000 || slices.Min(values) != -1000 || !slices.IsSortedFunc(out, func(a, b Point) int { return int(a.X - b.X) }) {
+	if len(out) > drawnPoints || slices.Max(values) != 1000 || slices.Min(values) != -1000 || !slices.IsSortedFunc(out, func(a, b figure.Point) int { return int(a.X - b.X) }) {
 		t.Errorf("%d points from %v to %v", len(out), slices.Min(values), slices.Max(values))
-	}
-}
-
-func TestTickLabel(t *testing.T) {
-	for v, want := range map[float64]string{0: "0", math.Copysign(0, -1): "0", 0.05: "0.05", 1500: "1500", 9999: "9999", 10000: "10k", 16000: "16k", 250000: "250k", 1.5e6: "1.5M", -3.5e7: "-35M", 2e9: "2G"} {
-		if got := tickLabel(v); got != want {
-			t.Errorf("%v is labelled %q, not %q", v, got, want)
-		}
 	}
 }
 
@@ -545,15 +538,6 @@ func TestUnwritable(t *testing.T) {
 	name := filepath.Join(t.TempDir(), "nowhere", "report.html")
 	if err := saveFile(name, nil); err == nil || err.Error() != "write report: "+name+": no such file or directory: name another folder with --out" {
 		t.Error(err)
-	}
-}
-
-// TestLogScale: an axis that is no linear one says so, in the drawing and in the page.
-func TestLogScale(t *testing.T) {
-	for want, a := range map[string]Axis{"downtime (s)": {Label: "downtime", Unit: "s"}, "downtime (s, log scale)": {Label: "downtime", Unit: "s", Log: true}, "passes (log scale)": {Label: "passes", Log: true}} {
-		if got := axisText(a); got != want {
-			t.Errorf("%q, want %q", got, want)
-		}
 	}
 }
 
@@ -575,12 +559,12 @@ func TestSeenRate(t *testing.T) {
 func TestFewDots(t *testing.T) {
 	var trials []*trial
 	for i := range 3 {
-		if fig := scatter(trials, nil, totalTime(), []metric{downtime()}, "x", "X"); fig.drawn() {
+		if fig := scatter(trials, nil, totalTime(), []metric{downtime()}, "x", "X"); fig.Drawn() {
 			t.Errorf("a scatter of %d trials", i)
 		}
 		trials = append(trials, &trial{Migration: &record.Migration{ID: fmt.Sprint(i), Outcome: record.Completed, Total: record.Total{Wall: time.Second}, Downtime: record.Downtime{Wire: record.Of(time.Second)}}})
 	}
-	if fig := scatter(trials, nil, totalTime(), []metric{downtime()}, "x", "X"); !fig.drawn() {
+	if fig := scatter(trials, nil, totalTime(), []metric{downtime()}, "x", "X"); !fig.Drawn() {
 		t.Error("no scatter of three trials")
 	}
 }
@@ -588,77 +572,21 @@ func TestFewDots(t *testing.T) {
 // TestPanelNames: several panels stand above each other, each about 150 pixels high: a longer name reaches into the next.
 func TestPanelNames(t *testing.T) {
 	for _, m := range []metric{totalTime(), downtime(), sentBytes(), passes(), slowdown(), hostCPU(), vcpuCPU()} {
-		if unit, _ := scale(m.kind, 1); len(unitText(m.name, unit)) > 26 {
-			t.Errorf("%q has no room beside its panel", unitText(m.name, unit))
+		if unit, _ := scale(m.kind, 1); len(figure.UnitText(m.name, unit)) > 26 {
+			t.Errorf("%q has no room beside its panel", figure.UnitText(m.name, unit))
 		}
 	}
 }
 
-// TestDots: of very many trials at one place the outermost are drawn, and few are drawn as they are.
-func TestDots(t *testing.T) {
-	var c Curve
-	for i := range 10_000 {
-		c.Trials = append(c.Trials, raw(float64(i%2), float64(i*7919%10_000)))
+// TestMarkers: no two curves of the page's legend have the same marker.
+func TestMarkers(t *testing.T) {
+	glyphs := map[string]bool{}
+	for i := range figure.Styles {
+		l := legendOf(figure.Curve{Style: i})
+		glyphs[l.Marker+l.MarkerClass] = true
 	}
-	c.Trials = append(c.Trials, raw(5, 1), raw(5, 2))
-	count := map[float64]int{}
-	least, most := math.Inf(1), math.Inf(-1)
-	for _, p := range c.dots() {
-		count[p.X]++
-		least, most = min(least, p.Y), max(most, p.Y)
-	}
-	if count[0] != dotLimit || count[1] != dotLimit || count[5] != 2 || least != 0 || most != 9999 || len(c.Trials) != 10_002 {
-		t.Errorf("%v from %v to %v", count, least, most)
-	}
-}
-
-// contrast is WCAG 2.2's ratio of two colours.
-func contrast(a, b string) float64 {
-	luminance := func(hex string) float64 {
-		c, sum := rgb(hex, 0xff), 0.0
-		for i, v := range []uint8{c.R, c.G, c.B} {
-			x := float64(v) / 255
-			if x <= 0.04045 {
-				x /= 12.92
-			} else {
-				x = math.Pow((x+0.055)/1.055, 2.4)
-			}
-			sum += x * []float64{0.2126, 0.7152, 0.0722}[i]
-		}
-		return sum
-	}
-	x, y := luminance(a), luminance(b)
-	return (max(x, y) + 0.05) / (min(x, y) + 0.05)
-}
-
-// TestContrast: texts have 4.5:1 and marks 3:1 at least, on both grounds; and no two styles are alike but for their colour.
-func TestContrast(t *testing.T) {
-	if c := contrast("#000000", "#ffffff"); math.Abs(c-21) > 1e-9 {
-		t.Fatalf("black on white is %v, not 21", c)
-	}
-	for _, p := range []struct {
-		ground string
-		texts  []string
-		marks  [styles]string
-	}{{lightGround, []string{lightText, lightFaint, light()[0]}, light()}, {darkGround, []string{darkText, darkFaint, dark()[0]}, dark()}} {
-		for _, c := range p.texts {
-			if got := contrast(c, p.ground); got < 4.5 {
-				t.Errorf("text %s on %s: %.2f", c, p.ground, got)
-			}
-		}
-		for _, c := range p.marks {
-			if got := contrast(c, p.ground); got < 3 {
-				t.Errorf("mark %s on %s: %.2f", c, p.ground, got)
-			}
-		}
-	}
-	lines, areas, glyphs := map[string]bool{}, map[string]bool{}, map[string]bool{}
-	for i := range styles {
-		l := legendOf(Curve{Style: i})
-		lines[fmt.Sprint(dashes(i))], areas[hatch(i)], glyphs[l.Marker+l.MarkerClass] = true, true, true
-	}
-	if len(lines) != styles || len(areas) != styles || len(glyphs) != styles {
-		t.Errorf("%d dashes, %d hatchings, %d markers for %d styles", len(lines), len(areas), len(glyphs), styles)
+	if len(glyphs) != figure.Styles {
+		t.Errorf("%d markers for %d styles", len(glyphs), figure.Styles)
 	}
 }
 

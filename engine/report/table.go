@@ -14,6 +14,7 @@ import (
 
 	"qmigrate/engine/record"
 	"qmigrate/engine/record/units"
+	"qmigrate/engine/report/figure"
 	"qmigrate/engine/report/stats"
 )
 
@@ -308,7 +309,7 @@ func (t *Table) WriteCSV(w io.Writer) error {
 	for _, row := range append([][]string{t.Head}, t.Rows...) {
 		safe := make([]string, len(row))
 		for i, cell := range row {
-			safe[i] = plain(cell)
+			safe[i] = figure.Plain(cell)
 		}
 		_ = c.Write(safe) // Flush and Error tell
 	}
@@ -316,9 +317,9 @@ func (t *Table) WriteCSV(w io.Writer) error {
 	return c.Error()
 }
 
-// data is the figure as a table: its points, without the single trials, which are in its CSV.
-func (f *Figure) data() Table {
-	t := Table{Key: f.Key + "-data", Head: []string{"curve", "what", unitText(f.X.Label, f.X.Unit), "value", "interval", "n"}, Align: "llrrrr"}
+// dataOf is a figure as a table: its points, without the single trials, which are in its CSV.
+func dataOf(f *figure.Figure) Table {
+	t := Table{Key: f.Key + "-data", Head: []string{"curve", "what", figure.UnitText(f.X.Label, f.X.Unit), "value", "interval", "n"}, Align: "llrrrr"}
 	number := func(v float64) string {
 		if math.IsNaN(v) {
 			return "-"
@@ -343,18 +344,11 @@ func (f *Figure) data() Table {
 				if !math.IsNaN(q.Low) && !math.IsNaN(q.High) {
 					interval = number(q.Low) + " to " + number(q.High)
 				}
-				t.Rows = append(t.Rows, []string{c.Name, unitText(p.Y.Label, p.Y.Unit), x, number(q.Y), interval, n})
+				t.Rows = append(t.Rows, []string{c.Name, figure.UnitText(p.Y.Label, p.Y.Unit), x, number(q.Y), interval, n})
 			}
 		}
 	}
 	return t
-}
-
-func unitText(label, unit string) string {
-	if unit == "" {
-		return label
-	}
-	return label + " (" + unit + ")"
 }
 
 // outcomes counts the trials by how they ended.

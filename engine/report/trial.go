@@ -1,5 +1,3 @@
-// Package report turns records into tables and figures: it reads records.jsonl and samples/ID.jsonl and nothing else, so that it may be run
-// again for ever. A figure is described once, as data (Figure), and drawn three times: in the page, as SVG, and as CSV.
 package report
 
 import (

@@ -1,4 +1,4 @@
-package report
+package figure
 
 import (
 	"bytes"
@@ -28,7 +28,7 @@ const (
 
 // SVG draws the figure.
 func (f *Figure) SVG() ([]byte, error) {
-	curves := f.names()
+	curves := f.Curves()
 	columns := 2
 	for _, c := range curves {
 		if style(fontSize, draw.XLeft, draw.YCenter).Width(c.Name) > svgWidth/2-40 {
@@ -61,7 +61,7 @@ func (f *Figure) SVG() ([]byte, error) {
 	if at := strings.Index(out, "<svg"); at >= 0 { // what a screen reader says in the drawing's place
 		if end := strings.IndexByte(out[at:], '>'); end >= 0 {
 			end += at + 1
-			out = out[:end] + fmt.Sprintf("\n<title>%s</title>\n<desc>%s</desc>", html.EscapeString(f.Title), html.EscapeString(f.Caption.text())) + out[end:]
+			out = out[:end] + fmt.Sprintf("\n<title>%s</title>\n<desc>%s</desc>", html.EscapeString(f.Title), html.EscapeString(f.Caption.Text())) + out[end:]
 		}
 	}
 	return []byte(out), nil
@@ -161,9 +161,9 @@ func (f *Figure) plot(i int) *plot.Plot {
 // axisText is what stands at an axis: what, in which unit, and that it is no linear scale. The page's says the same.
 func axisText(a Axis) string {
 	if !a.Log {
-		return unitText(a.Label, a.Unit)
+		return UnitText(a.Label, a.Unit)
 	}
-	return unitText(a.Label, strings.TrimPrefix(a.Unit+", log scale", ", "))
+	return UnitText(a.Label, strings.TrimPrefix(a.Unit+", log scale", ", "))
 }
 
 func gridColour() color.Color { return color.Gray{Y: 0xdd} }
@@ -276,7 +276,7 @@ func (d drawing) Plot(c draw.Canvas, p *plot.Plot) {
 	}
 	for _, curve := range d.panel.Curves {
 		dot := draw.GlyphStyle{Color: faint(curve.Style), Radius: 1.6, Shape: draw.CircleGlyph{}}
-		for _, q := range curve.dots() { // beside the interval, not under it
+		for _, q := range curve.Dots() { // beside the interval, not under it
 			p := at(q)
 			p.X -= 6
 			c.DrawGlyph(dot, p)
@@ -374,7 +374,7 @@ func fill(c *draw.Canvas, box []vg.Point, style int) {
 	line := draw.LineStyle{Color: color.White, Width: 0.9}
 	const gap = 5
 	width, height := box[2].X-box[0].X, box[2].Y-box[0].Y
-	for _, k := range hatch(style) {
+	for _, k := range Hatch(style) {
 		switch k {
 		case '-':
 			for y := box[0].Y + gap/2; y < box[2].Y; y += gap {

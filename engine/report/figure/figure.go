@@ -1,4 +1,8 @@
-package report
+// Package figure is figures as data, and two of their renderings: an SVG file and a CSV file. The page draws the same data by its
+// script. Axes, styles and units are part of the data, so that no rendering can say something else.
+//
+// It knows no record and decides nothing about what is worth a figure: engine/report does. It imports nothing of ours.
+package figure
 
 import (
 	"cmp"
@@ -20,7 +24,7 @@ type Figure struct {
 	Panels  []Panel // one above the other, over the same x
 	Marks   []Mark  // instants, through all panels
 
-	shows []string // which metrics of which trials against which factor: nothing is drawn twice
+	Shows []string // which metrics of which trials against which factor: nothing is drawn twice
 }
 
 // Caption is what a reader has to know to use a figure.
@@ -98,11 +102,11 @@ type Line struct {
 	Label    string
 }
 
-// styles is how many curves can be told from each other.
-const styles = 8
+// Styles is how many curves can be told from each other.
+const Styles = 8
 
 // names are the curves of all panels, each once, in their order.
-func (f *Figure) names() []Curve {
+func (f *Figure) Curves() []Curve {
 	var all []Curve
 	seen := map[string]bool{}
 	for _, p := range f.Panels {
@@ -116,8 +120,8 @@ func (f *Figure) names() []Curve {
 	return all
 }
 
-// drawn tells whether there is anything to draw.
-func (f *Figure) drawn() bool {
+// Drawn tells whether there is anything to draw.
+func (f *Figure) Drawn() bool {
 	for _, p := range f.Panels {
 		for _, c := range p.Curves {
 			if len(c.Points) > 0 || len(c.Trials) > 0 {
@@ -131,8 +135,8 @@ func (f *Figure) drawn() bool {
 // dotLimit is how many single trials are drawn at one place.
 const dotLimit = 400
 
-// dots are the trials that are drawn one by one: all of them, or where too many stand at one place, the outermost and evenly spaced ones between. The CSV has all.
-func (c *Curve) dots() []Point {
+// Dots are the trials that are drawn one by one: all of them, or where too many stand at one place, the outermost and evenly spaced ones between. The CSV has all.
+func (c *Curve) Dots() []Point {
 	at := map[float64][]Point{}
 	var places []float64
 	for _, p := range c.Trials {
@@ -158,14 +162,14 @@ func (c *Curve) dots() []Point {
 	return out
 }
 
-// frame gives the axes their limits: what is drawn, zero on linear axes of y, and a margin.
-func (f *Figure) frame() {
+// Frame gives the axes their limits: what is drawn, zero on linear axes of y, and a margin.
+func (f *Figure) Frame() {
 	var xs []float64
 	fewer := false
 	for i := range f.Panels {
 		p := &f.Panels[i]
 		for j := range p.Curves {
-			fewer = fewer || len(p.Curves[j].dots()) < len(p.Curves[j].Trials)
+			fewer = fewer || len(p.Curves[j].Dots()) < len(p.Curves[j].Trials)
 		}
 		var ys []float64
 		tops := map[float64]float64{}
@@ -284,7 +288,7 @@ func (f *Figure) WriteCSV(w io.Writer) error {
 					if q.N == 0 {
 						n = ""
 					}
-					_ = c.Write([]string{plain(p.Y.Label), plain(curve.Name), what, plain(x), f.X.Unit, plain(label), number(q.Y), p.Y.Unit, number(q.Low), number(q.High), n})
+					_ = c.Write([]string{Plain(p.Y.Label), Plain(curve.Name), what, Plain(x), f.X.Unit, Plain(label), number(q.Y), p.Y.Unit, number(q.Low), number(q.High), n})
 				}
 			}
 		}
@@ -293,8 +297,8 @@ func (f *Figure) WriteCSV(w io.Writer) error {
 	return c.Error()
 }
 
-// plain keeps a text that came from a record from being a formula where a spreadsheet opens the file.
-func plain(text string) string {
+// Plain keeps a text that came from a record from being a formula where a spreadsheet opens the file.
+func Plain(text string) string {
 	if text != "" && strings.ContainsRune("=+-@\t\r", rune(text[0])) {
 		if _, err := strconv.ParseFloat(text, 64); err != nil {
 			return "'" + text
@@ -303,26 +307,18 @@ func plain(text string) string {
 	return text
 }
 
-// scale is the unit in which values of a kind are shown, and what one of it is.
-func scale(k kind, largest float64) (unit string, one float64) {
-	type step struct {
-		unit string
-		one  float64
+// Text is the caption in one line.
+func (c Caption) Text() string {
+	parts := []string{c.Measured, c.N + "."}
+	parts = append(parts, strings.Join(c.Definitions, "; ")+".")
+	parts = append(parts, c.Notes...)
+	return strings.Join(append(parts, "Made by: "+c.Command), " ")
+}
+
+// UnitText is a label with its unit.
+func UnitText(label, unit string) string {
+	if unit == "" {
+		return label
 	}
-	var steps []step
-	switch k {
-	case timeKind:
-		steps = []step{{"s", 1}, {"ms", 1e-3}, {"us", 1e-6}}
-	case sizeKind, rateKind:
-		suffix := strings.TrimPrefix(string(k), "bytes")
-		steps = []step{{"GiB" + suffix, 1 << 30}, {"MiB" + suffix, 1 << 20}, {"KiB" + suffix, 1 << 10}, {"B" + suffix, 1}}
-	default:
-		return string(k), 1
-	}
-	for _, s := range steps {
-		if math.Abs(largest) >= s.one*0.9999 {
-			return s.unit, s.one
-		}
-	}
-	return steps[len(steps)-1].unit, steps[len(steps)-1].one
+	return label + " (" + unit + ")"
 }
