@@ -13,15 +13,18 @@ import (
 func (s Spec) CheckAgain() error {
 	switch {
 	case s.SourceQEMU != s.DestinationQEMU:
-		return &plan.UnsupportedError{Feature: "a second migration of one guest between different QEMUs", Have: "it would be the way back: boot the guest anew"}
+		return &plan.UnsupportedError{Feature: "a second migration of one guest between different QEMUs",
+			Have: "it would be the way back: boot the guest anew"}
 	case s.Storage.Kind != "" && s.Storage.Kind != storage.None:
-		return &plan.UnsupportedError{Feature: "a second migration of one guest with disks", Have: "what it had written to them was checked and is no more followed: boot the guest anew"}
+		return &plan.UnsupportedError{Feature: "a second migration of one guest with disks",
+			Have: "what it had written to them was checked and is no more followed: boot the guest anew"}
 	}
 	return nil
 }
 
-// Again makes the lab ready for another migration of its guest, back to the host that it came from, after one that has completed: what is left of the
-// source goes, a new QEMU waits in its place, and the guest's workload starts anew over the same memory. After an error the lab is good for Close alone.
+// Again makes the lab ready for another migration of its guest, back to the host that it came from, after one that has
+// completed: what is left of the source goes, a new QEMU waits in its place, and the guest's workload starts anew over
+// the same memory. After an error the lab is good for Close alone.
 func (l *Lab) Again(ctx context.Context) error {
 	if err := l.spec.CheckAgain(); err != nil {
 		return err

@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"path/filepath"
-	"strings"
 	"sync"
 	"time"
 
@@ -15,8 +14,6 @@ import (
 	"qmigrate/engine/record"
 	"qmigrate/guest"
 	"qmigrate/guest/wire"
-	"qmigrate/hostnet/host"
-	"qmigrate/qmp"
 )
 
 // COLOMachine is the machine type of guests that run in step: on q35, the lab's usual one, the secondary aborts.
@@ -26,23 +23,22 @@ const COLOMachine = "pc-i440fx-7.2"
 type COLOTrial struct {
 	Run         time.Duration // in step, and then the end; 0, without a kill: until ctx ends
 	Checkpoints int           // and until so many are whole
-	Kill        record.Holder // the side that is killed then (SIGKILL): source, the primary; destination, the secondary; "": the secondary is let go
+	Kill        record.Holder // killed then by SIGKILL; the source is the primary; "": the secondary is let go
 	Reprotect   bool          // give the guest a new secondary after a kill, for as long as Run
 }
 
 const killLimit = 20 * time.Second // of a QEMU, on a busy machine
 
-const probeLimit = time.Minute // two QEMUs without a machine, started and ended, on a busy machine
-
-// COLO keeps the lab's guest in step with a secondary on the other host while it is observed, does what the trial says, checks the guest's memory
-// on the side that is left, and returns the whole record. Afterwards the lab's source is that side, and its destination the new
-// secondary's QEMU, or none.
+// COLO keeps the lab's guest in step with a secondary on the other host while it is observed, does what the trial says,
+// checks the guest's memory on the side that is left, and returns the whole record. Afterwards the lab's source is that
+// side, and its destination the new secondary's QEMU, or none.
 func (l *Lab) COLO(ctx context.Context, p colo.Plan, t COLOTrial, o plan.Options) (*record.Migration, error) {
 	if l.destination == nil {
 		return nil, errors.New("the lab has no QEMU for a secondary")
 	}
 	if l.spec.Storage.Disks > 0 {
-		return nil, &plan.UnsupportedError{Feature: "mode colo of a guest with disks", Have: "it keeps memory and network in step: both sides would write to the disks"}
+		return nil, &plan.UnsupportedError{Feature: "mode colo of a guest with disks",
+			Have: "it keeps memory and network in step: both sides would write to the disks"}
 	}
 	// The guest's beats hold its clock, which the two sides' never agree on: each would ask for a checkpoint.
 	var beats wire.BeatReport
@@ -69,7 +65,8 @@ func (l *Lab) COLO(ctx context.Context, p colo.Plan, t COLOTrial, o plan.Options
 	observers.Stop()
 	observers.NoteRates(rec, before, during)
 	coloErr = errors.Join(coloErr, l.check(after, rec))
-	rec.Downtime.GuestClock, rec.Downtime.GuestClockError = nil, nil // its loop ran through every checkpoint: no one gap is the failover's
+	// its loop ran through every checkpoint: no one gap is the failover's
+	rec.Downtime.GuestClock, rec.Downtime.GuestClockError = nil, nil
 	begin, end := failover(rec)
 	observers.NoteFailover(rec, begin, end)
 	return rec, coloErr
@@ -102,7 +99,9 @@ func (l *Lab) inStep(ctx context.Context, p colo.Plan, t COLOTrial, o plan.Optio
 		}
 		kill.Go(func() {
 			for _, due := range []func() <-chan time.Time{
-				func() <-chan time.Time { return protected }, func() <-chan time.Time { return time.After(t.Run) }, func() <-chan time.Time { return enough },
+				func() <-chan time.Time { return protected },
+				func() <-chan time.Time { return time.After(t.Run) },
+				func() <-chan time.Time { return enough },
 			} {
 				select {
 				case <-due():
@@ -110,7 +109,8 @@ func (l *Lab) inStep(ctx context.Context, p colo.Plan, t COLOTrial, o plan.Optio
 					return
 				}
 			}
-			l.say("kill -9 of the %s, after %s in step", map[record.Holder]string{record.Source: "primary", record.Destination: "secondary"}[t.Kill], t.Run)
+			l.say("kill -9 of the %s, after %s in step",
+				map[record.Holder]string{record.Source: "primary", record.Destination: "secondary"}[t.Kill], t.Run)
 			killed = time.Now()
 			limited, cancel := context.WithTimeout(context.WithoutCancel(ctx), killLimit)
 			defer cancel()
@@ -143,7 +143,8 @@ func (l *Lab) inStep(ctx context.Context, p colo.Plan, t COLOTrial, o plan.Optio
 		arriving.Close()
 	}
 	// A pair that was refused before anything changed stays as it was.
-	if refused := rec.Error != nil && rec.Error.Stage == record.Initialization; !refused && (rec.GuestOn == record.Source || rec.GuestOn == record.Destination) {
+	refused := rec.Error != nil && rec.Error.Stage == record.Initialization
+	if !refused && (rec.GuestOn == record.Source || rec.GuestOn == record.Destination) {
 		if err := gone.Close(); err != nil {
 			rec.Warn("remove the QEMU that has gone: %v", err)
 		}
@@ -158,9 +159,13 @@ func (l *Lab) inStep(ctx context.Context, p colo.Plan, t COLOTrial, o plan.Optio
 // newCOLORecord is for a run that did not begin.
 func newCOLORecord(p colo.Plan) *record.Migration {
 	now := time.Now()
-	return &record.Migration{Schema: record.Schema, ID: record.NewID(now), StartedAt: now.Round(0), Origin: now, Mode: record.COLOMode,
-		Outcome: record.Failed, GuestOn: record.Source, Stages: []record.Stage{}, Passes: []record.Pass{}, COLO: &record.COLOFigures{},
-		Plan: map[string]any{"checkpoint_delay_ns": p.CheckpointDelay}, Error: &record.Error{Stage: record.Initialization, Message: "the secondary's agent port was not reached"}}
+	return &record.Migration{
+		Schema: record.Schema, ID: record.NewID(now), StartedAt: now.Round(0), Origin: now,
+		Mode: record.COLOMode, Outcome: record.Failed, GuestOn: record.Source,
+		Stages: []record.Stage{}, Passes: []record.Pass{}, COLO: &record.COLOFigures{},
+		Plan:  map[string]any{"checkpoint_delay_ns": p.CheckpointDelay},
+		Error: &record.Error{Stage: record.Initialization, Message: "the secondary's agent port was not reached"},
+	}
 }
 
 // hostOf is the host's name in the lab's network.
@@ -200,7 +205,8 @@ func (l *Lab) reprotect(ctx context.Context, rec *record.Migration, p colo.Plan,
 
 // attach starts a new QEMU that waits for the lab's guest, on a host whose former one has gone.
 func (l *Lab) attach(ctx context.Context, host, qemu string) (err error) {
-	if err := probeCOLO(ctx, l.network.Host(sourceHost), l.source.Spec().QEMU, qemu, filepath.Join(l.dir, "probe")); err != nil {
+	probe := filepath.Join(l.dir, "probe")
+	if err := connect.TryCOLO(ctx, l.network.Host(sourceHost), l.source.Spec().QEMU, qemu, probe); err != nil {
 		return err
 	}
 	l.destination, err = l.startDestination(ctx, host, qemu)
@@ -222,91 +228,4 @@ func failover(rec *record.Migration) (begin, end time.Time) {
 		begin = begin.Add(-*f.Noticed)
 	}
 	return begin, end
-}
-
-// probeCOLO tries on two throw-away QEMUs without a machine whether the first enters COLO, and the second follows: nothing that QEMU says of
-// itself tells, and the guest would have to be stopped to find out. They meet on host h, at sockets in dir, which is removed again.
-// The primary is tried with its like first: what it cannot do is then not taken for the secondary's fault.
-func probeCOLO(ctx context.Context, h host.Host, primary, secondary, dir string) error {
-	if primary != secondary {
-		if err := tryCOLO(ctx, h, primary, primary, dir); err != nil {
-			return err
-		}
-	}
-	return tryCOLO(ctx, h, primary, secondary, dir)
-}
-
-func tryCOLO(ctx context.Context, h host.Host, primary, secondary, dir string) (err error) {
-	ctx, cancel := context.WithTimeout(ctx, probeLimit)
-	defer cancel()
-	if err := h.MkdirAll(dir, 0o700); err != nil {
-		return fmt.Errorf("try COLO: %w", err)
-	}
-	defer func() { err = errors.Join(err, h.RemoveAll(dir)) }()
-	var conns [2]*qmp.Conn
-	for i, qemu := range []string{primary, secondary} {
-		d := filepath.Join(dir, string(rune('a'+i)))
-		argv := []string{qemu, "-name", "qmig-probe", "-nodefaults", "-no-user-config", "-display", "none", "-machine", "none", "-accel", "tcg",
-			"-chardev", "socket,id=control,server=on,wait=off,path=" + guest.Spec{Dir: d}.Socket(guest.Control), "-mon", "chardev=control,mode=control"}
-		if i == 1 {
-			argv = append(argv, "-incoming", "defer")
-		}
-		vm, startErr := guest.StartIncoming(ctx, h, host.Command{Args: argv}, d)
-		if startErr != nil {
-			return fmt.Errorf("try COLO: %w", startErr)
-		}
-		defer func() { err = errors.Join(err, vm.Close()) }()
-		nc, dialErr := vm.Dial(ctx, guest.Control)
-		if dialErr != nil {
-			return fmt.Errorf("try COLO: %w", dialErr)
-		}
-		if conns[i], err = qmp.NewConn(ctx, nc, qmp.Options{}); err != nil {
-			return fmt.Errorf("try COLO: %w", err)
-		}
-		defer conns[i].Close()
-		if err := conns[i].SetMigrateCapabilities(ctx, map[string]bool{"x-colo": true, "events": true}); err != nil {
-			// 11.1.3 wants return-path with it, and with that its primary does not get into step with the stages of
-			// engine.COLO (seen).
-			return &plan.UnsupportedError{Feature: fmt.Sprintf("COLO on QEMU %s", conns[i].Greeting().Version),
-				Have: fmt.Sprintf("%v; mode colo works with primaries such as QEMU 7.2: try --qemu 7.2", err)}
-		}
-	}
-	source, destination := conns[0], conns[1]
-	address := "unix:" + filepath.Join(dir, "m")
-	if err := destination.MigrateIncoming(ctx, address); err != nil {
-		return fmt.Errorf("try COLO: %w", err)
-	}
-	if err := source.Migrate(ctx, address); err != nil {
-		return fmt.Errorf("try COLO: %w", err)
-	}
-	for {
-		a, err := source.QueryMigrate(ctx)
-		if err != nil {
-			return fmt.Errorf("try COLO: %w", err)
-		}
-		if a.Status == "completed" {
-			return &plan.UnsupportedError{Feature: fmt.Sprintf("COLO with QEMU %s as the primary", source.Greeting().Version),
-				Have: "tried on a QEMU without a guest: its migration completes instead of entering COLO, as 10.0's do, which begin it only from a state that they have left by then (migration_completion in migration/migration.c): " +
-					"try --qemu 7.2, or --source-qemu 7.2, for this one can be the secondary"}
-		}
-		b, err := destination.QueryMigrate(ctx)
-		switch {
-		case err != nil && destination.Err() == nil:
-			return fmt.Errorf("try COLO: %w", err)
-		case err != nil: // a secondary that cannot follow exits; the primary goes on to say what became of its migration
-			b = &qmp.MigrationInfo{Status: "gone"}
-		}
-		switch {
-		case a.Status == "colo" && b.Status == "colo":
-			return nil
-		case a.Status == "failed", b.Status == "failed", a.Status == "colo" && b.Status == "gone":
-			return &plan.UnsupportedError{Feature: fmt.Sprintf("COLO from QEMU %s to %s", source.Greeting().Version, destination.Greeting().Version),
-				Have: strings.TrimSpace("tried on QEMUs without a guest: the migration failed " + a.ErrorDesc + b.ErrorDesc)}
-		}
-		select {
-		case <-time.After(5 * time.Millisecond):
-		case <-ctx.Done():
-			return fmt.Errorf("try COLO: the primary is %q and the secondary %q after %s", a.Status, b.Status, probeLimit)
-		}
-	}
 }

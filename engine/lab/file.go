@@ -12,8 +12,8 @@ import (
 	"qmigrate/engine/snapshot"
 )
 
-// Save saves the lab's guest into a file, a background save observed, and has its memory checked where it is. A guest that is left paused is not
-// checked: nothing in it runs.
+// Save saves the lab's guest into a file, a background save observed, and has its memory checked where it is. A guest
+// that is left paused is not checked: nothing in it runs.
 func (l *Lab) Save(ctx context.Context, p plan.Plan, f snapshot.File, o plan.Options) (*record.Migration, error) {
 	var observers *observe.Observers // nil: they would only see the guest stand still
 	if f.Background {
@@ -52,8 +52,8 @@ func (l *Lab) Save(ctx context.Context, p plan.Plan, f snapshot.File, o plan.Opt
 	return rec, saveErr
 }
 
-// Restore loads the guest from a file into the lab's waiting QEMU on host b and has its memory checked there. What ran it before must have
-// been stopped: the guest has one address.
+// Restore loads the guest from a file into the lab's waiting QEMU on host b and has its memory checked there. What ran
+// it before must have been stopped: the guest has one address.
 func (l *Lab) Restore(ctx context.Context, p plan.Plan, f snapshot.File, o plan.Options) (*record.Migration, error) {
 	arriving, err := dialAgent(ctx, l.destination)
 	if err != nil {

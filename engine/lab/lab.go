@@ -1,9 +1,10 @@
-// Package lab is the test bed: two hosts, a guest on the first, observers on a third, and one migration between them, observed and undone. It is
-// what `qmigrate demo` runs and what every trial of an experiment runs: Up makes it, Migrate (or COLO, Save, Restore) fills a record, Close
-// removes all of it; Leave lets it stand for another process.
+// Package lab is the test bed: two hosts, a guest on the first, observers on a third, and one migration between them,
+// observed and undone. It is what `qmigrate demo` runs and what every trial of an experiment runs: Up makes it, Migrate
+// (or COLO, Save, Restore) fills a record, Close removes all of it; Leave lets it stand for another process.
 //
-// It is no migration: that is package engine, which the lab calls as anybody does. What is seen from outside is package observe's, what the
-// guest works with outside of itself package load's. Only experiment and the command line may import it.
+// It is no migration: that is package engine, which the lab calls as anybody does. What is seen from outside is package
+// observe's, what the guest works with outside of itself package load's. Only experiment and the command line may
+// import it.
 package lab
 
 import (
@@ -17,6 +18,7 @@ import (
 	"sync"
 	"time"
 
+	"qmigrate/engine/connect"
 	"qmigrate/engine/lab/load"
 	"qmigrate/engine/lab/observe"
 	"qmigrate/engine/record"
@@ -53,8 +55,8 @@ type Lab struct {
 	limits      limits
 }
 
-// Up makes the lab: network, both QEMUs, the guest booted on host a with its memory filled and its workload running, the
-// destination waiting on host b. An error leaves nothing behind.
+// Up makes the lab: network, both QEMUs, the guest booted on host a with its memory filled and its workload running,
+// the destination waiting on host b. An error leaves nothing behind.
 func Up(ctx context.Context, s Spec) (_ *Lab, err error) {
 	if s.Owner == "" {
 		s.Owner = "lab"
@@ -99,7 +101,8 @@ func Up(ctx context.Context, s Spec) (_ *Lab, err error) {
 	g := l.spec.Guest
 	g.Image = image
 	if s.COLO {
-		if err := probeCOLO(ctx, l.network.Host(sourceHost), source.Path, destination.Path, filepath.Join(l.dir, "probe")); err != nil {
+		if err := connect.TryCOLO(ctx, l.network.Host(sourceHost), source.Path, destination.Path,
+			filepath.Join(l.dir, "probe")); err != nil {
 			return nil, err
 		}
 		g.Machine = cmp.Or(g.Machine, COLOMachine)
@@ -132,7 +135,8 @@ func Up(ctx context.Context, s Spec) (_ *Lab, err error) {
 	l.say("guest: QEMU %s on a, %s on b, %s", source.Version, destination.Version, g.Accelerator)
 	l.say("accelerator: %s", l.accelerator.Reason)
 	l.spec.Guest = g
-	l.disks = load.NewDisks(load.DiskSpec{Storage: s.Storage, Owner: s.Owner, Dir: l.dir, QEMUs: []string{s.SourceQEMU, s.DestinationQEMU}, Network: l.network, Save: l.save})
+	l.disks = load.NewDisks(load.DiskSpec{Storage: s.Storage, Owner: s.Owner, Dir: l.dir,
+		QEMUs: []string{s.SourceQEMU, s.DestinationQEMU}, Network: l.network, Save: l.save})
 	if err := l.disks.Make(ctx); err != nil {
 		return nil, err
 	}
@@ -158,7 +162,8 @@ func (l *Lab) binaries(ctx context.Context) (source, destination guest.Binary, e
 	}
 	for _, b := range []guest.Binary{source, destination} {
 		if guest.CompareVersions(guest.Series(b.Version), oldest) < 0 {
-			return source, destination, fmt.Errorf("QEMU %s is too old: %s: the lab needs %s or newer; try `make deps`, or --qemu PATH", b.Version, b.Path, oldest)
+			return source, destination, fmt.Errorf("QEMU %s is too old: %s: the lab needs %s or newer; "+
+				"try `make deps`, or --qemu PATH", b.Version, b.Path, oldest)
 		}
 	}
 	return
@@ -195,12 +200,14 @@ func (l *Lab) start(ctx context.Context, source, destination guest.Binary) error
 	if l.hello, err = l.agent.Ready(ready); err != nil {
 		console, _ := l.source.Console()
 		log, _ := l.source.Host().ReadFile(l.source.Spec().Socket("log"))
-		return fmt.Errorf("wait for the guest to be ready: %w; its console ends: %q; QEMU said: %q", err, lastLine(console), lastLine(string(log)))
+		return fmt.Errorf("wait for the guest to be ready: %w; its console ends: %q; QEMU said: %q", err, lastLine(console),
+			lastLine(string(log)))
 	}
 	if len(l.hello.Problems) > 0 && l.spec.Guest.Image.Root != "" {
 		return fmt.Errorf("set the guest up: %s", strings.Join(l.hello.Problems, "; "))
 	}
-	l.say("guest ready after %s: Linux %s at %s", time.Since(begin).Round(10*time.Millisecond), l.hello.Kernel, l.network.GuestAddress(0))
+	l.say("guest ready after %s: Linux %s at %s", time.Since(begin).Round(10*time.Millisecond), l.hello.Kernel,
+		l.network.GuestAddress(0))
 	return nil
 }
 
@@ -236,7 +243,8 @@ func (l *Lab) prepare(ctx context.Context) error {
 		return err
 	}
 	if l.spec.CPUCap != 0 {
-		l.say("CPU cap: %d %% of one processor for the vCPUs, on each host (cgroup %s)", l.spec.CPUCap, l.cap(l.hostOf(l.source)).Kind())
+		l.say("CPU cap: %d %% of one processor for the vCPUs, on each host (cgroup %s)", l.spec.CPUCap,
+			l.cap(l.hostOf(l.source)).Kind())
 	}
 	if err := l.startWorkload(ctx); err != nil {
 		return err
@@ -256,8 +264,9 @@ func (l *Lab) startWorkload(ctx context.Context) error {
 	if err := l.tools.Close(); err != nil {
 		return err
 	}
-	l.tools = load.NewTools(load.ToolSpec{Workload: l.spec.Workload, Root: l.spec.Guest.Image.Root, Observer: l.network.Observer(),
-		Guest: l.network.GuestAddress(0), Gateway: l.network.Gateway(), Rows: &l.rows, Save: l.save})
+	l.tools = load.NewTools(load.ToolSpec{Workload: l.spec.Workload, Root: l.spec.Guest.Image.Root,
+		Observer: l.network.Observer(),
+		Guest:    l.network.GuestAddress(0), Gateway: l.network.Gateway(), Rows: &l.rows, Save: l.save})
 	return l.tools.Start(ctx, l.agent)
 }
 

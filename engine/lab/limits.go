@@ -32,7 +32,8 @@ func (l *Lab) limit(ctx context.Context, vm *guest.VM) error {
 	if err != nil {
 		return fmt.Errorf("cap the vCPUs on host %s: %w", host, err)
 	}
-	c, err := cpucap.Spec{Owner: l.spec.Owner, Host: host, PID: vm.Process().PID(), Threads: threads, Percent: l.spec.CPUCap, Period: l.spec.CPUCapPeriod}.Apply(ctx, vm.Host())
+	c, err := cpucap.Spec{Owner: l.spec.Owner, Host: host, PID: vm.Process().PID(), Threads: threads,
+		Percent: l.spec.CPUCap, Period: l.spec.CPUCapPeriod}.Apply(ctx, vm.Host())
 	if err != nil {
 		return fmt.Errorf("cap the vCPUs on host %s: %w", host, err)
 	}
@@ -129,7 +130,8 @@ func (c capCounts) note(rec *record.Migration) {
 			rec.Warn("the use of a CPU cap is not known: %v", err)
 			return nil
 		}
-		return &record.CapUse{Periods: u.Periods - before.Periods, Throttled: u.Throttled - before.Throttled, Stood: u.Stood - before.Stood, Used: u.Used - before.Used}
+		return &record.CapUse{Periods: u.Periods - before.Periods, Throttled: u.Throttled - before.Throttled,
+			Stood: u.Stood - before.Stood, Used: u.Used - before.Used}
 	}
 	rec.CPUCap.Source, rec.CPUCap.Destination = use(c.source, c.before[0]), use(c.destination, c.before[1])
 }

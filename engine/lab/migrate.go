@@ -16,11 +16,13 @@ import (
 	"qmigrate/guest/wire"
 )
 
-// Migrate moves the lab's guest to the other host while it is observed, checks its memory there, and returns the whole record. A
-// failed migration returns its record too, with what the observers saw and the memory check on the side that holds the guest.
+// Migrate moves the lab's guest to the other host while it is observed, checks its memory there, and returns the whole
+// record. A failed migration returns its record too, with what the observers saw and the memory check on the side that
+// holds the guest.
 func (l *Lab) Migrate(ctx context.Context, p plan.Plan, o plan.Options) (_ *record.Migration, err error) {
 	if l.destination == nil {
-		return nil, errors.New("the lab has no second QEMU to migrate to: what mode colo leaves is one, which runs the guest; make the lab anew")
+		return nil, errors.New("the lab has no second QEMU to migrate to: what mode colo leaves is one, " +
+			"which runs the guest; make the lab anew")
 	}
 	observers, before, err := l.observe(ctx)
 	if err != nil {
@@ -43,7 +45,8 @@ func (l *Lab) Migrate(ctx context.Context, p plan.Plan, o plan.Options) (_ *reco
 	defer cancel()
 	during, answers := l.ask(after, rec, "after the migration")
 	if answers {
-		time.Sleep(l.tools.Watch(cmp.Or(l.spec.Observe, settleTime))) // for gaps to close, replies to come and QEMU's announcements: at 0, 50, 200 and 450 ms by default
+		// for gaps to close, replies to come and QEMU's announcements: at 0, 50, 200 and 450 ms by default
+		time.Sleep(l.tools.Watch(cmp.Or(l.spec.Observe, settleTime)))
 	}
 	observers.Stop()
 	if answers {
@@ -62,7 +65,8 @@ func (l *Lab) Migrate(ctx context.Context, p plan.Plan, o plan.Options) (_ *reco
 	return rec, err
 }
 
-// ask looks at the workload of a guest that a run has ended for. It is false where no side holds the guest, or where it does not answer.
+// ask looks at the workload of a guest that a run has ended for. It is false where no side holds the guest, or where it
+// does not answer.
 func (l *Lab) ask(ctx context.Context, rec *record.Migration, when string) (_ observe.Progress, answers bool) {
 	if rec.GuestOn != record.Destination && rec.GuestOn != record.Source {
 		return observe.Progress{}, false
@@ -75,7 +79,8 @@ func (l *Lab) ask(ctx context.Context, rec *record.Migration, when string) (_ ob
 	return during, true
 }
 
-// observe starts the observers and the count of the guest's looks at its clock, and lets the workload run: the "before" of every rate and gap.
+// observe starts the observers and the count of the guest's looks at its clock, and lets the workload run: the "before"
+// of every rate and gap.
 func (l *Lab) observe(ctx context.Context) (_ *observe.Observers, before [2]observe.Progress, err error) {
 	observers, err := l.startObservers(ctx)
 	if err != nil {
@@ -113,7 +118,8 @@ func (l *Lab) startObservers(ctx context.Context) (*observe.Observers, error) {
 	})
 }
 
-// check stops the workload and has every page of the guest's checked memory verified. A workload that failed is the error.
+// check stops the workload and has every page of the guest's checked memory verified. A workload that failed is the
+// error.
 func (l *Lab) check(ctx context.Context, rec *record.Migration) (failed error) {
 	observe.NoteClock(ctx, l.agent, rec)
 	toolsEnd := l.tools.Finish(ctx, rec)
@@ -137,10 +143,12 @@ func (l *Lab) check(ctx context.Context, rec *record.Migration) (failed error) {
 	}
 	rec.MemoryCheck = &record.MemoryCheck{PagesChecked: v.Checked, PagesWrong: v.Wrong}
 	if !v.OK() {
-		rec.Warn("the memory check FAILED: %d of %d pages wrong; %d writes claimed, %d found", v.Wrong, v.Checked, v.Claimed, v.Found)
+		rec.Warn("the memory check FAILED: %d of %d pages wrong; %d writes claimed, %d found", v.Wrong, v.Checked, v.Claimed,
+			v.Found)
 	}
 	if v.Zero > 0 {
-		rec.Warn("%d of the %d checked pages are zero by the workload's own choice: a lost write to one of them cannot be seen", v.Zero, v.Checked)
+		rec.Warn("%d of the %d checked pages are zero by the workload's own choice: "+
+			"a lost write to one of them cannot be seen", v.Zero, v.Checked)
 	}
 	var hello wire.Hello
 	if err := l.agent.Call(ctx, wire.DoHello, nil, &hello); err == nil && hello.BootID != l.hello.BootID {

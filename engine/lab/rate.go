@@ -11,7 +11,8 @@ import (
 	"qmigrate/hostnet/host"
 )
 
-// SetRate changes the rate of the guest's workload, which must have one (dirty), from now on: writes a second, 0 is as fast as it can.
+// SetRate changes the rate of the guest's workload, which must have one (dirty), from now on: writes a second, 0 is as
+// fast as it can.
 func (l *Lab) SetRate(ctx context.Context, perSecond float64) error {
 	return setRate(ctx, l.agent, perSecond)
 }

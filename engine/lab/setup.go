@@ -14,7 +14,8 @@ import (
 	"qmigrate/guest"
 )
 
-// setup is what the lab makes for one migration beside the two QEMUs. All of it is undone when that has ended, however it ended.
+// setup is what the lab makes for one migration beside the two QEMUs. All of it is undone when that has ended, however
+// it ended.
 type setup struct {
 	lab             *Lab
 	plan            plan.Plan
@@ -26,18 +27,20 @@ type setup struct {
 	undo            undo
 }
 
-// complete gives the plan what a migration in this lab needs and the plan leaves open: the link's rate, and the mirrors of its disks.
+// complete gives the plan what a migration in this lab needs and the plan leaves open: the link's rate, and the mirrors
+// of its disks.
 func (l *Lab) complete(p plan.Plan) plan.Plan {
 	p.LinkRate = cmp.Or(p.LinkRate, l.spec.LinkRate)
 	s := l.spec.Storage
 	if s.Kind == storage.Mirror && len(p.Mirror.Nodes) == 0 {
-		p.Mirror = plan.Mirror{Nodes: s.Nodes(), CopyMode: s.CopyMode, MaxBandwidth: s.MaxBandwidth, Listen: l.network.Address(l.hostOf(l.destination)).String()}
+		p.Mirror = plan.Mirror{Nodes: s.Nodes(), CopyMode: s.CopyMode, MaxBandwidth: s.MaxBandwidth,
+			Listen: l.network.Address(l.hostOf(l.destination)).String()}
 	}
 	return p
 }
 
-// setUp completes the plan and makes what it needs. The order matters: the credentials are issued to the address that the plan has, and the
-// tunnel then puts its own sockets in the place of that address. An error leaves nothing behind.
+// setUp completes the plan and makes what it needs. The order matters: the credentials are issued to the address that
+// the plan has, and the tunnel then puts its own sockets in the place of that address. An error leaves nothing behind.
 func (l *Lab) setUp(ctx context.Context, p plan.Plan, o plan.Options) (_ *setup, err error) {
 	s := &setup{lab: l, plan: l.complete(p), options: o}
 	defer func() {
@@ -84,7 +87,8 @@ func (s *setup) finish(rec *record.Migration) {
 	s.tunnel.Note(rec)
 	if t := s.plan.TLS; t != nil && rec.MayGoOn() {
 		s.keepCredentials = true
-		rec.Warn("the TLS credentials are kept in %s and %s until the lab is removed: a post-copy that goes on may need them", t.SourceDir, t.DestinationDir)
+		rec.Warn("the TLS credentials are kept in %s and %s until the lab is removed: a post-copy that goes on may need them",
+			t.SourceDir, t.DestinationDir)
 	}
 	if rec.GuestOn == record.Destination {
 		s.lab.agent, s.line = s.line, s.lab.agent
@@ -111,7 +115,8 @@ func (l *Lab) credentials(p *plan.Plan) (remove func() error, err error) {
 	remove = func() error {
 		return errors.Join(from.Host().RemoveAll(t.SourceDir), to.Host().RemoveAll(t.DestinationDir))
 	}
-	if err := errors.Join(connect.WriteCredentials(from.Host(), t.SourceDir, source), connect.WriteCredentials(to.Host(), t.DestinationDir, destination)); err != nil {
+	if err := errors.Join(connect.WriteCredentials(from.Host(), t.SourceDir, source),
+		connect.WriteCredentials(to.Host(), t.DestinationDir, destination)); err != nil {
 		return nil, errors.Join(err, remove())
 	}
 	return remove, nil

@@ -18,9 +18,10 @@ import (
 
 // Spec is a lab as data.
 type Spec struct {
-	Owner           string        // mark in the names of everything that is made; default lab
-	Guest           guest.Spec    // memory, vCPUs, machine, NIC model, disk bus; the lab fills in the rest
-	CPUCap          int           // percent of one processor that the guest's vCPUs may take together, on each host; 0: no limit
+	Owner string     // mark in the names of everything that is made; default lab
+	Guest guest.Spec // memory, vCPUs, machine, NIC model, disk bus; the lab fills in the rest
+	// percent of one processor that the guest's vCPUs may take together, on each host; 0: no limit
+	CPUCap          int
 	CPUCapPeriod    time.Duration // in which the cap holds; 0: cpucap.DefaultPeriod
 	SourceQEMU      string        // "10.0", a path, or "" for the newest: see guest.FindQEMU
 	DestinationQEMU string        // likewise
@@ -31,16 +32,20 @@ type Spec struct {
 	LinkRate        int64         // bytes/s of each host's way to the link; 0: unshaped
 	Workload        wire.Workload // default idle
 	Fill            int64         // bytes of guest memory under the memory check; 0: half of what the guest has
-	Observe         time.Duration // how long the guest is watched before the first command, and after the end; 0: 1 s, and half a second
-	BeatInterval    time.Duration // of the guest's heartbeats and its looks at its clock; 0: BeatInterval, or BeatIntervalTCG; negative: none
-	PingInterval    time.Duration // of the pings and the TCP echoes; 0: PingInterval, or PingIntervalTCG; negative: none
-	COLO            bool          // for Lab.COLO: both QEMUs are tried for it before the guest boots, and the machine's default is COLOMachine
-	AllowUnsafe     bool          // RAM as asked for, even where that QEMU is known to lose pages
-	Log             io.Writer     // one line a step, for people; nil is silent
-	Logger          *slog.Logger  // nil is silent
+	// how long the guest is watched before the first command, and after the end; 0: 1 s, and half a second
+	Observe time.Duration
+	// of the guest's heartbeats and its looks at its clock; 0: BeatInterval, or BeatIntervalTCG; negative: none
+	BeatInterval time.Duration
+	PingInterval time.Duration // of the pings and the TCP echoes; 0: PingInterval, or PingIntervalTCG; negative: none
+	// for Lab.COLO: both QEMUs are tried for it before the guest boots, and the machine's default is COLOMachine
+	COLO        bool
+	AllowUnsafe bool         // RAM as asked for, even where that QEMU is known to lose pages
+	Log         io.Writer    // one line a step, for people; nil is silent
+	Logger      *slog.Logger // nil is silent
 }
 
-// DefaultMemory is the RAM in bytes that a guest has unless it is told: half of it is under the memory check, and Debian's programs need the rest.
+// DefaultMemory is the RAM in bytes that a guest has unless it is told: half of it is under the memory check, and
+// Debian's programs need the rest.
 func DefaultMemory(guest string) int64 {
 	if guest == wire.DebianGuest {
 		return 512 << 20
@@ -48,7 +53,8 @@ func DefaultMemory(guest string) int64 {
 	return 256 << 20
 }
 
-// CheckHardware refuses a guest that cannot be, in one line that lists what exists. It starts nothing; the machine type is checked when the QEMUs are known.
+// CheckHardware refuses a guest that cannot be, in one line that lists what exists. It starts nothing; the machine type
+// is checked when the QEMUs are known.
 func (s Spec) CheckHardware() error {
 	if err := guest.CheckNIC(s.Guest.NIC.Model); err != nil {
 		return setting.About(err, "nic")
@@ -79,8 +85,8 @@ func (s Spec) ForHardware() image.Spec {
 	return i
 }
 
-// Defaults of Spec's intervals. Under TCG each datagram and each wake-up of the guest's kernel is emulated. A busy guest pays for that with
-// its vCPU's time: docs/timeline.md has how much.
+// Defaults of Spec's intervals. Under TCG each datagram and each wake-up of the guest's kernel is emulated. A busy
+// guest pays for that with its vCPU's time: docs/timeline.md has how much.
 const (
 	BeatInterval    = 5 * time.Millisecond
 	BeatIntervalTCG = 100 * time.Millisecond
@@ -90,16 +96,19 @@ const (
 
 const (
 	minInterval = time.Millisecond
-	maxInterval = 250 * time.Millisecond // some of them in the second before the migration, in each second of the guest's clock
+	// some of them in the second before the migration, in each second of the guest's clock
+	maxInterval = 250 * time.Millisecond
 )
 
-// Interval checks one of the observers' intervals as people give it, and is what Spec takes: 0s is none there, and 0 the default here.
+// Interval checks one of the observers' intervals as people give it, and is what Spec takes: 0s is none there, and 0
+// the default here.
 func Interval(asked time.Duration) (time.Duration, error) {
 	if asked == 0 {
 		return -1, nil
 	}
 	if asked < minInterval || asked > maxInterval {
-		return 0, fmt.Errorf("%s: 0s, or %s to %s", units.FormatDuration(asked), units.FormatDuration(minInterval), units.FormatDuration(maxInterval))
+		return 0, fmt.Errorf("%s: 0s, or %s to %s", units.FormatDuration(asked), units.FormatDuration(minInterval),
+			units.FormatDuration(maxInterval))
 	}
 	return asked, nil
 }

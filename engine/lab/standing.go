@@ -74,13 +74,16 @@ func Inspect(ctx context.Context, owner string) Status {
 		_, err := host.FindProcess(s.PID, s.StartTime)
 		st.Owned = err == nil
 	}
-	// QEMU finishes alone the migration of a run that was killed, and the two sides are asked one after the other: only what they
-	// say twice have they said together.
+	// QEMU finishes alone the migration of a run that was killed, and the two sides are asked one after the other: only
+	// what they say twice have they said together.
 	look := func() []Side { return s.look(ctx, dir, st.Owned) }
 	st.Sides = look()
 	for range 10 {
 		again := look()
-		if slices.EqualFunc(st.Sides, again, func(a, b Side) bool { return a.RunState == b.RunState && (a.Err == nil) == (b.Err == nil) }) {
+		if slices.EqualFunc(st.Sides, again, func(a, b Side) bool {
+			return a.RunState == b.RunState &&
+				(a.Err == nil) == (b.Err == nil)
+		}) {
 			break
 		}
 		st.Sides = again
@@ -171,10 +174,13 @@ func (s Status) Dead() bool {
 
 // Mend is what to do about a lab whose guest runs nowhere though both its QEMUs are there; empty if nothing is.
 func (s Status) Mend() string {
-	if len(s.Sides) != 2 || s.Owned || s.Sides[0].Err != nil || s.Sides[0].RunState == "running" || s.Sides[1].RunState == "running" {
+	if len(s.Sides) != 2 || s.Owned || s.Sides[0].Err != nil || s.Sides[0].RunState == "running" ||
+		s.Sides[1].RunState == "running" {
 		return ""
 	}
-	return fmt.Sprintf("no side runs the guest: `qmigrate migrate --recover --source %s --destination %s` runs it where that is safe", s.Sides[0].Endpoint, s.Sides[1].Endpoint)
+	return fmt.Sprintf("no side runs the guest: "+
+		"`qmigrate migrate --recover --source %s --destination %s` runs it where that is safe",
+		s.Sides[0].Endpoint, s.Sides[1].Endpoint)
 }
 
 // Down removes a lab: its QEMUs, its network, its folder. removed names what went.
@@ -222,8 +228,8 @@ func Down(ctx context.Context, owner string) (removed []string, err error) {
 	return removed, errors.Join(errs...)
 }
 
-// Sweep removes what killed runs left behind, and says of each where its guest was; labs that stand, and those of processes
-// that run, stay. For each, said is one sentence.
+// Sweep removes what killed runs left behind, and says of each where its guest was; labs that stand, and those of
+// processes that run, stay. For each, said is one sentence.
 func Sweep(ctx context.Context) (said []string, err error) {
 	labs, err := List(ctx)
 	if err != nil {
@@ -245,7 +251,8 @@ func Sweep(ctx context.Context) (said []string, err error) {
 		where := l.Guest()
 		removed, err := Down(ctx, l.Owner)
 		errs = append(errs, err)
-		said = append(said, fmt.Sprintf("%s was left by a run that was killed (%s): removed %s", l.Owner, where, strings.Join(removed, ", ")))
+		said = append(said, fmt.Sprintf("%s was left by a run that was killed (%s): removed %s", l.Owner, where,
+			strings.Join(removed, ", ")))
 	}
 	return said, errors.Join(errs...)
 }

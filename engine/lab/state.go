@@ -39,8 +39,8 @@ type vmState struct {
 	Spec guest.Spec `json:"spec"`
 }
 
-// Folder is where labs keep their sockets, logs and state: /run/qmigrate as root; else one of the user's in the folder for
-// temporary files, which is the same inside and outside of the namespaces that stand in for root.
+// Folder is where labs keep their sockets, logs and state: /run/qmigrate as root; else one of the user's in the folder
+// for temporary files, which is the same inside and outside of the namespaces that stand in for root.
 func Folder() string {
 	uid := os.Getuid()
 	if hostnet.Inside() {
@@ -54,8 +54,8 @@ func Folder() string {
 	return filepath.Join(os.TempDir(), fmt.Sprintf("qmigrate-%d", uid))
 }
 
-// What a folder is called while it is being made and while it is being removed: a lab's folder under its own name always has its
-// state in it, whenever we may have been killed.
+// What a folder is called while it is being made and while it is being removed: a lab's folder under its own name
+// always has its state in it, whenever we may have been killed.
 const (
 	beingMade    = ".new-"
 	beingRemoved = ".old-"
@@ -80,8 +80,10 @@ func trusted() error {
 	if err != nil {
 		return err
 	}
-	if st, ok := info.Sys().(*syscall.Stat_t); !ok || !info.IsDir() || int(st.Uid) != os.Geteuid() || info.Mode().Perm()&0o022 != 0 {
-		return fmt.Errorf("the folder for labs, %s, is not this user's alone: remove it, or set TMPDIR to another place", Folder())
+	st, ok := info.Sys().(*syscall.Stat_t)
+	if !ok || !info.IsDir() || int(st.Uid) != os.Geteuid() || info.Mode().Perm()&0o022 != 0 {
+		return fmt.Errorf("the folder for labs, %s, is not this user's alone: remove it, or set TMPDIR to another place",
+			Folder())
 	}
 	return nil
 }
@@ -141,14 +143,15 @@ func read(dir string) (state, error) {
 	return s, nil
 }
 
-// sides are the QEMUs of the lab in dir: those of its state and, where a run was killed before it could write them down, those whose
-// process number is in their own folder.
+// sides are the QEMUs of the lab in dir: those of its state and, where a run was killed before it could write them
+// down, those whose process number is in their own folder.
 func (s state) sides(dir string) (source, destination *vmState) {
 	find := func(noted, other *vmState, host, back string) *vmState {
 		if noted != nil {
 			return noted
 		}
-		if other != nil && filepath.Base(other.Spec.Dir) == host { // the guest has moved: the one that waits is where it came from
+		// the guest has moved: the one that waits is where it came from
+		if other != nil && filepath.Base(other.Spec.Dir) == host {
 			host = back
 		}
 		spec := guest.Spec{Dir: filepath.Join(dir, host)}
@@ -162,7 +165,8 @@ func (s state) sides(dir string) (source, destination *vmState) {
 		}
 		return &vmState{fmt.Sprintf("netns:qmig-%s-%s", s.Owner, host), pid, spec}
 	}
-	return find(s.Source, s.Destination, sourceHost, destinationHost), find(s.Destination, s.Source, destinationHost, sourceHost)
+	return find(s.Source, s.Destination, sourceHost, destinationHost),
+		find(s.Destination, s.Source, destinationHost, sourceHost)
 }
 
 func (l *Lab) state() state {

@@ -35,17 +35,21 @@ func CheckTransport(name string, p plan.Plan) error {
 	switch {
 	case name != "" && !slices.Contains(Transports(), name):
 		return setting.Errorf("transport", name, "%s", near.Hint(name, Transports()))
-	case name == Exec && (p.Mode == record.PostCopyMode || p.Mode == record.HybridMode || p.Capabilities["return-path"] || p.Capabilities["postcopy-ram"]):
-		return setting.Errorf("transport", name, "the lab's is a pipe, one way only, and post-copy and return-path need the way back: take tcp, unix or fd")
+	case name == Exec && (p.Mode == record.PostCopyMode || p.Mode == record.HybridMode ||
+		p.Capabilities["return-path"] || p.Capabilities["postcopy-ram"]):
+		return setting.Errorf("transport", name, "the lab's is a pipe, one way only, "+
+			"and post-copy and return-path need the way back: take tcp, unix or fd")
 	case name == Exec && p.TLS != nil:
-		return setting.Errorf("transport", name, "the lab's is a pipe, one way only, and a TLS handshake needs the way back: take tcp, unix or fd")
+		return setting.Errorf("transport", name, "the lab's is a pipe, one way only, "+
+			"and a TLS handshake needs the way back: take tcp, unix or fd")
 	case name != "" && name != TCP && p.Tunnel != "":
 		return setting.Errorf("transport", name, "a tunnel is one of its own: leave one of the two out")
 	}
 	return nil
 }
 
-// route gives the plan its addresses on the lab's way, unless it has some, and sets up what that needs; undo removes it.
+// route gives the plan its addresses on the lab's way, unless it has some, and sets up what that needs; undo removes
+// it.
 func (l *Lab) route(ctx context.Context, p *plan.Plan, o *plan.Options) (undo func(), err error) {
 	if err := CheckTransport(l.spec.Transport, *p); err != nil {
 		return nil, err
@@ -113,7 +117,8 @@ func (l *Lab) connected(ctx context.Context) (src, dst *os.File, err error) {
 	return src, dst, nil
 }
 
-// relay carries what the source's command writes into one FIFO over the link and into another, from which the destination's reads.
+// relay carries what the source's command writes into one FIFO over the link and into another, from which the
+// destination's reads.
 type relay struct {
 	out, in string
 	a, b    *net.TCPConn
@@ -171,7 +176,8 @@ func (r *relay) open(name string, flag int) *os.File {
 	return f
 }
 
-// close ends the relay, also where a command never came. A command that waits for us is released and finds an empty stream.
+// close ends the relay, also where a command never came. A command that waits for us is released and finds an empty
+// stream.
 func (r *relay) close() {
 	r.mu.Lock()
 	r.closed = true

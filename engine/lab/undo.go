@@ -1,6 +1,7 @@
 package lab
 
-// undo is a stack of the steps that take back what was made. One place pops it, so that no exit has to know how far the making came.
+// undo is a stack of the steps that take back what was made. One place pops it, so that no exit has to know how far the
+// making came.
 type undo struct {
 	steps []func() error
 }

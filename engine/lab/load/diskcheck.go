@@ -42,7 +42,8 @@ func (d *Disks) Check(ctx context.Context, agent *guest.Agent, rec *record.Migra
 		for first, blocks := int64(0), s.Area/wire.BlockSize; first < blocks; {
 			var b wire.DiskBlocks
 			n := min(wire.MaxDiskRead, blocks-first)
-			if err := agent.Call(ctx, wire.DoDiskRead, wire.DiskRead{Disk: node, First: first, Count: n, Seed: diskSeed}, &b); err != nil {
+			ask := wire.DiskRead{Disk: node, First: first, Count: n, Seed: diskSeed}
+			if err := agent.Call(ctx, wire.DoDiskRead, ask, &b); err != nil {
 				fail(err)
 				return
 			}
@@ -62,7 +63,8 @@ func (d *Disks) Check(ctx context.Context, agent *guest.Agent, rec *record.Migra
 	}
 	rec.DiskCheck = c
 	if !c.OK() {
-		rec.Warn("the disk check FAILED: of %d acknowledged writes %d blocks have lost theirs, %d of %d blocks are wrong", c.WritesAcknowledged, c.WritesLost, c.BlocksWrong, c.BlocksChecked)
+		rec.Warn("the disk check FAILED: of %d acknowledged writes %d blocks have lost theirs, %d of %d blocks are wrong",
+			c.WritesAcknowledged, c.WritesLost, c.BlocksWrong, c.BlocksChecked)
 	}
 }
 
@@ -94,8 +96,8 @@ func identical(source, destination guest.Disk, s storage.Spec) (int64, error) {
 	return storage.Identical(a, b, s.Area, diskSeed)
 }
 
-// CheckImages counts into c what the disks' images hold, read from the host as the side that kept the guest last sees them: for a guest that is
-// lost with its QEMU, after both lines of acknowledgements have ended.
+// CheckImages counts into c what the disks' images hold, read from the host as the side that kept the guest last sees
+// them: for a guest that is lost with its QEMU, after both lines of acknowledgements have ended.
 func (d *Disks) CheckImages(c *record.DiskCheck, side record.Holder) error {
 	c.WritesAcknowledged = d.Ledger.acknowledged()
 	disks := d.Source

@@ -106,7 +106,8 @@ func (d *Disks) StartWriters(ctx context.Context, agent *guest.Agent) error {
 	}
 	s := d.spec.Storage
 	for _, node := range s.Nodes() {
-		if err := agent.Call(ctx, wire.DoDiskStart, wire.DiskStart{Disk: node, Area: s.Area, Rate: s.Rate, Seed: diskSeed}, nil); err != nil {
+		if err := agent.Call(ctx, wire.DoDiskStart, wire.DiskStart{Disk: node, Area: s.Area, Rate: s.Rate, Seed: diskSeed},
+			nil); err != nil {
 			return fmt.Errorf("start writing to %s: %w", node, err)
 		}
 	}
@@ -136,11 +137,13 @@ func (d *Disks) Close() error {
 	return errors.Join(d.Ledger.Close(), d.Server.Close())
 }
 
-// direct refuses cache=none where the file system of the lab's folder does not know it; QEMU's own words for it are worse.
+// direct refuses cache=none where the file system of the lab's folder does not know it; QEMU's own words for it are
+// worse.
 func direct(path string) error {
 	f, err := os.OpenFile(path, os.O_RDONLY|unix.O_DIRECT, 0)
 	if err != nil {
-		return &plan.UnsupportedError{Feature: "cache=none", Have: fmt.Sprintf("the file system of %s does not read past its cache (%v): leave it out, or set TMPDIR to a folder on a disk", filepath.Dir(path), errors.Unwrap(err))}
+		return &plan.UnsupportedError{Feature: "cache=none",
+			Have: fmt.Sprintf("the file system of %s does not read past its cache (%v): leave it out, or set TMPDIR to a folder on a disk", filepath.Dir(path), errors.Unwrap(err))}
 	}
 	return f.Close()
 }

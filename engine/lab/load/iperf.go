@@ -35,8 +35,11 @@ type iperfServer struct {
 func startIperf(ctx context.Context, spec ToolSpec) (*iperfServer, error) {
 	folder := filepath.Dir(spec.Root)
 	name := map[string]string{"send": "iperf3_received", "receive": "iperf3_sent"}[spec.Workload.Choice("direction")]
-	s := &iperfServer{listening: make(chan struct{}), tally: spec.Rows.Row(name, "bytes/s", "the reports of iperf3 on the observer, one a second, by its clock", time.Second)}
-	args := debian.Run(filepath.Join(folder, debian.Files), "usr/bin/iperf3", "-s", "-1", "-B", spec.Gateway.String(), "-p", fmt.Sprint(wire.IperfPort), "-i", "1", "-f", "k", "--forceflush")
+	s := &iperfServer{listening: make(chan struct{}),
+		tally: spec.Rows.Row(name, "bytes/s", "the reports of iperf3 on the observer, one a second, by its clock",
+			time.Second)}
+	args := debian.Run(filepath.Join(folder, debian.Files), "usr/bin/iperf3", "-s", "-1", "-B", spec.Gateway.String(),
+		"-p", fmt.Sprint(wire.IperfPort), "-i", "1", "-f", "k", "--forceflush")
 	var err error
 	if s.proc, err = spec.Observer.Start(ctx, host.Command{Args: args, Stdout: s, Stderr: s}); err != nil {
 		return nil, fmt.Errorf("start iperf3 on the observer: %w", err)

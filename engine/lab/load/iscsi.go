@@ -58,7 +58,8 @@ func (d *Disks) startTarget(ctx context.Context, dir string) error {
 	env := []string{"TGT_IPC_SOCKET=" + socket, "LD_LIBRARY_PATH=" + debian.Libraries(home)}
 	admin := func(ctx context.Context, args ...string) error {
 		var said strings.Builder
-		p, err := observer.Start(ctx, host.Command{Args: append([]string{filepath.Join(home, "usr/sbin/tgtadm"), "--lld", "iscsi"}, args...), Env: env, Stdout: &said, Stderr: &said})
+		argv := append([]string{filepath.Join(home, "usr/sbin/tgtadm"), "--lld", "iscsi"}, args...)
+		p, err := observer.Start(ctx, host.Command{Args: argv, Env: env, Stdout: &said, Stderr: &said})
 		if err != nil {
 			return err
 		}
@@ -79,7 +80,8 @@ func (d *Disks) startTarget(ctx context.Context, dir string) error {
 		_ = os.Remove(socket + ".0.lock")
 		log := filepath.Join(dir, "tgtd.log")
 		var err error
-		if srv.proc, err = observer.Start(ctx, host.Command{Args: []string{filepath.Join(home, "usr/sbin/tgtd"), "-f", "--iscsi", "portal=" + portal}, Env: env, Log: log}); err != nil {
+		argv := []string{filepath.Join(home, "usr/sbin/tgtd"), "-f", "--iscsi", "portal=" + portal}
+		if srv.proc, err = observer.Start(ctx, host.Command{Args: argv, Env: env, Log: log}); err != nil {
 			return fmt.Errorf("start tgtd: %w", err)
 		}
 		limited, cancel := context.WithTimeout(ctx, serverLimit)

@@ -13,7 +13,8 @@ import (
 	"qmigrate/guest/wire"
 )
 
-// Ledger is the host's memory of what the guest's disk writers acknowledged: for each block of each disk the last number.
+// Ledger is the host's memory of what the guest's disk writers acknowledged: for each block of each disk the last
+// number.
 type Ledger struct {
 	mu    sync.Mutex
 	disks map[string][]int64

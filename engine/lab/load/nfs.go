@@ -16,9 +16,9 @@ import (
 	"qmigrate/hostnet/host"
 )
 
-// startNFS serves a folder with the disks' images by nfs-ganesha, in user space. It and the port mapper, which QEMU's client asks on port 111,
-// have a /run and a /var/lib of their own, for they have names there that the system's own may hold. They end together: the shell that both
-// are children of is process 1 of their PID namespace.
+// startNFS serves a folder with the disks' images by nfs-ganesha, in user space. It and the port mapper, which QEMU's
+// client asks on port 111, have a /run and a /var/lib of their own, for they have names there that the system's own may
+// hold. They end together: the shell that both are children of is process 1 of their PID namespace.
 func (d *Disks) startNFS(ctx context.Context, dir string) error {
 	home, err := find(debian.Ganesha)
 	if err != nil {
@@ -28,7 +28,8 @@ func (d *Disks) startNFS(ctx context.Context, dir string) error {
 		return err
 	}
 	if os.Geteuid() != 0 || hostnet.Inside() {
-		return &plan.UnsupportedError{Feature: "storage nfs", Have: "nfs-ganesha opens files by their handles (open_by_handle_at), which only real root may: run as root"}
+		return &plan.UnsupportedError{Feature: "storage nfs",
+			Have: "nfs-ganesha opens files by their handles (open_by_handle_at), which only real root may: run as root"}
 	}
 	s, address := d.spec.Storage, d.spec.Network.Gateway().String()
 	export := filepath.Join(dir, "export")
@@ -70,7 +71,8 @@ exec "$1/usr/bin/ganesha.nfsd" -F -L STDERR -f "$2/ganesha.conf" -p /run/ganesha
 		log := filepath.Join(dir, "ganesha.log")
 		var err error
 		srv.proc, err = observer.Start(ctx, host.Command{Log: log, Env: []string{"LD_LIBRARY_PATH=" + debian.Libraries(home)},
-			Args: []string{"unshare", "--mount", "--pid", "--fork", "--kill-child", "--propagation", "private", "sh", "-c", script, "sh", home, dir}})
+			Args: []string{"unshare", "--mount", "--pid", "--fork", "--kill-child", "--propagation", "private", "sh", "-c",
+				script, "sh", home, dir}})
 		if err != nil {
 			return fmt.Errorf("start nfs-ganesha: %w", err)
 		}

@@ -20,8 +20,8 @@ import (
 	"qmigrate/hostnet/host"
 )
 
-// redisConn is one connection to a redis. No client library: they connect again and send again by themselves, and what is asked here is whether
-// they would have had to.
+// redisConn is one connection to a redis. No client library: they connect again and send again by themselves, and what
+// is asked here is whether they would have had to.
 type redisConn struct {
 	nc net.Conn
 	r  *bufio.Reader
@@ -35,7 +35,8 @@ func (e redisError) Error() string { return "redis: " + string(e) }
 // answerLimit is how long an answer may take: TCP's repetitions across a stop are shorter.
 const answerLimit = time.Minute
 
-// do sends a command and reads its answer: an int64, a string, or a list of such. Protocol: RESP2, redis.io/docs/reference/protocol-spec.
+// do sends a command and reads its answer: an int64, a string, or a list of such. Protocol: RESP2,
+// redis.io/docs/reference/protocol-spec.
 func (c *redisConn) do(args ...string) (any, error) {
 	var b bytes.Buffer
 	fmt.Fprintf(&b, "*%d\r\n", len(args))
@@ -103,8 +104,8 @@ func (c *redisConn) number(args ...string) (int64, error) {
 	return n, err
 }
 
-// redisWriter appends numbered values to a list for each of its connections, one at a time: a list's length is how many it has, and what stands at
-// a place is known, so that a lost, a doubled and a changed write are each seen.
+// redisWriter appends numbered values to a list for each of its connections, one at a time: a list's length is how many
+// it has, and what stands at a place is known, so that a lost, a doubled and a changed write are each seen.
 type redisWriter struct {
 	dial  func(context.Context) (*redisConn, error)
 	size  int
@@ -129,7 +130,8 @@ const redisConnections = 4
 // tallied is how much time one entry of the tally spans.
 const tallied = 100 * time.Millisecond
 
-func startRedis(ctx context.Context, from host.Host, to netip.Addr, rate float64, size int, tally *observe.Tally) (*redisWriter, error) {
+func startRedis(ctx context.Context, from host.Host, to netip.Addr, rate float64, size int,
+	tally *observe.Tally) (*redisWriter, error) {
 	address := netip.AddrPortFrom(to, wire.RedisPort).String()
 	w := &redisWriter{size: size, rate: rate / redisConnections, tally: tally}
 	w.dial = func(ctx context.Context) (*redisConn, error) {
@@ -185,7 +187,8 @@ func value(list int, n int64, size int) string {
 	return string(b)
 }
 
-// write is one connection's work until ctx ends. After a connection that broke it goes on with a new one: a write that was not acknowledged may be there or not.
+// write is one connection's work until ctx ends. After a connection that broke it goes on with a new one: a write that
+// was not acknowledged may be there or not.
 func (w *redisWriter) write(ctx context.Context, i int, c *redisConn) {
 	var next time.Time
 	for n := int64(0); ; {

@@ -77,7 +77,8 @@ func lastLine(text string) string {
 // find finds a part that a kind of storage needs, and refuses the storage where the part is missing.
 func find(w debian.What) (home string, err error) {
 	if home, err = debian.Find(w); err != nil {
-		return "", &plan.UnsupportedError{Feature: "storage", Have: fmt.Sprintf("%s is not there: `make deps` (qmigrate doctor --mend) unpacks it", w)}
+		return "", &plan.UnsupportedError{Feature: "storage",
+			Have: fmt.Sprintf("%s is not there: `make deps` (qmigrate doctor --mend) unpacks it", w)}
 	}
 	return home, nil
 }

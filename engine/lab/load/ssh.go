@@ -82,7 +82,8 @@ type sshSession struct {
 	err     error
 }
 
-// counting prints a number a line, and waits as long in between; at the line "end" it says how many there were. It forks nothing: read is the shell's own.
+// counting prints a number a line, and waits as long in between; at the line "end" it says how many there were. It
+// forks nothing: read is the shell's own.
 const counting = `i=0; while :; do echo $((i++)); read -t %.3f word; case $? in 0) echo "$word $i"; exit;; 1) exit 1;; esac; done`
 
 const (
@@ -90,7 +91,8 @@ const (
 	lastLimit = 20 * time.Second // for the last line to come, TCP's repetitions included
 )
 
-func startSSH(ctx context.Context, from host.Host, to netip.Addr, keys sshKeys, interval time.Duration, tally *observe.Tally) (_ *sshSession, err error) {
+func startSSH(ctx context.Context, from host.Host, to netip.Addr, keys sshKeys, interval time.Duration,
+	tally *observe.Tally) (_ *sshSession, err error) {
 	fail := func(err error) error { return fmt.Errorf("start ssh session: %w", err) }
 	address := netip.AddrPortFrom(to, wire.SSHPort).String()
 	nc, err := from.Dial(ctx, "tcp", address)

@@ -186,7 +186,8 @@ func (s *streamer) Note(rec *record.Migration, began, ended time.Time) error {
 		{"tcp_retransmits", "segments/s", "the observer's TCP_INFO, segments sent again, each 10 ms", resent},
 	} {
 		if len(row.spans) > 0 {
-			rec.Timeline = append(rec.Timeline, record.Series{Name: row.name, Unit: row.unit, Source: row.source, Start: from.Sub(rec.Origin), Bin: streamBin,
+			rec.Timeline = append(rec.Timeline, record.Series{Name: row.name, Unit: row.unit, Source: row.source,
+				Start: from.Sub(rec.Origin), Bin: streamBin,
 				Values: observe.Bins(row.spans, from, streamBin), EdgeError: record.Of(streamBin)})
 		}
 	}

@@ -19,8 +19,8 @@ import (
 	"qmigrate/hostnet/host"
 )
 
-// Tools are what a workload has outside of the guest: the reports that a program in the guest makes, the other end of iperf3, and sessions that have
-// to survive. Nil is a workload that has none of it.
+// Tools are what a workload has outside of the guest: the reports that a program in the guest makes, the other end of
+// iperf3, and sessions that have to survive. Nil is a workload that has none of it.
 type Tools struct {
 	spec     ToolSpec
 	workload wire.Workload
@@ -55,11 +55,12 @@ type ToolSpec struct {
 
 // NewTools are those of a workload that has not started.
 func NewTools(s ToolSpec) *Tools {
-	return &Tools{spec: s, workload: s.Workload, packages: filepath.Join(filepath.Dir(s.Root), debian.Packages), came: make(chan struct{}, 1)}
+	return &Tools{spec: s, workload: s.Workload, packages: filepath.Join(filepath.Dir(s.Root), debian.Packages),
+		came: make(chan struct{}, 1)}
 }
 
-// Start starts the guest's workload with its parts outside, and waits for the first report of a program that makes some. After an error Close
-// ends what has begun.
+// Start starts the guest's workload with its parts outside, and waits for the first report of a program that makes
+// some. After an error Close ends what has begun.
 func (t *Tools) Start(ctx context.Context, agent *guest.Agent) (err error) {
 	w, s := t.workload, t.spec
 	var keys sshKeys
@@ -77,20 +78,23 @@ func (t *Tools) Start(ctx context.Context, agent *guest.Agent) (err error) {
 		}
 	}
 	if report := w.Type().Report; report > 0 {
-		t.tally = s.Rows.Row(w.Name, w.Type().Event+"s/s", "the reports of "+w.Name+" in the guest, about one a second, by their arrivals at this program", report)
+		t.tally = s.Rows.Row(w.Name, w.Type().Event+"s/s",
+			"the reports of "+w.Name+" in the guest, about one a second, by their arrivals at this program", report)
 		t.Follow(agent)
 	}
 	if err := agent.Call(ctx, wire.DoWorkloadStart, w, nil); err != nil {
 		return fmt.Errorf("start workload: %w", err)
 	}
 	if w.Name == "redis" || w.Name == "survive" {
-		row := s.Rows.Row("redis_writes", "writes/s", "writes that the guest's redis acknowledged to the observer, by its clock", time.Second)
+		row := s.Rows.Row("redis_writes", "writes/s",
+			"writes that the guest's redis acknowledged to the observer, by its clock", time.Second)
 		if t.redis, err = startRedis(ctx, s.Observer, s.Guest, w.Number("rate"), int(w.Number("value")), row); err != nil {
 			return err
 		}
 	}
 	if w.Name == "ssh" || w.Name == "survive" {
-		row := s.Rows.Row("ssh_lines", "lines/s", "lines of the command in the ssh session, by the observer's clock", time.Second)
+		row := s.Rows.Row("ssh_lines", "lines/s", "lines of the command in the ssh session, by the observer's clock",
+			time.Second)
 		if t.ssh, err = startSSH(ctx, s.Observer, s.Guest, keys, w.Duration("interval"), row); err != nil {
 			return err
 		}
@@ -185,7 +189,8 @@ func (t *Tools) Settle(ctx context.Context) {
 	_ = t.report(ctx) // a program that makes none has ended, and says so itself
 }
 
-// Finish ends the parts outside, before the guest's workload is stopped, and puts what they found into the record. rest is called with the workload's own end.
+// Finish ends the parts outside, before the guest's workload is stopped, and puts what they found into the record. rest
+// is called with the workload's own end.
 func (t *Tools) Finish(ctx context.Context, rec *record.Migration) (rest func(wire.Status)) {
 	if t == nil || t.workload.Type().Guest == "" {
 		return func(wire.Status) {}
@@ -252,7 +257,8 @@ func (t *Tools) program(ctx context.Context, s wire.Status) *record.Program {
 	return p
 }
 
-// underWay is what TCP may hold in its buffers, both ends together, in bytes: tcp_wmem and tcp_rmem of Linux by default.
+// underWay is what TCP may hold in its buffers, both ends together, in bytes: tcp_wmem and tcp_rmem of Linux by
+// default.
 const underWay = 10 << 20
 
 // version is that of a Debian package in a list of NAME_VERSION_ARCHITECTURE; empty if it is not there.

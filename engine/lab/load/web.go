@@ -23,13 +23,13 @@ import (
 
 const (
 	requestLimit = 30 * time.Second // a request that has no answer by then has failed
-	mostLatency  = time.Hour        // of the histogram: it counts from when a request was due, and so holds the longest stop of the guest
+	mostLatency  = time.Hour        // of the histogram: it counts from when a request was due, a stop included
 	webGrace     = 5 * time.Second
 	redialPause  = 20 * time.Millisecond
 )
 
-// webClient asks the guest's web server at a fixed rate. Request n is due at start + n/rate on connection n mod connections, which asks one at a
-// time: the next waits there, and its latency counts from when it was due.
+// webClient asks the guest's web server at a fixed rate. Request n is due at start + n/rate on connection n mod
+// connections, which asks one at a time: the next waits there, and its latency counts from when it was due.
 type webClient struct {
 	from    host.Host
 	address string
@@ -72,7 +72,8 @@ type request struct {
 }
 
 func newWebClient(from host.Host, address string, w wire.Workload) *webClient {
-	return &webClient{grace: webGrace, from: from, address: address, rate: w.Number("rate"), size: int(w.Number("size")), number: int(w.Number("connections"))}
+	return &webClient{grace: webGrace, from: from, address: address, rate: w.Number("rate"), size: int(w.Number("size")),
+		number: int(w.Number("connections"))}
 }
 
 // Start connects and begins to ask.
@@ -174,9 +175,11 @@ type brokenError struct {
 func (e *brokenError) Error() string { return e.err.Error() }
 func (e *brokenError) Unwrap() error { return e.err }
 
-// reset tells whether a connection that stood was ended by the other side or by the network, and not by a time-out of ours.
+// reset tells whether a connection that stood was ended by the other side or by the network, and not by a time-out of
+// ours.
 func (e *brokenError) reset() bool {
-	return e.dialed && (errors.Is(e.err, syscall.ECONNRESET) || errors.Is(e.err, syscall.EPIPE) || errors.Is(e.err, io.EOF) || errors.Is(e.err, io.ErrUnexpectedEOF) || errors.Is(e.err, syscall.ETIMEDOUT))
+	return e.dialed && (errors.Is(e.err, syscall.ECONNRESET) || errors.Is(e.err, syscall.EPIPE) ||
+		errors.Is(e.err, io.EOF) || errors.Is(e.err, io.ErrUnexpectedEOF) || errors.Is(e.err, syscall.ETIMEDOUT))
 }
 
 // ask sends one request and reads its response.
@@ -204,7 +207,8 @@ func (c *webConn) ask(n uint64) error {
 	}
 	defer response.Body.Close()
 	if response.StatusCode != http.StatusOK || response.ContentLength != int64(c.client.size) {
-		return fmt.Errorf("request %d: status %s and %d bytes, not 200 and %d", n, response.Status, response.ContentLength, c.client.size)
+		return fmt.Errorf("request %d: status %s and %d bytes, not 200 and %d", n, response.Status, response.ContentLength,
+			c.client.size)
 	}
 	if _, err := io.ReadFull(response.Body, c.received); err != nil {
 		return &brokenError{err, true}

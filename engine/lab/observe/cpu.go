@@ -18,14 +18,15 @@ import (
 	"qmigrate/internal/procfs"
 )
 
-// cpuInterval is how often the threads of both QEMUs are looked at. A stage that is shorter than leastSpan is not told apart: the kernel keeps a
-// running thread's time to a tick of its own (1 to 10 ms), and we know it at our looks only.
+// cpuInterval is how often the threads of both QEMUs are looked at. A stage that is shorter than leastSpan is not told
+// apart: the kernel keeps a running thread's time to a tick of its own (1 to 10 ms), and we know it at our looks only.
 const (
 	cpuInterval = 50 * time.Millisecond
 	leastSpan   = 2 * cpuInterval
 )
 
-// cpu reads what each QEMU and its threads have had of their host's processors. Every file is read on the host that runs it.
+// cpu reads what each QEMU and its threads have had of their host's processors. Every file is read on the host that
+// runs it.
 type cpu struct {
 	source, destination *guest.VM // nil: there is none
 
@@ -60,10 +61,12 @@ func (c *cpu) Start(context.Context) error {
 	for side, vm := range map[record.Holder]*guest.VM{record.Source: c.source, record.Destination: c.destination} {
 		if vm != nil {
 			c.qemus = append(c.qemus, &qemuCPU{side: side, vm: vm, process: connect.NewProcess(vm.Host(), vm.Process()),
-				names: map[int]string{}, used: map[string][]reading{}, ended: map[string]time.Duration{}, last: map[int]time.Duration{}})
+				names: map[int]string{}, used: map[string][]reading{},
+				ended: map[string]time.Duration{}, last: map[int]time.Duration{}})
 		}
 	}
-	slices.SortFunc(c.qemus, func(a, b *qemuCPU) int { return -strings.Compare(string(a.side), string(b.side)) }) // the source first
+	// the source first
+	slices.SortFunc(c.qemus, func(a, b *qemuCPU) int { return -strings.Compare(string(a.side), string(b.side)) })
 	c.all.Go(func() {
 		runtime.LockOSThread() // for its clock
 		defer runtime.UnlockOSThread()
@@ -103,7 +106,8 @@ func (c *cpu) Stop() {
 	}
 }
 
-// look reads all threads once, which takes less than a millisecond, and stamps all of it with its begin. A process that has gone has no more to tell.
+// look reads all threads once, which takes less than a millisecond, and stamps all of it with its begin. A process that
+// has gone has no more to tell.
 func (q *qemuCPU) look() {
 	now := time.Now()
 	if u, err := q.vm.Process().Usage(); err == nil && u.RSS > 0 {
@@ -146,9 +150,9 @@ func (q *qemuCPU) look() {
 	}
 }
 
-// name is a thread's name in the record, by the name that QEMU gave it (-name debug-threads=on): its vCPUs are "CPU 0/TCG" and the like, and "ALL
-// CPUs/TCG" where one thread runs all; those of a migration "live_migration", "multifdsend_0", "return path", ... until 8.2 and
-// "mig/src/main", ... from 9.0 on.
+// name is a thread's name in the record, by the name that QEMU gave it (-name debug-threads=on): its vCPUs are "CPU
+// 0/TCG" and the like, and "ALL CPUs/TCG" where one thread runs all; those of a migration "live_migration",
+// "multifdsend_0", "return path", ... until 8.2 and "mig/src/main", ... from 9.0 on.
 func (q *qemuCPU) name(id int) (name string, known bool) {
 	if id == q.vm.Process().PID() {
 		return "main", true
@@ -170,7 +174,8 @@ func threadName(comm string) (name string, known bool) {
 	case strings.HasPrefix(comm, "ALL CPUs"):
 		return "vcpus", true
 	}
-	for _, prefix := range []string{"mig/", "live_migration", "multifd", "postcopy/", "return path", "fault-default", "bg_snapshot"} {
+	for _, prefix := range []string{"mig/", "live_migration", "multifd", "postcopy/", "return path", "fault-default",
+		"bg_snapshot"} {
 		if strings.HasPrefix(comm, prefix) {
 			return "migration", true
 		}
@@ -230,7 +235,8 @@ func (c *cpu) Note(rec *record.Migration, _, _ time.Time) error {
 					}
 					a = 0
 				}
-				rec.CPU = append(rec.CPU, record.CPUUse{Side: q.side, Thread: name, Stage: s.name, From: s.from.Sub(rec.Origin), Span: length,
+				rec.CPU = append(rec.CPU, record.CPUUse{Side: q.side, Thread: name, Stage: s.name, From: s.from.Sub(rec.Origin),
+					Span: length,
 					Used: b - a, Percent: 100 * float64(b-a) / float64(length)})
 			}
 		}
@@ -240,7 +246,8 @@ func (c *cpu) Note(rec *record.Migration, _, _ time.Time) error {
 		}
 		from := rec.Origin.Add(-rec.Origin.Sub(whole[0].at) / timelineBin * timelineBin)
 		rec.Timeline = append(rec.Timeline, record.Series{Name: "cpu_" + string(q.side), Unit: "percent",
-			Source: "the process's clock of processor time on its host, all threads, of one processor", Start: from.Sub(rec.Origin), Bin: timelineBin,
+			Source: "the process's clock of processor time on its host, all threads, of one processor",
+			Start:  from.Sub(rec.Origin), Bin: timelineBin,
 			Values: Bins(spans, from, timelineBin), EdgeError: record.Of(cpuInterval)})
 	}
 	if rec.Sampling != nil {

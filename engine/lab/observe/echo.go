@@ -15,7 +15,8 @@ import (
 	"qmigrate/hostnet/host"
 )
 
-const echoGrace = 5 * time.Second // how long an echo may be under way at the end: TCP sends again after up to some seconds
+// how long an echo may be under way at the end: TCP sends again after up to some seconds
+const echoGrace = 5 * time.Second
 
 // echoes keeps one TCP connection to the guest's echo server, sends a number at each tick and stamps the echoes.
 type echoes struct {

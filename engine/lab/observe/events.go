@@ -20,12 +20,15 @@ const (
 	stillSlow    = 3    // slow bins at the end that make one doubt that the brownout was over
 )
 
-// NoteEvents fills in what became of the workload's own events: the timeline, the rates before, during and after, blackout and brownout. It asks
-// the guest for the bins that its agent counted since the first of the two looks before the migration, and needs the beats to place them.
-// report is how often a program in the guest reports; 0: the agent counts its events itself.
-func (o *Observers) NoteEvents(ctx context.Context, agent *guest.Agent, rec *record.Migration, before [2]Progress, report time.Duration) {
+// NoteEvents fills in what became of the workload's own events: the timeline, the rates before, during and after,
+// blackout and brownout. It asks the guest for the bins that its agent counted since the first of the two looks before
+// the migration, and needs the beats to place them. report is how often a program in the guest reports; 0: the agent
+// counts its events itself.
+func (o *Observers) NoteEvents(ctx context.Context, agent *guest.Agent, rec *record.Migration, before [2]Progress,
+	report time.Duration) {
 	var stop time.Time
-	if s := rec.Stage(record.StopAndCopy); s != nil && rec.Mode != record.StopAndCopyMode { // in that mode it stopped before, and the beats tell when
+	// in that mode it stopped before, and the beats tell when
+	if s := rec.Stage(record.StopAndCopy); s != nil && rec.Mode != record.StopAndCopyMode {
 		stop = rec.Origin.Add(s.Start)
 	}
 	clock := newGuestClock(o.beats.got, rec.Origin, stop)
@@ -57,16 +60,20 @@ func (o *Observers) NoteEvents(ctx context.Context, agent *guest.Agent, rec *rec
 		grain, widths = report, []time.Duration{report}
 	}
 	s := eventSeries(events, began, begin, o.ended, widths[0])
-	s.Source = fmt.Sprintf("the agent's count (%s), in bins of 10 ms of the guest's clock, placed by its heartbeats", before[0].Unit)
+	s.Source = fmt.Sprintf("the agent's count (%s), in bins of 10 ms of the guest's clock, placed by its heartbeats",
+		before[0].Unit)
 	s.EdgeError = &uncertain
 	rec.Timeline = append(rec.Timeline, s)
 	g := rec.Guest
 	if events[0].From.After(begin) {
-		rec.Warn("the guest's agent keeps its bins for a time only, and this migration took longer: its timeline begins after the first command, the rates before and during are those between two looks, and there is no blackout or brownout")
+		rec.Warn("the guest's agent keeps its bins for a time only, and this migration took longer: " +
+			"its timeline begins after the first command, the rates before and during are those between two looks, " +
+			"and there is no blackout or brownout")
 		g.EventsAfter = Rate(events, end, o.ended)
 		return
 	}
-	g.EventsBefore, g.EventsDuring, g.EventsAfter = Rate(events, began, begin), Rate(events, begin, end), Rate(events, end, o.ended)
+	g.EventsBefore, g.EventsDuring, g.EventsAfter = Rate(events, began, begin), Rate(events, begin, end),
+		Rate(events, end, o.ended)
 	g.SlowdownPercent = nil
 	if b, d := g.EventsBefore, g.EventsDuring; b != nil && d != nil && *b > 0 {
 		g.SlowdownPercent = record.Of(100 * (1 - *d / *b))
@@ -87,13 +94,15 @@ func (o *Observers) NoteEvents(ctx context.Context, agent *guest.Agent, rec *rec
 	}
 }
 
-// counted is what the workload counted from a reading of the guest's clock on, placed on our clock without a hole: while the guest was stopped, nothing. It ends with the first bin that
-// is not whole yet, or lies after ended.
-func counted(ctx context.Context, agent *guest.Agent, clock *guestClock, from time.Duration, ended time.Time) ([]Span, error) {
+// counted is what the workload counted from a reading of the guest's clock on, placed on our clock without a hole:
+// while the guest was stopped, nothing. It ends with the first bin that is not whole yet, or lies after ended.
+func counted(ctx context.Context, agent *guest.Agent, clock *guestClock, from time.Duration, ended time.Time) ([]Span,
+	error) {
 	var all []Span
 	for next, first := int64(0), true; ; first = false {
 		var s wire.Status
-		if err := agent.Call(ctx, wire.DoWorkloadStatus, wire.Bins{From: next, Max: map[bool]int{true: -1}[first]}, &s); err != nil {
+		ask := wire.Bins{From: next, Max: map[bool]int{true: -1}[first]}
+		if err := agent.Call(ctx, wire.DoWorkloadStatus, ask, &s); err != nil {
 			return nil, fmt.Errorf("ask the guest for its workload: %w", err)
 		}
 		if first {
@@ -113,8 +122,8 @@ func counted(ctx context.Context, agent *guest.Agent, clock *guestClock, from ti
 	}
 }
 
-// placed is one bin of the guest's clock on ours: several spans where it stood still meanwhile. What was counted is shared by the
-// guest's time, and the stop itself has none of it.
+// placed is one bin of the guest's clock on ours: several spans where it stood still meanwhile. What was counted is
+// shared by the guest's time, and the stop itself has none of it.
 func placed(clock *guestClock, a, b time.Duration, n float64) []Span {
 	var spans []Span
 	var ran time.Duration
@@ -155,7 +164,8 @@ func placing(clock *guestClock, looks []Progress) time.Duration {
 // eventSeries is the workload's row of the timeline, with an edge of its bins at the first command.
 func eventSeries(counted []Span, began, origin, ended time.Time, bin time.Duration) record.Series {
 	from := origin.Add(-origin.Sub(began) / bin * bin)
-	return record.Series{Name: "guest_events", Unit: "events/s", Start: from.Sub(origin), Bin: bin, Values: Bins(until(counted, ended), from, bin)}
+	return record.Series{Name: "guest_events", Unit: "events/s", Start: from.Sub(origin), Bin: bin,
+		Values: Bins(until(counted, ended), from, bin)}
 }
 
 // until is what was counted up to an instant.
@@ -167,8 +177,9 @@ func until(counted []Span, end time.Time) []Span {
 	return counted[:n]
 }
 
-// silence is the longest time without an event that overlaps the migration, and the 99th percentile of those before it. It is false where what was counted ends
-// before the migration, and where the silence lasts as long as that: how long it was is not known then.
+// silence is the longest time without an event that overlaps the migration, and the 99th percentile of those before it.
+// It is false where what was counted ends before the migration, and where the silence lasts as long as that: how long
+// it was is not known then.
 func silence(counted []Span, began, begin, end time.Time) (longest Span, usual time.Duration, ok bool) {
 	var before []time.Duration
 	var run Span
@@ -203,9 +214,9 @@ func silence(counted []Span, began, begin, end time.Time) (longest Span, usual t
 	return longest, usual, ok
 }
 
-// brownout counts the bins, from the first command on, that have less than 95 % of the median before; those that the blackout touches are not
-// among them. Its error is what the same rule would find without a migration: the share of slow bins before. It is false
-// where the bins have too few events for the rule.
+// brownout counts the bins, from the first command on, that have less than 95 % of the median before; those that the
+// blackout touches are not among them. Its error is what the same rule would find without a migration: the share of
+// slow bins before. It is false where the bins have too few events for the rule.
 func brownout(rec *record.Migration, bins record.Series, dark Span) bool {
 	var before []float64
 	origin := rec.Origin
@@ -244,9 +255,11 @@ func brownout(rec *record.Migration, bins record.Series, dark Span) bool {
 	}
 	g := rec.Guest
 	g.Brownout = record.Of(time.Duration(found) * bins.Bin)
-	g.BrownoutError = record.Of(bins.Bin + time.Duration(float64(looked)*float64(noise)/float64(len(before))*float64(bins.Bin)))
+	noisy := float64(looked) * float64(noise) / float64(len(before)) // bins
+	g.BrownoutError = record.Of(bins.Bin + time.Duration(noisy*float64(bins.Bin)))
 	if last >= stillSlow {
-		rec.Warn("the workload was still below 95 %% of its former rate when it was last looked at: the brownout may be longer")
+		rec.Warn("the workload was still below 95 %% of its former rate when it was last looked at: " +
+			"the brownout may be longer")
 	}
 	return true
 }

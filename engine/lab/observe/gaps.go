@@ -10,11 +10,12 @@ import (
 // gap is the longest silence between two arrivals at an observer.
 type gap struct {
 	from, to time.Time
-	usual    time.Duration // the 99th percentile of the gaps that end before the migration: what is seen without any downtime
+	// the 99th percentile of the gaps that end before the migration: what is seen without any downtime
+	usual time.Duration
 }
 
-// longestGap finds the longest silence that overlaps [begin, end]. ok is false if arrivals do not reach around it: a stream that
-// broke off has no measured gap.
+// longestGap finds the longest silence that overlaps [begin, end]. ok is false if arrivals do not reach around it: a
+// stream that broke off has no measured gap.
 func longestGap(arrivals []time.Time, begin, end time.Time) (g gap, ok bool) {
 	var before []time.Duration
 	for i := 1; i < len(arrivals); i++ {
@@ -35,7 +36,8 @@ func longestGap(arrivals []time.Time, begin, end time.Time) (g gap, ok bool) {
 	return g, true
 }
 
-// around takes the longest silence that reaches over the stop apart at STOP and RESUME; ok is false if none was seen there.
+// around takes the longest silence that reaches over the stop apart at STOP and RESUME; ok is false if none was seen
+// there.
 func around(observer string, arrivals []time.Time, begin, stop, resume time.Time) (x record.Gap, ok bool) {
 	x.Observer = observer
 	var longest time.Duration
@@ -81,7 +83,8 @@ func (g gap) put(rec *record.Migration, what string, value, uncertainty **time.D
 	*value, *uncertainty = record.Of(g.length()), record.Of(g.usual)
 	stop, resume := rec.End(record.PreCopy), rec.End(record.Activation)
 	if !stop.IsZero() && (g.to.Before(stop) || g.from.After(resume)) {
-		rec.Warn("%s: the longest gap was not around the stop: it began %s after the first command", what, g.from.Sub(rec.Origin).Round(time.Millisecond))
+		rec.Warn("%s: the longest gap was not around the stop: it began %s after the first command", what,
+			g.from.Sub(rec.Origin).Round(time.Millisecond))
 	}
 }
 
@@ -96,7 +99,8 @@ func (o *Observers) NoteStall(rec *record.Migration, stall, uncertainty **time.D
 	}
 }
 
-// NoteFailover writes down what was counted on the link, and the longest silences between two instants around a failover; zero: there was none.
+// NoteFailover writes down what was counted on the link, and the longest silences between two instants around a
+// failover; zero: there was none.
 func (o *Observers) NoteFailover(rec *record.Migration, begin, end time.Time) {
 	rec.Network = &record.Network{}
 	o.pings.count(rec.Network)

@@ -1,14 +1,20 @@
 package observe
 
 import (
+	"context"
+	"fmt"
 	"slices"
 	"time"
+
+	"qmigrate/engine/record"
+	"qmigrate/guest"
+	"qmigrate/guest/wire"
 )
 
-// guestClock places readings of the guest's CLOCK_MONOTONIC on our clock. Its heartbeats carry both: what a beat's arrival here is after its
-// stamp there, its lag, is the two clocks' difference and what the way took, never less. The guest's clock stands still while it is
-// stopped, so the difference only grows, and by a step for each stop; in between the least lag of a second's beats is the difference,
-// too large by the shortest way that a beat of that second had.
+// guestClock places readings of the guest's CLOCK_MONOTONIC on our clock. Its heartbeats carry both: what a beat's
+// arrival here is after its stamp there, its lag, is the two clocks' difference and what the way took, never less. The
+// guest's clock stands still while it is stopped, so the difference only grows, and by a step for each stop; in between
+// the least lag of a second's beats is the difference, too large by the shortest way that a beat of that second had.
 type guestClock struct {
 	clock []time.Duration // the guest's, at each beat, ascending
 	diff  []time.Duration // ours, from origin on, less the guest's: from that beat back to the one before
@@ -21,7 +27,8 @@ const (
 	lagNoise  = time.Millisecond // a step that is no greater may be the way's
 )
 
-// newGuestClock is nil if there are no two beats. stop may be the zero time: then a step is placed at the last beat before it.
+// newGuestClock is nil if there are no two beats. stop may be the zero time: then a step is placed at the last beat
+// before it.
 func newGuestClock(beats []beat, origin, stop time.Time) *guestClock {
 	if len(beats) < 2 {
 		return nil
@@ -72,7 +79,8 @@ func leastAhead(clock, lags []time.Duration) []time.Duration {
 	return least
 }
 
-// at is where a reading of the guest's clock lies on ours. Where it was read around a stop it may lie on either side of that.
+// at is where a reading of the guest's clock lies on ours. Where it was read around a stop it may lie on either side of
+// that.
 func (c *guestClock) at(reading time.Duration) time.Time {
 	return c.begin.Add(reading + c.diffAt(reading))
 }
@@ -110,7 +118,26 @@ func (c *guestClock) stops(from, to time.Duration) (at, length []time.Duration) 
 	return at, length
 }
 
-// uncertainty is how much too late a reading that was asked for may be placed: we know that the guest read it after we had asked.
+// uncertainty is how much too late a reading that was asked for may be placed: we know that the guest read it after we
+// had asked.
 func (c *guestClock) uncertainty(asked time.Time, reading time.Duration) time.Duration {
 	return max(c.at(reading).Sub(asked), 0)
+}
+
+// ResetClock makes the guest count its looks at its own clock anew.
+func ResetClock(ctx context.Context, agent *guest.Agent) error {
+	if err := agent.Call(ctx, wire.DoClockReset, nil, nil); err != nil {
+		return fmt.Errorf("count the guest's looks at its clock: %w", err)
+	}
+	return nil
+}
+
+// NoteClock ends the count, and writes down the longest time between two of the guest's looks.
+func NoteClock(ctx context.Context, agent *guest.Agent, rec *record.Migration) {
+	var report wire.ClockReport
+	if err := agent.Call(ctx, wire.DoClockStop, nil, &report); err != nil {
+		rec.Warn("the guest's heartbeat does not answer: %v", err)
+	} else if rec.Outcome == record.Completed && report.Turns > 0 {
+		rec.Downtime.GuestClock, rec.Downtime.GuestClockError = record.Of(report.Longest), record.Of(report.Resolution)
+	}
 }

@@ -10,7 +10,8 @@ import (
 	"qmigrate/hostnet"
 )
 
-// stamp is the error of an instant by a stamp of QEMU's or the kernel's: both have a microsecond's grain or less, and their age is read from one clock.
+// stamp is the error of an instant by a stamp of QEMU's or the kernel's: both have a microsecond's grain or less, and
+// their age is read from one clock.
 const stamp = time.Microsecond
 
 // mark puts the instants that were seen into the record, in the order of time: docs/timeline.md says what each is.
@@ -30,13 +31,15 @@ func (o *Observers) mark(rec *record.Migration) {
 	}
 	from, to, tap := o.spec.From, o.spec.To, o.first.tap // the TAP has the same name on both hosts
 	for _, f := range o.first.frames {
-		add("first_frame", f.At, record.Of(stamp), fmt.Sprintf("the kernel of the destination's host: %s out of the guest's TAP", etherName(f.Type)))
+		add("first_frame", f.At, record.Of(stamp),
+			fmt.Sprintf("the kernel of the destination's host: %s out of the guest's TAP", etherName(f.Type)))
 	}
 	for _, f := range o.announcements.frames {
 		if f.At.Before(rec.Origin) {
 			continue
 		}
-		add(map[uint16]string{hostnet.RARP: "rarp", hostnet.ARP: "arp"}[f.Type], f.At, record.Of(stamp), "the kernel of the link, on its bridge")
+		add(map[uint16]string{hostnet.RARP: "rarp", hostnet.ARP: "arp"}[f.Type], f.At, record.Of(stamp),
+			"the kernel of the link, on its bridge")
 	}
 	for _, c := range o.bridges.changes {
 		moved := o.bridges.learnt(c, rec.Origin)
@@ -53,7 +56,8 @@ func (o *Observers) mark(rec *record.Migration) {
 		name     string
 		arrivals []time.Time
 	}{{"ping", o.pings.arrivals}, {"beat", o.beats.arrivals()}, {"echo", o.echoes.arrivals}} {
-		if i := slices.IndexFunc(x.arrivals, func(at time.Time) bool { return !at.Before(resume) }); i >= 0 && rec.Outcome == record.Completed {
+		i := slices.IndexFunc(x.arrivals, func(at time.Time) bool { return !at.Before(resume) })
+		if i >= 0 && rec.Outcome == record.Completed {
 			add("first_"+x.name, x.arrivals[i], nil, "the observer, when it was read: the first after RESUME")
 		}
 	}

@@ -17,8 +17,9 @@ type Observer interface {
 	Start(ctx context.Context) error
 	// Stop ends it. It is harmless where it was not started. Only then is what was collected read.
 	Stop()
-	// Note writes into the record what was seen between the two instants. rec.Network is nil where the guest could not be asked
-	// afterwards: then nobody knows how a silence on the link ended. The error is a workload that has failed its check.
+	// Note writes into the record what was seen between the two instants. rec.Network is nil where the guest could not be
+	// asked afterwards: then nobody knows how a silence on the link ended. The error is a workload that has failed its
+	// check.
 	Note(rec *record.Migration, began, ended time.Time) error
 }
 

@@ -195,3 +195,12 @@ func TestMissing(t *testing.T) {
 		t.Errorf("%d missing after the numbers wrapped, want 10", got)
 	}
 }
+
+// TestStopWithoutStart: an observer that never began can be stopped, and so can all of them, twice.
+func TestStopWithoutStart(t *testing.T) {
+	o := &Observers{}
+	o.Stop()
+	o.Stop()
+	o = nil
+	o.Stop()
+}

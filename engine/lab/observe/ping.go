@@ -98,7 +98,8 @@ func (p *pings) receive() {
 	}
 }
 
-// Stop stops sending and waits for replies that may be under way. A reply that came twice is not a reply to another ping.
+// Stop stops sending and waits for replies that may be under way. A reply that came twice is not a reply to another
+// ping.
 func (p *pings) Stop() {
 	if p.conn == nil || p.stop == nil {
 		return

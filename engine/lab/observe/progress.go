@@ -40,7 +40,8 @@ func Look(ctx context.Context, agent *guest.Agent) (Progress, error) {
 	return p, nil
 }
 
-// NoteRates writes down the workload's events per second before and during the migration, by this host's clock, and how the guest's clock slipped.
+// NoteRates writes down the workload's events per second before and during the migration, by this host's clock, and how
+// the guest's clock slipped.
 func (o *Observers) NoteRates(rec *record.Migration, before [2]Progress, during Progress) {
 	rec.Guest = &record.Guest{}
 	rate := func(a, b Progress) float64 { return float64(b.Events-a.Events) / b.Answered.Sub(a.Answered).Seconds() }
@@ -49,7 +50,8 @@ func (o *Observers) NoteRates(rec *record.Migration, before [2]Progress, during 
 		rec.Guest.EventsBefore, rec.Guest.EventsDuring = &b, &d
 		rec.Guest.SlowdownPercent = record.Of(100 * (1 - d/b))
 	}
-	// The guest's clock against ours: the least (arrival - guest clock) before and after, so that delays on the way drop out.
+	// The guest's clock against ours: the least (arrival - guest clock) before and after, so that delays on the way drop
+	// out.
 	begin, end := rec.Origin, rec.Origin.Add(rec.Total.Wall)
 	var first, last []time.Duration
 	for _, b := range o.beats.got {

@@ -13,8 +13,8 @@ type Span struct {
 	N        float64
 }
 
-// Bins is what was counted a second in each bin from an instant to the last span's end; a span counts into each of its bins by its share in
-// it. A bin that is not wholly covered by spans was not observed.
+// Bins is what was counted a second in each bin from an instant to the last span's end; a span counts into each of its
+// bins by its share in it. A bin that is not wholly covered by spans was not observed.
 func Bins(spans []Span, from time.Time, bin time.Duration) []*float64 {
 	var end time.Duration
 	for _, s := range spans {

@@ -7,8 +7,9 @@ import (
 	"qmigrate/engine/record"
 )
 
-// A Tally is what one observer counts while a guest is migrated: Tallies.Row makes one, Add fills it, and Tallies.Note makes it a Series of
-// the record's timeline. Its bins begin where the first Add did, so that a tool's own intervals are the bins if it keeps to them.
+// A Tally is what one observer counts while a guest is migrated: Tallies.Row makes one, Add fills it, and Tallies.Note
+// makes it a Series of the record's timeline. Its bins begin where the first Add did, so that a tool's own intervals
+// are the bins if it keeps to them.
 type Tally struct {
 	name, unit, source string
 	bin                time.Duration
@@ -22,9 +23,9 @@ type Tallies struct {
 	all []*Tally
 }
 
-// Row is the tally of that name, made if there is none: its values are what is counted a second, in unit (events/s, bytes/s), in bins of that
-// width. Source says who counts, by which clock. An observer of a tool that prints once a second calls Add with the arrivals of two lines and
-// what the later one counted.
+// Row is the tally of that name, made if there is none: its values are what is counted a second, in unit (events/s,
+// bytes/s), in bins of that width. Source says who counts, by which clock. An observer of a tool that prints once a
+// second calls Add with the arrivals of two lines and what the later one counted.
 func (t *Tallies) Row(name, unit, source string, bin time.Duration) *Tally {
 	for _, row := range t.all {
 		if row.name == name {
@@ -52,8 +53,8 @@ func (t *Tallies) Note(rec *record.Migration, from time.Time) {
 	}
 }
 
-// Add counts n between two instants, spread evenly. For a value that held, such as a percentage, n is the value times the seconds. It may be
-// called at any time, from any goroutine.
+// Add counts n between two instants, spread evenly. For a value that held, such as a percentage, n is the value times
+// the seconds. It may be called at any time, from any goroutine.
 func (t *Tally) Add(from, to time.Time, n float64) {
 	if !to.After(from) {
 		return
