@@ -1,7 +1,6 @@
 package hostnet
 
 import (
-	"fmt"
 	"testing"
 
 	"github.com/vishvananda/netlink"
@@ -145,10 +144,4 @@ func TestHTB(t *testing.T) {
 	if kind, _, _ := shapedBy(t, n); kind != "" {
 		t.Errorf("still shaped by %s", kind)
 	}
-}
-
-func ExampleSpec() {
-	s := Spec{Owner: "demo", Rate: 125_000_000}
-	fmt.Println(s.Validate())
-	// Output: <nil>
 }
