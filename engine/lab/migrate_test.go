@@ -1,6 +1,8 @@
 package lab
 
 import (
+	"errors"
+	"fmt"
 	"path"
 	"testing"
 
@@ -23,5 +25,27 @@ func TestTunnelEndsWithoutCap(t *testing.T) {
 	if err == nil {
 		nc.Close()
 		t.Error("the tunnel still takes connections")
+	}
+}
+
+// TestUndo: what was made last is taken back first, every error is kept, and nothing is taken back twice.
+func TestUndo(t *testing.T) {
+	var u undo
+	var taken []string
+	for _, name := range []string{"line", "relay", "credentials", "tunnel"} {
+		u.push(func() error {
+			taken = append(taken, name)
+			if name == "tunnel" || name == "relay" {
+				return errors.New(name)
+			}
+			return nil
+		})
+	}
+	errs := u.pop()
+	if fmt.Sprint(errs) != "[tunnel relay]" || fmt.Sprint(taken) != "[tunnel credentials relay line]" {
+		t.Errorf("taken back: %v, errors %v", taken, errs)
+	}
+	if errs := u.pop(); len(errs) > 0 || len(taken) != 4 {
+		t.Errorf("taken back again: %v, errors %v", taken, errs)
 	}
 }
