@@ -179,6 +179,22 @@ func TestWebWaits(t *testing.T) {
 	if c := client.conns[0]; len(c.asked) != 5 || c.unanswered < 16 {
 		t.Errorf("%d answered, %d not; want 5 and at least 16", len(c.asked), c.unanswered)
 	}
+
+	// One that is only slow is given the time that all its answers take.
+	address = webServer(t, 8, func(uint64, http.ResponseWriter) bool {
+		time.Sleep(30 * time.Millisecond)
+		return false
+	})
+	client = newWebClient(host.Local(), address, workload(t, "web:rate=1000/s,connections=1,size=8B"))
+	client.grace = 2 * time.Second
+	if err := client.Start(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	time.Sleep(time.Until(client.due(100)))
+	client.Stop()
+	if c := client.conns[0]; len(c.asked) < 100 || c.unanswered > 0 {
+		t.Errorf("%d answered, %d not; want 100 at least, and none", len(c.asked), c.unanswered)
+	}
 }
 
 // guestStream is the guest's end: it sends the pattern and checks what it gets; alter may change what is sent.

@@ -10,6 +10,7 @@ import (
 	"net"
 	"net/http"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"time"
 
@@ -24,7 +25,7 @@ import (
 const (
 	requestLimit = 30 * time.Second // a request that has no answer by then has failed
 	mostLatency  = time.Hour        // of the histogram: it counts from when a request was due, a stop included
-	webGrace     = 5 * time.Second
+	webGrace     = 5 * time.Second  // without an answer, at the end
 	redialPause  = 20 * time.Millisecond
 )
 
@@ -40,7 +41,9 @@ type webClient struct {
 	conns   []*webConn
 	all     sync.WaitGroup
 
-	grace time.Duration      // for the answers that are under way at the end
+	answers atomic.Int64
+
+	grace time.Duration      // without an answer, after which those that are under way at the end are given up
 	until time.Time          // no request that is due later is asked: set before ended is closed
 	ended chan struct{}      // nil: not started
 	over  context.Context    // ended when what is under way is given up
@@ -137,6 +140,9 @@ func (c *webConn) run() {
 		default:
 		}
 		err := c.ask(n)
+		if err == nil {
+			w.answers.Add(1)
+		}
 		r := request{due, time.Since(due), err != nil}
 		var broken *brokenError
 		switch {
@@ -237,9 +243,12 @@ func (c *webClient) Stop() {
 		c.all.Wait()
 		close(done)
 	}()
-	select {
-	case <-done:
-	case <-time.After(c.grace):
+	for answers := int64(-1); answers != c.answers.Load(); { // a guest that is only slow answers all that was due
+		answers = c.answers.Load()
+		select {
+		case <-done:
+		case <-time.After(c.grace):
+		}
 	}
 	c.quit()
 	c.hangUp()
