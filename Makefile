@@ -67,9 +67,11 @@ install: build ## the program, its manual page and completions of bash, zsh and 
 check: build lint ## build, lint, and the tests that start no QEMU
 	$(GO) test -short ./...
 
-beside: $(AGENT) ## as root: the tests of guest and guest/debian once more where QEMU 7.2 is installed; nothing of the system changes
+beside: $(AGENT) ## as root: the tests that find QEMU once more where 7.2 is installed; nothing of the system changes
 	@qemu="$${QMIGRATE_CACHE:-$${XDG_CACHE_HOME:-$$HOME/.cache}/qmigrate}/qemu-7.2"; \
-	if [ -d "$$qemu" ]; then testdata/beside-qemu "$$qemu" $(GO) test -count=1 -skip '^TestProbeHangs$$' ./guest ./guest/debian; \
+	beside() { testdata/beside-qemu "$$qemu" $(GO) test -count=1 "$$@"; }; \
+	if [ -d "$$qemu" ]; then beside -skip '^TestProbeHangs$$' ./guest ./guest/debian && \
+		beside -run '^(TestGuestLife|TestStorage)$$/^(qemu-7.2|nfs)$$/^(lives|pre-copy)$$/^11.1-7.2$$' ./engine ./engine/lab; \
 	else echo "no unpacked QEMU 7.2: make deps gets it, unless it is installed here: then make test is beside it"; fi
 
 lint: $(AGENT) ## formatting, vet, staticcheck, and the direction of the imports
