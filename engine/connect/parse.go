@@ -42,6 +42,16 @@ func Parse(text string) (*endpoint.Endpoint, error) {
 			*into = wrap(dialer(kind, addresses[i]), addresses[i])
 		}
 	}
+	if kind == "tcp" {
+		dial := e.Control
+		e.Control = func(ctx context.Context) (net.Conn, error) {
+			nc, err := dial(ctx)
+			if err == nil {
+				e.Where = machineOf(nc.RemoteAddr())
+			}
+			return nc, err
+		}
+	}
 	if kind == "unix" {
 		p := &peer{found: func(place string) { e.Host = place }}
 		e.Control, e.Process, e.ReadFile, e.Opened, e.Files = p.dial(e.Control), p, p.readFile, p.opened, true

@@ -5,6 +5,8 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"qmigrate/engine/endpoint"
+	"slices"
 	"strings"
 
 	"golang.org/x/sys/unix"
@@ -75,4 +77,21 @@ func namespaceID(name string) (namespace, error) {
 		return namespace{}, &os.PathError{Op: "stat", Path: name, Err: err}
 	}
 	return namespace{st.Dev, st.Ino}, nil
+}
+
+// machineOf is on which machine somebody listens at an address. Behind an address of this machine a forwarder may stand,
+// so nothing is known of it.
+func machineOf(addr net.Addr) endpoint.Where {
+	tcp, ok := addr.(*net.TCPAddr)
+	if !ok || tcp.IP.IsLoopback() {
+		return endpoint.Unknown
+	}
+	ours, err := net.InterfaceAddrs()
+	if err != nil || slices.ContainsFunc(ours, func(a net.Addr) bool {
+		n, ok := a.(*net.IPNet)
+		return ok && n.IP.Equal(tcp.IP)
+	}) {
+		return endpoint.Unknown
+	}
+	return endpoint.Elsewhere
 }

@@ -2,6 +2,7 @@ package connect
 
 import (
 	"fmt"
+	"net"
 	"os"
 	"path/filepath"
 	"testing"
@@ -79,5 +80,27 @@ func TestHosts(t *testing.T) {
 	}
 	if e, err := Parse("tcp:192.0.2.1:4444"); err != nil || e.Host != "192.0.2.1" {
 		t.Errorf("%+v, %v", e, err)
+	}
+}
+
+// TestMachineOf: an address of this machine proves nothing, one of another machine does.
+func TestMachineOf(t *testing.T) {
+	ours, err := net.InterfaceAddrs()
+	if err != nil {
+		t.Fatal(err)
+	}
+	cases := map[string]endpoint.Where{"127.0.0.1": endpoint.Unknown, "::1": endpoint.Unknown, "192.0.2.1": endpoint.Elsewhere, "2001:db8::1": endpoint.Elsewhere}
+	for _, a := range ours {
+		if n, ok := a.(*net.IPNet); ok {
+			cases[n.IP.String()] = endpoint.Unknown
+		}
+	}
+	for ip, want := range cases {
+		if got := machineOf(&net.TCPAddr{IP: net.ParseIP(ip), Port: 4444}); got != want {
+			t.Errorf("%s: %q, want %q", ip, got, want)
+		}
+	}
+	if got := machineOf(&net.UnixAddr{Name: "/run/a.qmp", Net: "unix"}); got != endpoint.Unknown {
+		t.Errorf("a unix socket: %q", got)
 	}
 }
