@@ -41,15 +41,16 @@ func Migrate(ctx context.Context, src, dst *endpoint.Endpoint, p plan.Plan, o pl
 	m := newMigration(src, dst, p, o)
 	defer m.run.Close()
 	for _, s := range []stage{
-		{record.Initialization, always, m.initialize},                   // both monitors answer; versions, capabilities and machine agree
-		{record.Reservation, always, m.reserve},                         // both sides configured, dst listens
-		{record.Storage, m.mirrors.wanted, m.mirrors.start},             // disks are copied until they are in step
-		{record.PreCopy, m.running, m.preCopy},                          // passes while the guest runs, until QEMU stops it
-		{record.PreCopy, m.standing, m.run.StandStill},                  // or none: the guest stands still before it is copied
-		{record.StopAndCopy, always, m.stopAndCopy},                     // STOP .. both completed: last pages and device state
-		{record.Commitment, always, m.commit},                           // src stopped and dst completed: from here dst runs the guest
-		{record.Activation, always, m.activate},                         // our cont on dst .. RESUME
-		{record.PostCopy, func() bool { return m.run.Split }, m.follow}, // the rest of the memory follows the guest
+		{record.Initialization, always, m.initialize},       // both monitors answer; versions, capabilities and machine agree
+		{record.Reservation, always, m.reserve},             // both sides configured, dst listens
+		{record.Storage, m.mirrors.wanted, m.mirrors.start}, // disks are copied until they are in step
+		{record.PreCopy, m.running, m.preCopy},              // passes while the guest runs, until QEMU stops it
+		{record.PreCopy, m.standing, m.run.StandStill},      // or none: the guest stands still before it is copied
+		{record.StopAndCopy, m.whole, m.stopAndCopy},        // STOP .. both completed: last pages and device state
+		{record.StopAndCopy, m.parted, m.handOverGuest},     // or STOP .. dst has all but memory
+		{record.Commitment, always, m.commit},               // src stopped and dst has it: from here dst runs the guest
+		{record.Activation, always, m.activate},             // our cont on dst .. RESUME
+		{record.PostCopy, m.parted, m.follow},               // the rest of the memory follows the guest
 	} {
 		if !s.when() {
 			continue
@@ -89,6 +90,11 @@ func (m *migration) verdict(ctx context.Context) error {
 func (m *migration) standing() bool { return m.run.Plan.StopsFirst() || !m.run.Src.Facts.Live() }
 
 func (m *migration) running() bool { return !m.standing() }
+
+// parted tells whether the migration has gone over to post-copy: from then on each side has a part of the guest.
+func (m *migration) parted() bool { return m.run.Split }
+
+func (m *migration) whole() bool { return !m.parted() }
 
 // preCopy sends `migrate` and waits for the guest to be stopped by QEMU's own rule.
 func (m *migration) preCopy(ctx context.Context) error {
@@ -196,32 +202,8 @@ func (m *migration) stopAndCopy(ctx context.Context) error {
 			return err
 		}
 	}
-	if m.run.Split {
-		ctx = context.WithoutCancel(ctx)
-	}
-	if m.run.Plan.Capabilities["pause-before-switchover"] {
-		wait := m.run.Until
-		if m.run.Split {
-			wait = m.handOver
-		}
-		if err := wait(ctx, func() bool { return m.run.Src.Status == "pre-switchover" || m.run.Src.HandedOver() }); err != nil {
-			return err
-		}
-		if err := m.mirrors.finish(ctx); err != nil {
-			return err
-		}
-		limited, cancel := context.WithTimeout(ctx, run.ActivateLimit)
-		err := m.run.Src.Control.MigrateContinue(limited, "pre-switchover")
-		cancel()
-		if err != nil {
-			return fmt.Errorf("continue past pre-switchover: %w", err)
-		}
-	}
-	if m.run.Split { // the rest follows the guest
-		if err := m.handOver(ctx, func() bool { return m.run.Src.HandedOver() && m.run.Dst.Loading() }); err != nil {
-			return err
-		}
-		return m.surelyGiven(ctx)
+	if err := m.pastSwitchover(ctx, m.run.Until); err != nil {
+		return err
 	}
 	if err := m.sendRest(ctx); err != nil {
 		return err
@@ -231,6 +213,37 @@ func (m *migration) stopAndCopy(ctx context.Context) error {
 	}
 	m.run.Unwatch()
 	m.run.End(run.Later(m.run.Src.Completed, m.run.Dst.Completed))
+	return nil
+}
+
+// handOverGuest waits until the destination has all of the guest but memory, which follows. Nobody can cancel it.
+func (m *migration) handOverGuest(ctx context.Context) error {
+	ctx = context.WithoutCancel(ctx)
+	if err := m.pastSwitchover(ctx, m.handOver); err != nil {
+		return err
+	}
+	if err := m.handOver(ctx, func() bool { return m.run.Src.HandedOver() && m.run.Dst.Loading() }); err != nil {
+		return err
+	}
+	return m.surelyGiven(ctx)
+}
+
+// pastSwitchover lets a source that pauses before its switch-over go on, when the mirrors have ended.
+func (m *migration) pastSwitchover(ctx context.Context, wait func(context.Context, func() bool) error) error {
+	if !m.run.Plan.Capabilities["pause-before-switchover"] {
+		return nil
+	}
+	if err := wait(ctx, func() bool { return m.run.Src.Status == "pre-switchover" || m.run.Src.HandedOver() }); err != nil {
+		return err
+	}
+	if err := m.mirrors.finish(ctx); err != nil {
+		return err
+	}
+	limited, cancel := context.WithTimeout(ctx, run.ActivateLimit)
+	defer cancel()
+	if err := m.run.Src.Control.MigrateContinue(limited, "pre-switchover"); err != nil {
+		return fmt.Errorf("continue past pre-switchover: %w", err)
+	}
 	return nil
 }
 
