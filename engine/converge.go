@@ -33,7 +33,8 @@ func (c *converging) Check(context.Context) error {
 	for _, name := range capabilities {
 		c.run.Plan.Capabilities[name] = true
 	}
-	for name, value := range setting.Changed(policy.Setting{MaxBandwidth: c.run.Plan.MaxBandwidth, DowntimeLimit: c.run.Plan.DowntimeLimit}) {
+	for name, value := range setting.Changed(policy.Setting{MaxBandwidth: c.run.Plan.MaxBandwidth,
+		DowntimeLimit: c.run.Plan.DowntimeLimit}) {
 		c.run.Parameters[name] = value
 	}
 	if c.run.Plan.Capabilities["postcopy-ram"] && c.run.Rec.PostCopy == nil {
@@ -75,8 +76,10 @@ func (c *converging) decide(ctx context.Context, x record.Sample) error {
 		limited, cancel := context.WithTimeout(ctx, run.AnswerLimit)
 		defer cancel()
 		err := c.run.Src.Control.SetMigrateParameters(limited, changed)
-		if err != nil && limited.Err() != nil && ctx.Err() == nil { // it has it, and answers late in its switch-over; one that hangs is until's to find
-			c.run.Rec.Warn("the source did not answer within %s to what the policy set (%v): whether it was in force in time is not known", run.AnswerLimit, changed)
+		// it has it, and answers late in its switch-over; one that hangs is until's to find
+		if err != nil && limited.Err() != nil && ctx.Err() == nil {
+			c.run.Rec.Warn("the source did not answer within %s to what the policy set (%v): whether it was in force in time "+
+				"is not known", run.AnswerLimit, changed)
 			return nil
 		}
 		if err != nil {
@@ -99,8 +102,8 @@ func (c *converging) decide(ctx context.Context, x record.Sample) error {
 	return nil
 }
 
-// stop lets the policy see the samples that came before the guest stopped and were not seen yet: what is recorded is then what the
-// recorded series gives. Nothing is done about its decisions any more.
+// stop lets the policy see the samples that came before the guest stopped and were not seen yet: what is recorded is
+// then what the recorded series gives. Nothing is done about its decisions any more.
 func (c *converging) stop() {
 	if c.run.Decider == nil {
 		return
@@ -123,7 +126,8 @@ func (c *converging) stop() {
 	c.run.Decider = nil
 }
 
-// Replay asks the policy of a record again, over the record's own series, and returns its decisions: they must be those of the record.
+// Replay asks the policy of a record again, over the record's own series, and returns its decisions: they must be those
+// of the record.
 func Replay(rec *record.Migration, spec policy.Spec, limits policy.Limits) ([]record.Decision, error) {
 	setting, _, err := spec.Initial(limits)
 	if err != nil {

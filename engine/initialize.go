@@ -7,8 +7,8 @@ import (
 	"qmigrate/engine/record"
 )
 
-// initialize opens the monitors and learns what both sides are; it changes nothing. Everything that this pair would refuse
-// later is refused here.
+// initialize opens the monitors and learns what both sides are; it changes nothing. Everything that this pair would
+// refuse later is refused here.
 func (m *migration) initialize(ctx context.Context) error {
 	if err := cmp.Or(m.run.Plan.Check(), m.run.Plan.CheckAddresses()); err != nil {
 		return err
@@ -52,7 +52,8 @@ func (m *migration) initialize(ctx context.Context) error {
 // hybrid mode and in pre-copy alike.
 func (m *migration) warnTimedSyncs() {
 	if m.run.TimedSyncs() && m.run.Plan.Mode != record.PostCopyMode && m.run.Src.Facts.Accelerator == "tcg" {
-		m.run.Rec.Warn("source QEMU %s under TCG loses pages that the guest writes while they are sent in passes with postcopy-ram on: "+
+		m.run.Rec.Warn("source QEMU %s under TCG loses pages that the guest writes while they are sent in passes with "+
+			"postcopy-ram on: "+
 			"the guest on the destination may be corrupt; use mode post-copy, leave postcopy-ram out, or use another QEMU",
 			m.run.Src.Facts.Version)
 	}

@@ -34,8 +34,8 @@ type stage struct {
 
 func always() bool { return true }
 
-// Migrate moves the guest behind src to dst in the six stages of Clark et al., NSDI 2005. Until commitment an error leaves
-// the guest running on src, after it on dst, and never on both. A guest that was paused moves and stays paused.
+// Migrate moves the guest behind src to dst in the six stages of Clark et al., NSDI 2005. Until commitment an error
+// leaves the guest running on src, after it on dst, and never on both. A guest that was paused moves and stays paused.
 // The record is returned also with an error, which is a *record.StageError.
 func Migrate(ctx context.Context, src, dst *endpoint.Endpoint, p plan.Plan, o plan.Options) (*record.Migration, error) {
 	m := newMigration(src, dst, p, o)
@@ -144,9 +144,9 @@ func (m *migration) preCopy(ctx context.Context) error {
 	}
 }
 
-// whoStopped finds out after a STOP whether it was the switch-over's or somebody else's `stop`. The source is asked, but not waited
-// for: during the switch-over it answers late, and then the events have told. A guest that somebody holds is copied on until he
-// continues it, or until the switch-over comes and it moves as it is: paused.
+// whoStopped finds out after a STOP whether it was the switch-over's or somebody else's `stop`. The source is asked,
+// but not waited for: during the switch-over it answers late, and then the events have told. A guest that somebody
+// holds is copied on until he continues it, or until the switch-over comes and it moves as it is: paused.
 func (m *migration) whoStopped(ctx, limited context.Context) error {
 	asked, control := make(chan string, 1), m.run.Src.Control // an undo may replace that one
 	m.run.Asked = asked
@@ -155,7 +155,8 @@ func (m *migration) whoStopped(ctx, limited context.Context) error {
 		asked <- status.Status
 	}()
 	switching := func() bool {
-		return m.run.Src.Again() || m.run.Src.HandedOver() || slices.Contains([]string{"device", "postcopy-device", "pre-switchover"}, m.run.Src.Status)
+		return m.run.Src.Again() || m.run.Src.HandedOver() ||
+			slices.Contains([]string{"device", "postcopy-device", "pre-switchover"}, m.run.Src.Status)
 	}
 	wait := m.run.Until
 	if m.run.Split { // which nobody can cancel
@@ -247,8 +248,9 @@ func (m *migration) pastSwitchover(ctx context.Context, wait func(context.Contex
 	return nil
 }
 
-// commit is the decision, and it costs nothing: the source has stopped and sent all, the destination has loaded all (in post-copy:
-// all but memory), and neither runs the guest. From here an error goes back to the source only if the destination is known never to have run.
+// commit is the decision, and it costs nothing: the source has stopped and sent all, the destination has loaded all (in
+// post-copy: all but memory), and neither runs the guest. From here an error goes back to the source only if the
+// destination is known never to have run.
 func (m *migration) commit(ctx context.Context) error {
 	m.run.CatchUp()
 	if m.run.Dst.Gone != nil {
@@ -265,7 +267,8 @@ func (m *migration) commit(ctx context.Context) error {
 		m.run.Held = "shutdown" // -no-shutdown: what is on the destination is a guest that has shut down
 	}
 	if s := m.run.AsTold(); !holder.MayRun(s) {
-		return fmt.Errorf("the source says %q and the destination %q: it may not be told to run", m.run.Src.Status, m.run.Dst.Status)
+		return fmt.Errorf("the source says %q and the destination %q: it may not be told to run", m.run.Src.Status,
+			m.run.Dst.Status)
 	}
 	return nil
 }
@@ -310,8 +313,8 @@ func (m *migration) cont(ctx context.Context) error {
 	return nil
 }
 
-// confirm looks once more, after the wall time: is the destination alive, and has nobody continued the source meanwhile, which
-// QEMU would not refuse? The guest is the destination's now, so such a source is stopped again.
+// confirm looks once more, after the wall time: is the destination alive, and has nobody continued the source
+// meanwhile, which QEMU would not refuse? The guest is the destination's now, so such a source is stopped again.
 func (m *migration) confirm(ctx context.Context) error {
 	ctx = context.WithoutCancel(ctx)
 	status, err := m.run.Dst.Asked(ctx)

@@ -102,7 +102,8 @@ func (m *mirrors) Check(ctx context.Context) error {
 	}
 	for _, n := range src {
 		if strings.HasPrefix(n.Name, facts.MirrorPrefix) {
-			return fmt.Errorf("source %s still has %s of an earlier mirror: `qmigrate migrate --recover` with the same endpoints removes it", m.run.Src.Endpoint.Name, n.Name)
+			return fmt.Errorf("source %s still has %s of an earlier mirror: `qmigrate migrate --recover` with the same "+
+				"endpoints removes it", m.run.Src.Endpoint.Name, n.Name)
 		}
 	}
 	find := func(all []blockNode, s *run.Side, name string) (blockNode, error) {
@@ -115,7 +116,8 @@ func (m *mirrors) Check(ctx context.Context) error {
 				have = append(have, n.Name)
 			}
 		}
-		err := &plan.UnsupportedError{Feature: fmt.Sprintf("mirror of %s, which %s %s does not have", name, s.Role, s.Endpoint.Name),
+		err := &plan.UnsupportedError{Feature: fmt.Sprintf("mirror of %s, which %s %s does not have", name, s.Role,
+			s.Endpoint.Name),
 			Have: near.Hint(name, have)}
 		if len(have) == 0 {
 			err.Have = "its block nodes have no names: start it with -blockdev node-name=..., the same on both sides"
@@ -133,9 +135,11 @@ func (m *mirrors) Check(ctx context.Context) error {
 		}
 		switch {
 		case a.Image.VirtualSize != b.Image.VirtualSize:
-			return fmt.Errorf("mirror of %s: its size is %d bytes on the source and %d on the destination: make the destination's image of the same size", name, a.Image.VirtualSize, b.Image.VirtualSize)
+			return fmt.Errorf("mirror of %s: its size is %d bytes on the source and %d on the destination: make the "+
+				"destination's image of the same size", name, a.Image.VirtualSize, b.Image.VirtualSize)
 		case b.ReadOnly:
-			return fmt.Errorf("mirror of %s: the destination has it read-only: start the destination with read-only=off for it", name)
+			return fmt.Errorf("mirror of %s: the destination has it read-only: start the destination with read-only=off for it",
+				name)
 		case a.Image.Filename == b.Image.Filename && a.Driver == b.Driver && remote(a.Image.Filename):
 			return fmt.Errorf("mirror of %s: both sides have %s, one and the same disk: a shared disk needs no mirror, leave it out", name, a.Image.Filename)
 		case slices.ContainsFunc(exports, func(e struct {
@@ -153,13 +157,16 @@ func (m *mirrors) Check(ctx context.Context) error {
 	return nil
 }
 
-// remote tells a file name that means the same on every machine. QEMU prints it as a URL, or as json: where it has no URL for it.
+// remote tells a file name that means the same on every machine. QEMU prints it as a URL, or as json: where it has no
+// URL for it.
 func remote(filename string) bool {
-	return strings.Contains(filename, "://") || strings.HasPrefix(filename, "json:") && !strings.Contains(filename, `"driver": "file"`)
+	return strings.Contains(filename, "://") || strings.HasPrefix(filename, "json:") &&
+		!strings.Contains(filename, `"driver": "file"`)
 }
 
-// start exports the destination's disks, starts the source's mirrors to them and waits until each pair of disks has been the same once.
-// A destination that hangs is given up: it would hold the source's main loop as soon as the guest resets its disk.
+// start exports the destination's disks, starts the source's mirrors to them and waits until each pair of disks has
+// been the same once. A destination that hangs is given up: it would hold the source's main loop as soon as the guest
+// resets its disk.
 func (m *mirrors) start(ctx context.Context) error {
 	if m.run.Plan.Timeout > 0 {
 		var cancel context.CancelFunc
@@ -175,7 +182,8 @@ func (m *mirrors) start(ctx context.Context) error {
 	return err
 }
 
-// watchDestination ends the context when the destination does not answer for the stall limit. It is idle while disks are copied to it.
+// watchDestination ends the context when the destination does not answer for the stall limit. It is idle while disks
+// are copied to it.
 func (m *mirrors) watchDestination(ctx context.Context) (_ context.Context, stop func()) {
 	ctx, cancel := context.WithCancelCause(ctx)
 	control := m.run.Dst.Control
@@ -192,7 +200,8 @@ func (m *mirrors) watchDestination(ctx context.Context) (_ context.Context, stop
 			case ctx.Err() != nil:
 				return
 			case late:
-				cancel(fmt.Errorf("the destination has not answered for %s while the disks were copied to it", m.run.Plan.StallLimit))
+				cancel(fmt.Errorf("the destination has not answered for %s while the disks were copied to it",
+					m.run.Plan.StallLimit))
 				return
 			case control.Err() != nil: // which the events tell
 				return
@@ -247,7 +256,8 @@ func (m *mirrors) copyDisks(ctx context.Context) error {
 	}
 	for _, j := range m.jobs {
 		node := map[string]any{"driver": "nbd", "node-name": j.name, "server": server, "export": j.name, "discard": "unmap"}
-		if !m.run.Src.Facts.Before(7, 0) { // else a server that takes the connection and says nothing holds QEMU for ever; it also tries again until then
+		// else a server that takes the connection and says nothing holds QEMU for ever; it also tries again until then
+		if !m.run.Src.Facts.Before(7, 0) {
 			node["open-timeout"] = int(openLimit / time.Second)
 		}
 		_, client := m.run.Plan.TLS.NBD()
@@ -276,8 +286,8 @@ func (m *mirrors) copyDisks(ctx context.Context) error {
 	})
 }
 
-// serveDisks starts the destination's NBD server and returns where the source finds it. QEMU does not tell which port it took, so
-// ports are tried.
+// serveDisks starts the destination's NBD server and returns where the source finds it. QEMU does not tell which port
+// it took, so ports are tried.
 func (m *mirrors) serveDisks(ctx context.Context) (server map[string]any, err error) {
 	network, address, err := m.run.Plan.NbdAddress()
 	if err != nil {
@@ -314,9 +324,9 @@ func (m *mirrors) serveDisks(ctx context.Context) (server map[string]any, err er
 	return nil, fmt.Errorf("start the destination's NBD server on %s: %w", address, err)
 }
 
-// finish is for a guest that stands still in pre-switchover: the last writes are copied, the mirrors end, and nothing on the
-// destination is open to anybody any more. The source keeps its own disk, for the mirrors are cancelled, not completed: `complete` would put
-// the guest's device on the destination's disk.
+// finish is for a guest that stands still in pre-switchover: the last writes are copied, the mirrors end, and nothing
+// on the destination is open to anybody any more. The source keeps its own disk, for the mirrors are cancelled, not
+// completed: `complete` would put the guest's device on the destination's disk.
 func (m *mirrors) finish(ctx context.Context) error {
 	if len(m.jobs) == 0 {
 		return nil

@@ -31,9 +31,10 @@ func deleteNode(ctx context.Context, s *run.Side, name string) error {
 	}
 }
 
-// drop ends what mirrors of ours the source still has, and removes their nodes; the guest goes on with its own disk. A mirror that waits
-// for a destination that hangs is cut off by `yank`, which QEMU takes out of band, even where the wait holds its main loop. It goes by what
-// QEMU says, not by what we know, so that it also cleans up after a run that was killed.
+// drop ends what mirrors of ours the source still has, and removes their nodes; the guest goes on with its own disk. A
+// mirror that waits for a destination that hangs is cut off by `yank`, which QEMU takes out of band, even where the
+// wait holds its main loop. It goes by what QEMU says, not by what we know, so that it also cleans up after a run that
+// was killed.
 func (m *mirrors) drop(ctx context.Context) error {
 	limited, cancel := context.WithTimeout(ctx, 3*run.AnswerLimit)
 	defer cancel()
@@ -58,7 +59,8 @@ func (m *mirrors) drop(ctx context.Context) error {
 			return fmt.Errorf("end mirrors: %w", err)
 		}
 		for _, name := range jobs {
-			_ = c.Execute(limited, "block-job-cancel", map[string]any{"device": name, "force": true}, nil) // it may just have ended, or be at it
+			// it may just have ended, or be at it
+			_ = c.Execute(limited, "block-job-cancel", map[string]any{"device": name, "force": true}, nil)
 			if time.Now().After(cut) {
 				yank(name)
 			}
@@ -101,10 +103,13 @@ func explainLock(err error) error {
 	if err == nil {
 		return nil
 	}
-	// 7.2 only says that the node, which was found to be writable, is read-only: it could not be activated for want of the lock.
+	// 7.2 only says that the node, which was found to be writable, is read-only: it could not be activated for want of the
+	// lock.
 	text := err.Error()
-	if !(strings.Contains(text, "Failed to get ") && strings.Contains(text, " lock")) && !strings.Contains(text, "Block node is read-only") {
+	if !(strings.Contains(text, "Failed to get ") && strings.Contains(text, " lock")) &&
+		!strings.Contains(text, "Block node is read-only") {
 		return err
 	}
-	return fmt.Errorf("%w: another process has this image open to write to it: the other side, if it is one and the same file, which then needs no mirror, or a program that uses it beside QEMU", err)
+	return fmt.Errorf("%w: another process has this image open to write to it: the other side, if it is one and the "+
+		"same file, which then needs no mirror, or a program that uses it beside QEMU", err)
 }

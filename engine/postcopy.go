@@ -16,14 +16,16 @@ import (
 )
 
 // In post-copy the guest runs on the destination while the rest of its memory is still on the source. From
-// `migrate-start-postcopy` on the migration is never cancelled, for then neither side has the whole guest; what a failure leaves
-// of it is settled by settle. A link that is lost is mended: both sides pause, and go on over a new connection.
+// `migrate-start-postcopy` on the migration is never cancelled, for then neither side has the whole guest; what a
+// failure leaves of it is settled by settle. A link that is lost is mended: both sides pause, and go on over a new
+// connection.
 
 // Limits of post-copy.
 const (
-	attemptLimit = 10 * time.Second  // one new connection, where it is known that the hosts reach each other
-	blindLimit   = 140 * time.Second // the same where it is not: Linux gives a TCP connection up after 127 s (tcp_syn_retries 6)
-	retryPause   = 500 * time.Millisecond
+	attemptLimit = 10 * time.Second // one new connection, where it is known that the hosts reach each other
+	// the same where it is not: Linux gives a TCP connection up after 127 s (tcp_syn_retries 6)
+	blindLimit = 140 * time.Second
+	retryPause = 500 * time.Millisecond
 )
 
 // due tells whether it is time to go over.
@@ -35,7 +37,8 @@ func (m *migration) due() bool {
 		return true
 	}
 	s := m.run.Plan.Splits()
-	return s != nil && (*s == plan.AtOnce || s.Passes > 0 && m.passesEnded() >= s.Passes || s.Time > 0 && time.Since(m.run.IssuedAt) >= s.Time)
+	return s != nil && (*s == plan.AtOnce || s.Passes > 0 && m.passesEnded() >= s.Passes || s.Time > 0 &&
+		time.Since(m.run.IssuedAt) >= s.Time)
 }
 
 // passesEnded counts the bitmap syncs after the one at set-up: each ends a pass, unless they come by time.
@@ -67,9 +70,10 @@ func (m *migration) startPostCopy(ctx context.Context) error {
 	return nil
 }
 
-// handOver waits until what may take no time is there: the switch, or the destination's part of it. A connection that is stuck is closed only when
-// there is no hope left for it: in this window neither side can run the guest without it (a destination that loses it before it runs dies, and of a source
-// 7.2 lets the guest go again only sometimes, 10.0 never), so a busy host must not be taken for a lost link.
+// handOver waits until what may take no time is there: the switch, or the destination's part of it. A connection that
+// is stuck is closed only when there is no hope left for it: in this window neither side can run the guest without it
+// (a destination that loses it before it runs dies, and of a source 7.2 lets the guest go again only sometimes, 10.0
+// never), so a busy host must not be taken for a lost link.
 func (m *migration) handOver(ctx context.Context, done func() bool) error {
 	ctx = context.WithoutCancel(ctx)
 	limit := m.run.Plan.HangLimit()
@@ -137,14 +141,15 @@ func (m *migration) follow(ctx context.Context) error {
 	}
 }
 
-// followUntilLost waits until all of the memory has come. It ends with errLink when either side pauses, or when the source makes no progress:
-// a link that is merely down raises nothing for a long while.
+// followUntilLost waits until all of the memory has come. It ends with errLink when either side pauses, or when the
+// source makes no progress: a link that is merely down raises nothing for a long while.
 func (m *migration) followUntilLost(ctx context.Context) error {
 	asked := ctx
 	ctx = context.WithoutCancel(ctx)
 	defer func() {
 		if asked.Err() != nil {
-			m.run.Rec.Warn("asked to stop in post-copy, which cannot be cancelled: its memory was on both sides (%v)", context.Cause(asked))
+			m.run.Rec.Warn("asked to stop in post-copy, which cannot be cancelled: its memory was on both sides (%v)",
+				context.Cause(asked))
 		}
 	}()
 	var sent int64
@@ -187,11 +192,13 @@ func (m *migration) followUntilLost(ctx context.Context) error {
 // lost. It is ended: QEMU 10.0 and newer would run the guest when the connection is given up, minutes later.
 func (m *migration) leaveBehind(ctx context.Context) {
 	if err := m.run.Src.Kill(ctx); err != nil {
-		m.run.Rec.Warn("the destination has everything, and the source QEMU still waits for its last word on a link that was lost (%v): "+
+		m.run.Rec.Warn("the destination has everything, and the source QEMU still waits for its last word on a link that "+
+			"was lost (%v): "+
 			"end %s at once, for it may run the guest too when its connection is given up", err, m.run.Src.Endpoint.Name)
 		return
 	}
-	m.run.Rec.Warn("the link was lost when the destination had everything: the source QEMU, which waited for its last word, was ended")
+	m.run.Rec.Warn("the link was lost when the destination had everything: the source QEMU, which waited for its last " +
+		"word, was ended")
 }
 
 // sent is how much the source has sent so far; before, if it does not answer.
@@ -207,7 +214,8 @@ func (m *migration) sent(ctx context.Context, before int64) int64 {
 
 func (m *migration) linkLost() bool { return m.run.Src.Linkless() || m.run.Dst.Linkless() }
 
-// mendLink makes both sides go on over a new connection. It may be given up: then both stay paused, and nothing is lost.
+// mendLink makes both sides go on over a new connection. It may be given up: then both stay paused, and nothing is
+// lost.
 func (m *migration) mendLink(ctx context.Context) error {
 	again := !m.mendBy.IsZero()
 	if !again {
@@ -248,7 +256,8 @@ func (m *migration) mendLink(ctx context.Context) error {
 
 // errAtTheEnd is why a source is not paused that has sent everything and waits for the destination's last word: QEMU
 // 10.0 and newer would take the closed connection for a failure, and run the guest that runs on the destination.
-var errAtTheEnd = errors.New("the link was lost when the source had sent everything, and it waits for the destination's last word: it cannot be paused there")
+var errAtTheEnd = errors.New("the link was lost when the source had sent everything, and it waits for the " +
+	"destination's last word: it cannot be paused there")
 
 // allSent tells whether the source has nothing left to send.
 func (m *migration) allSent(ctx context.Context) bool {
@@ -330,7 +339,8 @@ func (m *migration) reconnect(ctx context.Context, attempt int) error {
 	if _, tcp := m.tcpHost(); !tcp || m.run.Src.Endpoint.Reaches != nil {
 		limit = attemptLimit
 	}
-	// A second attempt while QEMU still tries to connect could end it (7.2: an assertion in migrate_fd_error), so this one is waited for.
+	// A second attempt while QEMU still tries to connect could end it (7.2: an assertion in migrate_fd_error), so this one
+	// is waited for.
 	limited, cancel = context.WithTimeout(context.WithoutCancel(ctx), limit)
 	defer cancel()
 	left := false
@@ -349,8 +359,8 @@ func (m *migration) reconnect(ctx context.Context, attempt int) error {
 	return nil
 }
 
-// recoverURIs are where the destination listens anew and where the source connects to. A port that QEMU had chosen is chosen by us now, for
-// a paused destination cannot be asked for it.
+// recoverURIs are where the destination listens anew and where the source connects to. A port that QEMU had chosen is
+// chosen by us now, for a paused destination cannot be asked for it.
 func (m *migration) recoverURIs(attempt int) (listen, connect string) {
 	listen, connect = m.run.Plan.Listen, m.run.Plan.Connect
 	rest, ok := strings.CutPrefix(listen, "tcp:")
@@ -366,7 +376,8 @@ func (m *migration) recoverURIs(attempt int) (listen, connect string) {
 	return "tcp:" + net.JoinHostPort(host, port), "tcp:" + net.JoinHostPort(to, port)
 }
 
-// blocktime reads what the destination tells of the page faults' cost, for some QEMUs forget it at the end (10.2, 11.1).
+// blocktime reads what the destination tells of the page faults' cost, for some QEMUs forget it at the end (10.2,
+// 11.1).
 func (m *migration) blocktime(ctx context.Context) {
 	if !m.run.Plan.Capabilities["postcopy-blocktime"] {
 		return

@@ -24,11 +24,15 @@ import (
 // source has not run since, the destination goes on. It may be called again after an error, and when there is nothing
 // to recover.
 //
-// A post-copy that is paused goes on over a new connection, for which p says where to listen and to connect; p is not used otherwise.
-func Recover(ctx context.Context, src, dst *endpoint.Endpoint, p plan.Plan, o plan.Options) (record.Holder, string, error) {
-	m := newMigration(src, dst, plan.Plan{Listen: p.Listen, Connect: cmp.Or(p.Connect, p.Listen), StallLimit: p.StallLimit, RecoverLimit: p.RecoverLimit}, o)
+// A post-copy that is paused goes on over a new connection, for which p says where to listen and to connect; p is not
+// used otherwise.
+func Recover(ctx context.Context, src, dst *endpoint.Endpoint, p plan.Plan, o plan.Options) (record.Holder, string,
+	error) {
+	m := newMigration(src, dst, plan.Plan{Listen: p.Listen, Connect: cmp.Or(p.Connect, p.Listen), StallLimit: p.StallLimit,
+		RecoverLimit: p.RecoverLimit}, o)
 	defer m.run.Close()
-	c := &run.Custody{Run: m.run, Situation: holder.Situation{Asker: holder.Recover}, Reaches: map[*run.Side]holder.Reach{}}
+	c := &run.Custody{Run: m.run, Situation: holder.Situation{Asker: holder.Recover},
+		Reaches: map[*run.Side]holder.Reach{}}
 	for _, s := range []*run.Side{m.run.Src, m.run.Dst} {
 		if err := s.Open(ctx, m.run.Opts); err != nil {
 			var other run.MonitorError
@@ -49,7 +53,8 @@ func Recover(ctx context.Context, src, dst *endpoint.Endpoint, p plan.Plan, o pl
 	}
 	if m.run.Src.Facts != nil {
 		c.Situation.Takes, c.Situation.Jams = m.run.Src.Facts.Before(10, 0), m.run.Src.Facts.Jams()
-		c.Situation.Begun, c.Situation.Gives = m.run.Src.Facts.Capabilities["postcopy-ram"], m.run.Src.Facts.Capabilities["release-ram"]
+		c.Situation.Begun, c.Situation.Gives = m.run.Src.Facts.Capabilities["postcopy-ram"],
+			m.run.Src.Facts.Capabilities["release-ram"]
 	}
 	if m.run.Dst.Facts != nil {
 		c.Situation.Locks = m.run.Dst.Facts.Before(10, 0) && !m.run.Dst.Facts.Capabilities["late-block-activate"]
@@ -112,7 +117,9 @@ func (m *migration) recoverPostCopy(ctx context.Context) (record.Holder, string,
 	m.run.Rec.Stages = append(m.run.Rec.Stages, record.Stage{Name: record.PostCopy}) // what follow ends
 	if m.linkLost() {
 		if m.run.Plan.Connect == "" {
-			return record.Destination, "", fmt.Errorf("post-copy is paused for want of a link (source %s, destination %s): give --listen URI, where the destination is to listen anew, and --connect URI if the source reaches that under another address", m.run.Src.Status, m.run.Dst.Status)
+			return record.Destination, "", fmt.Errorf("post-copy is paused for want of a link (source %s, destination %s): "+
+				"give --listen URI, where the destination is to listen anew, and --connect URI if the source reaches that under "+
+				"another address", m.run.Src.Status, m.run.Dst.Status)
 		}
 		if err := m.mendLink(ctx); err != nil {
 			return record.Destination, "", err
@@ -147,7 +154,8 @@ func (m *migration) strangers(ctx context.Context) string {
 	if differ == "" {
 		return ""
 	}
-	return fmt.Sprintf("source %s and destination %s have different %s: they are not the two ends of one migration", a.Name, b.Name, differ)
+	return fmt.Sprintf("source %s and destination %s have different %s: they are not the two ends of one migration",
+		a.Name, b.Name, differ)
 }
 
 // leftovers tells whether the source has jobs or nodes of mirrors of ours. One that does not say has none that would

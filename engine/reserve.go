@@ -26,7 +26,8 @@ func (m *migration) reserve(ctx context.Context) error {
 	if err := m.run.Listen(ctx); err != nil {
 		if strings.Contains(err.Error(), "already been started") { // it listens for somebody else, and is not ours to end
 			m.run.Listening = false
-			return fmt.Errorf("listen on %s: %w: if a migration was interrupted, `qmigrate migrate --recover` with the same endpoints ends it", m.run.Plan.Listen, err)
+			return fmt.Errorf("listen on %s: %w: if a migration was interrupted, `qmigrate migrate --recover` with the same "+
+				"endpoints ends it", m.run.Plan.Listen, err)
 		}
 		m.run.Listening = !qmp.IsRefusal(err) // one that has refused waits as before, and may be asked again
 		return fmt.Errorf("listen on %s: %w", m.run.Plan.Listen, err)
@@ -41,7 +42,8 @@ func (m *migration) reserve(ctx context.Context) error {
 		}
 		m.run.Elsewhere = !m.sameAddress()
 	} else {
-		m.run.Elsewhere = !m.sameAddress() || m.run.Plan.Connect != m.run.Plan.Listen && m.run.Plan.Tunnel == "" && m.run.Plan.TLS == nil
+		m.run.Elsewhere = !m.sameAddress() || m.run.Plan.Connect != m.run.Plan.Listen && m.run.Plan.Tunnel == "" &&
+			m.run.Plan.TLS == nil
 	}
 	if err := m.run.Configure(ctx, m.run.Src); err != nil {
 		return err

@@ -23,8 +23,8 @@ type security struct {
 	made []*run.Side // where objects of ours may be
 }
 
-// Check looks at the credentials before QEMU does, where their files can be read from here, and refuses in clear words what the handshake would
-// refuse, or never finish. It changes nothing.
+// Check looks at the credentials before QEMU does, where their files can be read from here, and refuses in clear words
+// what the handshake would refuse, or never finish. It changes nothing.
 func (m *security) Check(context.Context) error {
 	t := m.run.Plan.TLS
 	if t == nil {
@@ -46,7 +46,8 @@ func (m *security) Check(context.Context) error {
 	}
 	const ours = "; or leave the folders out, and new ones are made"
 	if src != nil && src.Anonymous() {
-		return fmt.Errorf("source would be refused: %s has no %s, and the destination lets no client in without one: add it and its key%s", t.SourceDir, tlscreds.CertFile(tlscreds.Client), ours)
+		return fmt.Errorf("source would be refused: %s has no %s, and the destination lets no client in without one: add "+
+			"it and its key%s", t.SourceDir, tlscreds.CertFile(tlscreds.Client), ours)
 	}
 	if src != nil && t.Authz != "" && src.Name() != t.Authz {
 		return fmt.Errorf("source would be refused: its certificate is %s, and --tls-authz lets only %s in: give its exact name", src.Name(), t.Authz)
@@ -57,7 +58,8 @@ func (m *security) Check(context.Context) error {
 	}
 	if dst != nil {
 		if err := dst.GoodFor(name); err != nil {
-			return fmt.Errorf("destination would be refused: %w, which the source connects to: give a name that it has with --tls-hostname%s", err, ours)
+			return fmt.Errorf("destination would be refused: %w, which the source connects to: give a name that it has with "+
+				"--tls-hostname%s", err, ours)
 		}
 	}
 	if src == nil || dst == nil {
@@ -91,7 +93,8 @@ func wrong(s *run.Side, dir string, err error) error {
 	case errors.Is(err, fs.ErrNotExist):
 		return fmt.Errorf("%s's TLS credentials in %s: %w", s.Role, dir, err)
 	}
-	return fmt.Errorf("%s's TLS credentials in %s: %w: replace it, or leave the folders out, and new ones are made", s.Role, dir, err)
+	return fmt.Errorf("%s's TLS credentials in %s: %w: replace it, or leave the folders out, and new ones are made",
+		s.Role, dir, err)
 }
 
 func (m *security) readX509(s *run.Side, dir string, r tlscreds.Role) (*tlscreds.X509, error) {
@@ -120,7 +123,8 @@ func (m *security) checkPSK() error {
 		}
 	}
 	if len(keys) == 2 && !tlscreds.SamePSK(keys[m.run.Src], keys[m.run.Dst]) {
-		return fmt.Errorf("source would be refused: the key of user %s in %s is not the one in the destination's %s: give both sides the same %s", t.User(), t.SourceDir, t.DestinationDir, tlscreds.PSKFile)
+		return fmt.Errorf("source would be refused: the key of user %s in %s is not the one in the destination's %s: give "+
+			"both sides the same %s", t.User(), t.SourceDir, t.DestinationDir, tlscreds.PSKFile)
 	}
 	return nil
 }
@@ -141,7 +145,8 @@ func (m *security) sameSecurity() error {
 	if src == "" {
 		encrypts, not, id = m.run.Dst, m.run.Src, dst
 	}
-	return fmt.Errorf("%s %s has been told to encrypt migrations (tls-creds %s) and %s %s has not: let qmigrate set up both with --tls, or set tls-creds alike on both", encrypts.Role, encrypts.Endpoint.Name, id, not.Role, not.Endpoint.Name)
+	return fmt.Errorf("%s %s has been told to encrypt migrations (tls-creds %s) and %s %s has not: let qmigrate set up "+
+		"both with --tls, or set tls-creds alike on both", encrypts.Role, encrypts.Endpoint.Name, id, not.Role, not.Endpoint.Name)
 }
 
 // former is what a TLS parameter was before us; what a killed run of ours left counts as nothing.
@@ -153,7 +158,8 @@ func former(f *facts.Facts, name string) string {
 	return value
 }
 
-// Reserve makes the credentials' objects in both QEMUs, before anything else is changed: a QEMU that does not take its files refuses here.
+// Reserve makes the credentials' objects in both QEMUs, before anything else is changed: a QEMU that does not take its
+// files refuses here.
 func (m *security) Reserve(ctx context.Context) error {
 	if m.run.Plan.TLS == nil {
 		return nil
@@ -170,8 +176,9 @@ func (m *security) Reserve(ctx context.Context) error {
 	return nil
 }
 
-// End takes the credentials out of both QEMUs again, as far as they can be reached, so that a later migration finds them as we did. A session under
-// way keeps what it has. A post-copy that is paused needs them for its next connection and keeps them. It is harmless twice.
+// End takes the credentials out of both QEMUs again, as far as they can be reached, so that a later migration finds
+// them as we did. A session under way keeps what it has. A post-copy that is paused needs them for its next connection
+// and keeps them. It is harmless twice.
 func (m *security) End(ctx context.Context) {
 	if strings.HasPrefix(m.run.Src.Status, "postcopy-") || strings.HasPrefix(m.run.Dst.Status, "postcopy-") {
 		return
@@ -196,7 +203,8 @@ func (m *security) End(ctx context.Context) {
 		}
 		cancel()
 		if err != nil && s.Control.Err() == nil {
-			m.run.Rec.Warn("the TLS credentials could not be taken out of the %s QEMU again: %v; `object-del` of %s does it", s.Role, err, plan.CredsID)
+			m.run.Rec.Warn("the TLS credentials could not be taken out of the %s QEMU again: %v; `object-del` of %s does it",
+				s.Role, err, plan.CredsID)
 		}
 	}
 }
@@ -213,18 +221,21 @@ func removeObjects(ctx context.Context, s *run.Side) error {
 	return nil
 }
 
-// refusals are what the source's QEMU says when it refuses the destination, and what that means. Seen on 7.2.22 and 10.0.2.
+// refusals are what the source's QEMU says when it refuses the destination, and what that means. Seen on 7.2.22 and
+// 10.0.2.
 var refusals = []struct{ said, means string }{
-	{"hasn't got a known issuer", "the destination's certificate was not signed by an authority that the source knows: give both sides certificates of one authority"},
-	{"does not match the hostname", "the destination's certificate is good for another name: give the one that it has with --tls-hostname"},
+	{"hasn't got a known issuer", "the destination's certificate was not signed by an authority that the source knows: " +
+		"give both sides certificates of one authority"},
+	{"does not match the hostname", "the destination's certificate is good for another name: give the one that it has " +
+		"with --tls-hostname"},
 	{"certificate has expired", "the destination's certificate has expired: make a new one"},
 	{"certificate is not yet activated", "the destination's certificate is not good yet: look at the clocks of both hosts"},
 	{"certificate has been revoked", "the destination's certificate is on the list of revoked ones"},
 }
 
-// Explain adds to a failure what it means where a handshake was refused. A destination that refuses says so on its standard error alone, neither in an
-// event nor in query-migrate (migration_tls_incoming_handshake; 7.2 and 10.0): all that is seen is that the source's connection broke
-// and nothing has come to the destination.
+// Explain adds to a failure what it means where a handshake was refused. A destination that refuses says so on its
+// standard error alone, neither in an event nor in query-migrate (migration_tls_incoming_handshake; 7.2 and 10.0): all
+// that is seen is that the source's connection broke and nothing has come to the destination.
 func (m *security) Explain(ctx context.Context, cause error) error {
 	t := m.run.Plan.TLS
 	refused := func(text string) string {
@@ -247,7 +258,9 @@ func (m *security) Explain(ctx context.Context, cause error) error {
 		return cause
 	}
 	if t.Kind == plan.PSK {
-		return fmt.Errorf("%w: the destination refused the source: it has no key of user %s, another one, or no TLS; its QEMU's standard error may say more", cause, t.User())
+		return fmt.Errorf("%w: the destination refused the source: it has no key of user %s, another one, or no TLS; its "+
+			"QEMU's standard error may say more", cause, t.User())
 	}
-	return fmt.Errorf("%w: the destination refused the source: it was shown no certificate, one of an authority that it does not know, or one whose name --tls-authz does not let in; its QEMU's standard error says which", cause)
+	return fmt.Errorf("%w: the destination refused the source: it was shown no certificate, one of an authority that it "+
+		"does not know, or one whose name --tls-authz does not let in; its QEMU's standard error says which", cause)
 }

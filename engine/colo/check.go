@@ -17,11 +17,13 @@ import (
 // check refuses what needs no QEMU to be refused.
 func (c *colo) check() error {
 	if c.run.Plan.TLS != nil || c.run.Plan.Tunnel != "" {
-		return &plan.UnsupportedError{Feature: "encryption in mode colo", Have: "checkpoints go over a plain stream; leave tls and tunnel out"}
+		return &plan.UnsupportedError{Feature: "encryption in mode colo",
+			Have: "checkpoints go over a plain stream; leave tls and tunnel out"}
 	}
 	for name, on := range c.want.Capabilities {
 		if on && name != "events" && name != "auto-converge" && name != "x-colo" {
-			return &plan.UnsupportedError{Feature: "capability " + name + " in mode colo", Have: "have auto-converge: checkpoints go over the plain stream"}
+			return &plan.UnsupportedError{Feature: "capability " + name + " in mode colo",
+				Have: "have auto-converge: checkpoints go over the plain stream"}
 		}
 	}
 	if on, set := c.want.Capabilities["x-colo"]; set && !on {
@@ -50,15 +52,20 @@ func (c *colo) check() error {
 func inStep(s *run.Side) error {
 	f := s.Facts
 	if _, ok := f.Parameters["x-checkpoint-delay"]; !ok {
-		return &plan.UnsupportedError{Feature: fmt.Sprintf("COLO on %s (QEMU %s)", f.Name, f.Version), Have: "this build has no x-checkpoint-delay"}
+		return &plan.UnsupportedError{Feature: fmt.Sprintf("COLO on %s (QEMU %s)", f.Name, f.Version),
+			Have: "this build has no x-checkpoint-delay"}
 	}
 	if strings.Contains(f.Machine, "q35") {
 		return &plan.UnsupportedError{Feature: fmt.Sprintf("COLO with machine %s on %s", f.Machine, f.Name),
-			Have: "its secondary aborts at the first checkpoint: ich9_lpc_post_load (hw/isa/lpc_ich9.c; read and seen in 7.2.22 and 10.0.2) maps the chipset's registers each time that device state is loaded, and they are mapped already: use machine pc, as in pc-i440fx-7.2"}
+			Have: "its secondary aborts at the first checkpoint: ich9_lpc_post_load (hw/isa/lpc_ich9.c; read and seen in " +
+				"7.2.22 and 10.0.2) maps the chipset's registers each time that device state is loaded, and they are mapped " +
+				"already: use machine pc, as in pc-i440fx-7.2"}
 	}
 	if f.Accelerator == "tcg" && f.Before(9, 0) && f.MemoryBytes%(256<<10) == 0 {
-		return &plan.UnsupportedError{Feature: fmt.Sprintf("COLO on %s (QEMU %s, TCG) with RAM a multiple of 256 KiB", f.Name, f.Version),
-			Have: fmt.Sprintf("it loses dirty pages (fixed upstream in 9.0, commit 03bfc2188f), and checkpoints are made of them: use RAM such as %dk", f.MemoryBytes>>10+8)}
+		return &plan.UnsupportedError{Feature: fmt.Sprintf("COLO on %s (QEMU %s, TCG) with RAM a multiple of 256 KiB", f.Name,
+			f.Version),
+			Have: fmt.Sprintf("it loses dirty pages (fixed upstream in 9.0, commit 03bfc2188f), and checkpoints are made of "+
+				"them: use RAM such as %dk", f.MemoryBytes>>10+8)}
 	}
 	return nil
 }
@@ -71,16 +78,21 @@ func diskless(ctx context.Context, s *run.Side) error {
 	}
 	if len(disks) > 0 {
 		d := disks[0]
-		return &plan.UnsupportedError{Feature: fmt.Sprintf("COLO with the disk %s of %s", strings.TrimSpace(d.Device+" "+d.Path), s.Endpoint.Name),
-			Have: "memory, devices and network are kept in step here, disks are not, and both sides would write this one: detach it, or make it read-only"}
+		return &plan.UnsupportedError{Feature: fmt.Sprintf("COLO with the disk %s of %s",
+			strings.TrimSpace(d.Device+" "+d.Path), s.Endpoint.Name),
+			Have: "memory, devices and network are kept in step here, disks are not, and both sides would write this one: " +
+				"detach it, or make it read-only"}
 	}
 	return nil
 }
 
-// neverEnters says why a primary has gone past COLO: there, every migration goes through `device`, and COLO is begun from `active` only.
+// neverEnters says why a primary has gone past COLO: there, every migration goes through `device`, and COLO is begun
+// from `active` only.
 func neverEnters(f *facts.Facts) error {
 	return &plan.UnsupportedError{Feature: fmt.Sprintf("COLO on %s (QEMU %s) as the primary", f.Name, f.Version),
-		Have: "its migration completed instead: migration_switchover_prepare always goes to `device`, and migration_completion begins COLO only from `active` (migration/migration.c; read and seen in 10.0.2): use a primary such as QEMU 7.2; this one can be the secondary"}
+		Have: "its migration completed instead: migration_switchover_prepare always goes to `device`, and " +
+			"migration_completion begins COLO only from `active` (migration/migration.c; read and seen in 10.0.2): use a " +
+			"primary such as QEMU 7.2; this one can be the secondary"}
 }
 
 // mayYield tries yielding on a thread that is there.

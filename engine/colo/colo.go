@@ -19,12 +19,17 @@ import (
 // COLOPlan is what to do in mode colo; Plan's capabilities may be no others than events and auto-converge.
 type Plan struct {
 	plan.Plan
-	CheckpointDelay time.Duration // between two checkpoints that no packet asks for (x-checkpoint-delay, whole ms); 0: 200 ms
-	Run             time.Duration // how long the two are to run in step before the secondary is let go; 0: until ctx ends or a side is lost
-	Mirror          string        // the primary host's address at which the secondary reaches it, for the guest's packets; needed where the guest has a network card
-	Unfiltered      bool          // no filters although the guest has a network card: the caller sees to it that nothing hears the secondary
-	Checkpoints     int           // and until so many checkpoints are whole
-	Checkpointed    func(n int)   // called after the n-th whole checkpoint, from 1 on; nil: nobody. It must not block
+	// between two checkpoints that no packet asks for (x-checkpoint-delay, whole ms); 0: 200 ms
+	CheckpointDelay time.Duration
+	// how long the two are to run in step before the secondary is let go; 0: until ctx ends or a side is lost
+	Run time.Duration
+	// the primary host's address at which the secondary reaches it, for the guest's packets; needed where the guest has a
+	// network card
+	Mirror string
+	// no filters although the guest has a network card: the caller sees to it that nothing hears the secondary
+	Unfiltered   bool
+	Checkpoints  int         // and until so many checkpoints are whole
+	Checkpointed func(n int) // called after the n-th whole checkpoint, from 1 on; nil: nobody. It must not block
 }
 
 const (
@@ -55,13 +60,16 @@ type colo struct {
 	lostCause error
 }
 
-// COLO makes the QEMU behind secondary follow the one behind primary, checkpoint by checkpoint, and when one of the two is lost it sees to it
-// that the other one, and nobody else, runs the guest. Only the primary is heard outside: the secondary's packets go to the
-// primary to be compared, and what a filter holds back is not sent. What is guaranteed, and what not, is docs/colo.md.
+// COLO makes the QEMU behind secondary follow the one behind primary, checkpoint by checkpoint, and when one of the two
+// is lost it sees to it that the other one, and nobody else, runs the guest. Only the primary is heard outside: the
+// secondary's packets go to the primary to be compared, and what a filter holds back is not sent. What is guaranteed,
+// and what not, is docs/colo.md.
 //
-// It returns when plan.Run is over and the secondary has been let go, or when a side was lost and the other one runs alone, which is
-// no error: the record's outcome is then recovered. The record is returned also with an error, which is a *StageError.
-func Protect(ctx context.Context, primary, secondary *endpoint.Endpoint, p Plan, o plan.Options) (*record.Migration, error) {
+// It returns when plan.Run is over and the secondary has been let go, or when a side was lost and the other one runs
+// alone, which is no error: the record's outcome is then recovered. The record is returned also with an error, which is
+// a *StageError.
+func Protect(ctx context.Context, primary, secondary *endpoint.Endpoint, p Plan, o plan.Options) (*record.Migration,
+	error) {
 	c := newCOLO(primary, secondary, p, o)
 	defer c.run.Close()
 	for _, s := range []struct {
@@ -69,9 +77,10 @@ func Protect(ctx context.Context, primary, secondary *endpoint.Endpoint, p Plan,
 		run  func(context.Context) error
 	}{
 		{record.Initialization, c.initialize}, // both answer; everything that this pair would refuse later is refused
-		{record.Reservation, c.reserve},       // the secondary hears and says nothing, and listens; the primary's filters are there, off
-		{record.PreCopy, c.preCopy},           // passes while the guest runs, until QEMU stops it
-		{record.StopAndCopy, c.enter},         // STOP .. the first checkpoint is whole: from here either side may die
+		// the secondary hears and says nothing, and listens; the primary's filters are there, off
+		{record.Reservation, c.reserve},
+		{record.PreCopy, c.preCopy},   // passes while the guest runs, until QEMU stops it
+		{record.StopAndCopy, c.enter}, // STOP .. the first checkpoint is whole: from here either side may die
 	} {
 		if err := c.run.Do(ctx, s.name, s.run); err != nil {
 			return c.run.Rec, c.run.Abort(ctx, err)
@@ -124,7 +133,8 @@ func (c *colo) initialize(ctx context.Context) error {
 	}
 	src, dst := c.run.Src.Facts, c.run.Dst.Facts
 	q := &c.run.Rec.QEMU
-	q.SourceVersion, q.DestinationVersion, q.Accelerator, q.Machine, q.MemoryBytes, q.VCPUs = src.Version, dst.Version, src.Accelerator, src.Machine, src.MemoryBytes, src.VCPUs
+	q.SourceVersion, q.DestinationVersion, q.Accelerator, q.Machine, q.MemoryBytes, q.VCPUs = src.Version, dst.Version,
+		src.Accelerator, src.Machine, src.MemoryBytes, src.VCPUs
 	if err := c.run.Compare(ctx); err != nil {
 		return err
 	}
@@ -156,9 +166,11 @@ func (c *colo) initialize(ctx context.Context) error {
 	}
 	switch {
 	case len(c.cards[0]) != len(c.cards[1]):
-		return fmt.Errorf("the primary has %d network cards with a backend and the secondary %d: start the secondary like the primary", len(c.cards[0]), len(c.cards[1]))
+		return fmt.Errorf("the primary has %d network cards with a backend and the secondary %d: start the secondary like "+
+			"the primary", len(c.cards[0]), len(c.cards[1]))
 	case len(c.cards[0]) > 0 && c.want.Mirror == "" && !c.want.Unfiltered:
-		return fmt.Errorf("the guest has a network card and no filters are asked for: both sides run it, and both would be heard: give the primary's address for the filters (Mirror), or say that nothing hears the secondary (Unfiltered)")
+		return fmt.Errorf("the guest has a network card and no filters are asked for: both sides run it, and both would be " +
+			"heard: give the primary's address for the filters (Mirror), or say that nothing hears the secondary (Unfiltered)")
 	case c.want.Unfiltered && len(c.cards[0]) > 0:
 		c.run.Rec.Warn("without filters both sides' guests are heard on the network, and no packet asks for a checkpoint")
 		c.cards = [2][]string{}
@@ -166,8 +178,8 @@ func (c *colo) initialize(ctx context.Context) error {
 	return nil
 }
 
-// reserve prepares the secondary and makes it listen, then the primary. The secondary's filters come first: it runs as soon as it
-// has everything, and from then on nothing may hear it.
+// reserve prepares the secondary and makes it listen, then the primary. The secondary's filters come first: it runs as
+// soon as it has everything, and from then on nothing may hear it.
 func (c *colo) reserve(ctx context.Context) error {
 	if err := c.mirrorPorts(ctx); err != nil {
 		return err
@@ -234,13 +246,18 @@ func (c *colo) preCopy(ctx context.Context) error {
 	return nil
 }
 
-// enter follows the pair into COLO and through the first checkpoint, before which a lost primary would take with it what was heard
-// of it. The primary waits for the secondary while its filters are switched on, so that most often not even its first packet passes them.
+// enter follows the pair into COLO and through the first checkpoint, before which a lost primary would take with it
+// what was heard of it. The primary waits for the secondary while its filters are switched on, so that most often not
+// even its first packet passes them.
 func (c *colo) enter(ctx context.Context) error {
 	stopped := c.run.Src.Stopped
-	ctx, cancel := context.WithTimeoutCause(ctx, firstCheckpointLimit, fmt.Errorf("no whole checkpoint within %s", firstCheckpointLimit))
+	ctx, cancel := context.WithTimeoutCause(ctx, firstCheckpointLimit,
+		fmt.Errorf("no whole checkpoint within %s", firstCheckpointLimit))
 	defer cancel()
-	if err := c.run.Until(ctx, func() bool { return c.run.Src.Status == "colo" || c.run.Src.Status == "device" || c.run.Src.Done() }); err != nil {
+	if err := c.run.Until(ctx, func() bool {
+		return c.run.Src.Status == "colo" || c.run.Src.Status == "device" ||
+			c.run.Src.Done()
+	}); err != nil {
 		return err
 	}
 	c.run.StopPolling(ctx)
@@ -273,8 +290,9 @@ func (c *colo) enter(ctx context.Context) error {
 	return nil
 }
 
-// yield makes the primary's migration thread give way to the others. Why: at each checkpoint QEMU under TCG waits for its vCPUs on a
-// condition variable with the big lock, which that thread does not hold then (docs/colo.md), unless they have answered before it looks.
+// yield makes the primary's migration thread give way to the others. Why: at each checkpoint QEMU under TCG waits for
+// its vCPUs on a condition variable with the big lock, which that thread does not hold then (docs/colo.md), unless they
+// have answered before it looks.
 func (c *colo) yield() error {
 	p := c.run.Src.Endpoint.Process.(endpoint.Scheduler)
 	now, err := p.Threads()

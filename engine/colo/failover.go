@@ -21,8 +21,9 @@ func (c *colo) miss(s *run.Side, cause error) {
 	}
 }
 
-// protect lets the two run in step until a side is lost, or the plan's time is over, or ctx ends: the last is an error if the time was
-// not over. A side is lost when its process ends, its monitor closes, it leaves COLO, or it does not answer query-status.
+// protect lets the two run in step until a side is lost, or the plan's time is over, or ctx ends: the last is an error
+// if the time was not over. A side is lost when its process ends, its monitor closes, it leaves COLO, or it does not
+// answer query-status.
 func (c *colo) protect(ctx context.Context) error {
 	beating, stop := context.WithCancel(ctx)
 	var hearts sync.WaitGroup
@@ -78,8 +79,8 @@ func (c *colo) protect(ctx context.Context) error {
 	return nil
 }
 
-// which finds out which side is lost after COLO was left. If both live, the link between them is: the primary stays, for it is the one
-// that is heard.
+// which finds out which side is lost after COLO was left. If both live, the link between them is: the primary stays,
+// for it is the one that is heard.
 func (c *colo) which(ctx context.Context, ended func(*run.Side) <-chan struct{}) {
 	moment := time.NewTimer(run.DeathLimit)
 	defer moment.Stop()
@@ -131,8 +132,8 @@ func heartbeat(ctx context.Context, s *run.Side, silent chan<- *run.Side) {
 	}
 }
 
-// failOver makes the side that is left run the guest alone. The other one is known dead before: a primary that lives would be heard
-// beside a secondary that took over.
+// failOver makes the side that is left run the guest alone. The other one is known dead before: a primary that lives
+// would be heard beside a secondary that took over.
 func (c *colo) failOver(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, run.UndoLimit)
 	defer cancel()
@@ -159,17 +160,20 @@ func (c *colo) promote(ctx context.Context) error {
 	if err := c.releaseSecondary(ctx); err != nil {
 		return err
 	}
-	announce := map[string]any{"initial": 50, "max": 550, "rounds": 5, "step": 100} // ms: QEMU's own figures for a migration
+	// ms: QEMU's own figures for a migration
+	announce := map[string]any{"initial": 50, "max": 550, "rounds": 5, "step": 100}
 	if err := c.run.Dst.Control.Execute(ctx, "announce-self", announce, nil); err != nil {
 		c.run.Rec.Warn("the guest did not announce itself on the network: %v", err)
 	}
 	return nil
 }
 
-// retreat ends the secondary and lets the primary go on alone. A secondary that cannot be ended stays behind its filters.
+// retreat ends the secondary and lets the primary go on alone. A secondary that cannot be ended stays behind its
+// filters.
 func (c *colo) retreat(ctx context.Context) error {
 	if err := c.run.Dst.Kill(ctx); err != nil {
-		c.run.Rec.Warn("the secondary was not ended (%v): it runs on, heard by nobody while its filters stand: end %s", err, c.run.Dst.Endpoint.Name)
+		c.run.Rec.Warn("the secondary was not ended (%v): it runs on, heard by nobody while its filters stand: end %s", err,
+			c.run.Dst.Endpoint.Name)
 	}
 	// Before COLO is left: what the filters hold flows out, and no comparison can hold up the end.
 	if err := c.releasePrimary(ctx); err != nil {
@@ -203,8 +207,8 @@ func (c *colo) leave(ctx context.Context, s *run.Side) error {
 	return nil
 }
 
-// settle brings the guest back to where it can run after a failure: the primary goes on if it lives; if not, the secondary takes over if it has
-// been in COLO. It is run.settle for this mode.
+// settle brings the guest back to where it can run after a failure: the primary goes on if it lives; if not, the
+// secondary takes over if it has been in COLO. It is run.settle for this mode.
 func (c *colo) settle(ctx context.Context) run.Verdict {
 	if c.run.Src.Facts == nil {
 		return run.Verdict{Guest: record.Unknown, Mend: "the primary was not reached, and nothing was changed"}
@@ -224,18 +228,24 @@ func (c *colo) settle(ctx context.Context) run.Verdict {
 		}
 		return v
 	case gone && (c.run.Src.Kill(ctx) != nil || !c.run.Src.Over(ctx)):
-		return run.Verdict{Guest: record.Unknown, Mend: fmt.Sprintf("the primary is lost and not known dead: ask %s for query-status: if it lives, it holds the guest; once it is surely dead, `x-colo-lost-heartbeat` on %s and object-del of its filters lets the secondary, which stands by unheard, take over",
+		return run.Verdict{Guest: record.Unknown, Mend: fmt.Sprintf("the primary is lost and not known dead: ask %s for "+
+			"query-status: if it lives, it holds the guest; once it is surely dead, `x-colo-lost-heartbeat` on %s and "+
+			"object-del of its filters lets the secondary, which stands by unheard, take over",
 			c.run.Src.Endpoint.Name, c.run.Dst.Endpoint.Name)}
 	case gone && had && c.run.Dst.Gone == nil:
 		if len(c.resumes) == 0 {
-			c.run.Rec.Warn("the primary died before the first checkpoint was whole: what it did since it was copied is lost, though it may have been heard")
+			c.run.Rec.Warn("the primary died before the first checkpoint was whole: what it did since it was copied is lost, " +
+				"though it may have been heard")
 		}
 		c.lost = c.run.Src
 		if err := c.promote(ctx); err != nil {
 			if status, asked := c.run.Dst.Asked(ctx); asked == nil && status.Running && c.run.Dst.Done() {
-				return run.Verdict{Guest: record.Destination, Mend: fmt.Sprintf("it runs there, and something stands in its way to the network (%v): object-del it on %s", err, c.run.Dst.Endpoint.Name)}
+				return run.Verdict{Guest: record.Destination,
+					Mend: fmt.Sprintf("it runs there, and something stands in its way to the network (%v): object-del it on %s", err,
+						c.run.Dst.Endpoint.Name)}
 			}
-			return run.Verdict{Guest: record.None, Mend: fmt.Sprintf("the primary is dead and the secondary does not take over (%v): `x-colo-lost-heartbeat` on %s", err, c.run.Dst.Endpoint.Name)}
+			return run.Verdict{Guest: record.None, Mend: fmt.Sprintf("the primary is dead and the secondary does not take "+
+				"over (%v): `x-colo-lost-heartbeat` on %s", err, c.run.Dst.Endpoint.Name)}
 		}
 		return run.Verdict{Guest: record.Destination}
 	case gone && had:
@@ -246,11 +256,13 @@ func (c *colo) settle(ctx context.Context) run.Verdict {
 	}
 	if c.run.Src.Status == "colo" {
 		if err := c.retreat(ctx); err != nil {
-			return run.Verdict{Guest: record.None, Mend: fmt.Sprintf("the primary does not go on alone (%v): `x-colo-lost-heartbeat`, then `cont` on %s", err, c.run.Src.Endpoint.Name)}
+			return run.Verdict{Guest: record.None, Mend: fmt.Sprintf("the primary does not go on alone (%v): "+
+				"`x-colo-lost-heartbeat`, then `cont` on %s", err, c.run.Src.Endpoint.Name)}
 		}
 		return run.Verdict{Guest: record.Source}
 	}
-	// Not in COLO: what ran on the secondary was heard by nobody, and ends now. The source is `active`, or has completed past COLO.
+	// Not in COLO: what ran on the secondary was heard by nobody, and ends now. The source is `active`, or has completed
+	// past COLO.
 	if c.run.Src.Status == "device" {
 		_ = c.run.DrainFor(ctx, run.AnswerLimit, c.run.Src.Ended)
 	}

@@ -22,13 +22,15 @@ type cardNames struct{ mirror, answer, in, inEnd, out, outEnd, compare, deaf, he
 
 func cardNamesOf(i int) cardNames {
 	n := func(word string) string { return fmt.Sprintf("qmigrate-%s-%d", word, i) }
-	return cardNames{n("mirror"), n("answer"), n("in"), n("in-end"), n("out"), n("out-end"), n("compare"), n("deaf"), n("heard"), n("held"), n("rewriter")}
+	return cardNames{n("mirror"), n("answer"), n("in"), n("in-end"), n("out"), n("out-end"), n("compare"), n("deaf"),
+		n("heard"), n("held"), n("rewriter")}
 }
 
 // compareThread is the iothread in which frames are compared.
 const compareThread = "qmigrate-compare"
 
-// netdevs are the backends of the guest's network cards, found in QEMU's object tree: every device that has a property netdev which is set.
+// netdevs are the backends of the guest's network cards, found in QEMU's object tree: every device that has a property
+// netdev which is set.
 func netdevs(ctx context.Context, c *qmp.Conn) ([]string, error) {
 	type property struct{ Name, Type string }
 	list := func(path string) (all []property, err error) {
@@ -42,7 +44,8 @@ func netdevs(ctx context.Context, c *qmp.Conn) ([]string, error) {
 			return nil, err
 		}
 		for _, child := range children {
-			if !strings.HasPrefix(child.Type, "child<") || strings.Contains(child.Type, "memory-region") || strings.Contains(child.Type, "<irq>") {
+			if !strings.HasPrefix(child.Type, "child<") || strings.Contains(child.Type, "memory-region") ||
+				strings.Contains(child.Type, "<irq>") {
 				continue
 			}
 			path := container + "/" + child.Name
@@ -95,8 +98,8 @@ func object(ctx context.Context, s *run.Side, kind, id string, properties map[st
 	return nil
 }
 
-// mirrorPorts makes the primary listen for the secondary's two connections of each card, at ports of its choice. What an earlier run left is removed
-// first.
+// mirrorPorts makes the primary listen for the secondary's two connections of each card, at ports of its choice. What
+// an earlier run left is removed first.
 func (c *colo) mirrorPorts(ctx context.Context) error {
 	if len(c.cards[0]) == 0 {
 		return nil
@@ -141,7 +144,8 @@ func (c *colo) holdSecondary(ctx context.Context) error {
 	s := c.run.Dst
 	for i, netdev := range c.cards[1] {
 		n := cardNamesOf(i)
-		if err := s.Control.Execute(ctx, "chardev-add", map[string]any{"id": n.deaf, "backend": map[string]any{"type": "null", "data": map[string]any{}}}, nil); err != nil {
+		if err := s.Control.Execute(ctx, "chardev-add",
+			map[string]any{"id": n.deaf, "backend": map[string]any{"type": "null", "data": map[string]any{}}}, nil); err != nil {
 			return fmt.Errorf("make %s on %s: %w", n.deaf, s.Endpoint.Name, err)
 		}
 		for _, id := range []string{n.mirror, n.answer} {
@@ -171,8 +175,8 @@ func (c *colo) holdSecondary(ctx context.Context) error {
 	return nil
 }
 
-// comparePrimary makes the primary's filters, switched off, and what compares. A primary that was a secondary keeps its rewriter, for connections that
-// were opened then, and the filters stand on the link's side of it.
+// comparePrimary makes the primary's filters, switched off, and what compares. A primary that was a secondary keeps its
+// rewriter, for connections that were opened then, and the filters stand on the link's side of it.
 func (c *colo) comparePrimary(ctx context.Context) error {
 	if len(c.cards[0]) == 0 {
 		return nil
@@ -193,7 +197,8 @@ func (c *colo) comparePrimary(ctx context.Context) error {
 		n := cardNamesOf(i)
 		for _, pair := range [][2]string{{n.in, n.inEnd}, {n.out, n.outEnd}} {
 			// From QEMU to itself: a name that nobody else has, in the host's network namespace.
-			address := map[string]any{"type": "unix", "data": map[string]any{"path": pair[0] + "-" + c.run.Rec.ID, "abstract": true}}
+			address := map[string]any{"type": "unix",
+				"data": map[string]any{"path": pair[0] + "-" + c.run.Rec.ID, "abstract": true}}
 			if err := socketChardev(ctx, s, pair[0], true, address); err != nil {
 				return err
 			}
@@ -201,7 +206,8 @@ func (c *colo) comparePrimary(ctx context.Context) error {
 				return err
 			}
 		}
-		compare := map[string]any{"primary_in": n.inEnd, "secondary_in": n.answer, "outdev": n.outEnd, "iothread": compareThread, "vnet_hdr_support": true}
+		compare := map[string]any{"primary_in": n.inEnd, "secondary_in": n.answer, "outdev": n.outEnd,
+			"iothread": compareThread, "vnet_hdr_support": true}
 		if err := object(ctx, s, "colo-compare", n.compare, compare); err != nil {
 			return err
 		}
@@ -230,7 +236,8 @@ func (c *colo) filterPrimary(ctx context.Context, status string) error {
 	for i := range c.cards[0] {
 		n := cardNamesOf(i)
 		for _, id := range []string{n.out, n.mirror, n.in} {
-			if err := c.run.Src.Control.Execute(ctx, "qom-set", map[string]any{"path": "/objects/" + id, "property": "status", "value": status}, nil); err != nil {
+			if err := c.run.Src.Control.Execute(ctx, "qom-set",
+				map[string]any{"path": "/objects/" + id, "property": "status", "value": status}, nil); err != nil {
 				return fmt.Errorf("switch filter %s of the primary %s: %w", id, status, err)
 			}
 		}
@@ -238,7 +245,8 @@ func (c *colo) filterPrimary(ctx context.Context, status string) error {
 	return nil
 }
 
-// releasePrimary removes everything of ours from the primary's cards. First frames go past the comparison, then what it holds flows out.
+// releasePrimary removes everything of ours from the primary's cards. First frames go past the comparison, then what it
+// holds flows out.
 func (c *colo) releasePrimary(ctx context.Context) error {
 	if len(c.cards[0]) == 0 {
 		return nil
@@ -253,8 +261,8 @@ func (c *colo) releasePrimary(ctx context.Context) error {
 	return errors.Join(r.errs...)
 }
 
-// releaseSecondary lets the secondary hear and be heard: what it says first. The rewriter stays: connections opened since the last checkpoint
-// have numbers of its own in the guest.
+// releaseSecondary lets the secondary hear and be heard: what it says first. The rewriter stays: connections opened
+// since the last checkpoint have numbers of its own in the guest.
 func (c *colo) releaseSecondary(ctx context.Context) error {
 	r := remover{s: c.run.Dst, warn: c.run.Rec.Warn}
 	for i := range c.cards[1] {
@@ -265,7 +273,8 @@ func (c *colo) releaseSecondary(ctx context.Context) error {
 	return errors.Join(r.errs...)
 }
 
-// remover removes what is there; what is not there is none of its errors. A socket that stays harms nobody, and is warned of.
+// remover removes what is there; what is not there is none of its errors. A socket that stays harms nobody, and is
+// warned of.
 type remover struct {
 	s    *run.Side
 	warn func(format string, args ...any)

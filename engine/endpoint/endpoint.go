@@ -34,8 +34,8 @@ const (
 	Elsewhere Where = "elsewhere"
 )
 
-// Endpoint is one QEMU as the engine sees it: up to three monitors, for a QMP socket serves one client, and a command on a
-// shared one waits for the command before it.
+// Endpoint is one QEMU as the engine sees it: up to three monitors, for a QMP socket serves one client, and a command
+// on a shared one waits for the command before it.
 type Endpoint struct {
 	Name    string  // as the user wrote it: unix:/run/a.qmp
 	Host    string  // where it runs, for the record; may become known when it is reached

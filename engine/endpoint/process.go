@@ -22,14 +22,15 @@ type Process interface {
 	Kill(ctx context.Context) error
 	// Done is closed when it has ended; nil if it is not known which process it is.
 	Done() <-chan struct{}
-	// HasThread tells whether the thread with this number is one of its own. Who listens on a socket may be a forwarder: only
-	// the process that has the vCPU threads is the QEMU, and only its death is the guest's end.
+	// HasThread tells whether the thread with this number is one of its own. Who listens on a socket may be a forwarder:
+	// only the process that has the vCPU threads is the QEMU, and only its death is the guest's end.
 	HasThread(id int) bool
 	// MainThreadCPU is the processor time of the thread that answers the monitor.
 	MainThreadCPU() (time.Duration, error)
 }
 
-// MemoryLocker is a Process that can say how much memory it may lock: zero-copy needs that. limited is false where there is no limit.
+// MemoryLocker is a Process that can say how much memory it may lock: zero-copy needs that. limited is false where
+// there is no limit.
 type MemoryLocker interface {
 	MemoryLock() (bytes int64, limited bool, err error)
 }

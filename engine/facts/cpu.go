@@ -4,9 +4,10 @@ import "strings"
 
 // CPU is the guest's first CPU.
 type CPU struct {
-	Type     string                // qemu64-x86_64-cpu
-	Features map[FeatureWord]int64 // what the guest sees, after QEMU has taken out what host and accelerator lack; nil: not known
-	Identity map[string]string     // vendor, family, model and stepping; nil: not read, see readIdentity
+	Type string // qemu64-x86_64-cpu
+	// what the guest sees, after QEMU has taken out what host and accelerator lack; nil: not known
+	Features map[FeatureWord]int64
+	Identity map[string]string // vendor, family, model and stepping; nil: not read, see readIdentity
 
 	path string // in QEMU's tree of objects
 }

@@ -7,10 +7,11 @@ import (
 
 // Device is one device of a guest: what it is, where the guest finds it, and how it was set up.
 type Device struct {
-	Type       string            // virtio-net-pci
-	ID         string            // the user's; "" if it has none
-	Bus        string            // the type of the bus it is on: PCIE, usb-bus, SCSI, ISA, System, ...
-	Path       string            // the addresses from the machine inwards: q35-pcihost/03.0/virtio-net-device; unique, and the same on both sides
+	Type string // virtio-net-pci
+	ID   string // the user's; "" if it has none
+	Bus  string // the type of the bus it is on: PCIE, usb-bus, SCSI, ISA, System, ...
+	// the addresses from the machine inwards: q35-pcihost/03.0/virtio-net-device; unique, and the same on both sides
+	Path       string
 	Address    string            // the last of them
 	PCI        string            // of a PCI device: 1af4:1000 (sub 1af4:0001)
 	Properties map[string]string // as QEMU prints them
@@ -42,7 +43,8 @@ func (d Device) Where() string {
 	case "virtio-serial-bus":
 		return "port " + d.Address
 	}
-	if a := PciAddresses(d.Path); len(a) > 0 && strings.HasPrefix(d.Bus, "virtio-") { // a part of what is there: virtio-net-device of virtio-net-pci
+	// a part of what is there: virtio-net-device of virtio-net-pci
+	if a := PciAddresses(d.Path); len(a) > 0 && strings.HasPrefix(d.Bus, "virtio-") {
 		return "PCI address " + strings.Join(a, "/")
 	}
 	return ""
@@ -58,7 +60,8 @@ func PciAddresses(path string) (all []string) {
 	return all
 }
 
-// ParseDevices reads the answer to `info qtree`, QEMU's tree of buses and devices. It is text for people, two blanks a level:
+// ParseDevices reads the answer to `info qtree`, QEMU's tree of buses and devices. It is text for people, two blanks a
+// level:
 //
 //	bus: pcie.0
 //	  type PCIE
@@ -164,7 +167,8 @@ type node struct {
 	port string // the USB port it got
 }
 
-// address is where on its bus the guest finds a device, by which QEMU names it in the stream too; where the bus has no addresses, its type.
+// address is where on its bus the guest finds a device, by which QEMU names it in the stream too; where the bus has no
+// addresses, its type.
 func (n *node) address() string {
 	p := n.Properties
 	plain := func(name string) string { number, _, _ := strings.Cut(p[name], " "); return strings.Trim(number, `"`) }
@@ -185,8 +189,8 @@ func (n *node) address() string {
 	return SameType(n.Type)
 }
 
-// SameType gives the types that stand for one and the same device under KVM and TCG one name: what they send is the same
-// (vmstate i8254, i8259, ioapic, apic).
+// SameType gives the types that stand for one and the same device under KVM and TCG one name: what they send is the
+// same (vmstate i8254, i8259, ioapic, apic).
 func SameType(t string) string {
 	switch t {
 	case "kvm-pit":

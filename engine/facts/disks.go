@@ -212,7 +212,8 @@ func BlockJobs(ctx context.Context, c *qmp.Conn) (ours []string, others []Job, e
 	return ours, others, err
 }
 
-// Writable lists the block devices that hold something and can be written. A saved guest does not have them in its file.
+// Writable lists the block devices that hold something and can be written. A saved guest does not have them in its
+// file.
 func Writable(ctx context.Context, c *qmp.Conn) ([]qmp.BlockDevice, error) {
 	all, err := c.BlockDevices(ctx)
 	if err != nil {

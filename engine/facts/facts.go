@@ -36,10 +36,11 @@ type Facts struct {
 	SchemaKnown     bool           // the introspection came from the cache
 
 	// What of the machine a stream depends on, or a guest sees; nil where this QEMU does not tell.
-	Devices        []Device
-	RAM            []RAMBlock
-	Disks          []Disk
-	Netdevs        map[string]string // the network backends: name and type (tap, user, ...); nil: not asked for, see readNetwork
+	Devices []Device
+	RAM     []RAMBlock
+	Disks   []Disk
+	// the network backends: name and type (tap, user, ...); nil: not asked for, see readNetwork
+	Netdevs        map[string]string
 	CPU            CPU
 	Topology       map[string]int64 // sockets, dies, cores, threads, maxcpus, ...
 	MemorySlots    int64            // for memory that is plugged in later
@@ -86,8 +87,8 @@ func Inspect(ctx context.Context, ep *endpoint.Endpoint, o plan.Options) (*Facts
 	return f, nil
 }
 
-// inspectLimit is how long a QEMU may take over all these questions together: some milliseconds are usual, and one that was
-// stopped, or whose main loop is stuck, never answers.
+// inspectLimit is how long a QEMU may take over all these questions together: some milliseconds are usual, and one that
+// was stopped, or whose main loop is stuck, never answers.
 const ReadLimit = 10 * time.Second
 
 // inspect reads the facts but for the schema, which is not always needed and takes longer than all others.
@@ -106,7 +107,8 @@ func Read(ctx context.Context, c *qmp.Conn, name string) (*Facts, error) {
 
 func readFacts(ctx context.Context, c *qmp.Conn, name string) (*Facts, error) {
 	v := c.Greeting().Version
-	f := &Facts{Name: name, Version: fmt.Sprintf("%d.%d.%d", v.Major, v.Minor, v.Micro), Major: v.Major, Minor: v.Minor, Accelerator: "tcg"}
+	f := &Facts{Name: name, Version: fmt.Sprintf("%d.%d.%d", v.Major, v.Minor, v.Micro), Major: v.Major, Minor: v.Minor,
+		Accelerator: "tcg"}
 	if v.Package != "" {
 		f.Version += " (" + v.Package + ")"
 	}
@@ -208,7 +210,8 @@ func (f *Facts) Same(g *Facts) bool {
 		f.MigrationStatus == g.MigrationStatus
 }
 
-// Twin tells whether two QEMUs are the same program, as far as they say: version, package and the names of what migration can do.
+// Twin tells whether two QEMUs are the same program, as far as they say: version, package and the names of what
+// migration can do.
 func (f *Facts) Twin(g *Facts) bool {
 	return f.Version == g.Version &&
 		maps.EqualFunc(f.Capabilities, g.Capabilities, func(bool, bool) bool { return true }) &&
@@ -239,7 +242,8 @@ const Asleep = "suspended"
 
 // Migration is what query-migrate says of this QEMU.
 func (f *Facts) Migration() holder.Status {
-	return holder.StatusOf(f.MigrationStatus, f.sent || f.RunState == string(holder.Post), f.RunState == string(holder.InMigrate))
+	return holder.StatusOf(f.MigrationStatus, f.sent || f.RunState == string(holder.Post),
+		f.RunState == string(holder.InMigrate))
 }
 
 // Idle tells whether there has been no migration at all.
@@ -250,7 +254,8 @@ func Idle(status string) bool { return status == "" || status == "none" }
 // never ends, and `cont` is refused (seen on 10.0.2, read in its postcopy_start; mended by 10.2).
 func (f *Facts) Jams() bool { return !f.Before(9, 0) && f.Before(10, 2) }
 
-// Together runs all at the same time and returns when all have ended: with the first error, which ends the others' context.
+// Together runs all at the same time and returns when all have ended: with the first error, which ends the others'
+// context.
 func Together(ctx context.Context, all ...func(context.Context) error) (first error) {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()

@@ -9,7 +9,8 @@ import (
 	"qmigrate/qmp"
 )
 
-// Optional is for a question that not every QEMU, or not every machine, has: one that is refused leaves the fact unknown.
+// Optional is for a question that not every QEMU, or not every machine, has: one that is refused leaves the fact
+// unknown.
 func Optional(err error) error {
 	var refused *qmp.CommandError
 	if errors.As(err, &refused) {
@@ -18,8 +19,8 @@ func Optional(err error) error {
 	return err
 }
 
-// readMachine reads what the guest's machine is made of. All questions are sent at once: QEMU answers each from its main loop, some 0.1 to 0.6 ms
-// each, and does not wait for us in between.
+// readMachine reads what the guest's machine is made of. All questions are sent at once: QEMU answers each from its
+// main loop, some 0.1 to 0.6 ms each, and does not wait for us in between.
 func readMachine(ctx context.Context, c *qmp.Conn, f *Facts) error {
 	var tree, ram string
 	var blocks []qmp.BlockDevice
@@ -51,7 +52,8 @@ func readMachine(ctx context.Context, c *qmp.Conn, f *Facts) error {
 	return nil
 }
 
-// topology counts the places for CPUs: all of them (maxcpus), and in each dimension that QEMU names (socket-id, core-id, ...).
+// topology counts the places for CPUs: all of them (maxcpus), and in each dimension that QEMU names (socket-id,
+// core-id, ...).
 func topology(slots []qmp.CPUSlot) map[string]int64 {
 	if len(slots) == 0 {
 		return nil
@@ -184,7 +186,8 @@ func ReadBackends(ctx context.Context, c *qmp.Conn, f *Facts) error {
 	for _, b := range list {
 		backend := Backend{ID: b.ID, Bytes: b.Bytes, Share: b.Share}
 		if b.Share && b.ID != "" {
-			if err := Optional(c.Property(ctx, "/objects/"+b.ID, "mem-path", &backend.File)); err != nil { // only memory-backend-file has it
+			// only memory-backend-file has it
+			if err := Optional(c.Property(ctx, "/objects/"+b.ID, "mem-path", &backend.File)); err != nil {
 				return err
 			}
 		}

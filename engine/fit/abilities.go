@@ -115,8 +115,9 @@ func (j *judge) ability(name, why string) Ability {
 	return Ability{name, Yes, why}
 }
 
-// Abilities says which ways to migrate a pair can go, and why not: by introspection, and by what throw-away QEMUs of the same binaries said where
-// that cannot tell. The same QEMU may be given twice. What keeps this very guest from moving at all is Compare's.
+// Abilities says which ways to migrate a pair can go, and why not: by introspection, and by what throw-away QEMUs of
+// the same binaries said where that cannot tell. The same QEMU may be given twice. What keeps this very guest from
+// moving at all is Compare's.
 func Abilities(src, dst *facts.Facts, srcTrial, dstTrial *Trial) []Ability {
 	a, b := end{"source " + src.Name, src, srcTrial}, end{"destination " + dst.Name, dst, dstTrial}
 	if src == dst {
@@ -152,7 +153,12 @@ func Abilities(src, dst *facts.Facts, srcTrial, dstTrial *Trial) []Ability {
 	}
 	add("post-copy", "the destination's host has userfaultfd", postCopy)
 	add("hybrid", lossy, postCopy)
-	add("post-copy preempt", "", func(j *judge) { postCopy(j); j.capability("postcopy-preempt", a, b); j.trial("postcopy-preempt", b) })
+	add("post-copy preempt", "", func(j *judge) {
+		postCopy(j)
+		j.capability("postcopy-preempt", a,
+			b)
+		j.trial("postcopy-preempt", b)
+	})
 	add("post-copy recovery", "migrate-pause and migrate-recover, out of band", func(j *judge) {
 		postCopy(j)
 		j.command(a, "migrate-pause")
@@ -165,7 +171,8 @@ func Abilities(src, dst *facts.Facts, srcTrial, dstTrial *Trial) []Ability {
 	})
 	add("xbzrle", "", func(j *judge) { j.capability("xbzrle", a, b) })
 	add("compress", "", func(j *judge) { j.capability("compress", a, b) })
-	add("multifd", "as many channels on both sides", func(j *judge) { j.capability("multifd", a, b); j.trial("multifd", a, b) })
+	add("multifd", "as many channels on both sides",
+		func(j *judge) { j.capability("multifd", a, b); j.trial("multifd", a, b) })
 	for _, method := range compressions(src, dst) {
 		add("multifd "+method, "", func(j *judge) {
 			j.capability("multifd", a, b)
@@ -186,13 +193,15 @@ func Abilities(src, dst *facts.Facts, srcTrial, dstTrial *Trial) []Ability {
 		}
 		j.trial("multifd+postcopy-ram", a, b)
 	})
-	add("zero-copy", "needs multifd without compression and TLS, and RLIMIT_MEMLOCK for what is in flight", func(j *judge) {
-		j.capability("zero-copy-send", a)
-		j.capability("multifd", a, b)
-		j.trial("zero-copy-send", a)
-	})
+	add("zero-copy", "needs multifd without compression and TLS, and RLIMIT_MEMLOCK for what is in flight",
+		func(j *judge) {
+			j.capability("zero-copy-send", a)
+			j.capability("multifd", a, b)
+			j.trial("zero-copy-send", a)
+		})
 	add("switchover-ack", "", func(j *judge) { j.capability("switchover-ack", a, b) })
-	add("TLS", "by tls-creds-psk or -x509 on both sides", func(j *judge) { j.trial("tls-creds-psk", a, b); j.trial("tls-creds-x509", a, b) })
+	add("TLS", "by tls-creds-psk or -x509 on both sides",
+		func(j *judge) { j.trial("tls-creds-psk", a, b); j.trial("tls-creds-x509", a, b) })
 	add("mirror", "blockdev-mirror to an NBD server on the destination, for storage that is not shared", func(j *judge) {
 		j.command(a, "blockdev-add", "blockdev-mirror")
 		j.command(b, "nbd-server-start", "block-export-add")
@@ -211,7 +220,8 @@ func Abilities(src, dst *facts.Facts, srcTrial, dstTrial *Trial) []Ability {
 		case src.Major == 10 && src.Minor == 0:
 			j.no("%s cannot be the primary: 10.0.2 completes its migration instead of entering COLO; it can be the secondary of a 7.2", a.name)
 		case !src.Before(10, 1):
-			j.nothing, j.untested = true, "10.0.2 cannot be the primary; whether this one can, `demo --mode colo` tries before anything else"
+			j.nothing, j.untested = true, "10.0.2 cannot be the primary; whether this one can, `demo --mode colo` tries "+
+				"before anything else"
 		}
 		j.trial("x-colo", a, b)
 	})
@@ -230,13 +240,16 @@ func Abilities(src, dst *facts.Facts, srcTrial, dstTrial *Trial) []Ability {
 	if mappable(direct); direct.can == No {
 		by = "exec: with cat, for " + direct.why
 	}
-	add("file", "to a file, and from it, by "+by, func(j *judge) { j.command(a, "migrate", "stop"); j.command(b, "migrate-incoming") })
-	add("mapped-ram", "each page at its own place in the file", func(j *judge) { mappable(j); j.capability("mapped-ram", a, b); j.trial("mapped-ram", a, b) })
+	add("file", "to a file, and from it, by "+by,
+		func(j *judge) { j.command(a, "migrate", "stop"); j.command(b, "migrate-incoming") })
+	add("mapped-ram", "each page at its own place in the file",
+		func(j *judge) { mappable(j); j.capability("mapped-ram", a, b); j.trial("mapped-ram", a, b) })
 	add("transport tcp, unix, fd, exec", "", func(j *judge) { j.command(a, "migrate"); j.command(b, "migrate-incoming") })
 	add("transport rdma", "", func(j *judge) { j.trial("rdma", a, b) })
 	add("migrate by channels", "the channels form of migrate and migrate-incoming", func(j *judge) {
 		for _, e := range []end{a, b} {
-			if e.facts.Schema != nil && !slices.ContainsFunc(e.facts.Schema.Arguments("migrate"), func(m qmp.Member) bool { return m.Name == "channels" }) {
+			if e.facts.Schema != nil && !slices.ContainsFunc(e.facts.Schema.Arguments("migrate"),
+				func(m qmp.Member) bool { return m.Name == "channels" }) {
 				j.no("%s has no channels form: 8.2 and later have it", e.name)
 			}
 		}
@@ -274,8 +287,10 @@ func seenOfCOLO(dst *facts.Facts) string {
 
 // rulesOf are the capabilities that a way to migrate needs together, by which Rules judges it.
 var rulesOf = map[string][]string{
-	"post-copy": {"postcopy-ram"}, "hybrid": {"postcopy-ram"}, "post-copy preempt": {"postcopy-ram", "postcopy-preempt"}, "dirty-limit": {"dirty-limit"}, "xbzrle": {"xbzrle"}, "compress": {"compress"},
-	"multifd": {"multifd"}, "multifd and post-copy": {"multifd", "postcopy-ram"}, "zero-copy": {"multifd", "zero-copy-send"}, "switchover-ack": {"return-path", "switchover-ack"},
+	"post-copy": {"postcopy-ram"}, "hybrid": {"postcopy-ram"}, "post-copy preempt": {"postcopy-ram",
+		"postcopy-preempt"}, "dirty-limit": {"dirty-limit"}, "xbzrle": {"xbzrle"}, "compress": {"compress"},
+	"multifd": {"multifd"}, "multifd and post-copy": {"multifd", "postcopy-ram"}, "zero-copy": {"multifd",
+		"zero-copy-send"}, "switchover-ack": {"return-path", "switchover-ack"},
 	"background-snapshot": {"background-snapshot"}, "mapped-ram": {"mapped-ram"},
 }
 
@@ -285,7 +300,8 @@ type Exclusion struct {
 	With       []string
 }
 
-// Exclusions are the capabilities of a pair of which Rules refuses two together, though neither by itself. Each pair is there once.
+// Exclusions are the capabilities of a pair of which Rules refuses two together, though neither by itself. Each pair is
+// there once.
 func Exclusions(src, dst *facts.Facts) (all []Exclusion) {
 	problems := func(names ...string) map[string]bool {
 		p, found := plan.Plan{Capabilities: map[string]bool{}, AllowUnsafe: true}, map[string]bool{}

@@ -65,13 +65,15 @@ func compareMachines(src, dst *facts.Facts) (refusals, doubts []Mismatch) {
 		of   *facts.Facts
 	}{{"source", src}, {"destination", dst}} {
 		var unknown []string
-		for what, missing := range map[string]bool{"devices": len(side.of.Devices) == 0, "memory blocks": len(side.of.RAM) == 0, "CPU features": side.of.CPU.Features == nil} {
+		for what, missing := range map[string]bool{"devices": len(side.of.Devices) == 0,
+			"memory blocks": len(side.of.RAM) == 0, "CPU features": side.of.CPU.Features == nil} {
 			if missing {
 				unknown = append(unknown, what)
 			}
 		}
 		if slices.Sort(unknown); len(unknown) > 0 {
-			doubt(fmt.Sprintf("%s %s does not tell its %s: they were not compared", side.name, side.of.Name, strings.Join(unknown, ", ")), "compare the two command lines yourself")
+			doubt(fmt.Sprintf("%s %s does not tell its %s: they were not compared", side.name, side.of.Name,
+				strings.Join(unknown, ", ")), "compare the two command lines yourself")
 		}
 	}
 	return refusals, doubts

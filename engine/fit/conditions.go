@@ -240,7 +240,8 @@ func conditions() []condition {
 			said:   "$x is at work on the source",
 			mend:   stopJob,
 			why:    "QEMU fails at the switch-over (commit), or goes on writing to an image that the destination uses (stream)",
-			save:   saving{mend: "let it end (query-block-jobs), or cancel it (block-job-cancel), then save; --background may save beside it"},
+			save: saving{mend: "let it end (query-block-jobs), or cancel it (block-job-cancel), then save; --background may " +
+				"save beside it"},
 		},
 		{
 			name:   "a block job `backup`",
@@ -249,7 +250,8 @@ func conditions() []condition {
 			said:   "$x is at work on the source",
 			mend:   stopJob,
 			why:    "QEMU fails at the switch-over",
-			save:   saving{mend: "let it end (query-block-jobs), or cancel it (block-job-cancel), then save; --background may save beside it"},
+			save: saving{mend: "let it end (query-block-jobs), or cancel it (block-job-cancel), then save; --background may " +
+				"save beside it"},
 		},
 		{
 			name:   "a block job `mirror` that is not ready, a source before 10.0",
@@ -258,7 +260,8 @@ func conditions() []condition {
 			said:   "$x is at work on the source, and is not ready",
 			mend:   stopJob,
 			why:    "QEMU aborts at the switch-over (seen on 7.2.22)",
-			save:   saving{mend: "let it end (query-block-jobs), or cancel it (block-job-cancel), then save; --background may save beside it"},
+			save: saving{mend: "let it end (query-block-jobs), or cancel it (block-job-cancel), then save; --background may " +
+				"save beside it"},
 		},
 		{
 			name:   "a block job `mirror`, or another one",
@@ -295,7 +298,8 @@ func conditions() []condition {
 			said:   "the state of $x is in a process beside QEMU (vhost-user, virtiofsd)",
 			mend:   "QEMU does not move it: the destination's process must find the same files or device",
 			why:    "QEMU knows only the rings",
-			save:   saving{mend: "it is not in the file: a QEMU that restores the guest needs such a process with the same files or device"},
+			save: saving{mend: "it is not in the file: a QEMU that restores the guest needs such a process with the same " +
+				"files or device"},
 		},
 		{
 			name:   "UEFI variables in a flash file that can be written",

@@ -10,14 +10,14 @@ import (
 	"qmigrate/engine/facts"
 )
 
-// unseen tells whether no guest ever sees a device of this type: they put bytes into its memory before it starts, or belong to the
-// accelerator, whose differences the CPU's features show.
+// unseen tells whether no guest ever sees a device of this type: they put bytes into its memory before it starts, or
+// belong to the accelerator, whose differences the CPU's features show.
 func unseen(t string) bool {
 	return slices.Contains([]string{"loader", "guest-loader", "kvmclock", "kvmvapic"}, t)
 }
 
-// onboard tells whether a device may be one that the machine type itself puts there, on a bus whose inhabitants may be cut otherwise
-// by another version of QEMU, without a difference to the guest.
+// onboard tells whether a device may be one that the machine type itself puts there, on a bus whose inhabitants may be
+// cut otherwise by another version of QEMU, without a difference to the guest.
 func onboard(d facts.Device) bool {
 	if d.Bus != "System" && d.Bus != "ISA" && d.Bus != "i2c-bus" {
 		return false
@@ -25,8 +25,8 @@ func onboard(d facts.Device) bool {
 	return d.ID == "" && !strings.HasPrefix(d.Type, "isa-") && !strings.HasPrefix(d.Type, "tpm-")
 }
 
-// compareDevices finds what one side has and the other has not, or elsewhere, or otherwise. What QEMU refuses later, or what would
-// change under a running guest, keeps it from moving; what only might matter is a doubt.
+// compareDevices finds what one side has and the other has not, or elsewhere, or otherwise. What QEMU refuses later, or
+// what would change under a running guest, keeps it from moving; what only might matter is a doubt.
 func compareDevices(src, dst *facts.Facts, refuse, doubt func(problem, mend string)) {
 	a, b := byPath(src.Devices), byPath(dst.Devices)
 	if len(a) == 0 || len(b) == 0 {
@@ -39,7 +39,8 @@ func compareDevices(src, dst *facts.Facts, refuse, doubt func(problem, mend stri
 		return refuse
 	}
 	other := func(d, e facts.Device) bool {
-		return facts.SameType(d.Type) != facts.SameType(e.Type) && (d.PCI == "" || d.PCI != e.PCI) // a type that was renamed keeps its PCI id
+		// a type that was renamed keeps its PCI id
+		return facts.SameType(d.Type) != facts.SameType(e.Type) && (d.PCI == "" || d.PCI != e.PCI)
 	}
 	missing, extra := outermost(a, b, other), outermost(b, a, other)
 	for _, d := range missing {
@@ -73,7 +74,8 @@ func compareDevices(src, dst *facts.Facts, refuse, doubt func(problem, mend stri
 		case other(d, e):
 			serious(d)(fmt.Sprintf("device %s on the source is %s on the destination", d, e.Type), with(d))
 		case d.PCI != e.PCI:
-			refuse(fmt.Sprintf("device %s has PCI id %s on the source, %s on the destination", d, d.PCI, e.PCI), "give both the same properties (disable-legacy, disable-modern, vendor and device ids)")
+			refuse(fmt.Sprintf("device %s has PCI id %s on the source, %s on the destination", d, d.PCI, e.PCI),
+				"give both the same properties (disable-legacy, disable-modern, vendor and device ids)")
 		default:
 			compareProperties(d, e, refuse, doubt)
 		}
@@ -146,7 +148,8 @@ func byPath(all []facts.Device) map[string]facts.Device {
 	return m
 }
 
-// outermost are the devices of a that b has not, without those behind another one of them, or behind one that is another one in b.
+// outermost are the devices of a that b has not, without those behind another one of them, or behind one that is
+// another one in b.
 func outermost(a, b map[string]facts.Device, other func(d, e facts.Device) bool) (all []facts.Device) {
 	last := ""
 	for _, path := range slices.Sorted(maps.Keys(a)) {
@@ -163,22 +166,25 @@ func outermost(a, b map[string]facts.Device, other func(d, e facts.Device) bool)
 	return all
 }
 
-// Properties that are the host's, or that follow from others which are compared, or that change while a guest runs. Those named x-...
-// are QEMU's own. The others are the guest's, and of these the ones in guestSees differ in what a running guest sees at once
-// or in the layout of the stream.
+// Properties that are the host's, or that follow from others which are compared, or that change while a guest runs.
+// Those named x-... are QEMU's own. The others are the guest's, and of these the ones in guestSees differ in what a
+// running guest sees at once or in the layout of the stream.
 var (
-	hostProperties = []string{"addr", "netdev", "drive", "chardev", "audiodev", "iothread", "iothread-vq-mapping", "ioeventfd", "vhost", "vhostforce", "vhostfd", "script",
+	hostProperties = []string{"addr", "netdev", "drive", "chardev", "audiodev", "iothread", "iothread-vq-mapping",
+		"ioeventfd", "vhost", "vhostforce", "vhostfd", "script",
 		"romfile", "rombar", "romsize", "bootindex", "busnr", "failover_pair_id", "cyls", "heads", "secs", "lcyls", "lheads", "lsecs", "backend_defaults",
 		"account-invalid", "account-failed", "rerror", "werror", "share-rw", "discard_granularity", "ebpf-rss-fds", "tx", "tpmdev", "rng", "memdev", "port",
 		"MCFG", "smb_io_base"} // these two the firmware sets while the guest boots
-	guestSees = []string{"mac", "serial", "wwn", "vectors", "num-queues", "num_queues", "max_ports", "logical_block_size", "physical_block_size", "below-4g-mem-size", "above-4g-mem-size", "version"}
+	guestSees = []string{"mac", "serial", "wwn", "vectors", "num-queues", "num_queues", "max_ports", "logical_block_size",
+		"physical_block_size", "below-4g-mem-size", "above-4g-mem-size", "version"}
 )
 
 // compareProperties looks at the properties that both sides have.
 func compareProperties(d, e facts.Device, refuse, doubt func(problem, mend string)) {
 	for _, name := range slices.Sorted(maps.Keys(d.Properties)) {
 		here, there := value(d.Properties[name]), value(e.Properties[name])
-		if _, both := e.Properties[name]; !both || here == there || strings.HasPrefix(name, "x-") || slices.Contains(hostProperties, name) {
+		if _, both := e.Properties[name]; !both || here == there || strings.HasPrefix(name, "x-") ||
+			slices.Contains(hostProperties, name) {
 			continue
 		}
 		mend := fmt.Sprintf("start the destination's device with %s=%s", name, strings.Trim(here, `"`))
@@ -193,7 +199,8 @@ func compareProperties(d, e facts.Device, refuse, doubt func(problem, mend strin
 		}
 		switch {
 		case name == "mac":
-			refuse(fmt.Sprintf("MAC address of %s differs: source %s, destination %s", d, strings.Trim(here, `"`), strings.Trim(there, `"`)), mend)
+			refuse(fmt.Sprintf("MAC address of %s differs: source %s, destination %s", d, strings.Trim(here, `"`),
+				strings.Trim(there, `"`)), mend)
 		case slices.Contains(guestSees, name):
 			refuse(fmt.Sprintf("property %s of device %s differs: source %s, destination %s", name, d, here, there), mend)
 		default:

@@ -77,7 +77,8 @@ func images(d, e facts.Disk, name string, here bool) difference {
 			b.Where(), b.Opened.Content)
 	case found.likeness <= Namesake:
 	case a.Opened != nil && a.Opened.Removed:
-		return set("copy it into an image that stays: blockdev-add of that, blockdev-mirror with sync=full, block-job-complete",
+		return set("copy it into an image that stays: blockdev-add of that, blockdev-mirror with sync=full, "+
+			"block-job-complete",
 			"is written to %s on the source, a removed file (snapshot=on makes it so) that no other QEMU can open, "+
 				"and is %s on the destination", a.File, b)
 	case below(b, d.Layers):
@@ -182,27 +183,33 @@ func compareDisks(src, dst *facts.Facts, refuse, doubt func(problem, mend string
 			refuse(found.problem, found.mend)
 			return
 		case d.Bytes != e.Bytes:
-			say(fmt.Sprintf("sizes of disk %s differ: source %d KiB (%s), destination %d KiB (%s)", name, d.Bytes>>10, d.File, e.Bytes>>10, e.File),
-				"give the destination the same storage, or a copy of the same size; if the source's was resized, start the destination anew")
+			say(fmt.Sprintf("sizes of disk %s differ: source %d KiB (%s), destination %d KiB (%s)", name, d.Bytes>>10, d.File,
+				e.Bytes>>10, e.File),
+				"give the destination the same storage, or a copy of the same size; if the source's was resized, start the "+
+					"destination anew")
 		}
 		switch {
 		case !d.ReadOnly && e.ReadOnly:
 			refuse(fmt.Sprintf("disk %s is writable on the source and read-only on the destination", name),
 				"start the destination with it writable, as on the source")
 		case d.ReadOnly && !e.ReadOnly:
-			doubt(fmt.Sprintf("disk %s is read-only on the source and writable on the destination", name), "start the destination with it read-only (readonly=on)")
+			doubt(fmt.Sprintf("disk %s is read-only on the source and writable on the destination", name),
+				"start the destination with it read-only (readonly=on)")
 		}
 		switch {
 		case d.Mirrored || d.Flash:
 		case !d.ReadOnly && !d.Removable && d.Driver != "raw" && strings.HasPrefix(d.File, "nfs://"):
-			// QEMU's NFS client knows a file's length from when it opened it, before the source made it longer (block/nfs.c, read in an
-			// older form, has no bdrv_getlength). Seen on 7.2.22 and 10.0.2: of 274 acknowledged writes 109 read as zeros on the destination.
-			refuse(fmt.Sprintf("disk %s is an image of format %s on NFS, by QEMU's own client: the destination does not learn that it has grown, and the guest loses what it wrote", name, d.Driver),
+			// QEMU's NFS client knows a file's length from when it opened it, before the source made it longer (block/nfs.c,
+			// read in an older form, has no bdrv_getlength). Seen on 7.2.22 and 10.0.2: of 274 acknowledged writes 109 read as
+			// zeros on the destination.
+			refuse(fmt.Sprintf("disk %s is an image of format %s on NFS, by QEMU's own client: the destination does not learn "+
+				"that it has grown, and the guest loses what it wrote", name, d.Driver),
 				"mirror it, or use a raw image, or mount the share on both hosts and give QEMU the file")
 		case found.problem != "":
 			doubt(found.problem, found.mend)
 		case (!d.Direct || !e.Direct) && !d.ReadOnly && !d.Removable && !here:
-			doubt(fmt.Sprintf("disk %s goes through the host's page cache (cache.direct off) on both hosts' %s: the destination may read what is old", name, d.File),
+			doubt(fmt.Sprintf("disk %s goes through the host's page cache (cache.direct off) on both hosts' %s: the "+
+				"destination may read what is old", name, d.File),
 				"set cache.direct=on (cache=none) on both, unless the file system keeps both hosts' caches the same")
 		}
 	})
@@ -232,7 +239,10 @@ func LaunchedDisks(src, dst *facts.Facts, p plan.Plan, chosen []string) (refusal
 		refusals = append(refusals, Mismatch{Problem: fmt.Sprintf(problem, args...), Mend: mend})
 	}
 	pairs(src, dst, func(d, e facts.Disk, name string) {
-		own := slices.ContainsFunc(e.Layers, func(l facts.Layer) bool { return l.File != "" && slices.Contains(chosen, l.File) })
+		own := slices.ContainsFunc(e.Layers, func(l facts.Layer) bool {
+			return l.File != "" &&
+				slices.Contains(chosen, l.File)
+		})
 		switch {
 		case own, d.Node != "" && slices.Contains(p.Mirror.Nodes, d.Node), d.Node == "" && e.Node == "":
 			return

@@ -10,7 +10,8 @@ import (
 	"qmigrate/engine/facts"
 )
 
-// compareTopology compares how the CPUs are arranged, in the words that both have: it is in the guest's CPUID, ACPI tables and APIC ids.
+// compareTopology compares how the CPUs are arranged, in the words that both have: it is in the guest's CPUID, ACPI
+// tables and APIC ids.
 func compareTopology(src, dst *facts.Facts, refuse func(problem, mend string)) {
 	if src.VCPUs != dst.VCPUs {
 		return // that is said

@@ -56,8 +56,8 @@ func compareMemoryDevices(src, dst *facts.Facts, refuse func(problem, mend strin
 	}
 }
 
-// compareMemory finds what QEMU says about memory when the stream begins: "Unknown ramblock", "Size mismatch" (migration/ram.c,
-// parse_ramblock).
+// compareMemory finds what QEMU says about memory when the stream begins: "Unknown ramblock", "Size mismatch"
+// (migration/ram.c, parse_ramblock).
 func compareMemory(src, dst *facts.Facts, refuse func(problem, mend string)) {
 	if src.MemorySlots != dst.MemorySlots || src.MaxMemoryBytes != dst.MaxMemoryBytes {
 		refuse(fmt.Sprintf("room for memory that is plugged in differs: source %s, destination %s", slots(src), slots(dst)),
@@ -100,20 +100,25 @@ func compareMemory(src, dst *facts.Facts, refuse func(problem, mend string)) {
 			mend = "start the destination's device with the source's memory size (vgamem_mb= and the like)"
 		}
 		switch {
-		case !ok && ofDevice && len(dst.Devices) > 0 && !devices[device]: // its device is missing or another one, which is said
+		case !ok && ofDevice && len(dst.Devices) > 0 && !devices[device]:
+			// its device is missing or another one, which is said
 		case !ok && ofDevice:
-			refuse(fmt.Sprintf("%s of the device at %s is missing on the destination", part, strings.TrimPrefix(device, rootBus)), mend)
+			refuse(fmt.Sprintf("%s of the device at %s is missing on the destination", part,
+				strings.TrimPrefix(device, rootBus)), mend)
 		case !ok:
 			refuse(fmt.Sprintf("memory block %s is missing on the destination (%s)", b.Name, names(dst.RAM)), mend)
 		case b.Bytes == other.Bytes || src.Base() != dst.Base() && b.Bytes == src.Base(): // the latter has been said
-		case (other.MaxBytes > other.Bytes || strings.HasPrefix(b.Name, "/rom@")) && b.Bytes <= other.MaxBytes: // it takes the source's size
+		case (other.MaxBytes > other.Bytes || strings.HasPrefix(b.Name, "/rom@")) && b.Bytes <= other.MaxBytes:
+			// it takes the source's size
 		default:
-			refuse(fmt.Sprintf("memory block %s differs: source %d KiB, destination %d KiB", b.Name, b.Bytes>>10, other.MaxBytes>>10), mend)
+			refuse(fmt.Sprintf("memory block %s differs: source %d KiB, destination %d KiB", b.Name, b.Bytes>>10,
+				other.MaxBytes>>10), mend)
 		}
 	}
 }
 
-// comparePages is for post-copy, where one page is what is asked for: "Mismatched RAM page size" (migration/ram.c, parse_ramblock).
+// comparePages is for post-copy, where one page is what is asked for: "Mismatched RAM page size" (migration/ram.c,
+// parse_ramblock).
 func comparePages(src, dst *facts.Facts, refuse func(problem, mend string)) {
 	for _, b := range src.RAM {
 		for _, e := range dst.RAM {
@@ -147,10 +152,12 @@ func names(all []facts.RAMBlock) string {
 	return "it has " + list(text)
 }
 
-// compareShared is for a plan with x-ignore-shared: what both sides map from one file is not sent. Whether it is one file QEMU does not check:
-// what the source leaves out and the destination does not map is a page of zeros to the guest.
+// compareShared is for a plan with x-ignore-shared: what both sides map from one file is not sent. Whether it is one
+// file QEMU does not check: what the source leaves out and the destination does not map is a page of zeros to the
+// guest.
 func compareShared(src, dst *facts.Facts, refuse, doubt func(problem, mend string)) {
-	const mend = "start the destination with the source's memory-backend-file (same mem-path, share=on), or leave x-ignore-shared off"
+	const mend = "start the destination with the source's memory-backend-file (same mem-path, share=on), or leave " +
+		"x-ignore-shared off"
 	there := map[string]facts.Backend{}
 	for _, b := range dst.Backends {
 		there[b.ID] = b
@@ -162,18 +169,23 @@ func compareShared(src, dst *facts.Facts, refuse, doubt func(problem, mend strin
 		case !b.Share:
 			continue
 		case !ok || !e.Share:
-			refuse(fmt.Sprintf("x-ignore-shared would lose memory %s: it is shared on the source and not on the destination", b.ID), mend)
+			refuse(fmt.Sprintf("x-ignore-shared would lose memory %s: it is shared on the source and not on the destination",
+				b.ID), mend)
 		case b.File != e.File:
-			refuse(fmt.Sprintf("x-ignore-shared would lose memory %s: the source maps %s, the destination %s", b.ID, orNothing(b.File), orNothing(e.File)), mend)
+			refuse(fmt.Sprintf("x-ignore-shared would lose memory %s: the source maps %s, the destination %s", b.ID,
+				orNothing(b.File), orNothing(e.File)), mend)
 		case b.File == "":
-			refuse(fmt.Sprintf("x-ignore-shared would lose memory %s: it is shared, but no file that another QEMU could map", b.ID), mend)
+			refuse(fmt.Sprintf("x-ignore-shared would lose memory %s: it is shared, but no file that another QEMU could map",
+				b.ID), mend)
 		case !(src.Here() && dst.Here()):
-			doubt(fmt.Sprintf("x-ignore-shared does not send memory %s: both sides must map one and the same file %s", b.ID, b.File), mend)
+			doubt(fmt.Sprintf("x-ignore-shared does not send memory %s: both sides must map one and the same file %s", b.ID,
+				b.File), mend)
 		}
 		shared = true
 	}
 	if !shared {
-		doubt("x-ignore-shared has no effect: the source has no shared memory", "start both with memory-backend-file,share=on, or leave it off")
+		doubt("x-ignore-shared has no effect: the source has no shared memory",
+			"start both with memory-backend-file,share=on, or leave it off")
 	}
 }
 

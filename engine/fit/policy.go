@@ -16,17 +16,20 @@ func TimedSyncs(p plan.Plan, src *facts.Facts) bool {
 	return p.Capabilities["postcopy-ram"] && !src.Before(11, 0)
 }
 
-// Converging says what the plan's policy may do on this pair and what it needs before `migrate`: the limits within which
-// it decides, the values that it begins with, and the capabilities that it needs on. A plan without a policy needs
-// nothing.
-func Converging(p plan.Plan, src, dst *facts.Facts) (limits policy.Limits, initial policy.Setting, capabilities []string, err error) {
+// Converging says what the plan's policy may do on this pair and what it needs before `migrate`: the limits within
+// which it decides, the values that it begins with, and the capabilities that it needs on. A plan without a policy
+// needs nothing.
+func Converging(p plan.Plan, src, dst *facts.Facts) (limits policy.Limits, initial policy.Setting,
+	capabilities []string, err error) {
 	switch {
 	case !p.Decides():
 		return limits, initial, nil, nil
 	case p.Mode == record.StopAndCopyMode:
-		return limits, initial, nil, setting.Errorf("policy", p.Policy.Name, "mode %s has no passes that a policy could end", p.Mode)
+		return limits, initial, nil, setting.Errorf("policy", p.Policy.Name, "mode %s has no passes that a policy could end",
+			p.Mode)
 	case p.SampleInterval <= 0:
-		return limits, initial, nil, setting.Errorf("sample-interval", "0ms", "policy %s decides on samples: give an interval", p.Policy.Name)
+		return limits, initial, nil, setting.Errorf("sample-interval", "0ms",
+			"policy %s decides on samples: give an interval", p.Policy.Name)
 	}
 	limits = allowed(p, src, dst)
 	if initial, capabilities, err = p.Policy.Initial(limits); err != nil {

@@ -13,13 +13,14 @@ import (
 	"qmigrate/engine/record"
 )
 
-// Rules says everything in a plan that this pair of QEMUs refuses, accepts and then fails with, or accepts and does not do: each
-// with its reason and its mend. It asks nobody and changes nothing. What it cannot see is tried by QEMU itself when the capabilities are
-// set: whether the host has userfaultfd for post-copy, and KVM its dirty ring. dst is nil where there is none, as when a guest is
-// saved into a file.
+// Rules says everything in a plan that this pair of QEMUs refuses, accepts and then fails with, or accepts and does not
+// do: each with its reason and its mend. It asks nobody and changes nothing. What it cannot see is tried by QEMU itself
+// when the capabilities are set: whether the host has userfaultfd for post-copy, and KVM its dirty ring. dst is nil
+// where there is none, as when a guest is saved into a file.
 //
-// Sources: QEMU's migration/options.c (7.2: migration.c), migrate_caps_check and migrate_params_check; migration/migration.c,
-// migration_channels_and_transport_compatible; read in 7.2 and 10.0.2. Where a QEMU does worse than to refuse, the rule says what was seen.
+// Sources: QEMU's migration/options.c (7.2: migration.c), migrate_caps_check and migrate_params_check;
+// migration/migration.c, migration_channels_and_transport_compatible; read in 7.2 and 10.0.2. Where a QEMU does worse
+// than to refuse, the rule says what was seen.
 func Rules(src, dst *facts.Facts, p plan.Plan) []Mismatch {
 	c := combination{p.WithDefaults(), src, dst}
 	var all []Mismatch
@@ -51,7 +52,8 @@ type combination struct {
 
 // on tells whether the capability will be on: configure switches off every one that the plan does not name.
 func (c *combination) on(name string) bool {
-	return c.plan.Capabilities[name] || name == "postcopy-ram" && (c.plan.Mode == record.PostCopyMode || c.plan.Mode == record.HybridMode)
+	return c.plan.Capabilities[name] || name == "postcopy-ram" &&
+		(c.plan.Mode == record.PostCopyMode || c.plan.Mode == record.HybridMode)
 }
 
 // param is a parameter's value as it will be on one side: the plan's, or what that QEMU has now. "" if it has none.
@@ -133,10 +135,12 @@ func ruleTable() []rule {
 		// Post-copy.
 		both("postcopy-ram", "x-ignore-shared", "QEMU refuses it", "leave x-ignore-shared out"),
 		{func(c *combination) string {
-			// 7.2 accepts it, then the destination aborts in yank after the switch and the guest is gone (seen); 10.0 refuses it.
+			// 7.2 accepts it, then the destination aborts in yank after the switch and the guest is gone (seen); 10.0 refuses
+			// it.
 			if c.on("postcopy-ram") && c.on("multifd") {
 				if old := c.older(10, 1); old != "" {
-					return fmt.Sprintf("post-copy with multifd needs QEMU 10.1 on both sides, and %s: one before 10.0 accepts it and loses the guest", old)
+					return fmt.Sprintf("post-copy with multifd needs QEMU 10.1 on both sides, and %s: one before 10.0 accepts it "+
+						"and loses the guest", old)
 				}
 			}
 			return ""
@@ -145,8 +149,10 @@ func ruleTable() []rule {
 		both("postcopy-preempt", "compress", "compression threads put pages out of order", "leave one of them out"),
 
 		// What becomes of a page on its way.
-		both("multifd", "compress", "multifd compresses by itself", "leave compress out and give parameter multifd-compression=zlib"),
-		both("multifd", "xbzrle", "multifd takes each page before xbzrle sees it, and newer QEMUs refuse the two", "leave one of them out"),
+		both("multifd", "compress", "multifd compresses by itself",
+			"leave compress out and give parameter multifd-compression=zlib"),
+		both("multifd", "xbzrle", "multifd takes each page before xbzrle sees it, and newer QEMUs refuse the two",
+			"leave one of them out"),
 		{func(c *combination) string {
 			if c.on("compress") && c.on("xbzrle") && c.either(func(f *facts.Facts) bool { return !f.Before(8, 0) }) {
 				return "compress and xbzrle exclude each other: QEMU refuses it"
@@ -160,18 +166,22 @@ func ruleTable() []rule {
 			}
 			return ""
 		}, "give capability multifd=on too", parameter()},
-		{func(c *combination) string { return c.cacheSize() }, "give parameter xbzrle-cache-size=BYTES, such as 67108864", parameter()},
+		{func(c *combination) string { return c.cacheSize() }, "give parameter xbzrle-cache-size=BYTES, such as 67108864",
+			parameter()},
 		// The page header of 9.0 says which pages are zero; an older destination takes it for page data.
 		{func(c *combination) string {
-			if c.dst == nil || !c.on("multifd") || c.param(c.src, "zero-page-detection") != "multifd" || c.param(c.dst, "zero-page-detection") != "" {
+			if c.dst == nil || !c.on("multifd") || c.param(c.src, "zero-page-detection") != "multifd" ||
+				c.param(c.dst, "zero-page-detection") != "" {
 				return ""
 			}
 			return fmt.Sprintf("source %s leaves zero pages to the multifd channels, which destination %s (QEMU %s) does not understand", c.src.Name, c.dst.Name, c.dst.Version)
-		}, "set zero-page-detection to legacy on the source by `migrate-set-parameters`, or use QEMU >= 9.0 on both sides", capability()},
+		}, "set zero-page-detection to legacy on the source by `migrate-set-parameters`, or use QEMU >= 9.0 on both sides",
+			capability()},
 
 		// Channels. With unequal counts 2 to 4 hangs and 4 to 2 fails late (seen on 7.2).
 		equal("multifd-channels", "the migration would hang or fail late", "parameter multifd-channels=N sets it on both"),
-		equal("multifd-compression", "the destination would not understand the pages", "parameter multifd-compression=METHOD sets it on both"),
+		equal("multifd-compression", "the destination would not understand the pages",
+			"parameter multifd-compression=METHOD sets it on both"),
 		channels("multifd"),
 		channels("postcopy-preempt"),
 
@@ -181,7 +191,8 @@ func ruleTable() []rule {
 		both("zero-copy-send", "xbzrle", "what is encoded is a copy", "leave one of them out"),
 		{func(c *combination) string {
 			if method := c.param(c.src, "multifd-compression"); c.on("zero-copy-send") && method != "" && method != "none" {
-				return fmt.Sprintf("zero-copy-send and multifd-compression=%s exclude each other: what is compressed is a copy", method)
+				return fmt.Sprintf("zero-copy-send and multifd-compression=%s exclude each other: what is compressed is a copy",
+					method)
 			}
 			return ""
 		}, "give parameter multifd-compression=none", parameter()},
@@ -198,10 +209,12 @@ func ruleTable() []rule {
 			return ""
 		}, "listen on tcp:HOST:PORT", []string{"capability", "listen", "transport"}},
 		{func(c *combination) string {
-			// The kernel counts the pages that lie in send buffers against the limit (mm_account_pinned_pages), and QEMU fails in the middle.
+			// The kernel counts the pages that lie in send buffers against the limit (mm_account_pinned_pages), and QEMU fails
+			// in the middle.
 			need := max(c.number("multifd-channels"), 1)*sendBuffer + 1<<20
 			if l := c.src.MemoryLock; c.on("zero-copy-send") && l != nil && *l < need {
-				return fmt.Sprintf("zero-copy-send locks guest memory while it is on its way, up to %d KiB, and source %s may lock %d KiB", need>>10, c.src.Name, *l>>10)
+				return fmt.Sprintf("zero-copy-send locks guest memory while it is on its way, up to %d KiB, and source %s may "+
+					"lock %d KiB", need>>10, c.src.Name, *l>>10)
 			}
 			return ""
 		}, "start the source as root, or with `ulimit -l unlimited`", capability()},
@@ -218,25 +231,32 @@ func ruleTable() []rule {
 					c.src.Accelerator, there)
 			}
 			return ""
-		}, "start both QEMUs with -accel kvm,dirty-ring-size=4096, or use auto-converge", []string{"capability", "accelerator"}},
+		}, "start both QEMUs with -accel kvm,dirty-ring-size=4096, or use auto-converge",
+			[]string{"capability", "accelerator"}},
 		needs("switchover-ack", "return-path", "the acknowledgement comes back on it"),
 
 		// Files.
 		both("mapped-ram", "xbzrle", "every page has one place in the file", "leave xbzrle out"),
 		both("mapped-ram", "compress", "every page has one place in the file", "leave compress out"),
 		{func(c *combination) string {
-			// Memory is unprotected only after success (7.2: bg_migration_completion; mended in 8.1): seen on 7.2.22 with a full disk and after a cancel.
+			// Memory is unprotected only after success (7.2: bg_migration_completion; mended in 8.1): seen on 7.2.22 with a full
+			// disk and after a cancel.
 			if c.on("background-snapshot") && c.src.Before(8, 1) && !c.plan.AllowUnsafe {
-				return fmt.Sprintf("a background save that fails half-way, for want of disk space or by Ctrl-C, stops the guest and its QEMU %s for ever (mended in 8.1)", c.src.Version)
+				return fmt.Sprintf("a background save that fails half-way, for want of disk space or by Ctrl-C, stops the guest "+
+					"and its QEMU %s for ever (mended in 8.1)", c.src.Version)
 			}
 			return ""
-		}, "save it without background, use QEMU >= 8.1, or set allow-unsafe if you are sure of the disk", []string{"allow-unsafe"}},
-		// A background save never calls ram_save_complete, which writes the map of the pages (migration/migration.c, bg_migration_completion).
-		both("mapped-ram", "background-snapshot", "QEMU accepts it and writes a file that cannot be loaded, for the map of its pages is missing (seen on 10.0.2)", "use format stream for a background save"),
+		}, "save it without background, use QEMU >= 8.1, or set allow-unsafe if you are sure of the disk",
+			[]string{"allow-unsafe"}},
+		// A background save never calls ram_save_complete, which writes the map of the pages (migration/migration.c,
+		// bg_migration_completion).
+		both("mapped-ram", "background-snapshot",
+			"QEMU accepts it and writes a file that cannot be loaded, for the map of its pages is missing (seen on 10.0.2)", "use format stream for a background save"),
 		both("mapped-ram", "postcopy-ram", "a file asks for no pages", "leave post-copy out"),
 		{func(c *combination) string {
 			if method := c.param(c.src, "multifd-compression"); c.on("mapped-ram") && method != "" && method != "none" {
-				return fmt.Sprintf("mapped-ram and multifd-compression=%s exclude each other: every page has one place in the file", method)
+				return fmt.Sprintf("mapped-ram and multifd-compression=%s exclude each other: every page has one place in the file",
+					method)
 			}
 			return ""
 		}, "give parameter multifd-compression=none", parameter()},
@@ -246,7 +266,8 @@ func ruleTable() []rule {
 					c.param(c.src, "tls-creds"))
 			}
 			return ""
-		}, "leave tls out, and unset tls-creds (`migrate-set-parameters` with tls-creds \"\")", []string{"tls", "capability"}},
+		}, "leave tls out, and unset tls-creds (`migrate-set-parameters` with tls-creds \"\")",
+			[]string{"tls", "capability"}},
 		{func(c *combination) string {
 			if kind := c.without("file"); c.on("mapped-ram") && kind != "" {
 				return fmt.Sprintf("mapped-ram needs a file, and the stream is %s", kind)
@@ -278,14 +299,16 @@ func ruleTable() []rule {
 		}, "leave it out", parameter()},
 	}
 	// migration/options.c, check_caps_background_snapshot: the same list in 7.2 and 10.0.
-	for _, name := range []string{"postcopy-ram", "dirty-bitmaps", "postcopy-blocktime", "late-block-activate", "return-path", "multifd",
+	for _, name := range []string{"postcopy-ram", "dirty-bitmaps", "postcopy-blocktime", "late-block-activate",
+		"return-path", "multifd",
 		"pause-before-switchover", "auto-converge", "release-ram", "rdma-pin-all", "compress", "xbzrle", "x-colo", "validate-uuid", "zero-copy-send"} {
 		rules = append(rules, both("background-snapshot", name, "QEMU refuses it", "leave "+name+" out"))
 	}
 	return rules
 }
 
-// sendBuffer is the most, in bytes, that a TCP connection holds back before it blocks: Linux's default for tcp_wmem's third number.
+// sendBuffer is the most, in bytes, that a TCP connection holds back before it blocks: Linux's default for tcp_wmem's
+// third number.
 const sendBuffer = 4 << 20
 
 // equal is a rule that both sides have the same value of a parameter of multifd's.
@@ -306,7 +329,8 @@ func equal(name, why, mend string) rule {
 func channels(name string) rule {
 	return rule{func(c *combination) string {
 		kind := c.without("tcp", "unix", "vsock", "file")
-		if kind == "" && c.without("tcp", "unix", "vsock") == "file" && !c.on("mapped-ram") { // each channel writes to the pages' places
+		// each channel writes to the pages' places
+		if kind == "" && c.without("tcp", "unix", "vsock") == "file" && !c.on("mapped-ram") {
 			kind = "file"
 		}
 		if c.on(name) && kind != "" {
@@ -316,8 +340,8 @@ func channels(name string) rule {
 	}, "listen on tcp:HOST:PORT or unix:PATH, or leave " + name + " out", []string{"listen", "transport", "capability"}}
 }
 
-// cacheSize is what is wrong with xbzrle's cache: QEMU rounds nothing, and refuses what is no power of two only when it is set; one that
-// is larger than the guest's memory is only waste.
+// cacheSize is what is wrong with xbzrle's cache: QEMU rounds nothing, and refuses what is no power of two only when it
+// is set; one that is larger than the guest's memory is only waste.
 func (c *combination) cacheSize() string {
 	text, set := c.plan.Parameters["xbzrle-cache-size"]
 	if !set {
@@ -344,8 +368,10 @@ func (c *combination) ranges() []Mismatch {
 	for name, r := range map[string][2]int64{
 		"multifd-channels": {1, 255}, "multifd-zlib-level": {0, 9}, "multifd-zstd-level": {0, 20},
 		"compress-level": {0, 9}, "compress-threads": {1, 255}, "decompress-threads": {1, 255},
-		"throttle-trigger-threshold": {1, 100}, "cpu-throttle-initial": {1, 99}, "cpu-throttle-increment": {1, 99}, "max-cpu-throttle": {1, 99},
-		"announce-initial": {0, 100000}, "announce-max": {0, 100000}, "announce-rounds": {0, 1000}, "announce-step": {1, 10000},
+		"throttle-trigger-threshold": {1, 100}, "cpu-throttle-initial": {1, 99}, "cpu-throttle-increment": {1,
+			99}, "max-cpu-throttle": {1, 99},
+		"announce-initial": {0, 100000}, "announce-max": {0, 100000}, "announce-rounds": {0, 1000}, "announce-step": {1,
+			10000},
 		"x-vcpu-dirty-limit-period": {1, 1000},
 	} {
 		text, set := c.plan.Parameters[name]
@@ -357,7 +383,8 @@ func (c *combination) ranges() []Mismatch {
 	}
 	slices.SortFunc(all, func(a, b Mismatch) int { return strings.Compare(a.Problem, b.Problem) })
 	if least, most := c.number("cpu-throttle-initial"), c.number("max-cpu-throttle"); most > 0 && least > most {
-		all = append(all, Mismatch{Problem: fmt.Sprintf("cpu-throttle-initial %d is more than max-cpu-throttle %d", least, most),
+		all = append(all, Mismatch{Problem: fmt.Sprintf("cpu-throttle-initial %d is more than max-cpu-throttle %d", least,
+			most),
 			Mend: "raise parameter max-cpu-throttle or lower the other", About: parameter()})
 	}
 	return all

@@ -27,7 +27,10 @@ func compareStates(src, dst *facts.Facts) (all []Mismatch) {
 		mend := "start the destination with " + memoryOption(src)
 		add("memory differs: source %d KiB, destination %d KiB", mend, a>>10, b>>10)
 	}
-	compareMemoryDevices(src, dst, func(problem, mend string) { all = append(all, Mismatch{Problem: problem, Mend: mend}) })
+	compareMemoryDevices(src, dst, func(problem,
+		mend string) {
+		all = append(all, Mismatch{Problem: problem, Mend: mend})
+	})
 	if src.VCPUs != dst.VCPUs {
 		add("vCPUs differ: source %d, destination %d", "start the destination with "+smpOption(src), src.VCPUs, dst.VCPUs)
 	}
@@ -82,9 +85,12 @@ func UnsafeSource(f *facts.Facts) []string {
 		return nil
 	}
 	if f.MemoryBytes%(256<<10) == 0 {
-		return []string{fmt.Sprintf("source QEMU %s under TCG loses dirty pages when RAM is a multiple of 256 KiB, as here (fixed upstream in 9.0, commit 03bfc2188f): the guest on the destination may be corrupt; use QEMU >= 9.0 or RAM such as %dk", f.Version, f.MemoryBytes>>10+8)}
+		return []string{fmt.Sprintf("source QEMU %s under TCG loses dirty pages when RAM is a multiple of 256 KiB, as here "+
+			"(fixed upstream in 9.0, commit 03bfc2188f): the guest on the destination may be corrupt; use QEMU >= 9.0 or RAM "+
+			"such as %dk", f.Version, f.MemoryBytes>>10+8)}
 	}
-	return []string{fmt.Sprintf("source QEMU %s under TCG: this RAM is not a multiple of 256 KiB, which avoids its loss of dirty pages but stalls the guest when migration starts", f.Version)}
+	return []string{fmt.Sprintf("source QEMU %s under TCG: this RAM is not a multiple of 256 KiB, which avoids its loss "+
+		"of dirty pages but stalls the guest when migration starts", f.Version)}
 }
 
 // MayBegin is what is in the way of a migration between two QEMUs.
@@ -104,7 +110,8 @@ func MayBegin(src, dst *facts.Facts) (Mismatch, bool) {
 	if !d.Doubt {
 		return Mismatch{}, true
 	}
-	words := map[string]string{"S": src.Name, "D": dst.Name, "d": dst.RunState, "m": src.MigrationStatus, "n": dst.MigrationStatus, "L": strings.Join(src.Mirrors, ", ")}
+	words := map[string]string{"S": src.Name, "D": dst.Name, "d": dst.RunState, "m": src.MigrationStatus,
+		"n": dst.MigrationStatus, "L": strings.Join(src.Mirrors, ", ")}
 	problem, mend, _ := strings.Cut(holder.Fill(d.Text, words), "\t")
 	return Mismatch{Problem: problem, Mend: mend}, false
 }

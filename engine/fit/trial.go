@@ -13,8 +13,8 @@ import (
 	"qmigrate/qmp"
 )
 
-// Trial is what a throw-away QEMU of the same binary said when things were tried on it that no introspection tells: what its host and its build
-// can really do.
+// Trial is what a throw-away QEMU of the same binary said when things were tried on it that no introspection tells:
+// what its host and its build can really do.
 type Trial struct {
 	Why      string            // why nothing was tried; "" if it was
 	Refused  map[string]string // each attempt by name, and QEMU's words; "" if it took it
@@ -31,8 +31,9 @@ func (t *Trial) said(attempt string) (refusal string, tried bool) {
 	return refusal, tried
 }
 
-// Try tries things on the QEMU behind the endpoint, which is for nothing else and waits with -incoming defer: a capability that makes QEMU look at its
-// host (userfaultfd, write tracking, KVM's dirty ring), or at others that are on; credentials; a transport. Afterwards it is of no more use.
+// Try tries things on the QEMU behind the endpoint, which is for nothing else and waits with -incoming defer: a
+// capability that makes QEMU look at its host (userfaultfd, write tracking, KVM's dirty ring), or at others that are
+// on; credentials; a transport. Afterwards it is of no more use.
 func Try(ctx context.Context, ep *endpoint.Endpoint) (*Trial, error) {
 	nc, err := ep.Control(ctx)
 	if err != nil {
@@ -94,7 +95,8 @@ func Try(ctx context.Context, ep *endpoint.Endpoint) (*Trial, error) {
 	set("multifd+xbzrle")
 	t.tryRanges(ctx, c, func(name string, err error) { note("parameter "+name, err) })
 	for _, credentials := range []string{"tls-creds-anon", "tls-creds-psk", "tls-creds-x509"} {
-		err := c.Execute(ctx, "object-add", map[string]any{"qom-type": credentials, "id": credentials, "endpoint": "server", "dir": "/nonexistent"}, nil)
+		err := c.Execute(ctx, "object-add", map[string]any{"qom-type": credentials, "id": credentials, "endpoint": "server",
+			"dir": "/nonexistent"}, nil)
 		if qmp.IsRefusal(err) && strings.Contains(err.Error(), "/nonexistent") {
 			err = nil // it knows them, and looks for their files
 		}

@@ -48,7 +48,8 @@ const (
 	Answers Reach = "answers" // it has answered just now
 	Silent  Reach = "silent"  // its monitor is there and does not answer
 	Lost    Reach = "lost"    // its monitor has gone, and its process is not known to have ended
-	Dead    Reach = "dead"    // its process has ended, or it said yes to `quit` and closed its monitor: it runs nothing any more
+	// its process has ended, or it said yes to `quit` and closed its monitor: it runs nothing any more
+	Dead Reach = "dead"
 )
 
 // Run is a run state (query-status), as far as it matters who holds the guest.
@@ -56,8 +57,9 @@ type Run string
 
 // The run states.
 const (
-	Running   Run = "running"        // and suspended: it sleeps (S3), and may wake up by itself
-	Paused    Run = "paused"         // any state in which the guest stands still and `cont` would run it, none of those below
+	Running Run = "running" // and suspended: it sleeps (S3), and may wake up by itself
+	// any state in which the guest stands still and `cont` would run it, none of those below
+	Paused    Run = "paused"
 	InMigrate Run = "inmigrate"      // waits for a guest
 	Finishing Run = "finish-migrate" // stopped by its own migration, which is not at its end
 	Post      Run = "postmigrate"    // stopped by its own migration, which is at its end
@@ -176,8 +178,10 @@ type Situation struct {
 	Ran         Ran  // Undo
 
 	// Undo.
-	Leave     bool // the guest was paused before, or somebody has paused it: it is not to run
-	Tentative bool // the source's status may still go back to failed: a post-copy on a QEMU before 10.0 of which no page was seen on its way
+	Leave bool // the guest was paused before, or somebody has paused it: it is not to run
+	// the source's status may still go back to failed: a post-copy on a QEMU before 10.0 of which no page was seen on its
+	// way
+	Tentative bool
 	Elsewhere bool // where the source connects to was not told by the destination itself: it may have reached another QEMU
 	Refused   bool // the destination refused a `cont` of this undo
 	Begun     bool // migrate-start-postcopy was sent; Recover: it may have been, for postcopy-ram is on
@@ -207,10 +211,12 @@ type Step string
 
 // The steps. After each one but Stay, the engine looks again and asks again.
 const (
-	Stay           Step = "stay"            // nothing: the decision is final
-	Wait           Step = "wait"            // until the states change, within a limit; then Waited
-	Cancel         Step = "cancel"          // migrate_cancel on the source, and yank if that does not end it; then Cancelled
-	Yank           Step = "yank"            // close the source's connection only, where migrate_cancel might cross the switch to post-copy; then Yanked
+	Stay Step = "stay" // nothing: the decision is final
+	Wait Step = "wait" // until the states change, within a limit; then Waited
+	// migrate_cancel on the source, and yank if that does not end it; then Cancelled
+	Cancel Step = "cancel"
+	// close the source's connection only, where migrate_cancel might cross the switch to post-copy; then Yanked
+	Yank           Step = "yank"
 	End            Step = "end destination" // quit, then SIGKILL: the fence; then it is Dead, or Unended
 	RunSource      Step = "cont source"
 	StopSource     Step = "stop source"

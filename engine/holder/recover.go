@@ -259,7 +259,8 @@ var recoverRules = []rule{
 	{
 		"destination out of reach, never seen", "the migration may go to another QEMU",
 		func(s Situation) bool { return s.unshown() },
-		doubt(record.Unknown, "$E; a migration is under way from $S, and whether it goes there is not known: if nobody drives it, "+
+		doubt(record.Unknown, "$E; a migration is under way from $S, and whether it goes there is not known: if nobody "+
+			"drives it, "+
 			"`migrate_cancel` on $S ends it, and the guest stays there"),
 	},
 	{
@@ -550,7 +551,8 @@ var recoverRules = []rule{
 		"the source has failed and does not end, all is there",
 		"from 10.2 on it stays so if the destination holds the disks; an older one may be slow, and runs its guest then",
 		func(s Situation) bool { return s.jammed() && s.Destination.whole() },
-		doubt(record.None, "the source has failed and does not end its migration, and the destination has all of it, paused: end "+
+		doubt(record.None, "the source has failed and does not end its migration, and the destination has all of it, "+
+			"paused: end "+
 			"$S, then `qmigrate migrate --recover` again"),
 	},
 	{
@@ -564,7 +566,8 @@ var recoverRules = []rule{
 	{
 		"all is there, not completed, the source takes no `cont`", "the destination may have the only guest that can go on",
 		func(s Situation) bool { return s.held() },
-		doubt(record.None, "$D has all of it, paused, and $S does not leave its migration, where it takes no `cont`: try again; once $S is "+
+		doubt(record.None, "$D has all of it, paused, and $S does not leave its migration, where it takes no `cont`: try "+
+			"again; once $S is "+
 			"surely dead, `cont` on $D"),
 	},
 	{

@@ -187,7 +187,8 @@ var sentRules = []rule{
 		"the source has failed and does not end, all is there",
 		"from 10.2 on it stays so if the destination holds the disks; an older one may be slow, and runs its guest then",
 		func(s Situation) bool { return s.jammed() && s.Destination.Reach != Dead && s.Destination.whole() },
-		stay(record.None, "the source has failed and does not end its migration, and the destination has all of it, paused: once "+
+		stay(record.None, "the source has failed and does not end its migration, and the destination has all of it, "+
+			"paused: once "+
 			"$S is surely dead, `cont` on $D"),
 	},
 	{
@@ -196,7 +197,8 @@ var sentRules = []rule{
 		step(Wait),
 	},
 	{
-		"all is there, the source takes no `cont`: end its migration", "it goes back to its guest, which the destination's end would not give it",
+		"all is there, the source takes no `cont`: end its migration", "it goes back to its guest, which the destination's " +
+			"end would not give it",
 		func(s Situation) bool {
 			return s.held() && s.Source.sends() && !s.Cancelled
 		},
@@ -205,7 +207,8 @@ var sentRules = []rule{
 	{
 		"all is there, the source takes no `cont`", "the destination may have the only guest that can go on",
 		func(s Situation) bool { return s.held() },
-		stay(record.None, "the destination has all of it, paused, and the source does not leave its migration, where it takes no `cont`: "+
+		stay(record.None, "the destination has all of it, paused, and the source does not leave its migration, where it "+
+			"takes no `cont`: "+
 			laterAgain+"; once $S is surely dead, `cont` on $D"),
 	},
 	{
@@ -217,7 +220,8 @@ var sentRules = []rule{
 	{
 		"end the migration", "the source keeps its guest",
 		func(s Situation) bool {
-			return !s.Source.Status.Final() && !(s.Begun && s.Destination.Reach != Dead) && !s.Cancelled && !(s.Destination.whole() && s.Unended)
+			return !s.Source.Status.Final() && !(s.Begun && s.Destination.Reach != Dead) && !s.Cancelled &&
+				!(s.Destination.whole() && s.Unended)
 		},
 		step(Cancel),
 	},

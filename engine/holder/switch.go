@@ -202,7 +202,8 @@ var switchRules = []rule{
 		step(Wait),
 	},
 	{
-		"switch under way: cancel", "migrate_cancel comes before the switch or is refused after it; a closed connection jams this QEMU",
+		"switch under way: cancel", "migrate_cancel comes before the switch or is refused after it; a closed connection " +
+			"jams this QEMU",
 		func(s Situation) bool {
 			return s.Begun && s.Jams && !s.Destination.whole() && s.Source.Reach == Answers && s.Source.Status == Active &&
 				s.Destination.Reach != Dead && !s.Cancelled

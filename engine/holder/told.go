@@ -202,7 +202,8 @@ var toldRules = []rule{
 	{
 		"told, never ran, the source takes no `cont`", "the destination may have the only guest that can go on",
 		func(s Situation) bool { return s.told() && s.Destination.Reach == Answers && s.held() },
-		stay(record.Destination, "it is there, paused, and does not start ($E), and the source takes no `cont`: `cont` on $D runs it once "+
+		stay(record.Destination, "it is there, paused, and does not start ($E), and the source takes no `cont`: `cont` on "+
+			"$D runs it once "+
 			"the source QEMU is surely dead"),
 	},
 	{

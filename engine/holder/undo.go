@@ -80,14 +80,16 @@ func (q QEMU) loaded() bool { return q.Status == Arrived || q.Status.split() }
 func (s Situation) killable() bool { return s.Destination.Reach != Dead && !s.Unended }
 
 const (
-	askSource  = "ask $S for query-status"
-	bothDied   = "it is lost: both QEMUs died"
-	partThere  = "it is lost: the source QEMU died while a part of its memory was still there; the destination stands still at the first page that it misses"
+	askSource = "ask $S for query-status"
+	bothDied  = "it is lost: both QEMUs died"
+	partThere = "it is lost: the source QEMU died while a part of its memory was still there; the destination stands " +
+		"still at the first page that it misses"
 	laterAgain = "`qmigrate migrate --recover` with the same endpoints goes on from there"
 	laterLink  = "let both QEMUs live, mend the link, then `qmigrate migrate --recover --source $S --destination $D`"
 	lookAtBoth = "with release-ram the source may have given up what it had sent: look at the memory on $S before `cont` " +
 		"there, or on $D if its query-migrate says completed"
-	goBack = "The source holds it as it was when it stopped; `cont` on $S goes back to then, which is safe only if nothing outside it, a disk above all, has seen what it did since"
+	goBack = "The source holds it as it was when it stopped; `cont` on $S goes back to then, which is safe only if " +
+		"nothing outside it, a disk above all, has seen what it did since"
 )
 
 var undoRules = slices.Concat(beforeRules, toldRules, switchRules, sentRules)

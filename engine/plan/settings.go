@@ -205,9 +205,11 @@ func mirrorSettings() []setting.Setting[Plan] {
 				p.Mirror.Nodes = strings.Split(text, ",")
 				return nil
 			}},
-		ofMirror("mirror-copy-mode", setting.Choice(func(m *Mirror) *string { return &m.CopyMode }, copyBackground, copyWriteBlocking),
-			setting.Setting[Plan]{Shape: "MODE", Absent: copyBackground, Example: copyWriteBlocking, Help: "background (the guest " +
-				"does not wait, and may outrun the copy) or write-blocking (each of its writes waits for both sides)"}),
+		ofMirror("mirror-copy-mode", setting.Choice(func(m *Mirror) *string { return &m.CopyMode }, copyBackground,
+			copyWriteBlocking),
+			setting.Setting[Plan]{Shape: "MODE", Absent: copyBackground, Example: copyWriteBlocking,
+				Help: "background (the guest " +
+					"does not wait, and may outrun the copy) or write-blocking (each of its writes waits for both sides)"}),
 		ofMirror("mirror-bandwidth", setting.Rate(func(m *Mirror) *int64 { return &m.MaxBandwidth }), setting.Setting[Plan]{
 			Shape: "RATE", Absent: "0B/s", Example: "32MiB/s", Help: "what the copy of each disk may send; 0B/s is unlimited"}),
 		ofMirror("mirror-listen", setting.Text(func(m *Mirror) *string { return &m.Listen }), setting.Setting[Plan]{

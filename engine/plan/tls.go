@@ -24,21 +24,25 @@ const (
 	SSHTunnel TunnelKind = "ssh"
 )
 
-// TLS is the encryption of the migration's connections by QEMU itself. Both ends are verified unless NoVerify says otherwise.
+// TLS is the encryption of the migration's connections by QEMU itself. Both ends are verified unless NoVerify says
+// otherwise.
 type TLS struct {
 	Kind           TLSKind
 	SourceDir      string // folder of the credential files, as the source's QEMU sees it: tlscreds names them
 	DestinationDir string // the same on the destination
-	Hostname       string // x509: what the destination's certificate has to be good for; default: the host that the source connects to
-	Username       string // psk: whose key; default qemu
-	Authz          string // x509: the only distinguished name that the destination lets in: O=lab,CN=a; default: any that is signed
-	NoVerify       bool   // x509: neither end asks who the other is; encrypted, and open to whoever sits between
+	// x509: what the destination's certificate has to be good for; default: the host that the source connects to
+	Hostname string
+	Username string // psk: whose key; default qemu
+	// x509: the only distinguished name that the destination lets in: O=lab,CN=a; default: any that is signed
+	Authz    string
+	NoVerify bool // x509: neither end asks who the other is; encrypted, and open to whoever sits between
 }
 
 // DefaultUsername is the user whose key QEMU's psk client looks for, unless told another (crypto/tlscredspsk.c).
 const DefaultUsername = "qemu"
 
-// The objects that are made in both QEMUs, and the parameters that name them. An object of this name that is found was left by a run that was killed.
+// The objects that are made in both QEMUs, and the parameters that name them. An object of this name that is found was
+// left by a run that was killed.
 const (
 	CredsID = "qmigrate-tls"
 	AuthzID = "qmigrate-authz"
@@ -130,8 +134,9 @@ func (t *TLS) Parameters(role record.Holder) map[string]any {
 	return p
 }
 
-// NBD names the same credentials for a connection that carries a disk from the source to the destination's NBD server, between secure and unsecure: server
-// are further members of nbd-server-start's argument, client of blockdev-add's for driver nbd. Without TLS, t being nil, both are empty.
+// NBD names the same credentials for a connection that carries a disk from the source to the destination's NBD server,
+// between secure and unsecure: server are further members of nbd-server-start's argument, client of blockdev-add's for
+// driver nbd. Without TLS, t being nil, both are empty.
 func (t *TLS) NBD() (server, client map[string]any) {
 	if t == nil {
 		return nil, nil

@@ -40,10 +40,16 @@ type Plan struct {
 	LinkRate       int64             // bytes/s of the link, for the policy; 0: not known
 	Mirror         Mirror            // disks that the hosts do not share
 	SwitchAfter    SwitchAfter       // hybrid: when post-copy begins; zero: after one pass
-	StallLimit     time.Duration     // post-copy in which nothing was sent for so long has lost its link, and a destination that is silent so long while disks are copied hangs; 0: 5 s
-	RecoverLimit   time.Duration     // how long a post-copy that lost its link tries to go on, how long its switch may stand still, and how long a QEMU may be silent before it is taken to hang, each at least; 0: 1 min
-	Tunnel         TunnelKind        // what carries the connections from Connect to Listen, which the caller has seen to; "": nothing does
-	TLS            *TLS              // encryption by QEMU itself; nil: as both QEMUs have been told by somebody else, which is usually none
+	// post-copy in which nothing was sent for so long has lost its link, and a destination that is silent so long while
+	// disks are copied hangs; 0: 5 s
+	StallLimit time.Duration
+	// how long a post-copy that lost its link tries to go on, how long its switch may stand still, and how long a QEMU may
+	// be silent before it is taken to hang, each at least; 0: 1 min
+	RecoverLimit time.Duration
+	// what carries the connections from Connect to Listen, which the caller has seen to; "": nothing does
+	Tunnel TunnelKind
+	// encryption by QEMU itself; nil: as both QEMUs have been told by somebody else, which is usually none
+	TLS *TLS
 }
 
 // Plan defaults, and QEMU's own limit on downtime-limit (migration/options.c, 7.2 to 11.1).
@@ -109,7 +115,8 @@ func (p Plan) Check() error {
 	case p.PostCopies() && !p.Capabilities["postcopy-ram"]:
 		return setting.Errorf("capability", "postcopy-ram=off", "mode %s needs it: leave it out", p.Mode)
 	case p.SwitchAfter != (SwitchAfter{}) && p.Mode != record.HybridMode:
-		return setting.Errorf("switch-after", p.SwitchAfter.String(), "it is for mode %s, this one is %s", record.HybridMode, p.Mode)
+		return setting.Errorf("switch-after", p.SwitchAfter.String(), "it is for mode %s, this one is %s", record.HybridMode,
+			p.Mode)
 	case p.Channels != FormURI && p.Channels != FormChannels:
 		return setting.Errorf("channels", p.Channels, "%s", near.Hint(p.Channels, []string{FormURI, FormChannels}))
 	}
@@ -194,7 +201,8 @@ func (p Plan) NbdAddress() (network, address string, err error) {
 		host, port = strings.Trim(listen, "[]"), ""
 	}
 	if n, err := strconv.ParseUint(port, 10, 16); port != "" && (err != nil || n == 0) {
-		return "", "", setting.Errorf("mirror-listen", listen, "%q is no port (QEMU does not tell which one it took for 0)", port)
+		return "", "", setting.Errorf("mirror-listen", listen, "%q is no port (QEMU does not tell which one it took for 0)",
+			port)
 	}
 	return "tcp", net.JoinHostPort(host, port), nil
 }
@@ -205,8 +213,8 @@ const (
 	defaultRecoverLimit = time.Minute
 )
 
-// SwitchAfter is when a hybrid migration goes over to post-copy: when so many passes have ended, or so long after `migrate`,
-// whichever comes first.
+// SwitchAfter is when a hybrid migration goes over to post-copy: when so many passes have ended, or so long after
+// `migrate`, whichever comes first.
 type SwitchAfter struct {
 	Passes int
 	Time   time.Duration
@@ -270,7 +278,8 @@ func (p Plan) Host() string {
 	return host
 }
 
-// The forms of an address in `migrate` and `migrate-incoming`. Both say the same; the second is QEMU 8.2's, and newer things will come in it alone.
+// The forms of an address in `migrate` and `migrate-incoming`. Both say the same; the second is QEMU 8.2's, and newer
+// things will come in it alone.
 const (
 	FormURI      = "uri"
 	FormChannels = "channels"

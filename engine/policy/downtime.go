@@ -8,8 +8,9 @@ import (
 	"qmigrate/engine/record/units"
 )
 
-// doubling polls each second, and each 0.1 s from the first poll on at which less is left than went out per poll on average. A sign of no
-// progress is a poll at which more is left than at the one before, or nothing is left. At the signs-th sign
+// doubling polls each second, and each 0.1 s from the first poll on at which less is left than went out per poll on
+// average. A sign of no progress is a poll at which more is left than at the one before, or nothing is left. At the
+// signs-th sign
 //
 //	d <- min(2 d, max)           and the signs are counted anew
 //
@@ -22,7 +23,8 @@ func doubling() kind {
 		name: "doubling", meaning: "double downtime-limit at each 6th sign of no progress (Proxmox VE)",
 		parameters: []parameter{
 			{name: "signs", form: count, value: 6, least: 1, most: 1000, meaning: "signs of no progress for one doubling"},
-			{name: "max", form: duration, value: value(MaxDowntimeLimit), least: value(time.Millisecond), most: value(MaxDowntimeLimit), meaning: "highest downtime-limit"},
+			{name: "max", form: duration, value: value(MaxDowntimeLimit), least: value(time.Millisecond),
+				most: value(MaxDowntimeLimit), meaning: "highest downtime-limit"},
 		},
 		policy: func(s Spec) Policy {
 			signs, most := s.number("signs"), s.duration("max")
@@ -56,7 +58,9 @@ func doubling() kind {
 					}
 					if x.T == h.Now.T {
 						limit := min(2*h.Setting.DowntimeLimit, most)
-						return Decision{Action: Set, Setting: h.raise(limit), Text: fmt.Sprintf("%d signs of no progress, %s left; raise downtime-limit to %s", signs, units.FormatSize(*x.Remaining), units.FormatDuration(limit))}
+						return Decision{Action: Set, Setting: h.raise(limit),
+							Text: fmt.Sprintf("%d signs of no progress, %s left; raise downtime-limit to %s", signs,
+								units.FormatSize(*x.Remaining), units.FormatDuration(limit))}
 					}
 					seen = 0
 				}
@@ -66,7 +70,8 @@ func doubling() kind {
 	}
 }
 
-// steps raises downtime-limit by time, and goes over to post-copy, where that is allowed, when a pass has made little progress:
+// steps raises downtime-limit by time, and goes over to post-copy, where that is allowed, when a pass has made little
+// progress:
 //
 //	d(i) = max/n + i (max - max/n)/n     from t > i * delay * max(M, least)     for i = 0 .. n
 //	post-copy when   1 - r/r' < progress   at the end of a pass
@@ -75,14 +80,18 @@ func doubling() kind {
 //	delay  parameter, per GiB    r, r'  what the sync at the pass's end, and the one before, found to send
 //
 // Source: Nova, nova/virt/libvirt/migration.py, downtime_steps and (until 2017) should_switch_to_postcopy; defaults of
-// live_migration_downtime 500 ms, _steps 10, _delay 75 s per GiB of at least 2 GiB. libvirt's VIR_MIGRATE_POSTCOPY is the means.
+// live_migration_downtime 500 ms, _steps 10, _delay 75 s per GiB of at least 2 GiB. libvirt's VIR_MIGRATE_POSTCOPY is
+// the means.
 func steps() kind {
 	return kind{
-		name: "steps", meaning: "raise downtime-limit in steps by time and memory size; post-copy when a pass gains under 10 % (Nova, libvirt)",
+		name: "steps", meaning: "raise downtime-limit in steps by time and memory size; post-copy when a pass gains under " +
+			"10 % (Nova, libvirt)",
 		parameters: []parameter{
-			{name: "max", form: duration, value: value(500 * time.Millisecond), least: value(time.Millisecond), most: value(MaxDowntimeLimit), meaning: "last downtime-limit"},
+			{name: "max", form: duration, value: value(500 * time.Millisecond), least: value(time.Millisecond),
+				most: value(MaxDowntimeLimit), meaning: "last downtime-limit"},
 			{name: "steps", form: count, value: 10, least: 1, most: 1000, meaning: "number of steps"},
-			{name: "delay", form: duration, value: value(75 * time.Second), least: value(time.Millisecond), meaning: "time of a step per GiB of memory"},
+			{name: "delay", form: duration, value: value(75 * time.Second), least: value(time.Millisecond),
+				meaning: "time of a step per GiB of memory"},
 			{name: "least", form: size, value: 2 << 30, meaning: "memory to reckon with at least"},
 			{name: "progress", form: percent, value: 10, most: 100, meaning: "of a pass, under which post-copy starts"},
 		},
@@ -97,8 +106,10 @@ func steps() kind {
 			most, n, progress := s.duration("max"), s.number("steps"), s.share("progress")
 			delay, least := s.duration("delay"), float64(s.bytes("least"))/(1<<30)
 			return func(h *History) Decision {
-				if last, ok := h.Last(); ok && h.Edge && h.Limits.CanPostCopy && float64(last.Begin-h.Current.Begin) < progress*float64(last.Begin) {
-					return Decision{Action: PostCopy, Text: fmt.Sprintf("%s left after %s: progress under %.0f %%; post-copy", units.FormatSize(h.Current.Begin), units.FormatSize(last.Begin), 100*progress)}
+				if last, ok := h.Last(); ok && h.Edge && h.Limits.CanPostCopy &&
+					float64(last.Begin-h.Current.Begin) < progress*float64(last.Begin) {
+					return Decision{Action: PostCopy, Text: fmt.Sprintf("%s left after %s: progress under %.0f %%; post-copy",
+						units.FormatSize(h.Current.Begin), units.FormatSize(last.Begin), 100*progress)}
 				}
 				wait := max(times(delay, max(h.Limits.gib(), least)), time.Millisecond)
 				i := min(max((h.Elapsed()-1)/wait, 0), time.Duration(n))
@@ -107,13 +118,16 @@ func steps() kind {
 				if next == h.Setting {
 					return Decision{}
 				}
-				return Decision{Action: Set, Setting: next, Text: fmt.Sprintf("step %d of %d after %s; set downtime-limit to %s", i, n, units.FormatDuration(i*wait), units.FormatDuration(next.DowntimeLimit))}
+				return Decision{Action: Set, Setting: next,
+					Text: fmt.Sprintf("step %d of %d after %s; set downtime-limit to %s", i, n, units.FormatDuration(i*wait),
+						units.FormatDuration(next.DowntimeLimit))}
 			}
 		},
 	}
 }
 
-// ramp raises downtime-limit in equal steps, each a cooldown after the one before, the first a cooldown after pass `from` began:
+// ramp raises downtime-limit in equal steps, each a cooldown after the one before, the first a cooldown after pass
+// `from` began:
 //
 //	d <- min(d + (max - initial)/(n - 1), max)     when t - t' >= cooldown
 //
@@ -125,11 +139,15 @@ func ramp() kind {
 	return kind{
 		name: "ramp", meaning: "raise downtime-limit in equal steps from the 3rd pass on (KubeVirt VEP 291)",
 		parameters: []parameter{
-			{name: "initial", form: duration, value: value(150 * time.Millisecond), least: value(time.Millisecond), most: value(MaxDowntimeLimit), meaning: "first downtime-limit"},
-			{name: "max", form: duration, value: value(1050 * time.Millisecond), least: value(time.Millisecond), most: value(MaxDowntimeLimit), meaning: "last downtime-limit"},
+			{name: "initial", form: duration, value: value(150 * time.Millisecond), least: value(time.Millisecond),
+				most: value(MaxDowntimeLimit), meaning: "first downtime-limit"},
+			{name: "max", form: duration, value: value(1050 * time.Millisecond), least: value(time.Millisecond),
+				most: value(MaxDowntimeLimit), meaning: "last downtime-limit"},
 			{name: "levels", form: count, value: 7, least: 2, most: 1000, meaning: "levels, the first and the last among them"},
-			{name: "from", form: count, value: 3, least: 1, most: 1 << 20, meaning: "pass at whose start the first cooldown begins"},
-			{name: "cooldown", form: duration, value: value(10 * time.Second), least: value(time.Millisecond), meaning: "time between two steps"},
+			{name: "from", form: count, value: 3, least: 1, most: 1 << 20,
+				meaning: "pass at whose start the first cooldown begins"},
+			{name: "cooldown", form: duration, value: value(10 * time.Second), least: value(time.Millisecond),
+				meaning: "time between two steps"},
 		},
 		initial: func(s Spec, l Limits) Setting { return (&History{Setting: l.start()}).raise(s.duration("initial")) },
 		policy: func(s Spec) Policy {
@@ -150,7 +168,9 @@ func ramp() kind {
 				if h.Now.T-since < cooldown || next == h.Setting {
 					return Decision{}
 				}
-				return Decision{Action: Set, Setting: next, Text: fmt.Sprintf("%s left, %s since the last step; raise downtime-limit to %s", units.FormatSize(*h.Now.Remaining), units.FormatDuration(h.Now.T-since), units.FormatDuration(next.DowntimeLimit))}
+				return Decision{Action: Set, Setting: next,
+					Text: fmt.Sprintf("%s left, %s since the last step; raise downtime-limit to %s",
+						units.FormatSize(*h.Now.Remaining), units.FormatDuration(h.Now.T-since), units.FormatDuration(next.DowntimeLimit))}
 			}
 		},
 	}

@@ -1,9 +1,10 @@
-// Package policy holds convergence policies: what to do about a migration that does not come to its end by itself. A policy is a
-// pure function of the history: no clock, no input or output, no state of its own. So the engine asks it live at every sample, a
-// simulation asks it in no time, and Replay asks it again over a recorded series and must get the same decisions.
+// Package policy holds convergence policies: what to do about a migration that does not come to its end by itself. A
+// policy is a pure function of the history: no clock, no input or output, no state of its own. So the engine asks it
+// live at every sample, a simulation asks it in no time, and Replay asks it again over a recorded series and must get
+// the same decisions.
 //
-// Sizes are in bytes, rates in bytes per second, times count from the first command, as in record. docs/policies.md has each
-// policy's formula and where it comes from.
+// Sizes are in bytes, rates in bytes per second, times count from the first command, as in record. docs/policies.md has
+// each policy's formula and where it comes from.
 package policy
 
 import (
@@ -66,7 +67,8 @@ func (l Limits) start() Setting {
 	return Setting{MaxBandwidth: l.MaxBandwidth, DowntimeLimit: l.DowntimeLimit}
 }
 
-// Setting is what is in force now. A zero in a field but MaxBandwidth means that it was never set, and QEMU has its default.
+// Setting is what is in force now. A zero in a field but MaxBandwidth means that it was never set, and QEMU has its
+// default.
 type Setting struct {
 	MaxBandwidth        int64         // max-bandwidth, bytes/s; 0: unlimited
 	DowntimeLimit       time.Duration // downtime-limit, in whole ms
@@ -76,7 +78,8 @@ type Setting struct {
 	SwitchoverBandwidth int64         // avail-switchover-bandwidth, bytes/s
 }
 
-// Changed is what of s differs from before, by QEMU's names and in QEMU's units: the arguments of migrate-set-parameters.
+// Changed is what of s differs from before, by QEMU's names and in QEMU's units: the arguments of
+// migrate-set-parameters.
 func (s Setting) Changed(before Setting) map[string]int64 {
 	p := map[string]int64{}
 	for _, f := range []struct {
@@ -100,27 +103,31 @@ func (s Setting) Changed(before Setting) map[string]int64 {
 // MaxDowntimeLimit is the largest downtime-limit that QEMU takes (migration/options.c, 7.2 to 11.1).
 const MaxDowntimeLimit = 2000 * time.Second
 
-// Pass is one turn over the pages that a bitmap sync found, by the samples: off by up to one sampling interval at each end.
+// Pass is one turn over the pages that a bitmap sync found, by the samples: off by up to one sampling interval at each
+// end.
 type Pass struct {
-	Number     int           // from 1: the set-up's copy of all memory; a pass too short to be seen is counted, and not kept
-	Start      time.Duration // its first sample
-	Duration   time.Duration // to the next pass's first sample
-	Sent       int64         // bytes on the wire
-	Begin, End int64         // bytes remaining at its first and its last sample: Begin is what the sync found dirty, and what it left over
-	Throttle   int           // percent, at its last sample
+	// from 1: the set-up's copy of all memory; a pass too short to be seen is counted, and not kept
+	Number   int
+	Start    time.Duration // its first sample
+	Duration time.Duration // to the next pass's first sample
+	Sent     int64         // bytes on the wire
+	// bytes remaining at its first and its last sample: Begin is what the sync found dirty, and what it left over
+	Begin, End int64
+	Throttle   int // percent, at its last sample
 }
 
 // History is what a policy may know.
 type History struct {
 	Limits  Limits
-	Setting Setting         // in force now
-	Begin   time.Duration   // `migrate`, on the samples' clock
-	Passes  []Pass          // that have ended
-	Current Pass            // the running one, up to Now
-	Edge    bool            // Now is the first sample of Current, which is not the first pass
-	Now     record.Sample   // the newest
-	Series  []record.Sample // all of the source's samples of the running pre-copy, Now last; each has transferred, remaining and sync count
-	Made    []Decision      // so far
+	Setting Setting       // in force now
+	Begin   time.Duration // `migrate`, on the samples' clock
+	Passes  []Pass        // that have ended
+	Current Pass          // the running one, up to Now
+	Edge    bool          // Now is the first sample of Current, which is not the first pass
+	Now     record.Sample // the newest
+	// all of the source's samples of the running pre-copy, Now last; each has transferred, remaining and sync count
+	Series []record.Sample
+	Made   []Decision // so far
 }
 
 // Action is what a policy wants to be done.
@@ -128,8 +135,10 @@ type Action string
 
 // The actions. The zero one is to go on.
 const (
-	Set      Action = "set"       // change parameters to those of Decision.Setting
-	Stop     Action = "stop"      // stop the guest now and finish: set downtime-limit to MaxDowntimeLimit, for after `stop` QEMU would go on at max-bandwidth
+	Set Action = "set" // change parameters to those of Decision.Setting
+	// stop the guest now and finish: set downtime-limit to MaxDowntimeLimit, for after `stop` QEMU would go on at
+	// max-bandwidth
+	Stop     Action = "stop"
 	PostCopy Action = "post-copy" // migrate-start-postcopy
 	Abort    Action = "abort"     // cancel; the guest stays on the source
 )
@@ -152,8 +161,8 @@ func (d Decision) Record() record.Decision {
 	return record.Decision{Pass: d.Pass, At: d.At, Text: d.Text}
 }
 
-// Policy decides; the zero Decision is to go on. It must be a pure function of the history, and must not change it. Pass, At and the
-// number of the pass before the text are filled in by the Follower.
+// Policy decides; the zero Decision is to go on. It must be a pure function of the history, and must not change it.
+// Pass, At and the number of the pass before the text are filled in by the Follower.
 type Policy func(h *History) Decision
 
 // horizon is where times end, so that sums of them cannot overflow: 36 years.
@@ -172,12 +181,14 @@ func Follow(p Policy, l Limits, s Setting, begin time.Duration) *Follower {
 	return &Follower{policy: p, h: History{Limits: l, Setting: s, Begin: begin}}
 }
 
-// Observe takes one sample and returns the decision on it, which is taken to be carried out. Samples that tell nothing of a running
-// pre-copy are skipped. Nothing is decided any more after a decision to stop, to go over to post-copy, or to abort.
+// Observe takes one sample and returns the decision on it, which is taken to be carried out. Samples that tell nothing
+// of a running pre-copy are skipped. Nothing is decided any more after a decision to stop, to go over to post-copy, or
+// to abort.
 func (f *Follower) Observe(x record.Sample) Decision {
 	h := &f.h
 	if x.Transferred == nil || x.Remaining == nil || x.SyncCount == nil || *x.Transferred < 0 || *x.Remaining < 0 ||
-		x.Status != "active" || x.Side == record.Destination || x.T < h.Begin || x.T > horizon || len(h.Series) > 0 && x.T <= h.Now.T || f.ended {
+		x.Status != "active" || x.Side == record.Destination || x.T < h.Begin || x.T > horizon || len(h.Series) > 0 &&
+		x.T <= h.Now.T || f.ended {
 		return Decision{}
 	}
 	f.fold(x)

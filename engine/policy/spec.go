@@ -52,7 +52,8 @@ type kind struct {
 }
 
 func kinds() []kind {
-	return []kind{none(), timeout(), doubling(), steps(), ramp(), stall(), postCopyOnStall(), quickFinish(), autoConverge(), switchover()}
+	return []kind{none(), timeout(), doubling(), steps(), ramp(), stall(), postCopyOnStall(), quickFinish(),
+		autoConverge(), switchover()}
 }
 
 // Names lists the policies.
@@ -235,8 +236,8 @@ func (s Spec) value(i int) value {
 // Policy is the function that decides.
 func (s Spec) Policy() Policy { return s.kind().policy(s) }
 
-// Initial is what must be in force before `migrate`, and the capabilities that it needs switched on, by QEMU's names. An error says
-// what this pair or this plan does not allow.
+// Initial is what must be in force before `migrate`, and the capabilities that it needs switched on, by QEMU's names.
+// An error says what this pair or this plan does not allow.
 func (s Spec) Initial(l Limits) (Setting, []string, error) {
 	k := s.kind()
 	setting := l.start()
@@ -277,5 +278,6 @@ func (s Spec) word(name string) string {
 }
 
 func none() kind {
-	return kind{name: "none", meaning: "QEMU decides alone", policy: func(Spec) Policy { return func(*History) Decision { return Decision{} } }}
+	return kind{name: "none", meaning: "QEMU decides alone",
+		policy: func(Spec) Policy { return func(*History) Decision { return Decision{} } }}
 }

@@ -24,22 +24,29 @@ import (
 //	r, r'  bytes found, now and before    best  at first the least r from the least of `timeout` ago on    patience  at first `timeout`
 //	b, s   QEMU's throughput, smoothed and as it is, bytes/s    w  s    M  the guest's memory, GiB    t  time since `migrate`
 //
-// Where post-copy is allowed, it takes the place of downtime-limit and of hopeless. Source: KubeVirt, enhancement 248 (2026), with its
-// defaults: 40 s, 4 %, 900 ms, 1.5, 0.5, 0.4, 60 s, 150 s per GiB, 2. QEMU's threshold at the start is min(max, 300 ms) there;
-// here it is the plan's, if that is less than max.
+// Where post-copy is allowed, it takes the place of downtime-limit and of hopeless. Source: KubeVirt, enhancement 248
+// (2026), with its defaults: 40 s, 4 %, 900 ms, 1.5, 0.5, 0.4, 60 s, 150 s per GiB, 2. QEMU's threshold at the start is
+// min(max, 300 ms) there; here it is the plan's, if that is less than max.
 func stall() kind {
 	return kind{
 		name: "stall", meaning: "when progress stalls, switch at a local minimum, or abort as hopeless (KubeVirt VEP 248)",
 		parameters: []parameter{
-			{name: "timeout", form: duration, value: value(40 * time.Second), least: value(time.Millisecond), meaning: "without progress for a stall; first patience"},
+			{name: "timeout", form: duration, value: value(40 * time.Second), least: value(time.Millisecond),
+				meaning: "without progress for a stall; first patience"},
 			{name: "margin", form: percent, value: 4, most: 100, meaning: "about the best, within which it counts as equal"},
-			{name: "max", form: duration, value: value(900 * time.Millisecond), least: value(time.Millisecond), most: value(MaxDowntimeLimit), meaning: "downtime-limit after a stall"},
-			{name: "hopeless", form: percent, value: 150, least: 100, most: 100000, meaning: "of max: a downtime beyond it is hopeless"},
+			{name: "max", form: duration, value: value(900 * time.Millisecond), least: value(time.Millisecond),
+				most: value(MaxDowntimeLimit), meaning: "downtime-limit after a stall"},
+			{name: "hopeless", form: percent, value: 150, least: 100, most: 100000,
+				meaning: "of max: a downtime beyond it is hopeless"},
 			{name: "decay", form: percent, value: 50, most: 100, meaning: "of the patience that is left at each relaxation"},
-			{name: "alpha", form: percent, value: 40, least: 1, most: 100, meaning: "weight of a new value in the smoothed bandwidth"},
-			{name: "switchover", form: duration, value: value(60 * time.Second), least: value(time.Millisecond), meaning: "for the switch-over, then abort"},
-			{name: "per-gib", form: duration, value: value(150 * time.Second), least: value(time.Millisecond), meaning: "for the migration per GiB of memory"},
-			{name: "factor", form: percent, value: 200, least: 100, most: 100000, meaning: "of that time, into which a switch-over must fit"},
+			{name: "alpha", form: percent, value: 40, least: 1, most: 100,
+				meaning: "weight of a new value in the smoothed bandwidth"},
+			{name: "switchover", form: duration, value: value(60 * time.Second), least: value(time.Millisecond),
+				meaning: "for the switch-over, then abort"},
+			{name: "per-gib", form: duration, value: value(150 * time.Second), least: value(time.Millisecond),
+				meaning: "for the migration per GiB of memory"},
+			{name: "factor", form: percent, value: 200, least: 100, most: 100000,
+				meaning: "of that time, into which a switch-over must fit"},
 		},
 		initial: func(s Spec, l Limits) Setting {
 			return (&History{Setting: l.start()}).raise(min(l.DowntimeLimit, s.duration("max")))
@@ -65,7 +72,8 @@ func stallPolicy(s Spec) Policy {
 		total := times(perGiB, h.Limits.gib())
 		if n := len(h.Made); n > 0 { // the limit was raised: QEMU has its time for the switch-over
 			if h.Now.T-h.Made[n-1].At > s.duration("switchover") {
-				return Decision{Action: Abort, Text: fmt.Sprintf("no switch-over within %s of raising downtime-limit; abort", units.FormatDuration(s.duration("switchover")))}
+				return Decision{Action: Abort, Text: fmt.Sprintf("no switch-over within %s of raising downtime-limit; abort",
+					units.FormatDuration(s.duration("switchover")))}
 			}
 			return Decision{}
 		}
@@ -92,15 +100,18 @@ func stallPolicy(s Spec) Policy {
 		if !minimum || !fits {
 			return Decision{}
 		}
-		why := fmt.Sprintf("stalled: %s >= %.2f x %s since %s; local minimum, downtime would be %s", units.FormatSize(r), 1-margin,
+		why := fmt.Sprintf("stalled: %s >= %.2f x %s since %s; local minimum, downtime would be %s", units.FormatSize(r),
+			1-margin,
 			units.FormatSize(least), units.FormatDuration(stalledFor), units.FormatDuration(down))
 		switch {
 		case h.Limits.CanPostCopy:
 			return Decision{Action: PostCopy, Text: why + "; post-copy"}
 		case down > times(most, hopeless):
-			return Decision{Action: Abort, Text: fmt.Sprintf("%s, over %.1f x %s: hopeless; abort", why, hopeless, units.FormatDuration(most))}
+			return Decision{Action: Abort, Text: fmt.Sprintf("%s, over %.1f x %s: hopeless; abort", why, hopeless,
+				units.FormatDuration(most))}
 		}
-		return Decision{Action: Set, Setting: h.raise(most), Text: why + "; raise downtime-limit to " + units.FormatDuration(most)}
+		return Decision{Action: Set, Setting: h.raise(most),
+			Text: why + "; raise downtime-limit to " + units.FormatDuration(most)}
 	}
 }
 
@@ -115,9 +126,10 @@ func seen(h *History) []found {
 	return append(all, found{h.Current.Start, h.Current.Begin})
 }
 
-// localMinimum tells whether the last of all is a good moment to switch after a stall; least is what it stalls against, and since for
-// how long that has stood.
-func localMinimum(all []found, window time.Duration, margin, decay float64) (least int64, since time.Duration, ok bool) {
+// localMinimum tells whether the last of all is a good moment to switch after a stall; least is what it stalls against,
+// and since for how long that has stood.
+func localMinimum(all []found, window time.Duration, margin, decay float64) (least int64, since time.Duration,
+	ok bool) {
 	stalled, best := false, int64(0)
 	var history []int64 // found since the stall, in order
 	var patience, deadline time.Duration
@@ -181,8 +193,9 @@ func (h *History) smoothed(period time.Duration, alpha float64) float64 {
 func postCopyOnStall() kind {
 	return kind{
 		name: "post-copy-on-stall", meaning: "post-copy when a pass gains under 10 %",
-		parameters: []parameter{{name: "progress", form: percent, value: 10, most: 100, meaning: "of a pass, under which post-copy starts"}},
-		needs:      func(_ Spec, l Limits) ([]string, error) { return postCopyNeeded(l) },
+		parameters: []parameter{{name: "progress", form: percent, value: 10, most: 100,
+			meaning: "of a pass, under which post-copy starts"}},
+		needs: func(_ Spec, l Limits) ([]string, error) { return postCopyNeeded(l) },
 		policy: func(s Spec) Policy {
 			progress := s.share("progress")
 			return func(h *History) Decision {
@@ -190,7 +203,8 @@ func postCopyOnStall() kind {
 				if !ok || !h.Edge || !h.Limits.CanPostCopy || float64(h.Current.Begin) <= (1-progress)*float64(last.Begin) {
 					return Decision{}
 				}
-				return Decision{Action: PostCopy, Text: fmt.Sprintf("stalled: %s > %.2f x %s; post-copy", units.FormatSize(h.Current.Begin), 1-progress, units.FormatSize(last.Begin))}
+				return Decision{Action: PostCopy, Text: fmt.Sprintf("stalled: %s > %.2f x %s; post-copy",
+					units.FormatSize(h.Current.Begin), 1-progress, units.FormatSize(last.Begin))}
 			}
 		},
 	}

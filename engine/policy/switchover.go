@@ -10,9 +10,10 @@ import (
 
 // switchover moves the guest as soon as the downtime limit can be met at the rate of the last stage.
 //
-// QEMU stops the guest when what is left takes less than downtime-limit at the rate of the last 0.1 s. But the last stage is not
-// limited by max-bandwidth. So under a cap below the line rate QEMU waits for a state that a busy guest never reaches, while the true
-// downtime would be far below its limit. This policy finds out the true rate, and has QEMU itself apply its rule with it:
+// QEMU stops the guest when what is left takes less than downtime-limit at the rate of the last 0.1 s. But the last
+// stage is not limited by max-bandwidth. So under a cap below the line rate QEMU waits for a state that a busy guest
+// never reaches, while the true downtime would be far below its limit. This policy finds out the true rate, and has
+// QEMU itself apply its rule with it:
 //
 //	e = max((1 - margin) d - device, d/4)     what of the downtime may be spent on sending
 //	S = L e                                   what may be left when the guest stops
@@ -22,16 +23,18 @@ import (
 //	d   the downtime limit asked for, s          device  what stop, device state and start take, s (parameter)
 //	L   rate of the last stage, bytes/s          B       max-bandwidth, bytes/s
 //
-// QEMU then decides on its own exact count, after a sync, so no page is dirtied between the decision and the stop. L is found by a
-// sprint in the first pass: max-bandwidth is lifted for min(d, 0.3 s), which is no longer than the last stage may use the line as
-// well. The first 10 MiB are not counted: socket buffers swallow them. A sprint is worth it only if
-// max-bandwidth is what limits: when less than 0.8 B goes out, L is that, and QEMU's own rule is right. A known link rate bounds L:
-// L <= 0.9 * link rate; with probe=off it is L.
+// QEMU then decides on its own exact count, after a sync, so no page is dirtied between the decision and the stop. L is
+// found by a sprint in the first pass: max-bandwidth is lifted for min(d, 0.3 s), which is no longer than the last
+// stage may use the line as well. The first 10 MiB are not counted: socket buffers swallow them. A sprint is worth it
+// only if max-bandwidth is what limits: when less than 0.8 B goes out, L is that, and QEMU's own rule is right. A known
+// link rate bounds L: L <= 0.9 * link rate; with probe=off it is L.
 //
-// When waiting does not reach S, that is when a sync found r >= 0.9 r' with r' found at least patience ago, a second sprint comes first. It
-// tells whether the first was slowed down by a busy moment, and brings a guest to S that writes less than L in so short a time.
+// When waiting does not reach S, that is when a sync found r >= 0.9 r' with r' found at least patience ago, a second
+// sprint comes first. It tells whether the first was slowed down by a busy moment, and brings a guest to S that writes
+// less than L in so short a time.
 //
-// When that does not reach S either, the guest is throttled as little as brings it there. Freshly dirtied pages then come, near S, at half of the rate at which they are sent:
+// When that does not reach S either, the guest is throttled as little as brings it there. Freshly dirtied pages then
+// come, near S, at half of the rate at which they are sent:
 //
 //	R (1 - theta) (1 - S/W) = B/2      =>      theta = 1 - B / (2 R (1 - S/W)),     theta <= d / (d + 10 ms)
 //
@@ -41,28 +44,34 @@ import (
 //	R      writes, bytes/s, from what the syncs of the last second found, for writes spread evenly over W:
 //	       f = (W - u)(1 - exp(-R (1 - theta) t / W)) for f found fresh in the time t with u left over before; at most 98 % of W - u
 //
-// Strong and short is also the least in sum: the work that the guest loses is theta times the time until S is reached. QEMU applies a
-// throttle at the second sync, more than 1 s after the last, that finds it necessary. A guest that does not need all of its processor
-// time writes on undiminished at first: if a throttle in force for patience has not helped, the highest allowed follows. If
-// R (1 - theta)(1 - S/W) > B at that one, or it has been in force without success for 4 (patience + r/B), post-copy takes over where it is
-// allowed; else parameter hopeless.
+// Strong and short is also the least in sum: the work that the guest loses is theta times the time until S is reached.
+// QEMU applies a throttle at the second sync, more than 1 s after the last, that finds it necessary. A guest that does
+// not need all of its processor time writes on undiminished at first: if a throttle in force for patience has not
+// helped, the highest allowed follows. If R (1 - theta)(1 - S/W) > B at that one, or it has been in force without
+// success for 4 (patience + r/B), post-copy takes over where it is allowed; else parameter hopeless.
 //
-// Source: ours. QEMU's rule: migration/migration.c, migration_update_counters; throttle: migration/ram.c and system/cpu-throttle.c.
+// Source: ours. QEMU's rule: migration/migration.c, migration_update_counters; throttle: migration/ram.c and
+// system/cpu-throttle.c.
 func switchover() kind {
 	return kind{
-		name: "switchover", meaning: "the earliest switch-over that meets the downtime limit, by the true rate of the last stage; then the least throttle; then post-copy",
+		name: "switchover", meaning: "the earliest switch-over that meets the downtime limit, by the true rate of the last " +
+			"stage; then the least throttle; then post-copy",
 		parameters: []parameter{
 			{name: "margin", form: percent, value: 20, most: 90, meaning: "of the downtime limit, kept free"},
 			{name: "device", form: duration, value: value(30 * time.Millisecond), meaning: "for stop, device state and start"},
-			{name: "probe", form: choice, words: []string{"on", "off"}, meaning: "lift max-bandwidth at most twice, each time for min(downtime limit, 0.3 s), to learn the rate of the last stage"},
-			{name: "throttle", form: choice, words: []string{"on", "off"}, meaning: "slow the guest down where waiting cannot do it"},
-			{name: "patience", form: duration, value: value(2 * time.Second), least: value(time.Millisecond), meaning: "without progress before the guest is throttled"},
+			{name: "probe", form: choice, words: []string{"on", "off"},
+				meaning: "lift max-bandwidth at most twice, each time for min(downtime limit, 0.3 s), to learn the rate of the last stage"},
+			{name: "throttle", form: choice, words: []string{"on", "off"},
+				meaning: "slow the guest down where waiting cannot do it"},
+			{name: "patience", form: duration, value: value(2 * time.Second), least: value(time.Millisecond),
+				meaning: "without progress before the guest is throttled"},
 			{name: "hopeless", form: choice, words: []string{"wait", "abort"}, meaning: "when nothing can meet the limit"},
 		},
 		initial: func(s Spec, l Limits) Setting {
 			setting := (&History{Setting: l.start()}).raise(s.effective(l))
 			if l.CanThrottle && s.word("throttle") == "on" {
-				setting.ThrottleInitial, setting.ThrottleIncrement, setting.ThrottleMax = 1, 1, 1 // the least there is: none until it is asked for
+				// the least there is: none until it is asked for
+				setting.ThrottleInitial, setting.ThrottleIncrement, setting.ThrottleMax = 1, 1, 1
 			}
 			return setting
 		},
@@ -85,9 +94,10 @@ func (s Spec) effective(l Limits) time.Duration {
 }
 
 const (
-	rateWindow   = 200 * time.Millisecond // over which the rate of sending is taken: two of QEMU's windows
-	capped       = 0.8                    // of max-bandwidth, from which on it is what limits
-	probeLead    = 10 << 20               // bytes that socket buffers may swallow: Linux's tcp_wmem and tcp_rmem, 4 and 6 MiB
+	rateWindow = 200 * time.Millisecond // over which the rate of sending is taken: two of QEMU's windows
+	capped     = 0.8                    // of max-bandwidth, from which on it is what limits
+	// bytes that socket buffers may swallow: Linux's tcp_wmem and tcp_rmem, 4 and 6 MiB
+	probeLead    = 10 << 20
 	probeTime    = 300 * time.Millisecond // a sprint's longest
 	probeLeast   = 20 * time.Millisecond  // to tell a rate from
 	settle       = 300 * time.Millisecond // until QEMU's own bandwidth is that of a window wholly after the probe
@@ -128,7 +138,8 @@ func (s switcher) decide(h *History) Decision {
 		h.Now.T-ended >= settle && rate > h.Limits.MaxBandwidth:
 		limit := times(s.effective(h.Limits), float64(rate)/float64(h.Limits.MaxBandwidth))
 		return Decision{Action: Set, Setting: h.raise(limit), Rate: rate,
-			Text: fmt.Sprintf("%s fit into %s of the last stage; set downtime-limit to %s, so that QEMU stops at them while it sends %s",
+			Text: fmt.Sprintf("%s fit into %s of the last stage; set downtime-limit to %s, so that QEMU stops at them while "+
+				"it sends %s",
 				s.fits(h, rate), units.FormatDuration(s.effective(h.Limits)), units.FormatDuration(limit), units.FormatRate(float64(h.Limits.MaxBandwidth)))}
 	}
 	return s.unstall(h, float64(rate), probes)
@@ -139,7 +150,8 @@ func (s switcher) fits(h *History, rate int64) string {
 	return units.FormatSize(int64(float64(rate) * s.effective(h.Limits).Seconds()))
 }
 
-// probe reads from the decisions made how many probes there were, whether one runs, when the last began or ended, and what is known of the rate.
+// probe reads from the decisions made how many probes there were, whether one runs, when the last began or ended, and
+// what is known of the rate.
 func (s switcher) probe(h *History) (probes int, running bool, edge time.Duration, rate int64) {
 	for _, d := range h.Made {
 		switch lifted := d.Setting.MaxBandwidth != h.Limits.MaxBandwidth; {
@@ -162,7 +174,9 @@ func (s switcher) begin(h *History, why string) Decision {
 		lifted := h.Setting
 		lifted.MaxBandwidth = 0
 		lifted.DowntimeLimit = h.raise(s.effective(h.Limits)).DowntimeLimit // for QEMU's own bandwidth is the true one now
-		return Decision{Action: Set, Setting: lifted, Text: fmt.Sprintf("%s; lift max-bandwidth for %s to learn what the last stage can send", why, units.FormatDuration(sprint(h.Limits)))}
+		return Decision{Action: Set, Setting: lifted,
+			Text: fmt.Sprintf("%s; lift max-bandwidth for %s to learn what the last stage can send", why,
+				units.FormatDuration(sprint(h.Limits)))}
 	}
 	if h.Limits.LinkRate == 0 {
 		return Decision{}
@@ -171,8 +185,8 @@ func (s switcher) begin(h *History, why string) Decision {
 	return s.learnt(h, rate, fmt.Sprintf("the link has %s", units.FormatRate(float64(h.Limits.LinkRate))))
 }
 
-// endProbe ends the probe when it has seen enough. What an earlier one found holds, if it was more: what slows a probe down, the guest or a
-// busy machine, can only make it find less.
+// endProbe ends the probe when it has seen enough. What an earlier one found holds, if it was more: what slows a probe
+// down, the guest or a busy machine, can only make it find less.
 func (s switcher) endProbe(h *History, began time.Duration, known int64) Decision {
 	i := h.since(began)
 	first := &h.Series[i] // the sample on which it began
@@ -191,14 +205,16 @@ func (s switcher) endProbe(h *History, began time.Duration, known int64) Decisio
 	if link := float64(h.Limits.LinkRate); link > 0 {
 		rate = min(rate, linkPayload*link)
 	}
-	return s.learnt(h, max(int64(rate), known, 1), fmt.Sprintf("%s in %s", units.FormatSize(sent), units.FormatDuration(took)))
+	return s.learnt(h, max(int64(rate), known, 1),
+		fmt.Sprintf("%s in %s", units.FormatSize(sent), units.FormatDuration(took)))
 }
 
 // learnt puts the cap back and tells QEMU the rate.
 func (s switcher) learnt(h *History, rate int64, why string) Decision {
 	next := h.Setting
 	next.MaxBandwidth = h.Limits.MaxBandwidth
-	text := fmt.Sprintf("the last stage can send %s (%s), and %s in %s; max-bandwidth is %s", units.FormatRate(float64(rate)), why, s.fits(h, rate),
+	text := fmt.Sprintf("the last stage can send %s (%s), and %s in %s; max-bandwidth is %s",
+		units.FormatRate(float64(rate)), why, s.fits(h, rate),
 		units.FormatDuration(s.effective(h.Limits)), units.FormatRate(float64(next.MaxBandwidth)))
 	if h.Limits.CanSwitchoverBandwidth {
 		next.SwitchoverBandwidth = rate
@@ -207,14 +223,15 @@ func (s switcher) learnt(h *History, rate int64, why string) Decision {
 	return Decision{Action: Set, Setting: next, Rate: rate, Text: text}
 }
 
-// sending is the rate on the wire over the last window, bytes/s; ok is false while that is not known, or mostly pages of zeros were sent,
-// which cost next to nothing on the wire and so tell nothing of the line.
+// sending is the rate on the wire over the last window, bytes/s; ok is false while that is not known, or mostly pages
+// of zeros were sent, which cost next to nothing on the wire and so tell nothing of the line.
 func (h *History) sending(window time.Duration) (rate float64, ok bool) {
 	i := h.since(h.Now.T-window) - 1
 	if i < 0 || h.Now.Pages == nil || h.Series[i].Pages == nil {
 		return 0, false
 	}
-	sent, pages := float64(*h.Now.Transferred)-float64(*h.Series[i].Transferred), float64(*h.Now.Pages)-float64(*h.Series[i].Pages)
+	sent, pages := float64(*h.Now.Transferred)-float64(*h.Series[i].Transferred),
+		float64(*h.Now.Pages)-float64(*h.Series[i].Pages)
 	return sent / (h.Now.T - h.Series[i].T).Seconds(), sent > 0 && sent >= pages*wirePage/2
 }
 
@@ -235,7 +252,8 @@ func (s switcher) unstall(h *History, rate float64, probes int) Decision {
 	if r < progress*before {
 		return Decision{}
 	}
-	stalled := fmt.Sprintf("stalled: %s >= %.2f x %s, %s fit", units.FormatSize(int64(r)), progress, units.FormatSize(int64(before)), units.FormatSize(int64(fits)))
+	stalled := fmt.Sprintf("stalled: %s >= %.2f x %s, %s fit", units.FormatSize(int64(r)), progress,
+		units.FormatSize(int64(before)), units.FormatSize(int64(fits)))
 	if probes == 1 {
 		return s.begin(h, stalled)
 	}
@@ -245,7 +263,8 @@ func (s switcher) unstall(h *History, rate float64, probes int) Decision {
 		b = float64(h.Limits.MaxBandwidth)
 	}
 	fresh := writes * (1 - min(fits/set, 1)) // dirtied anew near S, unthrottled, bytes/s
-	why := fmt.Sprintf("%s; the guest writes %s in %s, %s go out", stalled, units.FormatRate(writes), units.FormatSize(int64(set)), units.FormatRate(b))
+	why := fmt.Sprintf("%s; the guest writes %s in %s, %s go out", stalled, units.FormatRate(writes),
+		units.FormatSize(int64(set)), units.FormatRate(b))
 	most := int(100 * float64(h.Limits.DowntimeLimit) / float64(h.Limits.DowntimeLimit+slice))
 	most = min(max(most, 1), 99)
 	if now := h.Setting.ThrottleMax; s.throttle && h.Limits.CanThrottle && fresh*(1-float64(most)/100) < b || now > 1 {

@@ -36,8 +36,8 @@ func throttleParameters() []parameter {
 	}
 }
 
-// autoConverge leaves all to QEMU's own throttle: at every second sync, more than 1 s after the last, that finds more than half as much
-// dirtied as was sent
+// autoConverge leaves all to QEMU's own throttle: at every second sync, more than 1 s after the last, that finds more
+// than half as much dirtied as was sent
 //
 //	theta <- initial,  then  min(theta + increment, max)
 //
@@ -52,8 +52,8 @@ func autoConverge() kind {
 	}
 }
 
-// quickFinish has QEMU's throttle on. It polls each 5 s; once the throttle is at its maximum and expected-downtime above
-// downtime-limit, and more than one further sync has passed since this was seen first,
+// quickFinish has QEMU's throttle on. It polls each 5 s; once the throttle is at its maximum and expected-downtime
+// above downtime-limit, and more than one further sync has passed since this was seen first,
 //
 //	d <- min(e, limit)       whenever e > d
 //
@@ -65,13 +65,15 @@ func quickFinish() kind {
 	return kind{
 		name: "quick-finish", meaning: "throttle to the maximum, then raise downtime-limit to expected-downtime (CloudPods)",
 		parameters: append(throttleParameters(),
-			parameter{name: "limit", form: duration, value: value(MaxDowntimeLimit), least: value(time.Millisecond), most: value(MaxDowntimeLimit), meaning: "highest downtime-limit"}),
+			parameter{name: "limit", form: duration, value: value(MaxDowntimeLimit), least: value(time.Millisecond),
+				most: value(MaxDowntimeLimit), meaning: "highest downtime-limit"}),
 		initial: throttled, needs: throttleNeeded,
 		policy: func(s Spec) Policy {
 			most, limit := int64(s.number("max")), s.duration("limit")
 			return func(h *History) Decision {
 				eligible := func(x *record.Sample, d time.Duration) bool {
-					return *x.Remaining > 0 && x.Throttle != nil && *x.Throttle >= most && x.ExpectedDowntime != nil && *x.ExpectedDowntime > d
+					return *x.Remaining > 0 && x.Throttle != nil && *x.Throttle >= most && x.ExpectedDowntime != nil &&
+						*x.ExpectedDowntime > d
 				}
 				if !h.due(period) || !eligible(&h.Now, h.Setting.DowntimeLimit) {
 					return Decision{}
@@ -91,7 +93,9 @@ func quickFinish() kind {
 				if next.DowntimeLimit <= h.Setting.DowntimeLimit {
 					return Decision{}
 				}
-				return Decision{Action: Set, Setting: next, Text: fmt.Sprintf("throttle is at %d %%, expected downtime %s; raise downtime-limit to %s", *h.Now.Throttle, units.FormatDuration(*h.Now.ExpectedDowntime), units.FormatDuration(next.DowntimeLimit))}
+				return Decision{Action: Set, Setting: next,
+					Text: fmt.Sprintf("throttle is at %d %%, expected downtime %s; raise downtime-limit to %s", *h.Now.Throttle,
+						units.FormatDuration(*h.Now.ExpectedDowntime), units.FormatDuration(next.DowntimeLimit))}
 			}
 		},
 	}

@@ -25,7 +25,8 @@ func timeout() kind {
 		parameters: []parameter{
 			{name: "after", form: duration, meaning: "time since the start; 0s: by per-gib"},
 			{name: "per-gib", form: duration, value: value(150 * time.Second), least: 1, meaning: "time per GiB of memory"},
-			{name: "action", form: choice, words: []string{string(Abort), string(Stop), string(PostCopy)}, meaning: "abort, stop or post-copy"},
+			{name: "action", form: choice, words: []string{string(Abort), string(Stop), string(PostCopy)},
+				meaning: "abort, stop or post-copy"},
 		},
 		needs: func(s Spec, l Limits) ([]string, error) {
 			if Action(s.word("action")) != PostCopy {
@@ -43,7 +44,8 @@ func timeout() kind {
 				if h.Elapsed() <= limit || action == PostCopy && !h.Limits.CanPostCopy {
 					return Decision{}
 				}
-				return Decision{Action: action, Text: fmt.Sprintf("not done after %s, %s left; %s", units.FormatDuration(limit), units.FormatSize(*h.Now.Remaining), action)}
+				return Decision{Action: action, Text: fmt.Sprintf("not done after %s, %s left; %s", units.FormatDuration(limit),
+					units.FormatSize(*h.Now.Remaining), action)}
 			}
 		},
 	}

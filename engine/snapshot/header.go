@@ -27,8 +27,8 @@ func (h header) format() string {
 	return StreamFormat
 }
 
-// The marks in QEMU's stream that come before the pages. Sources: migration/savevm.h and savevm.c (configuration), migration/ram.c
-// (ram_save_setup); the same in 7.2 and 10.0.2. All numbers are big-endian.
+// The marks in QEMU's stream that come before the pages. Sources: migration/savevm.h and savevm.c (configuration),
+// migration/ram.c (ram_save_setup); the same in 7.2 and 10.0.2. All numbers are big-endian.
 const (
 	fileMagic         = 0x5145564d // QEVM
 	fileVersion       = 3
@@ -41,7 +41,8 @@ const (
 
 var errNotSaved = errors.New("it is not a guest that QEMU saved")
 
-// readHeader reads the beginning of a saved guest. What a newer QEMU writes after the machine's name is passed over: that much is then not known.
+// readHeader reads the beginning of a saved guest. What a newer QEMU writes after the machine's name is passed over:
+// that much is then not known.
 func readHeader(from io.Reader) (h header, err error) {
 	defer func() {
 		if errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) {

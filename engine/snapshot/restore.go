@@ -15,9 +15,10 @@ import (
 	"syscall"
 )
 
-// Restore loads a saved guest into dst, which waits with -incoming defer, and runs it there. The file stays as it is: after an error the
-// guest is still in it.
-func Restore(ctx context.Context, dst *endpoint.Endpoint, p plan.Plan, f File, o plan.Options) (*record.Migration, error) {
+// Restore loads a saved guest into dst, which waits with -incoming defer, and runs it there. The file stays as it is:
+// after an error the guest is still in it.
+func Restore(ctx context.Context, dst *endpoint.Endpoint, p plan.Plan, f File, o plan.Options) (*record.Migration,
+	error) {
 	s := newFiling(&endpoint.Endpoint{}, dst, record.RestoreMode, p, f, o)
 	s.run.Undo = s.unload
 	defer s.run.Close()
@@ -66,24 +67,31 @@ func (s *filing) examineDestination(ctx context.Context) error {
 	s.run.Rec.QEMU.DestinationVersion = f.Version
 	switch {
 	case f.RunState != "inmigrate":
-		return fmt.Errorf("%s is not waiting for a guest, it is %s: start it with -incoming defer (and -S)", f.Name, f.RunState)
+		return fmt.Errorf("%s is not waiting for a guest, it is %s: start it with -incoming defer (and -S)", f.Name,
+			f.RunState)
 	case !facts.Idle(f.MigrationStatus):
-		return fmt.Errorf("%s already listens or has been used (%s): start another one with -incoming defer", f.Name, f.MigrationStatus)
+		return fmt.Errorf("%s already listens or has been used (%s): start another one with -incoming defer", f.Name,
+			f.MigrationStatus)
 	case h.machine != "" && h.machine != f.Machine:
-		return fmt.Errorf("machine types differ: the file has %s, %s has %s: start it with -machine %s", h.machine, f.Name, f.Machine, h.machine)
-	case h.block == "pc.ram" && h.memory > 0 && h.memory != f.MemoryBytes: // another name is a backend's: there may be several
-		return fmt.Errorf("memory differs: the file has %d KiB, %s has %d KiB: start it with -m %dk", h.memory>>10, f.Name, f.MemoryBytes>>10, h.memory>>10)
+		return fmt.Errorf("machine types differ: the file has %s, %s has %s: start it with -machine %s", h.machine, f.Name,
+			f.Machine, h.machine)
+	case h.block == "pc.ram" && h.memory > 0 && h.memory != f.MemoryBytes:
+		// another name is a backend's: there may be several
+		return fmt.Errorf("memory differs: the file has %d KiB, %s has %d KiB: start it with -m %dk", h.memory>>10, f.Name,
+			f.MemoryBytes>>10, h.memory>>10)
 	}
 	if err := s.options(); err != nil {
 		return err
 	}
-	text := "a restored guest is a second one if the saved one still runs: end that first, or both use one address in the network"
+	text := "a restored guest is a second one if the saved one still runs: end that first, or both use one address in " +
+		"the network"
 	disks, err := facts.Writable(ctx, s.run.Dst.Control)
 	if err != nil {
 		return err
 	}
 	if len(disks) > 0 {
-		text += " and, where they share it, write one disk (" + strings.Join(diskNames(disks), ", ") + "), which destroys it; and its disks must be as they were when it was saved"
+		text += " and, where they share it, write one disk (" + strings.Join(diskNames(disks), ", ") +
+			"), which destroys it; and its disks must be as they were when it was saved"
 	}
 	s.run.Rec.Warn("%s", text)
 	return nil
@@ -97,7 +105,8 @@ func (s *filing) prepare(ctx context.Context) error {
 	return s.set(ctx)
 }
 
-// load has the destination read the file. Where QEMU lets us it stays after a failure, so that it can say what was wrong.
+// load has the destination read the file. Where QEMU lets us it stays after a failure, so that it can say what was
+// wrong.
 func (s *filing) load(ctx context.Context) error {
 	ctx, cancel := s.limited(ctx)
 	defer cancel()
@@ -146,7 +155,9 @@ func (s *filing) unload(ctx context.Context) run.Verdict {
 		}
 	}
 	if err := s.run.Dst.Kill(ctx); err != nil {
-		return run.Verdict{Guest: record.Unknown, Mend: fmt.Sprintf("the destination QEMU holds some or all of it and could not be ended (%v): end it before %s is restored again", err, s.file.Path)}
+		return run.Verdict{Guest: record.Unknown,
+			Mend: fmt.Sprintf("the destination QEMU holds some or all of it and could not be ended (%v): end it before %s is "+
+				"restored again", err, s.file.Path)}
 	}
 	mend := "it is as it was: start another QEMU with -incoming defer and try again"
 	if !s.run.Dst.Resumed.IsZero() {

@@ -22,9 +22,9 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Save writes the guest behind src into a file. Its name is given to a whole file only, which is on the disk by then: after an error there is none, and
-// the guest runs on. After a save the guest is paused on src (postmigrate), unless f.Continue or f.Background lets it run.
-// The record is returned also with an error, which is a *StageError.
+// Save writes the guest behind src into a file. Its name is given to a whole file only, which is on the disk by then:
+// after an error there is none, and the guest runs on. After a save the guest is paused on src (postmigrate), unless
+// f.Continue or f.Background lets it run. The record is returned also with an error, which is a *StageError.
 func Save(ctx context.Context, src *endpoint.Endpoint, p plan.Plan, f File, o plan.Options) (*record.Migration, error) {
 	f.Format = cmp.Or(f.Format, StreamFormat)
 	s := newFiling(src, &endpoint.Endpoint{}, record.SaveMode, p, f, o)
@@ -39,7 +39,8 @@ func Save(ctx context.Context, src *endpoint.Endpoint, p plan.Plan, f File, o pl
 		{record.Activation, s.goOn},              // f.Continue: our cont on src .. RESUME
 	}
 	if f.Background {
-		line = slices.Replace(line, 2, 4, step{record.Snapshot, s.snapshot}) // `migrate` .. completed, a short stop at its beginning
+		// `migrate` .. completed, a short stop at its beginning
+		line = slices.Replace(line, 2, 4, step{record.Snapshot, s.snapshot})
 	}
 	for _, st := range line {
 		if err := s.run.Do(ctx, st.name, st.run); err != nil {
@@ -66,8 +67,9 @@ func (s *filing) examineSource(ctx context.Context) error {
 	}
 	for _, name := range []string{s.file.Path, s.file.Path + partSuffix} {
 		if _, err := os.Lstat(name); err == nil {
-			return fmt.Errorf("%s exists: %s", name, map[bool]string{true: "remove it or give another name, for a saved guest is never written over",
-				false: "another save is writing it, or one was killed: remove it if none runs"}[name == s.file.Path])
+			return fmt.Errorf("%s exists: %s", name,
+				map[bool]string{true: "remove it or give another name, for a saved guest is never written over",
+					false: "another save is writing it, or one was killed: remove it if none runs"}[name == s.file.Path])
 		} else if !errors.Is(err, fs.ErrNotExist) {
 			return fmt.Errorf("look for %s: %w", name, err)
 		}
@@ -85,13 +87,15 @@ func (s *filing) examineSource(ctx context.Context) error {
 	case found.RunState == "inmigrate":
 		return fmt.Errorf("%s has no guest: it waits for a migration itself", found.Name)
 	case found.RunState == "postmigrate":
-		return fmt.Errorf("%s has been saved or migrated away already (postmigrate): `cont` runs it again, if it surely runs nowhere else", found.Name)
+		return fmt.Errorf("%s has been saved or migrated away already (postmigrate): `cont` runs it again, if it surely "+
+			"runs nowhere else", found.Name)
 	case !found.Migration().Final():
 		return fmt.Errorf("a migration is under way on %s (%s)", found.Name, found.MigrationStatus)
 	case len(found.Blockers) > 0:
 		return fmt.Errorf("%s cannot be saved: %s", found.Name, strings.Join(found.Blockers, "; "))
 	case s.file.Background && !found.Running:
-		return fmt.Errorf("%s is %s: a background save is for a guest that runs; leave --background out", found.Name, found.RunState)
+		return fmt.Errorf("%s is %s: a background save is for a guest that runs; leave --background out", found.Name,
+			found.RunState)
 	}
 	refusals, doubts := fit.SortOut(conditions())
 	if err := fit.FirstMismatch(refusals); err != nil {
@@ -107,14 +111,16 @@ func (s *filing) examineSource(ctx context.Context) error {
 		s.run.Rec.Warn("source QEMU %s: had this background save failed half-way, the guest would have been lost (mended in 8.1)", found.Version)
 	}
 	if s.file.Background {
-		s.run.Rec.Warn("a background save is written as fast as it can be: QEMU ignores max-bandwidth then (migration/migration.c, bg_migration_thread)")
+		s.run.Rec.Warn("a background save is written as fast as it can be: QEMU ignores max-bandwidth then " +
+			"(migration/migration.c, bg_migration_thread)")
 	}
 	disks, err := facts.Writable(ctx, s.run.Src.Control)
 	if err != nil {
 		return err
 	}
 	if len(disks) > 0 && (s.file.Background || s.file.Continue) {
-		s.run.Rec.Warn("the file holds memory and devices, not the disks (%s), which go on changing: a guest that is restored later would find other contents than it remembers, unless they are put back to this instant too", strings.Join(diskNames(disks), ", "))
+		s.run.Rec.Warn("the file holds memory and devices, not the disks (%s), which go on changing: a guest that is "+
+			"restored later would find other contents than it remembers, unless they are put back to this instant too", strings.Join(diskNames(disks), ", "))
 	}
 	return nil
 }
@@ -148,8 +154,8 @@ func (s *filing) write(ctx context.Context) error {
 	return nil
 }
 
-// snapshot writes the guest while it runs. QEMU stops it for as long as it takes to save its devices and to protect its memory; from then on a page
-// is written before the guest may change it.
+// snapshot writes the guest while it runs. QEMU stops it for as long as it takes to save its devices and to protect its
+// memory; from then on a page is written before the guest may change it.
 func (s *filing) snapshot(ctx context.Context) error {
 	s.run.StartPolling(ctx)
 	if err := s.write(ctx); err != nil {
@@ -166,7 +172,8 @@ func (s *filing) snapshot(ctx context.Context) error {
 	return nil
 }
 
-// keep puts the file on the disk and gives it its name; whoever finds that name finds all of it, also after a loss of power.
+// keep puts the file on the disk and gives it its name; whoever finds that name finds all of it, also after a loss of
+// power.
 func (s *filing) keep(context.Context) error {
 	name := s.file.Path + partSuffix
 	part, err := os.OpenFile(name, os.O_RDWR, 0)
@@ -219,7 +226,9 @@ func (s *filing) unsave(ctx context.Context) run.Verdict {
 	if s.run.Issued && !s.saved && s.run.Src.Gone == nil {
 		_ = s.run.EndSource(ctx)
 		if !s.run.Src.Ended() && s.run.DrainFor(ctx, run.KillLimit, s.run.Src.Ended) != nil {
-			return run.Verdict{Guest: record.Unknown, Mend: fmt.Sprintf("the source does not end its save: the guest is its own; ask %s for query-status", s.run.Src.Endpoint.Name)}
+			return run.Verdict{Guest: record.Unknown,
+				Mend: fmt.Sprintf("the source does not end its save: the guest is its own; ask %s for query-status",
+					s.run.Src.Endpoint.Name)}
 		}
 	}
 	mend := ""
@@ -235,13 +244,16 @@ func (s *filing) unsave(ctx context.Context) run.Verdict {
 	case s.run.Src.Gone == nil:
 		s.reset(ctx)
 	case s.saved:
-		return run.Verdict{Guest: record.File, Mend: "`qmigrate restore --file " + s.file.Path + "` runs it, once the source is surely dead"}
+		return run.Verdict{Guest: record.File, Mend: "`qmigrate restore --file " + s.file.Path +
+			"` runs it, once the source is surely dead"}
 	case s.endedItself(ctx):
 		return run.Verdict{Guest: record.None, Outcome: record.GuestEnded, Ended: s.run.Src, Mend: "there is no file"}
 	case s.run.Src.Dead(ctx):
 		return run.Verdict{Guest: record.None, Mend: "it is lost: the source QEMU died before it was saved"}
 	default:
-		return run.Verdict{Guest: record.Unknown, Mend: fmt.Sprintf("the source's monitor was lost: if that QEMU lives, it holds the guest: ask %s for query-status", s.run.Src.Endpoint.Name)}
+		return run.Verdict{Guest: record.Unknown,
+			Mend: fmt.Sprintf("the source's monitor was lost: if that QEMU lives, it holds the guest: ask %s for query-status",
+				s.run.Src.Endpoint.Name)}
 	}
 	v := run.Verdict{Guest: record.Source}
 	if s.run.Paused || s.run.Issued {

@@ -21,8 +21,9 @@ import (
 
 // The formats of a saved guest.
 const (
-	StreamFormat    = "stream"     // what goes over the wire in a migration, one thing after the other
-	MappedRAMFormat = "mapped-ram" // every page has its place in the file (QEMU 9.0+): it can be written and read by several threads
+	StreamFormat = "stream" // what goes over the wire in a migration, one thing after the other
+	// every page has its place in the file (QEMU 9.0+): it can be written and read by several threads
+	MappedRAMFormat = "mapped-ram"
 )
 
 // File is where a guest is saved, and how.
@@ -77,7 +78,8 @@ func (s *filing) named() string {
 	for _, w := range []struct {
 		on   bool
 		text string
-	}{{s.file.Background, "background"}, {s.file.DirectIO, "direct-io"}, {s.file.Channels > 0, "channels=" + strconv.Itoa(s.file.Channels)},
+	}{{s.file.Background, "background"}, {s.file.DirectIO, "direct-io"}, {s.file.Channels > 0,
+		"channels=" + strconv.Itoa(s.file.Channels)},
 		{s.run.Rec.Mode == record.SaveMode && !s.file.Background, s.run.Plan.Bandwidth()}} {
 		if w.on {
 			words = append(words, w.text)
@@ -92,7 +94,8 @@ func (s *filing) worded() map[string]any {
 		delete(w, name)
 	}
 	w["mode"], w["file"], w["format"] = s.run.Rec.Mode, s.file.Path, s.file.Format
-	for name, on := range map[string]bool{"background": s.file.Background, "direct_io": s.file.DirectIO, "continue": s.file.Continue, "paused": s.file.Paused} {
+	for name, on := range map[string]bool{"background": s.file.Background, "direct_io": s.file.DirectIO,
+		"continue": s.file.Continue, "paused": s.file.Paused} {
 		if on {
 			w[name] = on
 		}
@@ -115,13 +118,15 @@ func (s *filing) check() error {
 	case f.Format != StreamFormat && f.Format != MappedRAMFormat:
 		return fmt.Errorf("format %q: have %s, %s", f.Format, StreamFormat, MappedRAMFormat)
 	case f.Format != MappedRAMFormat && (f.DirectIO || f.Channels > 0):
-		return fmt.Errorf("format %s is one stream of bytes: direct-io and multifd channels are for %s", f.Format, MappedRAMFormat)
+		return fmt.Errorf("format %s is one stream of bytes: direct-io and multifd channels are for %s", f.Format,
+			MappedRAMFormat)
 	case f.Channels < 0 || f.Channels > 255:
 		return fmt.Errorf("multifd channels %d: QEMU takes 1 to 255", f.Channels)
 	case f.Background && f.Channels > 0:
 		return errors.New("a background save is written by one thread: leave direct-io and multifd channels out")
 	case !s.holder.Endpoint.Files:
-		return fmt.Errorf("%s is not known to see the files of this machine: run qmigrate on its host, with its monitor's unix socket", s.holder.Endpoint.Name)
+		return fmt.Errorf("%s is not known to see the files of this machine: run qmigrate on its host, with its monitor's "+
+			"unix socket", s.holder.Endpoint.Name)
 	}
 	return s.run.Plan.Check()
 }
@@ -132,7 +137,8 @@ func (s *filing) open(ctx context.Context) error {
 		return err
 	}
 	if s.holder.Endpoint.Process == nil { // who listens is a forwarder
-		return fmt.Errorf("the process behind %s is not the QEMU: it may be on another machine, and a file there is not one here: run qmigrate on its host", s.holder.Endpoint.Name)
+		return fmt.Errorf("the process behind %s is not the QEMU: it may be on another machine, and a file there is not "+
+			"one here: run qmigrate on its host", s.holder.Endpoint.Name)
 	}
 	found := s.holder.Facts
 	var err error
@@ -162,10 +168,12 @@ func (s *filing) options() error {
 		return m
 	}
 	if _, have := found.Capabilities["mapped-ram"]; f.Format == MappedRAMFormat && !have {
-		return &plan.UnsupportedError{Feature: fmt.Sprintf("format mapped-ram on %s (QEMU %s)", found.Name, found.Version), Have: "QEMU 9.0 and newer have it; this one has format stream"}
+		return &plan.UnsupportedError{Feature: fmt.Sprintf("format mapped-ram on %s (QEMU %s)", found.Name, found.Version),
+			Have: "QEMU 9.0 and newer have it; this one has format stream"}
 	}
 	if _, have := found.Parameters["direct-io"]; f.DirectIO && !have {
-		return &plan.UnsupportedError{Feature: fmt.Sprintf("direct-io on %s (QEMU %s)", found.Name, found.Version), Have: "QEMU 9.1 and newer have it"}
+		return &plan.UnsupportedError{Feature: fmt.Sprintf("direct-io on %s (QEMU %s)", found.Name, found.Version),
+			Have: "QEMU 9.1 and newer have it"}
 	}
 	s.run.Plan.Capabilities = set(s.run.Plan.Capabilities, "mapped-ram", f.Format == MappedRAMFormat)
 	s.run.Plan.Capabilities = set(s.run.Plan.Capabilities, "multifd", f.Channels > 0)
@@ -271,7 +279,8 @@ func (s *filing) describe(ctx context.Context, on *run.Side) {
 	}
 }
 
-// figured leaves out of the record what has no meaning for a file: there is no other side to have a downtime, and a background save has no passes.
+// figured leaves out of the record what has no meaning for a file: there is no other side to have a downtime, and a
+// background save has no passes.
 func (s *filing) figured() *record.Migration {
 	s.run.Rec.Downtime = record.Downtime{}
 	if s.run.Rec.Outcome == record.Recovered && s.run.Rec.Mode == record.SaveMode {

@@ -32,8 +32,8 @@ func Create(path, format string, size int64) error {
 	return nil
 }
 
-// Fill writes content that nobody can guess into every second MiB of a raw image from an offset on: what a copy leaves out or moves is
-// then seen, be it data or a hole.
+// Fill writes content that nobody can guess into every second MiB of a raw image from an offset on: what a copy leaves
+// out or moves is then seen, be it data or a hole.
 func Fill(path string, from, size int64) error {
 	f, err := os.OpenFile(path, os.O_WRONLY, 0)
 	if err != nil {
@@ -98,7 +98,8 @@ const (
 	headerLength = 104
 )
 
-// emptyQcow2 is an image of version 3 with nothing in it: header, refcount table, one refcount block, L1 table, each from a cluster's start.
+// emptyQcow2 is an image of version 3 with nothing in it: header, refcount table, one refcount block, L1 table, each
+// from a cluster's start.
 func emptyQcow2(size int64) []byte {
 	be := binary.BigEndian
 	perL2 := int64(clusterSize / 8 * clusterSize) // what one L2 table maps
@@ -122,7 +123,8 @@ func emptyQcow2(size int64) []byte {
 	return b
 }
 
-// qcow2 reads images without backing file, compression, encryption or an external data file: those that we and QEMU's mirror make.
+// qcow2 reads images without backing file, compression, encryption or an external data file: those that we and QEMU's
+// mirror make.
 type qcow2 struct {
 	f    *os.File
 	size int64
@@ -205,8 +207,8 @@ func Numbers(img io.ReaderAt, blocks int64, seed uint64) ([]int64, error) {
 	return out, nil
 }
 
-// Identical tells whether a copy is its original: every byte is the same, but for blocks of the guest's area that hold a later record of
-// the guest's writer in the copy, which has run on since. differ counts the blocks that are neither.
+// Identical tells whether a copy is its original: every byte is the same, but for blocks of the guest's area that hold
+// a later record of the guest's writer in the copy, which has run on since. differ counts the blocks that are neither.
 func Identical(original, copy Image, area int64, seed uint64) (differ int64, err error) {
 	if original.Size() != copy.Size() {
 		return 0, fmt.Errorf("the original has %d bytes and the copy %d", original.Size(), copy.Size())

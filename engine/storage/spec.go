@@ -1,5 +1,5 @@
-// Package storage says what a lab's guest keeps its disks on, and makes, reads and compares their images. It is files and arithmetic: it starts
-// nothing.
+// Package storage says what a lab's guest keeps its disks on, and makes, reads and compares their images. It is files
+// and arithmetic: it starts nothing.
 package storage
 
 import (
@@ -57,7 +57,8 @@ const (
 // Parse reads KIND or KIND:k=v,...
 func Parse(text string) (Spec, error) {
 	kind, rest, more := strings.Cut(text, ":")
-	s := Spec{Kind: Kind(kind), Disks: 1, Size: defaultSize, Format: "raw", Cache: "writeback", Area: defaultArea, Rate: defaultRate, CopyMode: Background, CHAP: true}
+	s := Spec{Kind: Kind(kind), Disks: 1, Size: defaultSize, Format: "raw", Cache: "writeback", Area: defaultArea,
+		Rate: defaultRate, CopyMode: Background, CHAP: true}
 	if !slices.Contains(Kinds(), s.Kind) {
 		return Spec{}, fmt.Errorf("storage %q: %s", kind, near.Hint(s.Kind, Kinds()))
 	}
@@ -84,7 +85,8 @@ func Parse(text string) (Spec, error) {
 		}
 	}
 	if s.Area > s.Size {
-		return Spec{}, fmt.Errorf("storage %s: area %s is larger than the disk, %s", kind, units.FormatSize(s.Area), units.FormatSize(s.Size))
+		return Spec{}, fmt.Errorf("storage %s: area %s is larger than the disk, %s", kind, units.FormatSize(s.Area),
+			units.FormatSize(s.Size))
 	}
 	return s, nil
 }

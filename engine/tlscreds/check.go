@@ -16,7 +16,8 @@ import (
 	"time"
 )
 
-// ErrUnreadable is wrapped by the error of a check for which a file could not be read though it may be there: QEMU may be allowed to.
+// ErrUnreadable is wrapped by the error of a check for which a file could not be read though it may be there: QEMU may
+// be allowed to.
 var ErrUnreadable = errors.New("not readable from here")
 
 // X509 is one side's certificates as its files have them.
@@ -27,8 +28,8 @@ type X509 struct {
 	key   any                 // nil if it has none, or one of a kind that Go does not know
 }
 
-// ReadX509 reads one side's files and says what is wrong with them by themselves at the given time of that side's clock. A client may have no
-// certificate: Anonymous tells.
+// ReadX509 reads one side's files and says what is wrong with them by themselves at the given time of that side's
+// clock. A client may have no certificate: Anonymous tells.
 func ReadX509(read ReadFile, r Role, at time.Time) (*X509, error) {
 	s := &X509{role: r}
 	var err error
@@ -40,7 +41,8 @@ func ReadX509(read ReadFile, r Role, at time.Time) (*X509, error) {
 			return nil, err
 		}
 		if !ca.IsCA && ca.Version >= 3 {
-			return nil, fmt.Errorf("%s: %s is not a certificate authority's: put there the certificate that the other side's was signed with", CAFile, DN(ca))
+			return nil, fmt.Errorf("%s: %s is not a certificate authority's: put there the certificate that the other side's "+
+				"was signed with", CAFile, DN(ca))
 		}
 	}
 	name := CertFile(r)
@@ -55,8 +57,10 @@ func ReadX509(read ReadFile, r Role, at time.Time) (*X509, error) {
 	if err := inTime(name, own, at); err != nil {
 		return nil, err
 	}
-	if len(own.ExtKeyUsage)+len(own.UnknownExtKeyUsage) > 0 && !slices.Contains(own.ExtKeyUsage, purposes[r]) && !slices.Contains(own.ExtKeyUsage, x509.ExtKeyUsageAny) {
-		return nil, fmt.Errorf("%s: the certificate %s is not one for a %s: its extended key usage has another purpose", name, DN(own), r)
+	if len(own.ExtKeyUsage)+len(own.UnknownExtKeyUsage) > 0 && !slices.Contains(own.ExtKeyUsage, purposes[r]) &&
+		!slices.Contains(own.ExtKeyUsage, x509.ExtKeyUsageAny) {
+		return nil, fmt.Errorf("%s: the certificate %s is not one for a %s: its extended key usage has another purpose", name,
+			DN(own), r)
 	}
 	if err := s.readKey(read); err != nil {
 		return nil, err
@@ -84,13 +88,14 @@ func (s *X509) Accepts(peer *X509, at time.Time) error {
 		return fmt.Errorf("it has no %s, and the %s lets no client in without one", CertFile(peer.role), s.role)
 	}
 	if err := s.trusts(peer, at); err != nil {
-		return fmt.Errorf("its certificate %s was not signed by an authority in the %s's %s: %w", peer.Name(), s.role, CAFile, err)
+		return fmt.Errorf("its certificate %s was not signed by an authority in the %s's %s: %w", peer.Name(), s.role, CAFile,
+			err)
 	}
 	return nil
 }
 
-// GoodFor says why the side's certificate is not good for a host that a client knows under this name. GnuTLS falls back to the
-// common name where there are no alternative ones, and takes an address that was put among the names.
+// GoodFor says why the side's certificate is not good for a host that a client knows under this name. GnuTLS falls back
+// to the common name where there are no alternative ones, and takes an address that was put among the names.
 func (s *X509) GoodFor(host string) error {
 	if s.Anonymous() {
 		return fmt.Errorf("it has no %s", CertFile(s.role))
@@ -112,8 +117,8 @@ func (s *X509) GoodFor(host string) error {
 	return fmt.Errorf("its certificate %s is good for %s and not for %s", DN(own), strings.Join(names, ", "), host)
 }
 
-// trusts says why the peer's chain does not lead to this side's authorities. Times are looked at one by one elsewhere, with better words,
-// but for those of certificates between the two.
+// trusts says why the peer's chain does not lead to this side's authorities. Times are looked at one by one elsewhere,
+// with better words, but for those of certificates between the two.
 func (s *X509) trusts(peer *X509, at time.Time) error {
 	roots, between := x509.NewCertPool(), x509.NewCertPool()
 	for _, c := range s.cas {
@@ -122,7 +127,8 @@ func (s *X509) trusts(peer *X509, at time.Time) error {
 	for _, c := range peer.chain[1:] {
 		between.AddCert(c)
 	}
-	_, err := peer.chain[0].Verify(x509.VerifyOptions{Roots: roots, Intermediates: between, CurrentTime: at, KeyUsages: []x509.ExtKeyUsage{x509.ExtKeyUsageAny}})
+	_, err := peer.chain[0].Verify(x509.VerifyOptions{Roots: roots, Intermediates: between, CurrentTime: at,
+		KeyUsages: []x509.ExtKeyUsage{x509.ExtKeyUsageAny}})
 	return err
 }
 
@@ -165,7 +171,8 @@ func inTime(name string, c *x509.Certificate, at time.Time) error {
 	case at.After(c.NotAfter):
 		return fmt.Errorf("%s: the certificate %s has expired at %s", name, DN(c), c.NotAfter.UTC().Format(layout))
 	case at.Before(c.NotBefore):
-		return fmt.Errorf("%s: the certificate %s is not good before %s, and it is %s there", name, DN(c), c.NotBefore.UTC().Format(layout), at.UTC().Format(layout))
+		return fmt.Errorf("%s: the certificate %s is not good before %s, and it is %s there", name, DN(c),
+			c.NotBefore.UTC().Format(layout), at.UTC().Format(layout))
 	}
 	return nil
 }
@@ -202,9 +209,11 @@ func certificates(read ReadFile, name string) (all []*x509.Certificate, err erro
 	return all, nil
 }
 
-// DN is a certificate's distinguished name, in the order of the certificate and with the short words of RFC 4514 as GnuTLS writes it.
+// DN is a certificate's distinguished name, in the order of the certificate and with the short words of RFC 4514 as
+// GnuTLS writes it.
 func DN(c *x509.Certificate) string {
-	words := map[string]string{"2.5.4.3": "CN", "2.5.4.6": "C", "2.5.4.7": "L", "2.5.4.8": "ST", "2.5.4.9": "STREET", "2.5.4.10": "O", "2.5.4.11": "OU",
+	words := map[string]string{"2.5.4.3": "CN", "2.5.4.6": "C", "2.5.4.7": "L", "2.5.4.8": "ST", "2.5.4.9": "STREET",
+		"2.5.4.10": "O", "2.5.4.11": "OU",
 		"0.9.2342.19200300.100.1.25": "DC", "0.9.2342.19200300.100.1.1": "UID"}
 	var sets [][]struct {
 		Type  asn1.ObjectIdentifier
@@ -239,8 +248,8 @@ func DN(c *x509.Certificate) string {
 	return strings.Join(parts, ",")
 }
 
-// ClientConfig is for a TLS client of ours that shows the folder's client certificate and takes only a server which the folder's authority has
-// signed and which is good for host.
+// ClientConfig is for a TLS client of ours that shows the folder's client certificate and takes only a server which the
+// folder's authority has signed and which is good for host.
 func ClientConfig(read ReadFile, host string, at time.Time) (*tls.Config, error) {
 	s, err := ReadX509(read, Client, at)
 	if err != nil {
@@ -262,7 +271,8 @@ func ServerConfig(read ReadFile, at time.Time) (*tls.Config, error) {
 	if err != nil {
 		return nil, err
 	}
-	c := &tls.Config{ClientCAs: x509.NewCertPool(), ClientAuth: tls.RequireAndVerifyClientCert, Certificates: []tls.Certificate{s.certificate()}, MinVersion: tls.VersionTLS13}
+	c := &tls.Config{ClientCAs: x509.NewCertPool(), ClientAuth: tls.RequireAndVerifyClientCert,
+		Certificates: []tls.Certificate{s.certificate()}, MinVersion: tls.VersionTLS13}
 	for _, ca := range s.cas {
 		c.ClientCAs.AddCert(ca)
 	}
@@ -277,8 +287,8 @@ func (s *X509) certificate() tls.Certificate {
 	return c
 }
 
-// ReadPSK is the key of a user, in hexadecimal, and says what is wrong with the file. QEMU takes the first line that begins with the user's name
-// and a colon.
+// ReadPSK is the key of a user, in hexadecimal, and says what is wrong with the file. QEMU takes the first line that
+// begins with the user's name and a colon.
 func ReadPSK(read ReadFile, username string) (string, error) {
 	b, err := file(read, PSKFile)
 	if err != nil {

@@ -1,5 +1,6 @@
-// Package tlscreds makes and checks the files that QEMU's tls-creds objects read: certificates of one authority, and pre-shared keys.
-// It does no input or output of its own: files go as a map, and come through a function that reads one.
+// Package tlscreds makes and checks the files that QEMU's tls-creds objects read: certificates of one authority, and
+// pre-shared keys. It does no input or output of its own: files go as a map, and come through a function that reads
+// one.
 package tlscreds
 
 import (
@@ -27,7 +28,8 @@ const (
 	Client Role = "client"
 )
 
-// The names that QEMU looks for in a tls-creds object's folder. Source: crypto/tlscredsx509.c and tlscredspsk.c, 7.2 and 10.0.
+// The names that QEMU looks for in a tls-creds object's folder. Source: crypto/tlscredsx509.c and tlscredspsk.c, 7.2
+// and 10.0.
 const (
 	CAFile  = "ca-cert.pem"
 	PSKFile = "keys.psk"
@@ -68,7 +70,8 @@ type Authority struct {
 	key  *ecdsa.PrivateKey
 }
 
-// NewAuthority makes an authority of its own, which nobody trusts who was not given its certificate. Only c's name and times count.
+// NewAuthority makes an authority of its own, which nobody trusts who was not given its certificate. Only c's name and
+// times count.
 func NewAuthority(c Certificate) (*Authority, error) {
 	template, key, err := c.template()
 	if err != nil {
@@ -96,7 +99,8 @@ func (a *Authority) Issue(r Role, c Certificate) (Files, error) {
 	if err != nil {
 		return nil, fmt.Errorf("make %s certificate: %w", r, err)
 	}
-	// GnuTLS's callers in QEMU want both usages, though an elliptic key enciphers nothing (crypto/tlscredsx509.c, 7.2 and 10.0).
+	// GnuTLS's callers in QEMU want both usages, though an elliptic key enciphers nothing (crypto/tlscredsx509.c, 7.2 and
+	// 10.0).
 	template.KeyUsage = x509.KeyUsageDigitalSignature | x509.KeyUsageKeyEncipherment
 	template.ExtKeyUsage = []x509.ExtKeyUsage{purposes[r]}
 	for _, host := range c.Hosts {

@@ -12,9 +12,11 @@ import (
 	"golang.org/x/crypto/ssh"
 )
 
-// SSH makes a carrier of a connection to an SSH server, by forwarding to network ("unix" or "tcp") and address as that server's host has them: what
-// `ssh -L` does. It owns nc, also after an error. config names the user, his keys, and how the host's key is checked; host is the name it is known by.
-func SSH(ctx context.Context, nc net.Conn, host string, config *ssh.ClientConfig, network, address string) (Carrier, error) {
+// SSH makes a carrier of a connection to an SSH server, by forwarding to network ("unix" or "tcp") and address as that
+// server's host has them: what `ssh -L` does. It owns nc, also after an error. config names the user, his keys, and how
+// the host's key is checked; host is the name it is known by.
+func SSH(ctx context.Context, nc net.Conn, host string, config *ssh.ClientConfig, network, address string) (Carrier,
+	error) {
 	limited, cancel := context.WithTimeout(ctx, handshakeLimit)
 	defer cancel()
 	stop := context.AfterFunc(limited, func() { nc.Close() })
@@ -26,7 +28,8 @@ func SSH(ctx context.Context, nc net.Conn, host string, config *ssh.ClientConfig
 		nc.Close()
 		return nil, err
 	}
-	s := &sshCarrier{client: ssh.NewClient(c, chans, reqs), nc: nc, done: make(chan struct{}), network: network, address: address}
+	s := &sshCarrier{client: ssh.NewClient(c, chans, reqs), nc: nc, done: make(chan struct{}), network: network,
+		address: address}
 	go func() {
 		defer close(s.done)
 		_ = s.client.Wait()
@@ -66,7 +69,8 @@ func (s *sshCarrier) Close() error {
 // sshUser is who the two ends of SSHPair are to each other.
 const sshUser = "qmigrate"
 
-// SSHPair makes the two ends' settings with new keys that exist in this process alone: each takes the other's and nobody else's.
+// SSHPair makes the two ends' settings with new keys that exist in this process alone: each takes the other's and
+// nobody else's.
 func SSHPair() (*ssh.ServerConfig, *ssh.ClientConfig, error) {
 	var signers [2]ssh.Signer
 	for i := range signers {
@@ -85,12 +89,15 @@ func SSHPair() (*ssh.ServerConfig, *ssh.ClientConfig, error) {
 		return nil, nil
 	}}
 	server.AddHostKey(signers[0])
-	client := &ssh.ClientConfig{User: sshUser, Auth: []ssh.AuthMethod{ssh.PublicKeys(signers[1])}, HostKeyCallback: ssh.FixedHostKey(signers[0].PublicKey())}
+	client := &ssh.ClientConfig{User: sshUser, Auth: []ssh.AuthMethod{ssh.PublicKeys(signers[1])},
+		HostKeyCallback: ssh.FixedHostKey(signers[0].PublicKey())}
 	return server, client, nil
 }
 
-// ServeSSH is the far half where no sshd is: a peer that proves itself may forward to network and address, by dial, and do nothing else. Close closes l too.
-func ServeSSH(l net.Listener, config *ssh.ServerConfig, network, address string, dial func(context.Context) (net.Conn, error)) *Far {
+// ServeSSH is the far half where no sshd is: a peer that proves itself may forward to network and address, by dial, and
+// do nothing else. Close closes l too.
+func ServeSSH(l net.Listener, config *ssh.ServerConfig, network, address string,
+	dial func(context.Context) (net.Conn, error)) *Far {
 	return serve(l, func(g *group, nc net.Conn) {
 		stop := context.AfterFunc(g.ctx, func() { nc.Close() })
 		defer stop()
@@ -128,7 +135,8 @@ func asks(ch ssh.NewChannel, network, address string) bool {
 			Origin     string
 			OriginPort uint32
 		}
-		return ssh.Unmarshal(ch.ExtraData(), &to) == nil && network == "tcp" && address == net.JoinHostPort(to.Host, strconv.Itoa(int(to.Port)))
+		return ssh.Unmarshal(ch.ExtraData(), &to) == nil && network == "tcp" &&
+			address == net.JoinHostPort(to.Host, strconv.Itoa(int(to.Port)))
 	case "direct-streamlocal@openssh.com":
 		var to struct {
 			Path      string

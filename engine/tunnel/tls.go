@@ -17,8 +17,9 @@ import (
 // handshakeLimit is how long a peer may take to prove itself.
 const handshakeLimit = 10 * time.Second
 
-// settings of the streams in a TLS connection. The window is what may be on its way in each: what it holds back from QEMU's own view of the link.
-// A link that stands still is waited for as a plain connection would: TCP ends it, or we are told to.
+// settings of the streams in a TLS connection. The window is what may be on its way in each: what it holds back from
+// QEMU's own view of the link. A link that stands still is waited for as a plain connection would: TCP ends it, or we
+// are told to.
 func settings() *yamux.Config {
 	c := yamux.DefaultConfig()
 	c.EnableKeepAlive = false
@@ -32,7 +33,8 @@ func settings() *yamux.Config {
 // serverName is what a made server certificate is good for: both ends of a tunnel are ours, wherever they listen.
 const serverName = "tunnel"
 
-// TLSPair makes the two ends' settings with an authority of their own that exists in this process alone: nobody else can be either.
+// TLSPair makes the two ends' settings with an authority of their own that exists in this process alone: nobody else
+// can be either.
 func TLSPair() (server, client *tls.Config, err error) {
 	ca, err := tlscreds.NewAuthority(tlscreds.Certificate{Name: "one tunnel's"})
 	if err != nil {
@@ -69,7 +71,8 @@ func TLS(ctx context.Context, nc net.Conn, config *tls.Config) (Carrier, error) 
 		nc.Close()
 		return nil, err
 	}
-	// In TLS 1.3 the server looks at the client's certificate after the client has done: its first byte says that it was good.
+	// In TLS 1.3 the server looks at the client's certificate after the client has done: its first byte says that it was
+	// good.
 	stop := context.AfterFunc(limited, func() { nc.Close() })
 	_, err := io.ReadFull(c, make([]byte, 1))
 	if !stop() {
@@ -127,7 +130,8 @@ func (s stream) Read(b []byte) (int, error) {
 	return n, err
 }
 
-// ServeTLS is the far half: a peer that proves itself may open streams to where dial leads, and to nothing else. Close closes l too.
+// ServeTLS is the far half: a peer that proves itself may open streams to where dial leads, and to nothing else. Close
+// closes l too.
 func ServeTLS(l net.Listener, config *tls.Config, dial func(context.Context) (net.Conn, error)) *Far {
 	return serve(l, func(g *group, nc net.Conn) {
 		limited, cancel := context.WithTimeout(g.ctx, handshakeLimit)

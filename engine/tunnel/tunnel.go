@@ -1,8 +1,9 @@
-// Package tunnel carries a migration's connections through one authenticated and encrypted connection between the hosts, TLS or SSH.
+// Package tunnel carries a migration's connections through one authenticated and encrypted connection between the
+// hosts, TLS or SSH.
 //
-// The source's QEMU connects to the near half as it would to the destination; each of its connections, and with multifd there are several, becomes a
-// stream of the one connection, and the far half connects on to where the destination's QEMU listens. Ends and errors are passed on, so that each
-// QEMU sees what it would see of the other.
+// The source's QEMU connects to the near half as it would to the destination; each of its connections, and with multifd
+// there are several, becomes a stream of the one connection, and the far half connects on to where the destination's
+// QEMU listens. Ends and errors are passed on, so that each QEMU sees what it would see of the other.
 package tunnel
 
 import (
@@ -92,8 +93,8 @@ type Near struct {
 	err      error // the first that a stream met
 }
 
-// Start makes the connection, and then carries what comes to l, until Close. A connection that was lost is made anew when somebody comes, as a
-// post-copy that goes on does. Close closes l too; so does an error.
+// Start makes the connection, and then carries what comes to l, until Close. A connection that was lost is made anew
+// when somebody comes, as a post-copy that goes on does. Close closes l too; so does an error.
 func Start(ctx context.Context, l net.Listener, connect func(context.Context) (Carrier, error)) (*Near, error) {
 	n := &Near{group: newGroup(), listener: l, connect: connect}
 	n.hold(l)

@@ -22,7 +22,8 @@ type Verdict struct {
 	Ended   *Side          // GuestEnded: where
 }
 
-// Abort brings the guest back to where it can run, whatever the failure, and says where that is. Ctrl-C does not stop it.
+// Abort brings the guest back to where it can run, whatever the failure, and says where that is. Ctrl-C does not stop
+// it.
 func (r *Run) Abort(ctx context.Context, cause error) error { return r.AbortIn(ctx, r.stage(), cause) }
 
 // AbortIn is abort for a failure that belongs to another stage than the last one.
@@ -56,14 +57,16 @@ func (r *Run) AbortIn(ctx context.Context, name record.StageName, cause error) e
 	switch {
 	case v.Outcome != "":
 		r.Rec.Outcome = v.Outcome
-	case v.Guest == record.Destination, name == record.Commitment && v.Guest == record.Source, r.ContSent && v.Guest == record.Source:
+	case v.Guest == record.Destination, name == record.Commitment && v.Guest == record.Source, r.ContSent &&
+		v.Guest == record.Source:
 		r.Rec.Outcome = record.Recovered
 	case v.Guest == record.Source && gaveUp(cause):
 		r.Rec.Outcome = record.Cancelled
 	default:
 		r.Rec.Outcome = record.Failed
 	}
-	err := &record.StageError{Stage: name, Guest: v.Guest, Issued: !r.IssuedAt.IsZero(), Err: cause, Mend: v.Mend, Ended: v.Outcome == record.GuestEnded}
+	err := &record.StageError{Stage: name, Guest: v.Guest, Issued: !r.IssuedAt.IsZero(), Err: cause, Mend: v.Mend,
+		Ended: v.Outcome == record.GuestEnded}
 	if v.Mend != "" {
 		r.Rec.Error.Message += ": " + v.Mend
 	}
@@ -72,8 +75,9 @@ func (r *Run) AbortIn(ctx context.Context, name record.StageName, cause error) e
 	return err
 }
 
-// EndSource ends the source's migration: by `migrate_cancel`; if the source hangs in a write to a destination that hangs, by `yank`,
-// which QEMU takes out of band and which closes the migration's connection. The error is QEMU's refusal.
+// EndSource ends the source's migration: by `migrate_cancel`; if the source hangs in a write to a destination that
+// hangs, by `yank`, which QEMU takes out of band and which closes the migration's connection. The error is QEMU's
+// refusal.
 func (r *Run) EndSource(ctx context.Context) error {
 	limited, cancel := context.WithTimeout(ctx, AnswerLimit)
 	defer cancel()
@@ -111,17 +115,19 @@ func (r *Run) ContinueSource(ctx context.Context) Verdict {
 	if err := Resume(ctx, r.Src); err != nil {
 		switch {
 		case r.Src.Control.Err() == nil:
-			return Verdict{Guest: record.None, Mend: fmt.Sprintf("it is paused on the source, which does not continue it (%v): `cont` on %s, the destination is dead", err, r.Src.Endpoint.Name)}
+			return Verdict{Guest: record.None, Mend: fmt.Sprintf("it is paused on the source, which does not continue it "+
+				"(%v): `cont` on %s, the destination is dead", err, r.Src.Endpoint.Name)}
 		case r.Src.Dead(ctx):
 			return Verdict{Guest: record.None, Mend: fmt.Sprintf("it is lost: the source QEMU died too (%v)", err)}
 		}
-		return Verdict{Guest: record.Unknown, Mend: fmt.Sprintf("the destination is dead and the source's monitor was lost (%v): ask %s for query-status, `cont` runs it", err, r.Src.Endpoint.Name)}
+		return Verdict{Guest: record.Unknown, Mend: fmt.Sprintf("the destination is dead and the source's monitor was lost "+
+			"(%v): ask %s for query-status, `cont` runs it", err, r.Src.Endpoint.Name)}
 	}
 	return Verdict{Guest: record.Source}
 }
 
-// Resume makes a QEMU run its guest. QEMU continues by itself when a migration fails, a moment after it says so, so a `cont`
-// that it refuses is tried again. One that still waits for its guest only notes the `cont`.
+// Resume makes a QEMU run its guest. QEMU continues by itself when a migration fails, a moment after it says so, so a
+// `cont` that it refuses is tried again. One that still waits for its guest only notes the `cont`.
 func Resume(ctx context.Context, s *Side) error {
 	var refused error
 	state := ""
@@ -146,7 +152,8 @@ func Resume(ctx context.Context, s *Side) error {
 		}
 	}
 	if refused == nil {
-		refused = &qmp.CommandError{Command: "cont", Class: "GenericError", Desc: "it takes `cont` and does not stay running: " + state}
+		refused = &qmp.CommandError{Command: "cont", Class: "GenericError",
+			Desc: "it takes `cont` and does not stay running: " + state}
 	}
 	return refused
 }
@@ -170,5 +177,6 @@ func (s *Side) Ended() bool {
 
 // gaveUp tells whether a failure is a wish: ours, the plan's time-out's or the policy's.
 func gaveUp(cause error) bool {
-	return errors.Is(cause, context.Canceled) || errors.Is(cause, ErrTimeout) || errors.Is(cause, ErrGaveUp) || errors.Is(cause, ErrNotInStep)
+	return errors.Is(cause, context.Canceled) || errors.Is(cause, ErrTimeout) || errors.Is(cause, ErrGaveUp) ||
+		errors.Is(cause, ErrNotInStep)
 }

@@ -27,8 +27,8 @@ func (s *Side) reached() bool {
 	return s.Gone == nil && s.Control.Err() == nil && s.events.Err() == nil
 }
 
-// Dead tells whether the process is known to have ended. Of a process that is not known nothing follows from a monitor that does not
-// answer: what went away may be a forwarder.
+// Dead tells whether the process is known to have ended. Of a process that is not known nothing follows from a monitor
+// that does not answer: what went away may be a forwarder.
 func (s *Side) Dead(ctx context.Context) bool {
 	if s.Endpoint.Process == nil {
 		return false
@@ -50,7 +50,8 @@ func (s *Side) Dead(ctx context.Context) bool {
 // Over tells whether the QEMU is certain to run nothing any more.
 func (s *Side) Over(ctx context.Context) bool { return s.quit || s.Dead(ctx) }
 
-// deaf tells whether nobody listens behind the control socket any more. A process that is just dying gets a moment to be gone.
+// deaf tells whether nobody listens behind the control socket any more. A process that is just dying gets a moment to
+// be gone.
 func (s *Side) deaf(ctx context.Context) bool {
 	for range 50 {
 		nc, err := s.Endpoint.Control(ctx)
@@ -157,7 +158,8 @@ func (r *Run) noteFar(ctx context.Context, control *qmp.Conn) error {
 	info, err := control.QueryMigrate(ctx)
 	if err == nil {
 		begins := facts.Idle(info.Status) || info.Status == "setup"
-		r.far.Store(begins || info.Status == "active" && float64(info.Remaining) > info.Throughput*(r.Plan.DowntimeLimit+time.Second).Seconds())
+		r.far.Store(begins || info.Status == "active" &&
+			float64(info.Remaining) > info.Throughput*(r.Plan.DowntimeLimit+time.Second).Seconds())
 	}
 	return err
 }
@@ -168,10 +170,10 @@ func (r *Run) Unwatch() {
 	}
 }
 
-// hangs is why a side that was silent for the limit of hanging is given up; nil if it is not. A source in its switch-over answers late, and that takes as
-// long as it takes, until the destination has it all. A source whose guest was stopped first is not in it as long as
-// the end is far. When both are silent while the guest runs, it is rather the way to them that is broken: nothing
-// that is sent would arrive, and the migration may go on well without us.
+// hangs is why a side that was silent for the limit of hanging is given up; nil if it is not. A source in its
+// switch-over answers late, and that takes as long as it takes, until the destination has it all. A source whose guest
+// was stopped first is not in it as long as the end is far. When both are silent while the guest runs, it is rather the
+// way to them that is broken: nothing that is sent would arrive, and the migration may go on well without us.
 func (r *Run) hangs(s *Side) error {
 	limit, other := r.Plan.HangLimit(), r.Src
 	if s == r.Src {
@@ -182,14 +184,15 @@ func (r *Run) hangs(s *Side) error {
 	case s == r.Src && !running && !r.Dst.Done() && !r.far.Load():
 		return nil
 	case running && time.Since(time.Unix(0, other.heard.Load())) > limit/2:
-		r.Rec.Warn("neither QEMU answered for %s while the guest ran on the source: the way to both was taken to be broken, and nothing was done", limit)
+		r.Rec.Warn("neither QEMU answered for %s while the guest ran on the source: the way to both was taken to be "+
+			"broken, and nothing was done", limit)
 		return nil
 	}
 	return fmt.Errorf("%s QEMU has not answered for %s: is it stopped, or stuck?", s.Role, limit)
 }
 
-// regain reaches a QEMU again whose monitor was lost, over the control monitor alone. The pollers must have ended. From here on the
-// side is blind to what it missed.
+// regain reaches a QEMU again whose monitor was lost, over the control monitor alone. The pollers must have ended. From
+// here on the side is blind to what it missed.
 func (s *Side) regain(ctx context.Context) {
 	s.blind = true
 	ctx, cancel := context.WithTimeout(ctx, AnswerLimit)
@@ -229,16 +232,17 @@ func (s *Side) another(ctx context.Context, conn *qmp.Conn, info *qmp.MigrationI
 	switch {
 	case err != nil:
 		return err
-	case len(cpus) > 0 && s.Facts != nil && cpus[0].Thread != s.Facts.VCPUThread, !facts.Idle(s.Status) && s.Status != "setup" &&
+	case len(cpus) > 0 && s.Facts != nil && cpus[0].Thread != s.Facts.VCPUThread, !facts.Idle(s.Status) &&
+		s.Status != "setup" &&
 		facts.Idle(info.Status):
 		return errors.New("another QEMU answers there now")
 	}
 	return nil
 }
 
-// Kill ends the QEMU and returns nil when it is gone as far as can be seen: its process is dead, or it took `quit` and closed its
-// monitor, or nobody listens on its socket any more. The last is enough for a QEMU that surely never ran the guest; for
-// one that may have, over is what counts.
+// Kill ends the QEMU and returns nil when it is gone as far as can be seen: its process is dead, or it took `quit` and
+// closed its monitor, or nobody listens on its socket any more. The last is enough for a QEMU that surely never ran the
+// guest; for one that may have, over is what counts.
 func (s *Side) Kill(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), politeLimit+KillLimit)
 	defer cancel()

@@ -47,12 +47,14 @@ func (r *Run) AwaitEnd(ctx context.Context, found func() []fit.Finding) error {
 	return nil
 }
 
-// Compare refuses a pair that will not do, by this plan, and notes what only might matter. What few plans and pairs need is asked for here.
+// Compare refuses a pair that will not do, by this plan, and notes what only might matter. What few plans and pairs
+// need is asked for here.
 func (r *Run) Compare(ctx context.Context) error {
 	src, dst := r.Src.Facts, r.Dst.Facts
 	r.Rec.Hosts.Source, r.Rec.Hosts.Destination = r.Src.Endpoint.Host, r.Dst.Endpoint.Host // known since they were reached
 	both := func(read func(context.Context, *qmp.Conn, *facts.Facts) error) error {
-		return facts.Together(ctx, func(ctx context.Context) error { return read(ctx, r.Src.Control, src) }, func(ctx context.Context) error { return read(ctx, r.Dst.Control, dst) })
+		return facts.Together(ctx, func(ctx context.Context) error { return read(ctx, r.Src.Control, src) },
+			func(ctx context.Context) error { return read(ctx, r.Dst.Control, dst) })
 	}
 	if r.Plan.Capabilities["x-ignore-shared"] {
 		if err := both(facts.ReadBackends); err != nil {
@@ -94,21 +96,24 @@ func (r *Run) Compare(ctx context.Context) error {
 	return nil
 }
 
-// Doubts warns of parameters that QEMU took and did not keep (7.2 with multifd's levels), and of figures that do not mean what they say.
+// Doubts warns of parameters that QEMU took and did not keep (7.2 with multifd's levels), and of figures that do not
+// mean what they say.
 func (r *Run) Doubts() {
 	for _, name := range slices.Sorted(maps.Keys(r.Parameters)) {
 		if got, ok := r.Rec.Parameters[name]; ok && fmt.Sprint(got) != fmt.Sprint(r.Parameters[name]) {
-			r.Rec.Warn("parameter %s was set to %v and is %v: QEMU %s took it and did not keep it", name, r.Parameters[name], got, r.Src.Facts.Version)
+			r.Rec.Warn("parameter %s was set to %v and is %v: QEMU %s took it and did not keep it", name, r.Parameters[name],
+				got, r.Src.Facts.Version)
 		}
 	}
 	// migration/multifd.c, multifd_send_pages, of 7.2; 10.0 counts what is written.
 	if method := r.Rec.Parameters["multifd-compression"]; r.Rec.Capabilities["multifd"] && method != "none" && r.Src.Facts.Before(8, 0) {
-		r.Rec.Warn("source QEMU %s counts multifd's pages before it compresses them: the bytes and rates are not those on the wire, and max-bandwidth bounds the former", r.Src.Facts.Version)
+		r.Rec.Warn("source QEMU %s counts multifd's pages before it compresses them: the bytes and rates are not those on "+
+			"the wire, and max-bandwidth bounds the former", r.Src.Facts.Version)
 	}
 }
 
-// OpenBoth opens the two sides at the same time. If one cannot be reached, the other may hold, paused, what an interrupted migration
-// left; a destination that does not answer is then not waited for.
+// OpenBoth opens the two sides at the same time. If one cannot be reached, the other may hold, paused, what an
+// interrupted migration left; a destination that does not answer is then not waited for.
 func (r *Run) OpenBoth(ctx context.Context) error {
 	waiting, cancel := context.WithCancel(ctx)
 	defer cancel()
@@ -121,7 +126,8 @@ func (r *Run) OpenBoth(ctx context.Context) error {
 	})
 	both.Go(func() { dstErr = r.Dst.Open(waiting, r.Opts) })
 	both.Wait()
-	const mend = "%w; %s holds a guest and does not run it (%s): if an interrupted migration left it so, `qmigrate migrate --recover` with the same endpoints runs it where that is safe"
+	const mend = "%w; %s holds a guest and does not run it (%s): if an interrupted migration left it so, `qmigrate " +
+		"migrate --recover` with the same endpoints runs it where that is safe"
 	switch {
 	case srcErr != nil && dstErr == nil && r.Dst.Facts.MigrationStatus == "completed" && !r.Dst.Facts.Running:
 		return fmt.Errorf(mend, srcErr, "destination "+r.Dst.Endpoint.Name, r.Dst.Facts.RunState)
@@ -131,9 +137,9 @@ func (r *Run) OpenBoth(ctx context.Context) error {
 	return cmp.Or(srcErr, dstErr)
 }
 
-// Introspect reads the schemas that a plan with parameters is checked against. A QEMU whose schema is not known is busy with
-// the answer for some 40 ms (7.2, 10.0), in which its guest's devices wait. So it is asked for only when it is needed, and a
-// source that is the destination's twin is not asked.
+// Introspect reads the schemas that a plan with parameters is checked against. A QEMU whose schema is not known is busy
+// with the answer for some 40 ms (7.2, 10.0), in which its guest's devices wait. So it is asked for only when it is
+// needed, and a source that is the destination's twin is not asked.
 func (r *Run) Introspect(ctx context.Context) error {
 	if len(r.Plan.Parameters) == 0 && r.Plan.Channels == plan.FormURI {
 		return nil
@@ -180,8 +186,9 @@ func (r *Run) Configure(ctx context.Context, s *Side) error {
 // waitForEnd is how long a migration waits for something on the source that ends by itself.
 const waitForEnd = 10 * time.Second
 
-// Unsettable are those that "" unsets. An empty tls-authz means that nobody is let in, and null, which the schema allows, trips an assertion in 7.2
-// (migrate_params_apply): so that one is touched only on a destination for which it was asked.
+// Unsettable are those that "" unsets. An empty tls-authz means that nobody is let in, and null, which the schema
+// allows, trips an assertion in 7.2 (migrate_params_apply): so that one is touched only on a destination for which it
+// was asked.
 var Unsettable = plan.TlsParameters[:2]
 
 // parametersOf are the plan's parameters and those that name one side's credentials. What a killed run of ours left is

@@ -30,8 +30,9 @@ type life struct {
 	deeds  []deed  // the rest, in their order
 }
 
-// wakesBefore is how long before STOP a QEMU that wakes the guest for the switch-over may say so. Mostly it says it after
-// STOP. On a loaded machine it may come first (by 0.1 ms, seen on 7.2.22): how long the pause takes is up to the load.
+// wakesBefore is how long before STOP a QEMU that wakes the guest for the switch-over may say so. Mostly it says it
+// after STOP. On a loaded machine it may come first (by 0.1 ms, seen on 7.2.22): how long the pause takes is up to the
+// load.
 const wakesBefore = time.Second
 
 // stand is a time in which the guest did not run.

@@ -38,17 +38,19 @@ type PassEdge struct {
 
 // passes derives the passes from the edges and the samples.
 //
-// A pass is the sending of the pages that one bitmap sync found. QEMU 7.2 to 10.2 announce every sync, the one at set-up and
-// the one after STOP included; 11.1 announces neither of these two. So the rule, which holds for both: a pass begins at
-// `migrate` (the set-up's copy of all RAM; an edge with the raw number 1 only confirms it), at each edge after
-// that, and at STOP (an edge after STOP only confirms it). The sync on which QEMU decides to stop opens no pass, for nothing
-// is sent between it and STOP. It is told from others by time: had QEMU gone on, it would have had more to send than fits
-// into downtime-limit, so the last edge before STOP is that decision if it came less than half a downtime-limit before.
+// A pass is the sending of the pages that one bitmap sync found. QEMU 7.2 to 10.2 announce every sync, the one at
+// set-up and the one after STOP included; 11.1 announces neither of these two. So the rule, which holds for both: a
+// pass begins at `migrate` (the set-up's copy of all RAM; an edge with the raw number 1 only confirms it), at each edge
+// after that, and at STOP (an edge after STOP only confirms it). The sync on which QEMU decides to stop opens no pass,
+// for nothing is sent between it and STOP. It is told from others by time: had QEMU gone on, it would have had more to
+// send than fits into downtime-limit, so the last edge before STOP is that decision if it came less than half a
+// downtime-limit before.
 //
-// A pass's bytes are the difference of `transferred` between its first sample and the next pass's first sample; they are
-// off by what was sent between an edge and the sample that the edge asked for. During the last pass QEMU does not answer, so
-// that pass counts from the last sample before STOP.
-func passes(begin, stop, end time.Time, limit time.Duration, edges []PassEdge, samples []record.Sample, last *qmp.MigrationInfo, origin time.Time) []record.Pass {
+// A pass's bytes are the difference of `transferred` between its first sample and the next pass's first sample; they
+// are off by what was sent between an edge and the sample that the edge asked for. During the last pass QEMU does not
+// answer, so that pass counts from the last sample before STOP.
+func passes(begin, stop, end time.Time, limit time.Duration, edges []PassEdge, samples []record.Sample,
+	last *qmp.MigrationInfo, origin time.Time) []record.Pass {
 	if begin.IsZero() || end.Before(begin) {
 		return nil
 	}
@@ -81,7 +83,8 @@ func passes(begin, stop, end time.Time, limit time.Duration, edges []PassEdge, s
 		var first *record.Sample
 		for ; next < len(samples) && samples[next].Asked < until.Sub(origin); next++ {
 			x := &samples[next]
-			if x.Asked < p.Start || x.T > until.Sub(origin) || x.Transferred == nil { // one answered in the next pass tells of that
+			// one answered in the next pass tells of that
+			if x.Asked < p.Start || x.T > until.Sub(origin) || x.Transferred == nil {
 				continue
 			}
 			if first == nil {
@@ -126,7 +129,8 @@ func passes(begin, stop, end time.Time, limit time.Duration, edges []PassEdge, s
 	return out
 }
 
-// before is a value of the last sample, answered before t, that has it: one that waited over an edge tells of what came after.
+// before is a value of the last sample, answered before t, that has it: one that waited over an edge tells of what came
+// after.
 func before(samples []record.Sample, t time.Duration, value func(*record.Sample) *int64) (v *int64) {
 	for i := range samples {
 		if samples[i].T > t {
@@ -156,7 +160,8 @@ func (r *Run) figures(last *qmp.MigrationInfo) {
 	if r.Split && !r.Dst.started.IsZero() {
 		r.splitPasses(last)
 	} else {
-		rec.Passes = passes(r.IssuedAt, r.Src.Stopped, r.lastPassEnd(), r.Plan.DowntimeLimit, r.Passes, rec.Samples, last, rec.Origin)
+		rec.Passes = passes(r.IssuedAt, r.Src.Stopped, r.lastPassEnd(), r.Plan.DowntimeLimit, r.Passes, rec.Samples, last,
+			rec.Origin)
 	}
 	if last != nil && last.Has.Contains(qmp.FieldTransferred) {
 		t := &rec.Total
@@ -224,8 +229,8 @@ func (r *Run) downtimes(last *qmp.MigrationInfo) {
 	}
 }
 
-// splitPasses derives the passes of a post-copy: those until the guest ran on the destination, and one for all that followed it. QEMU
-// answers in post-copy, so the first sample after RESUME tells how much had been sent by then.
+// splitPasses derives the passes of a post-copy: those until the guest ran on the destination, and one for all that
+// followed it. QEMU answers in post-copy, so the first sample after RESUME tells how much had been sent by then.
 func (r *Run) splitPasses(last *qmp.MigrationInfo) {
 	rec := r.Rec
 	resumed := r.Dst.started.Sub(rec.Origin)

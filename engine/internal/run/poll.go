@@ -12,14 +12,15 @@ import (
 	"qmigrate/qmp"
 )
 
-// cpuEvery is how many ticks share one reading of the cost, for reading the thread's clock costs as much as asking QEMU. After
-// the first cpuReadings it is read less often still.
+// cpuEvery is how many ticks share one reading of the cost, for reading the thread's clock costs as much as asking
+// QEMU. After the first cpuReadings it is read less often still.
 const (
 	cpuEvery    = 8
 	cpuReadings = 8
 )
 
-// poll is what runs beside the events: query-migrate on the source for the series, query-status on both sides for the bracket.
+// poll is what runs beside the events: query-migrate on the source for the series, query-status on both sides for the
+// bracket.
 type poll struct {
 	interval time.Duration
 	origin   time.Time
@@ -49,10 +50,12 @@ func (r *Run) StartPolling(ctx context.Context) {
 		return
 	}
 	ctx, cancel := context.WithCancel(context.WithoutCancel(ctx))
-	p := &poll{interval: r.Plan.SampleInterval, origin: r.Rec.Origin, stop: cancel, kicks: make(chan struct{}, 1), decider: r.Decider}
+	p := &poll{interval: r.Plan.SampleInterval, origin: r.Rec.Origin, stop: cancel, kicks: make(chan struct{}, 1),
+		decider: r.Decider}
 	r.Poll = p
-	first, done := context.WithTimeout(ctx, AnswerLimit)                        // one that hangs is until's to find
-	p.src, p.dst = ask(first, r.Src.events, nil), ask(first, r.Dst.events, nil) // the bracket's outer edges, before anything moves
+	first, done := context.WithTimeout(ctx, AnswerLimit) // one that hangs is until's to find
+	// the bracket's outer edges, before anything moves
+	p.src, p.dst = ask(first, r.Src.events, nil), ask(first, r.Dst.events, nil)
 	done()
 	halted := make(chan struct{})
 	p.all.Go(func() { p.source(ctx, r.Src, r.Opts.Sampled, sync.OnceFunc(func() { close(halted) })) })
@@ -95,9 +98,9 @@ func (p *poll) kick() {
 	}
 }
 
-// source asks query-migrate and then query-status at each tick and at each kick, until ctx ends or the monitors go away. One
-// goroutine does both, for most of what polling costs is waking up: side by side it was a third more. A tick that falls into an
-// unanswered question is dropped. Halted is called when the source does not run.
+// source asks query-migrate and then query-status at each tick and at each kick, until ctx ends or the monitors go
+// away. One goroutine does both, for most of what polling costs is waking up: side by side it was a third more. A tick
+// that falls into an unanswered question is dropped. Halted is called when the source does not run.
 func (p *poll) source(ctx context.Context, s *Side, sampled func(record.Sample), halted func()) {
 	query := func(info *qmp.MigrationInfo) error { return s.sampler.QueryMigrate(info) }
 	if s.sampler == nil {

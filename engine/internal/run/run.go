@@ -59,7 +59,8 @@ type Run struct {
 // Feature is what takes part in a run beside the hand-over itself. Each method is called for every feature, in the
 // order of the run's list.
 type Feature interface {
-	Check(ctx context.Context) error                // both sides are known and nothing is changed: refuses what would fail later
+	// both sides are known and nothing is changed: refuses what would fail later
+	Check(ctx context.Context) error
 	Reserve(ctx context.Context) error              // before anything else is configured
 	Take(s *Side, ev qmp.Event, at time.Time)       // an event
 	Broken() error                                  // why the run cannot go on; nil: as far as it knows it can

@@ -57,12 +57,15 @@ func (r *Run) stopAgain() {
 	defer cancel()
 	who, past := "somebody has continued the source", "somebody continued the source"
 	if r.Split && (r.Src.Status == "failed" || r.Src.Status == "failing") {
-		who, past = "the link was lost at the end of post-copy, and the source QEMU has continued its guest", "the link was lost at the end of post-copy, and the source QEMU continued its guest"
+		who, past = "the link was lost at the end of post-copy, and the source QEMU has continued its guest",
+			"the link was lost at the end of post-copy, and the source QEMU continued its guest"
 	}
 	if err := r.Src.Control.Stop(ctx); err != nil {
-		r.Rec.Warn("%s after the switch-over, and it does not stop (%v): THE GUEST RUNS TWICE: end %s", who, err, r.Src.Endpoint.Name)
+		r.Rec.Warn("%s after the switch-over, and it does not stop (%v): THE GUEST RUNS TWICE: end %s", who, err,
+			r.Src.Endpoint.Name)
 	} else {
-		r.Rec.Warn("%s after the switch-over: the guest ran twice until the source was stopped again; end %s", past, r.Src.Endpoint.Name)
+		r.Rec.Warn("%s after the switch-over: the guest ran twice until the source was stopped again; end %s", past,
+			r.Src.Endpoint.Name)
 	}
 }
 

@@ -63,7 +63,8 @@ func (r *Run) SettleAs(ctx context.Context, regard func(*holder.Situation)) Verd
 	}}
 	d, ok := c.Settle(ctx)
 	if !ok {
-		return Verdict{Guest: record.Unknown, Mend: fmt.Sprintf("the undo did not come to its end: ask %s and %s for query-status, "+
+		return Verdict{Guest: record.Unknown, Mend: fmt.Sprintf("the undo did not come to its end: ask %s and %s for "+
+			"query-status, "+
 			"then `qmigrate migrate --recover`", r.Src.Endpoint.Name, r.Dst.Endpoint.Name)}
 	}
 	v := Verdict{Guest: d.Guest, Mend: c.Fill(d.Text)}
@@ -96,7 +97,8 @@ func (c *Custody) Settle(ctx context.Context) (d holder.Decision, ok bool) {
 			return d, false
 		}
 		d = holder.Decide(c.Situation)
-		c.Run.Log.Info("decided", "rule", d.Rule, "step", d.Do, "source", c.Situation.Source, "destination", c.Situation.Destination, "sent", c.Situation.Sent, "err", c.Err)
+		c.Run.Log.Info("decided", "rule", d.Rule, "step", d.Do, "source", c.Situation.Source, "destination",
+			c.Situation.Destination, "sent", c.Situation.Sent, "err", c.Err)
 		if d.Do == holder.Stay || d.Do == holder.Mend {
 			return d, true
 		}
@@ -179,7 +181,8 @@ func (c *Custody) end(ctx context.Context) {
 		return
 	}
 	r.Committed = false
-	_ = r.DrainFor(ctx, KillLimit, func() bool { return r.Dst.Gone != nil || r.Dst.C == nil }) // every event that it sent before it died
+	// every event that it sent before it died
+	_ = r.DrainFor(ctx, KillLimit, func() bool { return r.Dst.Gone != nil || r.Dst.C == nil })
 	c.ended = true
 	c.Situation.Ended = c.Situation.Asker == holder.Recover
 	c.Did = append(c.Did, "the destination QEMU was ended")
@@ -193,7 +196,8 @@ func (c *Custody) wait(ctx context.Context) {
 		tentative := c.Situation.Tentative
 		c.look(ctx)
 		switch {
-		case ctx.Err() != nil || before != [2]holder.QEMU{c.Situation.Source, c.Situation.Destination} || tentative != c.Situation.Tentative:
+		case ctx.Err() != nil || before != [2]holder.QEMU{c.Situation.Source, c.Situation.Destination} ||
+			tentative != c.Situation.Tentative:
 			return
 		case time.Since(begun) > WaitLimit:
 			c.Situation.Waited = true
@@ -217,9 +221,11 @@ func (c *Custody) look(ctx context.Context) {
 		}
 	}
 	switch {
-	case !r.Dst.Resumed.IsZero() || c.Situation.Destination.Reach == holder.Answers && c.Situation.Destination.Run == holder.Running:
+	case !r.Dst.Resumed.IsZero() || c.Situation.Destination.Reach == holder.Answers &&
+		c.Situation.Destination.Run == holder.Running:
 		c.Situation.Ran = holder.Has
-	case r.Dst.blind || r.Dst.sub != nil && r.Dst.sub.Dropped() > 0 || c.Situation.Destination.Reach == holder.Dead && r.Dst.C != nil:
+	case r.Dst.blind || r.Dst.sub != nil && r.Dst.sub.Dropped() > 0 || c.Situation.Destination.Reach == holder.Dead &&
+		r.Dst.C != nil:
 		c.Situation.Ran = holder.Maybe
 	default:
 		c.Situation.Ran = holder.Never
@@ -243,7 +249,8 @@ func (c *Custody) see(ctx context.Context, s *Side) holder.QEMU {
 		return holder.QEMU{Reach: reach}
 	}
 	if s == c.Run.Dst && c.ended {
-		return holder.QEMU{Reach: holder.Dead, Run: holder.RunOf(s.RunState), Status: s.holds(), Known: s.Endpoint.Process != nil}
+		return holder.QEMU{Reach: holder.Dead, Run: holder.RunOf(s.RunState), Status: s.holds(),
+			Known: s.Endpoint.Process != nil}
 	}
 	if s.Facts == nil { // it was never reached, and nothing was sent to it
 		return holder.QEMU{Reach: holder.Lost, Status: holder.None}
@@ -253,7 +260,8 @@ func (c *Custody) see(ctx context.Context, s *Side) holder.QEMU {
 	if !s.reached() {
 		c.silent = fmt.Errorf("%s %s: %w", s.Role, s.Endpoint.Name, cmp.Or(s.Gone, s.Control.Err(), s.events.Err()))
 		switch {
-		case s.quit || s.Dead(ctx) || s == c.Run.Dst && s.Status == "failed": // a failed destination exits by itself, and holds nothing that it could run
+		case s.quit || s.Dead(ctx) || s == c.Run.Dst && s.Status == "failed":
+			// a failed destination exits by itself, and holds nothing that it could run
 			q.Reach = holder.Dead
 		case c.tried[s]:
 			q.Reach = holder.Lost
@@ -336,7 +344,8 @@ func (s *Side) holds() holder.Status {
 // look notes whether a source in post-copy has sent a page since it was asked first.
 func (s *Side) look(info *qmp.MigrationInfo) {
 	switch {
-	case info.Status != "postcopy-active" || s.RunState != string(holder.Finishing) || !info.Has.Contains(qmp.FieldTransferred):
+	case info.Status != "postcopy-active" || s.RunState != string(holder.Finishing) ||
+		!info.Has.Contains(qmp.FieldTransferred):
 		s.since = nil
 	case s.since == nil:
 		s.since = record.Of(info.Transferred)
@@ -350,7 +359,8 @@ func (s *Side) look(info *qmp.MigrationInfo) {
 // (migration/migration.c, postcopy_start; read in 7.2.22). A page that is sent after the guest was stopped shows that
 // this is behind it.
 func (r *Run) Tentative() bool {
-	return r.Src.Facts != nil && r.Src.Facts.Before(10, 0) && r.Src.Status == "postcopy-active" && !r.Src.given && !r.Dst.Done()
+	return r.Src.Facts != nil && r.Src.Facts.Before(10, 0) && r.Src.Status == "postcopy-active" && !r.Src.given &&
+		!r.Dst.Done()
 }
 
 // Look finds out who is left: of a side whose monitor has ended, whether it is dead, and if not, what it says when it
@@ -373,7 +383,8 @@ func (r *Run) settled(ctx context.Context) {
 
 // Fill puts the values into a decision's words.
 func (c *Custody) Fill(text string) string {
-	words := map[string]string{"S": c.Run.Src.Endpoint.Name, "D": c.Run.Dst.Endpoint.Name, "X": c.Situation.Strangers, "E": "no answer"}
+	words := map[string]string{"S": c.Run.Src.Endpoint.Name, "D": c.Run.Dst.Endpoint.Name, "X": c.Situation.Strangers,
+		"E": "no answer"}
 	if err := cmp.Or(c.Err, c.silent); err != nil {
 		words["E"] = err.Error()
 	}

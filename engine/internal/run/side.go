@@ -50,8 +50,8 @@ type Side struct {
 // frequent one, comes at most once a bitmap sync.
 const eventBuffer = 4096
 
-// Open dials the monitors and learns the facts, which are nil after an error. The first monitor is asked while the others are
-// opened.
+// Open dials the monitors and learns the facts, which are nil after an error. The first monitor is asked while the
+// others are opened.
 func (s *Side) Open(ctx context.Context, o plan.Options) error {
 	if o.Logger != nil {
 		s.options.Logger = o.Logger.With("side", s.Role)
@@ -158,9 +158,9 @@ func (s *Side) close() {
 	}
 }
 
-// at places QEMU's own stamp of an event on our monotonic clock. Its age on arrival is the difference of two readings of the
-// realtime clock a moment apart, so that a step of that clock can spoil it only within that moment; an age that cannot
-// be is taken as 0.
+// at places QEMU's own stamp of an event on our monotonic clock. Its age on arrival is the difference of two readings
+// of the realtime clock a moment apart, so that a step of that clock can spoil it only within that moment; an age that
+// cannot be is taken as 0.
 func (s *Side) at(ev qmp.Event) time.Time {
 	age := ev.Arrived.Round(0).Sub(ev.QEMUTime.Add(-s.Offset))
 	if age < 0 || age > UndoLimit {
@@ -223,7 +223,8 @@ func (s *Side) why() string {
 	return ": " + info.ErrorDesc
 }
 
-// Failure waits a little for a migration that has broken to be failed on this side too, and returns what QEMU says about it; empty if it says nothing.
+// Failure waits a little for a migration that has broken to be failed on this side too, and returns what QEMU says
+// about it; empty if it says nothing.
 func (s *Side) Failure(ctx context.Context) string {
 	ctx, cancel := context.WithTimeout(ctx, time.Second)
 	defer cancel()

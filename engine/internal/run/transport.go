@@ -23,7 +23,8 @@ func socketPair(context.Context) (src, dst *os.File, err error) {
 	return os.NewFile(uintptr(fds[0]), "source"), os.NewFile(uintptr(fds[1]), "destination"), nil
 }
 
-// Listen makes the destination wait at the plan's address; of a descriptor it gets its end now, and the source's is kept for connect.
+// Listen makes the destination wait at the plan's address; of a descriptor it gets its end now, and the source's is
+// kept for connect.
 func (r *Run) Listen(ctx context.Context) error {
 	if plan.HandsOver(r.Plan.Listen) {
 		stream := r.Opts.Stream
@@ -67,7 +68,8 @@ func (r *Run) outgoing(ctx context.Context, uri string) error {
 	return r.Src.Control.Migrate(ctx, uri)
 }
 
-// connect hands the source its descriptor, if there is one, and sends `migrate`. A descriptor that `migrate` did not take is closed.
+// connect hands the source its descriptor, if there is one, and sends `migrate`. A descriptor that `migrate` did not
+// take is closed.
 func (r *Run) connect(ctx context.Context) error {
 	if r.Stream == nil {
 		return r.outgoing(ctx, r.Plan.Connect)
@@ -112,7 +114,8 @@ func (r *Run) CheckListen() error {
 	if r.Plan.Connect != "" || r.oneNetwork() || host != "" {
 		return nil
 	}
-	return fmt.Errorf("--listen %s: it has no host, so the source does not know where to connect to: write tcp:HOST:%s, or give --connect tcp:HOST:%s too",
+	return fmt.Errorf("--listen %s: it has no host, so the source does not know where to connect to: write tcp:HOST:%s, "+
+		"or give --connect tcp:HOST:%s too",
 		r.Plan.Listen, port, port)
 }
 
@@ -158,5 +161,6 @@ func ConnectURI(ctx context.Context, control *qmp.Conn, listen string) (string, 
 			return "tcp:" + net.JoinHostPort(host, a.Port), nil
 		}
 	}
-	return "", fmt.Errorf("destination does not say on which port it listens: give one with --listen tcp:%s", net.JoinHostPort(host, "4444"))
+	return "", fmt.Errorf("destination does not say on which port it listens: give one with --listen tcp:%s",
+		net.JoinHostPort(host, "4444"))
 }

@@ -90,7 +90,8 @@ func synthetic(random *rand.Rand, i int) *record.Migration {
 			"rdma-pin-all": false, "release-ram": false, "return-path": false, "switchover-ack": false, "validate-uuid": false, "x-colo": false, "xbzrle": false,
 		},
 		QEMU: record.QEMU{
-			SourceVersion: "10.0.2 (Debian 1:10.0.2+ds-2+deb13u1~bpo12+1)", DestinationVersion: "10.0.2 (Debian 1:10.0.2+ds-2+deb13u1~bpo12+1)",
+			SourceVersion: "10.0.2 (Debian 1:10.0.2+ds-2+deb13u1~bpo12+1)", DestinationVersion: "10.0.2 (Debian " +
+				"1:10.0.2+ds-2+deb13u1~bpo12+1)",
 			Accelerator: "tcg", Machine: "pc-q35-7.2", MemoryBytes: memory, VCPUs: 1,
 		},
 		Hosts:  record.Hosts{Source: "netns:qmig-synthetic-a", Destination: "netns:qmig-synthetic-b", Kernel: "6.1.0-56-amd64", CPU: "2 x synthetic"},

@@ -37,7 +37,8 @@ func Size(text string) (int64, error) {
 
 // Rate reads a rate in bytes per second: "50MiB/s", "1Gbit/s".
 func Rate(text string) (int64, error) {
-	return parse(text, "rate", "50MiB/s or 1Gbit/s", rates(), "B/s, KiB/s, MiB/s, GiB/s, kB/s, MB/s, GB/s, kbit/s, Mbit/s, Gbit/s")
+	return parse(text, "rate", "50MiB/s or 1Gbit/s", rates(), "B/s, KiB/s, MiB/s, GiB/s, kB/s, MB/s, GB/s, kbit/s, "+
+		"Mbit/s, Gbit/s")
 }
 
 // Duration reads a duration, which may not be negative: "300ms".
