@@ -144,7 +144,7 @@ func wantRecord(t *testing.T, r *record.Migration) {
 		}
 	}
 	// QEMU leaves the state `running` before it sends STOP, and enters it after RESUME.
-	if d := r.Downtime; d.Wire != nil && d.Status != nil && *d.Wire > *d.Status+*d.StatusError+*d.WireError {
+	if d := r.Downtime; d.Wire != nil && d.WireError != nil && d.Status != nil && *d.Wire > *d.Status+*d.StatusError+*d.WireError {
 		t.Errorf("wire %v is longer than the bracket %v +/- %v allows", *d.Wire, *d.Status, *d.StatusError)
 	}
 }
@@ -279,6 +279,10 @@ func TestOneMonitor(t *testing.T) {
 		wantRecord(t, r)
 		if len(r.Samples) == 0 || r.Downtime.Status == nil {
 			t.Errorf("%d samples, status %v", len(r.Samples), r.Downtime.Status)
+		}
+		// Nothing proves that these two run on this machine.
+		if r.Downtime.Wire == nil || r.Downtime.WireError != nil || !strings.Contains(fmt.Sprint(r.Warnings), "no error figure") {
+			t.Errorf("wire %v, error %v, warnings %q", r.Downtime.Wire, r.Downtime.WireError, r.Warnings)
 		}
 	})
 }

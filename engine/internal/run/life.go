@@ -268,6 +268,9 @@ func (r *Run) whose(s *Side, at time.Time, did string) string {
 // it.
 func (r *Run) guestEnded(ctx context.Context) (Verdict, bool) {
 	r.CatchUp()
+	if r.Dst.Broke() && r.Src.Endpoint.Process != nil { // the source's end may be why, and its last words be on their way
+		_ = r.DrainFor(ctx, DeathLimit, r.Src.Ended)
+	}
 	for _, s := range []*Side{r.Src, r.Dst} {
 		if s.Facts == nil || s.Shutdown == "" || !s.Itself || s == r.Dst && s.started.IsZero() {
 			continue
