@@ -47,7 +47,7 @@ func TestRecoverElsewhere(t *testing.T) {
 			t.Parallel()
 			src, other := newFake(t, "source", "postmigrate", "completed"), newFake(t, "other", "inmigrate", migration)
 			holder, said, err := engine.Recover(within.Context(t), src.endpoint(), other.endpoint(), plan.Plan{}, plan.Options{})
-			if err == nil || !strings.Contains(err.Error(), "give that one as --destination") || holder != record.Unknown {
+			if err == nil || !strings.Contains(err.Error(), "give that one as the destination") || holder != record.Unknown {
 				t.Errorf("holder %s, says %q %v", holder, said, err)
 			}
 			if a, b := src.runState(), other.runState(); a != "postmigrate" || b != "inmigrate" {

@@ -36,7 +36,7 @@ func (m *migration) arrive(ctx context.Context) error {
 		switch {
 		case late && untouched == 0:
 			return fmt.Errorf("the source has sent all of it, and the destination has not all of it after %s: its link is "+
-				"lost, or slower than --recover-limit allows for", limit)
+				"lost, or slower than recover-limit allows for", limit)
 		case late || untouched == 2: // not merely a connection that lies in its queue
 			return fmt.Errorf("the source has sent all of it to %s, and nothing has come to the destination, which listens "+
 				"still: it has refused the connection, or another one is there", m.run.Plan.Connect)

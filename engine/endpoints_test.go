@@ -211,7 +211,7 @@ func TestListenRefused(t *testing.T) {
 		src, dst := copying(t), listening(t)
 		x := moves(within.Context(t), t, 15*time.Second, src, dst, plan.Plan{Listen: "tcp::4444"})
 		x.want(t, "running", "inmigrate", "source|unknown")
-		x.says(t, "it has no host", "--connect tcp:HOST:4444")
+		x.says(t, "it has no host", "connect tcp:HOST:4444")
 		untold(t, dst, "stop", "migrate-incoming", "quit")
 	})
 	t.Run("in use", func(t *testing.T) {

@@ -119,7 +119,7 @@ func freshDestination() (all []caseOf) {
 				src, dst := both(t, "finish-migrate", source, "inmigrate", destination)
 				x := recovers(t, 20*time.Second, src, dst, plan.Plan{Connect: "unix:/nowhere"})
 				x.want(t, "finish-migrate", "inmigrate", "unknown|destination")
-				x.says(t, "--destination")
+				x.says(t, "as the destination")
 				untold(t, src, "migrate_cancel", "migrate-pause", "resume", "cont", "yank")
 				untold(t, dst, "cont", "quit", "migrate-recover")
 				if x.err == nil {

@@ -118,7 +118,7 @@ func (m *migration) recoverPostCopy(ctx context.Context) (record.Holder, string,
 	if m.linkLost() {
 		if m.run.Plan.Connect == "" {
 			return record.Destination, "", fmt.Errorf("post-copy is paused for want of a link (source %s, destination %s): "+
-				"give --listen URI, where the destination is to listen anew, and --connect URI if the source reaches that under "+
+				"give listen, the URI where the destination is to listen anew, and connect if the source reaches that under "+
 				"another address", m.run.Src.Status, m.run.Dst.Status)
 		}
 		if err := m.mendLink(ctx); err != nil {

@@ -50,7 +50,7 @@ func (m *security) Check(context.Context) error {
 			"it and its key%s", t.SourceDir, tlscreds.CertFile(tlscreds.Client), ours)
 	}
 	if src != nil && t.Authz != "" && src.Name() != t.Authz {
-		return fmt.Errorf("source would be refused: its certificate is %s, and --tls-authz lets only %s in: give its exact name", src.Name(), t.Authz)
+		return fmt.Errorf("source would be refused: its certificate is %s, and tls-authz lets only %s in: give its exact name", src.Name(), t.Authz)
 	}
 	name := t.Hostname
 	if name == "" {
@@ -59,7 +59,7 @@ func (m *security) Check(context.Context) error {
 	if dst != nil {
 		if err := dst.GoodFor(name); err != nil {
 			return fmt.Errorf("destination would be refused: %w, which the source connects to: give a name that it has with "+
-				"--tls-hostname%s", err, ours)
+				"tls-hostname%s", err, ours)
 		}
 	}
 	if src == nil || dst == nil {
@@ -146,7 +146,7 @@ func (m *security) sameSecurity() error {
 		encrypts, not, id = m.run.Dst, m.run.Src, dst
 	}
 	return fmt.Errorf("%s %s has been told to encrypt migrations (tls-creds %s) and %s %s has not: let qmigrate set up "+
-		"both with --tls, or set tls-creds alike on both", encrypts.Role, encrypts.Endpoint.Name, id, not.Role, not.Endpoint.Name)
+		"both with tls, or set tls-creds alike on both", encrypts.Role, encrypts.Endpoint.Name, id, not.Role, not.Endpoint.Name)
 }
 
 // former is what a TLS parameter was before us; what a killed run of ours left counts as nothing.
@@ -227,7 +227,7 @@ var refusals = []struct{ said, means string }{
 	{"hasn't got a known issuer", "the destination's certificate was not signed by an authority that the source knows: " +
 		"give both sides certificates of one authority"},
 	{"does not match the hostname", "the destination's certificate is good for another name: give the one that it has " +
-		"with --tls-hostname"},
+		"with tls-hostname"},
 	{"certificate has expired", "the destination's certificate has expired: make a new one"},
 	{"certificate is not yet activated", "the destination's certificate is not good yet: look at the clocks of both hosts"},
 	{"certificate has been revoked", "the destination's certificate is on the list of revoked ones"},
@@ -262,5 +262,5 @@ func (m *security) Explain(ctx context.Context, cause error) error {
 			"QEMU's standard error may say more", cause, t.User())
 	}
 	return fmt.Errorf("%w: the destination refused the source: it was shown no certificate, one of an authority that it "+
-		"does not know, or one whose name --tls-authz does not let in; its QEMU's standard error says which", cause)
+		"does not know, or one whose name tls-authz does not let in; its QEMU's standard error says which", cause)
 }

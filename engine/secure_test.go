@@ -188,7 +188,7 @@ func TestTLSRefusedBefore(t *testing.T) {
 		"source would be refused: .* has no client-cert.pem":                                                {TLS: x509(t, p.ca.Files(), p.server())},
 		"destination's TLS credentials in .*server-key.pem is missing":                                      {TLS: x509(t, p.client(), without(p.server(), "server-key.pem"))},
 		"is not one for a client":                                {TLS: x509(t, asClient(p.server()), p.server())},
-		"its certificate is O=qmigrate,CN=a, and --tls-authz":    {TLS: change(x509(t, p.client(), p.server()), func(s *plan.TLS) { s.Authz = "CN=z" })},
+		"its certificate is O=qmigrate,CN=a, and tls-authz":      {TLS: change(x509(t, p.client(), p.server()), func(s *plan.TLS) { s.Authz = "CN=z" })},
 		"destination's TLS credentials in .*keys.psk is missing": {TLS: psk(t, keys, nil)},
 		"the key of user qemu in .* is not the one":              {TLS: psk(t, keys, newPSK(t, "qemu"))},
 		"no key of user qemu, only of bob":                       {TLS: psk(t, newPSK(t, "bob"), keys)},
@@ -229,10 +229,10 @@ func TestTLSHandshake(t *testing.T) {
 			tls        *plan.TLS
 		}{
 			{"wrong CA", "not signed by an authority", true, x509(t, other.client(), p.server())},
-			{"wrong name", "good for another name: .*--tls-hostname", true, x509(t, p.client(), p.issue(tlscreds.Server, tlscreds.Certificate{Hosts: []string{"c.lab"}}))},
+			{"wrong name", "good for another name: .*tls-hostname", true, x509(t, p.client(), p.issue(tlscreds.Server, tlscreds.Certificate{Hosts: []string{"c.lab"}}))},
 			{"expired", "has expired", false, expired},
 			{"anonymous", "destination refused the source: it was shown no certificate", true, x509(t, p.ca.Files(), p.server())},
-			{"not authorized", "destination refused the source: .*--tls-authz", true, func() *plan.TLS { s := x509(t, p.client(), p.server()); s.Authz = "CN=z"; return s }()},
+			{"not authorized", "destination refused the source: .*tls-authz", true, func() *plan.TLS { s := x509(t, p.client(), p.server()); s.Authz = "CN=z"; return s }()},
 			{"wrong key", "destination refused the source: it has no key of user qemu, another one", true, psk(t, keys, newPSK(t, "qemu"))},
 			{"missing key", "keys.psk", false, psk(t, keys, nil)},
 		}

@@ -38,7 +38,7 @@ type Accelerator struct {
 type AcceleratorError struct{ Reason string }
 
 func (e *AcceleratorError) Error() string {
-	return "use kvm: " + e.Reason + "; try --accelerator tcg"
+	return "use kvm: " + e.Reason + "; try accelerator tcg"
 }
 
 // ProbeAccelerator settles want (auto, kvm or tcg; "" is auto) for guests like s on h. KVM counts only if a guest reports ready under it within ten

@@ -30,7 +30,7 @@ func (c *colo) check() error {
 		return errors.New("capability x-colo=off: mode colo is this capability: leave it out")
 	}
 	if _, set := c.want.Parameters["x-checkpoint-delay"]; set {
-		return errors.New("parameter x-checkpoint-delay: give it as --checkpoint-delay, with its unit")
+		return errors.New("parameter x-checkpoint-delay: give it as checkpoint-delay, with its unit")
 	}
 	if d := c.want.CheckpointDelay; d < time.Millisecond || d%time.Millisecond != 0 || d > time.Hour {
 		return fmt.Errorf("checkpoint delay %s: QEMU takes whole milliseconds from 1ms, and no more than 1h is sensible", d)

@@ -63,7 +63,7 @@ func tryPair(ctx context.Context, h host.Host, primary, secondary, dir string) (
 			// 11.1.3 wants return-path with it, and with that its primary does not get into step with the stages of
 			// engine/colo (seen).
 			return &plan.UnsupportedError{Feature: fmt.Sprintf("COLO on QEMU %s", conns[i].Greeting().Version),
-				Have: fmt.Sprintf("%v; mode colo works with primaries such as QEMU 7.2: try --qemu 7.2", err)}
+				Have: fmt.Sprintf("%v; mode colo works with primaries such as QEMU 7.2: try qemu 7.2", err)}
 		}
 	}
 	source, destination := conns[0], conns[1]
@@ -82,7 +82,7 @@ func tryPair(ctx context.Context, h host.Host, primary, secondary, dir string) (
 		if a.Status == "completed" {
 			return &plan.UnsupportedError{Feature: fmt.Sprintf("COLO with QEMU %s as the primary", source.Greeting().Version),
 				Have: "tried on a QEMU without a guest: its migration completes instead of entering COLO, as 10.0's do, which begin it only from a state that they have left by then (migration_completion in migration/migration.c): " +
-					"try --qemu 7.2, or --source-qemu 7.2, for this one can be the secondary"}
+					"try qemu 7.2, or source-qemu 7.2, for this one can be the secondary"}
 		}
 		b, err := destination.QueryMigrate(ctx)
 		switch {

@@ -106,7 +106,7 @@ func (e *Experiment) Plan(dir string, learn []*record.Migration) (*Plan, error) 
 	for _, r := range records {
 		if r.Experiment == e.Name {
 			if held == nil {
-				return nil, fmt.Errorf("%s has records of experiment %s and no experiment.json that says what they are of: give another --out", dir, e.Name)
+				return nil, fmt.Errorf("%s has records of experiment %s and no experiment.json that says what they are of: give another folder", dir, e.Name)
 			}
 			p.done[r.Trial] = true
 		}

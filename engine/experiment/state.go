@@ -72,14 +72,14 @@ func (e *Experiment) resume(dir string) (seed int64, held *State, err error) {
 		}
 		return rand.Int64N(1 << 53), nil, nil // exact in any reader of JSON
 	}
-	other := "give another --out, or delete the folder"
+	other := "give another folder, or delete this one"
 	switch {
 	case held.Name != e.Name || held.Scale != e.Scale:
 		return 0, nil, fmt.Errorf("%s holds trials of experiment %s%s, this is %s%s: %s", dir, held.Name, scaleText(held.Scale), e.Name, scaleText(e.Scale), other)
 	case e.Seed != nil && *e.Seed != held.Seed:
 		return 0, nil, fmt.Errorf("%s holds trials in an order drawn from seed %d, this is %d: leave the seed out, or %s", dir, held.Seed, *e.Seed, other)
 	case held.Hash != e.hash:
-		return 0, nil, fmt.Errorf("%s has changed since %s, from which %s holds trials (its text is in experiment.toml there; --repeats and --scale count too): %s", e.File, held.StartedAt.Local().Format("2006-01-02 15:04"), dir, other)
+		return 0, nil, fmt.Errorf("%s has changed since %s, from which %s holds trials (its text is in experiment.toml there; repeats and scale count too): %s", e.File, held.StartedAt.Local().Format("2006-01-02 15:04"), dir, other)
 	}
 	return held.Seed, held, nil
 }

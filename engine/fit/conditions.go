@@ -71,7 +71,7 @@ func once(holds func(*combination) bool) func(*combination) []string {
 func conditions() []condition {
 	const (
 		arrives = "it arrives so on the destination"
-		fresh   = "it is restored so: with --paused, after which `system_reset` and `cont` start it anew"
+		fresh   = "it is restored so: with paused, after which `system_reset` and `cont` start it anew"
 		stopJob = "let it end (query-block-jobs), or cancel it (block-job-cancel), then migrate"
 	)
 	return []condition{
@@ -108,7 +108,7 @@ func conditions() []condition {
 			name: "`paused`", state: "paused", answer: Warn, said: "the guest was paused when the migration began",
 			mend: "it is left paused on the destination, where `cont` runs it, and no downtime is measured",
 			why:  "somebody paused it on purpose",
-			save: saving{mend: "it is in the file as it is: `restore` runs it, and with --paused does not"},
+			save: saving{mend: "it is in the file as it is: `restore` runs it, and with paused does not"},
 		},
 		{
 			name:   "`prelaunch`",
@@ -117,7 +117,7 @@ func conditions() []condition {
 			said:   "the guest has never been started (prelaunch)",
 			mend:   arrives + ", where `cont` starts it",
 			why:    "the source was started with -S",
-			save:   saving{mend: "it is in the file as it is: `restore` starts it, and with --paused does not"},
+			save:   saving{mend: "it is in the file as it is: `restore` starts it, and with paused does not"},
 		},
 		{
 			name:   "`io-error`",
@@ -126,7 +126,7 @@ func conditions() []condition {
 			said:   "the guest was stopped by an error of its disk (io-error)",
 			mend:   arrives + ", where `cont` repeats the request that failed: run it when its disk works there",
 			why:    "a bad disk is a reason to move; QEMU fails, and the guest stays, if the disk refuses a flush too",
-			save:   saving{mend: "it is in the file as it is: `restore` repeats the request that failed, and with --paused does not"},
+			save:   saving{mend: "it is in the file as it is: `restore` repeats the request that failed, and with paused does not"},
 		},
 		{
 			name:   "`watchdog`",
@@ -135,7 +135,7 @@ func conditions() []condition {
 			said:   "the guest was stopped by its watchdog",
 			mend:   arrives + ", where `cont` runs it on",
 			why:    "the guest may hang: `system_reset` starts it anew",
-			save:   saving{mend: "it is in the file as it is: `restore` runs it on, and with --paused does not"},
+			save:   saving{mend: "it is in the file as it is: `restore` runs it on, and with paused does not"},
 		},
 		{
 			name:   "`guest-panicked`",
@@ -240,7 +240,7 @@ func conditions() []condition {
 			said:   "$x is at work on the source",
 			mend:   stopJob,
 			why:    "QEMU fails at the switch-over (commit), or goes on writing to an image that the destination uses (stream)",
-			save: saving{mend: "let it end (query-block-jobs), or cancel it (block-job-cancel), then save; --background may " +
+			save: saving{mend: "let it end (query-block-jobs), or cancel it (block-job-cancel), then save; a background save may " +
 				"save beside it"},
 		},
 		{
@@ -250,7 +250,7 @@ func conditions() []condition {
 			said:   "$x is at work on the source",
 			mend:   stopJob,
 			why:    "QEMU fails at the switch-over",
-			save: saving{mend: "let it end (query-block-jobs), or cancel it (block-job-cancel), then save; --background may " +
+			save: saving{mend: "let it end (query-block-jobs), or cancel it (block-job-cancel), then save; a background save may " +
 				"save beside it"},
 		},
 		{
@@ -260,7 +260,7 @@ func conditions() []condition {
 			said:   "$x is at work on the source, and is not ready",
 			mend:   stopJob,
 			why:    "QEMU aborts at the switch-over (seen on 7.2.22)",
-			save: saving{mend: "let it end (query-block-jobs), or cancel it (block-job-cancel), then save; --background may " +
+			save: saving{mend: "let it end (query-block-jobs), or cancel it (block-job-cancel), then save; a background save may " +
 				"save beside it"},
 		},
 		{

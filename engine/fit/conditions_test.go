@@ -347,9 +347,9 @@ func TestSaveConditions(t *testing.T) {
 	}{
 		{state: "running", want: Move},
 		{state: "suspended", want: Warn, said: "restored asleep"},
-		{state: "paused", want: Warn, said: "with --paused"},
+		{state: "paused", want: Warn, said: "with paused"},
 		{state: "shutdown", want: Warn, said: "`system_reset` and `cont`"},
-		{state: "guest-panicked", want: Warn, said: "with --paused"},
+		{state: "guest-panicked", want: Warn, said: "with paused"},
 		{state: "debug", want: Refuse, said: "debugger"},
 		{state: "save-vm", want: Wait, said: "save when that has ended"},
 		{state: "finish-migrate", want: Wait, said: "save when it has ended"},

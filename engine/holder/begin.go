@@ -15,7 +15,7 @@ var migrateRules = []rule{
 	{
 		"ends swapped", "",
 		func(s Situation) bool { return s.Source.Run == InMigrate },
-		doubt(record.Unknown, "source $S is itself waiting for a migration\tswap --source and --destination?"),
+		doubt(record.Unknown, "source $S is itself waiting for a migration\tswap source and destination?"),
 	},
 	{
 		"a migration is under way", "",

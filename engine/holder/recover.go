@@ -111,7 +111,7 @@ var recoverRules = []rule{
 		"source out of reach, destination runs another guest", "no migration has brought it there",
 		func(s Situation) bool { return s.Source.out() && s.Destination.Run == Running },
 		doubt(record.Unknown, "$E; $D runs a guest that no migration has brought there: give the QEMU that waited for this one "+
-			"as --destination"),
+			"as the destination"),
 	},
 	{
 		"source out of reach, destination is not whole", "only the source has it all",
@@ -139,7 +139,7 @@ var recoverRules = []rule{
 	{
 		"ends swapped", "the source waits for a guest",
 		func(s Situation) bool { return s.Source.Run == InMigrate },
-		doubt(record.Unknown, "source $S is itself waiting for a migration: swap --source and --destination?"),
+		doubt(record.Unknown, "source $S is itself waiting for a migration: swap source and destination?"),
 	},
 	{
 		"source refuses to run", "a person has to see why",
@@ -334,7 +334,7 @@ var recoverRules = []rule{
 		"post-copy, another destination", "nothing has come to this one",
 		func(s Situation) bool { return s.Source.Status.split() && s.Destination.fresh() },
 		doubt(record.Unknown, "the source is in post-copy with another QEMU, and nothing has come to $D: give "+
-			"the one that has the guest as --destination"),
+			"the one that has the guest as the destination"),
 	},
 	{
 		"post-copy, the destination does not load, the source can go back",
@@ -513,7 +513,7 @@ var recoverRules = []rule{
 		"to another destination", "nothing has come to this one",
 		func(s Situation) bool { return s.Source.sends() && s.Destination.Status == None },
 		doubt(record.Unknown, "a migration is under way from $S, and $D is not its other end: it does not "+
-			"even listen: give the one that it goes to as --destination"),
+			"even listen: give the one that it goes to as the destination"),
 	},
 	{
 		"the two are at odds for a moment",
@@ -530,7 +530,7 @@ var recoverRules = []rule{
 			return (s.Source.Status == Active || s.Source.Status == Setup) && s.Destination.Status == Listening
 		},
 		doubt(record.Unknown, "a migration is under way from $S, and nothing has come to $D, which listens: "+
-			"give the one that it goes to as --destination, or, if nobody drives it, `migrate_cancel` on $S"),
+			"give the one that it goes to as the destination, or, if nobody drives it, `migrate_cancel` on $S"),
 	},
 	{
 		"to another destination, this one has ended its own", "its query-migrate speaks of another migration",
@@ -538,7 +538,7 @@ var recoverRules = []rule{
 			return (s.Source.Status == Active || s.Source.Status == Setup) && !s.Destination.receives()
 		},
 		doubt(record.Unknown, "a migration is under way from $S, and that of $D has ended: give the QEMU that it goes to as "+
-			"--destination, or, if nobody drives it, `migrate_cancel` on $S"),
+			"the destination, or, if nobody drives it, `migrate_cancel` on $S"),
 	},
 	{
 		"another guest is there", "the source still sends, and runs, or has sent nothing yet",
@@ -605,7 +605,7 @@ var recoverRules = []rule{
 			return s.Source.Status == Departed && s.Source.Run == Post && s.Destination.untouched()
 		},
 		doubt(record.Unknown, "the migration from $S had completed, and nothing of it has come to $D: it may "+
-			"have gone to another destination, and the guest may run there: give that one as --destination; "+
+			"have gone to another destination, and the guest may run there: give that one as the destination; "+
 			"if the guest surely ran nowhere else, `cont` on $S runs it"),
 	},
 	{
@@ -641,7 +641,7 @@ var recoverRules = []rule{
 			return s.Source.home() && (s.Destination.whole() || s.Destination.Status == Active)
 		},
 		doubt(record.Unknown, "$D has a guest that has come from elsewhere, for $S has never sent one: "+notTwoEnds+
-			"; give the QEMU that the guest came from as --source"),
+			"; give the QEMU that the guest came from as the source"),
 	},
 	{
 		"all is there, and the source runs since", "which of the two is the newer is not known",

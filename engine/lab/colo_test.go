@@ -151,7 +151,7 @@ func TestCOLORefused(t *testing.T) {
 	t.Run("10.0 before the guest is there", func(t *testing.T) {
 		_, err := coloLab(t, "10.0", "10.0", nil)
 		var unsupported *plan.UnsupportedError
-		if !errors.As(err, &unsupported) || !strings.Contains(err.Error(), "--qemu 7.2") {
+		if !errors.As(err, &unsupported) || !strings.Contains(err.Error(), "qemu 7.2") {
 			t.Fatalf("error %v", err)
 		}
 	})
@@ -167,7 +167,7 @@ func TestCOLORefused(t *testing.T) {
 			"no filters":        {colo.Plan{}, "both would be heard"},
 			"another mode's":    {colo.Plan{Mirror: "10.77.0.11", Plan: plan.Plan{Capabilities: map[string]bool{"postcopy-ram": true}}}, "capability postcopy-ram in mode colo"},
 			"delay":             {colo.Plan{Mirror: "10.77.0.11", CheckpointDelay: time.Microsecond}, "whole milliseconds"},
-			"delay's parameter": {colo.Plan{Mirror: "10.77.0.11", Plan: plan.Plan{Parameters: map[string]string{"x-checkpoint-delay": "5"}}}, "--checkpoint-delay"},
+			"delay's parameter": {colo.Plan{Mirror: "10.77.0.11", Plan: plan.Plan{Parameters: map[string]string{"x-checkpoint-delay": "5"}}}, "checkpoint-delay"},
 		} {
 			rec, err := colo.Protect(within.Context(t), connect.Endpoint(l.source), connect.Endpoint(l.destination), c.plan, plan.Options{})
 			if err == nil || !strings.Contains(err.Error(), c.want) || rec.Error == nil || rec.Error.Stage != record.Initialization || rec.GuestOn != record.Source && rec.GuestOn != record.Unknown {

@@ -163,7 +163,7 @@ func (l *Lab) binaries(ctx context.Context) (source, destination guest.Binary, e
 	for _, b := range []guest.Binary{source, destination} {
 		if guest.CompareVersions(guest.Series(b.Version), oldest) < 0 {
 			return source, destination, fmt.Errorf("QEMU %s is too old: %s: the lab needs %s or newer; "+
-				"try `make deps`, or --qemu PATH", b.Version, b.Path, oldest)
+				"try `make deps`, or give a path as qemu", b.Version, b.Path, oldest)
 		}
 	}
 	return

@@ -13,7 +13,7 @@ import (
 type Options struct {
 	Logger  *slog.Logger        // info: stage edges; debug: wire lines; nil is silent
 	Schemas qmp.SchemaCache     // where the introspection of known QEMU binaries is kept; zero: asked each time
-	Stream  Stream              // the descriptors of --listen fd:NAME; nil: a socket pair of this machine
+	Stream  Stream              // the descriptors of listen fd:NAME; nil: a socket pair of this machine
 	Sampled func(record.Sample) // each sample as it comes, from the sampling goroutine; nil: none
 	// Mirrored is told twice a second of stage storage, from a goroutine of its own, how many bytes of how many the
 	// mirrors have copied. The whole grows with what the guest writes again. nil: nobody asks.

@@ -35,7 +35,7 @@ func readIndex(name string) []string {
 // saveFile replaces a file of the report.
 func saveFile(name string, content []byte) error {
 	if err := atomicfile.Write(name, content, 0o644); err != nil {
-		return fmt.Errorf("write report: %w: name another folder with --out", err)
+		return fmt.Errorf("write report: %w: name another folder", err)
 	}
 	return nil
 }

@@ -35,7 +35,7 @@ func (s *set) examples(ids []string) ([]*trial, error) {
 		for _, id := range ids {
 			i := slices.IndexFunc(s.trials, func(t *trial) bool { return t.ID == id || t.Trial != "" && t.Trial == id })
 			if i < 0 {
-				return nil, fmt.Errorf("no trial %q in these records: give the id of a record, as in --trial %s", id, s.trials[0].ID)
+				return nil, fmt.Errorf("no trial %q in these records: give the id of a record, such as %s", id, s.trials[0].ID)
 			}
 			out = append(out, s.trials[i])
 		}

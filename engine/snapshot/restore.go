@@ -49,7 +49,7 @@ func (s *filing) examineDestination(ctx context.Context) error {
 		return err
 	}
 	if given := s.file.Format; given != "" && given != h.format() {
-		return fmt.Errorf("%s has format %s, not %s: leave --format out, it is found out", s.file.Path, h.format(), given)
+		return fmt.Errorf("%s has format %s, not %s: leave format out, it is found out", s.file.Path, h.format(), given)
 	}
 	s.file.Format, s.run.Rec.Saved.Format = h.format(), h.format()
 	s.run.Rec.Name, s.run.Rec.Plan = s.named(), s.worded()

@@ -94,7 +94,7 @@ func (s *filing) examineSource(ctx context.Context) error {
 	case len(found.Blockers) > 0:
 		return fmt.Errorf("%s cannot be saved: %s", found.Name, strings.Join(found.Blockers, "; "))
 	case s.file.Background && !found.Running:
-		return fmt.Errorf("%s is %s: a background save is for a guest that runs; leave --background out", found.Name,
+		return fmt.Errorf("%s is %s: a background save is for a guest that runs; leave background out", found.Name,
 			found.RunState)
 	}
 	refusals, doubts := fit.SortOut(conditions())

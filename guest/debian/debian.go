@@ -58,15 +58,15 @@ type Error struct {
 }
 
 func (e *Error) Error() string {
-	mend := "--qemu PATH"
+	mend := "its path as qemu"
 	switch {
 	case e.What.series() != "":
 	case kernelPackage(e.What) != "":
-		mend = "--kernel PATH --modules DIR"
+		mend = "kernel and modules"
 	case isExtra(e.What):
 		return fmt.Sprintf("get %s: %v", e.What, e.Err)
 	}
-	return fmt.Sprintf("get %s: %v; or give your own: %s", e.What, e.Err, mend)
+	return fmt.Sprintf("get %s: %v; or give your own, %s", e.What, e.Err, mend)
 }
 
 func (e *Error) Unwrap() error { return e.Err }

@@ -75,7 +75,7 @@ func (s Spec) build(ctx context.Context) (guest.Image, error) {
 	}
 	if s.Kernel == "" {
 		if s.Modules != "" {
-			return guest.Image{}, fmt.Errorf("modules %s without a kernel: give --kernel too", s.Modules)
+			return guest.Image{}, fmt.Errorf("modules %s without a kernel: give kernel too", s.Modules)
 		}
 		what, err := s.debianKernel()
 		if err != nil {

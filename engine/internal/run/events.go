@@ -93,11 +93,11 @@ func (r *Run) Until(ctx context.Context, done func() bool) error {
 func (r *Run) Cause(ctx context.Context) error {
 	err := context.Cause(ctx)
 	if errors.Is(err, ErrNotInStep) {
-		return fmt.Errorf("%w of %s: raise --timeout, or let the guest's writes wait for the copy: copy-mode=write-blocking",
+		return fmt.Errorf("%w of %s: raise timeout, or let the guest's writes wait for the copy: copy-mode=write-blocking",
 			err, r.Plan.Timeout)
 	}
 	if errors.Is(err, ErrTimeout) {
-		return fmt.Errorf("%w of %s (pass %d): raise --timeout, --max-bandwidth or --downtime-limit", err, r.Plan.Timeout,
+		return fmt.Errorf("%w of %s (pass %d): raise timeout, max-bandwidth or downtime-limit", err, r.Plan.Timeout,
 			len(r.Passes))
 	}
 	return err

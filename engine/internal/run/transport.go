@@ -11,6 +11,7 @@ import (
 
 	"qmigrate/engine/endpoint"
 	"qmigrate/engine/plan"
+	"qmigrate/engine/setting"
 	"qmigrate/qmp"
 )
 
@@ -103,20 +104,19 @@ func (r *Run) CheckListen() error {
 	}
 	host, port, err := net.SplitHostPort(rest)
 	if err != nil {
-		return fmt.Errorf("read --listen %s: %w", r.Plan.Listen, err)
+		return setting.Errorf("listen", r.Plan.Listen, "%w", err)
 	}
 	if l, ok := r.Dst.Endpoint.Process.(endpoint.Listener); ok && r.Dst.Facts.Here() {
 		if err := l.TryListen(host, port); err != nil {
-			return fmt.Errorf("--listen %s: the destination cannot listen there: %w: give another address or port",
-				r.Plan.Listen, err)
+			return setting.Errorf("listen", r.Plan.Listen,
+				"the destination cannot listen there: %w: give another address or port", err)
 		}
 	}
 	if r.Plan.Connect != "" || r.oneNetwork() || host != "" {
 		return nil
 	}
-	return fmt.Errorf("--listen %s: it has no host, so the source does not know where to connect to: write tcp:HOST:%s, "+
-		"or give --connect tcp:HOST:%s too",
-		r.Plan.Listen, port, port)
+	return setting.Errorf("listen", r.Plan.Listen, "it has no host, so the source does not know where to connect to: "+
+		"write tcp:HOST:%s, or give connect tcp:HOST:%s too", port, port)
 }
 
 // oneNetwork tells whether both QEMUs are known to be on one network, so that a loopback address means the same to
@@ -144,7 +144,7 @@ func ConnectURI(ctx context.Context, control *qmp.Conn, listen string) (string, 
 	}
 	host, port, err := net.SplitHostPort(rest)
 	if err != nil {
-		return "", fmt.Errorf("read --listen %s: %w", listen, err)
+		return "", setting.Errorf("listen", listen, "%w", err)
 	}
 	if host == "" {
 		host = "127.0.0.1" // QEMU listens on all addresses; see checkListen
@@ -161,6 +161,6 @@ func ConnectURI(ctx context.Context, control *qmp.Conn, listen string) (string, 
 			return "tcp:" + net.JoinHostPort(host, a.Port), nil
 		}
 	}
-	return "", fmt.Errorf("destination does not say on which port it listens: give one with --listen tcp:%s",
+	return "", fmt.Errorf("destination does not say on which port it listens: give one with listen, as in tcp:%s",
 		net.JoinHostPort(host, "4444"))
 }

@@ -451,7 +451,7 @@ func (a *Answer) fill(f *flat.Frame, measures []Measure, sets []set, cells []*ce
 		for i := range keys {
 			keys[i] = plain(keys[i])
 		}
-		return fmt.Errorf("%s have no migration in common that agrees in %s: --where picks out what is alike, --pool mixes all", groupNames(a.Groups), list(keys, 8))
+		return fmt.Errorf("%s have no migration in common that agrees in %s: where picks out what is alike, pool mixes all", groupNames(a.Groups), list(keys, 8))
 	}
 	if !compared {
 		return fmt.Errorf("%s have no measure in common: %s", groupNames(a.Groups), measuresText(f, measures, sets))

@@ -110,7 +110,7 @@ func readFolder[T any](folder string, give func(*batch[T]) bool) bool {
 	fail := func(err error) bool { return give(&batch[T]{err: err, done: make(chan struct{})}) }
 	file, err := os.Open(filepath.Join(folder, record.RecordsFile))
 	if errors.Is(err, fs.ErrNotExist) {
-		return fail(fmt.Errorf("%s has no %s: give a folder that --out named", folder, record.RecordsFile))
+		return fail(fmt.Errorf("%s has no %s: give a folder that records were written to", folder, record.RecordsFile))
 	}
 	if err != nil {
 		return fail(fmt.Errorf("read records: %w", err))
