@@ -12,26 +12,24 @@ import (
 	"qmigrate/engine/connect"
 	"qmigrate/engine/endpoint"
 	"qmigrate/engine/plan"
+	"qmigrate/engine/setting"
 	"qmigrate/guest/launch"
 )
 
-// inFlags puts flags in the place of the settings that an error of package connect names.
+// inFlags puts flags in the place of the settings that an error names in backquotes.
 func inFlags(err error) error {
-	e := (*connect.Error)(nil)
-	if !errors.As(err, &e) {
+	names := setting.Of(err)
+	if names == nil {
 		return err
 	}
 	text := err.Error()
-	for _, name := range e.Names {
+	for _, name := range names {
 		text = strings.ReplaceAll(text, "`"+name+"`", "--"+name)
-		if before, after, found := strings.Cut(text, name+": "); found && (before == "" || strings.HasSuffix(before, ": ")) {
-			text = before + "--" + name + ": " + after
-		}
 	}
-	if err = (inWords{text, err}); e.Wrong {
+	if errors.As(err, new(*setting.Error)) {
 		return usageError{err}
 	}
-	return err
+	return inWords{text, err}
 }
 
 // inWords is an error in better words.

@@ -11,6 +11,7 @@ import (
 
 	"qmigrate/engine/endpoint"
 	"qmigrate/engine/plan"
+	"qmigrate/engine/setting"
 	"qmigrate/hostnet/host"
 )
 
@@ -31,13 +32,13 @@ func TunnelBetween(ctx context.Context, p *plan.Plan, src, dst *endpoint.Endpoin
 	}
 	s := TunnelSpec{Kind: p.Tunnel, Address: cmp.Or(at.Address, "127.0.0.1")}
 	if s.Source, err = host.Find(ctx, cmp.Or(at.Source, "local")); err != nil {
-		return nil, wrong("tunnel-hosts", "%w", err)
+		return nil, setting.Errorf("tunnel-hosts", "", "%w", err)
 	}
 	if s.Destination, err = host.Find(ctx, cmp.Or(at.Destination, "local")); err != nil {
-		return nil, wrong("tunnel-hosts", "%w", err)
+		return nil, setting.Errorf("tunnel-hosts", "", "%w", err)
 	}
 	if net.ParseIP(s.Address) == nil {
-		return nil, wrong("tunnel-address", "%q is no address, such as 127.0.0.1", s.Address)
+		return nil, setting.Errorf("tunnel-address", s.Address, "no address, such as 127.0.0.1")
 	}
 	if s.Folder, err = os.MkdirTemp("", "qmigrate-tunnel-"); err != nil {
 		return nil, fmt.Errorf("make folder for the tunnel's sockets: %w", err)
@@ -61,7 +62,7 @@ func TunnelBetween(ctx context.Context, p *plan.Plan, src, dst *endpoint.Endpoin
 		}
 	} else {
 		if err := give(ctx, dst, filepath.Dir(s.Out), nil); err != nil {
-			return nil, about(fmt.Errorf("make a socket for destination %s: %w: with tunnel ssh and `tunnel-to` it may be on "+
+			return nil, setting.About(fmt.Errorf("make a socket for destination %s: %w: with tunnel ssh and `tunnel-to` it may be on "+
 				"another host", dst.Name, err), "tunnel-to")
 		}
 		p.Listen = "unix:" + s.Out

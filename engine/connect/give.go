@@ -11,6 +11,7 @@ import (
 
 	"qmigrate/engine/endpoint"
 	"qmigrate/engine/plan"
+	"qmigrate/engine/setting"
 	"qmigrate/engine/tlscreds"
 	"qmigrate/hostnet/host"
 )
@@ -40,7 +41,7 @@ func Secure(ctx context.Context, p *plan.Plan, src, dst *endpoint.Endpoint) (rem
 		*side.into = filepath.Join(dir, side.role)
 		if err := give(ctx, side.ep, *side.into, side.files); err != nil {
 			err = fmt.Errorf("make TLS credentials for %s %s: %w", side.role, side.ep.Name, err)
-			return nil, errors.Join(about(err, "tls-dir-source", "tls-dir-destination"), remove())
+			return nil, errors.Join(setting.About(err, "tls-dir-source", "tls-dir-destination"), remove())
 		}
 	}
 	return remove, os.Chmod(dir, 0o711)

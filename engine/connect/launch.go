@@ -18,6 +18,7 @@ import (
 	"qmigrate/engine/facts"
 	"qmigrate/engine/plan"
 	"qmigrate/engine/record/units"
+	"qmigrate/engine/setting"
 	"qmigrate/guest"
 	"qmigrate/guest/launch"
 	"qmigrate/hostnet/host"
@@ -73,7 +74,7 @@ func Launch(ctx context.Context, src *endpoint.Endpoint, p *plan.Plan, s LaunchS
 	l := &Launched{paths: s.Paths}
 	change := launch.Options{Dir: s.Folder, Machine: found.Machine, ReadFile: proc.ReadFile,
 		AskCID: launch.AskCID, Media: media(found, *p), Paths: s.Paths, TAPs: s.TAPs, Ports: s.Ports}
-	if at, err = s.beside(at, src.Process.(*peer).proc, proc, &change, l); err != nil {
+	if at, err = s.beside(at, Handle(src), proc, &change, l); err != nil {
 		return nil, err
 	}
 	if change.OtherNetwork {
@@ -92,7 +93,7 @@ func Launch(ctx context.Context, src *endpoint.Endpoint, p *plan.Plan, s LaunchS
 	if proc.Changed && change.QEMU == "" {
 		now, err := versionOf(ctx, at, proc)
 		if err != nil {
-			return nil, about(fmt.Errorf("%s has been replaced since the source was started from it: %w: "+
+			return nil, setting.About(fmt.Errorf("%s has been replaced since the source was started from it: %w: "+
 				"name another with `destination-qemu`", proc.Program, err), "destination-qemu")
 		}
 		l.Doubts = append(l.Doubts, fmt.Sprintf("%s has been replaced since the source, QEMU %s, was started from it: "+
@@ -139,10 +140,10 @@ func Launch(ctx context.Context, src *endpoint.Endpoint, p *plan.Plan, s LaunchS
 func (s LaunchSpec) place(ctx context.Context) (host.Host, error) {
 	at, err := host.Find(ctx, cmp.Or(s.Host, "local"))
 	if err != nil {
-		return nil, wrong("destination-host", "%w", err)
+		return nil, setting.Errorf("destination-host", "", "%w", err)
 	}
 	if _, err := at.Stat(filepath.Join(s.Folder, guest.Control+".qmp")); err == nil {
-		return nil, about(fmt.Errorf("launch destination: %s exists and has a monitor: if an interrupted migration left it, "+
+		return nil, setting.About(fmt.Errorf("launch destination: %s exists and has a monitor: if an interrupted migration left it, "+
 			"`recover` with the same endpoints keeps the guest; then remove that folder, or give another one", s.Folder), "recover")
 	}
 	if _, err := at.Stat(s.Folder); err == nil {
@@ -170,7 +171,7 @@ func (s LaunchSpec) beside(at host.Host, source host.Process, proc *launch.Proce
 	}
 	if among {
 		if s.QEMU != "" {
-			return nil, wrong("destination-qemu", "the source has another root than we, so its destination can only be "+
+			return nil, setting.Errorf("destination-qemu", "", "the source has another root than we, so its destination can only be "+
 				"the QEMU that it runs: leave it out, or start the destination yourself")
 		}
 		if change.Dir, err = proc.Folder(s.Folder); err != nil {
@@ -198,8 +199,8 @@ func (s LaunchSpec) beside(at host.Host, source host.Process, proc *launch.Proce
 // processOf is the process behind a monitor, and the facts that this monitor tells. The machine type is in the facts,
 // because the command line may have an alias.
 func processOf(ctx context.Context, e *endpoint.Endpoint) (*facts.Facts, *launch.Process, error) {
-	if _, ok := e.Process.(*peer); !ok {
-		return nil, nil, wrong("source", "a destination like it needs its process: give it as a unix socket of this machine")
+	if _, err := Behind(e); errors.Is(err, ErrElsewhere) {
+		return nil, nil, setting.Errorf("source", "", "a destination like it needs its process: give it as a unix socket of this machine")
 	}
 	found, err := facts.Inspect(ctx, e, plan.Options{})
 	if err != nil {
@@ -284,8 +285,8 @@ func listenAcross(p *plan.Plan, dir, to string) error {
 	case p.Listen == "" && p.TLS == nil:
 		p.Listen = "unix:" + filepath.Join(dir, "migration.sock")
 	default:
-		return wrong("listen", "the source is in another network namespace than the destination: give `listen` "+
-			"tcp:ADDRESS:0 with an address of %s that the source can reach, found %q", cmp.Or(to, "this machine"), p.Listen)
+		return setting.Errorf("listen", p.Listen, "the source is in another network namespace than the destination: give "+
+			"tcp:ADDRESS:0 with an address of %s that the source can reach", cmp.Or(to, "this machine"))
 	}
 	return nil
 }
@@ -327,5 +328,5 @@ func launchError(err error) error {
 		return err
 	}
 	slices.Sort(names)
-	return about(fmt.Errorf("%w; `%s` OLD=NEW", err, strings.Join(names, "` OLD=NEW, `")), names...)
+	return setting.About(fmt.Errorf("%w; `%s` OLD=NEW", err, strings.Join(names, "` OLD=NEW, `")), names...)
 }

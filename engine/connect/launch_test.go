@@ -29,7 +29,7 @@ func TestListenAcross(t *testing.T) {
 		}
 		if err := listenAcross(p, "/run/b", "netns:b"); (err != nil) != c.wrong || err == nil && p.Listen != c.want {
 			t.Errorf("%+v: %q %v", c, p.Listen, err)
-		} else if err != nil && !strings.Contains(err.Error(), "`listen` tcp:ADDRESS:0") {
+		} else if err != nil && !strings.Contains(err.Error(), "give tcp:ADDRESS:0") {
 			t.Error(err)
 		}
 	}

@@ -129,6 +129,14 @@ func Behind(e *endpoint.Endpoint) (*launch.Process, error) {
 	return p.process()
 }
 
+// Handle is what that process can be signalled by; nil if it is not known.
+func Handle(e *endpoint.Endpoint) host.Process {
+	if p, ok := e.Process.(*peer); ok {
+		return p.proc
+	}
+	return nil
+}
+
 // process is what /proc says of it.
 func (p *peer) process() (*launch.Process, error) {
 	if p.proc == nil {

@@ -15,6 +15,7 @@ import (
 	"golang.org/x/crypto/ssh"
 	"golang.org/x/crypto/ssh/knownhosts"
 
+	"qmigrate/engine/setting"
 	"qmigrate/engine/tunnel"
 	"qmigrate/hostnet/host"
 )
@@ -30,34 +31,34 @@ type SSHD struct {
 func (d SSHD) far(from host.Host, listen string) (func(context.Context) (tunnel.Carrier, error), error) {
 	u, err := url.Parse(d.Address)
 	if err != nil || u.Scheme != "ssh" || u.User.Username() == "" || u.Hostname() == "" || strings.Trim(u.Path, "/") != "" {
-		return nil, wrong("tunnel-to", "%q: write it as ssh://USER@HOST[:PORT]", d.Address)
+		return nil, setting.Errorf("tunnel-to", d.Address, "write it as ssh://USER@HOST[:PORT]")
 	}
 	host := net.JoinHostPort(u.Hostname(), cmp.Or(u.Port(), "22"))
 	network, address, _ := strings.Cut(listen, ":")
 	_, port, err := net.SplitHostPort(address)
 	if network != "unix" && (network != "tcp" || err != nil || port == "0") || address == "" {
-		return nil, wrong("listen", "%q: with `tunnel-to` it is unix:PATH or tcp:HOST:PORT, with a port that is known "+
-			"beforehand", listen)
+		return nil, setting.Errorf("listen", listen, "with tunnel-to it is unix:PATH or tcp:HOST:PORT, with a port that is known "+
+			"beforehand")
 	}
 	home, err := os.UserHomeDir()
 	if err != nil && (d.Identity == "" || d.KnownHosts == "") {
-		return nil, about(fmt.Errorf("find SSH keys: %w: give `tunnel-identity` and `tunnel-known-hosts`", err),
+		return nil, setting.About(fmt.Errorf("find SSH keys: %w: give `tunnel-identity` and `tunnel-known-hosts`", err),
 			"tunnel-identity", "tunnel-known-hosts")
 	}
 	identity := cmp.Or(d.Identity, filepath.Join(home, ".ssh", "id_ed25519"))
 	pem, err := os.ReadFile(identity)
 	if err != nil {
-		return nil, about(fmt.Errorf("read SSH key: %w: give another with `tunnel-identity` FILE", err), "tunnel-identity")
+		return nil, setting.About(fmt.Errorf("read SSH key: %w: give another with `tunnel-identity` FILE", err), "tunnel-identity")
 	}
 	key, err := ssh.ParsePrivateKey(pem)
 	if err != nil {
-		return nil, about(fmt.Errorf("read SSH key %s: %w: give one in the clear with `tunnel-identity` FILE", identity, err),
+		return nil, setting.About(fmt.Errorf("read SSH key %s: %w: give one in the clear with `tunnel-identity` FILE", identity, err),
 			"tunnel-identity")
 	}
 	known := cmp.Or(d.KnownHosts, filepath.Join(home, ".ssh", "known_hosts"))
 	check, err := knownhosts.New(known)
 	if err != nil {
-		return nil, about(fmt.Errorf("read known hosts: %w: give another with `tunnel-known-hosts` FILE", err),
+		return nil, setting.About(fmt.Errorf("read known hosts: %w: give another with `tunnel-known-hosts` FILE", err),
 			"tunnel-known-hosts")
 	}
 	config := &ssh.ClientConfig{User: u.User.Username(), Auth: []ssh.AuthMethod{ssh.PublicKeys(key)},
