@@ -9,7 +9,7 @@ import (
 
 	"github.com/urfave/cli/v2"
 
-	"qmigrate/engine/connect"
+	"qmigrate/engine/connect/beside"
 	"qmigrate/engine/endpoint"
 	"qmigrate/engine/plan"
 	"qmigrate/engine/setting"
@@ -42,8 +42,8 @@ func (e inWords) Error() string { return e.text }
 func (e inWords) Unwrap() error { return e.error }
 
 // launch is what the flags of --launch ask for.
-func (c *commands) launch(x *cli.Context, src *endpoint.Endpoint, p *plan.Plan) (*connect.Launched, error) {
-	s := connect.LaunchSpec{QEMU: x.String("destination-qemu"), Paths: map[string]string{}, TAPs: map[string]string{},
+func (c *commands) launch(x *cli.Context, src *endpoint.Endpoint, p *plan.Plan) (*beside.Launched, error) {
+	s := beside.Spec{QEMU: x.String("destination-qemu"), Paths: map[string]string{}, TAPs: map[string]string{},
 		Ports: map[string]string{}}
 	dir, ok := strings.CutPrefix(x.String("destination"), "unix:")
 	if !ok {
@@ -67,7 +67,7 @@ func (c *commands) launch(x *cli.Context, src *endpoint.Endpoint, p *plan.Plan) 
 		}
 	}
 	if !x.Bool("quiet") {
-		s.Before = func(l *connect.Launched) {
+		s.Before = func(l *beside.Launched) {
 			for _, n := range l.Notes {
 				fmt.Fprintln(c.stderr, "launch:", n)
 			}
@@ -77,12 +77,12 @@ func (c *commands) launch(x *cli.Context, src *endpoint.Endpoint, p *plan.Plan) 
 			}
 		}
 	}
-	l, err := connect.Launch(x.Context, src, p, s)
+	l, err := beside.Launch(x.Context, src, p, s)
 	return l, inFlags(err)
 }
 
 // carryOver has a destination that was launched told what the source was told while it ran.
-func (c *commands) carryOver(x *cli.Context, l *connect.Launched, src, dst *endpoint.Endpoint, p plan.Plan) error {
+func (c *commands) carryOver(x *cli.Context, l *beside.Launched, src, dst *endpoint.Endpoint, p plan.Plan) error {
 	said, err := l.CarryOver(x.Context, src, dst, p)
 	if !x.Bool("quiet") {
 		for _, s := range said {

@@ -19,6 +19,7 @@ import (
 
 	"qmigrate/engine"
 	"qmigrate/engine/connect"
+	"qmigrate/engine/connect/beside"
 	"qmigrate/engine/endpoint"
 	"qmigrate/engine/plan"
 	"qmigrate/engine/record"
@@ -432,7 +433,7 @@ func launchDrawn(t *testing.T, bin string, newest bool, seed uint64) string {
 }
 
 // launchBeside does what `migrate --launch` does until the migration begins.
-func launchBeside(t *testing.T, flags []string) (l *connect.Launched, said string, err error) {
+func launchBeside(t *testing.T, flags []string) (l *beside.Launched, said string, err error) {
 	var stderr bytes.Buffer
 	c := &commands{stdout: io.Discard, stderr: &stderr}
 	command := c.migrate()

@@ -13,6 +13,7 @@ import (
 
 	"qmigrate/engine"
 	"qmigrate/engine/connect"
+	"qmigrate/engine/connect/beside"
 	"qmigrate/engine/endpoint"
 	"qmigrate/engine/facts"
 	"qmigrate/engine/fit"
@@ -104,7 +105,7 @@ func (c *commands) runMigrate(x *cli.Context) error {
 			return err
 		}
 		if guest == record.Destination {
-			n, err := connect.RecoverForwards(x.Context, src, dst, x.String("destination"))
+			n, err := beside.RecoverForwards(x.Context, src, dst, x.String("destination"))
 			if err != nil {
 				return fmt.Errorf("%s; %w", said, err)
 			}
@@ -120,7 +121,7 @@ func (c *commands) runMigrate(x *cli.Context) error {
 		return err
 	}
 	defer folder.Close()
-	var started *connect.Launched
+	var started *beside.Launched
 	if x.Bool("launch") {
 		if err := checkWords(x.Context, src, p, o); err != nil {
 			return err

@@ -3,6 +3,7 @@
 // endpoint.Endpoint, which engine.Migrate takes.
 //
 // It moves no guest (package engine does), measures nothing and makes no network (package engine/lab does), and knows
-// no flag of a command line: its errors name settings. It imports engine and what that imports, guest and hostnet. The
-// lab, experiments and programs may import it. The engine may not.
+// no flag of a command line: its errors name settings. It imports the packages that engine is made of, guest and
+// hostnet/host. The lab, experiments and programs may import it. The engine may not. Its package beside starts a
+// destination from the source's command line.
 package connect

@@ -5,11 +5,14 @@ import (
 	"net"
 	"os"
 	"path/filepath"
-	"qmigrate/engine/endpoint"
+	"runtime"
 	"slices"
 	"strings"
 
 	"golang.org/x/sys/unix"
+
+	"qmigrate/engine/endpoint"
+	"qmigrate/internal/procfs"
 )
 
 // addressOf says where an endpoint is as long as nothing better is known: a monitor's address, without its port.
@@ -94,4 +97,17 @@ func machineOf(addr net.Addr) endpoint.Where {
 		return endpoint.Unknown
 	}
 	return endpoint.Elsewhere
+}
+
+// Machine says what this host is: its kernel's release and its processor.
+func Machine() (kernel, cpu string) {
+	if b, err := os.ReadFile("/proc/sys/kernel/osrelease"); err == nil {
+		kernel = strings.TrimSpace(string(b))
+	}
+	if b, err := os.ReadFile("/proc/cpuinfo"); err == nil {
+		if model := procfs.Value(b, "model name"); model != "" {
+			cpu = fmt.Sprintf("%d x %s", runtime.NumCPU(), model)
+		}
+	}
+	return kernel, cpu
 }

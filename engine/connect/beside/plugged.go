@@ -1,4 +1,4 @@
-package engine
+package beside
 
 import (
 	"bytes"
@@ -40,10 +40,10 @@ type Word struct {
 	Lost       string // what of it QEMU does not let be read; "" if nothing
 }
 
-// ReadPlugged asks a QEMU what was plugged in and out since it started. Where another QEMU is to have the devices,
+// readPlugged asks a QEMU what was plugged in and out since it started. Where another QEMU is to have the devices,
 // machine is the type of both machines: what that type sets for old guests is left to it, because a QEMU of another
 // version may not know its name. QEMU needs up to 80 ms to tell (10.0.2), so otherwise machine is "".
-func ReadPlugged(ctx context.Context, e *endpoint.Endpoint, machine string, o plan.Options) (*Plugged, error) {
+func readPlugged(ctx context.Context, e *endpoint.Endpoint, machine string, o plan.Options) (*Plugged, error) {
 	conn, err := e.Talk(ctx, e.Control, "", qmp.Options{Logger: o.Logger})
 	if err != nil {
 		return nil, err

@@ -1,4 +1,4 @@
-package connect
+package beside
 
 import (
 	"cmp"
@@ -8,7 +8,6 @@ import (
 	"path/filepath"
 	"slices"
 
-	"qmigrate/engine"
 	"qmigrate/engine/endpoint"
 	"qmigrate/engine/facts"
 	"qmigrate/engine/fit"
@@ -42,7 +41,7 @@ func (l *Launched) CarryOver(ctx context.Context, src, dst *endpoint.Endpoint, p
 	if l == nil {
 		return nil, nil
 	}
-	said, missing, err := engine.CarryOver(ctx, src, dst, plan.Options{})
+	said, missing, err := carryOver(ctx, src, dst, plan.Options{})
 	if err != nil {
 		return nil, fmt.Errorf("launch destination: %w", err)
 	}

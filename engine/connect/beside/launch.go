@@ -1,4 +1,4 @@
-package connect
+package beside
 
 import (
 	"bytes"
@@ -13,7 +13,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"qmigrate/engine"
+	"qmigrate/engine/connect"
 	"qmigrate/engine/endpoint"
 	"qmigrate/engine/facts"
 	"qmigrate/engine/plan"
@@ -24,8 +24,8 @@ import (
 	"qmigrate/hostnet/host"
 )
 
-// LaunchSpec is how a destination is started from its source's command line.
-type LaunchSpec struct {
+// Spec is how a destination is started from its source's command line.
+type Spec struct {
 	Folder string            // made for its sockets and logs, of this machine
 	Host   string            // where to start it, as host.Find takes it; "": on this machine, in the network that fits
 	QEMU   string            // a path or a version; "": the one that the source runs
@@ -57,7 +57,7 @@ func (l *Launched) Close() error {
 
 // Launch starts the destination from the command line of the process behind the source's monitor. Until it runs nothing
 // has changed; if it fails nothing is left of it. p.Listen is filled in where the default cannot be reached.
-func Launch(ctx context.Context, src *endpoint.Endpoint, p *plan.Plan, s LaunchSpec) (_ *Launched, err error) {
+func Launch(ctx context.Context, src *endpoint.Endpoint, p *plan.Plan, s Spec) (_ *Launched, err error) {
 	at, err := s.place(ctx)
 	if err != nil {
 		return nil, err
@@ -74,7 +74,7 @@ func Launch(ctx context.Context, src *endpoint.Endpoint, p *plan.Plan, s LaunchS
 	l := &Launched{paths: s.Paths}
 	change := launch.Options{Dir: s.Folder, Machine: found.Machine, ReadFile: proc.ReadFile,
 		AskCID: launch.AskCID, Media: media(found, *p), Paths: s.Paths, TAPs: s.TAPs, Ports: s.Ports}
-	if at, err = s.beside(at, Handle(src), proc, &change, l); err != nil {
+	if at, err = s.beside(at, connect.Handle(src), proc, &change, l); err != nil {
 		return nil, err
 	}
 	if change.OtherNetwork {
@@ -137,7 +137,7 @@ func Launch(ctx context.Context, src *endpoint.Endpoint, p *plan.Plan, s LaunchS
 }
 
 // place is where the destination is to be, and its folder is not there yet.
-func (s LaunchSpec) place(ctx context.Context) (host.Host, error) {
+func (s Spec) place(ctx context.Context) (host.Host, error) {
 	at, err := host.Find(ctx, cmp.Or(s.Host, "local"))
 	if err != nil {
 		return nil, setting.Errorf("destination-host", "", "%w", err)
@@ -155,7 +155,7 @@ func (s LaunchSpec) place(ctx context.Context) (host.Host, error) {
 
 // beside fits the host and the change to what the source's process is: whose it is, in which container, in which
 // network.
-func (s LaunchSpec) beside(at host.Host, source host.Process, proc *launch.Process, change *launch.Options,
+func (s Spec) beside(at host.Host, source host.Process, proc *launch.Process, change *launch.Options,
 	l *Launched) (host.Host, error) {
 	network, err := networkOf(s.Host)
 	if err != nil {
@@ -199,14 +199,14 @@ func (s LaunchSpec) beside(at host.Host, source host.Process, proc *launch.Proce
 // processOf is the process behind a monitor, and the facts that this monitor tells. The machine type is in the facts,
 // because the command line may have an alias.
 func processOf(ctx context.Context, e *endpoint.Endpoint) (*facts.Facts, *launch.Process, error) {
-	if _, err := Behind(e); errors.Is(err, ErrElsewhere) {
+	if _, err := connect.Behind(e); errors.Is(err, connect.ErrElsewhere) {
 		return nil, nil, setting.Errorf("source", "", "a destination like it needs its process: give it as a unix socket of this machine")
 	}
 	found, err := facts.Inspect(ctx, e, plan.Options{})
 	if err != nil {
 		return nil, nil, err
 	}
-	proc, err := Behind(e)
+	proc, err := connect.Behind(e)
 	if err != nil {
 		return nil, nil, fmt.Errorf("launch destination: %w", err)
 	}
@@ -217,9 +217,9 @@ func processOf(ctx context.Context, e *endpoint.Endpoint) (*facts.Facts, *launch
 	return found, proc, nil
 }
 
-// pluggedIn is what the source's monitor plugged in and out; machine is as engine.ReadPlugged takes it.
+// pluggedIn is what the source's monitor plugged in and out; machine is as readPlugged takes it.
 func pluggedIn(ctx context.Context, src *endpoint.Endpoint, machine string) (launch.Plugged, error) {
-	all, err := engine.ReadPlugged(ctx, src, machine, plan.Options{})
+	all, err := readPlugged(ctx, src, machine, plan.Options{})
 	if err != nil {
 		return launch.Plugged{}, err
 	}
@@ -262,7 +262,7 @@ func versionOf(ctx context.Context, at host.Host, p *launch.Process) (string, er
 	return v, nil
 }
 
-// networkOf is the network namespace of a host, as LaunchSpec names it.
+// networkOf is the network namespace of a host, as Spec names it.
 func networkOf(host string) (uint64, error) {
 	file := "/proc/self/ns/net"
 	if name, ok := strings.CutPrefix(host, "netns:"); ok {

@@ -1,4 +1,4 @@
-package engine
+package beside
 
 import (
 	"cmp"
@@ -16,11 +16,11 @@ import (
 	"qmigrate/qmp"
 )
 
-// CarryOver gives a destination that was started from its source's command line what the source's monitor was told
+// carryOver gives a destination that was started from its source's command line what the source's monitor was told
 // since: the media in the drives, the limits of the disks and the thresholds at which they report. The destination
 // waits for its guest, and the source is only asked. said is what was carried over. missing is what QEMU does not let
 // be read or set, each in one line.
-func CarryOver(ctx context.Context, src, dst *endpoint.Endpoint, o plan.Options) (said, missing []string, err error) {
+func carryOver(ctx context.Context, src, dst *endpoint.Endpoint, o plan.Options) (said, missing []string, err error) {
 	a, err := src.Talk(ctx, src.Control, "", qmp.Options{Logger: o.Logger})
 	if err != nil {
 		return nil, nil, err
