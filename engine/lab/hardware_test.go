@@ -40,7 +40,7 @@ func TestCheckHardware(t *testing.T) {
 	for want, s := range map[string]Spec{
 		`network card "x": have virtio-net, e1000`:              {Guest: guest.Spec{NIC: guest.NIC{Model: "x"}}},
 		`disk bus "ide": have virtio-blk, virtio-scsi, ahci`:    {Guest: guest.Spec{DiskBus: "ide"}, Storage: shared},
-		"disk bus ahci: the guest has no disks":                 {Guest: guest.Spec{DiskBus: "ahci"}},
+		"disk-bus \"ahci\": the guest has no disks":             {Guest: guest.Spec{DiskBus: "ahci"}},
 		"CPU cap of 4%: the kernel's least quota is 1ms, which": {CPUCap: 4},
 		"CPU cap of -1%": {CPUCap: -1},
 	} {

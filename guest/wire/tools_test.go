@@ -15,7 +15,7 @@ func TestCheckGuest(t *testing.T) {
 			t.Errorf("%s in the Debian guest: %v", w.Name, err)
 		}
 	}
-	if err := (Workload{Name: "sysbench"}).CheckGuest(TinyGuest); err == nil || err.Error() != "sysbench needs --guest debian" {
+	if err := (Workload{Name: "sysbench"}).CheckGuest(TinyGuest); err == nil || err.Error() != "sysbench needs guest debian" {
 		t.Error(err)
 	}
 }
