@@ -74,8 +74,10 @@ beside: $(AGENT) ## as root: the tests that find QEMU once more where 7.2 is ins
 		beside -run '^(TestGuestLife|TestStorage)$$/^(qemu-7.2|nfs)$$/^(lives|pre-copy)$$/^11.1-7.2$$' ./engine ./engine/lab; \
 	else echo "no unpacked QEMU 7.2: make deps gets it, unless it is installed here: then make test is beside it"; fi
 
-lint: $(AGENT) ## formatting, vet, staticcheck, and the direction of the imports
+lint: $(AGENT) ## formatting, 120 columns, vet, staticcheck, and the direction of the imports
 	@test -z "$$(gofmt -l .)" || { echo "not gofmt'ed:"; gofmt -l .; exit 1; }
+	@find . -name '*.go' ! -name '*_test.go' | xargs awk '{ l = $$0; gsub(/"([^"\\]|\\.)*"/, "\"\"", l); gsub(/`[^`]*`/, "``", l) } \
+		length(l) > 120 && !/^\t*\/\/\t/ { print FILENAME ":" FNR ": more than 120 columns, its texts left out"; bad = 1 } END { exit bad }'
 	$(GO) vet ./...
 	$(GO) run $(STATICCHECK) ./...
 	$(GO) run $(DEPGUARD) ./...

@@ -38,8 +38,9 @@ const (
 	agentSettle = 100 * time.Millisecond // after a change, before a turn is counted
 )
 
-// agent is what the observers cost the guest: how much of its vCPU's processor time the heartbeats (by UDP, with the look at the clock) and the answers to pings and TCP echoes take from a
-// loop that only computes. In turns without them and with, the Dhrystones done tell how much of the vCPU thread's time went to those:
+// agent is what the observers cost the guest: how much of its vCPU's processor time the heartbeats (by UDP, with the
+// look at the clock) and the answers to pings and TCP echoes take from a loop that only computes. In turns without them
+// and with, the Dhrystones done tell how much of the vCPU thread's time went to those:
 //
 //	c = (u - n / r) / (k i)
 //
@@ -59,10 +60,13 @@ func (b *bench) agent(ctx context.Context, r *Result) (err error) {
 		return err
 	}
 	defer func() { err = errors.Join(err, network.Close()) }()
-	spec := guest.Spec{QEMU: q.Path, Image: b.image, Name: "bench-agent", Dir: filepath.Join(b.dir, "agent"), Memory: 256 << 20, NIC: guest.NIC{TAP: network.Spec().Hosts[0].TAPs[0].Name}}
-	boot := wire.Boot{IP: netip.PrefixFrom(network.GuestAddress(0), network.Prefix().Bits()), Gateway: network.Gateway(), Beat: netip.AddrPortFrom(network.Gateway(), 7777)}
+	spec := guest.Spec{QEMU: q.Path, Image: b.image, Name: "bench-agent", Dir: filepath.Join(b.dir, "agent"),
+		Memory: 256 << 20, NIC: guest.NIC{TAP: network.Spec().Hosts[0].TAPs[0].Name}}
+	boot := wire.Boot{IP: netip.PrefixFrom(network.GuestAddress(0), network.Prefix().Bits()), Gateway: network.Gateway(),
+		Beat: netip.AddrPortFrom(network.Gateway(), 7777)}
 	spec.Image.Append = strings.TrimSpace(spec.Image.Append + " " + strings.Join(boot.Words(), " "))
-	sink, err := network.Observer().ListenPacket(ctx, "udp", boot.Beat.String()) // or each beat would be answered with an error
+	// or each beat would be answered with an error
+	sink, err := network.Observer().ListenPacket(ctx, "udp", boot.Beat.String())
 	if err != nil {
 		return err
 	}
@@ -141,12 +145,15 @@ func (b *bench) agent(ctx context.Context, r *Result) (err error) {
 	}
 	r.add("Dhrystones with nothing beside", "1/s of processor time", "", ofMedian(rates))
 	r.add("processor that the vCPU got then", "% of a core", "", ofMedian(shares))
-	r.note("QEMU %s, TCG, 1 vCPU, Dhrystone 2.1 in the agent; the longer intervals are those of a lab under TCG; a cost is the vCPU's processor time that did not go to Dhrystones, by neighbours in time, turns of %v, as if none was missed; the counting into bins is in all of them", q.Version, agentTurn)
+	r.note("QEMU %s, TCG, 1 vCPU, Dhrystone 2.1 in the agent; the longer intervals are those of a lab under TCG; a cost "+
+		"is the vCPU's processor time that did not go to Dhrystones, by neighbours in time, turns of %v, as if none was "+
+		"missed; the counting into bins is in all of them", q.Version, agentTurn)
 	return nil
 }
 
 // turn is one turn of this way.
-func (w *observed) turn(ctx context.Context, agent *guest.Agent, vm *guest.VM, network *hostnet.Network) (x agentTurnFigures, err error) {
+func (w *observed) turn(ctx context.Context, agent *guest.Agent, vm *guest.VM,
+	network *hostnet.Network) (x agentTurnFigures, err error) {
 	if err := agent.Call(ctx, wire.DoBeat, wire.BeatSet{Interval: &w.beat}, nil); err != nil {
 		return x, err
 	}
@@ -191,7 +198,8 @@ func (w *observed) turn(ctx context.Context, agent *guest.Agent, vm *guest.VM, n
 		return x, err
 	}
 	if last.status.State != wire.Running || last.used <= first.used {
-		return x, fmt.Errorf("the workload is %s, and its vCPU had %v: %s", last.status.State, last.used-first.used, last.status.Error)
+		return x, fmt.Errorf("the workload is %s, and its vCPU had %v: %s", last.status.State, last.used-first.used,
+			last.status.Error)
 	}
 	x.span = (last.status.Elapsed - first.status.Elapsed).Seconds()
 	x.used, x.events = (last.used - first.used).Seconds(), float64(last.status.Events-first.status.Events)

@@ -13,8 +13,8 @@ import (
 	"qmigrate/qmp"
 )
 
-// The ways to know the QEMUs' own description of their commands, 230 kB: asked for, read from the cache, or not needed since
-// the plan names no parameter, as by default.
+// The ways to know the QEMUs' own description of their commands, 230 kB: asked for, read from the cache, or not needed
+// since the plan names no parameter, as by default.
 const (
 	unknown = "unknown"
 	known   = "known"
@@ -38,9 +38,11 @@ func (b *bench) engine(ctx context.Context, r *Result) error {
 			return fmt.Errorf("QEMU %s: %w", q.Version, err)
 		}
 	}
-	r.note("idle guest of 256 MiB under TCG, no network card; each migration goes to a new QEMU, and the one before is ended. Wall is first command .. RESUME")
+	r.note("idle guest of 256 MiB under TCG, no network card; each migration goes to a new QEMU, and the one before is " +
+		"ended. Wall is first command .. RESUME")
 	r.note("overhead is (pre-copy .. activation) - total-time, which QEMU gives in whole ms: each value is off by up to 1 ms")
-	r.note("introspection: %q is a plan with a parameter and an empty cache, %q the same with its schemas in the cache, %q a plan without one, as by default", unknown, known, unasked)
+	r.note("introspection: %q is a plan with a parameter and an empty cache, %q the same with its schemas in the cache, "+
+		"%q a plan without one, as by default", unknown, known, unasked)
 	return nil
 }
 
@@ -83,7 +85,8 @@ func (b *bench) engineOf(ctx context.Context, r *Result, q guest.Binary) (err er
 		r.note("%sintrospection %s: %s", name, schema, t.summary(rec))
 	}
 	var all []outcome
-	ways := []outcome{{schema: unknown, polled: true}, {schema: known}, {schema: unasked, polled: true}, {schema: unknown}, {schema: known, polled: true}, {schema: unasked}}
+	ways := []outcome{{schema: unknown, polled: true}, {schema: known}, {schema: unasked, polled: true}, {schema: unknown},
+		{schema: known, polled: true}, {schema: unasked}}
 	for i := range b.pick(12, 60) {
 		o := ways[(i+i/len(ways))%len(ways)] // who comes first changes
 		rec, err := migrate(o.schema, o.polled, nil)
@@ -110,17 +113,26 @@ func (b *bench) engineOf(ctx context.Context, r *Result, q guest.Binary) (err er
 	}
 	wire := func(o outcome) float64 { return o.wire }
 	before := stage(record.Initialization, record.Reservation)
-	r.add(name+"overhead, polling each 10 ms", "ms", "<= 10", ofMedian(values(all, polled, func(o outcome) float64 { return o.overhead })))
-	r.add(name+"overhead, no polling", "ms", "", ofMedian(values(all, unpolled, func(o outcome) float64 { return o.overhead })))
-	r.add(name+"  of it: source completed .. destination completed", "ms", "", ofMedian(values(all, every, func(o outcome) float64 { return o.handover })))
-	r.add(name+"  of it: commitment + activation (cont .. RESUME)", "ms", "< 1", ofMedian(values(all, every, stage(record.Commitment, record.Activation))))
-	r.add(name+"  of it: the rest, before and after QEMU's own clock", "ms", "", ofMedian(values(all, every, func(o outcome) float64 {
-		return o.overhead - o.handover - o.stages[record.Commitment] - o.stages[record.Activation]
-	})))
-	r.add(name+"initialization + reservation, introspection unknown", "ms", "<= 80", ofMedian(values(all, schema(unknown), before)))
-	r.add(name+"initialization + reservation, introspection known", "ms", "<= 15", ofMedian(values(all, schema(known), before)))
-	r.add(name+"initialization + reservation, introspection not needed", "ms", "<= 15", ofMedian(values(all, schema(unasked), before)))
-	for _, s := range []record.StageName{record.Initialization, record.Reservation, record.PreCopy, record.StopAndCopy, record.Commitment, record.Activation} {
+	r.add(name+"overhead, polling each 10 ms", "ms", "<= 10",
+		ofMedian(values(all, polled, func(o outcome) float64 { return o.overhead })))
+	r.add(name+"overhead, no polling", "ms", "",
+		ofMedian(values(all, unpolled, func(o outcome) float64 { return o.overhead })))
+	r.add(name+"  of it: source completed .. destination completed", "ms", "",
+		ofMedian(values(all, every, func(o outcome) float64 { return o.handover })))
+	r.add(name+"  of it: commitment + activation (cont .. RESUME)", "ms", "< 1",
+		ofMedian(values(all, every, stage(record.Commitment, record.Activation))))
+	r.add(name+"  of it: the rest, before and after QEMU's own clock", "ms", "",
+		ofMedian(values(all, every, func(o outcome) float64 {
+			return o.overhead - o.handover - o.stages[record.Commitment] - o.stages[record.Activation]
+		})))
+	r.add(name+"initialization + reservation, introspection unknown", "ms", "<= 80",
+		ofMedian(values(all, schema(unknown), before)))
+	r.add(name+"initialization + reservation, introspection known", "ms", "<= 15",
+		ofMedian(values(all, schema(known), before)))
+	r.add(name+"initialization + reservation, introspection not needed", "ms", "<= 15",
+		ofMedian(values(all, schema(unasked), before)))
+	for _, s := range []record.StageName{record.Initialization, record.Reservation, record.PreCopy, record.StopAndCopy,
+		record.Commitment, record.Activation} {
 		r.add(name+"stage "+string(s)+", introspection known", "ms", "", ofMedian(values(all, schema(known), stage(s))))
 	}
 	on, off := values(all, polled, wire), values(all, unpolled, wire)

@@ -1,7 +1,9 @@
-// Command bench measures what qmigrate itself costs, side by side with what it is compared to, in one run: `make bench`.
+// Command bench measures what qmigrate itself costs, side by side with what it is compared to, in one run: `make
+// bench`.
 //
-// The figures are printed as a table and written to bench/NAME.json, with every single value. A target that is not met is said, and is no
-// failure: a busy machine is none of the program's fault. The exit status is 1 only where something broke.
+// The figures are printed as a table and written to bench/NAME.json, with every single value. A target that is not met
+// is said, and is no failure: a busy machine is none of the program's fault. The exit status is 1 only where something
+// broke.
 package main
 
 import (

@@ -30,8 +30,8 @@ type pingPong struct {
 // settle is how long a new QEMU is left alone before it is migrated to.
 const settle = 100 * time.Millisecond
 
-// realGuest boots the lab's guest, idle, on this machine itself and without a network card: what a network would add is none of
-// the engine's.
+// realGuest boots the lab's guest, idle, on this machine itself and without a network card: what a network would add is
+// none of the engine's.
 func (b *bench) realGuest(ctx context.Context, q guest.Binary, name string) (*pingPong, error) {
 	p := &pingPong{
 		base: filepath.Join(b.dir, name+guest.Series(q.Version)),
@@ -98,7 +98,8 @@ func (p *pingPong) hello(ctx context.Context) error {
 }
 
 // migrate moves the guest to a new QEMU and ends the old one. Around may alter the endpoints.
-func (p *pingPong) migrate(ctx context.Context, planned plan.Plan, o plan.Options, around func(src, dst *endpoint.Endpoint)) (*record.Migration, error) {
+func (p *pingPong) migrate(ctx context.Context, planned plan.Plan, o plan.Options,
+	around func(src, dst *endpoint.Endpoint)) (*record.Migration, error) {
 	destination, err := p.next(ctx)
 	if err != nil {
 		return nil, err

@@ -15,8 +15,8 @@ import (
 	"qmigrate/internal/procfs"
 )
 
-// process looks at a `qmigrate migrate` from outside: its memory and its processor time, in migrations of some seconds at the
-// default sampling.
+// process looks at a `qmigrate migrate` from outside: its memory and its processor time, in migrations of some seconds
+// at the default sampling.
 func (b *bench) process(ctx context.Context, r *Result) (err error) {
 	q := b.qemus[0]
 	p, err := b.realGuest(ctx, q, "p")
@@ -52,7 +52,8 @@ func (b *bench) process(ctx context.Context, r *Result) (err error) {
 	r.add("`qmigrate migrate`, processor from start to exit", "% of a core", "< 3", ofMedian(share))
 	r.add("QEMU's main thread for the sampling, by the record", "% of a core", "", ofMedian(qemu))
 	r.add("wall time of these migrations", "s", "", ofMedian(wall))
-	r.note("QEMU %s, max-bandwidth %s so that a migration lasts; memory is the process's own VmHWM, for getrusage's counts its parent's; `while it samples` leaves the first %v out", q.Version, slowBandwidth, steadyAfter)
+	r.note("QEMU %s, max-bandwidth %s so that a migration lasts; memory is the process's own VmHWM, for getrusage's "+
+		"counts its parent's; `while it samples` leaves the first %v out", q.Version, slowBandwidth, steadyAfter)
 	return nil
 }
 

@@ -14,8 +14,8 @@ import (
 	"qmigrate/hostnet"
 )
 
-// ready is the time from the start of `qmigrate demo` to its guest being ready, as a person waits for it: lab, both QEMUs, kernel,
-// agent. The demo is then interrupted.
+// ready is the time from the start of `qmigrate demo` to its guest being ready, as a person waits for it: lab, both
+// QEMUs, kernel, agent. The demo is then interrupted.
 func (b *bench) ready(ctx context.Context, r *Result) error {
 	var seconds []float64
 	for range b.pick(1, 5) {
@@ -86,7 +86,8 @@ func (b *bench) network(ctx context.Context, r *Result) error {
 			return err
 		}
 		closed := time.Now()
-		up, again = append(up, in(time.Millisecond, applied.Sub(begin))...), append(again, in(time.Millisecond, repeated.Sub(applied))...)
+		up, again = append(up, in(time.Millisecond, applied.Sub(begin))...),
+			append(again, in(time.Millisecond, repeated.Sub(applied))...)
 		down = append(down, in(time.Millisecond, closed.Sub(repeated))...)
 	}
 	r.add("two hosts and their link, up", "ms", "", ofMedian(up))

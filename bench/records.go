@@ -16,7 +16,8 @@ import (
 	"qmigrate/engine/record/recordtest"
 )
 
-// records looks at the program from outside while it sums up many records, and sets its processor time beside that of decoding each of them whole.
+// records looks at the program from outside while it sums up many records, and sets its processor time beside that of
+// decoding each of them whole.
 func (b *bench) records(ctx context.Context, r *Result) error {
 	n := b.pick(10_000, 100_000)
 	dir := filepath.Join(b.dir, "records")
@@ -28,7 +29,8 @@ func (b *bench) records(ctx context.Context, r *Result) error {
 	if err != nil {
 		return err
 	}
-	for _, args := range [][]string{{"compare", dir, "--by", "max-bandwidth", "--json"}, {"export", dir, "--output", os.DevNull}} {
+	for _, args := range [][]string{{"compare", dir, "--by", "max-bandwidth", "--json"},
+		{"export", dir, "--output", os.DevNull}} {
 		name := args[0]
 		var wall, cpu, peak []float64
 		for range b.pick(1, 6) {
@@ -67,7 +69,8 @@ func (b *bench) records(ctx context.Context, r *Result) error {
 		r.add(name+", processor time / that of decoding each record whole", "ratio", "< 1", ofMedian(ratios))
 	}
 	r.note("peak memory is getrusage's, which begins with what this program held when it started the other: an upper bound")
-	r.note("%d synthetic records, %d bytes each on average; compare sums up 15 measures by three values of a factor in six cells, with medians, intervals and tests", n, info.Size()/int64(n))
+	r.note("%d synthetic records, %d bytes each on average; compare sums up 15 measures by three values of a factor in "+
+		"six cells, with medians, intervals and tests", n, info.Size()/int64(n))
 	return nil
 }
 

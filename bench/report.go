@@ -54,11 +54,13 @@ func (b *bench) report(ctx context.Context, r *Result) error {
 	}
 	r.add("its page in Chromium: from navigation until it answers", "s", "< 2", ofMedian(answers))
 	r.add("from navigation until every figure is drawn", "s", "< 2", ofMedian(drawn))
-	r.note("headless, without a graphics processor, 1280 x 900; a new process and profile each time; the page answers when its first frame has been shown and its script runs nothing")
+	r.note("headless, without a graphics processor, 1280 x 900; a new process and profile each time; the page answers " +
+		"when its first frame has been shown and its script runs nothing")
 	return nil
 }
 
-// visit opens the page in a new browser and returns the times, in seconds by the page's own clock, at which it answers and at which all is drawn.
+// visit opens the page in a new browser and returns the times, in seconds by the page's own clock, at which it answers
+// and at which all is drawn.
 func visit(ctx context.Context, browser, page string) (answers, drawn float64, err error) {
 	ctx, cancel := context.WithTimeout(ctx, time.Minute)
 	defer cancel()
@@ -67,8 +69,10 @@ func visit(ctx context.Context, browser, page string) (answers, drawn float64, e
 		return 0, 0, err
 	}
 	defer os.RemoveAll(profile)
-	flags := []chromedp.ExecAllocatorOption{chromedp.ExecPath(browser), chromedp.UserDataDir(profile), chromedp.Headless, chromedp.NoSandbox, chromedp.DisableGPU, chromedp.NoFirstRun}
-	for _, name := range []string{"disable-quic", "disable-background-networking", "disable-component-update", "disable-sync"} {
+	flags := []chromedp.ExecAllocatorOption{chromedp.ExecPath(browser), chromedp.UserDataDir(profile), chromedp.Headless,
+		chromedp.NoSandbox, chromedp.DisableGPU, chromedp.NoFirstRun}
+	for _, name := range []string{"disable-quic", "disable-background-networking", "disable-component-update",
+		"disable-sync"} {
 		flags = append(flags, chromedp.Flag(name, true))
 	}
 	ctx, stop := chromedp.NewExecAllocator(ctx, flags...)

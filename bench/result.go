@@ -38,7 +38,8 @@ type Result struct {
 type Load struct {
 	Before float64 `json:"average_before"` // the kernel's one-minute load average
 	After  float64 `json:"average_after"`
-	Others float64 `json:"others_percent"` // processor time of all cores that went to processes which are not ours; -1: not known
+	// processor time of all cores that went to processes which are not ours; -1: not known
+	Others float64 `json:"others_percent"`
 }
 
 // Figure is one number with its uncertainty.
@@ -58,7 +59,8 @@ type Figure struct {
 }
 
 func newResult(name string, quick bool) *Result {
-	r := &Result{Schema: "qmigrate/bench/1", Name: name, Started: time.Now(), Quick: quick, Machine: machine(), before: readCPU()}
+	r := &Result{Schema: "qmigrate/bench/1", Name: name, Started: time.Now(), Quick: quick, Machine: machine(),
+		before: readCPU()}
 	r.Load.Before = loadAverage()
 	return r
 }
@@ -79,7 +81,8 @@ func (r *Result) add(name, unit, target string, e estimate) {
 		return
 	}
 	f := Figure{
-		Name: r.Name + ": " + name, Unit: unit, N: e.n, Median: e.median, Low: e.low, High: e.high, Level: e.level, Method: e.method,
+		Name: r.Name + ": " + name, Unit: unit, N: e.n, Median: e.median, Low: e.low, High: e.high, Level: e.level,
+		Method: e.method,
 		Target: target, Values: e.values,
 	}
 	if op, limit, ok := strings.Cut(target, " "); ok {
@@ -92,11 +95,13 @@ func (r *Result) add(name, unit, target string, e estimate) {
 
 // print writes the table; what was measured only to compare has no target.
 func (r *Result) print(w io.Writer) {
-	fmt.Fprintf(w, "\n%s (%.0f s; load average %.2f to %.2f on %s; others had %s of all cores)\n", r.Name, r.Seconds, r.Load.Before, r.Load.After, r.Machine, percent(r.Load.Others))
+	fmt.Fprintf(w, "\n%s (%.0f s; load average %.2f to %.2f on %s; others had %s of all cores)\n", r.Name, r.Seconds,
+		r.Load.Before, r.Load.After, r.Machine, percent(r.Load.Others))
 	t := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
 	fmt.Fprintln(t, "figure\tn\tmedian\tinterval\ttarget\t")
 	for _, f := range r.Figures {
-		fmt.Fprintf(t, "%s\t%d\t%s %s\t%s .. %s%s\t%s\t%s\n", strings.TrimPrefix(f.Name, r.Name+": "), f.N, digits(f.Median), f.Unit, digits(f.Low), digits(f.High), f.doubt(), f.Target, f.verdict())
+		fmt.Fprintf(t, "%s\t%d\t%s %s\t%s .. %s%s\t%s\t%s\n", strings.TrimPrefix(f.Name, r.Name+": "), f.N, digits(f.Median),
+			f.Unit, digits(f.Low), digits(f.High), f.doubt(), f.Target, f.verdict())
 	}
 	t.Flush()
 	for _, n := range r.Notes {
@@ -232,7 +237,8 @@ func readCPU() cpu {
 	return c
 }
 
-// others is the share, in percent of all cores, of processes that are not ours, stolen time included; -1 if it cannot be known.
+// others is the share, in percent of all cores, of processes that are not ours, stolen time included; -1 if it cannot
+// be known.
 func (c cpu) others(before cpu) float64 {
 	all := c.all - before.all
 	if all <= 0 {

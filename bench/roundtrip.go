@@ -20,9 +20,10 @@ import (
 // again is a second bare loop: its ratio to the first is what this machine's noise makes of 1.
 const again = "bare again"
 
-// roundTrip asks one monitor for query-migrate with each driver in turn. One monitor serves one client, so they take turns by
-// blocks, in an order that changes; a ratio is that of two medians of one round, and the figure the median over the rounds.
-// The source of a completed migration is asked, for its answer is a whole one (600 bytes) and nothing runs in it.
+// roundTrip asks one monitor for query-migrate with each driver in turn. One monitor serves one client, so they take
+// turns by blocks, in an order that changes; a ratio is that of two medians of one round, and the figure the median
+// over the rounds. The source of a completed migration is asked, for its answer is a whole one (600 bytes) and nothing
+// runs in it.
 func (b *bench) roundTrip(ctx context.Context, r *Result) error {
 	for _, q := range b.qemus {
 		if err := b.roundTripOf(ctx, r, q); err != nil {
@@ -43,7 +44,8 @@ func (b *bench) roundTripOf(ctx context.Context, r *Result, q guest.Binary) (err
 	if err != nil {
 		return err
 	}
-	if _, err := engine.Migrate(ctx, connect.Endpoint(p.vm), connect.Endpoint(destination), plan.Plan{SampleInterval: -1}, plan.Options{}); err != nil {
+	if _, err := engine.Migrate(ctx, connect.Endpoint(p.vm), connect.Endpoint(destination), plan.Plan{SampleInterval: -1},
+		plan.Options{}); err != nil {
 		return err
 	}
 	if err := destination.Close(); err != nil { // quiet
@@ -103,7 +105,8 @@ const (
 )
 
 // block is the median time of one call, in us, over one turn of a driver.
-func block(ctx context.Context, name string, dial func(context.Context) (net.Conn, error), path string) (float64, error) {
+func block(ctx context.Context, name string, dial func(context.Context) (net.Conn, error), path string) (float64,
+	error) {
 	if name == again {
 		name = qmptest.Bare
 	}
@@ -127,7 +130,8 @@ func block(ctx context.Context, name string, dial func(context.Context) (net.Con
 }
 
 // allocations is how often one call allocates, on average and rounded down.
-func allocations(ctx context.Context, name string, dial func(context.Context) (net.Conn, error), path string) (float64, error) {
+func allocations(ctx context.Context, name string, dial func(context.Context) (net.Conn, error), path string) (float64,
+	error) {
 	call, hangUp, err := qmptest.Driver(ctx, name, dial, path)
 	if err != nil {
 		return 0, err
@@ -143,6 +147,7 @@ func allocations(ctx context.Context, name string, dial func(context.Context) (n
 
 // firmware is a guest that sits in its firmware: for what does not depend on the guest.
 func (b *bench) firmware(ctx context.Context, q guest.Binary) (*pingPong, error) {
-	p := &pingPong{base: filepath.Join(b.dir, "f"+guest.Series(q.Version)), spec: guest.Spec{QEMU: q.Path, Memory: 64 << 20}}
+	p := &pingPong{base: filepath.Join(b.dir, "f"+guest.Series(q.Version)),
+		spec: guest.Spec{QEMU: q.Path, Memory: 64 << 20}}
 	return p, p.start(ctx, host.Local())
 }

@@ -22,7 +22,8 @@ type secured struct {
 	values []float64 // MiB/s
 }
 
-// secure moves a guest with full memory over loopback as fast as it goes, in five ways that take turns: plain, QEMU's own TLS, our tunnels.
+// secure moves a guest with full memory over loopback as fast as it goes, in five ways that take turns: plain, QEMU's
+// own TLS, our tunnels.
 func (b *bench) secure(ctx context.Context, r *Result) (err error) {
 	q := b.qemus[0]
 	p, err := b.realGuest(ctx, q, "s")
@@ -33,7 +34,8 @@ func (b *bench) secure(ctx context.Context, r *Result) (err error) {
 	if err := p.fill(ctx); err != nil {
 		return err
 	}
-	ways := []*secured{{name: "plain"}, {name: "TLS by QEMU, x509", tls: plan.X509}, {name: "TLS by QEMU, psk", tls: plan.PSK},
+	ways := []*secured{{name: "plain"}, {name: "TLS by QEMU, x509", tls: plan.X509},
+		{name: "TLS by QEMU, psk", tls: plan.PSK},
 		{name: "our TLS tunnel", tunnel: plan.TLSTunnel}, {name: "our SSH tunnel", tunnel: plan.SSHTunnel}}
 	for i := range b.pick(2, 10) * len(ways) {
 		w := ways[(i+i/len(ways))%len(ways)] // who comes first changes
@@ -60,7 +62,9 @@ func (b *bench) secure(ctx context.Context, r *Result) (err error) {
 	for _, w := range ways[3:] {
 		r.add(name+w.name+" / TLS by QEMU, x509, throughput", "ratio", "", ratios(w, ways[1]))
 	}
-	r.note("guest of 256 MiB under TCG without a workload, half of its memory random data, loopback, max-bandwidth unlimited; throughput is the bytes that QEMU says it sent over pre-copy .. activation; a ratio is that of neighbours in time")
+	r.note("guest of 256 MiB under TCG without a workload, half of its memory random data, loopback, max-bandwidth " +
+		"unlimited; throughput is the bytes that QEMU says it sent over pre-copy .. activation; a ratio is that of " +
+		"neighbours in time")
 	return nil
 }
 
@@ -90,7 +94,8 @@ func (b *bench) throughput(ctx context.Context, p *pingPong, w *secured) (_ floa
 		t := &plan.TLS{Kind: w.tls, SourceDir: filepath.Join(dir, "a"), DestinationDir: filepath.Join(dir, "b")}
 		source, destination, err := connect.Credentials(t, want.Hosts()...)
 		if err == nil {
-			err = errors.Join(connect.WriteCredentials(host.Local(), t.SourceDir, source), connect.WriteCredentials(host.Local(), t.DestinationDir, destination))
+			err = errors.Join(connect.WriteCredentials(host.Local(), t.SourceDir, source),
+				connect.WriteCredentials(host.Local(), t.DestinationDir, destination))
 		}
 		if err != nil {
 			return 0, err
@@ -98,7 +103,8 @@ func (b *bench) throughput(ctx context.Context, p *pingPong, w *secured) (_ floa
 		want.TLS = t
 	}
 	if w.tunnel != "" {
-		s := connect.TunnelSpec{Kind: w.tunnel, Source: host.Local(), Destination: host.Local(), Address: "127.0.0.1", In: filepath.Join(dir, "in"), Out: filepath.Join(dir, "out")}
+		s := connect.TunnelSpec{Kind: w.tunnel, Source: host.Local(), Destination: host.Local(), Address: "127.0.0.1",
+			In: filepath.Join(dir, "in"), Out: filepath.Join(dir, "out")}
 		t, err := connect.OpenTunnel(ctx, s)
 		if err != nil {
 			return 0, err

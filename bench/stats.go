@@ -34,9 +34,9 @@ func median(values []float64) float64 {
 	return (s[n/2-1] + s[n/2]) / 2
 }
 
-// ofMedian is the median with the narrowest pair of order statistics, the same distance from both ends, that holds the true
-// one with at least 95 %: for independent values of any distribution P = 1 - 2 P(Binomial(n, 1/2) < k). With n < 6 no pair
-// does, and the extremes stand with the level that they have.
+// ofMedian is the median with the narrowest pair of order statistics, the same distance from both ends, that holds the
+// true one with at least 95 %: for independent values of any distribution P = 1 - 2 P(Binomial(n, 1/2) < k). With n < 6
+// no pair does, and the extremes stand with the level that they have.
 func ofMedian(values []float64) estimate {
 	e := estimate{n: len(values), median: median(values), method: "order statistics", values: values}
 	if e.n == 0 {
@@ -68,7 +68,8 @@ func exactly(v float64, n int) estimate {
 // ofDifference is median(a) - median(b) of two independent groups, with a percentile bootstrap interval. The draws are
 // the same in each run.
 func ofDifference(a, b []float64) estimate {
-	e := estimate{n: len(a) + len(b), median: median(a) - median(b), level: level, method: "bootstrap", values: append(slices.Clone(a), b...)}
+	e := estimate{n: len(a) + len(b), median: median(a) - median(b), level: level, method: "bootstrap",
+		values: append(slices.Clone(a), b...)}
 	if len(a) == 0 || len(b) == 0 {
 		return estimate{}
 	}

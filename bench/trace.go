@@ -158,6 +158,7 @@ func (t *tracer) summary(rec *record.Migration) string {
 		slow = append(slow, fmt.Sprintf("%s %s %.1f", s.side, s.command, s.answered.Sub(s.sent).Seconds()*1e3))
 	}
 	whole := end.Sub(rec.Origin)
-	return fmt.Sprintf("%.1f ms to `migrate`: %.1f ms with one of %d commands under way, %.1f ms ours alone; the slowest, in ms: %s (one traced run)",
+	return fmt.Sprintf("%.1f ms to `migrate`: %.1f ms with one of %d commands under way, %.1f ms ours alone; the "+
+		"slowest, in ms: %s (one traced run)",
 		whole.Seconds()*1e3, waiting.Seconds()*1e3, len(spans), (whole-waiting).Seconds()*1e3, strings.Join(slow, ", "))
 }

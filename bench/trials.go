@@ -12,8 +12,8 @@ import (
 	"qmigrate/engine/record"
 )
 
-// trials is what a trial of an experiment takes: of an idle guest that is booted for it, and of the demo's guest, booted for each and for all of them.
-// From begin to begin, so that the lab's end is in it.
+// trials is what a trial of an experiment takes: of an idle guest that is booted for it, and of the demo's guest,
+// booted for each and for all of them. From begin to begin, so that the lab's end is in it.
 func (b *bench) trials(ctx context.Context, r *Result) error {
 	n := b.pick(3, 10)
 	for _, x := range []struct{ name, boot, workload, target string }{
@@ -43,7 +43,8 @@ func (b *bench) experiment(ctx context.Context, boot, workload string, n int) (a
 		return nil, nil, err
 	}
 	file, out := filepath.Join(dir, "bench.toml"), filepath.Join(dir, "out")
-	text := fmt.Sprintf("repeats = %d\nboot = %q\n[common]\naccelerator = \"tcg\"\nworkload = %q\n[[sweep]]\n", n, boot, workload)
+	text := fmt.Sprintf("repeats = %d\nboot = %q\n[common]\naccelerator = \"tcg\"\nworkload = %q\n[[sweep]]\n", n, boot,
+		workload)
 	if err := os.WriteFile(file, []byte(text), 0o600); err != nil {
 		return nil, nil, err
 	}

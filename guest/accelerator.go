@@ -21,10 +21,12 @@ import (
 	"qmigrate/internal/atomicfile"
 )
 
-// readyLimit is how long a guest under KVM may take to its agent's "ready": one that KVM really runs takes about a second.
+// readyLimit is how long a guest under KVM may take to its agent's "ready": one that KVM really runs takes about a
+// second.
 const readyLimit = 10 * time.Second
 
-// findingAge is how long a finding about an accelerator is believed. What it rests on is in its key; this is for what is not, such as a busy machine.
+// findingAge is how long a finding about an accelerator is believed. What it rests on is in its key; this is for what
+// is not, such as a busy machine.
 const findingAge = 7 * 24 * time.Hour
 
 // Accelerator is what runs a guest's instructions, and why that one.
@@ -41,9 +43,10 @@ func (e *AcceleratorError) Error() string {
 	return "use kvm: " + e.Reason + "; try accelerator tcg"
 }
 
-// ProbeAccelerator settles want (auto, kvm or tcg; "" is auto) for guests like s on h. KVM counts only if a guest reports ready under it within ten
-// seconds: under some nested hypervisors /dev/kvm opens, makes a VM, and the guest hangs for ever. The finding is kept in the cache folder, for this
-// machine, kernel, QEMU, image and user. Where KVM does not serve, auto is tcg with the reason, and kvm is an *AcceleratorError.
+// ProbeAccelerator settles want (auto, kvm or tcg; "" is auto) for guests like s on h. KVM counts only if a guest
+// reports ready under it within ten seconds: under some nested hypervisors /dev/kvm opens, makes a VM, and the guest
+// hangs for ever. The finding is kept in the cache folder, for this machine, kernel, QEMU, image and user. Where KVM
+// does not serve, auto is tcg with the reason, and kvm is an *AcceleratorError.
 func ProbeAccelerator(ctx context.Context, h host.Host, s Spec, want string) (Accelerator, error) {
 	switch want {
 	case "tcg":
@@ -104,8 +107,8 @@ func findAccelerator(ctx context.Context, h host.Host, s Spec) (Accelerator, err
 	return a, err
 }
 
-// tryKVM boots a guest like s under KVM. The error is only that of ctx or of the folder: all else is the finding. What was found at once is not to be
-// kept: it costs nothing, and may have another cause.
+// tryKVM boots a guest like s under KVM. The error is only that of ctx or of the folder: all else is the finding. What
+// was found at once is not to be kept: it costs nothing, and may have another cause.
 func tryKVM(ctx context.Context, h host.Host, s Spec) (a Accelerator, keep bool, err error) {
 	s.Name += "-probe"
 	s.Dir = cmp.Or(s.Dir, path.Join(os.TempDir(), fmt.Sprintf("qmig-%d", os.Getpid()))) + "-probe"
@@ -122,9 +125,11 @@ func tryKVM(ctx context.Context, h host.Host, s Spec) (a Accelerator, keep bool,
 	case ctx.Err() != nil:
 		return Accelerator{}, false, ctx.Err()
 	case err == nil:
-		return Accelerator{Name: "kvm", Reason: fmt.Sprintf("a guest was ready under KVM in %.1f s", time.Since(began).Seconds())}, true, nil
+		return Accelerator{Name: "kvm", Reason: fmt.Sprintf("a guest was ready under KVM in %.1f s",
+			time.Since(began).Seconds())}, true, nil
 	case limited.Err() != nil:
-		return Accelerator{Name: "tcg", Reason: fmt.Sprintf("KVM opens, but a guest under it was not ready within %v: nested or restricted KVM", readyLimit)}, true, nil
+		return Accelerator{Name: "tcg", Reason: fmt.Sprintf("KVM opens, but a guest under it was not ready within %v: "+
+			"nested or restricted KVM", readyLimit)}, true, nil
 	}
 	return Accelerator{Name: "tcg", Reason: fmt.Sprintf("a guest under KVM did not run: %v", err)}, false, nil
 }

@@ -78,8 +78,9 @@ func NewAgent(nc net.Conn) *Agent {
 	return a
 }
 
-// Call asks the agent to do something (the Do constants of package wire); args is nil or marshals to an object, result is
-// nil or points to what the reply holds. The agent's refusal is an *AgentError. If ctx ends first the agent may still do it.
+// Call asks the agent to do something (the Do constants of package wire); args is nil or marshals to an object, result
+// is nil or points to what the reply holds. The agent's refusal is an *AgentError. If ctx ends first the agent may
+// still do it.
 func (a *Agent) Call(ctx context.Context, do string, args, result any) error {
 	fail := func(err error) error { return fmt.Errorf("ask guest agent to %s: %w", do, err) }
 	req := wire.Request{Do: do}
@@ -138,8 +139,8 @@ func (a *Agent) Call(ctx context.Context, do string, args, result any) error {
 	return nil
 }
 
-// Ready waits until the agent has answered, however long the guest takes to boot: QEMU keeps what we say until the guest
-// opens the port.
+// Ready waits until the agent has answered, however long the guest takes to boot: QEMU keeps what we say until the
+// guest opens the port.
 func (a *Agent) Ready(ctx context.Context) (wire.Hello, error) {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
@@ -165,7 +166,8 @@ func (a *Agent) Ready(ctx context.Context) (wire.Hello, error) {
 	}
 }
 
-// Beats is one channel for the Agent's life, closed at its end. A reader that is too slow loses beats: see BeatsDropped.
+// Beats is one channel for the Agent's life, closed at its end. A reader that is too slow loses beats: see
+// BeatsDropped.
 func (a *Agent) Beats() <-chan Beat { return a.beats }
 
 // BeatsDropped counts the beats for which Beats had no room.

@@ -34,7 +34,8 @@ func (e *NoQEMUError) Error() string {
 	if len(e.Have) > 0 {
 		have = "; there are " + strings.Join(e.Have, ", ")
 	}
-	return fmt.Sprintf("find %s: none in %s%s; try `make deps`, or give a path as qemu", want, strings.Join(e.Looked, ", "), have)
+	return fmt.Sprintf("find %s: none in %s%s; try `make deps`, or give a path as qemu", want,
+		strings.Join(e.Looked, ", "), have)
 }
 
 // FindQEMU finds a QEMU without fetching anything. want is "10.0" (major.minor), a path, or "" for the newest. It

@@ -7,7 +7,8 @@ import (
 )
 
 // Disk is one of a guest's disks: a device on a block node of a name that stays, by which block commands take it. The
-// node of the protocol below it is Node + "-file". What the guest sees, its serial and its place on the bus, is the same on both sides.
+// node of the protocol below it is Node + "-file". What the guest sees, its serial and its place on the bus, is the
+// same on both sides.
 type Disk struct {
 	Node   string // node name of the format's node, at most 26 bytes, and the device's serial; unique within the guest
 	Format string // raw (default) or qcow2

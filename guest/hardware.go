@@ -114,7 +114,8 @@ func Machines(ctx context.Context, qemu string) ([]string, error) {
 	return all, nil
 }
 
-// parseMachines reads "pc-q35-7.2           Standard PC (Q35 + ICH9, 2009)"; aliases and the rest are left out, for they mean another machine on another QEMU.
+// parseMachines reads "pc-q35-7.2 Standard PC (Q35 + ICH9, 2009)"; aliases and the rest are left out, for they mean
+// another machine on another QEMU.
 func parseMachines(help string) (all []string) {
 	for line := range strings.Lines(help) {
 		name, _, _ := strings.Cut(line, " ")
@@ -143,8 +144,8 @@ func family(machine string) (name, version string) {
 	return "", ""
 }
 
-// CheckMachine refuses a machine type that one of the QEMUs does not have, or that may be another one on each, listing those that all have. A type may
-// have properties behind it ("pc-q35-7.2,vmport=off"), which are QEMU's to check.
+// CheckMachine refuses a machine type that one of the QEMUs does not have, or that may be another one on each, listing
+// those that all have. A type may have properties behind it ("pc-q35-7.2,vmport=off"), which are QEMU's to check.
 func CheckMachine(ctx context.Context, machine string, qemus ...string) error {
 	var common []string
 	for i, q := range qemus {

@@ -7,25 +7,26 @@ import (
 	"strings"
 )
 
-// Spec describes one guest and the QEMU process that runs it. Both sides of a migration use the same Spec but for QEMU, NIC.TAP, Dir,
-// Incoming and Paused, so that everything the guest can see is identical on both.
+// Spec describes one guest and the QEMU process that runs it. Both sides of a migration use the same Spec but for QEMU,
+// NIC.TAP, Dir, Incoming and Paused, so that everything the guest can see is identical on both.
 type Spec struct {
-	Name        string   // -name is "qmig-" + Name, so that the process is known as ours
-	QEMU        string   // path of the binary on the host
-	Machine     string   // default pc-q35-7.2: every QEMU from 7.2 has it
-	Accelerator string   // tcg or kvm; default tcg
-	Memory      int64    // bytes, a multiple of 4096; default 256 MiB. See SafeMemory
-	VCPUs       int      // default 1
-	CPU         string   // default qemu64,+rdrand: one fixed set of features in every version; without rdrand a guest waits 1 s for randomness
-	Image       Image    // what is booted
-	NIC         NIC      // none if NIC.TAP is empty
-	Disks       []Disk   // the same nodes, in the same order, on both sides; at most MaxDisks
-	DiskBus     string   // how the guest has them: one of DiskBuses; default virtio-blk
-	Dir         string   // private folder on the host: Start makes it 0700, Close removes it
-	Incoming    bool     // wait for migrate-incoming (-incoming defer)
-	Paused      bool     // do not run before `cont` (-S)
-	KeepLogs    bool     // Close leaves console.log and qemu.log
-	Extra       []string // further arguments of QEMU's, last
+	Name        string // -name is "qmig-" + Name, so that the process is known as ours
+	QEMU        string // path of the binary on the host
+	Machine     string // default pc-q35-7.2: every QEMU from 7.2 has it
+	Accelerator string // tcg or kvm; default tcg
+	Memory      int64  // bytes, a multiple of 4096; default 256 MiB. See SafeMemory
+	VCPUs       int    // default 1
+	// default qemu64,+rdrand: one fixed set of features in every version; without rdrand a guest waits 1 s for randomness
+	CPU      string
+	Image    Image    // what is booted
+	NIC      NIC      // none if NIC.TAP is empty
+	Disks    []Disk   // the same nodes, in the same order, on both sides; at most MaxDisks
+	DiskBus  string   // how the guest has them: one of DiskBuses; default virtio-blk
+	Dir      string   // private folder on the host: Start makes it 0700, Close removes it
+	Incoming bool     // wait for migrate-incoming (-incoming defer)
+	Paused   bool     // do not run before `cont` (-S)
+	KeepLogs bool     // Close leaves console.log and qemu.log
+	Extra    []string // further arguments of QEMU's, last
 }
 
 // Image is what a guest boots: files on the host.
@@ -33,7 +34,8 @@ type Image struct {
 	Kernel string // ELF vmlinux with a PVH entry, or bzImage
 	Initrd string // initramfs (newc)
 	Root   string // squashfs that becomes the guest's root, read-only; empty: the initramfs is all
-	Append string // words of the kernel command line, added to KernelCommandLine; of two that disagree Linux takes the later
+	// words of the kernel command line, added to KernelCommandLine; of two that disagree Linux takes the later
+	Append string
 }
 
 // NIC is the guest's network card.
@@ -51,9 +53,11 @@ const (
 	AgentIO = "agent"   // the virtio-serial port of the guest's agent
 )
 
-// KernelCommandLine begins every guest's command line. A panic resets the machine, which -no-reboot turns into the end of QEMU, its text left in
-// console.log. The rest is left out work, seen under TCG: the self-tests of ciphers 0.25 s of a boot of 2 s, timer checks 0.1 s. IPv6 is off for a quiet wire.
-const KernelCommandLine = "console=ttyS0 panic=-1 quiet loglevel=4 cryptomgr.notests tsc=reliable no_timer_check nokaslr mitigations=off ipv6.disable=1 random.trust_cpu=on"
+// KernelCommandLine begins every guest's command line. A panic resets the machine, which -no-reboot turns into the end
+// of QEMU, its text left in console.log. The rest is left out work, seen under TCG: the self-tests of ciphers 0.25 s of
+// a boot of 2 s, timer checks 0.1 s. IPv6 is off for a quiet wire.
+const KernelCommandLine = "console=ttyS0 panic=-1 quiet loglevel=4 cryptomgr.notests tsc=reliable no_timer_check " +
+	"nokaslr mitigations=off ipv6.disable=1 random.trust_cpu=on"
 
 func (s Spec) withDefaults() Spec {
 	def := func(v *string, d string) {
@@ -78,7 +82,8 @@ func (s Spec) withDefaults() Spec {
 	return s
 }
 
-// Socket is the path on the host of the socket or file of a role: one of Control, Events, Sampler (QMP), AgentIO, or "console", "log", "pid".
+// Socket is the path on the host of the socket or file of a role: one of Control, Events, Sampler (QMP), AgentIO, or
+// "console", "log", "pid".
 func (s Spec) Socket(role string) string {
 	switch role {
 	case Control, Events, Sampler:
@@ -95,9 +100,10 @@ func (s Spec) Socket(role string) string {
 	return path.Join(s.Dir, role)
 }
 
-// SafeMemory is the RAM size, in bytes, that a lab guest of the wanted size gets. Before 9.0 QEMU under TCG loses dirty bits in its fast path,
-// which takes RAM that is a multiple of 256 KiB (64 pages of 4 KiB): such a guest gets 8 KiB more, and the slow path.
-// Source: QEMU commit 03bfc2188f; seen on 7.2.22, 262152 KiB 30 of 30 runs clean, 256 MiB 9 of 11 corrupted.
+// SafeMemory is the RAM size, in bytes, that a lab guest of the wanted size gets. Before 9.0 QEMU under TCG loses dirty
+// bits in its fast path, which takes RAM that is a multiple of 256 KiB (64 pages of 4 KiB): such a guest gets 8 KiB
+// more, and the slow path. Source: QEMU commit 03bfc2188f; seen on 7.2.22, 262152 KiB 30 of 30 runs clean, 256 MiB 9 of
+// 11 corrupted.
 func SafeMemory(version, accelerator string, bytes int64) int64 {
 	if major, _, _ := strings.Cut(version, "."); accelerator != "kvm" && bytes%(256<<10) == 0 {
 		if n, err := strconv.Atoi(major); err == nil && n < 9 {

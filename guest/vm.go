@@ -50,8 +50,8 @@ func (e *StartError) Error() string {
 
 func (e *StartError) Unwrap() error { return e.Err }
 
-// Start makes s.Dir (0700) on h, starts QEMU there and returns when its main loop answers on the control monitor, which is free again then. ctx ends
-// the wait, not the VM. On error nothing is left; a *StartError carries what QEMU said.
+// Start makes s.Dir (0700) on h, starts QEMU there and returns when its main loop answers on the control monitor, which
+// is free again then. ctx ends the wait, not the VM. On error nothing is left; a *StartError carries what QEMU said.
 func Start(ctx context.Context, h host.Host, s Spec) (*VM, error) {
 	s = s.withDefaults()
 	if s.QEMU == "" || s.Dir == "" {
@@ -93,8 +93,8 @@ func start(ctx context.Context, h host.Host, s Spec, c host.Command) (_ *VM, err
 	return vm, nil
 }
 
-// wait returns when QEMU's main loop has answered one command on the control monitor. The greeting alone proves nothing: it comes from the monitor's own
-// thread, before the machine exists.
+// wait returns when QEMU's main loop has answered one command on the control monitor. The greeting alone proves
+// nothing: it comes from the monitor's own thread, before the machine exists.
 func (vm *VM) wait(ctx context.Context) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
@@ -146,8 +146,8 @@ func (vm *VM) monitor(ctx context.Context) (*qmp.Conn, error) {
 	return qmp.NewConn(ctx, nc, qmp.Options{})
 }
 
-// Open takes over the VM that a former process started with s and whose QEMU has this pid. If that process is gone, or the number is another
-// program's by now, the error wraps os.ErrProcessDone.
+// Open takes over the VM that a former process started with s and whose QEMU has this pid. If that process is gone, or
+// the number is another program's by now, the error wraps os.ErrProcessDone.
 func Open(ctx context.Context, h host.Host, s Spec, pid int) (*VM, error) {
 	s = s.withDefaults()
 	// The start time first: a process that takes the number after this has another.
@@ -163,7 +163,8 @@ func Open(ctx context.Context, h host.Host, s Spec, pid int) (*VM, error) {
 		return nil, fmt.Errorf("open guest %s: process %d: %w", s.Name, pid, err)
 	}
 	if !bytes.Contains(cmdline, []byte("\x00"+s.Socket("pid")+"\x00")) {
-		return nil, fmt.Errorf("open guest %s: %w: %d is another program by now (%s)", s.Name, os.ErrProcessDone, pid, firstOf(procfs.Args(cmdline)))
+		return nil, fmt.Errorf("open guest %s: %w: %d is another program by now (%s)", s.Name, os.ErrProcessDone, pid,
+			firstOf(procfs.Args(cmdline)))
 	}
 	p, err := h.FindProcess(ctx, pid, stat.Start)
 	if err != nil {
@@ -188,7 +189,8 @@ func (vm *VM) Host() host.Host { return vm.host }
 // Process is the QEMU process.
 func (vm *VM) Process() host.Process { return vm.proc }
 
-// Dial connects to the socket of a role: Control, Events, Sampler or AgentIO. Each serves one client at a time; a second waits.
+// Dial connects to the socket of a role: Control, Events, Sampler or AgentIO. Each serves one client at a time; a
+// second waits.
 func (vm *VM) Dial(ctx context.Context, role string) (net.Conn, error) {
 	return vm.host.Dial(ctx, "unix", vm.spec.Socket(role))
 }
@@ -202,8 +204,8 @@ func (vm *VM) Console() (string, error) {
 	return string(b), err
 }
 
-// Close asks QEMU to quit, kills it if it does not, and removes s.Dir, or with Spec.KeepLogs all of it but console.log and qemu.log.
-// It may be called twice, and on a VM whose QEMU is dead.
+// Close asks QEMU to quit, kills it if it does not, and removes s.Dir, or with Spec.KeepLogs all of it but console.log
+// and qemu.log. It may be called twice, and on a VM whose QEMU is dead.
 func (vm *VM) Close() error {
 	if vm.proc != nil {
 		ctx, cancel := context.WithTimeout(context.Background(), quitLimit)

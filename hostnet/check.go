@@ -39,9 +39,10 @@ const (
 type Capability struct {
 	Name     string `json:"name"`
 	OK       bool   `json:"ok"`
-	Optional bool   `json:"optional"`         // a lab works without it, if with less; see Reason
-	Reason   string `json:"reason,omitempty"` // not OK: what was found, and what it is for. OK: which kind, where there are several
-	Mend     string `json:"mend,omitempty"`   // what to do about it, if anything can be done
+	Optional bool   `json:"optional"` // a lab works without it, if with less; see Reason
+	// not OK: what was found, and what it is for. OK: which kind, where there are several
+	Reason string `json:"reason,omitempty"`
+	Mend   string `json:"mend,omitempty"` // what to do about it, if anything can be done
 }
 
 // Capabilities is what Check found, in a fixed order.
@@ -78,7 +79,8 @@ func Check(ctx context.Context) Capabilities {
 		users = unable(users, err)
 	}
 	if !root.OK {
-		root.Reason = "not root: a lab runs in a user namespace instead, if it can be made; `lab up` and other users' QEMUs need root"
+		root.Reason = "not root: a lab runs in a user namespace instead, if it can be made; `lab up` and other users' " +
+			"QEMUs need root"
 		root.Mend = "run as root"
 	}
 	users.Optional = privileged()
@@ -102,7 +104,8 @@ func Check(ctx context.Context) Capabilities {
 		err = json.Unmarshal(out.Bytes(), &inside)
 	}
 	if err != nil {
-		return append(found, unable(Capability{Name: CapNamespaces}, fmt.Errorf("ask a copy of this program in a user namespace: %w", err)))
+		return append(found, unable(Capability{Name: CapNamespaces},
+			fmt.Errorf("ask a copy of this program in a user namespace: %w", err)))
 	}
 	return append(found, inside...)
 }
@@ -160,7 +163,8 @@ func probe() Capabilities {
 		add(Capability{Name: CapTUN}, makeTAP("qmigtap", false))
 		attrs := netlink.NewLinkAttrs()
 		attrs.Name = "qmigbr"
-		add(Capability{Name: CapBridge}, unsupportedLink("bridge", "CONFIG_BRIDGE", h.LinkAdd(&netlink.Bridge{LinkAttrs: attrs})))
+		add(Capability{Name: CapBridge}, unsupportedLink("bridge", "CONFIG_BRIDGE",
+			h.LinkAdd(&netlink.Bridge{LinkAttrs: attrs})))
 		attrs.Name = "qmigup"
 		veth := netlink.NewVeth(attrs)
 		veth.PeerName = "qmigpeer"
@@ -198,7 +202,8 @@ func probeQdiscs(h *netlink.Handle, l netlink.Link, add func(Capability, error))
 		return err
 	}
 	const rate = 125_000_000
-	tbfErr := try(&netlink.Tbf{QdiscAttrs: attrs, Rate: rate, Limit: queue(rate), Buffer: netlink.Xmittime(rate, burst(rate, 1500))})
+	tbfErr := try(&netlink.Tbf{QdiscAttrs: attrs, Rate: rate, Limit: queue(rate),
+		Buffer: netlink.Xmittime(rate, burst(rate, 1500))})
 	htbErr := try(netlink.NewHtb(attrs))
 	netemErr := try(netlink.NewNetem(attrs, netlink.NetemQdiscAttrs{Latency: 1000}))
 	other := func(name string, err error) string {
@@ -207,9 +212,12 @@ func probeQdiscs(h *netlink.Handle, l netlink.Link, add func(Capability, error))
 		}
 		return name + " is used instead"
 	}
-	add(Capability{Name: CapTBF, Optional: true, Reason: other("HTB", htbErr), Mend: "as root run `modprobe sch_tbf`"}, tbfErr)
-	add(Capability{Name: CapHTB, Optional: true, Reason: other("TBF", tbfErr), Mend: "as root run `modprobe sch_htb`"}, htbErr)
-	add(Capability{Name: CapNetem, Optional: true, Reason: "nothing here needs it", Mend: "as root run `modprobe sch_netem`"}, netemErr)
+	add(Capability{Name: CapTBF, Optional: true, Reason: other("HTB", htbErr), Mend: "as root run `modprobe sch_tbf`"},
+		tbfErr)
+	add(Capability{Name: CapHTB, Optional: true, Reason: other("TBF", tbfErr), Mend: "as root run `modprobe sch_htb`"},
+		htbErr)
+	add(Capability{Name: CapNetem, Optional: true, Reason: "nothing here needs it",
+		Mend: "as root run `modprobe sch_netem`"}, netemErr)
 }
 
 // openSocket opens an ICMP socket in the thread's namespace, and closes it.

@@ -36,18 +36,20 @@ type FrameWatch struct {
 	seen []Frame
 }
 
-// WatchAnnouncements watches the link's bridge for the frames by which that MAC address tells where it is: RARP (RFC 903), which QEMU sends for a
-// guest that it has taken over, and ARP, the guest's own.
+// WatchAnnouncements watches the link's bridge for the frames by which that MAC address tells where it is: RARP (RFC
+// 903), which QEMU sends for a guest that it has taken over, and ARP, the guest's own.
 func (n *Network) WatchAnnouncements(mac string) (*FrameWatch, error) {
 	return n.watchFrames(linkHost, bridgeName, mac, 0, []uint32{RARP, ARP})
 }
 
-// WatchFirstFrame watches a TAP of a host for the first frame that the guest behind it sends from that MAC address, and looks no further.
+// WatchFirstFrame watches a TAP of a host for the first frame that the guest behind it sends from that MAC address, and
+// looks no further.
 func (n *Network) WatchFirstFrame(host, tap, mac string) (*FrameWatch, error) {
 	return n.watchFrames(host, tap, mac, 1, nil)
 }
 
-// watchFrames watches for frames that the device receives, of some types or of any, at most limit of them or, if that is 0, all.
+// watchFrames watches for frames that the device receives, of some types or of any, at most limit of them or, if that
+// is 0, all.
 func (n *Network) watchFrames(host, device, mac string, limit int, types []uint32) (*FrameWatch, error) {
 	fail := func(err error) (*FrameWatch, error) {
 		return nil, fmt.Errorf("watch frames on %s of %s: %w", device, host, err)
@@ -73,7 +75,8 @@ func (n *Network) watchFrames(host, device, mac string, limit int, types []uint3
 		if w.fd, err = unix.Socket(unix.AF_PACKET, unix.SOCK_RAW|unix.SOCK_NONBLOCK|unix.SOCK_CLOEXEC, 0); err != nil {
 			return err
 		}
-		if err := unix.SetsockoptSockFprog(w.fd, unix.SOL_SOCKET, unix.SO_ATTACH_FILTER, &unix.SockFprog{Len: uint16(len(filter)), Filter: &filter[0]}); err != nil {
+		if err := unix.SetsockoptSockFprog(w.fd, unix.SOL_SOCKET, unix.SO_ATTACH_FILTER,
+			&unix.SockFprog{Len: uint16(len(filter)), Filter: &filter[0]}); err != nil {
 			return err
 		}
 		if err := unix.SetsockoptInt(w.fd, unix.SOL_SOCKET, unix.SO_TIMESTAMPNS, 1); err != nil {
@@ -153,15 +156,16 @@ func (w *FrameWatch) read(limit int) {
 	}
 }
 
-// stamped is when the kernel received what we have now, on our monotonic clock: now less the age of its stamp. Both readings of the realtime clock are a
-// moment apart.
+// stamped is when the kernel received what we have now, on our monotonic clock: now less the age of its stamp. Both
+// readings of the realtime clock are a moment apart.
 func stamped(control []byte, now time.Time) time.Time {
 	messages, err := unix.ParseSocketControlMessage(control)
 	if err != nil {
 		return now
 	}
 	for _, m := range messages {
-		if m.Header.Level != unix.SOL_SOCKET || m.Header.Type != unix.SO_TIMESTAMPNS || len(m.Data) < int(unsafe.Sizeof(unix.Timespec{})) {
+		if m.Header.Level != unix.SOL_SOCKET || m.Header.Type != unix.SO_TIMESTAMPNS ||
+			len(m.Data) < int(unsafe.Sizeof(unix.Timespec{})) {
 			continue
 		}
 		at := time.Unix(int64(binary.NativeEndian.Uint64(m.Data)), int64(binary.NativeEndian.Uint64(m.Data[8:])))

@@ -1,12 +1,12 @@
-// Package hostnet is the network of hosts: bridges, TAPs, a link between the hosts and its rate, the frames on it, all by
-// netlink.
+// Package hostnet is the network of hosts: bridges, TAPs, a link between the hosts and its rate, the frames on it, all
+// by netlink.
 //
-// Each host is a network namespace with a bridge, a TAP for each guest and a veth to the lab's link; a third namespace on
-// the link is the observer. A Spec is data, Apply makes it real and Network.Close undoes all of it. Every object lies
-// in a namespace whose name carries the mark of its owner, so that what a killed run left behind is found again.
+// Each host is a network namespace with a bridge, a TAP for each guest and a veth to the lab's link; a third namespace
+// on the link is the observer. A Spec is data, Apply makes it real and Network.Close undoes all of it. Every object
+// lies in a namespace whose name carries the mark of its owner, so that what a killed run left behind is found again.
 //
-// What runs on a host is no matter of this package: Network.Host gives a host.Host, by which all of it is reached. It imports
-// hostnet/host and hostnet/cpucap; labs, experiments and the commands may import it, engine and guest do not.
+// What runs on a host is no matter of this package: Network.Host gives a host.Host, by which all of it is reached. It
+// imports hostnet/host and hostnet/cpucap; labs, experiments and the commands may import it, engine and guest do not.
 package hostnet
 
 import (
@@ -84,7 +84,8 @@ func (n *Network) GuestAddress(i int) netip.Addr { return n.spec.address(firstGu
 // Shaper is what holds the hosts to the rate: "tbf", "htb", or "" if the spec has no rate.
 func (n *Network) Shaper() string { return n.shaper }
 
-// SetLink takes a host off the link, or puts it back: its port there goes down or up. Neither end is told more than that its carrier has gone.
+// SetLink takes a host off the link, or puts it back: its port there goes down or up. Neither end is told more than
+// that its carrier has gone.
 func (n *Network) SetLink(host string, up bool) error {
 	if n.index(host) < 0 {
 		return fmt.Errorf("set link of host %q: no such host", host)
@@ -114,8 +115,8 @@ func (n *Network) index(host string) int {
 	return slices.IndexFunc(n.spec.Hosts, func(h HostSpec) bool { return h.Name == host })
 }
 
-// Close ends every process on the hosts (a shell that somebody entered one with, too) and removes the hosts and the link, in reverse order. Harmless twice. After an
-// error it may be called again.
+// Close ends every process on the hosts (a shell that somebody entered one with, too) and removes the hosts and the
+// link, in reverse order. Harmless twice. After an error it may be called again.
 func (n *Network) Close() error {
 	n.mu.Lock()
 	defer n.mu.Unlock()

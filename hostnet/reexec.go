@@ -23,7 +23,8 @@ import (
 	"qmigrate/internal/procfs"
 )
 
-// marker is the environment variable that tells a copy of this program, started by itself in new namespaces, what it is.
+// marker is the environment variable that tells a copy of this program, started by itself in new namespaces, what it
+// is.
 const (
 	marker      = "QMIGRATE_HOSTNET"
 	markReexec  = "reexec" // made by Reexec, namespaces still bare
@@ -45,8 +46,8 @@ func Main() {
 	}
 }
 
-// Inside says whether this program runs in namespaces that Reexec made: root there, the user elsewhere. What needs the real root
-// (userfaultfd, other users' namespaces, physical devices) does not work.
+// Inside says whether this program runs in namespaces that Reexec made: root there, the user elsewhere. What needs the
+// real root (userfaultfd, other users' namespaces, physical devices) does not work.
 func Inside() bool {
 	m := os.Getenv(marker)
 	return (m == markReexec || m == markInside) && os.Geteuid() == 0 && inUserNamespace()
@@ -77,13 +78,13 @@ func privileged() bool {
 }
 
 // Reexec makes this program root where it is not, without becoming root: it starts the program anew, with the same
-// arguments and standard streams, in a user, a mount and a network namespace of its own, in which the user is uid 0. The
-// first process only waits: it passes signals on, and done is true with the exit status to leave with. In the second
-// one, and for the real root, done is false and the caller goes on with its work.
+// arguments and standard streams, in a user, a mount and a network namespace of its own, in which the user is uid 0.
+// The first process only waits: it passes signals on, and done is true with the exit status to leave with. In the
+// second one, and for the real root, done is false and the caller goes on with its work.
 //
-// In there /run is private: what was in it is still in it, except the named network namespaces, and what is made in it is
-// gone with the last process. The network has a loopback and nothing else: whatever has to come from outside must
-// be fetched before. If the first process is killed, the second one gets a SIGTERM, so that it undoes its work.
+// In there /run is private: what was in it is still in it, except the named network namespaces, and what is made in it
+// is gone with the last process. The network has a loopback and nothing else: whatever has to come from outside must be
+// fetched before. If the first process is killed, the second one gets a SIGTERM, so that it undoes its work.
 //
 // Where user namespaces are not to be had the error is an *UnsupportedError.
 func Reexec() (exitStatus int, done bool, err error) {
@@ -104,7 +105,8 @@ func Reexec() (exitStatus int, done bool, err error) {
 	cmd.SysProcAttr.Pdeathsig = syscall.SIGTERM
 
 	var passed []os.Signal
-	for _, s := range []os.Signal{unix.SIGHUP, unix.SIGINT, unix.SIGQUIT, unix.SIGTERM, unix.SIGUSR1, unix.SIGUSR2, unix.SIGWINCH, unix.SIGTSTP, unix.SIGCONT} {
+	for _, s := range []os.Signal{unix.SIGHUP, unix.SIGINT, unix.SIGQUIT, unix.SIGTERM, unix.SIGUSR1, unix.SIGUSR2,
+		unix.SIGWINCH, unix.SIGTSTP, unix.SIGCONT} {
 		if !signal.Ignored(s) { // nohup's wish is the new process's too
 			passed = append(passed, s)
 		}
@@ -231,9 +233,11 @@ func noUserNamespaces(err error) error {
 		e.Mend = "as root run `sysctl user.max_user_namespaces=10000`" + orRoot
 	case errors.Is(err, unix.EPERM), errors.Is(err, unix.EACCES):
 		e.Reason = "not root, and user namespaces are forbidden to other users"
-		e.Mend = "as root run `sysctl kernel.unprivileged_userns_clone=1` (Debian) or `sysctl kernel.apparmor_restrict_unprivileged_userns=0` (Ubuntu)" + orRoot +
+		e.Mend = "as root run `sysctl kernel.unprivileged_userns_clone=1` (Debian) or `sysctl " +
+			"kernel.apparmor_restrict_unprivileged_userns=0` (Ubuntu)" + orRoot +
 			"; a container needs them allowed by its system call filter"
-		for name, bad := range map[string]string{"kernel/unprivileged_userns_clone": "0", "kernel/apparmor_restrict_unprivileged_userns": "1"} {
+		for name, bad := range map[string]string{"kernel/unprivileged_userns_clone": "0",
+			"kernel/apparmor_restrict_unprivileged_userns": "1"} {
 			if value, readErr := os.ReadFile("/proc/sys/" + name); readErr == nil && string(bytes.TrimSpace(value)) == bad {
 				key := filepath.Base(name)
 				e.Reason = "not root, and user namespaces are forbidden to other users: kernel." + key + " is " + bad
@@ -252,10 +256,12 @@ func noUserNamespaces(err error) error {
 
 // noNamespaces explains why Apply made no namespace.
 func noNamespaces(err error) error {
-	e := &host.UnsupportedError{Feature: "network namespaces", Err: err, Reason: "this user may not make them", Mend: "run as root"}
+	e := &host.UnsupportedError{Feature: "network namespaces", Err: err, Reason: "this user may not make them",
+		Mend: "run as root"}
 	if os.Geteuid() == 0 {
 		e.Reason = "root here lacks CAP_SYS_ADMIN or CAP_NET_ADMIN"
-		e.Mend = "give the container these capabilities (docker run --cap-add SYS_ADMIN --cap-add NET_ADMIN --security-opt apparmor=unconfined)"
+		e.Mend = "give the container these capabilities (docker run --cap-add SYS_ADMIN --cap-add NET_ADMIN --security-opt " +
+			"apparmor=unconfined)"
 	}
 	return e
 }

@@ -17,14 +17,14 @@ import (
 //	limit [bytes] = clamp(rate [bytes/s] * queueTime [s], minQueue, maxQueue)   the most that waits
 //
 // burstTime is 2 ms. Less, and a late timer interrupt (1 ms on a busy virtual machine) leaves the bucket full and the
-// rate short: at 10 Gbit/s it holds 2.5 MB. More, and a short transfer runs ahead of the rate. Below about 260 Mbit/s
-// 2 ms are less than the 64 KiB super-packet that TSO hands down as one; TBF then cuts it into frames itself
-// (tbf_segment, Linux 3.14 and later) instead of dropping it, so the bucket need hold only whole frames, and a
-// slow link is as smooth as it should be: at 1 Mbit/s a bucket of 64 KiB would let half a second's worth pass at once.
+// rate short: at 10 Gbit/s it holds 2.5 MB. More, and a short transfer runs ahead of the rate. Below about 260 Mbit/s 2
+// ms are less than the 64 KiB super-packet that TSO hands down as one; TBF then cuts it into frames itself
+// (tbf_segment, Linux 3.14 and later) instead of dropping it, so the bucket need hold only whole frames, and a slow
+// link is as smooth as it should be: at 1 Mbit/s a bucket of 64 KiB would let half a second's worth pass at once.
 //
 // queueTime is 50 ms, about what a switch port holds: long enough for TCP to fill the link, short enough that pings
-// through a busy link tell of it and not only of the queue. Below 10 Mbit/s that is less than minQueue, 64 KiB, which is
-// one super-packet cut up: less, and each would lose its tail. Above 2.6 Gbit/s it is maxQueue, 16 MiB.
+// through a busy link tell of it and not only of the queue. Below 10 Mbit/s that is less than minQueue, 64 KiB, which
+// is one super-packet cut up: less, and each would lose its tail. Above 2.6 Gbit/s it is maxQueue, 16 MiB.
 const (
 	burstTime = 2 * time.Millisecond
 	queueTime = 50 * time.Millisecond
@@ -72,8 +72,9 @@ func (ns *nsBuilder) shape() error {
 		ns.shaper = "htb"
 		return nil
 	}
-	return &host.UnsupportedError{Feature: "TBF and HTB", Err: errors.Join(tbfErr, htbErr), Reason: "this kernel shapes no link",
-		Mend: "as root run `modprobe sch_tbf` or `modprobe sch_htb`, or use a kernel with CONFIG_NET_SCH_TBF, or give no rate"}
+	return &host.UnsupportedError{Feature: "TBF and HTB", Err: errors.Join(tbfErr, htbErr),
+		Reason: "this kernel shapes no link",
+		Mend:   "as root run `modprobe sch_tbf` or `modprobe sch_htb`, or use a kernel with CONFIG_NET_SCH_TBF, or give no rate"}
 }
 
 // rootQdisc is the qdisc at the root of a device that somebody set; nil if it has only what devices are born with.
@@ -98,7 +99,8 @@ func (ns *nsBuilder) tbf(l netlink.Link, have netlink.Qdisc) error {
 		Limit:      queue(ns.spec.Rate),
 		Buffer:     netlink.Xmittime(rate, burst(ns.spec.Rate, ns.spec.MTU)), // the kernel takes the burst as time
 	}
-	if old, ok := have.(*netlink.Tbf); ok && old.Rate == want.Rate && old.Limit == want.Limit && old.Buffer == want.Buffer {
+	if old, ok := have.(*netlink.Tbf); ok && old.Rate == want.Rate && old.Limit == want.Limit &&
+		old.Buffer == want.Buffer {
 		return nil
 	}
 	if err := ns.replace(want, have); err != nil {
@@ -113,19 +115,22 @@ func (ns *nsBuilder) htb(l netlink.Link, have netlink.Qdisc) error {
 	size := burst(ns.spec.Rate, ns.spec.MTU)
 	class := netlink.NewHtbClass(
 		netlink.ClassAttrs{LinkIndex: l.Attrs().Index, Parent: shaperHandle, Handle: netlink.MakeHandle(1, 1)},
-		netlink.HtbClassAttrs{Rate: 8 * uint64(ns.spec.Rate), Buffer: size, Cbuffer: size, Quantum: uint32(ns.spec.MTU + 14)}) // bit/s here
+		// bit/s here
+		netlink.HtbClassAttrs{Rate: 8 * uint64(ns.spec.Rate), Buffer: size, Cbuffer: size, Quantum: uint32(ns.spec.MTU + 14)})
 	if _, ok := have.(*netlink.Htb); ok {
 		classes, err := whole(func() ([]netlink.Class, error) { return ns.ClassList(l, shaperHandle) })
 		if err != nil {
 			return fmt.Errorf("list classes of %s: %w", l.Attrs().Name, err)
 		}
 		for _, c := range classes {
-			if old, ok := c.(*netlink.HtbClass); ok && old.Handle == class.Handle && old.Rate == class.Rate && old.Buffer == class.Buffer {
+			if old, ok := c.(*netlink.HtbClass); ok && old.Handle == class.Handle && old.Rate == class.Rate &&
+				old.Buffer == class.Buffer {
 				return nil
 			}
 		}
 	} else {
-		root := netlink.NewHtb(netlink.QdiscAttrs{LinkIndex: l.Attrs().Index, Handle: shaperHandle, Parent: netlink.HANDLE_ROOT})
+		root := netlink.NewHtb(netlink.QdiscAttrs{LinkIndex: l.Attrs().Index, Handle: shaperHandle,
+			Parent: netlink.HANDLE_ROOT})
 		root.Defcls = 1
 		if err := ns.replace(root, have); err != nil {
 			return fmt.Errorf("set htb on %s: %w", l.Attrs().Name, err)
@@ -137,8 +142,8 @@ func (ns *nsBuilder) htb(l netlink.Link, have netlink.Qdisc) error {
 	return nil
 }
 
-// replace puts want at the root. The kernel changes a qdisc in place only into one of the same kind: another one with our
-// handle goes first.
+// replace puts want at the root. The kernel changes a qdisc in place only into one of the same kind: another one with
+// our handle goes first.
 func (ns *nsBuilder) replace(want, have netlink.Qdisc) error {
 	if have != nil && have.Type() != want.Type() {
 		if err := ns.QdiscDel(have); err != nil && !errors.Is(err, unix.ENOENT) {

@@ -27,8 +27,9 @@ type Spec struct {
 	Owner  string       // mark in all names: letters, digits, _ and -
 	Hosts  []HostSpec   // default a and b
 	Subnet netip.Prefix // IPv4, /25 or wider: observer .1, hosts from .11, guests from .101; default 10.77.0.0/24
-	Rate   int64        // bytes/s, Ethernet headers included, that each host may send to the link, by TBF, else HTB; 0 is unshaped
-	MTU    int          // bytes, of every device; default 1500
+	// bytes/s, Ethernet headers included, that each host may send to the link, by TBF, else HTB; 0 is unshaped
+	Rate int64
+	MTU  int // bytes, of every device; default 1500
 }
 
 func (s Spec) withDefaults() Spec {
@@ -58,7 +59,8 @@ func (s Spec) Validate() error {
 	case !mark.IsOwner(s.Owner):
 		return fmt.Errorf("network owner %q: use up to 64 letters, digits, _ and -, and no - in front", s.Owner)
 	case !s.Subnet.Addr().Is4() || s.Subnet.Bits() > 25:
-		return fmt.Errorf("subnet %s: need an IPv4 subnet of at least /25, for hosts begin at .%d and guests at .%d", s.Subnet, firstHost, firstGuest)
+		return fmt.Errorf("subnet %s: need an IPv4 subnet of at least /25, for hosts begin at .%d and guests at .%d",
+			s.Subnet, firstHost, firstGuest)
 	case len(s.Hosts) > firstGuest-firstHost:
 		return fmt.Errorf("network of %d hosts: at most %d", len(s.Hosts), firstGuest-firstHost)
 	case s.Rate < 0:
@@ -77,7 +79,8 @@ func (s Spec) Validate() error {
 		taps := map[string]bool{bridgeName: true, uplinkName: true, "lo": true}
 		for _, t := range h.TAPs {
 			if t.Name == "" || len(t.Name) > 15 || strings.ContainsAny(t.Name, "/%: \t\n") || taps[t.Name] || t.Name[0] == '.' {
-				return fmt.Errorf("TAP name %q of host %s: use up to 15 bytes without / %% : and blanks, each name once", t.Name, h.Name)
+				return fmt.Errorf("TAP name %q of host %s: use up to 15 bytes without / %% : and blanks, each name once", t.Name,
+					h.Name)
 			}
 			if t.Queues < 0 || t.Queues > 256 {
 				return fmt.Errorf("TAP %s of host %s: %d queues: use 1 to 256", t.Name, h.Name, t.Queues)

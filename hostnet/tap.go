@@ -62,13 +62,15 @@ func noTUN(err error) error {
 	switch {
 	case errors.Is(err, unix.ENOENT):
 		e.Reason = tunDevice + " is missing"
-		e.Mend = "as root run `modprobe tun`; in a container give it the device (docker run --device " + tunDevice + "; lxc.mount.entry = " + tunDevice + " dev/net/tun none bind,create=file)"
+		e.Mend = "as root run `modprobe tun`; in a container give it the device (docker run --device " + tunDevice +
+			"; lxc.mount.entry = " + tunDevice + " dev/net/tun none bind,create=file)"
 	case errors.Is(err, unix.EACCES):
 		e.Reason = "this user may not open " + tunDevice
 		e.Mend = "run as root, or as root run `chmod 0666 " + tunDevice + "` (the mode that udev gives it)"
 	case errors.Is(err, unix.EPERM):
 		e.Reason = tunDevice + " is forbidden here"
-		e.Mend = "allow the device in the container's device cgroup (docker run --device " + tunDevice + "; lxc.cgroup2.devices.allow = c 10:200 rwm), and give it CAP_NET_ADMIN"
+		e.Mend = "allow the device in the container's device cgroup (docker run --device " + tunDevice +
+			"; lxc.cgroup2.devices.allow = c 10:200 rwm), and give it CAP_NET_ADMIN"
 	default:
 		e.Reason = tunDevice + " does not work"
 		e.Mend = "as root run `modprobe tun`"

@@ -8,7 +8,8 @@ import (
 	"strings"
 )
 
-// Address is where a migration goes to or comes from. Source: qapi/migration.json, MigrationAddress; migration/migration.c, migrate_uri_parse.
+// Address is where a migration goes to or comes from. Source: qapi/migration.json, MigrationAddress;
+// migration/migration.c, migrate_uri_parse.
 type Address struct {
 	Kind       string // tcp, unix, vsock, fd, exec, file
 	Host, Port string // tcp; vsock: CID and port
@@ -17,8 +18,9 @@ type Address struct {
 	Command    string // exec: for /bin/sh
 }
 
-// ParseAddress reads an address as QEMU's commands take it: tcp:HOST:PORT, unix:PATH, vsock:CID:PORT, fd:NAME, exec:COMMAND, file:PATH. Options
-// that may follow after a comma (tcp, file) stay where they are: only the form as one text has them.
+// ParseAddress reads an address as QEMU's commands take it: tcp:HOST:PORT, unix:PATH, vsock:CID:PORT, fd:NAME,
+// exec:COMMAND, file:PATH. Options that may follow after a comma (tcp, file) stay where they are: only the form as one
+// text has them.
 func ParseAddress(uri string) (Address, error) {
 	kind, rest, ok := strings.Cut(uri, ":")
 	a := Address{Kind: kind}

@@ -52,7 +52,8 @@ func (c *Conn) QueryMigrateCapabilities(ctx context.Context) (map[string]bool, e
 	return m, nil
 }
 
-// SetMigrateCapabilities sets the capabilities given, in one command and the order of their names, and leaves the others.
+// SetMigrateCapabilities sets the capabilities given, in one command and the order of their names, and leaves the
+// others.
 func (c *Conn) SetMigrateCapabilities(ctx context.Context, set map[string]bool) error {
 	list := make([]capability, 0, len(set))
 	for _, name := range slices.Sorted(maps.Keys(set)) {

@@ -29,8 +29,9 @@ const busyHint = "another client may hold this monitor, for QEMU serves one at a
 
 // Options of a connection. The zero value is useful.
 type Options struct {
-	Logger *slog.Logger                 // wire lines at debug level, as attribute "line"; nil is silent
-	Trace  func(sent bool, line []byte) // every message but the greeting's failure, without its line end; must not keep line nor call the Conn; nil is none
+	Logger *slog.Logger // wire lines at debug level, as attribute "line"; nil is silent
+	// every message but the greeting's failure, without its line end; must not keep line nor call the Conn; nil is none
+	Trace func(sent bool, line []byte)
 }
 
 // trace reports one wire line.
@@ -129,8 +130,8 @@ func greetingContext(ctx context.Context) (context.Context, context.CancelFunc) 
 	return context.WithTimeout(ctx, greetingLimit)
 }
 
-// readGreeting waits for the greeting; on an error nc is closed. What a former client asked last may be answered to us, even before
-// the greeting (seen on 7.2.22, once in some 3,000 connections that followed at once): that is left out.
+// readGreeting waits for the greeting; on an error nc is closed. What a former client asked last may be answered to us,
+// even before the greeting (seen on 7.2.22, once in some 3,000 connections that followed at once): that is left out.
 func readGreeting(ctx context.Context, nc net.Conn, f *framer, o *Options) (g Greeting, err error) {
 	begun := time.Now()
 	stop := context.AfterFunc(ctx, func() { nc.Close() })
@@ -141,7 +142,8 @@ func readGreeting(ctx context.Context, nc net.Conn, f *framer, o *Options) (g Gr
 	}
 	heard()
 	if !stop() { // ctx has ended, and nc with it
-		return g, &OpError{"greeting", fmt.Errorf("none came within %v: %s: %w", time.Since(begun).Round(time.Millisecond), busyHint, ctx.Err())}
+		return g, &OpError{"greeting", fmt.Errorf("none came within %v: %s: %w", time.Since(begun).Round(time.Millisecond),
+			busyHint, ctx.Err())}
 	}
 	var bad *notMessage
 	switch {
@@ -157,7 +159,8 @@ func readGreeting(ctx context.Context, nc net.Conn, f *framer, o *Options) (g Gr
 	case errors.Is(err, errLong), errors.Is(err, io.ErrUnexpectedEOF):
 		err = disconnected(fmt.Errorf("%w: %w", notQMP(f.buf[f.start:f.end]), err))
 	case errors.Is(err, io.EOF):
-		err = disconnected(errors.New("not a QMP monitor: greeting was \"\": it closed at once, as a forwarder (ssh -L, socat) does whose far end is gone"))
+		err = disconnected(errors.New("not a QMP monitor: greeting was \"\": it closed at once, as a forwarder (ssh -L, " +
+			"socat) does whose far end is gone"))
 	default:
 		err = disconnected(err)
 	}
@@ -355,7 +358,8 @@ func (c *Conn) forget(id int64) {
 	c.mu.Unlock()
 }
 
-// write sends one line. A context that ends while nothing has left yet costs this call only; half a line ends the connection.
+// write sends one line. A context that ends while nothing has left yet costs this call only; half a line ends the
+// connection.
 func (c *Conn) write(ctx context.Context, command string, line []byte, files []*os.File) error {
 	select {
 	case c.writing <- struct{}{}:

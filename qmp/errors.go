@@ -2,9 +2,10 @@ package qmp
 
 import (
 	"errors"
-	"fmt" // ErrDisconnected is wrapped by every error that comes from a monitor which has gone away, whether QEMU closed the
-	// socket, died, or sent something that is not QMP. A connection that was ended by our own Close wraps net.ErrClosed instead.
-	// CommandError is QEMU's refusal of a command, in its own words. The connection is as good as before.
+	// ErrDisconnected is wrapped by every error that comes from a monitor which has gone away, whether QEMU closed the
+	"fmt"
+	// socket, died, or sent something that is not QMP. A connection that was ended by our own Close wraps net.ErrClosed
+	// instead. CommandError is QEMU's refusal of a command, in its own words. The connection is as good as before.
 )
 
 var ErrDisconnected = errors.New("monitor disconnected")

@@ -2,14 +2,16 @@ package qmp
 
 import "context"
 
-// HumanMonitor runs a command of the human monitor. Its answer is text for people, which QEMU may change with any version.
+// HumanMonitor runs a command of the human monitor. Its answer is text for people, which QEMU may change with any
+// version.
 func (c *Conn) HumanMonitor(ctx context.Context, line string) (string, error) {
 	var text string
 	err := c.Execute(ctx, "human-monitor-command", map[string]string{"command-line": line}, &text)
 	return text, err
 }
 
-// RAMBlocks is the table of the guest's memory blocks, as text for people. The command is marked as unstable; 6.2 and later have it.
+// RAMBlocks is the table of the guest's memory blocks, as text for people. The command is marked as unstable; 6.2 and
+// later have it.
 func (c *Conn) RAMBlocks(ctx context.Context) (string, error) {
 	var r struct {
 		Text string `json:"human-readable-text"`
@@ -103,7 +105,8 @@ func (c *Conn) CPUSlots(ctx context.Context) ([]CPUSlot, error) {
 	return list, err
 }
 
-// FeatureWord is one register of CPUID as a CPU of the guest shows it. Source: qapi/machine-target.json, X86CPUFeatureWordInfo.
+// FeatureWord is one register of CPUID as a CPU of the guest shows it. Source: qapi/machine-target.json,
+// X86CPUFeatureWordInfo.
 type FeatureWord struct {
 	EAX      int64  `json:"cpuid-input-eax"`
 	ECX      int64  `json:"cpuid-input-ecx"`

@@ -43,7 +43,8 @@ const (
 )
 
 // fieldsRAM are those that QEMU has in the section "ram".
-const fieldsRAM = FieldTransferred | FieldRemaining | FieldTotal | FieldNormalBytes | FieldPostcopyBytes | FieldMultifdBytes |
+const fieldsRAM = FieldTransferred | FieldRemaining | FieldTotal | FieldNormalBytes | FieldPostcopyBytes |
+	FieldMultifdBytes |
 	FieldPrecopyBytes | FieldDowntimeBytes | FieldNormal | FieldDuplicate | FieldDirtyPagesRate | FieldPagesPerSecond |
 	FieldDirtySyncCount | FieldPageSize | FieldPostcopyRequests | FieldThroughput
 
@@ -54,8 +55,9 @@ func (f Fields) Contains(g Fields) bool { return f&g == g }
 // unexpected type counts as absent, so that no newer QEMU is fatal.
 // Source: qapi/migration.json, MigrationInfo and MigrationStats; seen on 7.2.22, 10.0.2.
 type MigrationInfo struct {
-	Has    Fields
-	Status string // none, setup, active, device, completed, failed, ...; an unknown one is kept; absent before the first migration
+	Has Fields
+	// none, setup, active, device, completed, failed, ...; an unknown one is kept; absent before the first migration
+	Status string
 
 	TotalTime         time.Duration // QEMU: ms. So far, or of the whole when completed
 	SetupTime         time.Duration // QEMU: ms, by the wall clock
@@ -107,7 +109,8 @@ func (r *migrationReply) UnmarshalJSON(b []byte) error {
 
 var errNotMigrationInfo = errors.New("not an answer to query-migrate")
 
-// migrationDecoder remembers what it has already made of strings and lists, so that the same answer costs nothing twice.
+// migrationDecoder remembers what it has already made of strings and lists, so that the same answer costs nothing
+// twice.
 type migrationDecoder struct {
 	unknown   map[string]string // statuses that are not in statusName
 	desc      string

@@ -13,9 +13,9 @@ import (
 	goqemu "github.com/digitalocean/go-qemu/qmp"
 )
 
-// Monitor is a Conn behind go-qemu's Monitor interface, for programs that use go-qemu's qemu.Domain and the like. It has
-// none of the limits of go-qemu's SocketMonitor: events that nobody reads block nothing, a reply may have any length,
-// bytes that it returns are the caller's own, and a refusal is a *CommandError with its class.
+// Monitor is a Conn behind go-qemu's Monitor interface, for programs that use go-qemu's qemu.Domain and the like. It
+// has none of the limits of go-qemu's SocketMonitor: events that nobody reads block nothing, a reply may have any
+// length, bytes that it returns are the caller's own, and a refusal is a *CommandError with its class.
 type Monitor struct {
 	dial func(context.Context) (net.Conn, error)
 
@@ -53,7 +53,8 @@ func (m *Monitor) Connect() error {
 	return nil
 }
 
-// Disconnect ends the connection, the streams of Events and the calls under way; after it the Monitor may Connect again.
+// Disconnect ends the connection, the streams of Events and the calls under way; after it the Monitor may Connect
+// again.
 func (m *Monitor) Disconnect() error {
 	m.mu.Lock()
 	defer m.mu.Unlock()

@@ -14,9 +14,9 @@ import (
 // sampleCommand is the whole command: QEMU 7.2 reads its monitor a byte at a time, so an id would cost 35 us a call.
 const sampleCommand = `{"execute":"query-migrate"}` + "\n"
 
-// Sampler asks one monitor for query-migrate again and again, in lock step: no id, no goroutine, and no allocation while
-// the answers hold nothing new. It owns its connection. Close and SetDeadline may be called at any time, QueryMigrate
-// by one goroutine at a time.
+// Sampler asks one monitor for query-migrate again and again, in lock step: no id, no goroutine, and no allocation
+// while the answers hold nothing new. It owns its connection. Close and SetDeadline may be called at any time,
+// QueryMigrate by one goroutine at a time.
 type Sampler struct {
 	nc      net.Conn
 	frames  framer
@@ -47,8 +47,8 @@ func NewSampler(ctx context.Context, nc net.Conn) (*Sampler, error) {
 	return s, nil
 }
 
-// negotiate ends with the answer to this very question: a former client's last one may be answered first, and in lock step every answer
-// after it would be taken for the next one's.
+// negotiate ends with the answer to this very question: a former client's last one may be answered first, and in lock
+// step every answer after it would be taken for the next one's.
 func (s *Sampler) negotiate() error {
 	const name, id = "qmp_capabilities", "sampler"
 	if _, err := s.nc.Write([]byte(`{"execute":"` + name + `","id":"` + id + `"}` + "\n")); err != nil {
@@ -78,7 +78,8 @@ func (s *Sampler) negotiate() error {
 
 // QueryMigrate asks once and overwrites m with the answer. Events in between are skipped. After an error m is zero:
 // *CommandError (QEMU refused; go on), an *OpError of os.ErrDeadlineExceeded (go on: the answer that is still to come
-// is left out by the next call), or an *OpError that is final. Lists in m are shared with later answers: do not change them.
+// is left out by the next call), or an *OpError that is final. Lists in m are shared with later answers: do not change
+// them.
 func (s *Sampler) QueryMigrate(m *MigrationInfo) error {
 	*m = MigrationInfo{}
 	if s.err != nil {

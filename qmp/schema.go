@@ -28,8 +28,9 @@ type Schema struct {
 
 // Member is one argument of a command.
 type Member struct {
-	Name     string
-	Type     string   // boolean, int, number, string, enum, object, array, value (any); several joined by "|" where QEMU takes one of them
+	Name string
+	// boolean, int, number, string, enum, object, array, value (any); several joined by "|" where QEMU takes one of them
+	Type     string
 	Enum     []string // the members of an enum, or of an array of one
 	Optional bool     // also when it belongs to one kind of a union only
 }
@@ -66,7 +67,8 @@ func (c *Conn) Schema(ctx context.Context) (*Schema, error) {
 // ParseSchema reads the return value of query-qmp-schema. It keeps b.
 func ParseSchema(b []byte) (*Schema, error) {
 	s := &Schema{
-		raw: b, commands: make(map[string]json.RawMessage), events: make(map[string]json.RawMessage), types: make(map[string]json.RawMessage),
+		raw: b, commands: make(map[string]json.RawMessage), events: make(map[string]json.RawMessage),
+		types: make(map[string]json.RawMessage),
 	}
 	bad := errors.New("parse schema: not the answer to query-qmp-schema")
 	p := scanner{b: b}
@@ -274,8 +276,8 @@ type SchemaCache struct {
 
 const schemaHeader = "qmigrate schema 1 "
 
-// Schema is the schema of the QEMU behind c. Known says that it came from the cache: from a QEMU of the same version and
-// package with the same commands and migration capabilities. A file that is damaged is written anew.
+// Schema is the schema of the QEMU behind c. Known says that it came from the cache: from a QEMU of the same version
+// and package with the same commands and migration capabilities. A file that is damaged is written anew.
 func (k SchemaCache) Schema(ctx context.Context, c *Conn) (s *Schema, known bool, err error) {
 	if k.Dir == "" {
 		s, err = c.Schema(ctx)

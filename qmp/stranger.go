@@ -76,4 +76,5 @@ var errGuestAgent = errors.New("not a QMP monitor: it is a guest agent (QGA): " 
 
 // muteHint is what may be wrong with a QEMU that has greeted and does not answer: the thread that greets is not the one
 // that answers.
-const muteHint = "it has greeted and does not answer: QEMU may wait for a client of another character device (server=on without wait=off), or be stopped, or stuck"
+const muteHint = "it has greeted and does not answer: QEMU may wait for a client of another character device " +
+	"(server=on without wait=off), or be stopped, or stuck"

@@ -13,7 +13,8 @@ import (
 const completionFlag = "--generate-bash-completion"
 
 // arrange puts a command's flags before its arguments, where the flag package looks for them, so that people may write
-// them anywhere; turns `help COMMAND` into `COMMAND --help` and --version into a command; and refuses unknown commands and flags, with the names near them.
+// them anywhere; turns `help COMMAND` into `COMMAND --help` and --version into a command; and refuses unknown commands
+// and flags, with the names near them.
 func arrange(app *cli.App, args []string) ([]string, error) {
 	if len(args) < 2 || args[len(args)-1] == completionFlag {
 		return args, nil

@@ -31,15 +31,18 @@ func (c *commands) caps() *cli.Command {
 		Name:      "caps",
 		Usage:     "what one QEMU, or a pair, can do, and why not",
 		ArgsUsage: "E [E]",
-		Description: "E is an endpoint, as `qmigrate migrate` takes it, or qemu:VERSION or qemu:PATH: that binary is started without a guest and asked.\n" +
+		Description: "E is an endpoint, as `qmigrate migrate` takes it, or qemu:VERSION or qemu:PATH: that binary is " +
+			"started without a guest and asked.\n" +
 			"With two, only what differs is listed, and whether a guest could move from the first to the second.\n\n" +
-			"What introspection cannot tell (userfaultfd, KVM's dirty ring, TLS, RDMA) is tried on throw-away QEMUs of the same binaries, which are started without a guest and ended; " +
+			"What introspection cannot tell (userfaultfd, KVM's dirty ring, TLS, RDMA) is tried on throw-away QEMUs of the " +
+			"same binaries, which are started without a guest and ended; " +
 			"a QEMU elsewhere, or one whose binary may not be started here, is not tried.",
 		Flags: []cli.Flag{
 			&cli.BoolFlag{Name: "all", Usage: "with two: list also what is the same"},
 			&cli.BoolFlag{Name: "json", Category: aboutOutput, Usage: "print JSON"},
 			&cli.BoolFlag{Name: "no-trial", Usage: "start no throw-away QEMUs"},
-			&cli.StringFlag{Name: "machine", Value: "pc-q35-7.2", Usage: "`TYPE` machine type of the QEMUs that are started for qemu:"},
+			&cli.StringFlag{Name: "machine", Value: "pc-q35-7.2",
+				Usage: "`TYPE` machine type of the QEMUs that are started for qemu:"},
 			logLevelFlag(),
 		},
 		Action: c.runCaps,
@@ -133,7 +136,8 @@ func programOf(e *endpoint.Endpoint, f *facts.Facts) binary {
 }
 
 // factsOf asks an endpoint, or a QEMU that is started for it; own tells which.
-func factsOf(ctx context.Context, text, machine string, o plan.Options) (f *facts.Facts, bin binary, own bool, err error) {
+func factsOf(ctx context.Context, text, machine string, o plan.Options) (f *facts.Facts, bin binary, own bool,
+	err error) {
 	want, own := strings.CutPrefix(text, "qemu:")
 	if !own {
 		e, err := connect.Parse(text)
@@ -154,7 +158,8 @@ func factsOf(ctx context.Context, text, machine string, o plan.Options) (f *fact
 		return nil, binary{}, true, err
 	}
 	defer os.RemoveAll(dir)
-	vm, err := guest.Start(ctx, host.Local(), guest.Spec{Name: "caps", QEMU: b.Path, Machine: machine, Memory: 16 << 20, Dir: dir + "/vm", Paused: true})
+	vm, err := guest.Start(ctx, host.Local(),
+		guest.Spec{Name: "caps", QEMU: b.Path, Machine: machine, Memory: 16 << 20, Dir: dir + "/vm", Paused: true})
 	if err != nil {
 		return nil, binary{}, true, err
 	}
@@ -219,7 +224,8 @@ func capRows(all []*facts.Facts, trials []*fit.Trial) (capabilities, parameters 
 // longRange is what a column has no room for beside another one: "a power of two no less than the target page size".
 const longRange = 24
 
-// parameterText is the parameter's value if it is set, and its type, with its range where a trial told, or its enumeration's members.
+// parameterText is the parameter's value if it is set, and its type, with its range where a trial told, or its
+// enumeration's members.
 func parameterText(m qmp.Member, value any, legal string) string {
 	text := m.Type
 	if legal != "" {
@@ -396,7 +402,8 @@ func capsJSON(all []*facts.Facts, trials []*fit.Trial, thrown bool) any {
 	}{}
 	for i, f := range all {
 		t := trials[i]
-		q := qemu{f.Name, f.Version, f.Machine, f.MemoryBytes, f.VCPUs, f.Accelerator, f.RunState, f.Blockers, f.Capabilities, map[string]parameter{}, f.CPU.Type, []device{}, []disk{}, trial{t.Why, t.Refused}}
+		q := qemu{f.Name, f.Version, f.Machine, f.MemoryBytes, f.VCPUs, f.Accelerator, f.RunState, f.Blockers, f.Capabilities,
+			map[string]parameter{}, f.CPU.Type, []device{}, []disk{}, trial{t.Why, t.Refused}}
 		for _, m := range f.Schema.MigrationParameters() {
 			q.Parameters[m.Name] = parameter{m.Type, m.Enum, f.Parameters[m.Name], t.Defaults[m.Name], t.Ranges[m.Name]}
 		}

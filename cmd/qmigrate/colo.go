@@ -14,10 +14,14 @@ import (
 // coloFlags are those of demo's mode colo.
 func coloFlags() []cli.Flag {
 	return []cli.Flag{
-		&cli.StringFlag{Name: "colo-run", Category: aboutMigration, Value: "5s", Usage: "`TIME` colo: how long the two sides run in step before --kill, or before the secondary is let go"},
-		&cli.StringFlag{Name: "checkpoint-delay", Category: aboutMigration, Value: "200ms", Usage: "`TIME` colo: between two checkpoints that no packet asks for"},
-		&cli.StringFlag{Name: "kill", Category: aboutMigration, Usage: "`SIDE` colo: kill -9 the primary or the secondary at the end of --colo-run; the other one goes on"},
-		&cli.BoolFlag{Name: "reprotect", Category: aboutMigration, Usage: "colo: give the guest a new secondary after --kill"},
+		&cli.StringFlag{Name: "colo-run", Category: aboutMigration, Value: "5s",
+			Usage: "`TIME` colo: how long the two sides run in step before --kill, or before the secondary is let go"},
+		&cli.StringFlag{Name: "checkpoint-delay", Category: aboutMigration, Value: "200ms",
+			Usage: "`TIME` colo: between two checkpoints that no packet asks for"},
+		&cli.StringFlag{Name: "kill", Category: aboutMigration,
+			Usage: "`SIDE` colo: kill -9 the primary or the secondary at the end of --colo-run; the other one goes on"},
+		&cli.BoolFlag{Name: "reprotect", Category: aboutMigration,
+			Usage: "colo: give the guest a new secondary after --kill"},
 	}
 }
 
@@ -43,7 +47,8 @@ func (c *commands) coloRun(x *cli.Context, p plan.Plan, s *lab.Spec) (*coloRun, 
 		}
 	}
 	if s.Storage.Disks > 0 {
-		return nil, usagef("--storage %s is not for --mode colo: it keeps memory and network in step, no disks, and both sides would write to them", s.Storage.Kind)
+		return nil, usagef("--storage %s is not for --mode colo: it keeps memory and network in step, no disks, and both "+
+			"sides would write to them", s.Storage.Kind)
 	}
 	r := &coloRun{trial: lab.COLOTrial{Reprotect: x.Bool("reprotect")}}
 	var err error
@@ -57,7 +62,8 @@ func (c *commands) coloRun(x *cli.Context, p plan.Plan, s *lab.Spec) (*coloRun, 
 		return nil, usagef("--checkpoint-delay: %w", err)
 	}
 	if r.delay < time.Millisecond || r.delay%time.Millisecond != 0 || r.delay > time.Hour {
-		return nil, usagef("--checkpoint-delay %s: QEMU takes whole milliseconds, and here up to 1h", x.String("checkpoint-delay"))
+		return nil, usagef("--checkpoint-delay %s: QEMU takes whole milliseconds, and here up to 1h",
+			x.String("checkpoint-delay"))
 	}
 	switch side := x.String("kill"); side {
 	case "":

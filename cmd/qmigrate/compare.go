@@ -24,10 +24,14 @@ func (c *commands) compare() *cli.Command {
 		Name:      "compare",
 		Usage:     "two sets of records side by side, with statistics",
 		ArgsUsage: "A [B...]",
-		Description: "Each folder is a group, and the first is what the others are compared with; or, with --by, each value of a factor, a column or the plan. Migrations are compared with " +
-			"those of the other group that agree in everything that varies within a group. Of one folder without --by the medians are printed.\n\n" +
-			"A median stands with its 95 % interval, the change with that of Hodges and Lehmann's shift; p is of Mann and Whitney's test after Holm's correction over the whole table. No value " +
-			"is dropped, and outliers are named. Only completed migrations are compared; the others are counted. docs/statistics.md has the formulas. The exit status is 0 whether or not there is a difference.\n\n" +
+		Description: "Each folder is a group, and the first is what the others are compared with; or, with --by, each " +
+			"value of a factor, a column or the plan. Migrations are compared with " +
+			"those of the other group that agree in everything that varies within a group. Of one folder without --by the " +
+			"medians are printed.\n\n" +
+			"A median stands with its 95 % interval, the change with that of Hodges and Lehmann's shift; p is of Mann and " +
+			"Whitney's test after Holm's correction over the whole table. No value " +
+			"is dropped, and outliers are named. Only completed migrations are compared; the others are counted. " +
+			"docs/statistics.md has the formulas. The exit status is 0 whether or not there is a difference.\n\n" +
 			"  qmigrate compare before after\n" +
 			"  qmigrate compare out --by max-bandwidth --where mode=pre-copy\n" +
 			"  qmigrate compare out --by mode --measure total_wall_ns --measure downtime_wire_ns",
@@ -35,10 +39,13 @@ func (c *commands) compare() *cli.Command {
 			&cli.StringFlag{Name: "by", Usage: "`NAME` a factor, a column or a value of the plan: each of its values is a group"},
 			&cli.StringFlag{Name: "base", Usage: "`VALUE` the group that the others are compared with; the first if not given"},
 			&cli.StringSliceFlag{Name: "where", Usage: "`NAME=VALUE` only records with that value; may be given again"},
-			&cli.StringSliceFlag{Name: "measure", Usage: "`COLUMN` what to compare, as `qmigrate export --columns` lists it; may be given again; time, downtimes, bytes, passes and what the guest felt if not given"},
+			&cli.StringSliceFlag{Name: "measure", Usage: "`COLUMN` what to compare, as `qmigrate export --columns` lists it; " +
+				"may be given again; time, downtimes, bytes, passes and what the guest felt if not given"},
 			&cli.BoolFlag{Name: "pool", Usage: "mix what else differs within a group"},
-			&cli.BoolFlag{Name: "json", Category: aboutOutput, Usage: "print the comparison, one line of JSON, instead of the table"},
-			&cli.BoolFlag{Name: "csv", Category: aboutOutput, Usage: "print one line a cell, measure and group instead of the table"},
+			&cli.BoolFlag{Name: "json", Category: aboutOutput,
+				Usage: "print the comparison, one line of JSON, instead of the table"},
+			&cli.BoolFlag{Name: "csv", Category: aboutOutput,
+				Usage: "print one line a cell, measure and group instead of the table"},
 		},
 		Action: c.runCompare,
 	}
@@ -49,7 +56,8 @@ func (c *commands) runCompare(x *cli.Context) error {
 	if err != nil {
 		return err
 	}
-	q := compare.Question{Folders: folders, By: x.String("by"), Base: x.String("base"), Measures: x.StringSlice("measure"), Pool: x.Bool("pool")}
+	q := compare.Question{Folders: folders, By: x.String("by"), Base: x.String("base"), Measures: x.StringSlice("measure"),
+		Pool: x.Bool("pool")}
 	for _, text := range x.StringSlice("where") {
 		name, value, ok := strings.Cut(text, "=")
 		if !ok || name == "" {
@@ -79,10 +87,12 @@ func (c *commands) runCompare(x *cli.Context) error {
 	return nil
 }
 
-// writeComparison is one line a cell, measure and group. Values are in the measure's unit; an empty cell does not apply or cannot be had.
+// writeComparison is one line a cell, measure and group. Values are in the measure's unit; an empty cell does not apply
+// or cannot be had.
 func writeComparison(to io.Writer, a *compare.Answer) error {
 	w := csv.NewWriter(to)
-	_ = w.Write([]string{"cell", "measure", "unit", "group", "n", "median", "median_low", "median_high", "interval_level", "outliers", "against", "shift", "shift_low", "shift_high",
+	_ = w.Write([]string{"cell", "measure", "unit", "group", "n", "median", "median_low", "median_high", "interval_level",
+		"outliers", "against", "shift", "shift_low", "shift_high",
 		"shift_level", "change_percent", "cliff_delta", "u", "p", "p_method", "p_holm"})
 	number := func(v float64) string { return strconv.FormatFloat(v, 'g', -1, 64) }
 	interval := func(e stats.Estimate) []string {
@@ -101,7 +111,8 @@ func writeComparison(to io.Writer, a *compare.Answer) error {
 					change = number(*x.Relative)
 				}
 				line = append(append(line, a.Groups[0].Name, number(x.Shift.Value)), interval(x.Shift)...)
-				line = append(line, change, number(x.Cliff), number(x.Test.Statistic), number(x.Test.P), x.Test.Method, number(x.Holm))
+				line = append(line, change, number(x.Cliff), number(x.Test.Statistic), number(x.Test.P), x.Test.Method,
+					number(x.Holm))
 			} else {
 				line = append(line, make([]string, 11)...)
 			}
@@ -131,7 +142,8 @@ func printComparison(w io.Writer, a *compare.Answer) {
 		fmt.Fprintln(w, fold(name+": "+text, 2, page(w)))
 	}
 	if len(differs) > 1 && len(a.Groups) > 1 {
-		fmt.Fprintln(w, fold(fmt.Sprintf("the groups differ in %s at once: what of it makes a difference cannot be told", strings.Join(slices.Sorted(maps.Keys(differs)), ", ")), 2, page(w)))
+		fmt.Fprintln(w, fold(fmt.Sprintf("the groups differ in %s at once: what of it makes a difference cannot be told",
+			strings.Join(slices.Sorted(maps.Keys(differs)), ", ")), 2, page(w)))
 	}
 	var notes []string
 	for _, cell := range a.Cells {
@@ -153,7 +165,8 @@ func printComparison(w io.Writer, a *compare.Answer) {
 				title = ""
 			}
 			last = r.Title
-			row := []string{title, r.Group, count(int64(r.Median.N)), valueText(r.Unit, r.Median.Value), intervalText(r.Unit, r.Median)}
+			row := []string{title, r.Group, count(int64(r.Median.N)), valueText(r.Unit, r.Median.Value),
+				intervalText(r.Unit, r.Median)}
 			if len(a.Groups) == 1 {
 				t.Row(slices.Delete(row, 1, 2)...)
 			} else {
@@ -166,15 +179,18 @@ func printComparison(w io.Writer, a *compare.Answer) {
 		t.Print(w, page(w))
 	}
 	if len(a.Groups) > 1 {
-		fmt.Fprintln(w, "\n"+fold(fmt.Sprintf("p: Mann-Whitney, after Holm over %s, of which %d differ (*: p below %s). Change: Hodges-Lehmann shift, in percent of %s's median.",
-			plural(int64(a.Family), "comparison", "comparisons"), called(a), strconv.FormatFloat(math.Round((1-a.Level)*1e6)/1e6, 'g', -1, 64), a.Groups[0].Name), 2, page(w)))
+		fmt.Fprintln(w, "\n"+fold(fmt.Sprintf("p: Mann-Whitney, after Holm over %s, of which %d differ (*: p below %s). "+
+			"Change: Hodges-Lehmann shift, in percent of %s's median.",
+			plural(int64(a.Family), "comparison", "comparisons"), called(a), strconv.FormatFloat(math.Round((1-a.Level)*1e6)/1e6,
+				'g', -1, 64), a.Groups[0].Name), 2, page(w)))
 	}
 	for _, d := range a.Drifts {
 		way := "rises"
 		if d.Test.Statistic < 0 {
 			way = "falls"
 		}
-		fmt.Fprintln(w, fold(fmt.Sprintf("drift: %s of %s %s over the order of the trials (Kendall's tau %.2f, p %s after Holm, n %d): the trials are no independent readings of one thing",
+		fmt.Fprintln(w, fold(fmt.Sprintf("drift: %s of %s %s over the order of the trials (Kendall's tau %.2f, p %s after "+
+			"Holm, n %d): the trials are no independent readings of one thing",
 			d.Title, d.Group, way, d.Test.Statistic, pText(d.Holm), d.N), 2, page(w)))
 	}
 	const most = 12

@@ -25,9 +25,11 @@ func (c *commands) demo() *cli.Command {
 	return &cli.Command{
 		Name:  "demo",
 		Usage: "two hosts, a guest with a workload, one live migration, and what happened",
-		Flags: slices.Concat(flags(setting.Demo, aboutMigration, demoSettings()), coloFlags(), flags(setting.Demo, aboutGuest, lab.Settings()),
+		Flags: slices.Concat(flags(setting.Demo, aboutMigration, demoSettings()), coloFlags(),
+			flags(setting.Demo, aboutGuest, lab.Settings()),
 			outputFlags(), []cli.Flag{
-				&cli.BoolFlag{Name: "keep", Category: aboutOutput, Usage: "leave the hosts and both QEMUs standing, for `qmigrate lab status|exec|down`"},
+				&cli.BoolFlag{Name: "keep", Category: aboutOutput,
+					Usage: "leave the hosts and both QEMUs standing, for `qmigrate lab status|exec|down`"},
 			}),
 		Action: c.runDemo,
 	}
@@ -108,7 +110,8 @@ func (c *commands) runDemo(x *cli.Context) error {
 		err = errors.Join(err, fmt.Errorf("remove the lab: %w", down))
 	}
 	if err == nil && rec != nil && rec.MemoryCheck != nil && rec.MemoryCheck.PagesWrong > 0 {
-		err = fmt.Errorf("the guest's memory is wrong on the destination: %d of %d pages", rec.MemoryCheck.PagesWrong, rec.MemoryCheck.PagesChecked)
+		err = fmt.Errorf("the guest's memory is wrong on the destination: %d of %d pages", rec.MemoryCheck.PagesWrong,
+			rec.MemoryCheck.PagesChecked)
 	}
 	if err == nil {
 		err = wrongDisks(rec)
@@ -145,7 +148,8 @@ func passOn(status int) error {
 }
 
 // observe runs one migration with the live line on a terminal.
-func (c *commands) observe(x *cli.Context, log *slog.Logger, p plan.Plan, migrate func(plan.Plan, plan.Options) (*record.Migration, error)) (*record.Migration, error) {
+func (c *commands) observe(x *cli.Context, log *slog.Logger, p plan.Plan,
+	migrate func(plan.Plan, plan.Options) (*record.Migration, error)) (*record.Migration, error) {
 	o := plan.Options{Logger: log, Schemas: schemas()}
 	if !x.Bool("quiet") {
 		if line := newLiveLine(c.stderr); line != nil {

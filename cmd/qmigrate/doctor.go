@@ -20,7 +20,8 @@ func (c *commands) doctor() *cli.Command {
 		Name:  "doctor",
 		Usage: "what this machine lacks, with the command that would mend it",
 		Flags: []cli.Flag{
-			&cli.BoolFlag{Name: "mend", Usage: "get what is missing: QEMU 7.2, 10.0 and 11.1, the guest's kernel, what storage on a network needs, and the Debian guest, into the cache folder; nothing else changes"},
+			&cli.BoolFlag{Name: "mend", Usage: "get what is missing: QEMU 7.2, 10.0 and 11.1, the guest's kernel, what " +
+				"storage on a network needs, and the Debian guest, into the cache folder; nothing else changes"},
 		},
 		Action: c.runDoctor,
 	}
@@ -64,7 +65,8 @@ func (c *commands) runDoctor(x *cli.Context) error {
 		if x.Bool("mend") && mark != "MISSING" { // what was asked for is there: the whole list is `doctor`'s
 			continue
 		}
-		fmt.Fprintln(c.stdout, strings.TrimRight(fmt.Sprintf("%s  %-20s%s", mark, f.name, fold(f.text, 29, page(c.stdout))), " "))
+		fmt.Fprintln(c.stdout, strings.TrimRight(fmt.Sprintf("%s  %-20s%s", mark, f.name, fold(f.text, 29, page(c.stdout))),
+			" "))
 		if !f.ok && f.mend != "" {
 			fmt.Fprintf(c.stdout, "%29s%s\n", "", fold("try: "+f.mend, 29, page(c.stdout)))
 		}
@@ -126,7 +128,8 @@ func agentFinding() finding {
 func kvmFinding() finding {
 	f := finding{name: "KVM", optional: true, text: "no /dev/kvm: guests run under TCG"}
 	if _, err := host.Local().Stat("/dev/kvm"); err == nil {
-		f.ok, f.text = true, "/dev/kvm is there; whether a guest really boots under it is tried once, at the first demo, and remembered"
+		f.ok, f.text = true, "/dev/kvm is there; whether a guest really boots under it is tried once, at the first demo, "+
+			"and remembered"
 	}
 	return f
 }

@@ -25,8 +25,10 @@ func (c *commands) export() *cli.Command {
 		Name:      "export",
 		Usage:     "records as a flat table, for pandas, R, DuckDB or a spreadsheet",
 		ArgsUsage: "DIR...",
-		Description: "One row a migration, or one a pass, a stage, a sample; of several folders one table, with a column that names the folder. A column's name is the record's keys " +
-			"joined by _ and ends in its unit, as in downtime_wire_ns; an empty cell was not measured. docs/schema.md tells what each is and who measured it. Failed migrations are rows too: " +
+		Description: "One row a migration, or one a pass, a stage, a sample; of several folders one table, with a column " +
+			"that names the folder. A column's name is the record's keys " +
+			"joined by _ and ends in its unit, as in downtime_wire_ns; an empty cell was not measured. docs/schema.md tells " +
+			"what each is and who measured it. Failed migrations are rows too: " +
 			"the column outcome says so.\n\n" +
 			strings.Join(list, "\n") + "\n\n" +
 			"  qmigrate export out > migrations.csv\n" +
@@ -34,7 +36,8 @@ func (c *commands) export() *cli.Command {
 		Flags: []cli.Flag{
 			&cli.StringFlag{Name: "table", Value: names[0], Usage: "`NAME` " + strings.Join(names, ", ")},
 			&cli.StringFlag{Name: "format", Usage: "`NAME` csv or parquet; by the output's ending if not given, else csv"},
-			&cli.StringFlag{Name: "output", Aliases: []string{"o"}, Usage: "`FILE` appears when all of it is written; standard output if not given"},
+			&cli.StringFlag{Name: "output", Aliases: []string{"o"},
+				Usage: "`FILE` appears when all of it is written; standard output if not given"},
 			&cli.BoolFlag{Name: "columns", Usage: "list the table's columns with type and unit, and read nothing"},
 		},
 		Action: c.runExport,
@@ -70,7 +73,8 @@ func (c *commands) runExport(x *cli.Context) error {
 			format = ext[1:]
 		}
 	}
-	open, ok := map[string]func(io.Writer, []flat.Column) (flat.Writer, error){"csv": flat.NewCSV, "parquet": flat.NewParquet}[format]
+	open, ok := map[string]func(io.Writer, []flat.Column) (flat.Writer, error){"csv": flat.NewCSV,
+		"parquet": flat.NewParquet}[format]
 	switch {
 	case !ok:
 		return usagef("format %s: have csv, parquet; --format NAME gives it, whatever the output is called", format)
@@ -80,7 +84,8 @@ func (c *commands) runExport(x *cli.Context) error {
 	var warned []string
 	write := func(w io.Writer) (int, error) {
 		b := bufio.NewWriterSize(w, 1<<20)
-		n, err := flat.Export(folders, t, func(text string) { warned = append(warned, text) }, func(cols []flat.Column) (flat.Writer, error) { return open(b, cols) })
+		n, err := flat.Export(folders, t, func(text string) { warned = append(warned, text) },
+			func(cols []flat.Column) (flat.Writer, error) { return open(b, cols) })
 		return n, errors.Join(err, b.Flush())
 	}
 	rows := 0

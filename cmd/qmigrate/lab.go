@@ -32,7 +32,8 @@ func (c *commands) lab() *cli.Command {
 				Flags: []cli.Flag{name}, Action: c.labExec,
 			},
 			{
-				Name: "rate", Usage: "change the rate of the workload in a lab's guest, dirty, while it runs: 5000/s; 0/s is as fast as it can", ArgsUsage: "RATE",
+				Name: "rate", Usage: "change the rate of the workload in a lab's guest, dirty, while it runs: 5000/s; 0/s is as " +
+					"fast as it can", ArgsUsage: "RATE",
 				Flags: []cli.Flag{name}, Action: c.labRate,
 			},
 			{Name: "down", Usage: "remove a lab: its QEMUs, its network, its folder", ArgsUsage: "[NAME]", Action: c.labDown},
@@ -71,7 +72,8 @@ func (c *commands) labUp(x *cli.Context) error {
 		return usagef("--workload %s: a part of it would end with this command: it is for `qmigrate demo`", s.Workload.Name)
 	}
 	if os.Geteuid() != 0 {
-		return errors.New("lab up needs root, for its network is to outlive this command: run it with sudo; `qmigrate demo` needs none")
+		return errors.New("lab up needs root, for its network is to outlive this command: run it with sudo; `qmigrate " +
+			"demo` needs none")
 	}
 	said, err := lab.Sweep(x.Context)
 	for _, line := range said {
@@ -92,7 +94,8 @@ func (c *commands) labUp(x *cli.Context) error {
 	st := lab.Inspect(x.Context, name)
 	fmt.Fprintf(c.stdout, "lab %s is up: %s\n", name, st.Guest())
 	if len(st.Sides) == 2 {
-		fmt.Fprintf(c.stdout, "qmigrate migrate --source %s --destination %s --listen %s\n", st.Sides[0].Endpoint, st.Sides[1].Endpoint, listen)
+		fmt.Fprintf(c.stdout, "qmigrate migrate --source %s --destination %s --listen %s\n", st.Sides[0].Endpoint,
+			st.Sides[1].Endpoint, listen)
 	}
 	return nil
 }
@@ -123,7 +126,8 @@ func (c *commands) labStatus(x *cli.Context) error {
 			if s.Err != nil {
 				state = s.Err.Error()
 			}
-			fmt.Fprintf(c.stdout, "  %s\n", fold(fmt.Sprintf("%s on %s, %s (pid %d): %s", s.Name, s.Host, s.Endpoint, s.PID, state), 4, page(c.stdout)))
+			fmt.Fprintf(c.stdout, "  %s\n", fold(fmt.Sprintf("%s on %s, %s (pid %d): %s", s.Name, s.Host, s.Endpoint, s.PID,
+				state), 4, page(c.stdout)))
 		}
 		if mend := l.Mend(); mend != "" {
 			fmt.Fprintf(c.stdout, "  %s\n", fold(mend, 2, page(c.stdout)))
@@ -134,7 +138,8 @@ func (c *commands) labStatus(x *cli.Context) error {
 
 func (c *commands) labExec(x *cli.Context) error {
 	if x.Args().Len() < 2 {
-		return usagef("lab exec takes a host (a, b or link) and a command: as in `qmigrate lab exec link ping -c3 10.77.0.101`")
+		return usagef("lab exec takes a host (a, b or link) and a command: as in `qmigrate lab exec link ping -c3 " +
+			"10.77.0.101`")
 	}
 	if err := lab.CheckName(x.String("lab")); err != nil {
 		return usageError{err}

@@ -62,7 +62,8 @@ func run(ctx context.Context, args []string, stdin io.Reader, stdout, stderr io.
 	defer func() {
 		if p := recover(); p != nil { // the last line of defence: a person gets a sentence, and the stack goes into a file
 			name := crashFile(p)
-			fmt.Fprintf(stderr, "qmigrate: internal error: %v (details in %s); `qmigrate lab status` and query-status tell where a guest is\n", p, name)
+			fmt.Fprintf(stderr, "qmigrate: internal error: %v (details in %s); `qmigrate lab status` and query-status tell "+
+				"where a guest is\n", p, name)
 			status = statusFailed
 		}
 	}()
@@ -103,8 +104,9 @@ func statusOf(ctx context.Context, err error) int {
 	return statusFailed
 }
 
-// signalContext ends with an errSignal at the first SIGINT, SIGTERM or SIGHUP. Later ones change nothing: what runs then is the undo.
-// A reader of our output that goes away is only an error of that write: a SIGPIPE would leave a lab standing.
+// signalContext ends with an errSignal at the first SIGINT, SIGTERM or SIGHUP. Later ones change nothing: what runs
+// then is the undo. A reader of our output that goes away is only an error of that write: a SIGPIPE would leave a lab
+// standing.
 func signalContext(ctx context.Context) (context.Context, func()) {
 	ctx, cancel := context.WithCancelCause(ctx)
 	signals, pipes := make(chan os.Signal, 1), make(chan os.Signal, 1)
@@ -148,7 +150,8 @@ func newApp(c *commands) *cli.App {
 		HideVersion:          true,
 		EnableBashCompletion: true,
 		Commands: []*cli.Command{
-			c.demo(), c.run(), c.show(), c.report(), c.compare(), c.export(), c.migrate(), c.save(), c.restore(), c.caps(), c.lab(), c.doctor(), c.version(), c.completion(), c.man(),
+			c.demo(), c.run(), c.show(), c.report(), c.compare(), c.export(), c.migrate(), c.save(), c.restore(), c.caps(),
+			c.lab(), c.doctor(), c.version(), c.completion(), c.man(),
 		},
 		ExitErrHandler: func(*cli.Context, error) {}, // run prints and decides
 		OnUsageError:   onUsageError,

@@ -26,27 +26,42 @@ func (c *commands) migrate() *cli.Command {
 	return &cli.Command{
 		Name:  "migrate",
 		Usage: "migrate a running QEMU guest",
-		Description: "An endpoint is unix:PATH of a QMP socket, unix:FOLDER with control.qmp (and events.qmp and sampler.qmp), tcp:HOST:PORT, or tcp+tls:HOST:PORT?dir=FOLDER where the monitor is encrypted and FOLDER has our certificate. " +
-			"The destination waits with -incoming defer; it need not be paused. The source QEMU is left in postmigrate: end it when you like.\n\n" +
+		Description: "An endpoint is unix:PATH of a QMP socket, unix:FOLDER with control.qmp (and events.qmp and " +
+			"sampler.qmp), tcp:HOST:PORT, or tcp+tls:HOST:PORT?dir=FOLDER where the monitor is encrypted and FOLDER has our " +
+			"certificate. " +
+			"The destination waits with -incoming defer; it need not be paused. The source QEMU is left in postmigrate: end " +
+			"it when you like.\n\n" +
 			"  qmigrate migrate --source unix:/run/a --destination unix:/run/b\n" +
 			"  qmigrate migrate --source unix:/run/a.qmp --destination unix:/run/b --launch",
 		Flags: slices.Concat([]cli.Flag{
 			&cli.StringFlag{Name: "source", Category: aboutMigration, Usage: "`E` endpoint of the QEMU that runs the guest"},
 			&cli.StringFlag{Name: "destination", Category: aboutMigration, Usage: "`E` endpoint of the QEMU that waits for it"},
 		}, flags(setting.Migrate, aboutMigration, plan.Settings()), []cli.Flag{
-			&cli.StringFlag{Name: "tunnel-to", Category: aboutMigration, Usage: "`ssh://USER@HOST[:PORT]` the sshd of the destination's host, for --tunnel ssh; --listen is as that host has it"},
-			&cli.StringFlag{Name: "tunnel-identity", Category: aboutMigration, Usage: "`FILE` private key for it, not encrypted; ~/.ssh/id_ed25519 if not given"},
-			&cli.StringFlag{Name: "tunnel-known-hosts", Category: aboutMigration, Usage: "`FILE` which key that host has; ~/.ssh/known_hosts if not given"},
-			&cli.StringFlag{Name: "tunnel-hosts", Category: aboutMigration, Value: "local,local", Usage: "`SOURCE,DESTINATION` where on this machine the tunnel's halves are: local or netns:NAME"},
-			&cli.StringFlag{Name: "tunnel-address", Category: aboutMigration, Value: "127.0.0.1", Usage: "`ADDRESS` of the destination's host, on which the tunnel's far half listens"},
-			&cli.BoolFlag{Name: "recover", Category: aboutMigration, Usage: "end what an interrupted migration left between these two, and run the guest where that is safe"},
-			&cli.BoolFlag{Name: "launch", Category: aboutLaunch, Usage: "start the destination from the source's own command line, its sockets in the new folder that --destination unix:FOLDER names"},
-			&cli.StringFlag{Name: "destination-host", Category: aboutLaunch, Value: "local", Usage: "`HOST` where to start it, local or netns:NAME"},
+			&cli.StringFlag{Name: "tunnel-to", Category: aboutMigration,
+				Usage: "`ssh://USER@HOST[:PORT]` the sshd of the destination's host, for --tunnel ssh; --listen is as that host has it"},
+			&cli.StringFlag{Name: "tunnel-identity", Category: aboutMigration,
+				Usage: "`FILE` private key for it, not encrypted; ~/.ssh/id_ed25519 if not given"},
+			&cli.StringFlag{Name: "tunnel-known-hosts", Category: aboutMigration,
+				Usage: "`FILE` which key that host has; ~/.ssh/known_hosts if not given"},
+			&cli.StringFlag{Name: "tunnel-hosts", Category: aboutMigration, Value: "local,local",
+				Usage: "`SOURCE,DESTINATION` where on this machine the tunnel's halves are: local or netns:NAME"},
+			&cli.StringFlag{Name: "tunnel-address", Category: aboutMigration, Value: "127.0.0.1",
+				Usage: "`ADDRESS` of the destination's host, on which the tunnel's far half listens"},
+			&cli.BoolFlag{Name: "recover", Category: aboutMigration,
+				Usage: "end what an interrupted migration left between these two, and run the guest where that is safe"},
+			&cli.BoolFlag{Name: "launch", Category: aboutLaunch,
+				Usage: "start the destination from the source's own command line, its sockets in the new folder that " +
+					"--destination unix:FOLDER names"},
+			&cli.StringFlag{Name: "destination-host", Category: aboutLaunch, Value: "local",
+				Usage: "`HOST` where to start it, local or netns:NAME"},
 			&cli.StringFlag{Name: "destination-qemu", Category: aboutLaunch, Usage: "`QEMU` another one, a path or a version"},
-			&cli.StringSliceFlag{Name: "tap", Category: aboutLaunch, Usage: "`OLD=NEW` the destination's TAP for one of the source's; may be given again"},
+			&cli.StringSliceFlag{Name: "tap", Category: aboutLaunch,
+				Usage: "`OLD=NEW` the destination's TAP for one of the source's; may be given again"},
 			&cli.StringSliceFlag{Name: "port", Category: aboutLaunch,
 				Usage: "`OLD=NEW` the destination's TCP or UDP port for one of the source's; may be given again"},
-			&cli.StringSliceFlag{Name: "path", Category: aboutLaunch, Usage: "`OLD=NEW` the destination's file for one of the source's, such as the image of a disk that is mirrored; may be given again"},
+			&cli.StringSliceFlag{Name: "path", Category: aboutLaunch,
+				Usage: "`OLD=NEW` the destination's file for one of the source's, such as the image of a disk that is mirrored; " +
+					"may be given again"},
 		}, outputFlags()),
 		Action: c.runMigrate,
 	}
@@ -73,7 +88,8 @@ func (c *commands) runMigrate(x *cli.Context) error {
 	if err != nil {
 		return err
 	}
-	if name, ok := strings.CutPrefix(p.Listen, "unix:"); ok { // QEMU removes what is there before it listens, whatever it is
+	// QEMU removes what is there before it listens, whatever it is
+	if name, ok := strings.CutPrefix(p.Listen, "unix:"); ok {
 		if info, err := os.Lstat(name); err == nil && info.Mode().Type() != os.ModeSocket {
 			return usagef("--listen %s: %s exists and is no socket, and QEMU would remove it: give another path", p.Listen, name)
 		}
@@ -157,7 +173,8 @@ func (c *commands) runMigrate(x *cli.Context) error {
 		}
 	}
 	if p.TLS != nil && rec.MayGoOn() {
-		rec.Warn("the TLS credentials stay in %s and %s: a post-copy that goes on may need them", p.TLS.SourceDir, p.TLS.DestinationDir)
+		rec.Warn("the TLS credentials stay in %s and %s: a post-copy that goes on may need them", p.TLS.SourceDir,
+			p.TLS.DestinationDir)
 	} else if removeErr := removeCredentials(); removeErr != nil {
 		rec.Warn("the TLS credentials could not be removed: %v", removeErr)
 	}

@@ -17,14 +17,19 @@ func (c *commands) report() *cli.Command {
 		Name:      "report",
 		Usage:     "tables and figures from records",
 		ArgsUsage: "DIR...",
-		Description: "Reads records.jsonl (and samples/ of the migrations that are drawn one by one) of each DIR and nothing else. Writes report.html, one page that needs no network, and " +
-			"figures/ with each figure as SVG and CSV and each table as CSV, into the first DIR or --out; prints the results on standard output. What an earlier report wrote is replaced. " +
+		Description: "Reads records.jsonl (and samples/ of the migrations that are drawn one by one) of each DIR and " +
+			"nothing else. Writes report.html, one page that needs no network, and " +
+			"figures/ with each figure as SVG and CSV and each table as CSV, into the first DIR or --out; prints the results " +
+			"on standard output. What an earlier report wrote is replaced. " +
 			"docs/report.md says what is in it.\n\n" +
 			"  qmigrate report out\n" +
 			"  qmigrate report monday tuesday --out both",
 		Flags: []cli.Flag{
-			&cli.StringFlag{Name: "out", Category: aboutOutput, Usage: "`DIR` write report.html and figures/ there instead of the first DIR"},
-			&cli.StringSliceFlag{Name: "trial", Category: aboutOutput, Usage: "`ID` draw this migration's passes and timeline (an id, or a trial's name); may be given again; without it, of each mode a typical one"},
+			&cli.StringFlag{Name: "out", Category: aboutOutput,
+				Usage: "`DIR` write report.html and figures/ there instead of the first DIR"},
+			&cli.StringSliceFlag{Name: "trial", Category: aboutOutput,
+				Usage: "`ID` draw this migration's passes and timeline (an id, or a trial's name); may be given again; without " +
+					"it, of each mode a typical one"},
 			quietFlag(),
 		},
 		Action: c.runReport,
@@ -49,7 +54,8 @@ func (c *commands) runReport(x *cli.Context) error {
 	}
 	if !x.Bool("quiet") {
 		printReport(c.stdout, r)
-		fmt.Fprintf(c.stderr, "\nreport    %s\n%s in %s\n", filepath.Join(out, "report.html"), plural(int64(len(r.Figures)), "figure", "figures"), filepath.Join(out, "figures"))
+		fmt.Fprintf(c.stderr, "\nreport    %s\n%s in %s\n", filepath.Join(out, "report.html"),
+			plural(int64(len(r.Figures)), "figure", "figures"), filepath.Join(out, "figures"))
 	}
 	return nil
 }

@@ -26,16 +26,22 @@ import (
 
 func (c *commands) run() *cli.Command {
 	return &cli.Command{
-		Name: "run", Usage: "an experiment: every combination of the values in a file, each several times; one that was stopped goes on", ArgsUsage: "FILE.toml|NAME",
-		Description: "NAME is one of the bundled studies: " + strings.Join(bundled(), ", ") + ". docs/experiments.md has the file's whole " +
+		Name: "run", Usage: "an experiment: every combination of the values in a file, each several times; one that was " +
+			"stopped goes on", ArgsUsage: "FILE.toml|NAME",
+		Description: "NAME is one of the bundled studies: " + strings.Join(bundled(), ", ") +
+			". docs/experiments.md has the file's whole " +
 			"vocabulary.\n\nFactors, each a flag of demo or a part of one: " + strings.Join(experiment.Factors(), ", ") + ".",
 		Flags: []cli.Flag{
-			&cli.StringFlag{Name: "scale", Usage: "`NAME` run the file at one of the scales that it defines, such as small; its real size if not given"},
+			&cli.StringFlag{Name: "scale", Usage: "`NAME` run the file at one of the scales that it defines, such as small; " +
+				"its real size if not given"},
 			&cli.IntFlag{Name: "repeats", Usage: "`N` trials of each cell, whatever the file says"},
-			&cli.IntFlag{Name: "seed", Usage: "`N` that the order of the trials is drawn from; the file's, or one at random, if not given. The folder keeps it"},
+			&cli.IntFlag{Name: "seed", Usage: "`N` that the order of the trials is drawn from; the file's, or one at random, " +
+				"if not given. The folder keeps it"},
 			&cli.BoolFlag{Name: "dry-run", Usage: "say what would be run, and how long it would take; start and write nothing"},
-			&cli.StringSliceFlag{Name: "learn", Usage: "`DIR` with records of the same cells, from which the estimate of time learns too; may be given again"},
-			&cli.StringFlag{Name: "out", Category: aboutOutput, Value: "out", Usage: "`DIR` append the records to DIR/records.jsonl; what is in it already is not run again"},
+			&cli.StringSliceFlag{Name: "learn", Usage: "`DIR` with records of the same cells, from which the estimate of time " +
+				"learns too; may be given again"},
+			&cli.StringFlag{Name: "out", Category: aboutOutput, Value: "out",
+				Usage: "`DIR` append the records to DIR/records.jsonl; what is in it already is not run again"},
 			&cli.BoolFlag{Name: "json", Category: aboutOutput, Usage: "print each record, one line, on standard output"},
 			quietFlag(), logLevelFlag(),
 		},
@@ -59,13 +65,15 @@ func readExperiment(name string) (file string, text []byte, err error) {
 		return name, text, nil
 	}
 	missing := errors.Is(err, fs.ErrNotExist)
-	if filepath.Base(name) == name && (missing || errors.Is(err, syscall.EISDIR)) { // a folder of a study's name may be what --out made
+	// a folder of a study's name may be what --out made
+	if filepath.Base(name) == name && (missing || errors.Is(err, syscall.EISDIR)) {
 		inside := strings.TrimSuffix(name, ".toml") + ".toml"
 		if text, err := experiments.Files.ReadFile(inside); err == nil {
 			return inside, text, nil
 		}
 		if missing {
-			return "", nil, usagef("no file %s, and no bundled study of that name: there are %s", name, strings.Join(bundled(), ", "))
+			return "", nil, usagef("no file %s, and no bundled study of that name: there are %s", name,
+				strings.Join(bundled(), ", "))
 		}
 	}
 	return "", nil, usageError{err}
@@ -73,7 +81,8 @@ func readExperiment(name string) (file string, text []byte, err error) {
 
 func (c *commands) runExperiment(x *cli.Context) error {
 	if x.Args().Len() != 1 {
-		return usagef("run takes one file, or the name of a bundled study (%s), found %d", strings.Join(bundled(), ", "), x.Args().Len())
+		return usagef("run takes one file, or the name of a bundled study (%s), found %d", strings.Join(bundled(), ", "),
+			x.Args().Len())
 	}
 	file, text, err := readExperiment(x.Args().First())
 	if err != nil {
@@ -134,10 +143,12 @@ func (c *commands) runExperiment(x *cli.Context) error {
 	} else if done {
 		return passOn(status)
 	}
-	return c.runTrials(x, e, folder, experiment.Options{Owner: fmt.Sprintf("run-%d", os.Getpid()), Command: runCommand(x), Learn: learn, Schemas: schemas(), Logger: logger})
+	return c.runTrials(x, e, folder, experiment.Options{Owner: fmt.Sprintf("run-%d", os.Getpid()), Command: runCommand(x),
+		Learn: learn, Schemas: schemas(), Logger: logger})
 }
 
-func (c *commands) runTrials(x *cli.Context, e *experiment.Experiment, folder *record.Folder, o experiment.Options) error {
+func (c *commands) runTrials(x *cli.Context, e *experiment.Experiment, folder *record.Folder,
+	o experiment.Options) error {
 	quiet := x.Bool("quiet")
 	show := &progressView{w: c.stderr, terminal: newLiveLine(c.stderr)}
 	if !quiet {
@@ -169,13 +180,16 @@ func (c *commands) runTrials(x *cli.Context, e *experiment.Experiment, folder *r
 	}
 	switch {
 	case err != nil && errors.Is(err, context.Canceled):
-		return fmt.Errorf("%w: %d of %d trials are recorded; the same command goes on from there", err, sum.Before+sum.Done, sum.Total)
+		return fmt.Errorf("%w: %d of %d trials are recorded; the same command goes on from there", err, sum.Before+sum.Done,
+			sum.Total)
 	case err != nil:
 		return err
 	case sum.Lost > 0:
-		return fmt.Errorf("%s: see the records with guest_on none", plural(int64(sum.Lost), "guest was lost", "guests were lost"))
+		return fmt.Errorf("%s: see the records with guest_on none",
+			plural(int64(sum.Lost), "guest was lost", "guests were lost"))
 	case sum.Wrong > 0:
-		return fmt.Errorf("the memory of %s was wrong after the migration: see memory_check in the records", plural(int64(sum.Wrong), "guest", "guests"))
+		return fmt.Errorf("the memory of %s was wrong after the migration: see memory_check in the records",
+			plural(int64(sum.Wrong), "guest", "guests"))
 	}
 	return nil
 }
@@ -211,7 +225,9 @@ func (c *commands) printPlan(e *experiment.Experiment, p *experiment.Plan) {
 		scale = ", scale " + e.Scale
 	}
 	say("%s%s: %s", e.Name, scale, cmp.Or(e.Title, "an experiment"))
-	say("%s of %s, %d left; order drawn from seed %d; guests are booted once per %s", plural(int64(len(p.Trials)), "trial", "trials"), plural(int64(len(e.Cells)), "cell", "cells"), len(p.Left), p.Seed, e.Boot)
+	say("%s of %s, %d left; order drawn from seed %d; guests are booted once per %s",
+		plural(int64(len(p.Trials)), "trial", "trials"), plural(int64(len(e.Cells)), "cell",
+			"cells"), len(p.Left), p.Seed, e.Boot)
 	if len(p.Left) > 0 {
 		learnt := "by rule, for there are no records to learn from"
 		if p.Estimate.Records > 0 {
@@ -220,7 +236,8 @@ func (c *commands) printPlan(e *experiment.Experiment, p *experiment.Plan) {
 		if p.Estimate.WarmUp > 0 {
 			learnt += fmt.Sprintf("; %d more for warm-up", p.Estimate.WarmUp)
 		}
-		say("about %s, %s a trial (%s), %s over the link, %s of RAM for two QEMUs", rough(p.Estimate.Time), units.FormatDuration(p.Estimate.Time/time.Duration(len(p.Left)+p.Estimate.WarmUp)), learnt,
+		say("about %s, %s a trial (%s), %s over the link, %s of RAM for two QEMUs", rough(p.Estimate.Time),
+			units.FormatDuration(p.Estimate.Time/time.Duration(len(p.Left)+p.Estimate.WarmUp)), learnt,
 			units.FormatSize(p.Estimate.Bytes), units.FormatSize(p.Estimate.Memory))
 	}
 	if e.Shrink > 1 {
@@ -254,10 +271,13 @@ func (c *commands) printSummary(e *experiment.Experiment, folder *record.Folder,
 		fmt.Fprintln(c.stderr, fold(fmt.Sprintf(format, args...), 2, page(c.stderr)))
 	}
 	if s.Done > 0 {
-		text := fmt.Sprintf("%s in %s, %s: %.0f trials an hour, guests booted once per %s", plural(int64(s.Done), "trial", "trials"), rough(s.Elapsed),
-			map[bool]string{true: "each completed", false: fmt.Sprintf("%d not completed", s.Failed)}[s.Failed == 0], s.PerHour(), e.Boot)
+		text := fmt.Sprintf("%s in %s, %s: %.0f trials an hour, guests booted once per %s",
+			plural(int64(s.Done), "trial", "trials"), rough(s.Elapsed),
+			map[bool]string{true: "each completed",
+				false: fmt.Sprintf("%d not completed", s.Failed)}[s.Failed == 0], s.PerHour(), e.Boot)
 		if n := s.PerHourBooted(); n > 0 {
-			text += fmt.Sprintf("; with a boot for each, by what a boot took (%s), it would have been %.0f", units.FormatDuration(s.Booted), n)
+			text += fmt.Sprintf("; with a boot for each, by what a boot took (%s), it would have been %.0f",
+				units.FormatDuration(s.Booted), n)
 		}
 		say("%s", text)
 	}
@@ -275,7 +295,8 @@ func rough(d time.Duration) string {
 	return fmt.Sprintf("%d h %d min", int(d.Hours()), int(d.Minutes())%60)
 }
 
-// progressView shows a run: on a terminal one line that changes, and those of trials that failed; elsewhere a line for each trial.
+// progressView shows a run: on a terminal one line that changes, and those of trials that failed; elsewhere a line for
+// each trial.
 type progressView struct {
 	w        io.Writer
 	terminal *liveLine // nil: no terminal

@@ -28,7 +28,8 @@ func storageFindings(ctx context.Context, mend string) (all []finding) {
 		if b, err := guest.FindQEMU(ctx, series); err == nil {
 			err = errors.Join(debian.HasDriver(ctx, b.Path, "iscsi"), debian.HasDriver(ctx, b.Path, "nfs"))
 			if f.ok, f.text = err == nil, "QEMU's own clients of them"; err != nil {
-				f.text, f.mend = "QEMU's own clients of them are not there: --storage iscsi and nfs need them", mend+", or for the system's own QEMU `apt install qemu-block-extra`"
+				f.text, f.mend = "QEMU's own clients of them are not there: --storage iscsi and nfs need them",
+					mend+", or for the system's own QEMU `apt install qemu-block-extra`"
 			}
 		}
 		all = append(all, f)

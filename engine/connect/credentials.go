@@ -18,8 +18,9 @@ import (
 	"qmigrate/hostnet/host"
 )
 
-// Credentials makes new ones for one migration, with an authority of its own that nobody else has certificates of. hosts are the names and addresses
-// by which the source knows the destination; with none the certificate, and t, get one.
+// Credentials makes new ones for one migration, with an authority of its own that nobody else has certificates of.
+// hosts are the names and addresses by which the source knows the destination; with none the certificate, and t, get
+// one.
 func Credentials(t *plan.TLS, hosts ...string) (source, destination tlscreds.Files, err error) {
 	if t.Kind == plan.PSK {
 		source, err = tlscreds.PSK(cmp.Or(t.Username, plan.DefaultUsername))

@@ -23,7 +23,8 @@ func (p *peer) WhyMute(nc net.Conn) string {
 	}
 	pid := process.PID
 	if !process.IsQEMU() {
-		return fmt.Sprintf("no answer: process %d (%s) listens there and is no QEMU; if it is a forwarder, its far end may be gone, or busy", pid, filepath.Base(process.Program))
+		return fmt.Sprintf("no answer: process %d (%s) listens there and is no QEMU; if it is a forwarder, its far end may "+
+			"be gone, or busy", pid, filepath.Base(process.Program))
 	}
 	status, _ := os.ReadFile(fmt.Sprintf("/proc/%d/status", pid))
 	if state := procfs.Value(status, "State"); strings.HasPrefix(state, "T") || strings.HasPrefix(state, "t") {
@@ -43,11 +44,13 @@ func (p *peer) WhyMute(nc net.Conn) string {
 				use)
 		}
 		if unixSocket(unix, nc.RemoteAddr().String()).busy() {
-			return fmt.Sprintf("another client holds this monitor of QEMU (process %d), which serves one at a time: end that client, or give another monitor", pid)
+			return fmt.Sprintf("another client holds this monitor of QEMU (process %d), which serves one at a time: end that "+
+				"client, or give another monitor", pid)
 		}
 	}
 	if device := waitsFor(words, unix, slices.Concat(tcp, tcp6)); device != "" {
-		return fmt.Sprintf("QEMU (process %d) seems to wait for a client of %s before it starts: connect one, or start it with wait=off there", pid, device)
+		return fmt.Sprintf("QEMU (process %d) seems to wait for a client of %s before it starts: connect one, or start it "+
+			"with wait=off there", pid, device)
 	}
 	return ""
 }

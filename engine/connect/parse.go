@@ -68,7 +68,8 @@ func Parse(text string) (*endpoint.Endpoint, error) {
 func monitors(text string) (kind string, addresses []string, err error) {
 	kind, rest, _ := strings.Cut(text, ":")
 	if kind != "unix" && kind != "tcp" && kind != "tcp+tls" || rest == "" {
-		return "", nil, fmt.Errorf("endpoint %q: write it as unix:/run/a.qmp (or a folder with control.qmp), tcp:HOST:PORT or tcp+tls:HOST:PORT?dir=FOLDER", text)
+		return "", nil, fmt.Errorf("endpoint %q: write it as unix:/run/a.qmp (or a folder with control.qmp), tcp:HOST:PORT "+
+			"or tcp+tls:HOST:PORT?dir=FOLDER", text)
 	}
 	if kind == "tcp+tls" {
 		rest, _, _ = strings.Cut(rest, "?")
@@ -107,7 +108,8 @@ func tlsOptions(text string) (func(endpoint.Dialer, string) endpoint.Dialer, err
 		}
 	}
 	if options.Get("dir") == "" {
-		return nil, fmt.Errorf("endpoint %q: the folder of our certificate is missing: write it as tcp+tls:HOST:PORT?dir=FOLDER, with ca-cert.pem, client-cert.pem and client-key.pem in it", text)
+		return nil, fmt.Errorf("endpoint %q: the folder of our certificate is missing: write it as "+
+			"tcp+tls:HOST:PORT?dir=FOLDER, with ca-cert.pem, client-cert.pem and client-key.pem in it", text)
 	}
 	return func(d endpoint.Dialer, address string) endpoint.Dialer {
 		host, _, _ := net.SplitHostPort(address)
@@ -115,7 +117,8 @@ func tlsOptions(text string) (func(endpoint.Dialer, string) endpoint.Dialer, err
 	}, nil
 }
 
-// Shared is a monitor that both endpoints name; empty if there is none. One monitor serves one client, so we would wait for ourselves.
+// Shared is a monitor that both endpoints name; empty if there is none. One monitor serves one client, so we would wait
+// for ourselves.
 func Shared(a, b string) string {
 	kindA, as, errA := monitors(a)
 	kindB, bs, errB := monitors(b)
@@ -142,7 +145,8 @@ func dialer(network, address string) endpoint.Dialer {
 		case errors.Is(err, syscall.ENOENT):
 			return nil, fmt.Errorf("%w: start QEMU with -qmp %s:%s,server=on,wait=off", err, network, address)
 		case errors.Is(err, syscall.EINVAL) && network == "unix":
-			return nil, fmt.Errorf("%w: a socket's path may have 107 bytes, this one has %d: use a shorter folder", err, len(address))
+			return nil, fmt.Errorf("%w: a socket's path may have 107 bytes, this one has %d: use a shorter folder", err,
+				len(address))
 		case errors.Is(err, syscall.ECONNREFUSED):
 			return nil, fmt.Errorf("%w: no QEMU listens there, or the one that did is gone", err)
 		case errors.Is(err, syscall.EAGAIN):

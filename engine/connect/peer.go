@@ -58,7 +58,8 @@ func (p *peer) sameAs(connect endpoint.Dialer) endpoint.Dialer {
 		}
 		if pid := listener(conn); pid != p.proc.PID() && p.qemu && isQEMU(pid) {
 			conn.Close()
-			return nil, fmt.Errorf("%s belongs to the QEMU of process %d, and the first monitor to that of process %d: give the monitors of one QEMU",
+			return nil, fmt.Errorf("%s belongs to the QEMU of process %d, and the first monitor to that of process %d: give "+
+				"the monitors of one QEMU",
 				conn.RemoteAddr(), pid, p.proc.PID())
 		}
 		return conn, nil

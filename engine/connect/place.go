@@ -82,8 +82,8 @@ func namespaceID(name string) (namespace, error) {
 	return namespace{st.Dev, st.Ino}, nil
 }
 
-// machineOf is on which machine somebody listens at an address. Behind an address of this machine a forwarder may stand,
-// so nothing is known of it.
+// machineOf is on which machine somebody listens at an address. Behind an address of this machine a forwarder may
+// stand, so nothing is known of it.
 func machineOf(addr net.Addr) endpoint.Where {
 	tcp, ok := addr.(*net.TCPAddr)
 	if !ok || tcp.IP.IsLoopback() {

@@ -30,15 +30,17 @@ type SSHD struct {
 // far is how the near half comes to the sshd, and by that to where the destination listens.
 func (d SSHD) far(from host.Host, listen string) (func(context.Context) (tunnel.Carrier, error), error) {
 	u, err := url.Parse(d.Address)
-	if err != nil || u.Scheme != "ssh" || u.User.Username() == "" || u.Hostname() == "" || strings.Trim(u.Path, "/") != "" {
+	if err != nil || u.Scheme != "ssh" || u.User.Username() == "" || u.Hostname() == "" ||
+		strings.Trim(u.Path, "/") != "" {
 		return nil, setting.Errorf("tunnel-to", d.Address, "write it as ssh://USER@HOST[:PORT]")
 	}
 	host := net.JoinHostPort(u.Hostname(), cmp.Or(u.Port(), "22"))
 	network, address, _ := strings.Cut(listen, ":")
 	_, port, err := net.SplitHostPort(address)
 	if network != "unix" && (network != "tcp" || err != nil || port == "0") || address == "" {
-		return nil, setting.Errorf("listen", listen, "with tunnel-to it is unix:PATH or tcp:HOST:PORT, with a port that is known "+
-			"beforehand")
+		return nil, setting.Errorf("listen", listen,
+			"with tunnel-to it is unix:PATH or tcp:HOST:PORT, with a port that is known "+
+				"beforehand")
 	}
 	home, err := os.UserHomeDir()
 	if err != nil && (d.Identity == "" || d.KnownHosts == "") {
@@ -48,11 +50,13 @@ func (d SSHD) far(from host.Host, listen string) (func(context.Context) (tunnel.
 	identity := cmp.Or(d.Identity, filepath.Join(home, ".ssh", "id_ed25519"))
 	pem, err := os.ReadFile(identity)
 	if err != nil {
-		return nil, setting.About(fmt.Errorf("read SSH key: %w: give another with `tunnel-identity` FILE", err), "tunnel-identity")
+		return nil, setting.About(fmt.Errorf("read SSH key: %w: give another with `tunnel-identity` FILE", err),
+			"tunnel-identity")
 	}
 	key, err := ssh.ParsePrivateKey(pem)
 	if err != nil {
-		return nil, setting.About(fmt.Errorf("read SSH key %s: %w: give one in the clear with `tunnel-identity` FILE", identity, err),
+		return nil, setting.About(fmt.Errorf("read SSH key %s: %w: give one in the clear with `tunnel-identity` FILE",
+			identity, err),
 			"tunnel-identity")
 	}
 	known := cmp.Or(d.KnownHosts, filepath.Join(home, ".ssh", "known_hosts"))
@@ -85,7 +89,8 @@ func (d SSHD) far(from host.Host, listen string) (func(context.Context) (tunnel.
 	}, nil
 }
 
-// algorithms are those of the host's keys that are known, for a host may have others too, which the check would refuse; nil: any.
+// algorithms are those of the host's keys that are known, for a host may have others too, which the check would refuse;
+// nil: any.
 func algorithms(check ssh.HostKeyCallback, host string) (names []string) {
 	probe, err := ssh.NewPublicKey(ed25519.PublicKey(make([]byte, ed25519.PublicKeySize))) // nobody's
 	if err != nil {

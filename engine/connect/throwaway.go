@@ -30,7 +30,8 @@ func Throwaway(ctx context.Context, command, env []string, accelerator string) (
 		// It needs KVM with a dirty ring, which few guests are started with: can this host do it?
 		if _, err := os.Stat("/dev/kvm"); err == nil {
 			if ring, err := throwaway(ctx, command, env, "kvm,dirty-ring-size=4096"); err == nil && ring.Refused["dirty-limit"] == "" {
-				trial.Refused["dirty-limit"] = refusal + "; this host's KVM would take -accel kvm,dirty-ring-size=4096, if a guest boots under it"
+				trial.Refused["dirty-limit"] = refusal +
+					"; this host's KVM would take -accel kvm,dirty-ring-size=4096, if a guest boots under it"
 			}
 		}
 	}
@@ -75,8 +76,10 @@ func onThrowaway(ctx context.Context, command, env []string, accelerator string,
 	defer os.RemoveAll(dir)
 	dir = filepath.Join(dir, "vm")
 	control := guest.Spec{Dir: dir}.Socket(guest.Control)
-	argv := append(slices.Clone(command), "-name", "qmig-try", "-nodefaults", "-no-user-config", "-display", "none", "-machine", "none", "-accel", accelerator,
-		"-chardev", "socket,id=control,server=on,wait=off,path="+strings.ReplaceAll(control, ",", ",,"), "-mon", "chardev=control,mode=control", "-incoming", "defer", "-S")
+	argv := append(slices.Clone(command), "-name", "qmig-try", "-nodefaults", "-no-user-config", "-display", "none",
+		"-machine", "none", "-accel", accelerator,
+		"-chardev", "socket,id=control,server=on,wait=off,path="+strings.ReplaceAll(control, ",",
+			",,"), "-mon", "chardev=control,mode=control", "-incoming", "defer", "-S")
 	vm, err := guest.StartIncoming(ctx, host.Local(), host.Command{Args: argv, Env: env}, dir)
 	if err != nil {
 		return err

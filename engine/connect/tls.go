@@ -16,8 +16,9 @@ import (
 	"qmigrate/engine/tlscreds"
 )
 
-// tlsDialer reaches a monitor that QEMU's chardev encrypts (tls-creds). The folder is ours: ca-cert.pem, and client-cert.pem and client-key.pem unless QEMU lets
-// anybody in. The monitor has to have a certificate that is good for host.
+// tlsDialer reaches a monitor that QEMU's chardev encrypts (tls-creds). The folder is ours: ca-cert.pem, and
+// client-cert.pem and client-key.pem unless QEMU lets anybody in. The monitor has to have a certificate that is good
+// for host.
 func tlsDialer(dial endpoint.Dialer, dir, host string) endpoint.Dialer {
 	return func(ctx context.Context) (net.Conn, error) {
 		read := func(name string) ([]byte, error) { return os.ReadFile(filepath.Join(dir, name)) }
@@ -34,7 +35,8 @@ func tlsDialer(dial endpoint.Dialer, dir, host string) endpoint.Dialer {
 		if err := c.HandshakeContext(ctx); err != nil {
 			nc.Close()
 			if errors.As(err, new(tls.RecordHeaderError)) {
-				err = fmt.Errorf("%w: that monitor speaks plain text: write it as tcp:HOST:PORT, or give QEMU's chardev tls-creds", err)
+				err = fmt.Errorf("%w: that monitor speaks plain text: write it as tcp:HOST:PORT, or give QEMU's chardev tls-creds",
+					err)
 			}
 			return nil, fmt.Errorf("TLS handshake: %w", err)
 		}
@@ -42,10 +44,12 @@ func tlsDialer(dial endpoint.Dialer, dir, host string) endpoint.Dialer {
 	}
 }
 
-// tlsConn puts each byte that we write in a record of its own: QEMU before 8.0 reads a monitor byte by byte, and does not look for what it has decrypted
-// already, so that it would wait for ever for the rest of a longer record (seen on 7.2.22; mended by ffda5db65a). A command is short.
+// tlsConn puts each byte that we write in a record of its own: QEMU before 8.0 reads a monitor byte by byte, and does
+// not look for what it has decrypted already, so that it would wait for ever for the rest of a longer record (seen on
+// 7.2.22; mended by ffda5db65a). A command is short.
 //
-// It also says what an end means that comes instead of the first byte: QEMU looks at the client's certificate only after the handshake.
+// It also says what an end means that comes instead of the first byte: QEMU looks at the client's certificate only
+// after the handshake.
 type tlsConn struct {
 	*tls.Conn
 	wire    *gathered
@@ -100,7 +104,8 @@ func (g *gathered) flush() error {
 func (c *tlsConn) Read(b []byte) (int, error) {
 	n, err := c.Conn.Read(b)
 	if !c.greeted && n == 0 && err != nil && !errors.Is(err, net.ErrClosed) && !errors.Is(err, os.ErrDeadlineExceeded) {
-		return n, fmt.Errorf("the monitor let us in and closed at once: it wants a client certificate that its authority has signed and its tls-authz allows: %w", unexpected(err))
+		return n, fmt.Errorf("the monitor let us in and closed at once: it wants a client certificate that its authority "+
+			"has signed and its tls-authz allows: %w", unexpected(err))
 	}
 	c.greeted = c.greeted || n > 0
 	return n, err

@@ -16,7 +16,8 @@ import (
 	"qmigrate/hostnet/host"
 )
 
-// TunnelSpec is a tunnel as data: both halves are in this process, each on its own host, and the connection between them is the hosts'.
+// TunnelSpec is a tunnel as data: both halves are in this process, each on its own host, and the connection between
+// them is the hosts'.
 type TunnelSpec struct {
 	Kind        plan.TunnelKind
 	Source      host.Host // where the near half listens, and connects from

@@ -25,11 +25,12 @@ import (
 	"qmigrate/qmp"
 )
 
-// Check refuses each cell that this host, or the pair of QEMUs that it names, cannot do, with the line that asks for it, and leaves those of optional
-// sweeps out. QEMUs without a guest are started and asked; nothing else is.
+// Check refuses each cell that this host, or the pair of QEMUs that it names, cannot do, with the line that asks for
+// it, and leaves those of optional sweeps out. QEMUs without a guest are started and asked; nothing else is.
 func (e *Experiment) Check(ctx context.Context, schemas qmp.SchemaCache) error {
 	e.hash = e.meaning()
-	h := &machine{schemas: schemas, facts: map[[2]string]*facts.Facts{}, accelerators: map[[3]string]guest.Accelerator{}, binaries: map[string]guest.Binary{}, trials: map[string]*fit.Trial{},
+	h := &machine{schemas: schemas, facts: map[[2]string]*facts.Facts{}, accelerators: map[[3]string]guest.Accelerator{},
+		binaries: map[string]guest.Binary{}, trials: map[string]*fit.Trial{},
 		images: map[[5]string]guest.Image{}, machines: map[string]bool{}}
 	h.memory = memoryTotal()
 	var errs []error
@@ -113,7 +114,8 @@ func (h *machine) check(ctx context.Context, e *Experiment, c *Cell) (line int, 
 		}
 	}
 	var sides [2]*facts.Facts
-	for i, side := range []struct{ want, factor string }{{c.Lab.SourceQEMU, "source-qemu"}, {c.Lab.DestinationQEMU, "destination-qemu"}} {
+	for i, side := range []struct{ want, factor string }{{c.Lab.SourceQEMU, "source-qemu"},
+		{c.Lab.DestinationQEMU, "destination-qemu"}} {
 		b, ok := h.binaries[side.want]
 		if !ok {
 			if b, err = guest.FindQEMU(ctx, side.want); err != nil {
@@ -139,7 +141,8 @@ func (h *machine) check(ctx context.Context, e *Experiment, c *Cell) (line int, 
 		sides[i] = &f
 	}
 	if machine := c.Lab.Guest.Machine; machine != "" && !h.machines[machine+c.Lab.SourceQEMU+" "+c.Lab.DestinationQEMU] {
-		if err := guest.CheckMachine(ctx, machine, h.binaries[c.Lab.SourceQEMU].Path, h.binaries[c.Lab.DestinationQEMU].Path); err != nil {
+		if err := guest.CheckMachine(ctx, machine, h.binaries[c.Lab.SourceQEMU].Path,
+			h.binaries[c.Lab.DestinationQEMU].Path); err != nil {
 			return c.line("machine"), err
 		}
 		h.machines[machine+c.Lab.SourceQEMU+" "+c.Lab.DestinationQEMU] = true
@@ -151,7 +154,8 @@ func (h *machine) check(ctx context.Context, e *Experiment, c *Cell) (line int, 
 	return h.try(ctx, c)
 }
 
-// try finds what introspection cannot tell: a capability that this host does not let QEMU have, such as post-copy without userfaultfd.
+// try finds what introspection cannot tell: a capability that this host does not let QEMU have, such as post-copy
+// without userfaultfd.
 func (h *machine) try(ctx context.Context, c *Cell) (line int, err error) {
 	wanted := map[string]string{} // capability: the factor that wants it
 	for name, on := range c.Plan.Capabilities {
@@ -210,21 +214,26 @@ const kernelRoom = 80 << 20
 // hostShare of this host's RAM is what the two QEMUs of a trial may have together.
 const hostShare = 0.85
 
-// checkMemory fills as much of the guest as its workload writes to, and refuses what does not fit into the guest, or into this host twice.
+// checkMemory fills as much of the guest as its workload writes to, and refuses what does not fit into the guest, or
+// into this host twice.
 func (c *Cell) checkMemory(total int64) (line int, err error) {
 	memory := c.memory()
 	set := int64(c.Lab.Workload.Number("working-set"))
 	if need := max(set, c.Lab.Fill); need > memory-kernelRoom {
-		return c.line("workload-working-set", "fill", "workload", "memory"), fmt.Errorf("%s are to be filled, and a guest of %s has %s for that", units.FormatSize(need), units.FormatSize(memory), units.FormatSize(memory-kernelRoom))
+		return c.line("workload-working-set", "fill", "workload", "memory"),
+			fmt.Errorf("%s are to be filled, and a guest of %s has %s for that", units.FormatSize(need),
+				units.FormatSize(memory), units.FormatSize(memory-kernelRoom))
 	}
 	if c.Lab.Fill > 0 && set > c.Lab.Fill {
-		return c.line("fill"), fmt.Errorf("fill %s is less than the workload's working set of %s", units.FormatSize(c.Lab.Fill), units.FormatSize(set))
+		return c.line("fill"), fmt.Errorf("fill %s is less than the workload's working set of %s",
+			units.FormatSize(c.Lab.Fill), units.FormatSize(set))
 	}
 	if c.Lab.Fill == 0 && set > (memory-kernelRoom)/2 {
 		c.Lab.Fill = set
 	}
 	if need := 2 * memory; total > 0 && float64(need) > hostShare*float64(total) {
-		return c.line("memory"), fmt.Errorf("two QEMUs of %s each: this host has %s, of which they may have %.0f %%: take less, or shrink = %d",
+		return c.line("memory"), fmt.Errorf("two QEMUs of %s each: this host has %s, of which they may have %.0f %%: take "+
+			"less, or shrink = %d",
 			units.FormatSize(memory), units.FormatSize(total), 100*hostShare, shrinkFor(need, total))
 	}
 	return 0, nil

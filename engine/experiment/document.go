@@ -20,8 +20,8 @@ type Error struct {
 
 func (e *Error) Error() string { return fmt.Sprintf("%s:%d: %s", e.File, e.Line, e.Text) }
 
-// node is one value of the file: a scalar, a list or a table. go-toml decodes and judges the text; its decoder forgets where a value stood, so the tree
-// with the lines is built from its parser's own nodes.
+// node is one value of the file: a scalar, a list or a table. go-toml decodes and judges the text; its decoder forgets
+// where a value stood, so the tree with the lines is built from its parser's own nodes.
 type node struct {
 	line  int
 	value any              // of a scalar: string, int64, float64 or bool; of another kind (a date): nil

@@ -19,15 +19,17 @@ type Estimate struct {
 	Records int   // from which it was learnt; 0: by rule alone
 }
 
-// What a trial takes beside its migration, under TCG on the machine that docs/experiments.md names. They are only the beginning: records correct them.
+// What a trial takes beside its migration, under TCG on the machine that docs/experiments.md names. They are only the
+// beginning: records correct them.
 const (
 	bootGuess   = 2500 * time.Millisecond // network, two QEMUs, Linux, agent
 	fillGuess   = 150 << 20               // bytes/s, to fill and to check the guest's pages
 	aroundGuess = 2500 * time.Millisecond // the observation before and after, settling, the lab's end
 	watchGuess  = 1500 * time.Millisecond // of which for the observation, if the file does not say how long
-	debianGuess = 2                       // times as long as the tiny guest's boot and end: seen 1.4 to 2.2 times (studies lxc-lab and openstack, small)
-	streamGuess = 400 << 20               // bytes/s of a stream that nothing bounds
-	passesGuess = 30                      // of a migration that does not converge
+	// times as long as the tiny guest's boot and end: seen 1.4 to 2.2 times (studies lxc-lab and openstack, small)
+	debianGuess = 2
+	streamGuess = 400 << 20 // bytes/s of a stream that nothing bounds
+	passesGuess = 30        // of a migration that does not converge
 )
 
 // guess is the rule: how long a trial of the cell takes, and what it sends.
@@ -109,8 +111,8 @@ func (x *estimator) learn(c *Cell, took time.Duration) {
 	x.known++
 }
 
-// trial is how long one of the cell will take: as long as others of it took, else the rule as far as it has been right. Means, for they add up to the
-// time of a run, and medians do not.
+// trial is how long one of the cell will take: as long as others of it took, else the rule as far as it has been right.
+// Means, for they add up to the time of a run, and medians do not.
 func (x *estimator) trial(c *Cell) time.Duration {
 	if took := x.took[c.Name]; len(took) > 0 {
 		var sum time.Duration

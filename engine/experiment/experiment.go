@@ -1,5 +1,6 @@
-// Package experiment runs migrations by the dozen: one file names factors and their values, every cell of the cross is a plan and a lab, every trial of a
-// cell a record. What is impossible is refused with the line that asks for it before anything starts; a run that is stopped goes on where it was.
+// Package experiment runs migrations by the dozen: one file names factors and their values, every cell of the cross is
+// a plan and a lab, every trial of a cell a record. What is impossible is refused with the line that asks for it before
+// anything starts; a run that is stopped goes on where it was.
 package experiment
 
 import (
@@ -107,8 +108,8 @@ type Trial struct {
 // ID is the same whenever the experiment is run.
 func (t Trial) ID() string { return fmt.Sprintf("%s #%d", t.Name, t.Repeat) }
 
-// Parse reads an experiment's file, at one of its scales or, "", at its real size. The errors are *Error, joined; those of the other scales are
-// found too.
+// Parse reads an experiment's file, at one of its scales or, "", at its real size. The errors are *Error, joined; those
+// of the other scales are found too.
 func Parse(file string, text []byte, scale string) (*Experiment, error) {
 	root, err := parse(file, text)
 	if err != nil {
@@ -171,7 +172,8 @@ var (
 )
 
 func (r *reader) experiment(root *node, scale string) *Experiment {
-	e := &Experiment{Name: strings.TrimSuffix(filepath.Base(r.file), ".toml"), Scale: scale, Repeats: defaultRepeats, WarmUp: 1, TrialTimeout: defaultTrialTimeout, Boot: PerTrial, Shrink: 1}
+	e := &Experiment{Name: strings.TrimSuffix(filepath.Base(r.file), ".toml"), Scale: scale, Repeats: defaultRepeats,
+		WarmUp: 1, TrialTimeout: defaultTrialTimeout, Boot: PerTrial, Shrink: 1}
 	top, common, overlay := root, root.table["common"], (*node)(nil)
 	if scale != "" {
 		s := root.table["scale"].table[scale]
@@ -422,7 +424,10 @@ func (r *reader) sweep(e *Experiment, s *Sweep, n, common *node) {
 				r.wrong(one.line, "%s: %s is there twice", key, one.text)
 			}
 			given[one.value] = true
-			if j := slices.IndexFunc(values[:i], func(other *node) bool { return meanTheSame(key, one.text, other.text) }); j >= 0 {
+			if j := slices.IndexFunc(values[:i], func(other *node) bool {
+				return meanTheSame(key, one.text,
+					other.text)
+			}); j >= 0 {
 				r.wrong(one.line, "%s: %s is %s in other words", key, one.text, values[j].text)
 			}
 		}
@@ -439,7 +444,8 @@ func (r *reader) sweep(e *Experiment, s *Sweep, n, common *node) {
 	if len(r.errs) > before || skip {
 		return
 	}
-	varied = slices.DeleteFunc(varied, func(key string) bool { return !differs(rows, key) }) // a listed factor may be the same in each row
+	// a listed factor may be the same in each row
+	varied = slices.DeleteFunc(varied, func(key string) bool { return !differs(rows, key) })
 	s.Factors = varied
 	e.Sweeps = append(e.Sweeps, s)
 	names, kept := map[string]int{}, 0
@@ -469,7 +475,8 @@ func (r *reader) sweep(e *Experiment, s *Sweep, n, common *node) {
 	}
 }
 
-// leaveOut makes what was found wrong with an optional sweep the reason why it is left out: it may be for another build of this program.
+// leaveOut makes what was found wrong with an optional sweep the reason why it is left out: it may be for another build
+// of this program.
 func (r *reader) leaveOut(e *Experiment, s *Sweep, before int) bool {
 	if len(r.errs) == before {
 		return false
@@ -498,8 +505,8 @@ func differs(rows [][]value, factor string) bool {
 	return len(texts) > 1
 }
 
-// meanTheSame tells whether a factor does the same for two texts, which would be two cells that are one. Cases are names alone: the same under two of
-// them is what an A/A test asks for.
+// meanTheSame tells whether a factor does the same for two texts, which would be two cells that are one. Cases are
+// names alone: the same under two of them is what an A/A test asks for.
 func meanTheSame(key, a, b string) bool {
 	all := factors()
 	i := slices.IndexFunc(all, func(f setting.Setting[Cell]) bool { return f.Name == key })
@@ -682,7 +689,8 @@ func (r *reader) figures(e *Experiment, root *node) {
 		}
 		r.known(n, "a figure", []string{"title", "kind", "show", "against", "by", "sweep"})
 		f := Figure{Kind: "against"}
-		for key, into := range map[string]*string{"title": &f.Title, "kind": &f.Kind, "show": &f.Show, "against": &f.Against, "by": &f.By, "sweep": &f.Sweep} {
+		for key, into := range map[string]*string{"title": &f.Title, "kind": &f.Kind, "show": &f.Show, "against": &f.Against,
+			"by": &f.By, "sweep": &f.Sweep} {
 			r.text(n, key, into)
 		}
 		at := func(key string) int {
@@ -702,14 +710,16 @@ func (r *reader) figures(e *Experiment, root *node) {
 		if f.Sweep != "" && !slices.Contains(sweeps, f.Sweep) {
 			r.wrong(at("sweep"), "sweep %q of a figure: %s", f.Sweep, near.Hint(f.Sweep, sweeps))
 		}
-		if shown := f.Kind == "against" || f.Kind == "ecdf"; shown && f.Show != "" && !isNumber(f.Show) { // a timeline shows a series
+		// a timeline shows a series
+		if shown := f.Kind == "against" || f.Kind == "ecdf"; shown && f.Show != "" && !isNumber(f.Show) {
 			r.wrong(at("show"), "show %q of a figure: no number of a record has this key: %s", f.Show, nearNumber(f.Show))
 		}
 		if f.Kind == "ecdf" && f.Show == "" {
 			r.wrong(n.line, "a figure of kind ecdf says what it shows: show = \"total.wall_ns\"")
 		}
 		if f.Kind == "against" && (f.Against == "" || f.Show == "") {
-			r.wrong(n.line, "a figure of kind against says what it shows and against which factor: show = \"total.wall_ns\", against = \"max-bandwidth\"")
+			r.wrong(n.line, "a figure of kind against says what it shows and against which factor: show = \"total.wall_ns\", "+
+				"against = \"max-bandwidth\"")
 		}
 		e.Figures = append(e.Figures, f)
 	}
@@ -723,8 +733,8 @@ func (e *Experiment) SetRepeats(n int) {
 	}
 }
 
-// meaning is a hash of all that makes the trials what they are; comments, titles, notes and figures are not in it. The order of the
-// cells is: the seed draws from it.
+// meaning is a hash of all that makes the trials what they are; comments, titles, notes and figures are not in it. The
+// order of the cells is: the seed draws from it.
 func (e *Experiment) meaning() string {
 	type cell struct {
 		Name    string

@@ -8,7 +8,8 @@ import (
 	"qmigrate/internal/near"
 )
 
-// isNumber tells whether a record has a number of that key, as figures show it: total.wall_ns, or passes, which is how many there were.
+// isNumber tells whether a record has a number of that key, as figures show it: total.wall_ns, or passes, which is how
+// many there were.
 func isNumber(key string) bool {
 	found := false
 	numbers(reflect.TypeFor[record.Migration](), "", func(have string) {

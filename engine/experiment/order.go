@@ -2,8 +2,9 @@ package experiment
 
 import "math/rand/v2"
 
-// Trials are all of them in the order that the seed draws. With PerTrial they are interleaved: every cell comes once in each round, in an order of
-// that round's own, so that a drift of the host meets all cells alike. With PerCell the cells come in a drawn order, each with its repeats one after the other.
+// Trials are all of them in the order that the seed draws. With PerTrial they are interleaved: every cell comes once in
+// each round, in an order of that round's own, so that a drift of the host meets all cells alike. With PerCell the
+// cells come in a drawn order, each with its repeats one after the other.
 func (e *Experiment) Trials(seed int64) (all []Trial) {
 	rng := rand.New(rand.NewPCG(uint64(seed), 0))
 	rounds := 0

@@ -63,7 +63,8 @@ func (s Summary) PerHour() float64 {
 	return float64(s.Done) / s.Elapsed.Hours()
 }
 
-// PerHourBooted is what PerHour would have been with a guest booted for each trial, by what a boot took; 0 if each was, or none.
+// PerHourBooted is what PerHour would have been with a guest booted for each trial, by what a boot took; 0 if each was,
+// or none.
 func (s Summary) PerHourBooted() float64 {
 	if s.Stayed == 0 || s.Booted == 0 {
 		return 0
@@ -106,7 +107,8 @@ func (e *Experiment) Plan(dir string, learn []*record.Migration) (*Plan, error) 
 	for _, r := range records {
 		if r.Experiment == e.Name {
 			if held == nil {
-				return nil, fmt.Errorf("%s has records of experiment %s and no experiment.json that says what they are of: give another folder", dir, e.Name)
+				return nil, fmt.Errorf("%s has records of experiment %s and no experiment.json that says what they are of: give "+
+					"another folder", dir, e.Name)
 			}
 			p.done[r.Trial] = true
 		}
@@ -135,10 +137,11 @@ type runner struct {
 	booted, again []time.Duration
 }
 
-// Run does what is left of the experiment: each trial has a record when it returns, or it was stopped, and the same call goes on where it was. ready is
-// told the plan when the host's slot is taken and nothing has started.
+// Run does what is left of the experiment: each trial has a record when it returns, or it was stopped, and the same
+// call goes on where it was. ready is told the plan when the host's slot is taken and nothing has started.
 func (e *Experiment) Run(ctx context.Context, folder *record.Folder, o Options, ready func(*Plan)) (*Summary, error) {
-	holder := fmt.Sprintf("process %d, %s into %s, since %s", os.Getpid(), e.Name, absolute(folder.Path()), time.Now().Format("15:04:05"))
+	holder := fmt.Sprintf("process %d, %s into %s, since %s", os.Getpid(), e.Name, absolute(folder.Path()),
+		time.Now().Format("15:04:05"))
 	slot, err := takeSlot(holder)
 	if err != nil {
 		return nil, err
@@ -180,12 +183,14 @@ func (e *Experiment) Run(ctx context.Context, folder *record.Folder, o Options, 
 	if err != nil {
 		return nil, err
 	}
-	r := &runner{Experiment: e, opts: o, folder: folder, learnt: newEstimator(e, append(records, o.Learn...)), sum: Summary{Total: len(p.Trials), Before: len(p.Trials) - len(p.Left)}}
+	r := &runner{Experiment: e, opts: o, folder: folder, learnt: newEstimator(e, append(records, o.Learn...)),
+		sum: Summary{Total: len(p.Trials), Before: len(p.Trials) - len(p.Left)}}
 	err = r.run(ctx, p.Left)
 	return &r.sum, errors.Join(err, r.down())
 }
 
-// canHaveLabs refuses a host on which every trial would fail: a failed trial is a result, and is not tried again when the host has been mended.
+// canHaveLabs refuses a host on which every trial would fail: a failed trial is a result, and is not tried again when
+// the host has been mended.
 func canHaveLabs(found hostnet.Capabilities) error {
 	var errs []error
 	for _, c := range found.Missing() {
@@ -245,8 +250,8 @@ func (r *runner) run(ctx context.Context, trials []Trial) error {
 	return nil
 }
 
-// keep appends the record. One that holds no number where one should be cannot be written: then it is recorded that the trial failed so, for it would
-// be run again and again.
+// keep appends the record. One that holds no number where one should be cannot be written: then it is recorded that the
+// trial failed so, for it would be run again and again.
 func (r *runner) keep(rec *record.Migration) error {
 	err := r.folder.Append(rec)
 	var unsupported *json.UnsupportedValueError
@@ -255,7 +260,8 @@ func (r *runner) keep(rec *record.Migration) error {
 	}
 	rec.Warn("measured, and not kept: %v", err)
 	rec.Error = &record.Error{Stage: record.Activation, Message: fmt.Sprintf("the record could not be written: %v", err)}
-	rec.Outcome, rec.Passes, rec.Stages, rec.Timeline, rec.CPU, rec.Guest, rec.Samples = record.Failed, []record.Pass{}, []record.Stage{}, nil, nil, nil, nil
+	rec.Outcome, rec.Passes, rec.Stages, rec.Timeline, rec.CPU, rec.Guest, rec.Samples = record.Failed, []record.Pass{},
+		[]record.Stage{}, nil, nil, nil, nil
 	return r.folder.Append(rec)
 }
 
@@ -292,7 +298,8 @@ func (r *runner) progress(p Progress, left []Trial) {
 	r.opts.Progress(p)
 }
 
-// trial runs one trial in a lab of its own, or in that of its cell, and returns its record in any case: a failure is a result.
+// trial runs one trial in a lab of its own, or in that of its cell, and returns its record in any case: a failure is a
+// result.
 func (r *runner) trial(ctx context.Context, t Trial) *record.Migration {
 	begun := time.Now()
 	ctx, cancel := context.WithTimeoutCause(ctx, r.TrialTimeout, errTrialTimeout)
@@ -362,13 +369,15 @@ func (r *runner) say(format string, args ...any) {
 	}
 }
 
-// notBegun is the record of a trial whose guest, or whose observers, did not come up: no migration was begun, and there is no guest to ask for.
+// notBegun is the record of a trial whose guest, or whose observers, did not come up: no migration was begun, and there
+// is no guest to ask for.
 func notBegun(t Trial, begun time.Time, err error) *record.Migration {
 	mode := t.Plan.Mode
 	if mode == "" {
 		mode = record.PreCopyMode
 	}
-	return &record.Migration{Schema: record.Schema, ID: record.NewID(begun), StartedAt: begun.Round(0), Origin: begun, Mode: mode, Name: t.Name, Outcome: record.Failed, GuestOn: record.Unknown,
+	return &record.Migration{Schema: record.Schema, ID: record.NewID(begun), StartedAt: begun.Round(0), Origin: begun,
+		Mode: mode, Name: t.Name, Outcome: record.Failed, GuestOn: record.Unknown,
 		Workload: t.Lab.Workload.String(), Plan: map[string]any{}, Stages: []record.Stage{}, Passes: []record.Pass{},
 		Error: &record.Error{Stage: record.Initialization, Message: err.Error()}}
 }

@@ -11,13 +11,15 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// SlotVariable names another lock file than the host's: for a host whose processors are shared out, with a slot for each share.
+// SlotVariable names another lock file than the host's: for a host whose processors are shared out, with a slot for
+// each share.
 const SlotVariable = "QMIGRATE_SLOT"
 
 // lock is a file that one process at a time holds: the kernel gives it back however that process ends.
 type lock struct{ file *os.File }
 
-// slotFile is the host's: where every user may write, and the same inside and outside of the namespaces that stand in for root.
+// slotFile is the host's: where every user may write, and the same inside and outside of the namespaces that stand in
+// for root.
 func slotFile() string {
 	if name := os.Getenv(SlotVariable); name != "" {
 		return name
@@ -44,7 +46,8 @@ func takeSlot(holder string) (*lock, error) {
 
 // take locks a file, or a folder, and writes into it who holds it; by says who does, if somebody else does.
 func take(name, holder string) (l *lock, by string, err error) {
-	// Without O_CREAT first: in a folder that all may write to, the kernel may refuse that for another user's file (fs.protected_regular).
+	// Without O_CREAT first: in a folder that all may write to, the kernel may refuse that for another user's file
+	// (fs.protected_regular).
 	file, err := os.OpenFile(name, os.O_RDWR, 0)
 	if errors.Is(err, os.ErrNotExist) {
 		file, err = os.OpenFile(name, os.O_RDWR|os.O_CREATE, 0o666)

@@ -60,7 +60,8 @@ func ReadState(dir string) (*State, error) {
 	return s, nil
 }
 
-// resume compares the experiment with what the folder holds trials of. What it holds decides the seed; the rest has to be the same.
+// resume compares the experiment with what the folder holds trials of. What it holds decides the seed; the rest has to
+// be the same.
 func (e *Experiment) resume(dir string) (seed int64, held *State, err error) {
 	held, err = ReadState(dir)
 	if err != nil {
@@ -75,11 +76,14 @@ func (e *Experiment) resume(dir string) (seed int64, held *State, err error) {
 	other := "give another folder, or delete this one"
 	switch {
 	case held.Name != e.Name || held.Scale != e.Scale:
-		return 0, nil, fmt.Errorf("%s holds trials of experiment %s%s, this is %s%s: %s", dir, held.Name, scaleText(held.Scale), e.Name, scaleText(e.Scale), other)
+		return 0, nil, fmt.Errorf("%s holds trials of experiment %s%s, this is %s%s: %s", dir, held.Name,
+			scaleText(held.Scale), e.Name, scaleText(e.Scale), other)
 	case e.Seed != nil && *e.Seed != held.Seed:
-		return 0, nil, fmt.Errorf("%s holds trials in an order drawn from seed %d, this is %d: leave the seed out, or %s", dir, held.Seed, *e.Seed, other)
+		return 0, nil, fmt.Errorf("%s holds trials in an order drawn from seed %d, this is %d: leave the seed out, or %s",
+			dir, held.Seed, *e.Seed, other)
 	case held.Hash != e.hash:
-		return 0, nil, fmt.Errorf("%s has changed since %s, from which %s holds trials (its text is in experiment.toml there; repeats and scale count too): %s", e.File, held.StartedAt.Local().Format("2006-01-02 15:04"), dir, other)
+		return 0, nil, fmt.Errorf("%s has changed since %s, from which %s holds trials (its text is in experiment.toml "+
+			"there; repeats and scale count too): %s", e.File, held.StartedAt.Local().Format("2006-01-02 15:04"), dir, other)
 	}
 	return held.Seed, held, nil
 }
@@ -93,8 +97,10 @@ func scaleText(scale string) string {
 
 // keep writes experiment.json and experiment.toml, each whole or not at all.
 func (e *Experiment) keep(dir, command string, seed int64, trials int, held *State) error {
-	s := State{Schema: Schema, Name: e.Name, Title: e.Title, Scale: e.Scale, File: e.File, Command: command, StartedAt: time.Now().Round(0), Seed: seed, Hash: e.hash, Boot: e.Boot,
-		Repeats: e.Repeats, Cells: len(e.Cells), Trials: trials, Sweeps: e.Sweeps, Figures: e.Figures, Without: e.Without, LeftOut: e.LeftOut}
+	s := State{Schema: Schema, Name: e.Name, Title: e.Title, Scale: e.Scale, File: e.File, Command: command,
+		StartedAt: time.Now().Round(0), Seed: seed, Hash: e.hash, Boot: e.Boot,
+		Repeats: e.Repeats, Cells: len(e.Cells), Trials: trials, Sweeps: e.Sweeps, Figures: e.Figures, Without: e.Without,
+		LeftOut: e.LeftOut}
 	if e.Shrink > 1 {
 		s.Shrink = e.Shrink
 	}

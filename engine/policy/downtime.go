@@ -170,7 +170,8 @@ func ramp() kind {
 				}
 				return Decision{Action: Set, Setting: next,
 					Text: fmt.Sprintf("%s left, %s since the last step; raise downtime-limit to %s",
-						units.FormatSize(*h.Now.Remaining), units.FormatDuration(h.Now.T-since), units.FormatDuration(next.DowntimeLimit))}
+						units.FormatSize(*h.Now.Remaining), units.FormatDuration(h.Now.T-since),
+						units.FormatDuration(next.DowntimeLimit))}
 			}
 		},
 	}

@@ -140,7 +140,8 @@ func (s switcher) decide(h *History) Decision {
 		return Decision{Action: Set, Setting: h.raise(limit), Rate: rate,
 			Text: fmt.Sprintf("%s fit into %s of the last stage; set downtime-limit to %s, so that QEMU stops at them while "+
 				"it sends %s",
-				s.fits(h, rate), units.FormatDuration(s.effective(h.Limits)), units.FormatDuration(limit), units.FormatRate(float64(h.Limits.MaxBandwidth)))}
+				s.fits(h, rate), units.FormatDuration(s.effective(h.Limits)), units.FormatDuration(limit),
+				units.FormatRate(float64(h.Limits.MaxBandwidth)))}
 	}
 	return s.unstall(h, float64(rate), probes)
 }

@@ -22,8 +22,8 @@ type Folder struct {
 	made bool // the folder was not there before
 }
 
-// OpenFolder creates dir if need be and proves that records can be written there, before anything is started: it writes,
-// syncs and removes a block of the size that one migration's series may need.
+// OpenFolder creates dir if need be and proves that records can be written there, before anything is started: it
+// writes, syncs and removes a block of the size that one migration's series may need.
 func OpenFolder(dir string) (*Folder, error) {
 	if dir == "" {
 		return nil, errors.New("open record folder: it has no name")
@@ -56,7 +56,8 @@ func (f *Folder) Close() {
 	}
 }
 
-// probeBytes is what OpenFolder proves to be free: a record and half a minute of samples at 10 ms (about 300 bytes each).
+// probeBytes is what OpenFolder proves to be free: a record and half a minute of samples at 10 ms (about 300 bytes
+// each).
 const probeBytes = 1 << 20
 
 // Path is the folder's name as it was given.
@@ -65,8 +66,8 @@ func (f *Folder) Path() string { return f.dir }
 // SamplesPath is the file that holds the series of the migration with that id.
 func (f *Folder) SamplesPath(id string) string { return filepath.Join(f.dir, "samples", id+".jsonl") }
 
-// Append writes the series and then the record: a record's line never stands without its series. Each is written whole or
-// not at all; a line that a crash left half written is cut off first.
+// Append writes the series and then the record: a record's line never stands without its series. Each is written whole
+// or not at all; a line that a crash left half written is cut off first.
 func (f *Folder) Append(m *Migration) error {
 	var series bytes.Buffer
 	for i := range m.Samples {
@@ -90,8 +91,8 @@ func (f *Folder) Append(m *Migration) error {
 	return nil
 }
 
-// appendLine appends one line and syncs it. What follows the last newline is the rest of a write that a crash cut short; it
-// goes. A write that fails half-way is taken back.
+// appendLine appends one line and syncs it. What follows the last newline is the rest of a write that a crash cut
+// short; it goes. A write that fails half-way is taken back.
 func appendLine(name string, line []byte) (err error) {
 	file, err := os.OpenFile(name, os.O_RDWR|os.O_CREATE, 0o644)
 	if err != nil {

@@ -14,8 +14,9 @@ import (
 
 // Reader reads records one after the other, however many there are: it holds one line at a time.
 //
-// A line counts as written when its newline is there. What follows the last newline is the rest of a write that a crash cut short: it is passed over, and
-// Half tells how long it is. Keys that this program does not know, from a newer one, are passed over as well.
+// A line counts as written when its newline is there. What follows the last newline is the rest of a write that a crash
+// cut short: it is passed over, and Half tells how long it is. Keys that this program does not know, from a newer one,
+// are passed over as well.
 type Reader struct {
 	r    *bufio.Reader
 	line []byte // of a line that is longer than the buffer
@@ -56,8 +57,8 @@ func (r *Reader) Number() int { return r.n }
 // Half is the length in bytes of the half line at the end, once the end has been reached: 0 where there is none.
 func (r *Reader) Half() int { return r.half }
 
-// All yields the records in the order in which they were appended. A line that is no record yields an error that names its number; the loop may go on behind
-// it. After an error of reading itself there is nothing more.
+// All yields the records in the order in which they were appended. A line that is no record yields an error that names
+// its number; the loop may go on behind it. After an error of reading itself there is nothing more.
 func (r *Reader) All() iter.Seq2[*Migration, error] {
 	return func(yield func(*Migration, error) bool) {
 		for {
@@ -80,8 +81,9 @@ func (r *Reader) All() iter.Seq2[*Migration, error] {
 	}
 }
 
-// Read returns the records of a folder in the order in which they were appended, and an error for the first line that is not
-// one. Half a line at the end, left by a crash, is not a record and is passed over. For many records a Reader takes less memory.
+// Read returns the records of a folder in the order in which they were appended, and an error for the first line that
+// is not one. Half a line at the end, left by a crash, is not a record and is passed over. For many records a Reader
+// takes less memory.
 func Read(dir string) ([]*Migration, error) {
 	file, err := os.Open(filepath.Join(dir, RecordsFile))
 	if errors.Is(err, fs.ErrNotExist) {

@@ -71,11 +71,12 @@ const (
 
 // The stages that only some migrations have. Post-copy and recovery may come several times, in turns.
 const (
-	Storage  StageName = "storage"   // between reservation and pre-copy: disks are mirrored until they are in step
-	PostCopy StageName = "post-copy" // RESUME on the destination .. both completed: the rest of the memory follows the guest
-	Snapshot StageName = "snapshot"  // background save: `migrate` .. completed, while the guest runs on
-	Loading  StageName = "loading"   // restore: `migrate-incoming` .. the destination has read all of it
-	Recovery StageName = "recovery"  // post-copy is paused for want of a link .. it goes on
+	Storage StageName = "storage" // between reservation and pre-copy: disks are mirrored until they are in step
+	// RESUME on the destination .. both completed: the rest of the memory follows the guest
+	PostCopy StageName = "post-copy"
+	Snapshot StageName = "snapshot" // background save: `migrate` .. completed, while the guest runs on
+	Loading  StageName = "loading"  // restore: `migrate-incoming` .. the destination has read all of it
+	Recovery StageName = "recovery" // post-copy is paused for want of a link .. it goes on
 
 	After StageName = "after" // no stage, but what was observed after the last of them: for CPUUse
 )
@@ -93,10 +94,12 @@ type Migration struct {
 	Warnings  []string  `json:"warnings,omitempty"` // doubts about the result, printed as footnotes
 	Workload  string    `json:"workload,omitempty"`
 
-	Experiment string         `json:"experiment,omitempty"` // name of the experiment that this is a trial of
-	Trial      string         `json:"trial,omitempty"`      // which trial: cell and repeat, the same whenever the experiment is run
-	Order      *int           `json:"order,omitempty"`      // place of the trial in the experiment's order, from 0
-	Factors    map[string]any `json:"factors,omitempty"`    // value of each of the experiment's factors, in the words of its file
+	Experiment string `json:"experiment,omitempty"` // name of the experiment that this is a trial of
+	// which trial: cell and repeat, the same whenever the experiment is run
+	Trial string `json:"trial,omitempty"`
+	Order *int   `json:"order,omitempty"` // place of the trial in the experiment's order, from 0
+	// value of each of the experiment's factors, in the words of its file
+	Factors map[string]any `json:"factors,omitempty"`
 
 	PostCopy *PostCopyFigures `json:"post_copy,omitempty"` // in the modes that may go over to it
 
@@ -106,8 +109,9 @@ type Migration struct {
 
 	Decisions []Decision `json:"decisions,omitempty"` // of the policy, in their order
 
-	Plan         map[string]any  `json:"plan"`                   // what was asked, in the words of the command line
-	Parameters   map[string]any  `json:"parameters,omitempty"`   // the source's query-migrate-parameters, in QEMU's names and units
+	Plan map[string]any `json:"plan"` // what was asked, in the words of the command line
+	// the source's query-migrate-parameters, in QEMU's names and units
+	Parameters   map[string]any  `json:"parameters,omitempty"`
 	Capabilities map[string]bool `json:"capabilities,omitempty"` // the source's query-migrate-capabilities
 
 	QEMU  QEMU  `json:"qemu"`
@@ -135,7 +139,8 @@ type Migration struct {
 	Sampling    *Sampling    `json:"sampling,omitempty"`
 	Prediction  *Prediction  `json:"prediction,omitempty"` // made before the migration
 
-	// Origin is the instant of the first command on this process's monotonic clock; every start_ns counts from it. Not kept in files.
+	// Origin is the instant of the first command on this process's monotonic clock; every start_ns counts from it. Not
+	// kept in files.
 	Origin time.Time `json:"-"`
 	// Samples is the time series, kept in samples/ID.jsonl.
 	Samples []Sample `json:"-"`
@@ -163,8 +168,10 @@ type QEMU struct {
 	Machine            string `json:"machine,omitempty"`
 	MemoryBytes        int64  `json:"memory_bytes,omitempty"`
 	VCPUs              int    `json:"vcpus,omitempty"`
-	NIC                string `json:"nic,omitempty"`      // model of the guest's network card, where the lab gave it one: virtio-net, e1000, ...
-	DiskBus            string `json:"disk_bus,omitempty"` // how the guest has its disks, where the lab gave it some: virtio-blk, virtio-scsi, ahci
+	// model of the guest's network card, where the lab gave it one: virtio-net, e1000, ...
+	NIC string `json:"nic,omitempty"`
+	// how the guest has its disks, where the lab gave it some: virtio-blk, virtio-scsi, ahci
+	DiskBus string `json:"disk_bus,omitempty"`
 }
 
 // Hosts names the places; Kernel and CPU are the source host's.
@@ -175,7 +182,8 @@ type Hosts struct {
 	CPU         string `json:"cpu,omitempty"`
 }
 
-// Stage is one stage. StartNS counts from the first command; the stages are contiguous, so their durations sum to Total.Wall.
+// Stage is one stage. StartNS counts from the first command; the stages are contiguous, so their durations sum to
+// Total.Wall.
 type Stage struct {
 	Name     StageName     `json:"name"`
 	Start    time.Duration `json:"start_ns"`
@@ -185,31 +193,41 @@ type Stage struct {
 // Pass is one turn over the pages that were dirty when it began. The last one is sent while the guest is stopped.
 // How a pass is told from QEMU's raw dirty-sync-count is docs/measurements.md, "Passes".
 type Pass struct {
-	Pass        int           `json:"pass"` // from 1; the set-up's full copy is pass 1
-	Start       time.Duration `json:"start_ns"`
-	Duration    time.Duration `json:"duration_ns"`
-	Transferred *int64        `json:"transferred_bytes,omitempty"`      // on the wire during the pass, by query-migrate's `transferred`
-	Remaining   *int64        `json:"remaining_bytes,omitempty"`        // left to send at the pass's last sample
-	DirtyPages  *int64        `json:"dirty_pages,omitempty"`            // pages waiting when the pass began, by its first sample
-	Throughput  *float64      `json:"throughput_bytes_per_s,omitempty"` // Transferred / Duration
-	Throttle    *int64        `json:"throttle_percent,omitempty"`       // auto-converge's throttle at the pass's last sample
-	Stopped     bool          `json:"guest_stopped,omitempty"`          // the pass of the stop-and-copy stage
-	PostCopy    bool          `json:"post_copy,omitempty"`              // what followed the guest
-	Samples     int           `json:"samples"`                          // samples that fell into the pass: 0 means its bytes are the neighbours' edges
+	Pass     int           `json:"pass"` // from 1; the set-up's full copy is pass 1
+	Start    time.Duration `json:"start_ns"`
+	Duration time.Duration `json:"duration_ns"`
+	// on the wire during the pass, by query-migrate's `transferred`
+	Transferred *int64 `json:"transferred_bytes,omitempty"`
+	Remaining   *int64 `json:"remaining_bytes,omitempty"` // left to send at the pass's last sample
+	// pages waiting when the pass began, by its first sample
+	DirtyPages *int64   `json:"dirty_pages,omitempty"`
+	Throughput *float64 `json:"throughput_bytes_per_s,omitempty"` // Transferred / Duration
+	// auto-converge's throttle at the pass's last sample
+	Throttle *int64 `json:"throttle_percent,omitempty"`
+	Stopped  bool   `json:"guest_stopped,omitempty"` // the pass of the stop-and-copy stage
+	PostCopy bool   `json:"post_copy,omitempty"`     // what followed the guest
+	// samples that fell into the pass: 0 means its bytes are the neighbours' edges
+	Samples int `json:"samples"`
 }
 
 // PostCopyFigures is what post-copy cost, beside its stages.
 type PostCopyFigures struct {
-	Pauses        int             `json:"pauses"`                      // how often it lost its link and was recovered, or was not
-	Blocktime     *time.Duration  `json:"blocktime_ns,omitempty"`      // all vCPUs at once waited for pages: postcopy-blocktime, ms on the wire, of the destination
+	// how often it lost its link and was recovered, or was not
+	Pauses int `json:"pauses"`
+	// all vCPUs at once waited for pages: postcopy-blocktime, ms on the wire, of the destination
+	Blocktime     *time.Duration  `json:"blocktime_ns,omitempty"`
 	VCPUBlocktime []time.Duration `json:"vcpu_blocktime_ns,omitempty"` // the same for each vCPU: postcopy-vcpu-blocktime
-	Latency       *time.Duration  `json:"latency_ns,omitempty"`        // mean time of a page request: postcopy-latency, QEMU 10.1 and later
-	Requests      *int64          `json:"page_requests,omitempty"`     // of the destination, by the source's postcopy-requests
+	// mean time of a page request: postcopy-latency, QEMU 10.1 and later
+	Latency *time.Duration `json:"latency_ns,omitempty"`
+	// of the destination, by the source's postcopy-requests
+	Requests *int64 `json:"page_requests,omitempty"`
 }
 
 // Total is the whole. The QEMU fields are the source's last query-migrate.
 type Total struct {
-	Wall        time.Duration  `json:"wall_ns"`                 // first command .. the end of the last stage: RESUME on the destination, in post-copy the later `completed`, or the end of the undo, which belongs to the stage that failed
+	// first command .. the end of the last stage: RESUME on the destination, in post-copy the later `completed`, or the
+	// end of the undo, which belongs to the stage that failed
+	Wall        time.Duration  `json:"wall_ns"`
 	QEMUTotal   *time.Duration `json:"qemu_total_ns,omitempty"` // total-time, ms on the wire
 	QEMUSetup   *time.Duration `json:"qemu_setup_ns,omitempty"` // setup-time, ms on the wire, by the host's wall clock
 	Transferred *int64         `json:"transferred_bytes,omitempty"`
@@ -222,17 +240,20 @@ type Total struct {
 
 // Downtime is the guest's silence as each observer saw it; docs/measurements.md defines each, and its error.
 type Downtime struct {
-	QEMU            *time.Duration `json:"qemu_ns,omitempty"` // query-migrate's downtime, ms on the wire
-	QEMUError       *time.Duration `json:"qemu_error_ns,omitempty"`
-	Wire            *time.Duration `json:"wire_ns,omitempty"` // STOP on the source to RESUME on the destination, by QEMU's own stamps
-	WireError       *time.Duration `json:"wire_error_ns,omitempty"`
-	Status          *time.Duration `json:"status_ns,omitempty"` // query-status polled on both sides: the bracket's middle
-	StatusError     *time.Duration `json:"status_error_ns,omitempty"`
-	Ping            *time.Duration `json:"ping_ns,omitempty"` // longest gap between echo replies at the observer
-	PingError       *time.Duration `json:"ping_error_ns,omitempty"`
-	Heartbeat       *time.Duration `json:"heartbeat_ns,omitempty"` // longest gap between the guest's beats, stamped by the observer
-	HeartbeatError  *time.Duration `json:"heartbeat_error_ns,omitempty"`
-	GuestClock      *time.Duration `json:"guest_clock_ns,omitempty"` // longest gap between two of the guest's looks at its own clock, one at each heartbeat
+	QEMU      *time.Duration `json:"qemu_ns,omitempty"` // query-migrate's downtime, ms on the wire
+	QEMUError *time.Duration `json:"qemu_error_ns,omitempty"`
+	// STOP on the source to RESUME on the destination, by QEMU's own stamps
+	Wire        *time.Duration `json:"wire_ns,omitempty"`
+	WireError   *time.Duration `json:"wire_error_ns,omitempty"`
+	Status      *time.Duration `json:"status_ns,omitempty"` // query-status polled on both sides: the bracket's middle
+	StatusError *time.Duration `json:"status_error_ns,omitempty"`
+	Ping        *time.Duration `json:"ping_ns,omitempty"` // longest gap between echo replies at the observer
+	PingError   *time.Duration `json:"ping_error_ns,omitempty"`
+	// longest gap between the guest's beats, stamped by the observer
+	Heartbeat      *time.Duration `json:"heartbeat_ns,omitempty"`
+	HeartbeatError *time.Duration `json:"heartbeat_error_ns,omitempty"`
+	// longest gap between two of the guest's looks at its own clock, one at each heartbeat
+	GuestClock      *time.Duration `json:"guest_clock_ns,omitempty"`
 	GuestClockError *time.Duration `json:"guest_clock_error_ns,omitempty"`
 	TCP             *time.Duration `json:"tcp_ns,omitempty"` // longest gap between echoes in one established connection
 	TCPError        *time.Duration `json:"tcp_error_ns,omitempty"`
@@ -240,20 +261,29 @@ type Downtime struct {
 
 // Guest is what the guest felt.
 type Guest struct {
-	ClockSlip       *time.Duration `json:"clock_slip_ns,omitempty"` // observer's elapsed minus guest's elapsed, over the migration
+	// observer's elapsed minus guest's elapsed, over the migration
+	ClockSlip       *time.Duration `json:"clock_slip_ns,omitempty"`
 	ClockSlipError  *time.Duration `json:"clock_slip_error_ns,omitempty"`
-	SlowdownPercent *float64       `json:"slowdown_percent,omitempty"`    // 100 * (1 - during/before)
-	EventsBefore    *float64       `json:"events_before_per_s,omitempty"` // the workload's own events, in the observation before the first command
-	EventsDuring    *float64       `json:"events_during_per_s,omitempty"` // the same, from the first command to the end of the wall time
-	EventsAfter     *float64       `json:"events_after_per_s,omitempty"`  // the same, from there to the end of the observation
-	BrownoutError   *time.Duration `json:"brownout_error_ns,omitempty"`   // a bin, plus what the same rule would find without a migration
-	BlackoutError   *time.Duration `json:"blackout_error_ns,omitempty"`   // two of the agent's bins, or the usual silence, plus the error of their edges
-	Brownout        *time.Duration `json:"brownout_ns,omitempty"`         // bins of the workload's events below 95 % of the median before, the blackout not among them
-	Blackout        *time.Duration `json:"blackout_ns,omitempty"`         // the longest time without an event that overlaps the wall time
-	Score           *Score         `json:"score,omitempty"`
+	SlowdownPercent *float64       `json:"slowdown_percent,omitempty"` // 100 * (1 - during/before)
+	// the workload's own events, in the observation before the first command
+	EventsBefore *float64 `json:"events_before_per_s,omitempty"`
+	// the same, from the first command to the end of the wall time
+	EventsDuring *float64 `json:"events_during_per_s,omitempty"`
+	// the same, from there to the end of the observation
+	EventsAfter *float64 `json:"events_after_per_s,omitempty"`
+	// a bin, plus what the same rule would find without a migration
+	BrownoutError *time.Duration `json:"brownout_error_ns,omitempty"`
+	// two of the agent's bins, or the usual silence, plus the error of their edges
+	BlackoutError *time.Duration `json:"blackout_error_ns,omitempty"`
+	// bins of the workload's events below 95 % of the median before, the blackout not among them
+	Brownout *time.Duration `json:"brownout_ns,omitempty"`
+	// the longest time without an event that overlaps the wall time
+	Blackout *time.Duration `json:"blackout_ns,omitempty"`
+	Score    *Score         `json:"score,omitempty"`
 }
 
-// Score is a workload's result as its kind is usually given, over its whole run: before, during and after the migration.
+// Score is a workload's result as its kind is usually given, over its whole run: before, during and after the
+// migration.
 type Score struct {
 	Value float64 `json:"value"`
 	Unit  string  `json:"unit"` // MFLOPS, Dhrystones/s
@@ -268,12 +298,14 @@ type Series struct {
 	Bin    time.Duration `json:"bin_ns"`
 	Values []*float64    `json:"values"` // nil: not observed
 
-	EdgeError *time.Duration `json:"edge_error_ns,omitempty"` // how far an edge of a bin may be from where it is said to be
+	// how far an edge of a bin may be from where it is said to be
+	EdgeError *time.Duration `json:"edge_error_ns,omitempty"`
 }
 
 // Mark is one instant on the record's clock.
 type Mark struct {
-	Name    string         `json:"name"` // migrate, stop, resume, first_frame, fdb_moved, ...: docs/timeline.md has them all
+	// migrate, stop, resume, first_frame, fdb_moved, ...: docs/timeline.md has them all
+	Name    string         `json:"name"`
 	At      time.Duration  `json:"at_ns"`
 	AtError *time.Duration `json:"at_error_ns,omitempty"`
 	Source  string         `json:"source"` // who saw it, by which clock
@@ -281,62 +313,78 @@ type Mark struct {
 
 // CPUUse is what one thread, or a whole QEMU, took of its host's processors over one span.
 type CPUUse struct {
-	Side    Holder        `json:"side"`
-	Thread  string        `json:"thread"` // process (the whole QEMU), vcpu0, vcpu1, ... (vcpus: one thread runs all), main, migration (all threads of it)
-	From    time.Duration `json:"from_ns"`
-	Span    time.Duration `json:"span_ns"`
-	Used    time.Duration `json:"used_ns"`         // of threads by /proc/PID/task/TID/schedstat, of the process by its clock of processor time
+	Side Holder `json:"side"`
+	// process (the whole QEMU), vcpu0, vcpu1, ... (vcpus: one thread runs all), main, migration (all threads of it)
+	Thread string        `json:"thread"`
+	From   time.Duration `json:"from_ns"`
+	Span   time.Duration `json:"span_ns"`
+	// of threads by /proc/PID/task/TID/schedstat, of the process by its clock of processor time
+	Used    time.Duration `json:"used_ns"`
 	Percent float64       `json:"percent"`         // 100 * used / span: of one processor
 	Stage   StageName     `json:"stage,omitempty"` // "": before the first command; after: when the last stage was over
 }
 
-// CPUCap is the limit on the processor time of the guest's vCPU threads, on both hosts; QEMU's other threads have none. What it means is
-// docs/hardware.md.
+// CPUCap is the limit on the processor time of the guest's vCPU threads, on both hosts; QEMU's other threads have none.
+// What it means is docs/hardware.md.
 type CPUCap struct {
-	Percent     int           `json:"percent"`               // of one processor, for all vCPUs of the guest together
-	Period      time.Duration `json:"period_ns"`             // in each of which it holds
-	Cgroup      string        `json:"cgroup"`                // what holds it: v1 (cpu.cfs_quota_us) or v2 (cpu.max)
-	Source      *CapUse       `json:"source,omitempty"`      // from just before the first command until the migration had ended
-	Destination *CapUse       `json:"destination,omitempty"` // likewise
+	Percent int           `json:"percent"`   // of one processor, for all vCPUs of the guest together
+	Period  time.Duration `json:"period_ns"` // in each of which it holds
+	Cgroup  string        `json:"cgroup"`    // what holds it: v1 (cpu.cfs_quota_us) or v2 (cpu.max)
+	// from just before the first command until the migration had ended
+	Source      *CapUse `json:"source,omitempty"`
+	Destination *CapUse `json:"destination,omitempty"` // likewise
 }
 
 // CapUse is what the kernel counted of one side's limit.
 type CapUse struct {
-	Periods   int64         `json:"periods"`           // in which a vCPU wanted to run: nr_periods of cpu.stat
-	Throttled int64         `json:"throttled_periods"` // those in which the quota was spent and the vCPUs stood still: nr_throttled
-	Stood     time.Duration `json:"throttled_ns"`      // how long, summed over the host's processors: throttled_time, or throttled_usec
-	Used      time.Duration `json:"used_ns"`           // processor time of the vCPU threads, by /proc/PID/task/TID/schedstat
+	Periods int64 `json:"periods"` // in which a vCPU wanted to run: nr_periods of cpu.stat
+	// those in which the quota was spent and the vCPUs stood still: nr_throttled
+	Throttled int64 `json:"throttled_periods"`
+	// how long, summed over the host's processors: throttled_time, or throttled_usec
+	Stood time.Duration `json:"throttled_ns"`
+	// processor time of the vCPU threads, by /proc/PID/task/TID/schedstat
+	Used time.Duration `json:"used_ns"`
 }
 
 // Boot is how the guest of an experiment's trial came to be there.
 type Boot struct {
-	Per       string         `json:"per"`                // trial: booted for this one; cell: for all trials of the cell that one run makes
-	Migration int            `json:"migration"`          // which of this guest's migrations it was, from 1: the even ones lead back to the host where it was booted
-	Ready     *time.Duration `json:"ready_ns,omitempty"` // the trial's begin .. guest ready, memory filled, workload running, destination waiting
-	Trial     time.Duration  `json:"trial_ns"`           // the trial's begin .. its record, the observers' second before and the checks after included
+	// trial: booted for this one; cell: for all trials of the cell that one run makes
+	Per string `json:"per"`
+	// which of this guest's migrations it was, from 1: the even ones lead back to the host where it was booted
+	Migration int `json:"migration"`
+	// the trial's begin .. guest ready, memory filled, workload running, destination waiting
+	Ready *time.Duration `json:"ready_ns,omitempty"`
+	// the trial's begin .. its record, the observers' second before and the checks after included
+	Trial time.Duration `json:"trial_ns"`
 }
 
 // Network is what the network saw, from the observer.
 type Network struct {
-	PingInterval          *time.Duration  `json:"ping_interval_ns,omitempty"` // between two pings, and two TCP echoes; absent: neither was sent
-	BeatInterval          *time.Duration  `json:"beat_interval_ns,omitempty"` // between two of the guest's heartbeats, and looks at its clock; absent: there were none
-	PingsSent             int             `json:"pings_sent"`
-	PingsLost             int             `json:"pings_lost"`
-	TCPSurvived           *bool           `json:"tcp_survived,omitempty"`
-	Retransmits           *int64          `json:"retransmits,omitempty"` // of the observer's echo connection, TCP_INFO
-	Gaps                  []Gap           `json:"gaps,omitempty"`
-	RARP                  []time.Duration `json:"announcements_after_resume_ns,omitempty"` // QEMU's announcements of the guest's MAC address, as seen on the link, after RESUME
-	AnnounceToFirstPacket *time.Duration  `json:"announce_to_first_packet_ns,omitempty"`   // RESUME to the guest's first frame seen at the link from the destination's port
+	// between two pings, and two TCP echoes; absent: neither was sent
+	PingInterval *time.Duration `json:"ping_interval_ns,omitempty"`
+	// between two of the guest's heartbeats, and looks at its clock; absent: there were none
+	BeatInterval *time.Duration `json:"beat_interval_ns,omitempty"`
+	PingsSent    int            `json:"pings_sent"`
+	PingsLost    int            `json:"pings_lost"`
+	TCPSurvived  *bool          `json:"tcp_survived,omitempty"`
+	Retransmits  *int64         `json:"retransmits,omitempty"` // of the observer's echo connection, TCP_INFO
+	Gaps         []Gap          `json:"gaps,omitempty"`
+	// QEMU's announcements of the guest's MAC address, as seen on the link, after RESUME
+	RARP []time.Duration `json:"announcements_after_resume_ns,omitempty"`
+	// RESUME to the guest's first frame seen at the link from the destination's port
+	AnnounceToFirstPacket *time.Duration `json:"announce_to_first_packet_ns,omitempty"`
 }
 
-// Gap is the longest silence that one observer saw around the stop, taken apart at the stop's edges. What lies before STOP is no downtime and
-// is felt all the same: a stall when the migration was set up, or a guest that the copying slows.
+// Gap is the longest silence that one observer saw around the stop, taken apart at the stop's edges. What lies before
+// STOP is no downtime and is felt all the same: a stall when the migration was set up, or a guest that the copying
+// slows.
 type Gap struct {
-	Observer   string         `json:"observer"`                    // ping, heartbeat, tcp
-	Before     time.Duration  `json:"before_ns"`                   // from the gap's beginning to STOP on the source
-	During     time.Duration  `json:"during_ns"`                   // from STOP to RESUME on the destination
-	After      time.Duration  `json:"after_ns"`                    // from RESUME to the gap's end
-	BeforeStop *time.Duration `json:"longest_before_ns,omitempty"` // the longest gap that ended before STOP, from the first command on
+	Observer string        `json:"observer"`  // ping, heartbeat, tcp
+	Before   time.Duration `json:"before_ns"` // from the gap's beginning to STOP on the source
+	During   time.Duration `json:"during_ns"` // from STOP to RESUME on the destination
+	After    time.Duration `json:"after_ns"`  // from RESUME to the gap's end
+	// the longest gap that ended before STOP, from the first command on
+	BeforeStop *time.Duration `json:"longest_before_ns,omitempty"`
 }
 
 // MemoryCheck is the guest's own page check on the destination.
@@ -347,19 +395,25 @@ type MemoryCheck struct {
 
 // Tunnel is what carried the migration's connections through one authenticated connection of ours.
 type Tunnel struct {
-	Kind  string        `json:"kind"`   // tls or ssh
-	Bytes int64         `json:"bytes"`  // the migration's own, both ways, at the source's half; what the tunnel adds is not in it
-	CPU   time.Duration `json:"cpu_ns"` // of the whole process that held the tunnel's halves, while it stood, by getrusage: an upper bound, for it also samples
+	Kind string `json:"kind"` // tls or ssh
+	// the migration's own, both ways, at the source's half; what the tunnel adds is not in it
+	Bytes int64 `json:"bytes"`
+	// of the whole process that held the tunnel's halves, while it stood, by getrusage: an upper bound, for it also
+	// samples
+	CPU time.Duration `json:"cpu_ns"`
 }
 
 // Sampling is the observer effect: how often QEMU was asked, and what that cost it.
 type Sampling struct {
-	Samples           int            `json:"samples"`
-	PeriodP50         time.Duration  `json:"period_p50_ns"`
-	PeriodP99         time.Duration  `json:"period_p99_ns"`
-	LongestUnanswered time.Duration  `json:"longest_unanswered_ns"`     // the slowest reply: QEMU does not answer during the switch-over
-	Observer          *time.Duration `json:"observer_cpu_ns,omitempty"` // what reading both QEMUs' processor time cost this process, from the beginning of the observation to its end
-	QEMUCPU           *time.Duration `json:"qemu_cpu_ns,omitempty"`     // the source's main thread, over all ticks; from that thread's clock around some of them: docs/measurements.md
+	Samples   int           `json:"samples"`
+	PeriodP50 time.Duration `json:"period_p50_ns"`
+	PeriodP99 time.Duration `json:"period_p99_ns"`
+	// the slowest reply: QEMU does not answer during the switch-over
+	LongestUnanswered time.Duration `json:"longest_unanswered_ns"`
+	// what reading both QEMUs' processor time cost this process, from the beginning of the observation to its end
+	Observer *time.Duration `json:"observer_cpu_ns,omitempty"`
+	// the source's main thread, over all ticks; from that thread's clock around some of them: docs/measurements.md
+	QEMUCPU *time.Duration `json:"qemu_cpu_ns,omitempty"`
 }
 
 // Prediction is what a model said before the migration.
@@ -404,8 +458,8 @@ func (m *Migration) Warn(format string, args ...any) {
 	m.Warnings = append(m.Warnings, text)
 }
 
-// MayGoOn tells whether this is a post-copy that may still go on over a new connection, and may need its TLS credentials
-// for that: it has not completed, and its guest is anywhere but on the source, or that is not known.
+// MayGoOn tells whether this is a post-copy that may still go on over a new connection, and may need its TLS
+// credentials for that: it has not completed, and its guest is anywhere but on the source, or that is not known.
 func (m *Migration) MayGoOn() bool {
 	over := m.Outcome == Completed || m.Outcome == GuestEnded || m.GuestOn == Source
 	return m.PostCopy != nil && !over
@@ -444,10 +498,16 @@ type Saved struct {
 
 // SnapshotFigures is what a background save was to the guest.
 type SnapshotFigures struct {
-	Duration   time.Duration  `json:"duration_ns"`                           // `migrate` about to be sent .. completed: all of it is written
-	Stopped    *time.Duration `json:"stopped_ns,omitempty"`                  // STOP .. RESUME by QEMU's stamps: its devices are being saved
-	StopError  *time.Duration `json:"stopped_error_ns,omitempty"`            //
-	Stall      *time.Duration `json:"vcpu_stall_longest_ns,omitempty"`       // longest gap between the guest's beats that overlaps it, stamped by the observer: Stopped is part of it, and so are writes to pages that wait to be saved
+	// `migrate` about to be sent .. completed: all of it is written
+	Duration time.Duration `json:"duration_ns"`
+	// STOP .. RESUME by QEMU's stamps: its devices are being saved
+	Stopped   *time.Duration `json:"stopped_ns,omitempty"`
+	StopError *time.Duration `json:"stopped_error_ns,omitempty"` //
+	// longest gap between the guest's beats that overlaps it, stamped by the observer: Stopped is part of it, and so are
+	// writes to pages that wait to be saved
+	Stall      *time.Duration `json:"vcpu_stall_longest_ns,omitempty"`
 	StallError *time.Duration `json:"vcpu_stall_longest_error_ns,omitempty"` // as of downtime.heartbeat
-	StallGuest *time.Duration `json:"vcpu_stall_guest_clock_ns,omitempty"`   // the longest gap between two of the guest's looks at its own clock, which stands still while the guest is stopped: writes alone
+	// the longest gap between two of the guest's looks at its own clock, which stands still while the guest is stopped:
+	// writes alone
+	StallGuest *time.Duration `json:"vcpu_stall_guest_clock_ns,omitempty"`
 }

@@ -2,8 +2,8 @@ package record
 
 import "fmt"
 
-// StageError is a migration that did not go to its end. Guest says who holds the guest now; Err why; Mend what to do where
-// there is something to do. Issued tells whether `migrate` had been sent.
+// StageError is a migration that did not go to its end. Guest says who holds the guest now; Err why; Mend what to do
+// where there is something to do. Issued tells whether `migrate` had been sent.
 type StageError struct {
 	Stage  StageName
 	Guest  Holder

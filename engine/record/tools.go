@@ -14,21 +14,24 @@ type Tools struct {
 
 // Program is a program that ran in the guest from before the migration until after it.
 type Program struct {
-	Name        string        `json:"name"`
-	Version     string        `json:"version,omitempty"` // of its Debian package
-	Reports     int           `json:"reports"`           // that it made: about one a second
-	Events      float64       `json:"events"`            // the sum of its reports: sysbench's events, iperf3's bytes at the guest's end, stress-ng's bogo ops
-	Time        time.Duration `json:"time_ns"`           // of its reports, on the guest's clock
+	Name    string `json:"name"`
+	Version string `json:"version,omitempty"` // of its Debian package
+	Reports int    `json:"reports"`           // that it made: about one a second
+	// the sum of its reports: sysbench's events, iperf3's bytes at the guest's end, stress-ng's bogo ops
+	Events      float64       `json:"events"`
+	Time        time.Duration `json:"time_ns"` // of its reports, on the guest's clock
 	Retransmits *int64        `json:"retransmits,omitempty"`
-	OtherEnd    *int64        `json:"other_end_bytes,omitempty"` // iperf3: what its other end, on the observer, counted, by its summary's rate
-	Error       string        `json:"error,omitempty"`           // why its own check failed; empty: it passed
+	// iperf3: what its other end, on the observer, counted, by its summary's rate
+	OtherEnd *int64 `json:"other_end_bytes,omitempty"`
+	Error    string `json:"error,omitempty"` // why its own check failed; empty: it passed
 }
 
 // SSHSession is a session from the observer to the guest with a running command that prints a number a line.
 type SSHSession struct {
-	Server    string         `json:"server,omitempty"`     // as it calls itself
-	Lines     int64          `json:"lines"`                // received, each one more than the one before
-	LinesLost int64          `json:"lines_lost"`           // that the command had printed, by its own count at the end, and were not received
+	Server string `json:"server,omitempty"` // as it calls itself
+	Lines  int64  `json:"lines"`            // received, each one more than the one before
+	// that the command had printed, by its own count at the end, and were not received
+	LinesLost int64          `json:"lines_lost"`
 	Resets    int            `json:"resets"`               // connections that broke
 	Longest   *time.Duration `json:"longest_ns,omitempty"` // between two lines, by the observer's clock
 	Error     string         `json:"error,omitempty"`
@@ -55,10 +58,12 @@ func (t *Tools) Failures() (all []string) {
 		all = append(all, fmt.Sprintf("%s failed its check: %s", p.Name, p.Error))
 	}
 	if s := t.SSH; s != nil && (s.Error != "" || s.Resets > 0 || s.LinesLost > 0 || s.Lines == 0) {
-		all = append(all, fmt.Sprintf("the ssh session did not survive: %d lines received, %d lost, %d resets%s", s.Lines, s.LinesLost, s.Resets, because(s.Error)))
+		all = append(all, fmt.Sprintf("the ssh session did not survive: %d lines received, %d lost, %d resets%s", s.Lines,
+			s.LinesLost, s.Resets, because(s.Error)))
 	}
 	if r := t.Redis; r != nil && (r.Error != "" || r.Resets > 0 || r.Lost > 0 || r.Wrong > 0 || r.Acknowledged == 0) {
-		all = append(all, fmt.Sprintf("redis: of %d acknowledged writes %d are lost, %d entries are wrong, %d resets%s", r.Acknowledged, r.Lost, r.Wrong, r.Resets, because(r.Error)))
+		all = append(all, fmt.Sprintf("redis: of %d acknowledged writes %d are lost, %d entries are wrong, %d resets%s",
+			r.Acknowledged, r.Lost, r.Wrong, r.Resets, because(r.Error)))
 	}
 	return all
 }
@@ -70,7 +75,8 @@ func because(text string) string {
 	return ": " + text
 }
 
-// ToolFailures says what is wrong with what had to survive: the tools, and the HTTP requests that were made beside them.
+// ToolFailures says what is wrong with what had to survive: the tools, and the HTTP requests that were made beside
+// them.
 func (m *Migration) ToolFailures() []string {
 	if m.Tools == nil {
 		return nil
@@ -83,7 +89,8 @@ func (m *Migration) ToolFailures() []string {
 			answered += p.Requests - p.Errors
 		}
 		if w.Resets > 0 || w.Wrong > 0 || w.Unanswered > 0 || failed > 0 || answered == 0 {
-			all = append(all, fmt.Sprintf("web: of %d answered requests %d are wrong, %d failed, %d unanswered, %d resets", answered, w.Wrong, failed, w.Unanswered, w.Resets))
+			all = append(all, fmt.Sprintf("web: of %d answered requests %d are wrong, %d failed, %d unanswered, %d resets",
+				answered, w.Wrong, failed, w.Unanswered, w.Resets))
 		}
 	}
 	return all

@@ -11,7 +11,8 @@ import (
 	"qmigrate/engine/report/stats"
 )
 
-// against draws metrics against a factor, a panel each: medians with their intervals, and each trial behind them. by tells the curves apart.
+// against draws metrics against a factor, a panel each: medians with their intervals, and each trial behind them. by
+// tells the curves apart.
 func against(key, title string, trials []*trial, f factor, by []factor, metrics []metric) *figure.Figure {
 	fig := &figure.Figure{Key: key, Title: title, X: figure.Axis{Label: f.name}}
 	place := axisOf(&fig.X, f, trials)
@@ -22,7 +23,8 @@ func against(key, title string, trials []*trial, f factor, by []factor, metrics 
 			continue
 		}
 		all, _ := m.values(trials)
-		unit, one := scale(m.kind, slices.MaxFunc(all, func(a, b float64) int { return int(math.Copysign(1, math.Abs(a)-math.Abs(b))) }))
+		unit, one := scale(m.kind, slices.MaxFunc(all,
+			func(a, b float64) int { return int(math.Copysign(1, math.Abs(a)-math.Abs(b))) }))
 		p := figure.Panel{Y: figure.Axis{Label: m.name, Unit: unit, Log: wide(all, 100)}}
 		for i, g := range groups {
 			c := figure.Curve{Name: g.name, Style: i, Shape: figure.Lines, Marked: true}
@@ -65,7 +67,8 @@ func against(key, title string, trials []*trial, f factor, by []factor, metrics 
 // shown names a panel by what it shows.
 func shown(m metric, f factor) string { return m.key + " against " + f.name }
 
-const medianWords = "Large marks: median of the completed trials of a cell; bars: its interval (order statistics, at least 95 %, needs n >= 6); small dots left of them: each trial."
+const medianWords = "Large marks: median of the completed trials of a cell; bars: its interval (order statistics, at " +
+	"least 95 %, needs n >= 6); small dots left of them: each trial."
 
 // pointOf is the estimate at x.
 func pointOf(e stats.Estimate, x float64, label string) figure.Point {
@@ -160,11 +163,13 @@ func (p split) notes(f factor) []string {
 	if len(p.with) == 0 {
 		return nil
 	}
-	return []string{sentence(join(p.with)) + map[bool]string{true: " changes with ", false: " change with "}[len(p.with) == 1] + f.name + "."}
+	return []string{sentence(join(p.with)) +
+		map[bool]string{true: " changes with ", false: " change with "}[len(p.with) == 1] + f.name + "."}
 }
 
-// splitFor splits the trials until each part has few enough curves, by the first factors first, so that no median is taken over trials that differ in a factor. Curves
-// that have one level of f alone are left out where another has more: they belong to another comparison.
+// splitFor splits the trials until each part has few enough curves, by the first factors first, so that no median is
+// taken over trials that differ in a factor. Curves that have one level of f alone are left out where another has more:
+// they belong to another comparison.
 func splitFor(f factor, trials []*trial, others []factor, limit int) []split {
 	var out []split
 	var walk func(name, with []string, trials []*trial, rest []factor)

@@ -14,7 +14,8 @@ import (
 	"qmigrate/engine/report/figure"
 )
 
-// experiment is what experiment.json, beside the records, says of itself: which figures its file names, and what it does without. A report needs none of it.
+// experiment is what experiment.json, beside the records, says of itself: which figures its file names, and what it
+// does without. A report needs none of it.
 type experiment struct {
 	Schema  string   `json:"schema"`
 	Name    string   `json:"name"`
@@ -58,7 +59,8 @@ func experimentOf(dir string) (*experiment, error) {
 
 // asked makes the figures that the experiment names, and a table that says where each is, or what it lacks.
 func (e *experiment) asked(s *set, parts []*set, ids []string) ([]*figure.Figure, Table, error) {
-	t := Table{Key: "named", Title: "Figures that the experiment names", Align: "ll", Head: []string{"of the experiment", "here"}}
+	t := Table{Key: "named", Title: "Figures that the experiment names", Align: "ll",
+		Head: []string{"of the experiment", "here"}}
 	var all []*figure.Figure
 	for _, n := range e.Figures {
 		of := s
@@ -93,13 +95,15 @@ func (e *experiment) asked(s *set, parts []*set, ids []string) ([]*figure.Figure
 			if n.Kind == "passes" || n.Kind == "timeline" {
 				why = "one migration of each mode"
 			}
-			t.Rows = append(t.Rows, []string{n.Title, fmt.Sprintf("figures %d to %d: %s", len(all)-len(figures)+1, len(all), why)})
+			t.Rows = append(t.Rows, []string{n.Title,
+				fmt.Sprintf("figures %d to %d: %s", len(all)-len(figures)+1, len(all), why)})
 		}
 	}
 	return all, t, nil
 }
 
-// generalTitle stands for the title that a named figure gets from the experiment; what follows it tells one part from another.
+// generalTitle stands for the title that a named figure gets from the experiment; what follows it tells one part from
+// another.
 const generalTitle = "\x00"
 
 // figures makes the figure, in as many parts as it takes, or says why it cannot be.

@@ -38,7 +38,8 @@ func (l level) isNumber() bool     { return !math.IsNaN(l.number) && l.text != "
 func (l level) equal(m level) bool { return l.text == m.text }
 func (l level) isSwitch() bool     { return l.text == "on" || l.text == "off" }
 
-// String prints a size, rate or time in the unit that fits, so that 1024MiB and 1GiB are the same, and anything else as it was written.
+// String prints a size, rate or time in the unit that fits, so that 1024MiB and 1GiB are the same, and anything else as
+// it was written.
 func (l level) String() string {
 	switch {
 	case !l.isNumber():
@@ -55,7 +56,8 @@ func (l level) String() string {
 	return l.text
 }
 
-// compare orders numbers by their value, then words; nothing comes first, and modes in the order in which they were invented.
+// compare orders numbers by their value, then words; nothing comes first, and modes in the order in which they were
+// invented.
 func (l level) compare(m level) int {
 	switch {
 	case l.isNumber() && m.isNumber():
@@ -66,7 +68,8 @@ func (l level) compare(m level) int {
 		}
 		return 1
 	}
-	modes := []string{string(record.StopAndCopyMode), string(record.PreCopyMode), string(record.PostCopyMode), string(record.HybridMode), string(record.COLOMode)}
+	modes := []string{string(record.StopAndCopyMode), string(record.PreCopyMode), string(record.PostCopyMode),
+		string(record.HybridMode), string(record.COLOMode)}
 	if a, b := slices.Index(modes, l.text), slices.Index(modes, m.text); a >= 0 && b >= 0 {
 		return cmp.Compare(a, b)
 	}
@@ -144,7 +147,8 @@ const (
 // paramFactor is the name of a parameter of the workload, as a factor.
 func paramFactor(param string) string { return workloadFactor + "-" + param }
 
-// factorsOf finds what varies: the experiment's own factors where there are any, and otherwise what varies in the plans. Each trial gets its levels.
+// factorsOf finds what varies: the experiment's own factors where there are any, and otherwise what varies in the
+// plans. Each trial gets its levels.
 func factorsOf(trials []*trial) []factor {
 	order := []string{sweepFactor, modeFactor} // first ones first: this is also the order in which results are listed
 	columns := map[string][]level{}
@@ -309,8 +313,9 @@ func workload(text string) (name string, params [][2]string) {
 	return name, params
 }
 
-// idle makes, in one sweep, a guest that does nothing one that dirties 0 pages a second where all others run one and the same workload at a rate: it belongs on that axis.
-// The workload's other parameters are then those of the others, if these agree.
+// idle makes, in one sweep, a guest that does nothing one that dirties 0 pages a second where all others run one and
+// the same workload at a rate: it belongs on that axis. The workload's other parameters are then those of the others,
+// if these agree.
 func idle(of []int, columns map[string][]level) {
 	names, rates := columns[workloadFactor], columns[paramFactor("rate")]
 	if names == nil || rates == nil {

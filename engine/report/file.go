@@ -25,7 +25,8 @@ func readIndex(name string) []string {
 	}
 	var names []string
 	for _, row := range rows[1:] {
-		if len(row) > 0 && row[0] == filepath.Base(row[0]) && (filepath.Ext(row[0]) == ".svg" || filepath.Ext(row[0]) == ".csv") {
+		if len(row) > 0 && row[0] == filepath.Base(row[0]) &&
+			(filepath.Ext(row[0]) == ".svg" || filepath.Ext(row[0]) == ".csv") {
 			names = append(names, row[0])
 		}
 	}

@@ -23,7 +23,8 @@ func stages(s *set) *figure.Figure {
 			}
 		}
 	}
-	sorted := []record.StageName{record.Initialization, record.Reservation, record.Storage, record.PreCopy, record.StopAndCopy, record.Commitment, record.Activation, record.PostCopy}
+	sorted := []record.StageName{record.Initialization, record.Reservation, record.Storage, record.PreCopy,
+		record.StopAndCopy, record.Commitment, record.Activation, record.PostCopy}
 	slices.SortStableFunc(order, func(a, b record.StageName) int {
 		i, j := slices.Index(sorted, a), slices.Index(sorted, b)
 		if i < 0 || j < 0 {
@@ -59,14 +60,17 @@ func stages(s *set) *figure.Figure {
 			}
 			n.add(len(values), len(values))
 			e := estimateOf(values)
-			c.Points = append(c.Points, figure.Point{X: float64(i), Y: e.Value, Low: math.NaN(), High: math.NaN(), N: e.N, Label: g.name})
+			c.Points = append(c.Points, figure.Point{X: float64(i), Y: e.Value, Low: math.NaN(), High: math.NaN(), N: e.N,
+				Label: g.name})
 		}
 		p.Curves = append(p.Curves, c)
 	}
 	fig.Panels = []figure.Panel{p}
 	fig.Caption = figure.Caption{
-		Measured: "Duration of each stage, one on the other in their order, from the bottom. Bars: medians, which need not add up to the median of the total.",
-		Definitions: []string{"stages (stages.duration_ns): contiguous, from the first command to RESUME on the destination; in post-copy modes to the end of what follows the guest; " +
+		Measured: "Duration of each stage, one on the other in their order, from the bottom. Bars: medians, which need not " +
+			"add up to the median of the total.",
+		Definitions: []string{"stages (stages.duration_ns): contiguous, from the first command to RESUME on the " +
+			"destination; in post-copy modes to the end of what follows the guest; " +
 			"`migrate` opens pre-copy, STOP on the source stop-and-copy"},
 		N:     n.String(),
 		Notes: pooled(s.trials, by, s.factors),
@@ -78,14 +82,16 @@ func stages(s *set) *figure.Figure {
 func pooled(trials []*trial, by, all []factor) []string {
 	var names []string
 	for _, f := range all {
-		if !slices.ContainsFunc(by, func(b factor) bool { return b.name == f.name }) && len(groupBy(trials, []factor{f})) > 1 {
+		if !slices.ContainsFunc(by, func(b factor) bool { return b.name == f.name }) &&
+			len(groupBy(trials, []factor{f})) > 1 {
 			names = append(names, f.name)
 		}
 	}
 	if len(names) == 0 {
 		return nil
 	}
-	return []string{"Trials that differ in " + join(names) + " are taken together here; the table of results has every cell."}
+	return []string{"Trials that differ in " + join(names) +
+		" are taken together here; the table of results has every cell."}
 }
 
 func completed(trials []*trial) []*trial {
@@ -111,7 +117,8 @@ func namesOf(groups []group) []string {
 // downtimes is the same silence as each observer saw it.
 func downtimes(s *set) *figure.Figure {
 	groups, by := coarse(completed(s.trials), s.factors, curveLimit)
-	fig := &figure.Figure{Key: "downtime-by-observer", Title: "Downtime by each observer", X: figure.Axis{Label: "observer"}}
+	fig := &figure.Figure{Key: "downtime-by-observer", Title: "Downtime by each observer",
+		X: figure.Axis{Label: "observer"}}
 	var all []float64
 	var present []observer
 	for _, o := range observers() {
@@ -156,7 +163,8 @@ func downtimes(s *set) *figure.Figure {
 	fig.Panels = []figure.Panel{p}
 	fig.Caption.Measured = "The same silence of the guest from several places, side by side. " + medianWords
 	fig.Caption.N = n.String()
-	fig.Caption.Notes = append(pooled(s.trials, by, s.factors), "Each observer's definition and error: docs/measurements.md, Downtime. They differ, and each difference means something.")
+	fig.Caption.Notes = append(pooled(s.trials, by, s.factors), "Each observer's definition and error: "+
+		"docs/measurements.md, Downtime. They differ, and each difference means something.")
 	return fig
 }
 
@@ -178,7 +186,8 @@ func distribution(s *set, m metric, factors []factor) *figure.Figure {
 			continue
 		}
 		slices.Sort(values)
-		c := figure.Curve{Name: fmt.Sprintf("%s (n = %d)", g.name, len(values)), Style: i, Shape: figure.Steps, Marked: len(values) <= 40}
+		c := figure.Curve{Name: fmt.Sprintf("%s (n = %d)", g.name, len(values)), Style: i, Shape: figure.Steps,
+			Marked: len(values) <= 40}
 		c.Points = append(c.Points, raw(values[0]/one, 0))
 		for k, v := range values {
 			if k+1 < len(values) && values[k+1] == v {
@@ -192,7 +201,8 @@ func distribution(s *set, m metric, factors []factor) *figure.Figure {
 	}
 	fig.Panels = []figure.Panel{p}
 	fig.Caption = figure.Caption{
-		Measured:    "Empirical distribution of the " + m.name + ": at each value the share of the completed trials that have at most that. Nothing is dropped.",
+		Measured: "Empirical distribution of the " + m.name +
+			": at each value the share of the completed trials that have at most that. Nothing is dropped.",
 		Definitions: []string{m.definition},
 		N:           n.String(),
 		Notes:       pooled(s.trials, by, s.factors),
@@ -209,7 +219,8 @@ func processors(s *set) *figure.Figure {
 	}
 	values := map[key]map[string][]float64{}
 	var keys []key
-	stageOrder := []string{"before", "", string(record.PreCopy), string(record.StopAndCopy), string(record.Commitment), string(record.Activation), string(record.PostCopy), string(record.After)}
+	stageOrder := []string{"before", "", string(record.PreCopy), string(record.StopAndCopy), string(record.Commitment),
+		string(record.Activation), string(record.PostCopy), string(record.After)}
 	var names []string
 	for _, t := range completed(s.trials) {
 		for _, u := range t.CPU {
@@ -229,10 +240,14 @@ func processors(s *set) *figure.Figure {
 	}
 	rank := func(thread string) int { return slices.Index([]string{"migration", "main", processThread}, thread) }
 	slices.SortFunc(keys, func(a, b key) int {
-		return cmp.Or(-cmp.Compare(a.side, b.side), -cmp.Compare(rank(a.thread), rank(b.thread)), cmp.Compare(a.thread, b.thread))
+		return cmp.Or(-cmp.Compare(a.side, b.side), -cmp.Compare(rank(a.thread), rank(b.thread)),
+			cmp.Compare(a.thread, b.thread))
 	})
 	keys = keys[:min(len(keys), figure.Styles)]
-	slices.SortStableFunc(names, func(a, b string) int { return cmp.Compare(slices.Index(stageOrder, a), slices.Index(stageOrder, b)) })
+	slices.SortStableFunc(names, func(a, b string) int {
+		return cmp.Compare(slices.Index(stageOrder, a),
+			slices.Index(stageOrder, b))
+	})
 	fig.X.Names = names
 	p := figure.Panel{Y: figure.Axis{Label: "processor", Unit: "% of one"}}
 	n := counter{}
@@ -252,17 +267,19 @@ func processors(s *set) *figure.Figure {
 	}
 	fig.Panels = []figure.Panel{p}
 	fig.Caption = figure.Caption{
-		Measured:    "What each thread of QEMU's took of its host, stage by stage. " + medianWords,
-		Definitions: []string{"processor: 100 x time on a processor / span, by schedstat of each thread (cpu.percent); 100 % is one processor; process: the whole QEMU; before: before `migrate`"},
-		N:           n.String(),
-		Notes:       pooled(s.trials, nil, s.factors),
+		Measured: "What each thread of QEMU's took of its host, stage by stage. " + medianWords,
+		Definitions: []string{"processor: 100 x time on a processor / span, by schedstat of each thread (cpu.percent); 100 " +
+			"% is one processor; process: the whole QEMU; before: before `migrate`"},
+		N:     n.String(),
+		Notes: pooled(s.trials, nil, s.factors),
 	}
 	return fig
 }
 
 // predicted sets what was predicted against what was measured.
 func predicted(s *set) *figure.Figure {
-	fig := &figure.Figure{Key: "predicted", Title: "Predicted against measured", X: figure.Axis{Label: "measured, as a share of the largest", Unit: "%"}}
+	fig := &figure.Figure{Key: "predicted", Title: "Predicted against measured",
+		X: figure.Axis{Label: "measured, as a share of the largest", Unit: "%"}}
 	models := map[string][]*trial{}
 	var names []string
 	for _, t := range completed(s.trials) {
@@ -299,7 +316,8 @@ func predicted(s *set) *figure.Figure {
 		if largest == 0 {
 			continue
 		}
-		p := figure.Panel{Y: figure.Axis{Label: pair.name, Unit: "%"}, Lines: []figure.Line{{Slope: 1, Label: "predicted = measured"}}}
+		p := figure.Panel{Y: figure.Axis{Label: pair.name, Unit: "%"},
+			Lines: []figure.Line{{Slope: 1, Label: "predicted = measured"}}}
 		for i, name := range names {
 			p.Curves = append(p.Curves, figure.Curve{Name: name, Style: i % figure.Styles, Shape: figure.Apart, Marked: true})
 		}
@@ -314,9 +332,11 @@ func predicted(s *set) *figure.Figure {
 		}
 		unit, one := scale(pair.kind, largest)
 		fig.Panels = append(fig.Panels, p)
-		fig.Caption.Definitions = append(fig.Caption.Definitions, fmt.Sprintf("%s; 100 %% is %.4g %s", pair.definition, largest/one, unit))
+		fig.Caption.Definitions = append(fig.Caption.Definitions,
+			fmt.Sprintf("%s; 100 %% is %.4g %s", pair.definition, largest/one, unit))
 	}
-	fig.Caption.Measured = "Each completed trial that has a prediction: predicted (up) against measured (across), in percent of the largest measured one. On the line they agree."
+	fig.Caption.Measured = "Each completed trial that has a prediction: predicted (up) against measured (across), in " +
+		"percent of the largest measured one. On the line they agree."
 	fig.Caption.N = n.String()
 	return fig
 }

@@ -39,22 +39,28 @@ func float(n *float64) (float64, bool) {
 }
 
 func totalTime() metric {
-	return metric{"time", "total time", timeKind, "total time: first command to RESUME on the destination, in post-copy modes to the end of what follows the guest (total.wall_ns)",
+	return metric{"time", "total time", timeKind,
+		"total time: first command to RESUME on the destination, in post-copy modes to the end of what follows the guest " +
+			"(total.wall_ns)",
 		func(m *record.Migration) (float64, bool) { return m.Total.Wall.Seconds(), m.Total.Wall > 0 }}
 }
 
 func downtime() metric {
-	return metric{"downtime", "downtime", timeKind, "downtime: STOP on the source to RESUME on the destination, by QEMU's stamps (downtime.wire_ns)",
+	return metric{"downtime", "downtime", timeKind,
+		"downtime: STOP on the source to RESUME on the destination, by QEMU's stamps (downtime.wire_ns)",
 		func(m *record.Migration) (float64, bool) { return seconds(m.Downtime.Wire) }}
 }
 
 func sentBytes() metric {
-	return metric{"bytes", "bytes sent", sizeKind, "bytes sent: the source's own count on the wire (total.transferred_bytes)",
+	return metric{"bytes", "bytes sent", sizeKind,
+		"bytes sent: the source's own count on the wire (total.transferred_bytes)",
 		func(m *record.Migration) (float64, bool) { return integer(m.Total.Transferred) }}
 }
 
 func passes() metric {
-	return metric{"passes", "passes", none, "passes: turns over the dirty pages while the guest ran; the last pass, with the guest stopped, and post-copy are not counted (passes)",
+	return metric{"passes", "passes", none,
+		"passes: turns over the dirty pages while the guest ran; the last pass, with the guest stopped, and post-copy are " +
+			"not counted (passes)",
 		func(m *record.Migration) (float64, bool) {
 			n := 0
 			for _, p := range m.Passes {
@@ -67,7 +73,8 @@ func passes() metric {
 }
 
 func slowdown() metric {
-	return metric{"slowdown", "slowdown of the guest", percent, "slowdown: 100 x (1 - the workload's events during / before), the blackout included (guest.slowdown_percent)",
+	return metric{"slowdown", "slowdown of the guest", percent,
+		"slowdown: 100 x (1 - the workload's events during / before), the blackout included (guest.slowdown_percent)",
 		func(m *record.Migration) (float64, bool) {
 			if m.Guest == nil {
 				return 0, false
@@ -78,7 +85,8 @@ func slowdown() metric {
 
 // hostCPU is what the whole source QEMU took of its host before the migration.
 func hostCPU() metric {
-	return metric{"cpu", "CPU of QEMU", percent, "CPU of QEMU: time of all threads of the source's QEMU before `migrate`, in percent of one processor (cpu, thread process)",
+	return metric{"cpu", "CPU of QEMU", percent,
+		"CPU of QEMU: time of all threads of the source's QEMU before `migrate`, in percent of one processor (cpu, thread process)",
 		func(m *record.Migration) (float64, bool) {
 			for _, u := range m.CPU {
 				if u.Side == record.Source && u.Thread == processThread && u.Stage == "" {
@@ -91,7 +99,9 @@ func hostCPU() metric {
 
 // vcpuCPU is what the guest itself took: the vCPU threads alone, which a cap holds down.
 func vcpuCPU() metric {
-	return metric{"vcpus", "CPU of the vCPUs", percent, "CPU of the vCPUs: time of the source's vCPU threads before `migrate`, together, in percent of one processor (cpu, threads vcpu0, vcpu1, ... or vcpus)",
+	return metric{"vcpus", "CPU of the vCPUs", percent,
+		"CPU of the vCPUs: time of the source's vCPU threads before `migrate`, together, in percent of one processor (cpu, " +
+			"threads vcpu0, vcpu1, ... or vcpus)",
 		func(m *record.Migration) (float64, bool) {
 			sum, ok := 0.0, false
 			for _, u := range m.CPU {
@@ -108,7 +118,8 @@ const processThread = "process"
 
 // claimedRate is the writes that the load generator was asked for, seenRate the pages that QEMU found dirty.
 func ownRate() metric {
-	return metric{"own", "the generator's own count", perSecond, "own count: the workload's events in the second before the first command, by the guest (guest.events_before_per_s)",
+	return metric{"own", "the generator's own count", perSecond,
+		"own count: the workload's events in the second before the first command, by the guest (guest.events_before_per_s)",
 		func(m *record.Migration) (float64, bool) {
 			if m.Guest == nil {
 				return 0, false
@@ -120,19 +131,26 @@ func ownRate() metric {
 // eventsBefore is the same of any workload: what it counts is its own.
 func eventsBefore() metric {
 	m := ownRate()
-	m.key, m.name, m.definition = "events", "the workload's events", "the workload's events: its own count in the second before the first command (guest.events_before_per_s); of iperf3 bytes, of sysbench events, of dirty page writes"
+	m.key, m.name, m.definition = "events", "the workload's events",
+		"the workload's events: its own count in the second before the first command (guest.events_before_per_s); of "+
+			"iperf3 bytes, of sysbench events, of dirty page writes"
 	return m
 }
 
-// seenRate is an estimate from QEMU's bitmap alone, and needs no word of the guest's. Over all passes: some hundred pages wait after each, however short,
-// so that behind one of 20 ms alone it was seen to be 40,000/s of a workload that wrote 3,000/s; behind the first and longest the working set is all dirty.
+// seenRate is an estimate from QEMU's bitmap alone, and needs no word of the guest's. Over all passes: some hundred
+// pages wait after each, however short, so that behind one of 20 ms alone it was seen to be 40,000/s of a workload that
+// wrote 3,000/s; behind the first and longest the working set is all dirty.
 func seenRate() metric {
-	return metric{"seen", "dirty pages seen by QEMU", perSecond, "seen by QEMU: dirty pages waiting when a pass began / duration of the pass before, all of them in sum (passes). A page written twice " +
-		"in a pass counts once, so that it lies below the writes the more, the longer the passes and the smaller the working set; what the guest's system writes counts too",
+	return metric{"seen", "dirty pages seen by QEMU", perSecond,
+		"seen by QEMU: dirty pages waiting when a pass began / duration of the pass before, all of them in sum (passes). A " +
+			"page written twice " +
+			"in a pass counts once, so that it lies below the writes the more, the longer the passes and the smaller the " +
+			"working set; what the guest's system writes counts too",
 		func(m *record.Migration) (float64, bool) {
 			pages, during := int64(0), time.Duration(0)
 			for i := 1; i < len(m.Passes); i++ {
-				if p, before := m.Passes[i], m.Passes[i-1]; p.DirtyPages != nil && before.Duration > 0 && !p.PostCopy && !before.Stopped && !p.Stopped {
+				if p, before := m.Passes[i], m.Passes[i-1]; p.DirtyPages != nil && before.Duration > 0 && !p.PostCopy &&
+					!before.Stopped && !p.Stopped {
 					pages, during = pages+*p.DirtyPages, during+before.Duration
 				}
 			}
@@ -142,7 +160,8 @@ func seenRate() metric {
 
 // seenPages is what the first synchronisation after the whole copy found.
 func seenPages() metric {
-	return metric{"dirty", "dirty pages after the first pass", none, "dirty pages: waiting when pass 2 began (passes[1].dirty_pages)",
+	return metric{"dirty", "dirty pages after the first pass", none,
+		"dirty pages: waiting when pass 2 began (passes[1].dirty_pages)",
 		func(m *record.Migration) (float64, bool) {
 			if len(m.Passes) < 2 || m.Passes[1].PostCopy {
 				return 0, false
@@ -163,8 +182,10 @@ func observers() []observer {
 		{"wire", "STOP to RESUME by QEMU's stamps", func(d *record.Downtime) *time.Duration { return d.Wire }},
 		{"status", "query-status polled on both sides", func(d *record.Downtime) *time.Duration { return d.Status }},
 		{"ping", "longest gap between echo replies", func(d *record.Downtime) *time.Duration { return d.Ping }},
-		{"heartbeat", "longest gap between the guest's beats at the observer", func(d *record.Downtime) *time.Duration { return d.Heartbeat }},
-		{"guest clock", "longest gap on the guest's own clock, which stands still", func(d *record.Downtime) *time.Duration { return d.GuestClock }},
+		{"heartbeat", "longest gap between the guest's beats at the observer",
+			func(d *record.Downtime) *time.Duration { return d.Heartbeat }},
+		{"guest clock", "longest gap on the guest's own clock, which stands still",
+			func(d *record.Downtime) *time.Duration { return d.GuestClock }},
 		{"tcp", "longest gap in an established connection", func(d *record.Downtime) *time.Duration { return d.TCP }},
 	}
 }

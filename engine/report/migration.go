@@ -28,7 +28,8 @@ func typical(trials []*trial) *trial {
 	return of[best]
 }
 
-// examples are the trials that are drawn one by one: of each mode the typical one of the cell with the most passes, or those that were asked for.
+// examples are the trials that are drawn one by one: of each mode the typical one of the cell with the most passes, or
+// those that were asked for.
 func (s *set) examples(ids []string) ([]*trial, error) {
 	var out []*trial
 	if len(ids) > 0 {
@@ -143,7 +144,8 @@ func raw(x, y float64) figure.Point {
 	return figure.Point{X: x, Y: y, Low: math.NaN(), High: math.NaN()}
 }
 
-// waterfall is one migration, pass by pass: what was sent, what was left and the threshold below which QEMU stops the guest, what was dirtied, and the throttle.
+// waterfall is one migration, pass by pass: what was sent, what was left and the threshold below which QEMU stops the
+// guest, what was dirtied, and the throttle.
 func waterfall(t *trial) (*figure.Figure, error) {
 	samples, err := t.samples()
 	if err != nil {
@@ -200,27 +202,35 @@ func waterfall(t *trial) (*figure.Figure, error) {
 			fig.Panels = append(fig.Panels, figure.Panel{Y: figure.Axis{Label: label, Unit: unit}, Curves: curves})
 		}
 	}
-	panel("sent in the pass", "MiB", figure.Curve{Name: "bytes sent in each pass", Style: 0, Shape: figure.Steps, Points: sent})
-	panel("remaining", "MiB", figure.Curve{Name: "remaining", Style: 1, Shape: figure.Lines, Points: thin(left)}, figure.Curve{Name: "threshold", Style: 2, Shape: figure.Lines, Points: thin(threshold)})
-	panel("dirty rate", "pages/s", figure.Curve{Name: "QEMU's dirty-pages-rate", Style: 3, Shape: figure.Steps, Points: thin(rate)}, figure.Curve{Name: "dirty pages at a pass / pass before", Style: 4, Shape: figure.Apart, Marked: true, Points: seen})
+	panel("sent in the pass", "MiB", figure.Curve{Name: "bytes sent in each pass", Style: 0, Shape: figure.Steps,
+		Points: sent})
+	panel("remaining", "MiB", figure.Curve{Name: "remaining", Style: 1, Shape: figure.Lines, Points: thin(left)},
+		figure.Curve{Name: "threshold", Style: 2, Shape: figure.Lines, Points: thin(threshold)})
+	panel("dirty rate", "pages/s", figure.Curve{Name: "QEMU's dirty-pages-rate", Style: 3, Shape: figure.Steps,
+		Points: thin(rate)}, figure.Curve{Name: "dirty pages at a pass / pass before", Style: 4, Shape: figure.Apart, Marked: true, Points: seen})
 	if slices.ContainsFunc(throttle, func(p figure.Point) bool { return p.Y > 0 }) {
-		panel("throttle", "%", figure.Curve{Name: "auto-converge's throttle", Style: 5, Shape: figure.Steps, Points: thin(throttle)})
+		panel("throttle", "%", figure.Curve{Name: "auto-converge's throttle", Style: 5, Shape: figure.Steps,
+			Points: thin(throttle)})
 	}
 	fig.Caption = figure.Caption{
 		Measured: "One migration over time: " + t.which() + ". " + edgeWords + ".",
 		Definitions: []string{
 			"sent: bytes on the wire in the pass (passes.transferred_bytes)",
 			"remaining: query-migrate's ram.remaining at each sample (samples: remaining_bytes)",
-			"threshold: query-migrate's throughput x downtime-limit as read back" + limitWords(hasLimit, limit) + "; QEMU stops the guest when what is left is less",
-			"dirty rate: query-migrate's dirty-pages-rate, which QEMU renews at a synchronisation more than 1 s after the last, and dirty pages waiting when a pass began / duration of the pass before",
+			"threshold: query-migrate's throughput x downtime-limit as read back" + limitWords(hasLimit, limit) +
+				"; QEMU stops the guest when what is left is less",
+			"dirty rate: query-migrate's dirty-pages-rate, which QEMU renews at a synchronisation more than 1 s after the " +
+				"last, and dirty pages waiting when a pass began / duration of the pass before",
 		},
 		N: "n = 1: a single migration, the typical one of its cell (total time nearest the median)",
 	}
 	if len(samples) == 0 {
-		fig.Caption.Notes = append(fig.Caption.Notes, "No samples are kept with this record: remaining is known at the edges of passes alone.")
+		fig.Caption.Notes = append(fig.Caption.Notes,
+			"No samples are kept with this record: remaining is known at the edges of passes alone.")
 	}
 	if len(samples) > drawnPoints {
-		fig.Caption.Notes = append(fig.Caption.Notes, fmt.Sprintf("Of %d samples the extremes of equal parts are drawn; all are in samples/%s.jsonl.", len(samples), t.ID))
+		fig.Caption.Notes = append(fig.Caption.Notes,
+			fmt.Sprintf("Of %d samples the extremes of equal parts are drawn; all are in samples/%s.jsonl.", len(samples), t.ID))
 	}
 	return fig, nil
 }
@@ -259,7 +269,8 @@ func timeline(t *trial, only string) *figure.Figure {
 			order = append(order, s.Unit)
 		}
 		byUnit[s.Unit] = append(byUnit[s.Unit], c)
-		fig.Caption.Definitions = append(fig.Caption.Definitions, fmt.Sprintf("%s: %s in bins of %s, counted by %s", s.Name, s.Unit, units.FormatDuration(s.Bin), s.Source))
+		fig.Caption.Definitions = append(fig.Caption.Definitions,
+			fmt.Sprintf("%s: %s in bins of %s, counted by %s", s.Name, s.Unit, units.FormatDuration(s.Bin), s.Source))
 	}
 	for _, unit := range order {
 		label := byUnit[unit][0].Name
@@ -286,7 +297,8 @@ func timeline(t *trial, only string) *figure.Figure {
 		}
 		fig.Panels = append(fig.Panels, p)
 	}
-	fig.Caption.Measured = "What was counted across one migration: " + t.which() + ". " + edgeWords + "; a gap was not observed."
+	fig.Caption.Measured = "What was counted across one migration: " + t.which() + ". " + edgeWords +
+		"; a gap was not observed."
 	if len(t.Marks) > 0 {
 		fig.Caption.Notes = append(fig.Caption.Notes, "What else was seen is in the record's marks: "+join(t.seen())+".")
 	}

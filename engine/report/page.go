@@ -139,7 +139,8 @@ type pageLegend struct {
 }
 
 func legendOf(c figure.Curve) pageLegend {
-	l := pageLegend{Name: c.Name, Style: c.Style % figure.Styles, Joined: c.Shape != figure.Apart, Marked: c.Marked, MarkerClass: "solid"}
+	l := pageLegend{Name: c.Name, Style: c.Style % figure.Styles, Joined: c.Shape != figure.Apart, Marked: c.Marked,
+		MarkerClass: "solid"}
 	var dash []string
 	for _, d := range figure.Dashes(c.Style) {
 		dash = append(dash, strconv.FormatFloat(d, 'g', -1, 64))
@@ -153,7 +154,8 @@ func legendOf(c figure.Curve) pageLegend {
 		l.MarkerClass = "open"
 	}
 	for _, k := range figure.Hatch(c.Style) {
-		l.Hatch += map[rune]string{'/': "M1 13L13 1M11 13L23 1M21 13L33 1", '\\': "M1 1L13 13M11 1L23 13M21 1L33 13", '-': "M1 5H33M1 9H33", '|': "M6 1V13M12 1V13M18 1V13M24 1V13M30 1V13"}[k]
+		l.Hatch += map[rune]string{'/': "M1 13L13 1M11 13L23 1M21 13L33 1", '\\': "M1 1L13 13M11 1L23 13M21 1L33 13",
+			'-': "M1 5H33M1 9H33", '|': "M6 1V13M12 1V13M18 1V13M24 1V13M30 1V13"}[k]
 	}
 	return l
 }
@@ -226,8 +228,10 @@ func (r *Report) HTML() ([]byte, error) {
 	var out bytes.Buffer
 	err = page.Execute(&out, map[string]any{
 		"Report": r, "Answer": r.Tables[:short], "Tables": r.Tables[short:], "Figures": figures, "Data": template.JS(b), "UPlotVersion": uPlotVersion,
-		"Style": template.CSS(read("uPlot.min.css") + palette() + read("page.css")), "UPlot": template.JS(uplot), "Script": template.JS(script),
-		"Policy": "default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src " + hashOf(uplot) + " " + hashOf(script),
+		"Style": template.CSS(read("uPlot.min.css") + palette() +
+			read("page.css")), "UPlot": template.JS(uplot), "Script": template.JS(script),
+		"Policy": "default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src " + hashOf(uplot) + " " +
+			hashOf(script),
 	})
 	if err != nil {
 		return nil, fmt.Errorf("write page: %w", err)

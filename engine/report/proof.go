@@ -9,11 +9,14 @@ import (
 	"qmigrate/engine/report/figure"
 )
 
-// proof sets what the load generator was asked for against what it counted itself and what QEMU found dirty; f is the rate that was asked for.
+// proof sets what the load generator was asked for against what it counted itself and what QEMU found dirty; f is the
+// rate that was asked for.
 func proof(s *set, f factor) *figure.Figure {
-	fig := &figure.Figure{Key: "load-generator", Title: "The load generator: claimed against seen", X: figure.Axis{Label: "claimed: " + f.name}}
+	fig := &figure.Figure{Key: "load-generator", Title: "The load generator: claimed against seen",
+		X: figure.Axis{Label: "claimed: " + f.name}}
 	place := axisOf(&fig.X, f, s.trials)
-	p := figure.Panel{Y: figure.Axis{Label: "page writes, dirty pages", Unit: "/s"}, Lines: []figure.Line{{Slope: 1, Label: "seen = claimed"}}}
+	p := figure.Panel{Y: figure.Axis{Label: "page writes, dirty pages", Unit: "/s"},
+		Lines: []figure.Line{{Slope: 1, Label: "seen = claimed"}}}
 	n := counter{}
 	for i, m := range []metric{ownRate(), seenRate()} {
 		c := figure.Curve{Name: m.name, Style: i, Shape: figure.Lines, Marked: true}
@@ -37,7 +40,8 @@ func proof(s *set, f factor) *figure.Figure {
 		}
 	}
 	fig.Panels = []figure.Panel{p}
-	fig.Caption.Measured = "The rate that was asked of the load generator, against its own count and against what QEMU's dirty bitmap shows. " + medianWords
+	fig.Caption.Measured = "The rate that was asked of the load generator, against its own count and against what " +
+		"QEMU's dirty bitmap shows. " + medianWords
 	fig.Caption.N = n.String()
 	if !fig.Drawn() {
 		return fig
@@ -75,7 +79,8 @@ func scatter(trials []*trial, factors []factor, x metric, metrics []metric, key,
 				a, ok := x.of(t.Migration)
 				b, also := m.of(t.Migration)
 				if ok && also {
-					c.Points = append(c.Points, figure.Point{X: a / one, Y: b / yOne, Low: math.NaN(), High: math.NaN(), N: 1, Label: t.ID})
+					c.Points = append(c.Points, figure.Point{X: a / one, Y: b / yOne, Low: math.NaN(), High: math.NaN(), N: 1,
+						Label: t.ID})
 				}
 			}
 			slices.SortStableFunc(c.Points, func(a, b figure.Point) int { return cmp.Compare(a.X, b.X) })

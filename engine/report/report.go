@@ -1,5 +1,6 @@
-// Package report turns records into tables and figures: it reads records.jsonl and samples/ID.jsonl and nothing else, so that it may be
-// run again for ever. What a figure is, and how it is drawn, is package figure's; which ones there are is decided here.
+// Package report turns records into tables and figures: it reads records.jsonl and samples/ID.jsonl and nothing else,
+// so that it may be run again for ever. What a figure is, and how it is drawn, is package figure's; which ones there
+// are is decided here.
 //
 // It runs nothing and measures nothing. Commands may import it; what makes records does not.
 package report
@@ -65,7 +66,8 @@ func build(s *set, described []*experiment, o Options) (*Report, error) {
 	}
 	first, last := s.trials[0].StartedAt, s.trials[len(s.trials)-1].StartedAt
 	if s.doubled > 0 {
-		r.Warnings = append([]Warning{{Text: "records that stand in more than one of the folders: each counts once", Count: s.doubled}}, r.Warnings...)
+		r.Warnings = append([]Warning{{Text: "records that stand in more than one of the folders: each counts once",
+			Count: s.doubled}}, r.Warnings...)
 	}
 	parts := s.sweeps()
 	cells := 0
@@ -73,7 +75,8 @@ func build(s *set, described []*experiment, o Options) (*Report, error) {
 		cells += len(groupBy(p.trials, p.factors))
 		r.Tables = append(r.Tables, results(p))
 	}
-	r.Summary = fmt.Sprintf("%s, %s to %s (UTC): %s; %s.", plural(len(s.trials), "migration"), first.UTC().Format(time.DateTime), last.UTC().Format(time.DateTime),
+	r.Summary = fmt.Sprintf("%s, %s to %s (UTC): %s; %s.", plural(len(s.trials), "migration"),
+		first.UTC().Format(time.DateTime), last.UTC().Format(time.DateTime),
 		outcomes(s.trials), plural(cells, "cell"))
 	if f := failures(s); len(f.Rows) > 0 {
 		r.Tables = append(r.Tables, f)
@@ -153,7 +156,8 @@ func general(s *set, parts []*set, have []*figure.Figure, ids []string) ([]*figu
 	}
 	if left > 0 {
 		last := out[len(out)-1]
-		last.Caption.Notes = append(last.Caption.Notes, fmt.Sprintf("%s more against factors would follow; the table of results has every cell.", plural(left, "figure")))
+		last.Caption.Notes = append(last.Caption.Notes,
+			fmt.Sprintf("%s more against factors would follow; the table of results has every cell.", plural(left, "figure")))
 	}
 	examples, err := s.examples(ids)
 	if err != nil {
@@ -198,7 +202,10 @@ func (s *set) against(have []*figure.Figure) []*figure.Figure {
 		}
 	}
 	for i, f := range s.factors {
-		if slices.ContainsFunc(s.factors[:i], func(g factor) bool { return follows(f, g, s.trials) && follows(g, f, s.trials) }) {
+		if slices.ContainsFunc(s.factors[:i], func(g factor) bool {
+			return follows(f, g, s.trials) &&
+				follows(g, f, s.trials)
+		}) {
 			continue // the same trials would stand in the same places under another name
 		}
 		others := without(s.factors, f.name)
@@ -208,19 +215,23 @@ func (s *set) against(have []*figure.Figure) []*figure.Figure {
 			}
 			continue
 		}
-		for _, g := range groupBy(s.trials, []factor{{name: modeFactor}}) { // modes are too different for one scale; the factor mode sets them beside each other
+		// modes are too different for one scale; the factor mode sets them beside each other
+		for _, g := range groupBy(s.trials, []factor{{name: modeFactor}}) {
 			for _, part := range splitFor(f, g.trials, others, curveLimit) {
 				add(join(slices.DeleteFunc([]string{g.name, part.name}, func(s string) bool { return s == "" })), part, f, metrics)
 			}
 		}
 	}
-	moving := slices.DeleteFunc(slices.Clone(s.trials), func(t *trial) bool { return t.Mode != record.PreCopyMode && t.Mode != record.HybridMode })
+	moving := slices.DeleteFunc(slices.Clone(s.trials),
+		func(t *trial) bool { return t.Mode != record.PreCopyMode && t.Mode != record.HybridMode })
 	f, ok := find(s.factors, paramFactor("rate"))
 	if !ok || !f.numeric {
-		if fig := scatter(moving, s.factors, seenRate(), []metric{passes()}, s.key("passes-by-dirty-rate"), s.title("Passes against the dirty rate that QEMU saw")); fig.Drawn() {
+		if fig := scatter(moving, s.factors, seenRate(), []metric{passes()}, s.key("passes-by-dirty-rate"),
+			s.title("Passes against the dirty rate that QEMU saw")); fig.Drawn() {
 			out = append(out, fig)
 		}
-		if fig := scatter(moving, s.factors, seenPages(), []metric{totalTime(), downtime()}, s.key("by-dirty-pages"), s.title("Time and downtime against dirty pages")); fig.Drawn() {
+		if fig := scatter(moving, s.factors, seenPages(), []metric{totalTime(), downtime()}, s.key("by-dirty-pages"),
+			s.title("Time and downtime against dirty pages")); fig.Drawn() {
 			out = append(out, fig)
 		}
 		return out
@@ -255,7 +266,10 @@ func (s *set) againstFactor(name string, part split, f factor, metrics []metric,
 	var fresh []metric
 	var names []string
 	for _, m := range metrics {
-		if !slices.ContainsFunc(have, func(h *figure.Figure) bool { return slices.Contains(h.Shows, s.name+": "+shown(m, f)) }) {
+		if !slices.ContainsFunc(have, func(h *figure.Figure) bool {
+			return slices.Contains(h.Shows,
+				s.name+": "+shown(m, f))
+		}) {
 			fresh = append(fresh, m)
 			names = append(names, m.name)
 		}
@@ -277,7 +291,8 @@ func (s *set) againstFactor(name string, part split, f factor, metrics []metric,
 	return fig
 }
 
-// Write writes report.html into dir, and the files of figures and tables into dir/figures. What an earlier report left there and this one does not have is removed.
+// Write writes report.html into dir, and the files of figures and tables into dir/figures. What an earlier report left
+// there and this one does not have is removed.
 func (r *Report) Write(dir string) error {
 	figures := filepath.Join(dir, "figures")
 	if err := os.MkdirAll(figures, 0o755); err != nil {
@@ -320,7 +335,8 @@ func (r *Report) Write(dir string) error {
 		}
 	}
 	var b strings.Builder
-	if err := errors.Join(index.WriteCSV(&b), saveFile(filepath.Join(figures, indexFile), []byte(b.String()))); err != nil {
+	if err := errors.Join(index.WriteCSV(&b), saveFile(filepath.Join(figures, indexFile),
+		[]byte(b.String()))); err != nil {
 		return err
 	}
 	page, err := r.HTML()

@@ -536,7 +536,7 @@ func TestThin(t *testing.T) {
 // TestUnwritable: a file that cannot be written is named, and not the one that would have become it.
 func TestUnwritable(t *testing.T) {
 	name := filepath.Join(t.TempDir(), "nowhere", "report.html")
-	if err := saveFile(name, nil); err == nil || err.Error() != "write report: "+name+": no such file or directory: name another folder with --out" {
+	if err := saveFile(name, nil); err == nil || err.Error() != "write report: "+name+": no such file or directory: name another folder" {
 		t.Error(err)
 	}
 }

@@ -56,7 +56,8 @@ func format(k kind, v float64) string {
 // results is one row a cell: medians with their intervals and n.
 func results(s *set) Table {
 	t := Table{Key: s.key("results"), Title: s.title("Results by cell"),
-		Text: "Median of the completed trials [interval]. n: completed trials of all. " + intervalWords + " Definitions: under the figures and in docs/measurements.md."}
+		Text: "Median of the completed trials [interval]. n: completed trials of all. " + intervalWords +
+			" Definitions: under the figures and in docs/measurements.md."}
 	cells := groupBy(s.trials, s.factors)
 	for _, f := range s.factors {
 		t.Head = append(t.Head, f.name)
@@ -111,11 +112,13 @@ func estimateText(e stats.Estimate, k kind, n int) string {
 	return text
 }
 
-// checks tells whether the trials are independent readings: whether they drift over their order, and which stand apart. Values are taken relative to their cell's
-// median, so that the cells, which take turns, can be looked at together.
+// checks tells whether the trials are independent readings: whether they drift over their order, and which stand apart.
+// Values are taken relative to their cell's median, so that the cells, which take turns, can be looked at together.
 func checks(parts []*set) Table {
-	t := Table{Key: "checks", Title: "Drift and outliers", Align: "lrrrrl", Head: []string{"quantity", "n", "tau", "p", "outliers", "which"},
-		Text: "Of the completed trials' values, each divided by its cell's median. tau: Kendall's, against the order of the trials: 1 rises always, -1 falls always; p: that it is chance, after Holm's correction over the rows. " +
+	t := Table{Key: "checks", Title: "Drift and outliers", Align: "lrrrrl",
+		Head: []string{"quantity", "n", "tau", "p", "outliers", "which"},
+		Text: "Of the completed trials' values, each divided by its cell's median. tau: Kendall's, against the order of " +
+			"the trials: 1 rises always, -1 falls always; p: that it is chance, after Holm's correction over the rows. " +
 			"Outliers: more than 1.5 interquartile ranges outside of their cell's quartiles (Tukey); they stay in every median."}
 	var p []float64
 	for _, s := range parts {
@@ -154,7 +157,8 @@ func checks(parts []*set) Table {
 			if len(apart) > shown {
 				which += fmt.Sprintf(" and %d more", len(apart)-shown)
 			}
-			t.Rows = append(t.Rows, []string{s.title(m.name), fmt.Sprint(len(all)), strconv.FormatFloat(test.Statistic, 'f', 2, 64), "", fmt.Sprint(len(apart)), which})
+			t.Rows = append(t.Rows, []string{s.title(m.name), fmt.Sprint(len(all)),
+				strconv.FormatFloat(test.Statistic, 'f', 2, 64), "", fmt.Sprint(len(apart)), which})
 		}
 	}
 	for i, h := range stats.Holm(p) {
@@ -172,7 +176,8 @@ func checks(parts []*set) Table {
 
 // failures lists the trials that did not complete.
 func failures(s *set) Table {
-	t := Table{Key: "failed", Title: "Trials that did not complete", Text: "They are in no median.", Align: "lllll", Head: []string{"trial", "outcome", "guest on", "stage", "what was wrong"}}
+	t := Table{Key: "failed", Title: "Trials that did not complete", Text: "They are in no median.", Align: "lllll",
+		Head: []string{"trial", "outcome", "guest on", "stage", "what was wrong"}}
 	for _, x := range s.trials {
 		if x.completed() {
 			continue
@@ -190,9 +195,12 @@ func failures(s *set) Table {
 	return t
 }
 
-// environment is where and on what the trials ran, and the parameters as QEMU gave them back: each value with the number of trials that had it.
+// environment is where and on what the trials ran, and the parameters as QEMU gave them back: each value with the
+// number of trials that had it.
 func environment(s *set) Table {
-	t := Table{Key: "environment", Title: "Environment", Text: "As the records have it; parameters and capabilities as the source's QEMU gave them back, in its names and units. A number in brackets: trials with that value, where not all have it.",
+	t := Table{Key: "environment", Title: "Environment",
+		Text: "As the records have it; parameters and capabilities as the source's QEMU gave them back, in its names and " +
+			"units. A number in brackets: trials with that value, where not all have it.",
 		Align: "ll", Head: []string{"what", "value"}}
 	row := func(name string, of func(*trial) string) {
 		counts := map[string]int{}
@@ -319,7 +327,8 @@ func (t *Table) WriteCSV(w io.Writer) error {
 
 // dataOf is a figure as a table: its points, without the single trials, which are in its CSV.
 func dataOf(f *figure.Figure) Table {
-	t := Table{Key: f.Key + "-data", Head: []string{"curve", "what", figure.UnitText(f.X.Label, f.X.Unit), "value", "interval", "n"}, Align: "llrrrr"}
+	t := Table{Key: f.Key + "-data", Head: []string{"curve", "what", figure.UnitText(f.X.Label, f.X.Unit), "value",
+		"interval", "n"}, Align: "llrrrr"}
 	number := func(v float64) string {
 		if math.IsNaN(v) {
 			return "-"
@@ -358,7 +367,8 @@ func outcomes(trials []*trial) string {
 		counts[t.Outcome]++
 	}
 	var parts []string
-	for _, o := range []record.Outcome{record.Completed, record.Recovered, record.Failed, record.Cancelled, record.GuestEnded} {
+	for _, o := range []record.Outcome{record.Completed, record.Recovered, record.Failed, record.Cancelled,
+		record.GuestEnded} {
 		if counts[o] > 0 {
 			parts = append(parts, fmt.Sprintf("%d %s", counts[o], o))
 		}

@@ -33,7 +33,8 @@ type set struct {
 	doubled int // records that stood in more than one folder, and count once
 }
 
-// sweeps are the parts of the set that are designs of their own: a factor that one of them varies is none of another's. Without any the set itself is the one part.
+// sweeps are the parts of the set that are designs of their own: a factor that one of them varies is none of another's.
+// Without any the set itself is the one part.
 func (s *set) sweeps() []*set {
 	f, ok := find(s.factors, sweepFactor)
 	if !ok {
@@ -153,7 +154,8 @@ func nameOf(factors []factor, levels []level) string {
 		switch text := l.String(); {
 		case text == "":
 			parts = append(parts, "no "+factors[i].name)
-		case l.isNumber() && (l.kind == none || l.kind == perSecond || l.kind == percent) || l.isSwitch() || factors[i].ambiguous:
+		case l.isNumber() && (l.kind == none || l.kind == perSecond || l.kind == percent) || l.isSwitch() ||
+			factors[i].ambiguous:
 			parts = append(parts, factors[i].name+" "+text)
 		default:
 			parts = append(parts, text)
@@ -181,7 +183,8 @@ func coarse(trials []*trial, factors []factor, limit int) ([]group, []factor) {
 		for j, f := range by {
 			others := false
 			for k := range groups {
-				others = others || slices.EqualFunc(groups[k].levels[:j], groups[i].levels[:j], level.equal) && !groups[k].levels[j].equal(groups[i].levels[j])
+				others = others || slices.EqualFunc(groups[k].levels[:j], groups[i].levels[:j], level.equal) &&
+					!groups[k].levels[j].equal(groups[i].levels[j])
 			}
 			if others {
 				factors, levels = append(factors, f), append(levels, groups[i].levels[j])

@@ -10,9 +10,9 @@ import (
 	"qmigrate/guest/wire"
 )
 
-// beats sends the heartbeats: one line, by UDP or, in a guest that was not told where to send them, on the port. Not both, for under TCG each
-// way costs a guest about as much as the other; and for the same reason the looks at the clock are no loop of their own, but taken at each beat.
-// It allocates nothing and never waits for a reader.
+// beats sends the heartbeats: one line, by UDP or, in a guest that was not told where to send them, on the port. Not
+// both, for under TCG each way costs a guest about as much as the other; and for the same reason the looks at the clock
+// are no loop of their own, but taken at each beat. It allocates nothing and never waits for a reader.
 type beats struct {
 	clock    clock
 	looks    looks
@@ -50,10 +50,11 @@ func (b *beats) set(interval time.Duration) {
 	}
 }
 
-// run beats at fixed times while it can. After a pause it goes on from there: beats that were due in between are not made up for.
+// run beats at fixed times while it can. After a pause it goes on from there: beats that were due in between are not
+// made up for.
 //
-// It waits in a way that Go's scheduler sees, unlike clock.sleep: that is woken by the scheduler's signals every 10 ms, which costs a guest under TCG more than
-// some ten beats a second do.
+// It waits in a way that Go's scheduler sees, unlike clock.sleep: that is woken by the scheduler's signals every 10 ms,
+// which costs a guest under TCG more than some ten beats a second do.
 func (b *beats) run() {
 	realtime()
 	due := time.NewTimer(0)

@@ -10,7 +10,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// children are the processes that the agent started, and waits for itself. All others that end are orphans, which process 1 has to reap.
+// children are the processes that the agent started, and waits for itself. All others that end are orphans, which
+// process 1 has to reap.
 type children struct {
 	mu  sync.Mutex // held while one is started: none of ours may be taken for an orphan before it is known
 	own map[int]bool
@@ -65,8 +66,8 @@ func (c *children) reap() {
 	}
 }
 
-// ended is the process number of a child that has ended and was not waited for; 0: none. It stays what it is. Source: siginfo_t of asm-generic/siginfo.h:
-// si_pid follows three ints and, on 64-bit machines, their padding.
+// ended is the process number of a child that has ended and was not waited for; 0: none. It stays what it is. Source:
+// siginfo_t of asm-generic/siginfo.h: si_pid follows three ints and, on 64-bit machines, their padding.
 func ended() int {
 	for {
 		var info unix.Siginfo

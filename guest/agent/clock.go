@@ -32,15 +32,16 @@ func newMonotonic() monotonic {
 
 func (c monotonic) now() time.Duration { return c.base + time.Since(c.start) }
 
-// sleep is a bare nanosleep that Go's scheduler does not see, so that the goroutine keeps its processor (run has spare ones).
-// Go's own timers go through epoll, round to whole milliseconds and wake a second thread. A system call that the scheduler
-// does see has its processor taken away by the sysmon thread, which then looks again every 20 us for a while: 200 sleeps a
-// second cost half of a busy guest's CPU under TCG. The scheduler's signals, every 10 ms and when the collector must stop the
-// world, end the nanosleep: it gets its due and the rest is slept.
+// sleep is a bare nanosleep that Go's scheduler does not see, so that the goroutine keeps its processor (run has spare
+// ones). Go's own timers go through epoll, round to whole milliseconds and wake a second thread. A system call that the
+// scheduler does see has its processor taken away by the sysmon thread, which then looks again every 20 us for a while:
+// 200 sleeps a second cost half of a busy guest's CPU under TCG. The scheduler's signals, every 10 ms and when the
+// collector must stop the world, end the nanosleep: it gets its due and the rest is slept.
 func (c monotonic) sleep(d time.Duration) {
 	ts := unix.NsecToTimespec(int64(max(d, 0)))
 	for {
-		if _, _, errno := unix.RawSyscall(unix.SYS_NANOSLEEP, uintptr(unsafe.Pointer(&ts)), uintptr(unsafe.Pointer(&ts)), 0); errno != unix.EINTR {
+		if _, _, errno := unix.RawSyscall(unix.SYS_NANOSLEEP, uintptr(unsafe.Pointer(&ts)), uintptr(unsafe.Pointer(&ts)),
+			0); errno != unix.EINTR {
 			return
 		}
 		runtime.Gosched()
@@ -54,8 +55,8 @@ func clockNow(id int32) time.Duration {
 	return time.Duration(ts.Nano())
 }
 
-// realtime ties the goroutine to a thread that the kernel wakes before every other: what is measured by it must not wait for
-// the workload. Without the right to do so (not in the guest) it stays an ordinary thread.
+// realtime ties the goroutine to a thread that the kernel wakes before every other: what is measured by it must not
+// wait for the workload. Without the right to do so (not in the guest) it stays an ordinary thread.
 func realtime() {
 	runtime.LockOSThread()
 	_ = unix.SchedSetAttr(0, &unix.SchedAttr{Size: unix.SizeofSchedAttr, Policy: unix.SCHED_FIFO, Priority: 10}, 0)

@@ -21,8 +21,9 @@ type disks struct {
 	all map[string]*diskWriter // by serial
 }
 
-// diskWriter writes numbered records to random blocks of a raw device. Every write goes past the guest's cache (O_DIRECT) and returns only when
-// the device has it durably (O_DSYNC: Linux sends a flush after it, or sets FUA); only then is it acknowledged to the host.
+// diskWriter writes numbered records to random blocks of a raw device. Every write goes past the guest's cache
+// (O_DIRECT) and returns only when the device has it durably (O_DSYNC: Linux sends a flush after it, or sets FUA); only
+// then is it acknowledged to the host.
 type diskWriter struct {
 	start wire.DiskStart
 	path  string
@@ -68,8 +69,8 @@ func findDisk(sys, dev, serial string) (string, int64, error) {
 	return "", 0, fmt.Errorf("no disk with serial %q: have %q; is the module of its bus loaded?", serial, have)
 }
 
-// serialOf is a disk's serial: virtio-blk has a file for it, a SCSI or ATA disk page 0x80 of its vital product data, four bytes of
-// header (the last is the length) and text padded with blanks. Source: SPC-5, 7.7.18.
+// serialOf is a disk's serial: virtio-blk has a file for it, a SCSI or ATA disk page 0x80 of its vital product data,
+// four bytes of header (the last is the length) and text padded with blanks. Source: SPC-5, 7.7.18.
 func serialOf(disk string) string {
 	if s := word(filepath.Join(disk, "serial")); s != "" {
 		return s
@@ -81,10 +82,12 @@ func serialOf(disk string) string {
 	return strings.TrimSpace(string(page[4:min(len(page), 4+int(page[3]))]))
 }
 
-// diskLimit is how long a disk may take to appear behind its driver: SCSI and ATA disks are looked for beside everything else.
+// diskLimit is how long a disk may take to appear behind its driver: SCSI and ATA disks are looked for beside
+// everything else.
 const diskLimit = 10 * time.Second
 
-// aligned is a block's worth of memory as O_DIRECT wants it. It is a mapping, which Go's collector does not move or free.
+// aligned is a block's worth of memory as O_DIRECT wants it. It is a mapping, which Go's collector does not move or
+// free.
 func aligned(blocks int) ([]byte, error) {
 	b, err := unix.Mmap(-1, 0, blocks*wire.BlockSize, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_PRIVATE|unix.MAP_ANONYMOUS)
 	if err != nil {
@@ -119,7 +122,8 @@ func (a *agent) startDisk(s wire.DiskStart) (wire.DiskStatus, error) {
 		return wire.DiskStatus{}, err
 	}
 	if s.Area < wire.BlockSize || s.Area%wire.BlockSize != 0 || s.Area > size {
-		return wire.DiskStatus{}, fmt.Errorf("area of %d bytes: whole blocks of %d, at most the disk's %d", s.Area, wire.BlockSize, size)
+		return wire.DiskStatus{}, fmt.Errorf("area of %d bytes: whole blocks of %d, at most the disk's %d", s.Area,
+			wire.BlockSize, size)
 	}
 	if s.Rate < 0 || s.Rate > 1e6 {
 		return wire.DiskStatus{}, fmt.Errorf("rate %g: 0 to 1e6 writes a second", s.Rate)
@@ -139,7 +143,8 @@ func (a *agent) startDisk(s wire.DiskStart) (wire.DiskStatus, error) {
 		f.Close()
 		return wire.DiskStatus{}, err
 	}
-	w := &diskWriter{start: s, path: path, stop: make(chan struct{}), done: make(chan struct{}), acks: make(chan [2]uint64, ackRoom), begun: a.clock.now(),
+	w := &diskWriter{start: s, path: path, stop: make(chan struct{}), done: make(chan struct{}),
+		acks: make(chan [2]uint64, ackRoom), begun: a.clock.now(),
 		status: wire.DiskStatus{Disk: s.Disk, Bytes: size}}
 	if a.disks.all == nil {
 		a.disks.all = map[string]*diskWriter{}
@@ -167,7 +172,8 @@ func (w *diskWriter) running() bool {
 	}
 }
 
-// write writes until stopped. A write that the device refuses is counted and not acknowledged, and its number is never used again.
+// write writes until stopped. A write that the device refuses is counted and not acknowledged, and its number is never
+// used again.
 func (w *diskWriter) write(c clock, f *os.File, buf []byte) {
 	pace := pacer{rate: w.start.Rate}
 	pace.start(c.now())
@@ -214,7 +220,8 @@ func (w *diskWriter) stopping() bool {
 	}
 }
 
-// acknowledge tells the host, as many at once as wait. One that the port has taken may still be lost with the host; it is then merely not checked.
+// acknowledge tells the host, as many at once as wait. One that the port has taken may still be lost with the host; it
+// is then merely not checked.
 func (w *diskWriter) acknowledge(a *agent) {
 	for ack := range w.acks {
 		some := wire.DiskAcks{Disk: w.start.Disk, Acks: [][2]uint64{ack}}
@@ -273,7 +280,8 @@ func (a *agent) stopDisk(n wire.DiskName) (wire.DiskStatus, error) {
 	case <-w.done:
 		return w.report(a.clock), nil
 	case <-time.After(stopLimit):
-		return wire.DiskStatus{}, fmt.Errorf("the writer on %s has not stopped within %v: does the disk answer?", n.Disk, stopLimit)
+		return wire.DiskStatus{}, fmt.Errorf("the writer on %s has not stopped within %v: does the disk answer?", n.Disk,
+			stopLimit)
 	}
 }
 
@@ -284,7 +292,8 @@ func (a *agent) readDisk(r wire.DiskRead) (wire.DiskBlocks, error) {
 		return wire.DiskBlocks{}, err
 	}
 	if r.First < 0 || r.Count < 1 || r.Count > wire.MaxDiskRead || (r.First+r.Count)*wire.BlockSize > size {
-		return wire.DiskBlocks{}, fmt.Errorf("blocks %d to %d: the disk has %d, and %d may be asked for at once", r.First, r.First+r.Count, size/wire.BlockSize, wire.MaxDiskRead)
+		return wire.DiskBlocks{}, fmt.Errorf("blocks %d to %d: the disk has %d, and %d may be asked for at once", r.First,
+			r.First+r.Count, size/wire.BlockSize, wire.MaxDiskRead)
 	}
 	f, err := os.OpenFile(path, os.O_RDONLY|unix.O_DIRECT, 0)
 	if err != nil {
@@ -304,7 +313,8 @@ func (a *agent) readDisk(r wire.DiskRead) (wire.DiskBlocks, error) {
 			return wire.DiskBlocks{}, fmt.Errorf("read disk %s: %w", r.Disk, err)
 		}
 		for ; len(part) > 0; part = part[wire.BlockSize:] {
-			out.Numbers = append(out.Numbers, wire.BlockNumber(part[:wire.BlockSize], seedOf(r.Seed), uint64(r.First+done), scratch))
+			out.Numbers = append(out.Numbers, wire.BlockNumber(part[:wire.BlockSize], seedOf(r.Seed), uint64(r.First+done),
+				scratch))
 			done++
 		}
 	}

@@ -7,11 +7,12 @@ import (
 
 // kernel is one of the 24.
 type kernel struct {
-	before func(*lfk)             // what is done once, outside of the measured time; nil: nothing
-	pass   func(*lfk)             // one pass
-	flops  func(n int) int        // of a pass, as the original counts them: + - * 1, / and sqrt 4, exp 8, a comparison 1; nil: as in kernel 16
-	sum    func(*lfk) float64     // the checksum
-	wrote  func(*lfk) [][]float64 // the arrays that the kernel alters
+	before func(*lfk) // what is done once, outside of the measured time; nil: nothing
+	pass   func(*lfk) // one pass
+	// of a pass, as the original counts them: + - * 1, / and sqrt 4, exp 8, a comparison 1; nil: as in kernel 16
+	flops func(n int) int
+	sum   func(*lfk) float64     // the checksum
+	wrote func(*lfk) [][]float64 // the arrays that the kernel alters
 }
 
 // rows takes n rows from the front of a slab, without a copy.
@@ -39,45 +40,66 @@ func sumo(v []float64) (s float64) {
 func kernels() [24]kernel {
 	x := func(d *lfk) [][]float64 { return [][]float64{d.x} }
 	return [24]kernel{
-		{pass: kernel1, wrote: x, flops: func(n int) int { return 5 * n }, sum: func(d *lfk) float64 { return sumo(d.x[:d.n]) }},
-		{pass: kernel2, wrote: x, flops: func(n int) int { return 4 * (n - 4) }, sum: func(d *lfk) float64 { return sumo(d.x[:2*d.n]) }},
-		{pass: kernel3, wrote: func(*lfk) [][]float64 { return nil }, flops: func(n int) int { return 2 * n }, sum: func(d *lfk) float64 { return *d.q }},
-		{pass: kernel4, wrote: x, flops: func(n int) int { return 2 * ((n-5)/5 + 1) * 3 }, sum: func(d *lfk) float64 { return sumo([]float64{d.x[5], d.x[502], d.x[999]}) }},
-		{pass: kernel5, wrote: x, flops: func(n int) int { return 2 * (n - 1) }, sum: func(d *lfk) float64 { return sumo(d.x[1:d.n]) }},
-		{pass: kernel6, wrote: func(d *lfk) [][]float64 { return [][]float64{d.w} }, flops: func(n int) int { return 2 * n * ((n - 1) / 2) }, sum: func(d *lfk) float64 { return sumo(d.w[:d.n]) }},
-		{pass: kernel7, wrote: x, flops: func(n int) int { return 16 * n }, sum: func(d *lfk) float64 { return sumo(d.x[:d.n]) }},
+		{pass: kernel1, wrote: x, flops: func(n int) int { return 5 * n },
+			sum: func(d *lfk) float64 { return sumo(d.x[:d.n]) }},
+		{pass: kernel2, wrote: x, flops: func(n int) int { return 4 * (n - 4) },
+			sum: func(d *lfk) float64 { return sumo(d.x[:2*d.n]) }},
+		{pass: kernel3, wrote: func(*lfk) [][]float64 { return nil }, flops: func(n int) int { return 2 * n },
+			sum: func(d *lfk) float64 { return *d.q }},
+		{pass: kernel4, wrote: x, flops: func(n int) int { return 2 * ((n-5)/5 + 1) * 3 },
+			sum: func(d *lfk) float64 { return sumo([]float64{d.x[5], d.x[502], d.x[999]}) }},
+		{pass: kernel5, wrote: x, flops: func(n int) int { return 2 * (n - 1) },
+			sum: func(d *lfk) float64 { return sumo(d.x[1:d.n]) }},
+		{pass: kernel6, wrote: func(d *lfk) [][]float64 { return [][]float64{d.w} },
+			flops: func(n int) int { return 2 * n * ((n - 1) / 2) }, sum: func(d *lfk) float64 { return sumo(d.w[:d.n]) }},
+		{pass: kernel7, wrote: x, flops: func(n int) int { return 16 * n },
+			sum: func(d *lfk) float64 { return sumo(d.x[:d.n]) }},
 		{pass: kernel8, flops: func(n int) int { return 36 * 2 * (n - 1) },
 			wrote: func(d *lfk) [][]float64 { return [][]float64{flat(d.u1), flat(d.u2), flat(d.u3), d.du1, d.du2, d.du3} },
 			sum: func(d *lfk) float64 {
 				return sumo(flat(d.u1)[:10*d.n]) + sumo(flat(d.u2)[:10*d.n]) + sumo(flat(d.u3)[:10*d.n])
 			}},
-		{pass: kernel9, wrote: wrotePX, flops: func(n int) int { return 17 * n }, sum: func(d *lfk) float64 { return sumo(flat(d.px)[:15*d.n]) }},
-		{pass: kernel10, wrote: wrotePX, flops: func(n int) int { return 9 * n }, sum: func(d *lfk) float64 { return sumo(flat(d.px)[:15*d.n]) }},
-		{pass: kernel11, wrote: x, flops: func(n int) int { return n - 1 }, sum: func(d *lfk) float64 { return sumo(d.x[1:d.n]) }},
-		{pass: kernel12, wrote: x, flops: func(n int) int { return n }, sum: func(d *lfk) float64 { return sumo(d.x[:d.n-1]) }},
-		{pass: kernel13, wrote: func(d *lfk) [][]float64 { return [][]float64{flat(d.p), flat(d.h)} }, flops: func(n int) int { return 7 * n },
-			sum: func(d *lfk) float64 { return sumo(flat(d.p)[:8*d.n]) + sumo(flat(d.h)[:8*d.n]) }},
-		{pass: kernel14, wrote: func(d *lfk) [][]float64 { return [][]float64{d.vx, d.xx, d.xi, d.ex1, d.dex1, d.rx, d.rh} }, flops: func(n int) int { return 11 * n },
-			sum: func(d *lfk) float64 { return sumo(d.vx[:d.n]) + sumo(d.xx[:d.n]) + sumo(d.rh[:67]) }},
-		{pass: kernel15, wrote: func(d *lfk) [][]float64 { return [][]float64{flat(d.vy), flat(d.vs)} }, flops: func(n int) int { return 33 * (n - 1) * 5 },
-			sum: func(d *lfk) float64 { return sumo(flat(d.vy)[:7*d.n]) + sumo(flat(d.vs)[:7*d.n]) }},
+		{pass: kernel9, wrote: wrotePX, flops: func(n int) int { return 17 * n },
+			sum: func(d *lfk) float64 { return sumo(flat(d.px)[:15*d.n]) }},
+		{pass: kernel10, wrote: wrotePX, flops: func(n int) int { return 9 * n },
+			sum: func(d *lfk) float64 { return sumo(flat(d.px)[:15*d.n]) }},
+		{pass: kernel11, wrote: x, flops: func(n int) int { return n - 1 },
+			sum: func(d *lfk) float64 { return sumo(d.x[1:d.n]) }},
+		{pass: kernel12, wrote: x, flops: func(n int) int { return n },
+			sum: func(d *lfk) float64 { return sumo(d.x[:d.n-1]) }},
+		{pass: kernel13, wrote: func(d *lfk) [][]float64 { return [][]float64{flat(d.p), flat(d.h)} },
+			flops: func(n int) int { return 7 * n },
+			sum:   func(d *lfk) float64 { return sumo(flat(d.p)[:8*d.n]) + sumo(flat(d.h)[:8*d.n]) }},
+		{pass: kernel14, wrote: func(d *lfk) [][]float64 { return [][]float64{d.vx, d.xx, d.xi, d.ex1, d.dex1, d.rx, d.rh} },
+			flops: func(n int) int { return 11 * n },
+			sum:   func(d *lfk) float64 { return sumo(d.vx[:d.n]) + sumo(d.xx[:d.n]) + sumo(d.rh[:67]) }},
+		{pass: kernel15, wrote: func(d *lfk) [][]float64 { return [][]float64{flat(d.vy), flat(d.vs)} },
+			flops: func(n int) int { return 33 * (n - 1) * 5 },
+			sum:   func(d *lfk) float64 { return sumo(flat(d.vy)[:7*d.n]) + sumo(flat(d.vs)[:7*d.n]) }},
 		{pass: kernel16, wrote: func(*lfk) [][]float64 { return nil },
 			before: func(d *lfk) { *d.r, *d.s, *d.t = d.d[d.n-1], d.d[d.n-2], d.d[d.n-3] },
 			sum:    func(d *lfk) float64 { return float64(d.k3 + d.k2 + d.j5 + d.m) }},
-		{pass: kernel17, wrote: func(d *lfk) [][]float64 { return [][]float64{d.vxne, d.vxnd, d.ve3} }, flops: func(n int) int { return 9 * n },
-			sum: func(d *lfk) float64 { return sumo(d.vxne[:d.n]) + sumo(d.vxnd[:d.n]) + *d.xnm }},
+		{pass: kernel17, wrote: func(d *lfk) [][]float64 { return [][]float64{d.vxne, d.vxnd, d.ve3} },
+			flops: func(n int) int { return 9 * n },
+			sum:   func(d *lfk) float64 { return sumo(d.vxne[:d.n]) + sumo(d.vxnd[:d.n]) + *d.xnm }},
 		{pass: kernel18, flops: func(n int) int { return 44 * (n - 1) * 5 },
 			wrote: func(d *lfk) [][]float64 {
 				return [][]float64{flat(d.za), flat(d.zb), flat(d.zu), flat(d.zv), flat(d.zr), flat(d.zz)}
 			},
 			sum: func(d *lfk) float64 { return sumo(flat(d.zr)[:7*d.n]) + sumo(flat(d.zz)[:7*d.n]) }},
-		{pass: kernel19, wrote: func(d *lfk) [][]float64 { return [][]float64{d.b5} }, flops: func(n int) int { return 6 * n }, sum: func(d *lfk) float64 { return sumo(d.b5[:d.n]) + *d.stb5 }},
-		{pass: kernel20, wrote: func(d *lfk) [][]float64 { return [][]float64{d.x, d.xx} }, flops: func(n int) int { return 26 * n }, sum: func(d *lfk) float64 { return sumo(d.xx[1 : d.n+1]) }},
-		{pass: kernel21, wrote: wrotePX, flops: func(n int) int { return 2 * 25 * 25 * n }, sum: func(d *lfk) float64 { return sumo(flat(d.px)[:25*d.n]) }},
-		{pass: kernel22, wrote: func(d *lfk) [][]float64 { return [][]float64{d.u, d.y, d.w} }, flops: func(n int) int { return 17 * n },
+		{pass: kernel19, wrote: func(d *lfk) [][]float64 { return [][]float64{d.b5} },
+			flops: func(n int) int { return 6 * n }, sum: func(d *lfk) float64 { return sumo(d.b5[:d.n]) + *d.stb5 }},
+		{pass: kernel20, wrote: func(d *lfk) [][]float64 { return [][]float64{d.x, d.xx} },
+			flops: func(n int) int { return 26 * n }, sum: func(d *lfk) float64 { return sumo(d.xx[1 : d.n+1]) }},
+		{pass: kernel21, wrote: wrotePX, flops: func(n int) int { return 2 * 25 * 25 * n },
+			sum: func(d *lfk) float64 { return sumo(flat(d.px)[:25*d.n]) }},
+		{pass: kernel22, wrote: func(d *lfk) [][]float64 { return [][]float64{d.u, d.y, d.w} },
+			flops:  func(n int) int { return 17 * n },
 			before: func(d *lfk) { d.u[d.n-1] = 0.99 * 20 * d.v[d.n-1] }, sum: func(d *lfk) float64 { return sumo(d.w[:d.n]) }},
-		{pass: kernel23, wrote: func(d *lfk) [][]float64 { return [][]float64{flat(d.za)} }, flops: func(n int) int { return 11 * (n - 1) * 5 }, sum: func(d *lfk) float64 { return sumo(flat(d.za)[:7*d.n]) }},
-		{pass: kernel24, wrote: x, flops: func(n int) int { return n - 1 }, before: func(d *lfk) { d.x[d.n/2-1] = -1e10 }, sum: func(d *lfk) float64 { return float64(d.m) }},
+		{pass: kernel23, wrote: func(d *lfk) [][]float64 { return [][]float64{flat(d.za)} },
+			flops: func(n int) int { return 11 * (n - 1) * 5 }, sum: func(d *lfk) float64 { return sumo(flat(d.za)[:7*d.n]) }},
+		{pass: kernel24, wrote: x, flops: func(n int) int { return n - 1 }, before: func(d *lfk) { d.x[d.n/2-1] = -1e10 },
+			sum: func(d *lfk) float64 { return float64(d.m) }},
 	}
 }
 
@@ -361,7 +383,8 @@ func kernel18(d *lfk) {
 	za, zp, zq, zr, zm, zb, zu, zv, zz := d.za, d.zp, d.zq, d.zr, d.zm, d.zb, d.zu, d.zv, d.zz
 	for k := 1; k < 6; k++ {
 		for j := 1; j < d.n; j++ {
-			za[k][j] = (zp[k+1][j-1] + zq[k+1][j-1] - zp[k][j-1] - zq[k][j-1]) * (zr[k][j] + zr[k][j-1]) / (zm[k][j-1] + zm[k+1][j-1])
+			za[k][j] = (zp[k+1][j-1] + zq[k+1][j-1] - zp[k][j-1] - zq[k][j-1]) * (zr[k][j] + zr[k][j-1]) / (zm[k][j-1] +
+				zm[k+1][j-1])
 			zb[k][j] = (zp[k][j-1] + zq[k][j-1] - zp[k][j] - zq[k][j]) * (zr[k][j] + zr[k-1][j]) / (zm[k][j] + zm[k][j-1])
 		}
 	}

@@ -10,9 +10,9 @@ import (
 	"qmigrate/guest/wire"
 )
 
-// linpack is Dongarra's Linpack benchmark: A x = b with a dense A of order n, solved by LU factorisation with partial pivoting, by columns and with axpy
-// steps, as DGEFA and DGESL are made, over and over. A comes from the original's generator and is the same each time; b are its
-// row sums, so that all x are 1.
+// linpack is Dongarra's Linpack benchmark: A x = b with a dense A of order n, solved by LU factorisation with partial
+// pivoting, by columns and with axpy steps, as DGEFA and DGESL are made, over and over. A comes from the original's
+// generator and is the same each time; b are its row sums, so that all x are 1.
 //
 //	MFLOPS = (2/3 n^3 + 2 n^2) / t / 10^6     t  time of the factorisation and the solution, s; the making of A and the check are not in it
 //
@@ -36,7 +36,8 @@ type linpack struct {
 	worst  float64
 }
 
-// residualLimit is what HPL takes as its threshold too: rounding alone stays far below, and one wrong bit in a leading digit is far above.
+// residualLimit is what HPL takes as its threshold too: rounding alone stays far below, and one wrong bit in a leading
+// digit is far above.
 const residualLimit = 16
 
 func newLinpack(c clock, n int) *linpack {
@@ -77,7 +78,8 @@ func (l *linpack) run(ctx context.Context, m *meter) error {
 		m.add(end, int(total)-credited)
 		r := l.residual(norm)
 		if !(r <= residualLimit) { // NaN is wrong too
-			return fmt.Errorf("the result is wrong: normalised residual %.3g of solution %d, at most %d is right", r, l.solves+1, residualLimit)
+			return fmt.Errorf("the result is wrong: normalised residual %.3g of solution %d, at most %d is right", r, l.solves+1,
+				residualLimit)
 		}
 		l.mu.Lock()
 		l.solves++
@@ -112,8 +114,9 @@ func (l *linpack) score() *wire.Score {
 	return nil
 }
 
-// generate makes A and b, and returns A's largest element, by the original's generator: s <- 3125 s mod 65536 from 1325, element (s - 32768) / 16384.
-// Its period is 16384: for some orders, such as 512, columns would repeat and A be singular; for 100 and 1000 they do not.
+// generate makes A and b, and returns A's largest element, by the original's generator: s <- 3125 s mod 65536 from
+// 1325, element (s - 32768) / 16384. Its period is 16384: for some orders, such as 512, columns would repeat and A be
+// singular; for 100 and 1000 they do not.
 func (l *linpack) generate() (norm float64) {
 	clear(l.b)
 	s := 1325
@@ -130,7 +133,8 @@ func (l *linpack) generate() (norm float64) {
 	return norm
 }
 
-// factor makes L and U in place of A, and asks before each column whether to go on; singular is the column that has no pivot, or -1.
+// factor makes L and U in place of A, and asks before each column whether to go on; singular is the column that has no
+// pivot, or -1.
 func (l *linpack) factor(next func(left int) bool) (singular int) {
 	n, singular := l.n, -1
 	for k := 0; k < n-1; k++ {

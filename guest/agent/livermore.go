@@ -10,12 +10,14 @@ import (
 	"qmigrate/guest/wire"
 )
 
-// livermore runs McMahon's Livermore Fortran Kernels (F. H. McMahon, The Livermore Fortran Kernels: a computer test of the numerical performance range,
-// UCRL-53745, 1986; version mf528), all 24, round and round. The data are the original's, by its generator SIGNEL and in the order of
-// its COMMON blocks; so are the loops' lengths, the passes through each and the operations that a pass counts.
+// livermore runs McMahon's Livermore Fortran Kernels (F. H. McMahon, The Livermore Fortran Kernels: a computer test of
+// the numerical performance range, UCRL-53745, 1986; version mf528), all 24, round and round. The data are the
+// original's, by its generator SIGNEL and in the order of its COMMON blocks; so are the loops' lengths, the passes
+// through each and the operations that a pass counts.
 //
-// Each kernel begins with the same data. When it has made its passes its checksum, as the original's TESTS makes it, is compared with a
-// reference that livermore_reference_test.go computes with 200 bits instead of 53; then what it wrote is undone.
+// Each kernel begins with the same data. When it has made its passes its checksum, as the original's TESTS makes it, is
+// compared with a reference that livermore_reference_test.go computes with 200 bits instead of 53; then what it wrote
+// is undone.
 //
 //	rate of kernel k, MFLOPS = flops of its passes / time in them / 10^6
 //
@@ -34,8 +36,8 @@ type livermore struct {
 	worst  float64
 }
 
-// checksumTolerance is relative. Rounding moves none of the 72 checksums by more than 1.3e-15 (TestLivermoreReference, amd64). One wrong number among a
-// thousand is found if it is off by a part in a million or so.
+// checksumTolerance is relative. Rounding moves none of the 72 checksums by more than 1.3e-15 (TestLivermoreReference,
+// amd64). One wrong number among a thousand is found if it is off by a part in a million or so.
 const checksumTolerance = 1e-12
 
 func newLivermore(c clock, w wire.Workload) (*livermore, error) {
@@ -64,7 +66,8 @@ func (l *livermore) run(ctx context.Context, m *meter) error {
 			m.add(l.clock.now(), int(flops))
 			off := math.Abs(sum-want) / math.Abs(want)
 			if !(off <= checksumTolerance) {
-				return fmt.Errorf("the result is wrong: checksum %.16g of kernel %d in round %d, want %.16g", sum, k+1, l.rounds+1, want)
+				return fmt.Errorf("the result is wrong: checksum %.16g of kernel %d in round %d, want %.16g", sum, k+1, l.rounds+1,
+					want)
 			}
 			l.undo(k)
 			l.mu.Lock()
@@ -136,24 +139,28 @@ func (l *livermore) score() *wire.Score {
 	return nil
 }
 
-// spans are the original's three sets of loop lengths and passes (its subroutine SIZES), and the seed of its random integers.
+// spans are the original's three sets of loop lengths and passes (its subroutine SIZES), and the seed of its random
+// integers.
 var spans = [3]struct {
 	name           string
 	seed           float64
 	length, passes [24]int
 }{
 	{"long", 256,
-		[24]int{1001, 101, 1001, 1001, 1001, 64, 995, 100, 101, 101, 1001, 1000, 64, 1001, 101, 75, 101, 100, 101, 1000, 101, 101, 100, 1001},
+		[24]int{1001, 101, 1001, 1001, 1001, 64, 995, 100, 101, 101, 1001, 1000, 64, 1001, 101, 75, 101, 100, 101, 1000, 101,
+			101, 100, 1001},
 		[24]int{7, 67, 9, 14, 10, 3, 4, 10, 36, 34, 11, 12, 36, 2, 1, 25, 35, 2, 39, 1, 1, 11, 8, 5}},
 	{"medium", 12491249,
-		[24]int{101, 101, 101, 101, 101, 32, 101, 100, 101, 101, 101, 100, 32, 101, 101, 40, 101, 100, 101, 100, 50, 101, 100, 101},
+		[24]int{101, 101, 101, 101, 101, 32, 101, 100, 101, 101, 101, 100, 32, 101, 101, 40, 101, 100, 101, 100, 50, 101, 100,
+			101},
 		[24]int{40, 40, 53, 70, 55, 7, 22, 6, 21, 19, 64, 68, 41, 10, 1, 27, 20, 1, 23, 8, 1, 7, 5, 31}},
 	{"short", 1499352848,
 		[24]int{27, 15, 27, 27, 27, 8, 21, 14, 15, 15, 27, 26, 8, 27, 15, 15, 15, 14, 15, 26, 20, 15, 14, 27},
 		[24]int{28, 46, 37, 38, 40, 21, 20, 9, 26, 25, 46, 48, 31, 8, 1, 14, 26, 2, 28, 7, 1, 8, 7, 23}},
 }
 
-// lfk is the kernels' data. Fortran's arrays count from 1 and go by columns: P(4,512) is p[k][i] here, and its elements lie as there.
+// lfk is the kernels' data. Fortran's arrays count from 1 and go by columns: P(4,512) is p[k][i] here, and its elements
+// lie as there.
 type lfk struct {
 	n       int // length of the kernel's loop
 	m       int // results of kernels 16 and 24, counted from 1
@@ -161,10 +168,12 @@ type lfk struct {
 	k2, k3  int
 	scalars []float64 // COMMON /SPACER/, by its names below
 
-	a11, a12, a13, a21, a22, a23, a31, a32, a33, c0, dk, dm22, dm23, dm24, dm25, dm26, dm27, dm28, flx, q, r, s, sig, stb5, t, xnm *float64
+	a11, a12, a13, a21, a22, a23, a31, a32, a33, c0, dk, dm22, dm23, dm24, dm25, dm26, dm27, dm28, flx, q, r, s, sig,
+	stb5, t, xnm *float64
 
 	// COMMON /SPACE1/; xz and zx are x and z with what lies behind them, which kernels 4 and 1 read
-	u, v, w, x, y, z, g, du1, du2, du3, grd, dex, xi, ex, ex1, dex1, vx, xx, rx, rh, vsp, vstp, vxne, vxnd, ve3, vlr, vlin, b5, plan, d, sa, sb, xz, zx []float64
+	u, v, w, x, y, z, g, du1, du2, du3, grd, dex, xi, ex, ex1, dex1, vx, xx, rx, rh, vsp, vstp, vxne, vxnd, ve3, vlr,
+	vlin, b5, plan, d, sa, sb, xz, zx []float64
 
 	// COMMON /SPACE2/
 	p                                              [][4]float64
@@ -199,8 +208,10 @@ func newLFK(span int) *lfk {
 	for _, v := range [][]float64{one, two, d.scalars} {
 		signel(v)
 	}
-	for i, name := range []**float64{&d.a11, &d.a12, &d.a13, &d.a21, &d.a22, &d.a23, &d.a31, &d.a32, &d.a33, nil, nil, &d.c0, nil, nil, &d.dk, &d.dm22, &d.dm23, &d.dm24,
-		&d.dm25, &d.dm26, &d.dm27, &d.dm28, nil, nil, nil, nil, &d.flx, &d.q, nil, &d.r, nil, &d.s, nil, &d.sig, &d.stb5, &d.t, nil, nil, &d.xnm} {
+	for i, name := range []**float64{&d.a11, &d.a12, &d.a13, &d.a21, &d.a22, &d.a23, &d.a31, &d.a32, &d.a33, nil, nil,
+		&d.c0, nil, nil, &d.dk, &d.dm22, &d.dm23, &d.dm24,
+		&d.dm25, &d.dm26, &d.dm27, &d.dm28, nil, nil, nil, nil, &d.flx, &d.q, nil, &d.r, nil, &d.s, nil, &d.sig, &d.stb5,
+		&d.t, nil, nil, &d.xnm} {
 		if name != nil {
 			*name = &d.scalars[i]
 		}
@@ -209,9 +220,12 @@ func newLFK(span int) *lfk {
 	for _, a := range []struct {
 		to *[]float64
 		n  int
-	}{{&d.u, 1001}, {&d.v, 1001}, {&d.w, 1001}, {&d.x, 1001}, {&d.y, 1001}, {&d.z, 1001}, {&d.g, 1001}, {&d.du1, 101}, {&d.du2, 101}, {&d.du3, 101}, {&d.grd, 1001},
-		{&d.dex, 1001}, {&d.xi, 1001}, {&d.ex, 1001}, {&d.ex1, 1001}, {&d.dex1, 1001}, {&d.vx, 1001}, {&d.xx, 1001}, {&d.rx, 1001}, {&d.rh, 2048}, {&d.vsp, 101},
-		{&d.vstp, 101}, {&d.vxne, 101}, {&d.vxnd, 101}, {&d.ve3, 101}, {&d.vlr, 101}, {&d.vlin, 101}, {&d.b5, 101}, {&d.plan, 300}, {&d.d, 300}, {&d.sa, 101}, {&d.sb, 101}} {
+	}{{&d.u, 1001}, {&d.v, 1001}, {&d.w, 1001}, {&d.x, 1001}, {&d.y, 1001}, {&d.z, 1001}, {&d.g, 1001}, {&d.du1,
+		101}, {&d.du2, 101}, {&d.du3, 101}, {&d.grd, 1001},
+		{&d.dex, 1001}, {&d.xi, 1001}, {&d.ex, 1001}, {&d.ex1, 1001}, {&d.dex1, 1001}, {&d.vx, 1001}, {&d.xx, 1001}, {&d.rx,
+			1001}, {&d.rh, 2048}, {&d.vsp, 101},
+		{&d.vstp, 101}, {&d.vxne, 101}, {&d.vxnd, 101}, {&d.ve3, 101}, {&d.vlr, 101}, {&d.vlin, 101}, {&d.b5, 101}, {&d.plan,
+			300}, {&d.d, 300}, {&d.sa, 101}, {&d.sb, 101}} {
 		if a.to == &d.x {
 			d.xz = rest[:1500]
 		}
@@ -227,7 +241,8 @@ func newLFK(span int) *lfk {
 	d.p = rows[[4]float64](&rest, 512)
 	d.px, d.cx = rows[[25]float64](&rest, 101), rows[[25]float64](&rest, 101)
 	d.vy = rows[[101]float64](&rest, 25)
-	for _, a := range []*[][101]float64{&d.vh, &d.vf, &d.vg, &d.vs, &d.za, &d.zp, &d.zq, &d.zr, &d.zm, &d.zb, &d.zu, &d.zv, &d.zz} {
+	for _, a := range []*[][101]float64{&d.vh, &d.vf, &d.vg, &d.vs, &d.za, &d.zp, &d.zq, &d.zr, &d.zm, &d.zb, &d.zu, &d.zv,
+		&d.zz} {
 		*a = rows[[101]float64](&rest, 7)
 	}
 	for _, a := range []*[][64]float64{&d.b, &d.c, &d.h} {

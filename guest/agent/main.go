@@ -1,5 +1,5 @@
-// Agent is process 1 of a lab guest: it sets the guest up, says that it is ready, beats, echoes, works and verifies, as the
-// host asks it over a virtio-serial port (package wire has the words).
+// Agent is process 1 of a lab guest: it sets the guest up, says that it is ready, beats, echoes, works and verifies, as
+// the host asks it over a virtio-serial port (package wire has the words).
 package main
 
 import (
@@ -54,7 +54,8 @@ func newAgent(c clock) *agent {
 
 func main() {
 	if os.Getpid() != 1 {
-		fmt.Fprintln(os.Stderr, "qmigrate agent: this is process 1 of a lab guest: it mounts, sets addresses and powers off, and does so nowhere else")
+		fmt.Fprintln(os.Stderr, "qmigrate agent: this is process 1 of a lab guest: it mounts, sets addresses and powers "+
+			"off, and does so nowhere else")
 		os.Exit(2)
 	}
 	a := newAgent(newMonotonic())
@@ -172,7 +173,8 @@ func (a *agent) rescue(what string) {
 // die tells the console and, if it reads, the host, and powers off; a guest that cannot says so for ever.
 func (a *agent) die(what, text string) {
 	fmt.Fprintf(os.Stderr, "qmigrate agent: %s: %s\n", what, text)
-	if line, err := wire.Line(wire.Note{Event: wire.EventPanic, Data: quote(wire.Panic{Text: what + ": " + text})}); err == nil && a.port != nil {
+	if line, err := wire.Line(wire.Note{Event: wire.EventPanic,
+		Data: quote(wire.Panic{Text: what + ": " + text})}); err == nil && a.port != nil {
 		_, _ = unix.Write(a.port.fd, line) // without the lock, which the broken one may hold
 		time.Sleep(100 * time.Millisecond) // QEMU takes it from the ring
 	}

@@ -12,18 +12,19 @@ import (
 	"qmigrate/guest/wire"
 )
 
-// A page of the filled memory is 64 lines of 64 bytes. Line 0 is its head: index, count, lines, seed, and four words mixed
-// out of those. The other 63 lines are its body. With
+// A page of the filled memory is 64 lines of 64 bytes. Line 0 is its head: index, count, lines, seed, and four words
+// mixed out of those. The other 63 lines are its body. With
 //
 //	c  count: the page writes since fill
 //	n  lines: how many lines were ever written to this body, in order and round and round: line k is written to place k mod 63
 //	p  the number of the line that stands in a place l (0..62) now: the largest p < n with p mod 63 = l
 //
-// the content of place l is a function of (seed, index, p) and so the whole page one of (seed, index, c, n): a page from which a
-// single write is missing differs in its head and in at least one line. A fill writes lines 0 to 62, so n >= 63.
-// A page write may thus alter as little as the head and one line and still be proved with the rest of the page.
+// the content of place l is a function of (seed, index, p) and so the whole page one of (seed, index, c, n): a page
+// from which a single write is missing differs in its head and in at least one line. A fill writes lines 0 to 62, so n
+// >= 63. A page write may thus alter as little as the head and one line and still be proved with the rest of the page.
 //
-// A zero page has no head: nothing but zeros in it, which is what QEMU sends in 9 bytes. Its count is in the table only.
+// A zero page has no head: nothing but zeros in it, which is what QEMU sends in 9 bytes. Its count is in the table
+// only.
 const bodyLines = 63
 
 type content uint8
@@ -54,7 +55,8 @@ type page struct {
 	content  content
 }
 
-// memory is the filled region and the table of what must stand in it. The table and the total lie apart from the region.
+// memory is the filled region and the table of what must stand in it. The table and the total lie apart from the
+// region.
 type memory struct {
 	size atomic.Int64 // bytes of the region, for those who need not wait
 
@@ -80,7 +82,8 @@ func (m *memory) fill(size int64, c content, seed uint64) error {
 		m.size.Store(0)
 	}
 	pages := (size + wire.PageSize - 1) / wire.PageSize
-	data, err := unix.Mmap(-1, 0, int(pages*wire.PageSize), unix.PROT_READ|unix.PROT_WRITE, unix.MAP_PRIVATE|unix.MAP_ANONYMOUS)
+	data, err := unix.Mmap(-1, 0, int(pages*wire.PageSize), unix.PROT_READ|unix.PROT_WRITE,
+		unix.MAP_PRIVATE|unix.MAP_ANONYMOUS)
 	if err != nil {
 		return fmt.Errorf("map %d bytes: %w", pages*wire.PageSize, err)
 	}
@@ -153,7 +156,8 @@ func (m *memory) putHead(l *line, i int, t *page) {
 		mix(index ^ m.seed), mix(t.count + m.seed), mix(t.lines - m.seed), mix(index ^ mix(t.count^mix(t.lines)))}
 }
 
-// putLine is the content of line p of page i. Random words come from x <- a*x + c mod 2^64 (Knuth's MMIX constants), each folded by x ^ x>>29.
+// putLine is the content of line p of page i. Random words come from x <- a*x + c mod 2^64 (Knuth's MMIX constants),
+// each folded by x ^ x>>29.
 func (m *memory) putLine(l *line, i int, c content, p uint64) {
 	x := mix(m.seed ^ mix(uint64(i)<<32^p))
 	if c == compressible {
@@ -177,8 +181,8 @@ func mix(x uint64) uint64 {
 // firstWrong is how many wrong pages are described; all are counted.
 const firstWrong = 8
 
-// verify checks every page's every byte against the table, and the sums. The dirtier stands still meanwhile, between two batches:
-// nothing is written while the lock is held alone.
+// verify checks every page's every byte against the table, and the sums. The dirtier stands still meanwhile, between
+// two batches: nothing is written while the lock is held alone.
 func (m *memory) verify() (wire.Verified, error) {
 	m.mu.Lock()
 	defer m.mu.Unlock()

@@ -15,10 +15,10 @@ import (
 	"qmigrate/guest/wire"
 )
 
-// port is the guest's end of the virtio-serial port. The descriptor stays open for ever; the host's end comes and goes behind
-// it. Linux (drivers/char/virtio_console.c, 6.1): while no host is there a read returns 0, a write would block and poll
-// says POLLHUP; a write that does not block is taken whole up to 32 KiB, as one buffer, or not at all; a write that does
-// block spins with interrupts off until QEMU has taken it, which is why the descriptor never blocks.
+// port is the guest's end of the virtio-serial port. The descriptor stays open for ever; the host's end comes and goes
+// behind it. Linux (drivers/char/virtio_console.c, 6.1): while no host is there a read returns 0, a write would block
+// and poll says POLLHUP; a write that does not block is taken whole up to 32 KiB, as one buffer, or not at all; a write
+// that does block spins with interrupts off until QEMU has taken it, which is why the descriptor never blocks.
 type port struct {
 	fd      int
 	closed  atomic.Bool // in the guest, never
@@ -47,7 +47,8 @@ func findPort(c clock, name, sys, dev string) (string, error) {
 			}
 		}
 		if i == 5000 {
-			fmt.Fprintf(os.Stderr, "qmigrate agent: still no virtio-serial port %s: is virtio_console loaded, does QEMU have the port?\n", name)
+			fmt.Fprintf(os.Stderr, "qmigrate agent: still no virtio-serial port %s: is virtio_console loaded, does QEMU have "+
+				"the port?\n", name)
 		}
 		c.sleep(time.Millisecond)
 	}
@@ -80,7 +81,8 @@ func (p *port) wait(events int16) bool {
 	return true
 }
 
-// send writes a line as soon as a host reads. A reply is given up when the host that asked is gone; a note is kept for the next host.
+// send writes a line as soon as a host reads. A reply is given up when the host that asked is gone; a note is kept for
+// the next host.
 func (p *port) send(line []byte, keep bool) (sent bool) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -102,8 +104,8 @@ func (p *port) send(line []byte, keep bool) (sent bool) {
 	return true
 }
 
-// try writes a line of less than 32 KiB if it can be written at once. It does not allocate and waits for no lock: the one that holds it may be
-// waiting for the host, or for the CPU behind a busy workload.
+// try writes a line of less than 32 KiB if it can be written at once. It does not allocate and waits for no lock: the
+// one that holds it may be waiting for the host, or for the CPU behind a busy workload.
 func (p *port) try(line []byte) bool {
 	if !p.parted.Load() {
 		if n, _ := unix.Write(p.fd, line); n == len(line) {

@@ -16,8 +16,8 @@ import (
 // rootLimit is how long the root's disk may take to appear behind its driver.
 const rootLimit = 20 * time.Second
 
-// enterRoot makes the disk of that serial, a squashfs that is only read, this process's root, below a tmpfs that takes all writes: they are guest memory, and
-// migrate with it. What was mounted in the initramfs moves along.
+// enterRoot makes the disk of that serial, a squashfs that is only read, this process's root, below a tmpfs that takes
+// all writes: they are guest memory, and migrate with it. What was mounted in the initramfs moves along.
 func (a *agent) enterRoot(serial string) error {
 	device, err := "", error(nil)
 	for start := a.clock.now(); ; a.clock.sleep(time.Millisecond) {

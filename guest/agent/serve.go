@@ -114,9 +114,11 @@ func (a *agent) do(req wire.Request) (any, error) {
 	case wire.DoPoweroff:
 		return struct{}{}, nil
 	}
-	return nil, fmt.Errorf("cannot do %.40q: I can %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, disk.start, .status, .stop, .read, .corrupt, file.put", req.Do,
+	return nil, fmt.Errorf("cannot do %.40q: I can %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, "+
+		"disk.start, .status, .stop, .read, .corrupt, file.put", req.Do,
 		wire.DoHello, wire.DoFill, wire.DoVerify, wire.DoWorkloadStart, wire.DoWorkloadStatus, wire.DoWorkloadStop,
-		wire.DoWorkloadRate, wire.DoWorkloadMark, wire.DoWorkloadSpoil, wire.DoClockReset, wire.DoClockReport, wire.DoClockStop, wire.DoBeat, wire.DoPoweroff, wire.DoCorrupt)
+		wire.DoWorkloadRate, wire.DoWorkloadMark, wire.DoWorkloadSpoil, wire.DoClockReset, wire.DoClockReport,
+		wire.DoClockStop, wire.DoBeat, wire.DoPoweroff, wire.DoCorrupt)
 }
 
 // ask reads a request's arguments, refusing those that do not exist, and calls f with them.

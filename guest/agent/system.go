@@ -40,7 +40,8 @@ func mount() error {
 	return errors.Join(errs...)
 }
 
-// loadModules loads what list names, one a line with its parameters behind it, in its order; a bare name lies beside the list's folder "modules".
+// loadModules loads what list names, one a line with its parameters behind it, in its order; a bare name lies beside
+// the list's folder "modules".
 func loadModules(list string) error {
 	text, err := os.ReadFile(list)
 	if errors.Is(err, os.ErrNotExist) {
@@ -162,13 +163,15 @@ func addDefaultRoute(fd int, gateway netip.Addr) error {
 	}{flags: unix.RTF_UP | unix.RTF_GATEWAY}
 	route.dst.Family, route.mask.Family, route.gateway.Family = unix.AF_INET, unix.AF_INET, unix.AF_INET
 	route.gateway.Addr = gateway.As4()
-	if _, _, errno := unix.Syscall(unix.SYS_IOCTL, uintptr(fd), unix.SIOCADDRT, uintptr(unsafe.Pointer(&route))); errno != 0 && errno != unix.EEXIST {
+	if _, _, errno := unix.Syscall(unix.SYS_IOCTL, uintptr(fd), unix.SIOCADDRT,
+		uintptr(unsafe.Pointer(&route))); errno != 0 && errno != unix.EEXIST {
 		return errno
 	}
 	return nil
 }
 
-// buildID is the content part of a Go binary's build id: of the ELF note of type 4 and name "Go" near the start of the file.
+// buildID is the content part of a Go binary's build id: of the ELF note of type 4 and name "Go" near the start of the
+// file.
 func buildID(file string) string {
 	f, err := os.Open(file)
 	if err != nil {

@@ -29,13 +29,16 @@ func (a *agent) newTool(w wire.Workload) (load workload, ok bool, err error) {
 			args: []string{"sysbench", "cpu", "--threads=" + vcpus, "--time=0", "--events=0", "--report-interval=1", "run"}}
 	case "iperf3":
 		r := &reporter{counter: counter{a: a, name: w.Name}, read: (*reporter).iperf, end: unix.SIGINT,
-			args: []string{"iperf3", "-c", a.boot.Gateway.String(), "-p", strconv.Itoa(wire.IperfPort), "-t", "0", "-i", "1", "-f", "k", "--forceflush"}}
+			args: []string{"iperf3", "-c", a.boot.Gateway.String(), "-p", strconv.Itoa(wire.IperfPort), "-t", "0", "-i", "1",
+				"-f", "k", "--forceflush"}}
 		if w.Choice("direction") == "receive" {
 			r.args = append(r.args, "-R")
 		}
 		load = r
 	case "stress-ng":
-		load = &rounds{counter: counter{a: a, name: w.Name}, args: []string{"stress-ng", "--cpu", vcpus, "--cpu-method", w.Choice("method"), "--timeout", "1", "--verify", "--metrics-brief", "--temp-path", "/tmp"}}
+		load = &rounds{counter: counter{a: a, name: w.Name},
+			args: []string{"stress-ng", "--cpu", vcpus, "--cpu-method", w.Choice("method"), "--timeout", "1", "--verify",
+				"--metrics-brief", "--temp-path", "/tmp"}}
 	case "redis":
 		load, err = a.newDaemons(redisDaemon())
 	case "ssh":
@@ -174,7 +177,8 @@ func (r *reporter) run(ctx context.Context, m *meter) error {
 	return wrong
 }
 
-// sysbench reads a line of sysbench's. It leaves a second out when it gets no processor for so long; the rate that follows is over the whole time.
+// sysbench reads a line of sysbench's. It leaves a second out when it gets no processor for so long; the rate that
+// follows is over the whole time.
 func (r *reporter) sysbench(m *meter, line string, last, now time.Duration) (bool, error) {
 	second, rate, ok := wire.Sysbench(line)
 	if !ok {
@@ -207,7 +211,8 @@ func (r *reporter) iperf(m *meter, line string, last, now time.Duration) (bool, 
 			r.mu.Lock()
 			defer r.mu.Unlock()
 			if i.Retransmits != nil && r.resent != nil && *i.Retransmits != *r.resent {
-				return false, fmt.Errorf("iperf3 sent %d segments again by its summary, %d by its reports", *i.Retransmits, *r.resent)
+				return false, fmt.Errorf("iperf3 sent %d segments again by its summary, %d by its reports", *i.Retransmits,
+					*r.resent)
 			}
 		}
 		return false, nil
@@ -228,7 +233,8 @@ func (r *reporter) iperf(m *meter, line string, last, now time.Duration) (bool, 
 	return true, nil
 }
 
-// agree compares a program's own sum, where it prints one, with that of its reports: its times have two digits behind the point.
+// agree compares a program's own sum, where it prints one, with that of its reports: its times have two digits behind
+// the point.
 func (r *reporter) agree() error {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -291,7 +297,8 @@ type daemon struct {
 
 func redisDaemon() daemon {
 	// In memory alone: what is asked is whether the guest's memory arrives, not whether redis writes to a disk.
-	return daemon{[]string{"redis-server", "--bind", "0.0.0.0", "--port", strconv.Itoa(wire.RedisPort), "--protected-mode", "no", "--save", "", "--appendonly", "no",
+	return daemon{[]string{"redis-server", "--bind", "0.0.0.0", "--port", strconv.Itoa(wire.RedisPort), "--protected-mode",
+		"no", "--save", "", "--appendonly", "no",
 		"--dir", "/tmp", "--loglevel", "warning"}, wire.RedisPort}
 }
 

@@ -17,7 +17,8 @@ import (
 	"qmigrate/guest/wire"
 )
 
-// traffic is what the workloads that serve the observer share: a listener, and its connections, which all end with the workload.
+// traffic is what the workloads that serve the observer share: a listener, and its connections, which all end with the
+// workload.
 type traffic struct {
 	a        *agent
 	listener net.Listener
@@ -85,8 +86,8 @@ func (s *traffic) run(ctx context.Context, serve func(net.Conn) error) error {
 	}
 }
 
-// web is an HTTP/1.1 server that knows GET of a number, over connections that are kept. It is written out here because net/http
-// would double the agent's size, and with it what each guest unpacks and checks at its boot.
+// web is an HTTP/1.1 server that knows GET of a number, over connections that are kept. It is written out here because
+// net/http would double the agent's size, and with it what each guest unpacks and checks at its boot.
 type web struct {
 	*traffic
 	size                           int
@@ -102,7 +103,8 @@ func (w *web) run(ctx context.Context, m *meter) error {
 			if err != nil {
 				if errors.Is(err, errRequest) {
 					w.refused.Add(1)
-					_, _ = io.WriteString(c, "HTTP/1.1 400 Bad Request\r\nContent-Length: 0\r\nConnection: close\r\n\r\n") // it may be gone
+					// it may be gone
+					_, _ = io.WriteString(c, "HTTP/1.1 400 Bad Request\r\nContent-Length: 0\r\nConnection: close\r\n\r\n")
 				}
 				return nil // the client hung up, which is its right
 			}
@@ -149,7 +151,8 @@ func readRequest(in *bufio.Reader) (n uint64, err error) {
 
 // response is the n-th: head and body in one, for one segment is one frame.
 func response(n uint64, size int) []byte {
-	head := "HTTP/1.1 200 OK\r\nContent-Type: application/octet-stream\r\nContent-Length: " + strconv.Itoa(size) + "\r\n\r\n"
+	head := "HTTP/1.1 200 OK\r\nContent-Type: application/octet-stream\r\nContent-Length: " + strconv.Itoa(size) +
+		"\r\n\r\n"
 	b := make([]byte, len(head)+size)
 	copy(b, head)
 	wire.Pattern(b[len(head):len(head):len(head)+size], n, 0)
@@ -219,7 +222,8 @@ func (s *stream) receive(c net.Conn, m *meter) error {
 		have += n
 		words := have &^ 7
 		if want := wire.Pattern(space[:0:words], 0, position); !bytes.Equal(buf[:words], want) {
-			return fmt.Errorf("the stream from the observer is not what was sent, within %d bytes from its %d-th on", words, position*8)
+			return fmt.Errorf("the stream from the observer is not what was sent, within %d bytes from its %d-th on", words,
+				position*8)
 		}
 		position += uint64(words) / 8
 		have = copy(buf, buf[words:have])

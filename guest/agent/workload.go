@@ -16,7 +16,8 @@ import (
 
 // A workload is one piece of work that runs across the migration.
 type workload interface {
-	// run works until ctx ends, which is no error, and counts its events. An error, and a panic, is the workload's failure.
+	// run works until ctx ends, which is no error, and counts its events. An error, and a panic, is the workload's
+	// failure.
 	run(ctx context.Context, m *meter) error
 	// result is the workload's own result so far, or nil; it may be called while run runs and after it.
 	result() any
@@ -139,7 +140,8 @@ func (m *meter) lag() {
 	m.lags = true
 }
 
-// spread counts events evenly between two times, the second of which is later than that of every count before, and returns the rest of less than one event.
+// spread counts events evenly between two times, the second of which is later than that of every count before, and
+// returns the rest of less than one event.
 func (m *meter) spread(from, to time.Duration, n float64) (rest float64) {
 	m.mu.Lock()
 	defer m.mu.Unlock()

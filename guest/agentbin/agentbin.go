@@ -1,5 +1,5 @@
-// Package agentbin has the guest's agent in it: a static program that `make build` builds before this one, and puts into this
-// folder. Only guest/image imports it.
+// Package agentbin has the guest's agent in it: a static program that `make build` builds before this one, and puts
+// into this folder. Only guest/image imports it.
 package agentbin
 
 import "embed"

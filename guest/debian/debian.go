@@ -1,5 +1,5 @@
-// Package debian gets Debian packages for us alone: apt with private lists and cache, dpkg-deb -x into our cache folder. Nothing of the
-// user's system changes, and no privilege is needed.
+// Package debian gets Debian packages for us alone: apt with private lists and cache, dpkg-deb -x into our cache
+// folder. Nothing of the user's system changes, and no privilege is needed.
 package debian
 
 import (
@@ -39,7 +39,8 @@ func ForDemo() []What { return []What{QEMU100, Kernel} }
 // All are the things that the demo and the tests need; Extras are more.
 func All() []What { return []What{QEMU72, QEMU100, Kernel} }
 
-// CacheDir is the folder of everything that can be made again: $QMIGRATE_CACHE, else $XDG_CACHE_HOME/qmigrate, else ~/.cache/qmigrate.
+// CacheDir is the folder of everything that can be made again: $QMIGRATE_CACHE, else $XDG_CACHE_HOME/qmigrate, else
+// ~/.cache/qmigrate.
 func CacheDir() (string, error) {
 	if d := os.Getenv("QMIGRATE_CACHE"); d != "" {
 		return filepath.Abs(d)
@@ -78,8 +79,8 @@ type Store struct {
 	Log  io.Writer // one line a step; nil is silent
 }
 
-// Ensure gets what with the default Store, unless it is there. It returns the path of the QEMU binary, or of the folder of the unpacked kernel
-// package (boot/vmlinuz-*, lib/modules/*). The error is a *Error.
+// Ensure gets what with the default Store, unless it is there. It returns the path of the QEMU binary, or of the folder
+// of the unpacked kernel package (boot/vmlinuz-*, lib/modules/*). The error is a *Error.
 func Ensure(ctx context.Context, what What, log io.Writer) (string, error) {
 	return Store{Log: log}.Ensure(ctx, what)
 }
@@ -225,7 +226,8 @@ func (s Store) ensure(ctx context.Context, what What) (string, error) {
 	return s.path(what), nil
 }
 
-// there is the path of what the cache has, "" if it has none or one that no longer runs: libraries of the system may have gone.
+// there is the path of what the cache has, "" if it has none or one that no longer runs: libraries of the system may
+// have gone.
 func (s Store) there(ctx context.Context, what What) string {
 	p, err := s.Find(what)
 	if err != nil {
@@ -267,7 +269,8 @@ func installed(ctx context.Context, what What) string {
 	return p
 }
 
-// lock takes an exclusive lock on a file; the kernel drops it when the process ends. It asks again and again, for a blocked flock cannot be called off.
+// lock takes an exclusive lock on a file; the kernel drops it when the process ends. It asks again and again, for a
+// blocked flock cannot be called off.
 func lock(ctx context.Context, name string) (unlock func(), err error) {
 	f, err := os.OpenFile(name, os.O_CREATE|os.O_RDWR, 0o644)
 	if err != nil {

@@ -17,13 +17,15 @@ import (
 
 // The things that storage on a network, and other hardware in the guest, need.
 const (
-	Block72  What = "block-7.2"   // QEMU's own iSCSI and NFS clients, which Debian packs apart from it; they lie with QEMU, which loads no other build's
+	// QEMU's own iSCSI and NFS clients, which Debian packs apart from it; they lie with QEMU, which loads no other build's
+	Block72  What = "block-7.2"
 	Block100 What = "block-10.0"  //
 	Block111 What = "block-11.1"  //
 	Target   What = "tgt"         // an iSCSI target in user space
 	Ganesha  What = "nfs-ganesha" // an NFS server in user space, with the port mapper
 
-	Generic What = "kernel-generic" // Debian 12's kernel for all machines: with e1000 and AHCI, which the one for virtual machines has not
+	// Debian 12's kernel for all machines: with e1000 and AHCI, which the one for virtual machines has not
+	Generic What = "kernel-generic"
 )
 
 // blockPackage has QEMU's iSCSI and NFS clients.
@@ -69,7 +71,8 @@ func ModuleDir(program string) string {
 			root = filepath.Dir(root)
 		}
 	}
-	for _, pattern := range []string{"usr/lib/*-linux-gnu/qemu", "lib/*-linux-gnu/qemu", "lib64/qemu-kvm", "usr/lib64/qemu-kvm", "usr/lib64/qemu", "lib64/qemu", "lib/qemu", "usr/lib/qemu"} {
+	for _, pattern := range []string{"usr/lib/*-linux-gnu/qemu", "lib/*-linux-gnu/qemu", "lib64/qemu-kvm",
+		"usr/lib64/qemu-kvm", "usr/lib64/qemu", "lib64/qemu", "lib/qemu", "usr/lib/qemu"} {
 		m, _ := filepath.Glob(filepath.Join(root, pattern))
 		if len(m) > 0 {
 			return m[0]
@@ -111,7 +114,8 @@ func (s Store) ensureBlock(ctx context.Context, what What, tmp string) error {
 	if err != nil {
 		return fmt.Errorf("ask %s for its version: %w", program, err)
 	}
-	_, rest, ok := strings.Cut(string(out), "(Debian ") // QEMU emulator version 10.0.2 (Debian 1:10.0.2+ds-2+deb13u1~bpo12+1)
+	// QEMU emulator version 10.0.2 (Debian 1:10.0.2+ds-2+deb13u1~bpo12+1)
+	_, rest, ok := strings.Cut(string(out), "(Debian ")
 	version, _, _ := strings.Cut(rest, ")")
 	if !ok {
 		return fmt.Errorf("%s is not Debian's: it says %q", program, strings.TrimSpace(string(out)))
@@ -122,7 +126,8 @@ func (s Store) ensureBlock(ctx context.Context, what What, tmp string) error {
 	}
 	shown, err := a.run(ctx, "apt-cache", "show", blockPackage+"="+version)
 	if err != nil {
-		return fmt.Errorf("%w: its modules must be of the same build as QEMU: remove %s and try again, which gets the newest of both", err, filepath.Dir(program))
+		return fmt.Errorf("%w: its modules must be of the same build as QEMU: remove %s and try again, which gets the "+
+			"newest of both", err, filepath.Dir(program))
 	}
 	names := []string{blockPackage + "=" + version}
 	for line := range strings.Lines(shown) {
@@ -168,7 +173,8 @@ func (s Store) ensureBlock(ctx context.Context, what What, tmp string) error {
 			return err
 		}
 	}
-	if err := writeWrapper(filepath.Dir(program), filepath.Dir(program)); err != nil { // older ones do not say where the modules are
+	// older ones do not say where the modules are
+	if err := writeWrapper(filepath.Dir(program), filepath.Dir(program)); err != nil {
 		return err
 	}
 	return errors.Join(HasDriver(ctx, program, "iscsi"), HasDriver(ctx, program, "nfs"))
@@ -184,7 +190,8 @@ func HasDriver(ctx context.Context, program, driver string) error {
 	}[driver]
 	ctx, cancel := context.WithTimeout(ctx, driverLimit)
 	defer cancel()
-	out, err := exec.CommandContext(ctx, program, "-machine", "none", "-display", "none", "-nodefaults", "-blockdev", try).CombinedOutput()
+	out, err := exec.CommandContext(ctx, program, "-machine", "none", "-display", "none", "-nodefaults", "-blockdev",
+		try).CombinedOutput()
 	said := string(out)
 	missing := slices.ContainsFunc([]string{"Unknown driver", "Unable to load", "failed to open module"},
 		func(s string) bool { return strings.Contains(said, s) })
@@ -209,7 +216,8 @@ func (s Store) ensureBundle(ctx context.Context, what What, tmp, root string) er
 	}
 	a.say("fetching %s", strings.Join(packages, ", "))
 	// --reinstall: what is installed here is fetched all the same.
-	if _, err := a.run(ctx, "apt-get", append([]string{"install", "-q", "--download-only", "--no-install-recommends", "--reinstall"}, packages...)...); err != nil {
+	if _, err := a.run(ctx, "apt-get", append([]string{"install", "-q", "--download-only", "--no-install-recommends",
+		"--reinstall"}, packages...)...); err != nil {
 		return err
 	}
 	if err := a.unpack(ctx, root, nil); err != nil {

@@ -53,7 +53,8 @@ func recipeFor(what What, codename string) recipe {
 	return r
 }
 
-// apt is apt with a source list, package lists and a cache of its own, in dir. It reads the system's configuration for the rest (proxies).
+// apt is apt with a source list, package lists and a cache of its own, in dir. It reads the system's configuration for
+// the rest (proxies).
 type apt struct {
 	dir string
 	say func(format string, args ...any)
@@ -113,14 +114,16 @@ func output(cmd *exec.Cmd) (string, error) {
 	if err != nil {
 		var said []string
 		for l := range strings.Lines(stderr.String() + stdout.String()) {
-			if l = strings.TrimSpace(l); strings.HasPrefix(l, "E: ") || strings.HasPrefix(l, "dpkg-deb: error") || strings.Contains(l, "Depends: ") {
+			if l = strings.TrimSpace(l); strings.HasPrefix(l, "E: ") || strings.HasPrefix(l, "dpkg-deb: error") ||
+				strings.Contains(l, "Depends: ") {
 				said = append(said, l)
 			}
 		}
 		if len(said) == 0 {
 			said = []string{strings.TrimSpace(stderr.String())}
 		}
-		return "", fmt.Errorf("%s: %w: %s", strings.Join(slices.DeleteFunc([]string{cmd.Args[0], firstWord(cmd.Args)}, func(s string) bool { return s == "" }), " "),
+		return "", fmt.Errorf("%s: %w: %s", strings.Join(slices.DeleteFunc([]string{cmd.Args[0], firstWord(cmd.Args)},
+			func(s string) bool { return s == "" }), " "),
 			err, strings.Join(said[:min(len(said), 2)], "; "))
 	}
 	return stdout.String(), nil
@@ -143,7 +146,8 @@ func (s Store) lists(ctx context.Context, what, as What, tmp string, ownStatus b
 		return a, sys, err
 	}
 	r := recipeFor(as, sys.codename)
-	a = apt{dir: filepath.Join(tmp, "apt"), say: func(f string, args ...any) { fmt.Fprintf(s.Log, "%s: %s\n", what, fmt.Sprintf(f, args...)) }}
+	a = apt{dir: filepath.Join(tmp, "apt"),
+		say: func(f string, args ...any) { fmt.Fprintf(s.Log, "%s: %s\n", what, fmt.Sprintf(f, args...)) }}
 	if err := a.configure(sys.sourcesFor(r.suites), ownStatus || r.whole); err != nil {
 		return a, sys, err
 	}
@@ -175,8 +179,8 @@ func (s Store) fetch(ctx context.Context, what What, tmp, root string) error {
 	if err == nil || ctx.Err() != nil || r.whole {
 		return err
 	}
-	// What is installed here is in the way, or not enough. Then nothing counts as installed but the C library, which this system's must replace:
-	// it has to fit the dynamic linker.
+	// What is installed here is in the way, or not enough. Then nothing counts as installed but the C library, which this
+	// system's must replace: it has to fit the dynamic linker.
 	a.say("not with the libraries of this system (%v): fetching them all", err)
 	if err := a.configure(sys.sourcesFor(r.suites), true); err != nil {
 		return err
@@ -184,7 +188,8 @@ func (s Store) fetch(ctx context.Context, what What, tmp, root string) error {
 	return a.emulator(ctx, r, version, root, []string{"libc6", "libc-bin"})
 }
 
-// version is the newest version of the emulator's package that is of the series: "1:10.0.2+ds-2+deb13u1~bpo12+1" for 10.0.
+// version is the newest version of the emulator's package that is of the series: "1:10.0.2+ds-2+deb13u1~bpo12+1" for
+// 10.0.
 func (a apt) version(ctx context.Context, series string) (string, error) {
 	out, err := a.run(ctx, "apt-cache", "madison", emulator)
 	if err != nil {
@@ -225,7 +230,8 @@ func (a apt) emulator(ctx context.Context, r recipe, version, root string, skip 
 	if err := errors.Join(coverModules(moduleDir(root)), writeWrapper(root, root)); err != nil {
 		return err
 	}
-	for _, f := range []string{"usr/share/seabios/bios-256k.bin", "usr/share/qemu/linuxboot_dma.bin", "usr/share/qemu/kvmvapic.bin"} {
+	for _, f := range []string{"usr/share/seabios/bios-256k.bin", "usr/share/qemu/linuxboot_dma.bin",
+		"usr/share/qemu/kvmvapic.bin"} {
 		if _, err := os.Stat(filepath.Join(root, f)); err != nil {
 			return err
 		}
@@ -347,7 +353,8 @@ func SplitLoader(args []string) (by, rest []string) {
 	}
 	for i := 1; i < len(args); i++ {
 		switch args[i] {
-		case "--library-path", "--argv0", "--preload", "--audit", "--inhibit-rpath", "--glibc-hwcaps-prepend", "--glibc-hwcaps-mask":
+		case "--library-path", "--argv0", "--preload", "--audit", "--inhibit-rpath", "--glibc-hwcaps-prepend",
+			"--glibc-hwcaps-mask":
 			i++
 		case "--inhibit-cache":
 		default:

@@ -18,8 +18,9 @@ import (
 // source is one entry of apt's configuration (sources.list(5)), in either of its two formats.
 type source struct {
 	types, uris, suites, components []string
-	options                         map[string]string // the rest, by lower-case name: "signed-by"; a value may have lines (an inline key)
-	disabled                        bool
+	// the rest, by lower-case name: "signed-by"; a value may have lines (an inline key)
+	options  map[string]string
+	disabled bool
 }
 
 // readSources reads every entry under root/etc/apt.
@@ -85,7 +86,8 @@ func parseList(b []byte) ([]source, error) {
 	return all, nil
 }
 
-// parseDeb822 parses paragraphs of "Field: value" lines, in which a line that begins with a space goes on with the value of the one before.
+// parseDeb822 parses paragraphs of "Field: value" lines, in which a line that begins with a space goes on with the
+// value of the one before.
 func parseDeb822(b []byte) ([]source, error) {
 	var all []source
 	fields := map[string]string{}
@@ -171,7 +173,8 @@ func readSystem(root string) (system, error) {
 		release[k] = strings.Trim(v, `"'`)
 	}
 	if release["ID"] != "debian" {
-		return system{}, fmt.Errorf("this is %s, not Debian", cmp.Or(release["PRETTY_NAME"], release["ID"], "an unknown system"))
+		return system{}, fmt.Errorf("this is %s, not Debian",
+			cmp.Or(release["PRETTY_NAME"], release["ID"], "an unknown system"))
 	}
 	codename := release["VERSION_CODENAME"]
 	all, err := readSources(root)
@@ -181,12 +184,14 @@ func readSystem(root string) (system, error) {
 	return pickMirrors(codename, all)
 }
 
-// pickMirrors tells Debian's own mirror from third parties that name their suites alike: it has component main, and the most signs of being Debian.
+// pickMirrors tells Debian's own mirror from third parties that name their suites alike: it has component main, and the
+// most signs of being Debian.
 func pickMirrors(codename string, all []source) (system, error) {
 	sys := system{codename: codename}
 	best := 0
 	for _, s := range all {
-		if s.disabled || !slices.Contains(s.types, "deb") || !slices.Contains(s.components, "main") || len(s.uris) == 0 || strings.HasPrefix(s.uris[0], "cdrom:") {
+		if s.disabled || !slices.Contains(s.types, "deb") || !slices.Contains(s.components, "main") || len(s.uris) == 0 ||
+			strings.HasPrefix(s.uris[0], "cdrom:") {
 			continue
 		}
 		score := 0
@@ -215,7 +220,8 @@ func pickMirrors(codename string, all []source) (system, error) {
 	return sys, nil
 }
 
-// sourcesFor is a source list for suites: the system's mirrors, with all their options (keys), and nothing but package lists.
+// sourcesFor is a source list for suites: the system's mirrors, with all their options (keys), and nothing but package
+// lists.
 func (sys system) sourcesFor(suites []string) string {
 	var out []string
 	for _, suite := range suites {
@@ -227,10 +233,12 @@ func (sys system) sourcesFor(suites []string) string {
 		}
 		options := maps.Clone(s.options)
 		maps.DeleteFunc(options, func(k, _ string) bool {
-			return slices.Contains([]string{"arch", "architectures", "lang", "languages", "target", "targets", "pdiffs", "by-hash", "description", "x-repolib-name"}, k)
+			return slices.Contains([]string{"arch", "architectures", "lang", "languages", "target", "targets", "pdiffs",
+				"by-hash", "description", "x-repolib-name"}, k)
 		})
 		options["targets"] = "Packages"
-		out = append(out, source{types: []string{"deb"}, uris: s.uris, suites: []string{suite}, components: []string{"main"}, options: options}.deb822())
+		out = append(out, source{types: []string{"deb"}, uris: s.uris, suites: []string{suite}, components: []string{"main"},
+			options: options}.deb822())
 	}
 	return strings.Join(out, "\n")
 }

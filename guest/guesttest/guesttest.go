@@ -16,8 +16,8 @@ import (
 	"qmigrate/internal/procfs"
 )
 
-// Main runs a package's tests and reports what they leave behind: goroutines, files in the folder for temporary ones, and processes that were started
-// with a name in there, as every QEMU of ours is. Use it as TestMain's only statement.
+// Main runs a package's tests and reports what they leave behind: goroutines, files in the folder for temporary ones,
+// and processes that were started with a name in there, as every QEMU of ours is. Use it as TestMain's only statement.
 func Main(m *testing.M) { os.Exit(run(m)) }
 
 func run(m *testing.M) (status int) {
@@ -48,7 +48,8 @@ func run(m *testing.M) (status int) {
 func leftovers(dir string) (left []string) {
 	all, _ := filepath.Glob("/proc/[0-9]*/cmdline")
 	for _, f := range all {
-		if b, err := os.ReadFile(f); err == nil && bytes.Contains(b, []byte(dir)) && filepath.Dir(f) != fmt.Sprintf("/proc/%d", os.Getpid()) {
+		if b, err := os.ReadFile(f); err == nil && bytes.Contains(b, []byte(dir)) &&
+			filepath.Dir(f) != fmt.Sprintf("/proc/%d", os.Getpid()) {
 			left = append(left, "process "+filepath.Base(filepath.Dir(f))+": "+strings.Join(procfs.Args(b), " "))
 		}
 	}
@@ -117,8 +118,8 @@ func Image(t testing.TB) guest.Image {
 	return img
 }
 
-// Unable skips a test that this machine cannot run, and says why. Where QMIGRATE_REQUIRE_QEMU=1 promises root a whole machine, it is a
-// failure: a skip may not hide a fault.
+// Unable skips a test that this machine cannot run, and says why. Where QMIGRATE_REQUIRE_QEMU=1 promises root a whole
+// machine, it is a failure: a skip may not hide a fault.
 func Unable(t testing.TB, why ...any) {
 	t.Helper()
 	if os.Geteuid() == 0 && os.Getenv("QMIGRATE_REQUIRE_QEMU") == "1" {

@@ -1,8 +1,8 @@
-// Package image makes what the lab's guests boot: a kernel, and an initramfs of our agent and the modules that the guest's
-// hardware needs. What it has made stays in the cache under the hash of its parts.
+// Package image makes what the lab's guests boot: a kernel, and an initramfs of our agent and the modules that the
+// guest's hardware needs. What it has made stays in the cache under the hash of its parts.
 //
-// It starts no guest and knows no QEMU but the names of hardware that package guest has. Labs and commands may import it; guest
-// and engine do not.
+// It starts no guest and knows no QEMU but the names of hardware that package guest has. Labs and commands may import
+// it; guest and engine do not.
 package image
 
 import (
@@ -48,7 +48,8 @@ type Spec struct {
 	Guest    string    // one of wire.Guests(); default tiny
 }
 
-// Build makes the image, or finds it in the cache: its name is the hash of what it is made from, and its files are written whole or not at all.
+// Build makes the image, or finds it in the cache: its name is the hash of what it is made from, and its files are
+// written whole or not at all.
 func Build(ctx context.Context, s Spec) (guest.Image, error) {
 	img, err := s.build(ctx)
 	if err != nil {
@@ -117,7 +118,8 @@ func (s Spec) build(ctx context.Context) (guest.Image, error) {
 		return guest.Image{}, err
 	}
 	prune(dir)
-	img := guest.Image{Kernel: filepath.Join(dir, "kernel-"+hash([]byte(imageFormat), kernel)), Initrd: filepath.Join(dir, "initrd-"+imageHash(s.Agent, modules))}
+	img := guest.Image{Kernel: filepath.Join(dir, "kernel-"+hash([]byte(imageFormat), kernel)),
+		Initrd: filepath.Join(dir, "initrd-"+imageHash(s.Agent, modules))}
 	err = cached(img.Kernel, func(w io.Writer) error {
 		b := vmlinux(kernel)
 		if b == nil {
@@ -134,13 +136,15 @@ func (s Spec) build(ctx context.Context) (guest.Image, error) {
 		if err != nil {
 			return guest.Image{}, err
 		}
-		img.Root, img.Append = filepath.Join(folder, debian.Squashfs), strings.Join(wire.Boot{Root: guest.RootSerial}.Words(), " ")
+		img.Root, img.Append = filepath.Join(folder, debian.Squashfs),
+			strings.Join(wire.Boot{Root: guest.RootSerial}.Words(), " ")
 	}
 	return img, cached(img.Initrd, func(w io.Writer) error { return writeInitramfs(w, s.Agent, modules) })
 }
 
 // debianKernel is the kernel and the folder of modules of a package of Debian's.
-func debianKernel(ctx context.Context, what debian.What, cache string, log io.Writer) (kernel, modules string, err error) {
+func debianKernel(ctx context.Context, what debian.What, cache string, log io.Writer) (kernel, modules string,
+	err error) {
 	dir, err := debian.Store{Dir: cache, Log: log}.Ensure(ctx, what)
 	if err != nil {
 		return "", "", err
@@ -157,8 +161,8 @@ func debianKernel(ctx context.Context, what debian.What, cache string, log io.Wr
 	return kernel, modules, err
 }
 
-// writeInitramfs writes what the kernel unpacks into its root: the agent as /init and the modules in the order in which it must load them, by name and in
-// /modules.list.
+// writeInitramfs writes what the kernel unpacks into its root: the agent as /init and the modules in the order in which
+// it must load them, by name and in /modules.list.
 func writeInitramfs(w io.Writer, agent []byte, modules []module) error {
 	rw := cpio.Newc.Writer(w)
 	records := []cpio.Record{
@@ -215,7 +219,8 @@ func cached(name string, write func(io.Writer) error) error {
 	return atomicfile.WriteFunc(name, 0o644, write)
 }
 
-// prune removes images that were not used for imageAge, and what a killed run left half written. Errors do not matter: it is tidying.
+// prune removes images that were not used for imageAge, and what a killed run left half written. Errors do not matter:
+// it is tidying.
 func prune(dir string) {
 	entries, _ := os.ReadDir(dir)
 	for _, e := range entries {

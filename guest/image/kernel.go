@@ -38,9 +38,10 @@ func kernelRelease(kernel []byte) (string, error) {
 	return release, nil
 }
 
-// vmlinux unpacks the kernel in a bzImage, so that the guest need not: 0.3 s of a boot of 2 s under TCG. It is nil where that cannot be had: the file is
-// not a bzImage, is packed in another way, or has no PVH entry, by which QEMU starts an ELF kernel.
-// Source: boot.rst: payload_offset at 0x248 and payload_length at 0x24c, counted from the end of the setup sectors (0x1f1); protocol 2.08 and later.
+// vmlinux unpacks the kernel in a bzImage, so that the guest need not: 0.3 s of a boot of 2 s under TCG. It is nil
+// where that cannot be had: the file is not a bzImage, is packed in another way, or has no PVH entry, by which QEMU
+// starts an ELF kernel. Source: boot.rst: payload_offset at 0x248 and payload_length at 0x24c, counted from the end of
+// the setup sectors (0x1f1); protocol 2.08 and later.
 func vmlinux(kernel []byte) []byte {
 	if !isBzImage(kernel) || binary.LittleEndian.Uint16(kernel[0x206:]) < 0x208 {
 		return nil
@@ -84,7 +85,8 @@ func vmlinux(kernel []byte) []byte {
 	return b
 }
 
-// hasPVH reports whether an ELF kernel has the note XEN_ELFNOTE_PHYS32_ENTRY, its 32-bit entry for PVH. Source: include/xen/interface/elfnote.h.
+// hasPVH reports whether an ELF kernel has the note XEN_ELFNOTE_PHYS32_ENTRY, its 32-bit entry for PVH. Source:
+// include/xen/interface/elfnote.h.
 func hasPVH(b []byte) bool {
 	f, err := elf.NewFile(bytes.NewReader(b))
 	if err != nil {

@@ -33,8 +33,9 @@ type modinfo struct {
 	vermagic string   // the kernel it is for: "6.1.0-56-cloud-amd64 SMP preempt mod_unload modversions"
 }
 
-// moduleOrder reads the wanted modules and all that they depend on from a folder such as /lib/modules/VERSION, in an order in which they load. What
-// the folder's modules.builtin names is left out. modules.dep is not used: an unpacked package has none.
+// moduleOrder reads the wanted modules and all that they depend on from a folder such as /lib/modules/VERSION, in an
+// order in which they load. What the folder's modules.builtin names is left out. modules.dep is not used: an unpacked
+// package has none.
 func moduleOrder(dir string, wanted []string) ([]module, error) {
 	files, builtin, err := indexModules(dir)
 	if err != nil {

@@ -64,9 +64,9 @@ func (m *mover) readConfigs(words []word) (all []word) {
 var sectionOptions = map[string]string{"memory": "-m", "smp-opts": "-smp", "boot-opts": "-boot", "acpi": "-acpitable"}
 
 // The sections that are read; those of others, such as [iscsi], cannot be written as options.
-var sections = words(`accel acpi action add-fd audiodev boot-opts chardev device drive fsdev fw_cfg global icount machine memory
-	mon msg name net netdev nic numa object option-rom overcommit plugin rtc run-with sandbox semihosting-config smbios smp-opts
-	spice tpmdev trace virtfs vnc`)
+var sections = words(`accel acpi action add-fd audiodev boot-opts chardev device drive fsdev fw_cfg global icount
+	machine memory mon msg name net netdev nic numa object option-rom overcommit plugin rtc run-with sandbox
+	semihosting-config smbios smp-opts spice tpmdev trace virtfs vnc`)
 
 var (
 	header = regexp.MustCompile(`^\[([^\] "]+)(?: "([^"]*)")?\]$`)

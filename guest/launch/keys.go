@@ -211,7 +211,8 @@ func namesPorts(option string) bool {
 func (m *mover) ask(option, value, from, what string) string {
 	to, ok := m.Paths[from]
 	if !ok {
-		m.refuseFor("Paths", option, value, from+" serves the source ("+what+"): give the destination one of its own (a path for "+
+		m.refuseFor("Paths", option, value, from+" serves the source ("+what+
+			"): give the destination one of its own (a path for "+
 			from+")")
 	}
 	return to

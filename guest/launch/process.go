@@ -234,7 +234,8 @@ func environment(env, args []string, cwd string) (keep []string, dir string) {
 
 // parseLimits reads /proc/PID/limits.
 func parseLimits(b []byte) (l Limits, err error) {
-	for name, to := range map[string]**int64{"Max open files": &l.Files, "Max locked memory": &l.Locked, "Max address space": &l.Space} {
+	for name, to := range map[string]**int64{"Max open files": &l.Files, "Max locked memory": &l.Locked,
+		"Max address space": &l.Space} {
 		if *to, err = procfs.SoftLimit(b, name); err != nil {
 			return Limits{}, err
 		}

@@ -22,18 +22,20 @@ type Action string
 
 // What becomes of a word that has something of the host.
 const (
-	Keep     Action = "kept; `--path OLD=NEW` names another"
-	Disk     Action = "the file and format that the source has there now, or refused; `--path OLD=NEW` names another"
-	Move     Action = "moved into the new folder, or to what `--path OLD=NEW` names"
-	Listen   Action = "moved into the new folder, or to what `--path OLD=NEW` names; nobody is waited for"
-	Port     Action = "kept where the source does not hold the port; `--port OLD=NEW` names another; else a socket in the new folder"
+	Keep   Action = "kept; `--path OLD=NEW` names another"
+	Disk   Action = "the file and format that the source has there now, or refused; `--path OLD=NEW` names another"
+	Move   Action = "moved into the new folder, or to what `--path OLD=NEW` names"
+	Listen Action = "moved into the new folder, or to what `--path OLD=NEW` names; nobody is waited for"
+	Port   Action = "kept where the source does not hold the port; `--port OLD=NEW` names another; else a socket in " +
+		"the new folder"
 	PortOnly Action = "kept where the source does not hold the port; `--port OLD=NEW` names another; else refused"
-	Later    Action = "kept where the source does not hold the port; `--port OLD=NEW` names another; else moved when the guest has moved"
-	Ask      Action = "refused, unless `--path OLD=NEW` names another"
-	TAP      Action = "kept on another network; `--tap OLD=NEW` names another; else refused"
-	Drop     Action = "dropped"
-	Refuse   Action = "refused"
-	Replace  Action = "replaced"
+	Later    Action = "kept where the source does not hold the port; `--port OLD=NEW` names another; else moved when " +
+		"the guest has moved"
+	Ask     Action = "refused, unless `--path OLD=NEW` names another"
+	TAP     Action = "kept on another network; `--tap OLD=NEW` names another; else refused"
+	Drop    Action = "dropped"
+	Refuse  Action = "refused"
+	Replace Action = "replaced"
 )
 
 // Rules are all options of QEMU 7.2 to 11.1 that open, create or hold something, in the order of QEMU's help.
@@ -199,13 +201,15 @@ const (
 )
 
 // flags are the options without a value. Source: -help and qemu-options.hx of 7.2, 10.0 and 11.1.
-var flags = words(`-h -help -version -S -s -daemonize -snapshot -nodefaults -no-user-config -nographic -curses -full-screen
+var flags = words(`-h -help -version -S -s -daemonize -snapshot -nodefaults -no-user-config -nographic -curses
+	-full-screen
 	-alt-grab -ctrl-grab -no-quit -sdl -portrait -usb -no-acpi -no-hpet -no-fd-bootchk -win2k-hack -enable-kvm -no-reboot
 	-no-shutdown -only-migratable -preconfig -singlestep -mem-prealloc -semihosting -xen-attach -xen-domid-restrict
 	-enable-sync-profile -nodefconfig -old-param -async-teardown -perfmap -jitdump -audio-help -enable-fips`)
 
 // plain are the options with a value that hold nothing: sizes, names and texts for the guest.
-var plain = words(`-M -cpu -accel -smp -numa -boot -m -k -name -uuid -append -iscsi -usbdevice -vga -rotate -nic -net -mon -compat
+var plain = words(`-M -cpu -accel -smp -numa -boot -m -k -name -uuid -append -iscsi -usbdevice -vga -rotate -nic -net
+	-mon -compat
 	-overcommit -d -dfilter -seed -xen-domid -action -rtc -watchdog -watchdog-action -echr -sandbox -msg -g
 	-semihosting-config -prom-env -soundhw -global -id`)
 

@@ -22,7 +22,9 @@ type Boot struct {
 	Beat         netip.AddrPort // qmigrate.beat=10.77.0.1:7777: where beats go by UDP
 	BeatInterval time.Duration  // qmigrate.beat_interval=5ms; 0: 5 ms; negative, written "off": no beats
 	Echo         uint16         // qmigrate.echo=7: the TCP echo server's port; 0: 7
-	Root         string         // qmigrate.root=root: serial of the disk that becomes the root, read-only below a file system in RAM; empty: the initramfs stays
+	// qmigrate.root=root: serial of the disk that becomes the root, read-only below a file system in RAM; empty: the
+	// initramfs stays
+	Root string
 }
 
 // Words returns the words for the kernel's command line, without those that have their default.

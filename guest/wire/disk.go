@@ -10,8 +10,8 @@ import (
 // BlockSize in bytes is the unit in which the disk writer writes and the check reads.
 const BlockSize = 4096
 
-// DiskStart starts a writer on one disk: numbered records, each to a random block of the area, each acknowledged only when the
-// device has said that it is durable.
+// DiskStart starts a writer on one disk: numbered records, each to a random block of the area, each acknowledged only
+// when the device has said that it is durable.
 type DiskStart struct {
 	Disk string  `json:"disk"`           // the device's serial
 	Area int64   `json:"area_bytes"`     // written to, from the disk's first byte on; in whole blocks
@@ -26,16 +26,18 @@ type DiskName struct {
 
 // DiskStatus is how far a disk's writer has come.
 type DiskStatus struct {
-	Disk      string        `json:"disk"`
-	Bytes     int64         `json:"bytes"` // of the device
-	Running   bool          `json:"running"`
-	Writes    uint64        `json:"writes"`            // the device said durable; the number of the last record is at least that
-	Errors    uint64        `json:"errors"`            // the device said no; none of those is acknowledged
-	LastError string        `json:"last_error"`        // the last one's text
-	Dropped   uint64        `json:"dropped_acks"`      // acknowledgements for which there was no room while no host read
-	Longest   time.Duration `json:"longest_write_ns"`  // the slowest write, on the guest's clock, which stands still while the guest does
-	Elapsed   time.Duration `json:"elapsed_ns"`        // CLOCK_MONOTONIC since the start
-	Pending   int           `json:"acks_not_yet_sent"` // acknowledgements that wait for the port
+	Disk    string `json:"disk"`
+	Bytes   int64  `json:"bytes"` // of the device
+	Running bool   `json:"running"`
+	// the device said durable; the number of the last record is at least that
+	Writes    uint64 `json:"writes"`
+	Errors    uint64 `json:"errors"`       // the device said no; none of those is acknowledged
+	LastError string `json:"last_error"`   // the last one's text
+	Dropped   uint64 `json:"dropped_acks"` // acknowledgements for which there was no room while no host read
+	// the slowest write, on the guest's clock, which stands still while the guest does
+	Longest time.Duration `json:"longest_write_ns"`
+	Elapsed time.Duration `json:"elapsed_ns"`        // CLOCK_MONOTONIC since the start
+	Pending int           `json:"acks_not_yet_sent"` // acknowledgements that wait for the port
 }
 
 // DiskAcks is what EventDiskAck tells: for each pair, that the record of that number is durable in that block.
@@ -73,8 +75,8 @@ const (
 	BlockWrong int64 = -1 // neither blank nor a record of this writer for this block
 )
 
-// A record fills its block: a head of five words (magic, seed, block, number, 0), words that follow from them, and at the end
-// a CRC-64 over everything before it. A block that was torn, moved or changed by one bit is none.
+// A record fills its block: a head of five words (magic, seed, block, number, 0), words that follow from them, and at
+// the end a CRC-64 over everything before it. A block that was torn, moved or changed by one bit is none.
 const blockMagic = 0x6b7364_67696d71 // "qmigdsk", little endian
 
 // PutBlock writes the record of a number for a block into b, BlockSize bytes.
@@ -91,7 +93,8 @@ func PutBlock(b []byte, seed, block, number uint64) {
 	le.PutUint64(b[BlockSize-8:], crc64.Checksum(b[:BlockSize-8], crc64.MakeTable(crc64.ECMA)))
 }
 
-// BlockNumber is the number of the record in a block, or BlockBlank, or BlockWrong. scratch is BlockSize bytes to work in.
+// BlockNumber is the number of the record in a block, or BlockBlank, or BlockWrong. scratch is BlockSize bytes to work
+// in.
 func BlockNumber(b []byte, seed, block uint64, scratch []byte) int64 {
 	number := binary.LittleEndian.Uint64(b[24:])
 	if number == 0 || number >= 1<<62 {

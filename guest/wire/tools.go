@@ -32,20 +32,29 @@ const (
 
 // toolTypes are the workloads that are programs of Debian's.
 func toolTypes(duration Param) []WorkloadType {
-	interval := Param{Name: "interval", Unit: Span, Default: "100ms", Min: 1e7, Max: 1e10, Text: "time between two lines that the command in the ssh session prints"}
-	rate := Param{Name: "rate", Unit: Rate, Default: "500/s", Max: 1e6, Text: "writes a second by all connections; 0: as fast as they are acknowledged"}
+	interval := Param{Name: "interval", Unit: Span, Default: "100ms", Min: 1e7, Max: 1e10,
+		Text: "time between two lines that the command in the ssh session prints"}
+	rate := Param{Name: "rate", Unit: Rate, Default: "500/s", Max: 1e6,
+		Text: "writes a second by all connections; 0: as fast as they are acknowledged"}
 	value := Param{Name: "value", Unit: Size, Default: "64B", Min: 16, Max: 4096, Text: "size of a written value"}
 	return []WorkloadType{
 		{Name: "sysbench", Event: "event", Guest: DebianGuest, Report: time.Second,
 			Text: "sysbench cpu, a thread a vCPU: an event is the search for the primes below 10,000", Params: []Param{duration}},
-		{Name: "iperf3", Event: "byte", Guest: DebianGuest, Report: time.Second, Outside: true, Text: "iperf3 over TCP between the guest and the observer", Params: []Param{
-			{Name: "direction", Unit: Choice, Default: "send", Choices: []string{"send", "receive"}, Text: "of the guest"}, duration}},
-		{Name: "stress-ng", Event: "bogo op", Guest: DebianGuest, Report: time.Second, Text: "stress-ng --cpu --verify in runs of 1 s, a worker a vCPU", Params: []Param{
-			{Name: "method", Unit: Choice, Default: "int64", Choices: []string{"ackermann", "bitops", "crc16", "double", "euler", "fft", "fibonacci", "gcd", "hamming",
-				"hanoi", "int32", "int64", "jmp", "loop", "matrixprod", "nsqrt", "phi", "pi", "prime", "queens", "rand", "sieve", "sqrt", "trig"}, Text: "stress-ng's --cpu-method"}, duration}},
-		{Name: "redis", Event: "none", Guest: DebianGuest, Outside: true, Text: "redis in the guest, written to by the observer, which reads every acknowledged write back", Params: []Param{rate, value, duration}},
-		{Name: "ssh", Event: "none", Guest: DebianGuest, Outside: true, Text: "an ssh session of the observer with a running command that counts", Params: []Param{interval, duration}},
-		{Name: "survive", Event: "request", Guest: DebianGuest, Outside: true, Text: "ssh, redis and web at once: what has to survive a migration",
+		{Name: "iperf3", Event: "byte", Guest: DebianGuest, Report: time.Second, Outside: true,
+			Text: "iperf3 over TCP between the guest and the observer", Params: []Param{
+				{Name: "direction", Unit: Choice, Default: "send", Choices: []string{"send", "receive"},
+					Text: "of the guest"}, duration}},
+		{Name: "stress-ng", Event: "bogo op", Guest: DebianGuest, Report: time.Second,
+			Text: "stress-ng --cpu --verify in runs of 1 s, a worker a vCPU", Params: []Param{
+				{Name: "method", Unit: Choice, Default: "int64",
+					Choices: []string{"ackermann", "bitops", "crc16", "double", "euler", "fft", "fibonacci", "gcd", "hamming",
+						"hanoi", "int32", "int64", "jmp", "loop", "matrixprod", "nsqrt", "phi", "pi", "prime", "queens", "rand", "sieve", "sqrt", "trig"}, Text: "stress-ng's --cpu-method"}, duration}},
+		{Name: "redis", Event: "none", Guest: DebianGuest, Outside: true,
+			Text: "redis in the guest, written to by the observer, which reads every acknowledged write back", Params: []Param{rate, value, duration}},
+		{Name: "ssh", Event: "none", Guest: DebianGuest, Outside: true,
+			Text: "an ssh session of the observer with a running command that counts", Params: []Param{interval, duration}},
+		{Name: "survive", Event: "request", Guest: DebianGuest, Outside: true,
+			Text:   "ssh, redis and web at once: what has to survive a migration",
 			Params: []Param{interval, rate, value, duration}},
 	}
 }
@@ -80,9 +89,10 @@ type Counted struct {
 
 // Tooled is the own result of a workload that is a program.
 type Tooled struct {
-	Reports     int           `json:"reports"`               // lines with a count that it printed, or runs of it
-	Events      float64       `json:"events"`                // the sum of all of them
-	Time        time.Duration `json:"time_ns"`               // CLOCK_MONOTONIC, from the first span's beginning to the last one's end
+	Reports int     `json:"reports"` // lines with a count that it printed, or runs of it
+	Events  float64 `json:"events"`  // the sum of all of them
+	// CLOCK_MONOTONIC, from the first span's beginning to the last one's end
+	Time        time.Duration `json:"time_ns"`
 	Retransmits *int64        `json:"retransmits,omitempty"` // iperf3 sending: by TCP_INFO, of all reports
 }
 
@@ -108,7 +118,8 @@ func Sysbench(line string) (second int, perSecond float64, ok bool) {
 	return second, perSecond, ok && ok2 && ok3 && err == nil && err2 == nil && perSecond >= 0
 }
 
-// StressNG is the line of stress-ng's --metrics-brief about a stressor: "stress-ng: metrc: [123] cpu  703  1.00  0.53  0.01  700.94  1307.20".
+// StressNG is the line of stress-ng's --metrics-brief about a stressor: "stress-ng: metrc: [123] cpu 703 1.00 0.53 0.01
+// 700.94 1307.20".
 func StressNG(line, stressor string) (ops uint64, ok bool) {
 	f := strings.Fields(line)
 	if len(f) < 6 || f[0] != "stress-ng:" || f[1] != "metrc:" || f[3] != stressor {
@@ -126,8 +137,8 @@ type Iperf struct {
 	Whole       string  // sender or receiver: a line of the summary; empty: of an interval
 }
 
-// ParseIperf reads "[  5]   1.00-2.00   sec  3.07 GBytes  26349424 Kbits/sec    1   1.12 MBytes", or such a line without its last three words, or with sender
-// or receiver in the place of the last two.
+// ParseIperf reads "[ 5] 1.00-2.00 sec 3.07 GBytes 26349424 Kbits/sec 1 1.12 MBytes", or such a line without its last
+// three words, or with sender or receiver in the place of the last two.
 func ParseIperf(line string) (r Iperf, ok bool) {
 	id, rest, found := strings.Cut(strings.TrimSpace(line), "]")
 	f := strings.Fields(rest)

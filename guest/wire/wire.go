@@ -51,10 +51,11 @@ const (
 	DoPoweroff       = "poweroff"        // the reply is sent first
 	DoDiskStart      = "disk.start"      // DiskStart -> DiskStatus
 	DoDiskStatus     = "disk.status"     // DiskName -> DiskStatus
-	DoDiskStop       = "disk.stop"       // DiskName -> DiskStatus, when the last acknowledgement has been given to the port
-	DoDiskRead       = "disk.read"       // DiskRead -> DiskBlocks
-	DoDiskCorrupt    = "disk.corrupt"    // DiskCorrupt; for tests
-	DoPutFile        = "file.put"        // PutFile
+	// DiskName -> DiskStatus, when the last acknowledgement has been given to the port
+	DoDiskStop    = "disk.stop"
+	DoDiskRead    = "disk.read"    // DiskRead -> DiskBlocks
+	DoDiskCorrupt = "disk.corrupt" // DiskCorrupt; for tests
+	DoPutFile     = "file.put"     // PutFile
 )
 
 // What a note may tell.
@@ -96,24 +97,29 @@ type Message struct {
 
 // Hello is who the agent is and where it runs.
 type Hello struct {
-	Protocol    int           `json:"protocol"`
-	Agent       string        `json:"agent"`        // the content part of the agent binary's Go build id
-	Kernel      string        `json:"kernel"`       // uname -r
-	BootID      string        `json:"boot_id"`      // /proc/sys/kernel/random/boot_id: a migrated guest keeps it, a rebooted one does not
+	Protocol int    `json:"protocol"`
+	Agent    string `json:"agent"`  // the content part of the agent binary's Go build id
+	Kernel   string `json:"kernel"` // uname -r
+	// /proc/sys/kernel/random/boot_id: a migrated guest keeps it, a rebooted one does not
+	BootID      string        `json:"boot_id"`
 	MemoryBytes int64         `json:"memory_bytes"` // what the kernel has to give: less than the machine's RAM
 	VCPUs       int           `json:"vcpus"`
-	Uptime      time.Duration `json:"uptime_ns"`     // CLOCK_BOOTTIME at this answer
-	Clock       time.Duration `json:"clock_ns"`      // CLOCK_MONOTONIC at this answer
-	Started     time.Duration `json:"started_ns"`    // CLOCK_MONOTONIC when the agent's main began: the kernel's share of the boot
-	Ready       time.Duration `json:"ready_ns"`      // CLOCK_MONOTONIC when the agent was ready: Ready - Started is its own share
-	Workloads   []string      `json:"workloads"`     // names
-	Problems    []string      `json:"problems"`      // what went wrong while the guest was set up; the agent runs none the less
-	Lines       uint64        `json:"garbage_lines"` // lines from the host that were no request
-	Beats       uint64        `json:"dropped_beats"` // beats that found the port full or closed
-	Notes       uint64        `json:"dropped_notes"` // notes other than beats for which there was no room while no host read
-	Address     string        `json:"address"`       // of eth0, with prefix; empty: none
-	Region      int64         `json:"region_bytes"`  // what fill holds; 0 before
-	Running     string        `json:"workload"`      // the running workload as String has it; empty: none
+	Uptime      time.Duration `json:"uptime_ns"` // CLOCK_BOOTTIME at this answer
+	Clock       time.Duration `json:"clock_ns"`  // CLOCK_MONOTONIC at this answer
+	// CLOCK_MONOTONIC when the agent's main began: the kernel's share of the boot
+	Started time.Duration `json:"started_ns"`
+	// CLOCK_MONOTONIC when the agent was ready: Ready - Started is its own share
+	Ready     time.Duration `json:"ready_ns"`
+	Workloads []string      `json:"workloads"` // names
+	// what went wrong while the guest was set up; the agent runs none the less
+	Problems []string `json:"problems"`
+	Lines    uint64   `json:"garbage_lines"` // lines from the host that were no request
+	Beats    uint64   `json:"dropped_beats"` // beats that found the port full or closed
+	// notes other than beats for which there was no room while no host read
+	Notes   uint64 `json:"dropped_notes"`
+	Address string `json:"address"`      // of eth0, with prefix; empty: none
+	Region  int64  `json:"region_bytes"` // what fill holds; 0 before
+	Running string `json:"workload"`     // the running workload as String has it; empty: none
 }
 
 // Panic is the agent's own end.
@@ -121,13 +127,15 @@ type Panic struct {
 	Text string `json:"text"` // the panic's value and its stack
 }
 
-// Beat is one heartbeat: a UDP datagram or, in a guest that was not told where to send them, the same bytes as a note on the port.
+// Beat is one heartbeat: a UDP datagram or, in a guest that was not told where to send them, the same bytes as a note
+// on the port.
 type Beat struct {
 	Seq   uint64        // from 1, without holes at the sender
 	Clock time.Duration // the guest's CLOCK_MONOTONIC when it was sent
 }
 
-// BeatSet changes the heartbeats, at each of which the guest looks at its clock too; a nil Interval leaves them as they are, 0 turns them off.
+// BeatSet changes the heartbeats, at each of which the guest looks at its clock too; a nil Interval leaves them as they
+// are, 0 turns them off.
 type BeatSet struct {
 	Interval *time.Duration `json:"interval_ns,omitempty"`
 }
@@ -172,13 +180,15 @@ type Corrupt struct {
 
 // Verified is the memory check. The check has passed if Wrong is 0 and Found equals Claimed and Held.
 type Verified struct {
-	Checked  int64         `json:"pages_checked"`
-	Wrong    int64         `json:"pages_wrong"`
-	Zero     int64         `json:"pages_zero"`     // of those checked, all zero by design: there a stale page looks like a fresh one
-	Claimed  uint64        `json:"writes_claimed"` // page writes counted by the dirtier since fill
-	Held     uint64        `json:"writes_held"`    // sum of the counters that the table expects
-	Found    uint64        `json:"writes_found"`   // sum of the counters in the pages themselves; a zero page's counter is the table's
-	First    []WrongPage   `json:"first_wrong"`    // at most 8
+	Checked int64 `json:"pages_checked"`
+	Wrong   int64 `json:"pages_wrong"`
+	// of those checked, all zero by design: there a stale page looks like a fresh one
+	Zero    int64  `json:"pages_zero"`
+	Claimed uint64 `json:"writes_claimed"` // page writes counted by the dirtier since fill
+	Held    uint64 `json:"writes_held"`    // sum of the counters that the table expects
+	// sum of the counters in the pages themselves; a zero page's counter is the table's
+	Found    uint64        `json:"writes_found"`
+	First    []WrongPage   `json:"first_wrong"` // at most 8
 	Duration time.Duration `json:"duration_ns"`
 }
 
@@ -205,7 +215,8 @@ type NewRate struct {
 	Rate float64 `json:"rate_per_s"` // as the parameter rate: 0 is as fast as it can
 }
 
-// Marked is what the page dirtier did between the last mark, or its start, and this one. While it marks, nothing is written.
+// Marked is what the page dirtier did between the last mark, or its start, and this one. While it marks, nothing is
+// written.
 type Marked struct {
 	From     time.Duration `json:"from_ns"`  // CLOCK_MONOTONIC at the last mark
 	At       time.Duration `json:"at_ns"`    // CLOCK_MONOTONIC at this one
@@ -229,18 +240,20 @@ const (
 // Status is a workload's progress or, unless its State is Running, its result.
 type Status struct {
 	Workload
-	State   string          `json:"state"`
-	Error   string          `json:"error,omitempty"`
-	Unit    string          `json:"unit"`       // what an event is: "page write"
-	Events  uint64          `json:"events"`     // since the start
-	Started time.Duration   `json:"started_ns"` // CLOCK_MONOTONIC
-	Elapsed time.Duration   `json:"elapsed_ns"` // CLOCK_MONOTONIC, to now or to its end
-	Bin     time.Duration   `json:"bin_ns"`     // width of a bin; bin i begins at Started + i*Bin
-	First   int64           `json:"first_bin"`  // index of Bins[0]: more than asked for if older bins are gone
-	Bins    []uint64        `json:"bins,omitempty"`
-	Next    int64           `json:"next_bin"`         // ask from here to go on
-	Result  json.RawMessage `json:"result,omitempty"` // the workload's own: Dirtied, ClockReport, Livermore, Dhrystones, Linpack
-	Score   *Score          `json:"score,omitempty"`  // the result in the workload's own unit; absent: it has none, or none yet
+	State   string        `json:"state"`
+	Error   string        `json:"error,omitempty"`
+	Unit    string        `json:"unit"`       // what an event is: "page write"
+	Events  uint64        `json:"events"`     // since the start
+	Started time.Duration `json:"started_ns"` // CLOCK_MONOTONIC
+	Elapsed time.Duration `json:"elapsed_ns"` // CLOCK_MONOTONIC, to now or to its end
+	Bin     time.Duration `json:"bin_ns"`     // width of a bin; bin i begins at Started + i*Bin
+	First   int64         `json:"first_bin"`  // index of Bins[0]: more than asked for if older bins are gone
+	Bins    []uint64      `json:"bins,omitempty"`
+	Next    int64         `json:"next_bin"` // ask from here to go on
+	// the workload's own: Dirtied, ClockReport, Livermore, Dhrystones, Linpack
+	Result json.RawMessage `json:"result,omitempty"`
+	// the result in the workload's own unit; absent: it has none, or none yet
+	Score *Score `json:"score,omitempty"`
 }
 
 // Score is a workload's result as it is usually given.
@@ -249,8 +262,8 @@ type Score struct {
 	Unit  string  `json:"unit"` // MFLOPS, Dhrystones/s
 }
 
-// Livermore is the result of the Livermore kernels. A rate is a kernel's floating-point operations by the time in its loops, of
-// all passes so far; means are over the 24 rates.
+// Livermore is the result of the Livermore kernels. A rate is a kernel's floating-point operations by the time in its
+// loops, of all passes so far; means are over the 24 rates.
 type Livermore struct {
 	Rounds     uint64      `json:"rounds"` // whole rounds through the 24 kernels, each with its checksum right
 	MFLOPS     [24]float64 `json:"mflops"`
@@ -271,23 +284,26 @@ type Dhrystones struct {
 
 // Linpack is the result of the Linpack benchmark.
 type Linpack struct {
-	N             int     `json:"n"`
-	Solves        uint64  `json:"solves"`
-	MFLOPS        float64 `json:"mflops"`         // the score: (2/3 n^3 + 2 n^2) by the mean time of a factorisation and a solution
-	Best          float64 `json:"best_mflops"`    // the same of the fastest
-	WorstResidual float64 `json:"worst_residual"` // largest ||Ax-b|| / (n ||A|| ||x|| eps) so far, in the norms of the original
+	N      int    `json:"n"`
+	Solves uint64 `json:"solves"`
+	// the score: (2/3 n^3 + 2 n^2) by the mean time of a factorisation and a solution
+	MFLOPS float64 `json:"mflops"`
+	Best   float64 `json:"best_mflops"` // the same of the fastest
+	// largest ||Ax-b|| / (n ||A|| ||x|| eps) so far, in the norms of the original
+	WorstResidual float64 `json:"worst_residual"`
 }
 
 // Dirtied is the page dirtier's own result.
 type Dirtied struct {
-	Writes     uint64  `json:"writes"`      // page writes since its start
-	Distinct   int64   `json:"distinct"`    // pages written at least once since its start
-	WorkingSet int64   `json:"working_set"` // pages
-	Prepared   int64   `json:"prepared"`    // pages whose content was changed to the workload's before the first write, not counted in Writes
-	Missed     uint64  `json:"missed"`      // writes that were due and were given up because the guest got no CPU
-	Rate       float64 `json:"rate_per_s"`  // asked for now; 0: as fast as it can
-	VCPUs      int     `json:"vcpus"`       // writers
-	Start      int64   `json:"start_page"`  // first page of the working set now: it drifts
+	Writes     uint64 `json:"writes"`      // page writes since its start
+	Distinct   int64  `json:"distinct"`    // pages written at least once since its start
+	WorkingSet int64  `json:"working_set"` // pages
+	// pages whose content was changed to the workload's before the first write, not counted in Writes
+	Prepared int64   `json:"prepared"`
+	Missed   uint64  `json:"missed"`     // writes that were due and were given up because the guest got no CPU
+	Rate     float64 `json:"rate_per_s"` // asked for now; 0: as fast as it can
+	VCPUs    int     `json:"vcpus"`      // writers
+	Start    int64   `json:"start_page"` // first page of the working set now: it drifts
 }
 
 var errNotLine = errors.New("no JSON object")

@@ -64,7 +64,8 @@ const (
 
 // WorkloadTypes lists the workloads that exist, in the order in which they are listed to people.
 func WorkloadTypes() []WorkloadType {
-	duration := Param{Name: "duration", Unit: Span, Default: "0s", Text: "ends by itself after this time on the guest's clock; 0s: runs until stopped"}
+	duration := Param{Name: "duration", Unit: Span, Default: "0s",
+		Text: "ends by itself after this time on the guest's clock; 0s: runs until stopped"}
 	return append([]WorkloadType{
 		{Name: "idle", Event: "none", Text: "does nothing", Params: []Param{duration}},
 		{Name: "clock", Event: "turn", Text: "reads the clock, sleeps, counts", Params: []Param{
@@ -72,19 +73,30 @@ func WorkloadTypes() []WorkloadType {
 		{Name: "dirty", Event: "page write", Text: "writes to pages of the filled memory at a rate", Params: []Param{
 			{Name: "rate", Unit: Rate, Default: "2000/s", Max: 1e9, Text: "page writes a second; 0: as fast as it can"},
 			{Name: "working-set", Unit: Size, Default: "16MiB", Min: PageSize, Text: "memory that is written to"},
-			{Name: "pattern", Unit: Choice, Default: Uniform, Choices: []string{Sequential, Uniform, HotCold}, Text: "which page is next; hot-cold: 90 % of the writes on 10 % of the pages"},
-			{Name: "content", Unit: Choice, Default: Random, Choices: []string{Random, Compressible, Zero}, Text: "what is written"},
-			{Name: "change", Unit: Size, Default: "64B", Min: 64, Max: PageSize - 64, Text: "how much of a page one write alters, in lines of 64 bytes (zero: the first word only)"},
-			{Name: "vcpus", Unit: Count, Default: "1", Min: 1, Max: 64, Text: "writers, which share the working set and the rate; if there are several, each stays on its own vCPU"},
+			{Name: "pattern", Unit: Choice, Default: Uniform, Choices: []string{Sequential, Uniform, HotCold},
+				Text: "which page is next; hot-cold: 90 % of the writes on 10 % of the pages"},
+			{Name: "content", Unit: Choice, Default: Random, Choices: []string{Random, Compressible, Zero},
+				Text: "what is written"},
+			{Name: "change", Unit: Size, Default: "64B", Min: 64, Max: PageSize - 64,
+				Text: "how much of a page one write alters, in lines of 64 bytes (zero: the first word only)"},
+			{Name: "vcpus", Unit: Count, Default: "1", Min: 1, Max: 64,
+				Text: "writers, which share the working set and the rate; if there are several, each stays on its own vCPU"},
 			{Name: "period", Unit: Span, Default: "0s", Max: 3.6e12, Text: "length of a phase of writing and rest; 0s: no rest"},
-			{Name: "duty", Unit: Percent, Default: "100%", Min: 1, Max: 100, Text: "the first part of each period, in which alone is written, at the rate"},
-			{Name: "drift", Unit: Speed, Default: "0B/s", Max: 1 << 40, Text: "speed at which the working set moves through the filled memory, round and round"},
+			{Name: "duty", Unit: Percent, Default: "100%", Min: 1, Max: 100,
+				Text: "the first part of each period, in which alone is written, at the rate"},
+			{Name: "drift", Unit: Speed, Default: "0B/s", Max: 1 << 40,
+				Text: "speed at which the working set moves through the filled memory, round and round"},
 			duration}},
-		{Name: "livermore", Event: "floating-point operation", Text: "McMahon's 24 Livermore Fortran kernels, their checksums compared; MFLOPS", Params: []Param{
-			{Name: "span", Unit: Choice, Default: "long", Choices: []string{"long", "medium", "short"}, Text: "length of the kernels' loops: 471, 89 or 19 on average"}, duration}},
-		{Name: "dhrystone", Event: "Dhrystone", Text: "Weicker's Dhrystone 2.1, its final values compared; Dhrystones/s", Params: []Param{duration}},
-		{Name: "linpack", Event: "floating-point operation", Text: "a dense system solved by LU with partial pivoting, its residual checked; MFLOPS", Params: []Param{
-			{Name: "n", Unit: Choice, Default: "100", Choices: []string{"100", "1000"}, Text: "order of the matrix"}, duration}},
+		{Name: "livermore", Event: "floating-point operation",
+			Text: "McMahon's 24 Livermore Fortran kernels, their checksums compared; MFLOPS", Params: []Param{
+				{Name: "span", Unit: Choice, Default: "long", Choices: []string{"long", "medium", "short"},
+					Text: "length of the kernels' loops: 471, 89 or 19 on average"}, duration}},
+		{Name: "dhrystone", Event: "Dhrystone", Text: "Weicker's Dhrystone 2.1, its final values compared; Dhrystones/s",
+			Params: []Param{duration}},
+		{Name: "linpack", Event: "floating-point operation",
+			Text: "a dense system solved by LU with partial pivoting, its residual checked; MFLOPS", Params: []Param{
+				{Name: "n", Unit: Choice, Default: "100", Choices: []string{"100", "1000"},
+					Text: "order of the matrix"}, duration}},
 	}, append(trafficTypes(duration), toolTypes(duration)...)...)
 }
 

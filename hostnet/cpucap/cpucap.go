@@ -1,8 +1,8 @@
-// Package cpucap limits the processor time that a guest's vCPUs take, by control groups of the kernel (v1 or v2). A Spec is
-// data, Apply makes it real on a host and Cap.Close undoes it.
+// Package cpucap limits the processor time that a guest's vCPUs take, by control groups of the kernel (v1 or v2). A
+// Spec is data, Apply makes it real on a host and Cap.Close undoes it.
 //
-// It knows threads of a process and no QEMU, and reaches the groups through a host's files only. It imports hostnet/host;
-// hostnet and the lab import it.
+// It knows threads of a process and no QEMU, and reaches the groups through a host's files only. It imports
+// hostnet/host; hostnet and the lab import it.
 package cpucap
 
 import (
@@ -21,8 +21,8 @@ import (
 	"qmigrate/internal/procfs"
 )
 
-// CPUCapPeriod is the default period of a cap. The kernel's own is 100 ms; a vCPU that has spent its quota may stand still with QEMU's big lock held, and
-// its monitor with it, until the period ends: docs/decisions/0015.
+// CPUCapPeriod is the default period of a cap. The kernel's own is 100 ms; a vCPU that has spent its quota may stand
+// still with QEMU's big lock held, and its monitor with it, until the period ends: docs/decisions/0015.
 const DefaultPeriod = 20 * time.Millisecond
 
 // The kernel's limits of a quota and a period. Source: kernel/sched/core.c, min_bandwidth, max_cfs_quota_period.
@@ -31,8 +31,9 @@ const (
 	maxPeriod = time.Second
 )
 
-// CPUCapSpec is a limit, as data, on the processor time that some threads of one process take, all of them together: those of a guest's vCPUs. The
-// process's other threads are free. It is the kernel's CFS bandwidth control, by a control group named qmig-OWNER-HOST.
+// CPUCapSpec is a limit, as data, on the processor time that some threads of one process take, all of them together:
+// those of a guest's vCPUs. The process's other threads are free. It is the kernel's CFS bandwidth control, by a
+// control group named qmig-OWNER-HOST.
 type Spec struct {
 	Owner   string        // mark, as of Spec
 	Host    string        // the host's name in it, as of HostSpec
@@ -40,7 +41,8 @@ type Spec struct {
 	Threads []int         // the limited ones
 	Percent int           // of one processor: 150 is one and a half; 100 for each thread, and more, is no limit
 	Period  time.Duration // the limit holds in each; default CPUCapPeriod
-	Weight  int           // of the group where processors are short: that of so many threads at nice 0, 1 to 100; default as many as are limited
+	// of the group where processors are short: that of so many threads at nice 0, 1 to 100; default as many as are limited
+	Weight int
 }
 
 // CPUCap is a limit that holds.
@@ -74,9 +76,11 @@ func (s Spec) Validate() error {
 	case !mark.IsOwner(s.Owner) || !mark.IsHost(s.Host):
 		return fmt.Errorf("CPU cap of %s on %s: not an owner's mark and a host's name", s.Owner, s.Host)
 	case s.Period < minQuota || s.Period > maxPeriod || s.Period%time.Microsecond != 0:
-		return fmt.Errorf("period %v of a CPU cap: the kernel takes whole microseconds, %v to %v", s.Period, minQuota, maxPeriod)
+		return fmt.Errorf("period %v of a CPU cap: the kernel takes whole microseconds, %v to %v", s.Period, minQuota,
+			maxPeriod)
 	case s.quota() < minQuota:
-		return fmt.Errorf("CPU cap of %d%%: the kernel's least quota is %v, which is %d%% in a period of %v", s.Percent, minQuota, (100*minQuota+s.Period-1)/s.Period, s.Period)
+		return fmt.Errorf("CPU cap of %d%%: the kernel's least quota is %v, which is %d%% in a period of %v", s.Percent,
+			minQuota, (100*minQuota+s.Period-1)/s.Period, s.Period)
 	case s.Weight < 0 || s.Weight > 100:
 		return fmt.Errorf("weight %d of a CPU cap: 1 to 100", s.Weight)
 	case s.Percent > maxPercent:
@@ -100,8 +104,8 @@ func (s Spec) withDefaults() Spec {
 
 func (s Spec) quota() time.Duration { return s.Period * time.Duration(s.Percent) / 100 }
 
-// Apply makes the group on h, gives it its quota and puts the threads into it. If it fails, it removes again what it had made. The error is an
-// *UnsupportedError where this machine or user lacks something.
+// Apply makes the group on h, gives it its quota and puts the threads into it. If it fails, it removes again what it
+// had made. The error is an *UnsupportedError where this machine or user lacks something.
 func (s Spec) Apply(ctx context.Context, h host.Host) (_ *Cap, err error) {
 	if err := s.Validate(); err != nil {
 		return nil, err
@@ -144,16 +148,19 @@ func (s Spec) Apply(ctx context.Context, h host.Host) (_ *Cap, err error) {
 
 // noCgroup is why there can be no cap; an error that is none of the machine's lacks stays as it is.
 func noCgroup(err error) error {
-	if errors.As(err, new(*host.UnsupportedError)) || errors.Is(err, context.Canceled) || errors.Is(err, context.DeadlineExceeded) {
+	if errors.As(err, new(*host.UnsupportedError)) || errors.Is(err, context.Canceled) ||
+		errors.Is(err, context.DeadlineExceeded) {
 		return err
 	}
 	return &host.UnsupportedError{Feature: "CPU cap", Err: err, Reason: err.Error(),
-		Mend: "as root mount the cpu controller, or have it delegated (`systemd-run --user --scope -p Delegate=yes qmigrate ...`)"}
+		Mend: "as root mount the cpu controller, or have it delegated (`systemd-run --user --scope -p Delegate=yes " +
+			"qmigrate ...`)"}
 }
 
 func (s Spec) name() string { return mark.Prefix + s.Owner + "-" + s.Host }
 
-// weigh gives the group its weight: a group has that of one process at nice 0, be its threads many, and be they nicer or not.
+// weigh gives the group its weight: a group has that of one process at nice 0, be its threads many, and be they nicer
+// or not.
 func (c *Cap) weigh() error {
 	file, value := "cpu.shares", 1024*c.spec.Weight
 	groups := []string{c.group}
@@ -179,7 +186,8 @@ func (c *Cap) Set(percent int) error {
 		return err
 	}
 	quota, period := s.quota().Microseconds(), s.Period.Microseconds()
-	// What its threads could not use up limits nothing; as a quota it would: one busy thread got 91 % of its 100 % (period 10 ms, Linux 6.18).
+	// What its threads could not use up limits nothing; as a quota it would: one busy thread got 91 % of its 100 % (period
+	// 10 ms, Linux 6.18).
 	free := len(s.Threads) > 0 && percent >= 100*len(s.Threads)
 	var err error
 	if free {
@@ -193,7 +201,8 @@ func (c *Cap) Set(percent int) error {
 		err = errors.Join(err, c.write(path.Join(c.group, file), value))
 	} else if c.tree.kind == "v2" {
 		err = c.write(path.Join(c.group, "cpu.max"), fmt.Sprintf("%d %d", quota, period))
-	} else if err = c.write(path.Join(c.group, "cpu.cfs_quota_us"), "-1"); err == nil { // or the two do not fit one after the other
+	} else if err = c.write(path.Join(c.group, "cpu.cfs_quota_us"), "-1"); err == nil {
+		// or the two do not fit one after the other
 		if err = c.write(path.Join(c.group, "cpu.cfs_period_us"), strconv.FormatInt(period, 10)); err == nil {
 			err = c.write(path.Join(c.group, "cpu.cfs_quota_us"), strconv.FormatInt(quota, 10))
 		}
@@ -280,7 +289,8 @@ func (c *Cap) Usage() (u Usage, err error) {
 	return u, nil
 }
 
-// Close takes the limit off: what still runs goes back to where it was, and the group is removed. Harmless twice. After an error it may be called again.
+// Close takes the limit off: what still runs goes back to where it was, and the group is removed. Harmless twice. After
+// an error it may be called again.
 func (c *Cap) Close() error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -295,7 +305,8 @@ func (c *Cap) Close() error {
 
 // cpuCgroup tries to make a group with a CPU quota below our own, and removes it. kind is "v1" or "v2".
 func Probe() (kind string, err error) {
-	c, err := Spec{Owner: fmt.Sprintf("check-%d", os.Getpid()), Host: "self", PID: os.Getpid(), Percent: 50}.Apply(context.Background(), host.Local())
+	c, err := Spec{Owner: fmt.Sprintf("check-%d", os.Getpid()), Host: "self", PID: os.Getpid(),
+		Percent: 50}.Apply(context.Background(), host.Local())
 	if err != nil {
 		return "", err
 	}

@@ -49,10 +49,11 @@ func (c *Cap) make() error {
 	return c.makeUnified()
 }
 
-// makeUnified makes the group of v2. There a thread may leave its process's group only for a threaded one below it. So the process gets a group, where
-// the controller is on: in the nearest group above its own that has it for its children and lets us. Where none has, it is switched on, for the process's
-// own group or one above it; a group with processes in it that is not the root then takes threads only, and the process stays.
-// Source: Documentation/admin-guide/cgroup-v2.rst, "Threads".
+// makeUnified makes the group of v2. There a thread may leave its process's group only for a threaded one below it. So
+// the process gets a group, where the controller is on: in the nearest group above its own that has it for its children
+// and lets us. Where none has, it is switched on, for the process's own group or one above it; a group with processes
+// in it that is not the root then takes threads only, and the process stays. Source:
+// Documentation/admin-guide/cgroup-v2.rst, "Threads".
 func (c *Cap) makeUnified() error {
 	reason := fmt.Errorf("the cgroup v2 hierarchy in %s has no cpu controller", c.tree.mount)
 	for _, enable := range []bool{false, true} {
@@ -138,7 +139,8 @@ func (c *Cap) threadsFile() string {
 	return "cgroup.threads"
 }
 
-// leave puts the threads back. Those that have ended cannot be; if others cannot either, the group stays, and remove says so.
+// leave puts the threads back. Those that have ended cannot be; if others cannot either, the group stays, and remove
+// says so.
 func (c *Cap) leave() {
 	if len(c.spec.Threads) == 0 {
 		return

@@ -17,7 +17,8 @@ type cgroups struct {
 	home  string // folder of the group that the process is in
 }
 
-// cpuTrees finds the hierarchies with the cpu controller, v1 first: where that one has the controller, v2 does not. Sources: cgroups(7), proc_pid_mountinfo(5).
+// cpuTrees finds the hierarchies with the cpu controller, v1 first: where that one has the controller, v2 does not.
+// Sources: cgroups(7), proc_pid_mountinfo(5).
 func cpuTrees(read func(string) ([]byte, error), pid int) (all []cgroups, err error) {
 	groups, err := read(fmt.Sprintf("/proc/%d/cgroup", pid)) // lines of number:controllers:path
 	if err != nil {
@@ -64,7 +65,8 @@ func cgroupFolder(mountinfo, kind, group string) (mount, folder string) {
 				continue
 			}
 		}
-		if folder := path.Join(m.point, rel); folder == m.point || strings.HasPrefix(folder, m.point+"/") { // /.. is another namespace's
+		// /.. is another namespace's
+		if folder := path.Join(m.point, rel); folder == m.point || strings.HasPrefix(folder, m.point+"/") {
 			return m.point, folder
 		}
 	}
@@ -96,7 +98,8 @@ func unescape(s string) string {
 	return strings.NewReplacer(`\040`, " ", `\011`, "\t", `\012`, "\n", `\134`, `\`).Replace(s)
 }
 
-// capGroups are the folders of all groups on this machine whose name begins so, in every mounted hierarchy with the cpu controller.
+// capGroups are the folders of all groups on this machine whose name begins so, in every mounted hierarchy with the cpu
+// controller.
 func capGroups(begin string) (all []string, err error) {
 	mounts, err := os.ReadFile("/proc/self/mountinfo")
 	if err != nil {

@@ -1,10 +1,11 @@
-// Package host is a host: its processes, files, sockets and clock, and where it is. A host is this machine, or a network
-// namespace of it; users write local or netns:NAME. All that a caller has of a host goes through Host: the files,
-// processes and sockets of a host need not be this machine's.
+// Package host is a host: its processes, files, sockets and clock, and where it is. A host is this machine, or a
+// network namespace of it; users write local or netns:NAME. All that a caller has of a host goes through Host: the
+// files, processes and sockets of a host need not be this machine's.
 //
-// Host has primitives only: what a host offers by itself, without knowing what a guest, a lab or a migration is. It makes no
-// host and no network: package hostnet does. It imports nothing of this module but the readers of /proc and of the named
-// namespaces; every package that starts or looks at a process may import it, except engine, which is given an endpoint.
+// Host has primitives only: what a host offers by itself, without knowing what a guest, a lab or a migration is. It
+// makes no host and no network: package hostnet does. It imports nothing of this module but the readers of /proc and of
+// the named namespaces; every package that starts or looks at a process may import it, except engine, which is given an
+// endpoint.
 package host
 
 import (

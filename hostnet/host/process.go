@@ -259,8 +259,8 @@ func readStat(pid int) (procfs.Stat, error) {
 }
 
 // usage reads the process's own CPU clock, in nanoseconds. /proc/PID/schedstat has the main thread only, the sum over
-// /proc/PID/task/*/schedstat lacks the threads that ended (QEMU's migration thread does), and /proc/PID/stat counts
-// in ticks. The clock's number is made as clock_getcpuclockid(3) does: the complement of the pid, then 2 for all CPU time.
+// /proc/PID/task/*/schedstat lacks the threads that ended (QEMU's migration thread does), and /proc/PID/stat counts in
+// ticks. The clock's number is made as clock_getcpuclockid(3) does: the complement of the pid, then 2 for all CPU time.
 func usage(pid int, start uint64) (Usage, error) {
 	gone := fmt.Errorf("read usage of process %d: %w", pid, os.ErrProcessDone)
 	var ts unix.Timespec
@@ -275,7 +275,8 @@ func usage(pid int, start uint64) (Usage, error) {
 	if st, err := readStat(pid); err != nil || st.Start != start || st.State == 'Z' {
 		return Usage{}, gone
 	}
-	return Usage{CPU: time.Duration(ts.Nano()), RSS: procfs.Bytes(data, "VmRSS"), PeakRSS: procfs.Bytes(data, "VmHWM")}, nil
+	return Usage{CPU: time.Duration(ts.Nano()), RSS: procfs.Bytes(data, "VmRSS"), PeakRSS: procfs.Bytes(data, "VmHWM")},
+		nil
 }
 
 // StartTime is the start time, for FindProcess, of the process that has this number on this machine now.

@@ -46,7 +46,8 @@ func threads(pid int) ([]int, error) {
 	return all, nil
 }
 
-// A copy of this program that yield started is told by an environment variable, which lists a process and the threads to trace.
+// A copy of this program that yield started is told by an environment variable, which lists a process and the threads
+// to trace.
 const (
 	yieldList = "QMIGRATE_YIELD"
 	yieldFlag = "-qmigrate.host.yield" // seen in a list of processes, otherwise unused

@@ -25,9 +25,10 @@ const (
 // interleave by blocks, each on a connection of its own.
 const blockSize = 50
 
-// RoundTrips measures query-migrate on one monitor n times with each driver, in turn. Dial connects to the monitor; path
-// is its unix socket, for go-qemu, which is left out if path is "". The times are in order of measurement.
-func RoundTrips(ctx context.Context, dial func(context.Context) (net.Conn, error), path string, n int) (map[string][]time.Duration, error) {
+// RoundTrips measures query-migrate on one monitor n times with each driver, in turn. Dial connects to the monitor;
+// path is its unix socket, for go-qemu, which is left out if path is "". The times are in order of measurement.
+func RoundTrips(ctx context.Context, dial func(context.Context) (net.Conn, error), path string,
+	n int) (map[string][]time.Duration, error) {
 	drivers := []string{Bare, Sampler, Conn}
 	if path != "" {
 		drivers = append(drivers, SocketMonitor)
@@ -62,7 +63,8 @@ func RoundTrips(ctx context.Context, dial func(context.Context) (net.Conn, error
 }
 
 // Driver connects one of the drivers; call makes one round trip.
-func Driver(ctx context.Context, name string, dial func(context.Context) (net.Conn, error), path string) (call func() error, hangUp func(), err error) {
+func Driver(ctx context.Context, name string, dial func(context.Context) (net.Conn, error),
+	path string) (call func() error, hangUp func(), err error) {
 	if name == SocketMonitor {
 		m, err := goqemu.NewSocketMonitor("unix", path, 5*time.Second)
 		if err != nil {

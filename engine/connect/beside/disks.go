@@ -35,8 +35,8 @@ func media(f *facts.Facts, p plan.Plan) (all []launch.Medium) {
 	return all
 }
 
-// CarryOver gives the destination what the source was told while it ran, and compares the disks of both. said is what it
-// was told; what it cannot be told is a doubt.
+// CarryOver gives the destination what the source was told while it ran, and compares the disks of both. said is what
+// it was told; what it cannot be told is a doubt.
 func (l *Launched) CarryOver(ctx context.Context, src, dst *endpoint.Endpoint, p plan.Plan) (said []string, err error) {
 	if l == nil {
 		return nil, nil

@@ -22,7 +22,8 @@ import (
 // forwardLimit is the time that moving a port forwarding may take.
 const forwardLimit = 10 * time.Second
 
-// forwardsFile is the file in the destination's folder that has the forwardings until they have moved, for RecoverForwards.
+// forwardsFile is the file in the destination's folder that has the forwardings until they have moved, for
+// RecoverForwards.
 const forwardsFile = "forwards.json"
 
 // noteForwards writes it, before anything can move. What is cut off there belongs to a migration that never began.

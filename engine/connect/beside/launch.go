@@ -144,7 +144,8 @@ func (s Spec) place(ctx context.Context) (host.Host, error) {
 	}
 	if _, err := at.Stat(filepath.Join(s.Folder, guest.Control+".qmp")); err == nil {
 		return nil, setting.About(fmt.Errorf("launch destination: %s exists and has a monitor: if an interrupted migration left it, "+
-			"`recover` with the same endpoints keeps the guest; then remove that folder, or give another one", s.Folder), "recover")
+			"`recover` with the same endpoints keeps the guest; then remove that folder, or give another one", s.Folder),
+			"recover")
 	}
 	if _, err := at.Stat(s.Folder); err == nil {
 		return nil, fmt.Errorf("launch destination: %s exists: give a folder that does not, "+
@@ -171,8 +172,9 @@ func (s Spec) beside(at host.Host, source host.Process, proc *launch.Process, ch
 	}
 	if among {
 		if s.QEMU != "" {
-			return nil, setting.Errorf("destination-qemu", "", "the source has another root than we, so its destination can only be "+
-				"the QEMU that it runs: leave it out, or start the destination yourself")
+			return nil, setting.Errorf("destination-qemu", "",
+				"the source has another root than we, so its destination can only be "+
+					"the QEMU that it runs: leave it out, or start the destination yourself")
 		}
 		if change.Dir, err = proc.Folder(s.Folder); err != nil {
 			return nil, err
@@ -200,7 +202,8 @@ func (s Spec) beside(at host.Host, source host.Process, proc *launch.Process, ch
 // because the command line may have an alias.
 func processOf(ctx context.Context, e *endpoint.Endpoint) (*facts.Facts, *launch.Process, error) {
 	if _, err := connect.Behind(e); errors.Is(err, connect.ErrElsewhere) {
-		return nil, nil, setting.Errorf("source", "", "a destination like it needs its process: give it as a unix socket of this machine")
+		return nil, nil, setting.Errorf("source", "",
+			"a destination like it needs its process: give it as a unix socket of this machine")
 	}
 	found, err := facts.Inspect(ctx, e, plan.Options{})
 	if err != nil {

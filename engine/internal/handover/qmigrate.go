@@ -124,7 +124,8 @@ func (t *State) broken() bool {
 // undo begins to settle a failure.
 func (k *mind) undo() {
 	k.at, k.steps, k.ask = uLookSource, 0, 0
-	k.waited, k.cancelled, k.yanked, k.unended, k.stuck, k.halted, k.refused = false, false, false, false, false, false, false
+	k.waited, k.cancelled, k.yanked, k.unended, k.stuck, k.halted, k.refused = false, false, false, false, false, false,
+		false
 }
 
 // advance goes on as far as what is known allows.

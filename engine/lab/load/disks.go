@@ -143,7 +143,8 @@ func direct(path string) error {
 	f, err := os.OpenFile(path, os.O_RDONLY|unix.O_DIRECT, 0)
 	if err != nil {
 		return &plan.UnsupportedError{Feature: "cache=none",
-			Have: fmt.Sprintf("the file system of %s does not read past its cache (%v): leave it out, or set TMPDIR to a folder on a disk", filepath.Dir(path), errors.Unwrap(err))}
+			Have: fmt.Sprintf("the file system of %s does not read past its cache (%v): leave it out, or set TMPDIR to a "+
+				"folder on a disk", filepath.Dir(path), errors.Unwrap(err))}
 	}
 	return f.Close()
 }

@@ -49,9 +49,11 @@ func (d *Disks) startNFS(ctx context.Context, dir string) error {
 	if len(plugins) != 1 {
 		return fmt.Errorf("start nfs-ganesha: %d folders of plug-ins in %s", len(plugins), home)
 	}
-	text := fmt.Sprintf(`NFS_CORE_PARAM { Plugins_Dir = "%s"; Protocols = 3; Enable_NLM = false; Enable_RQUOTA = false; Bind_addr = %s; }
+	text := fmt.Sprintf(`NFS_CORE_PARAM { Plugins_Dir = "%s"; Protocols = 3; Enable_NLM = false; Enable_RQUOTA = false;
+  Bind_addr = %s; }
 NFSv4 { UseGetpwnam = true; Graceless = true; }
-EXPORT { Export_Id = 1; Path = "%s"; Pseudo = "/lab"; Access_Type = RW; Squash = No_Root_Squash; Protocols = 3; Transports = TCP; SecType = sys; FSAL { Name = VFS; } }
+EXPORT { Export_Id = 1; Path = "%s"; Pseudo = "/lab"; Access_Type = RW; Squash = No_Root_Squash;
+  Protocols = 3; Transports = TCP; SecType = sys; FSAL { Name = VFS; } }
 LOG { Default_Log_Level = EVENT; }
 `, plugins[0], address, export)
 	if err := os.WriteFile(config, []byte(text), 0o600); err != nil {

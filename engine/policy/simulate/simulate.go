@@ -1,10 +1,11 @@
-// Package simulate runs QEMU's own pre-copy loop over a guest that is arithmetic: no clock, no input or output. It makes the samples
-// that query-migrate would give, asks a policy at each, does what it says, and tells what came of it.
+// Package simulate runs QEMU's own pre-copy loop over a guest that is arithmetic: no clock, no input or output. It
+// makes the samples that query-migrate would give, asks a policy at each, does what it says, and tells what came of it.
 //
-// What is QEMU's: windows of 100 ms with a budget of max-bandwidth, the bandwidth and the threshold of each, the circular cursor over RAM,
-// the bitmap sync when less is left than the threshold, zero pages, the unlimited last stage, auto-converge (docs/policies.md).
-// What is simplified: time goes in ticks of 10 ms, writes of a tick come before its sends, the link is a constant rate, and a guest in
-// post-copy runs at half its speed until its pages are there, which is an assumption and not a measurement.
+// What is QEMU's: windows of 100 ms with a budget of max-bandwidth, the bandwidth and the threshold of each, the
+// circular cursor over RAM, the bitmap sync when less is left than the threshold, zero pages, the unlimited last stage,
+// auto-converge (docs/policies.md). What is simplified: time goes in ticks of 10 ms, writes of a tick come before its
+// sends, the link is a constant rate, and a guest in post-copy runs at half its speed until its pages are there, which
+// is an assumption and not a measurement.
 package simulate
 
 import (
@@ -121,7 +122,8 @@ func Run(g Guest, m Machine, s policy.Spec, l policy.Limits) (Result, error) {
 }
 
 // RunPolicy is Run for a policy that is not in the package.
-func RunPolicy(g Guest, m Machine, p policy.Policy, l policy.Limits, setting policy.Setting, capabilities []string) Result {
+func RunPolicy(g Guest, m Machine, p policy.Policy, l policy.Limits, setting policy.Setting,
+	capabilities []string) Result {
 	if m.Sampling == 0 {
 		m.Sampling = tick
 	}
@@ -290,7 +292,8 @@ func (r *run) sync() {
 		if 2*r.periodDirty*page > r.bytes-r.periodBytes {
 			if r.high++; r.high >= 2 {
 				r.high = 0
-				initial, increment, most := or(r.set.ThrottleInitial, 20), or(r.set.ThrottleIncrement, 10), or(r.set.ThrottleMax, 99)
+				initial, increment, most := or(r.set.ThrottleInitial, 20), or(r.set.ThrottleIncrement, 10),
+					or(r.set.ThrottleMax, 99)
 				if r.throttle == 0 {
 					r.throttle = initial
 				} else {

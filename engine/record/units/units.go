@@ -1,7 +1,7 @@
 // Package units reads and prints the values that people give: sizes, rates and durations, always with their unit.
 //
-// Sizes: B, KiB, MiB, GiB, TiB (powers of 1024) and kB, MB, GB, TB (powers of 1000). Rates: any size "/s", or bit/s, kbit/s,
-// Mbit/s, Gbit/s (powers of 1000). Durations: ns, us, ms, s, m, h, as in Go.
+// Sizes: B, KiB, MiB, GiB, TiB (powers of 1024) and kB, MB, GB, TB (powers of 1000). Rates: any size "/s", or bit/s,
+// kbit/s, Mbit/s, Gbit/s (powers of 1000). Durations: ns, us, ms, s, m, h, as in Go.
 package units
 
 import (
@@ -76,11 +76,12 @@ func parse(text, what, example string, all []unit, names string) (int64, error) 
 	return 0, fmt.Errorf("%s %q: unknown unit %q: write it as %s (units: %s)", what, text, suffix, example, names)
 }
 
-// FormatSize prints bytes in the largest binary unit that leaves at least 1, with up to three significant digits; a value that
-// is a whole number of the unit is exact.
+// FormatSize prints bytes in the largest binary unit that leaves at least 1, with up to three significant digits; a
+// value that is a whole number of the unit is exact.
 func FormatSize(bytes int64) string {
 	for _, u := range sizes()[:4] {
-		if math.Round(math.Abs(float64(bytes))/(u.bytes/1024)) >= 1024 { // what would be printed as 1024 of the smaller unit is 1 of this
+		// what would be printed as 1024 of the smaller unit is 1 of this
+		if math.Round(math.Abs(float64(bytes))/(u.bytes/1024)) >= 1024 {
 			return significant(float64(bytes)/u.bytes) + " " + u.name
 		}
 	}

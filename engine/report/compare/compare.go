@@ -1,5 +1,6 @@
-// Package compare sets groups of records side by side, cell by cell: medians with intervals, and whether and by how much each group differs from the first.
-// Records alone are read; what was not measured is absent; failed migrations are counted and not mixed in. docs/statistics.md has the formulas.
+// Package compare sets groups of records side by side, cell by cell: medians with intervals, and whether and by how
+// much each group differs from the first. Records alone are read; what was not measured is absent; failed migrations
+// are counted and not mixed in. docs/statistics.md has the formulas.
 package compare
 
 import (
@@ -89,10 +90,11 @@ type Cell struct {
 // Row is one measure of one group in a cell.
 type Row struct {
 	Measure
-	Group    string            `json:"group"`
-	Median   stats.Estimate    `json:"median"`
-	Outliers []float64         `json:"outliers,omitempty"` // Tukey's; they are in every figure all the same
-	Against  *stats.Comparison `json:"against,omitempty"`  // the first group; nil for itself, and where that has none of the measure
+	Group    string         `json:"group"`
+	Median   stats.Estimate `json:"median"`
+	Outliers []float64      `json:"outliers,omitempty"` // Tukey's; they are in every figure all the same
+	// the first group; nil for itself, and where that has none of the measure
+	Against *stats.Comparison `json:"against,omitempty"`
 }
 
 // Drift is a trend over the order of the trials, of what is left when each cell's median is taken off.
@@ -223,7 +225,8 @@ func (q *Question) where(f *flat.Frame) ([]int, error) {
 			return groupName(f.Text(column, r)) != groupName(w.Value)
 		})
 		if len(rows) == 0 {
-			return nil, fmt.Errorf("no record has %s %q: have %s", w.Name, w.Value, list(slices.SortedFunc(maps.Keys(seen), order), 8))
+			return nil, fmt.Errorf("no record has %s %q: have %s", w.Name, w.Value,
+				list(slices.SortedFunc(maps.Keys(seen), order), 8))
 		}
 	}
 	return rows, nil
@@ -278,7 +281,8 @@ func (q *Question) sets(f *flat.Frame, rows []int) (sets []set, by string, err e
 			if said := f.Warnings(); len(said) > 0 {
 				why = ": " + strings.Join(said, "; ")
 			}
-			return nil, "", fmt.Errorf("of %s no record is left to compare%s", list(slices.DeleteFunc(slices.Clone(q.Folders), func(name string) bool { return of[name] != nil }), 8), why)
+			return nil, "", fmt.Errorf("of %s no record is left to compare%s",
+				list(slices.DeleteFunc(slices.Clone(q.Folders), func(name string) bool { return of[name] != nil }), 8), why)
 		}
 	}
 	if q.Base != "" {
@@ -294,8 +298,9 @@ func (q *Question) sets(f *flat.Frame, rows []int) (sets []set, by string, err e
 	return sets, by, nil
 }
 
-// keys are the columns that vary within a group, and so make its cells; differ are those that are one value within each group and not the same in all:
-// they are what the groups differ in. Records of an experiment are told apart by its factors, others by their plan and workload.
+// keys are the columns that vary within a group, and so make its cells; differ are those that are one value within each
+// group and not the same in all: they are what the groups differ in. Records of an experiment are told apart by its
+// factors, others by their plan and workload.
 func (q *Question) keys(f *flat.Frame, sets []set, by string) (keys, differ []string) {
 	var all []string
 	for _, k := range f.Factors() {
@@ -304,7 +309,8 @@ func (q *Question) keys(f *flat.Frame, sets []set, by string) (keys, differ []st
 	if len(all) == 0 {
 		all = append(all, "mode", "workload")
 		for _, k := range f.Plan() {
-			if !slices.Contains([]string{"listen", "connect", "policy_limits", "mode"}, k) { // addresses, and what follows from the rest, are no conditions
+			// addresses, and what follows from the rest, are no conditions
+			if !slices.Contains([]string{"listen", "connect", "policy_limits", "mode"}, k) {
 				all = append(all, "plan:"+k)
 			}
 		}
@@ -451,7 +457,8 @@ func (a *Answer) fill(f *flat.Frame, measures []Measure, sets []set, cells []*ce
 		for i := range keys {
 			keys[i] = plain(keys[i])
 		}
-		return fmt.Errorf("%s have no migration in common that agrees in %s: where picks out what is alike, pool mixes all", groupNames(a.Groups), list(keys, 8))
+		return fmt.Errorf("%s have no migration in common that agrees in %s: filter what is alike (where), or mix all (pool)",
+			groupNames(a.Groups), list(keys, 8))
 	}
 	if !compared {
 		return fmt.Errorf("%s have no measure in common: %s", groupNames(a.Groups), measuresText(f, measures, sets))
@@ -459,7 +466,8 @@ func (a *Answer) fill(f *flat.Frame, measures []Measure, sets []set, cells []*ce
 	stats.Family(family)
 	a.Family = len(family)
 	if n := stats.FamilyNeed(family, 1-a.Level); n > 0 {
-		a.Warnings = append(a.Warnings, fmt.Sprintf("with so few trials no difference can be called in a family of %d comparisons: it needs n >= %d in each group, or fewer measures", len(family), n))
+		a.Warnings = append(a.Warnings, fmt.Sprintf("with so few trials no difference can be called in a family of %d "+
+			"comparisons: it needs n >= %d in each group, or fewer measures", len(family), n))
 	}
 	return nil
 }
@@ -503,7 +511,8 @@ func OthersText(others map[string]int) string {
 // driftLeast is the fewest trials whose order is looked at.
 const driftLeast = 6
 
-// drifts looks for trends over the order of the trials. The groups of one lot took turns, so that they are one sequence; folders are one each.
+// drifts looks for trends over the order of the trials. The groups of one lot took turns, so that they are one
+// sequence; folders are one each.
 func (a *Answer) drifts(f *flat.Frame, measures []Measure, sets []set, together bool, key func(row int) string) {
 	type trial struct {
 		row  int

@@ -1,5 +1,5 @@
-// Package figure is figures as data, and two of their renderings: an SVG file and a CSV file. The page draws the same data by its
-// script. Axes, styles and units are part of the data, so that no rendering can say something else.
+// Package figure is figures as data, and two of their renderings: an SVG file and a CSV file. The page draws the same
+// data by its script. Axes, styles and units are part of the data, so that no rendering can say something else.
 //
 // It knows no record and decides nothing about what is worth a figure: engine/report does. It imports nothing of ours.
 package figure
@@ -71,8 +71,8 @@ const (
 	Bars  Shape = "bars"
 )
 
-// Curve is one series. Style numbers its colour, its dashes, its marker and its hatching, so that colour is never the only mark; the same name has the same style in all
-// panels of a figure.
+// Curve is one series. Style numbers its colour, its dashes, its marker and its hatching, so that colour is never the
+// only mark; the same name has the same style in all panels of a figure.
 type Curve struct {
 	Name   string
 	Style  int
@@ -135,7 +135,8 @@ func (f *Figure) Drawn() bool {
 // dotLimit is how many single trials are drawn at one place.
 const dotLimit = 400
 
-// Dots are the trials that are drawn one by one: all of them, or where too many stand at one place, the outermost and evenly spaced ones between. The CSV has all.
+// Dots are the trials that are drawn one by one: all of them, or where too many stand at one place, the outermost and
+// evenly spaced ones between. The CSV has all.
 func (c *Curve) Dots() []Point {
 	at := map[float64][]Point{}
 	var places []float64
@@ -187,7 +188,9 @@ func (f *Figure) Frame() {
 		p.Y.limits(ys, true)
 	}
 	if fewer {
-		f.Caption.Notes = append(f.Caption.Notes, fmt.Sprintf("Where more than %d trials stand at one place, the outermost and evenly spaced ones between are drawn as dots; the CSV file has each.", dotLimit))
+		f.Caption.Notes = append(f.Caption.Notes,
+			fmt.Sprintf("Where more than %d trials stand at one place, the outermost and evenly spaced ones between are drawn "+
+				"as dots; the CSV file has each.", dotLimit))
 	}
 	for _, m := range f.Marks {
 		xs = append(xs, m.X)
@@ -230,7 +233,8 @@ func (a *Axis) label() {
 	}
 }
 
-// limits sets Min and Max around the values. A logarithmic axis has whole decades where that costs little, and becomes linear where a value is not above 0.
+// limits sets Min and Max around the values. A logarithmic axis has whole decades where that costs little, and becomes
+// linear where a value is not above 0.
 func (a *Axis) limits(values []float64, zero bool) {
 	low, high := math.Inf(1), math.Inf(-1)
 	for _, v := range values {
@@ -271,7 +275,8 @@ func (f *Figure) WriteCSV(w io.Writer) error {
 		}
 		return strconv.FormatFloat(v, 'g', 10, 64)
 	}
-	_ = c.Write([]string{"panel", "curve", "what", "x", "x_unit", "x_label", "y", "y_unit", "low", "high", "n"}) // Flush and Error tell
+	// Flush and Error tell
+	_ = c.Write([]string{"panel", "curve", "what", "x", "x_unit", "x_label", "y", "y_unit", "low", "high", "n"})
 	for _, p := range f.Panels {
 		for _, curve := range p.Curves {
 			for i, points := range [][]Point{curve.Points, curve.Trials} {
@@ -288,7 +293,8 @@ func (f *Figure) WriteCSV(w io.Writer) error {
 					if q.N == 0 {
 						n = ""
 					}
-					_ = c.Write([]string{Plain(p.Y.Label), Plain(curve.Name), what, Plain(x), f.X.Unit, Plain(label), number(q.Y), p.Y.Unit, number(q.Low), number(q.High), n})
+					_ = c.Write([]string{Plain(p.Y.Label), Plain(curve.Name), what, Plain(x), f.X.Unit, Plain(label), number(q.Y),
+						p.Y.Unit, number(q.Low), number(q.High), n})
 				}
 			}
 		}

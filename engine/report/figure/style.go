@@ -8,8 +8,8 @@ import (
 	"gonum.org/v1/plot/vg/draw"
 )
 
-// The colours of the eight styles on white and on the dark page: each has a contrast of at least 3:1 there (WCAG 2.2, 1.4.11), which a test computes, and styles differ in dashes,
-// marker and hatching too.
+// The colours of the eight styles on white and on the dark page: each has a contrast of at least 3:1 there (WCAG 2.2,
+// 1.4.11), which a test computes, and styles differ in dashes, marker and hatching too.
 func Light() [Styles]string {
 	return [Styles]string{"#0059a3", "#b34700", "#00735c", "#8a3399", "#6b5900", "#b0005a", "#3d3d3d", "#7a4a2b"}
 }
@@ -51,7 +51,8 @@ func lineStyle(style int) draw.LineStyle {
 }
 
 func glyph(style int) draw.GlyphStyle {
-	shape := [Styles]draw.GlyphDrawer{draw.CircleGlyph{}, draw.BoxGlyph{}, draw.PyramidGlyph{}, diamond{}, draw.CrossGlyph{}, draw.RingGlyph{}, draw.SquareGlyph{}, draw.PlusGlyph{}}[style%Styles]
+	shape := [Styles]draw.GlyphDrawer{draw.CircleGlyph{}, draw.BoxGlyph{}, draw.PyramidGlyph{}, diamond{},
+		draw.CrossGlyph{}, draw.RingGlyph{}, draw.SquareGlyph{}, draw.PlusGlyph{}}[style%Styles]
 	return draw.GlyphStyle{Color: colour(style), Radius: 3.4, Shape: shape}
 }
 
@@ -60,5 +61,6 @@ type diamond struct{}
 
 func (diamond) DrawGlyph(c *draw.Canvas, s draw.GlyphStyle, p vg.Point) {
 	r := s.Radius * 1.2
-	c.FillPolygon(s.Color, []vg.Point{{X: p.X, Y: p.Y - r}, {X: p.X + r, Y: p.Y}, {X: p.X, Y: p.Y + r}, {X: p.X - r, Y: p.Y}})
+	c.FillPolygon(s.Color, []vg.Point{{X: p.X, Y: p.Y - r}, {X: p.X + r, Y: p.Y}, {X: p.X, Y: p.Y + r},
+		{X: p.X - r, Y: p.Y}})
 }

@@ -61,7 +61,8 @@ func (f *Figure) SVG() ([]byte, error) {
 	if at := strings.Index(out, "<svg"); at >= 0 { // what a screen reader says in the drawing's place
 		if end := strings.IndexByte(out[at:], '>'); end >= 0 {
 			end += at + 1
-			out = out[:end] + fmt.Sprintf("\n<title>%s</title>\n<desc>%s</desc>", html.EscapeString(f.Title), html.EscapeString(f.Caption.Text())) + out[end:]
+			out = out[:end] + fmt.Sprintf("\n<title>%s</title>\n<desc>%s</desc>", html.EscapeString(f.Title),
+				html.EscapeString(f.Caption.Text())) + out[end:]
 		}
 	}
 	return []byte(out), nil
@@ -69,7 +70,8 @@ func (f *Figure) SVG() ([]byte, error) {
 
 // style is the text of labels.
 func style(size vg.Length, x text.XAlignment, y text.YAlignment) text.Style {
-	return text.Style{Color: color.Black, Font: font.From(font.Font{Typeface: "Liberation", Variant: "Sans"}, size), XAlign: x, YAlign: y, Handler: plot.DefaultTextHandler}
+	return text.Style{Color: color.Black, Font: font.From(font.Font{Typeface: "Liberation", Variant: "Sans"}, size),
+		XAlign: x, YAlign: y, Handler: plot.DefaultTextHandler}
 }
 
 // tilted tells whether the names of categories are too long to stand side by side.
@@ -257,7 +259,8 @@ func (d drawing) Plot(c draw.Canvas, p *plot.Plot) {
 	x, y := p.Transforms(&c)
 	at := func(q Point) vg.Point { return vg.Point{X: x(q.X), Y: y(q.Y)} }
 	for _, m := range d.f.Marks {
-		c.StrokeLine2(draw.LineStyle{Color: color.Black, Width: 0.8, Dashes: []vg.Length{4, 3}}, x(m.X), c.Min.Y, x(m.X), c.Max.Y)
+		c.StrokeLine2(draw.LineStyle{Color: color.Black, Width: 0.8, Dashes: []vg.Length{4, 3}}, x(m.X), c.Min.Y, x(m.X),
+			c.Max.Y)
 	}
 	if d.panel == &d.f.Panels[0] {
 		d.labels(c, x)
@@ -267,7 +270,8 @@ func (d drawing) Plot(c draw.Canvas, p *plot.Plot) {
 			continue
 		}
 		line := []vg.Point{{X: x(p.X.Min), Y: y(l.Y + l.Slope*p.X.Min)}, {X: x(p.X.Max), Y: y(l.Y + l.Slope*p.X.Max)}}
-		c.StrokeLines(draw.LineStyle{Color: color.Gray{Y: 0x66}, Width: 0.8, Dashes: []vg.Length{1, 3}}, c.ClipLinesXY(line)...)
+		c.StrokeLines(draw.LineStyle{Color: color.Gray{Y: 0x66}, Width: 0.8, Dashes: []vg.Length{1, 3}},
+			c.ClipLinesXY(line)...)
 		c.FillText(style(8, draw.XRight, draw.YBottom), vg.Point{X: c.Max.X - 4, Y: c.Min.Y + 4}, "dotted: "+l.Label)
 	}
 	if d.panel.Stacked {

@@ -1,6 +1,6 @@
-// Package flat lays records out flat: one row a migration, or one a pass, a stage, a sample, a bin of the timeline, for pandas, R, DuckDB and the
-// program's own statistics. A column's name is the record's keys joined by "_", so that it ends in its unit as they do; a cell that was not measured is
-// empty, never zero.
+// Package flat lays records out flat: one row a migration, or one a pass, a stage, a sample, a bin of the timeline, for
+// pandas, R, DuckDB and the program's own statistics. A column's name is the record's keys joined by "_", so that it
+// ends in its unit as they do; a cell that was not measured is empty, never zero.
 package flat
 
 import (
@@ -186,25 +186,29 @@ func ownTables() []string {
 	return []string{"stages", "passes", "timeline", "cpu", "decisions", "factors", "plan"}
 }
 
-// migrationColumns are the columns of a migration's row that every record may have: its fields, the time of each stage, and how many passes there were.
+// migrationColumns are the columns of a migration's row that every record may have: its fields, the time of each stage,
+// and how many passes there were.
 func migrationColumns() []Column {
 	t := reflect.TypeFor[record.Migration]()
 	out := columns(t, ownTables()...)
 	top := func(name string) int { f, _ := t.FieldByName(name); return f.Index[0] }
-	for _, s := range []record.StageName{record.Initialization, record.Reservation, record.Storage, record.PreCopy, record.StopAndCopy, record.Commitment,
-		record.Activation, record.PostCopy, record.Recovery, record.Snapshot, record.Loading, record.Protection, record.Failover} {
-		out = append(out, Column{Name: "stage_" + strings.ReplaceAll(string(s), "-", "_") + "_ns", Unit: "ns", Type: Int, top: top("Stages"), list: func(row reflect.Value) any {
-			sum, there := time.Duration(0), false
-			for _, x := range row.Addr().Interface().(*record.Migration).Stages {
-				if x.Name == s { // post-copy and recovery may come several times
-					sum, there = sum+x.Duration, true
+	for _, s := range []record.StageName{record.Initialization, record.Reservation, record.Storage, record.PreCopy,
+		record.StopAndCopy, record.Commitment,
+		record.Activation, record.PostCopy, record.Recovery, record.Snapshot, record.Loading, record.Protection,
+		record.Failover} {
+		out = append(out, Column{Name: "stage_" + strings.ReplaceAll(string(s), "-", "_") + "_ns", Unit: "ns", Type: Int,
+			top: top("Stages"), list: func(row reflect.Value) any {
+				sum, there := time.Duration(0), false
+				for _, x := range row.Addr().Interface().(*record.Migration).Stages {
+					if x.Name == s { // post-copy and recovery may come several times
+						sum, there = sum+x.Duration, true
+					}
 				}
-			}
-			if !there {
-				return nil
-			}
-			return int64(sum)
-		}})
+				if !there {
+					return nil
+				}
+				return int64(sum)
+			}})
 	}
 	return append(out, Column{Name: "passes", Type: Int, top: top("Passes"), list: func(row reflect.Value) any {
 		if n := len(row.Addr().Interface().(*record.Migration).Passes); n > 0 {

@@ -71,8 +71,8 @@ type frameRow struct {
 	id      string
 }
 
-// Load reads the folders' records and keeps some columns of a migration's row, as numbers and as texts, beside the factors, the plan and what tells
-// trials apart. A record that stands twice, by its id, counts once.
+// Load reads the folders' records and keeps some columns of a migration's row, as numbers and as texts, beside the
+// factors, the plan and what tells trials apart. A record that stands twice, by its id, counts once.
 func Load(folders []string, numbers, asText []string) (*Frame, error) {
 	f := &Frame{numbers: map[string][]float64{}, texts: map[string]*texts{}}
 	words := []string{"folder", "name", "mode", "outcome", "workload"}
@@ -100,7 +100,8 @@ func Load(folders []string, numbers, asText []string) (*Frame, error) {
 	take := func(folder string, m *record.Migration) frameRow {
 		v := reflect.ValueOf(m).Elem()
 		r := frameRow{
-			numbers: make([]float64, len(cols)), words: []string{folder, m.Name, string(m.Mode), string(m.Outcome), m.Workload}, factors: m.Factors, plan: m.Plan,
+			numbers: make([]float64, len(cols)), words: []string{folder, m.Name, string(m.Mode), string(m.Outcome),
+				m.Workload}, factors: m.Factors, plan: m.Plan,
 			order: math.NaN(), started: m.StartedAt.UnixNano(), id: m.ID,
 		}
 		for i := range cols {
@@ -136,7 +137,8 @@ func Load(folders []string, numbers, asText []string) (*Frame, error) {
 		f.Rows++
 	}
 	if twice > 0 {
-		f.warn = append(f.warn, fmt.Sprintf("%d records stand more than once, and count once: where they were read first", twice))
+		f.warn = append(f.warn, fmt.Sprintf("%d records stand more than once, and count once: where they were read first",
+			twice))
 	}
 	f.factors, f.plan = slices.Sorted(maps.Keys(factors)), slices.Sorted(maps.Keys(plan))
 	return f, nil
@@ -166,7 +168,8 @@ func (f *Frame) Plan() []string { return f.plan }
 // Number is a row's cell; NaN where it is absent.
 func (f *Frame) Number(name string, row int) float64 { return f.numbers[name][row] }
 
-// Text is a row's cell; "" where it is absent. The name is that of a factor ("factor:NAME"), of a value of the plan ("plan:NAME") or of a column.
+// Text is a row's cell; "" where it is absent. The name is that of a factor ("factor:NAME"), of a value of the plan
+// ("plan:NAME") or of a column.
 func (f *Frame) Text(name string, row int) string {
 	if t := f.texts[name]; t != nil && row < len(t.codes) {
 		return t.words[t.codes[row]]
@@ -180,7 +183,8 @@ func (f *Frame) Started(row int) time.Time { return time.Unix(0, f.started[row])
 // Order is the row's place in its experiment; NaN where it is no trial.
 func (f *Frame) Order(row int) float64 { return f.order[row] }
 
-// Find tells which column people mean by a name: a factor, a column of the records, or a value of the plan, with or without its unit. "" if none.
+// Find tells which column people mean by a name: a factor, a column of the records, or a value of the plan, with or
+// without its unit. "" if none.
 func (f *Frame) Find(name string) string {
 	flat := columnName("", name)
 	for _, k := range f.factors {
@@ -192,7 +196,8 @@ func (f *Frame) Find(name string) string {
 		return flat
 	}
 	for _, k := range f.plan {
-		if rest, ok := strings.CutPrefix(k, flat); ok && (rest == "" || rest[0] == '_' && UnitOf(rest) != "" && "_"+strings.ReplaceAll(UnitOf(rest), "/", "_per_") == rest) {
+		if rest, ok := strings.CutPrefix(k, flat); ok && (rest == "" || rest[0] == '_' && UnitOf(rest) != "" &&
+			"_"+strings.ReplaceAll(UnitOf(rest), "/", "_per_") == rest) {
 			return "plan:" + k
 		}
 	}

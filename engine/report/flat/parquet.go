@@ -12,7 +12,8 @@ import (
 // groupRows is how many rows are held until they are written as one row group.
 const groupRows = 20_000
 
-// parquetWriter writes one optional column for each of the table's, compressed with zstd. A time is a TIMESTAMP in ns, UTC.
+// parquetWriter writes one optional column for each of the table's, compressed with zstd. A time is a TIMESTAMP in ns,
+// UTC.
 type parquetWriter struct {
 	w       *parquet.GenericWriter[any]
 	columns []Column
@@ -20,10 +21,12 @@ type parquetWriter struct {
 	held    int
 }
 
-// NewParquet writes a file whose columns stand in the table's order. The unit of each column that has one is in the file's metadata, as unit:NAME.
+// NewParquet writes a file whose columns stand in the table's order. The unit of each column that has one is in the
+// file's metadata, as unit:NAME.
 func NewParquet(w io.Writer, columns []Column) (Writer, error) {
 	types := map[Type]reflect.Type{
-		Int: reflect.TypeFor[*int64](), Float: reflect.TypeFor[*float64](), Bool: reflect.TypeFor[*bool](), Text: reflect.TypeFor[*string](), Time: reflect.TypeFor[*time.Time](),
+		Int: reflect.TypeFor[*int64](), Float: reflect.TypeFor[*float64](), Bool: reflect.TypeFor[*bool](),
+		Text: reflect.TypeFor[*string](), Time: reflect.TypeFor[*time.Time](),
 	}
 	fields := make([]reflect.StructField, len(columns))
 	options := []parquet.WriterOption{parquet.Compression(&parquet.Zstd), parquet.CreatedBy("qmigrate", "", "")}
@@ -33,7 +36,8 @@ func NewParquet(w io.Writer, columns []Column) (Writer, error) {
 			tag += ",timestamp(nanosecond)"
 		}
 		// a struct's order is the file's; a name of a group's would be sorted
-		fields[i] = reflect.StructField{Name: "F" + strconv.Itoa(i), Type: types[c.Type], Tag: reflect.StructTag(`parquet:"` + tag + `"`)}
+		fields[i] = reflect.StructField{Name: "F" + strconv.Itoa(i), Type: types[c.Type],
+			Tag: reflect.StructTag(`parquet:"` + tag + `"`)}
 		if c.Unit != "" {
 			options = append(options, parquet.KeyValueMetadata("unit:"+c.Name, c.Unit))
 		}

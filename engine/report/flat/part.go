@@ -12,8 +12,8 @@ import (
 	"qmigrate/engine/record"
 )
 
-// part decodes some of a record's keys and passes over the others without a look into them: the parameters, the series and the passes are most of a line.
-// What is passed over has to be balanced, and is not checked further.
+// part decodes some of a record's keys and passes over the others without a look into them: the parameters, the series
+// and the passes are most of a line. What is passed over has to be balanced, and is not checked further.
 type part struct {
 	fields map[string]int // of record.Migration, by key
 }
@@ -24,7 +24,8 @@ func newPart(fields []int) *part {
 	t := reflect.TypeFor[record.Migration]()
 	for i := range t.NumField() {
 		f := t.Field(i)
-		always := slices.Contains([]string{"Schema", "ID", "StartedAt", "Name", "Mode", "Outcome", "Workload", "Order", "Factors", "Plan"}, f.Name)
+		always := slices.Contains([]string{"Schema", "ID", "StartedAt", "Name", "Mode", "Outcome", "Workload", "Order",
+			"Factors", "Plan"}, f.Name)
 		if key, _, _ := strings.Cut(f.Tag.Get("json"), ","); key != "-" && (always || slices.Contains(fields, i)) {
 			p.fields[key] = i
 		}
@@ -120,7 +121,8 @@ func stringEnd(b []byte) int {
 	}
 }
 
-// valueEnd is the length of the value at the beginning of b, up to the comma or bracket that ends it; 0 if there is none.
+// valueEnd is the length of the value at the beginning of b, up to the comma or bracket that ends it; 0 if there is
+// none.
 func valueEnd(b []byte) int {
 	depth := 0
 	for i := 0; i < len(b); i++ {

@@ -14,8 +14,9 @@ import (
 	"qmigrate/engine/record"
 )
 
-// Scan yields the records of folders one after the other, with the folder of each. A folder without records is an error. What is no record is passed over
-// and told by warn: half a line that a crash left, a damaged line, one of another schema.
+// Scan yields the records of folders one after the other, with the folder of each. A folder without records is an
+// error. What is no record is passed over and told by warn: half a line that a crash left, a damaged line, one of
+// another schema.
 func Scan(folders []string, warn func(string)) iter.Seq2[Row, error] {
 	return scan(folders, warn, record.Decode, func(folder string, m *record.Migration) Row { return Row{folder, m} })
 }
@@ -41,8 +42,10 @@ type batch[T any] struct {
 	done   chan struct{}
 }
 
-// scan decodes with all processors, and yields in order what take makes of each record. Take is called by several goroutines at once.
-func scan[T any](folders []string, warn func(string), decode func([]byte) (*record.Migration, error), take func(folder string, m *record.Migration) T) iter.Seq2[T, error] {
+// scan decodes with all processors, and yields in order what take makes of each record. Take is called by several
+// goroutines at once.
+func scan[T any](folders []string, warn func(string), decode func([]byte) (*record.Migration, error),
+	take func(folder string, m *record.Migration) T) iter.Seq2[T, error] {
 	return func(yield func(T, error) bool) {
 		workers := runtime.GOMAXPROCS(0)
 		queue, work, stop := make(chan *batch[T], 2*workers), make(chan *batch[T], 2*workers), make(chan struct{})
@@ -131,7 +134,8 @@ func readFolder[T any](folder string, give func(*batch[T]) bool) bool {
 				err = nil
 			}
 			if n := r.Half(); n > 0 {
-				b.bad = append(b.bad, fmt.Sprintf("%s ends in half a line of %d bytes, which a crash left: it is no record", folder, n))
+				b.bad = append(b.bad, fmt.Sprintf("%s ends in half a line of %d bytes, which a crash left: it is no record", folder,
+					n))
 			}
 			if len(b.ends) > 0 && err != nil {
 				return give(b) && fail(err)

@@ -33,7 +33,8 @@ func Tables() []Table {
 		{"migrations", "one row a migration: every field that has one value, the time of each stage, the factors and the plan", nil, nil},
 		ofList("stages", "one row a stage", func(r Row) ([]record.Stage, error) { return r.Stages, nil }),
 		ofList("passes", "one row a pass", func(r Row) ([]record.Pass, error) { return r.Passes, nil }),
-		ofList("samples", "one row a sample of query-migrate, from samples/ID.jsonl", func(r Row) ([]record.Sample, error) { return record.ReadSamples(r.Folder, r.ID) }),
+		ofList("samples", "one row a sample of query-migrate, from samples/ID.jsonl",
+			func(r Row) ([]record.Sample, error) { return record.ReadSamples(r.Folder, r.ID) }),
 		ofList("timeline", "one row a bin of what an observer counted", func(r Row) ([]bin, error) {
 			var all []bin
 			for _, s := range r.Timeline {
@@ -43,8 +44,10 @@ func Tables() []Table {
 			}
 			return all, nil
 		}),
-		ofList("cpu", "one row a thread and span: what it took of its host's processors", func(r Row) ([]record.CPUUse, error) { return r.CPU, nil }),
-		ofList("decisions", "one row a decision of the policy", func(r Row) ([]record.Decision, error) { return r.Decisions, nil }),
+		ofList("cpu", "one row a thread and span: what it took of its host's processors",
+			func(r Row) ([]record.CPUUse, error) { return r.CPU, nil }),
+		ofList("decisions", "one row a decision of the policy",
+			func(r Row) ([]record.Decision, error) { return r.Decisions, nil }),
 	}
 }
 
@@ -59,17 +62,18 @@ func Find(name string) (Table, bool) {
 }
 
 func ofList[T any](name, about string, list func(Row) ([]T, error)) Table {
-	return Table{name, about, func() []Column { return columns(reflect.TypeFor[T]()) }, func(r Row) ([]reflect.Value, error) {
-		all, err := list(r)
-		if err != nil {
-			return nil, err
-		}
-		out := make([]reflect.Value, len(all))
-		for i := range all {
-			out[i] = reflect.ValueOf(&all[i]).Elem()
-		}
-		return out, nil
-	}}
+	return Table{name, about, func() []Column { return columns(reflect.TypeFor[T]()) },
+		func(r Row) ([]reflect.Value, error) {
+			all, err := list(r)
+			if err != nil {
+				return nil, err
+			}
+			out := make([]reflect.Value, len(all))
+			for i := range all {
+				out[i] = reflect.ValueOf(&all[i]).Elem()
+			}
+			return out, nil
+		}}
 }
 
 // Columns are those that any record may have; factors and plans bring more, by their names.
@@ -86,7 +90,8 @@ type Writer interface {
 	Close() error          // writes what is left; the file itself is the caller's
 }
 
-// Export writes a table of the folders' records, and returns how many rows it has. What is no record is passed over and told by warn.
+// Export writes a table of the folders' records, and returns how many rows it has. What is no record is passed over and
+// told by warn.
 func Export(folders []string, t Table, warn func(string), open func([]Column) (Writer, error)) (rows int, err error) {
 	named := func(Row) []any { return nil }
 	all := []Column{{Name: "folder", Type: Text}}
@@ -130,7 +135,8 @@ func Export(folders []string, t Table, warn func(string), open func([]Column) (W
 	return rows, w.Close()
 }
 
-// namedColumns are the columns of the factors and the plans that these folders have, and what gets a row's cells of them. It takes one reading of its own.
+// namedColumns are the columns of the factors and the plans that these folders have, and what gets a row's cells of
+// them. It takes one reading of its own.
 func namedColumns(folders []string) ([]Column, func(Row) []any, error) {
 	type names struct{ factors, plan map[string]Type }
 	seen := names{map[string]Type{}, map[string]Type{}}

@@ -23,9 +23,9 @@ type Test struct {
 	Method    string  `json:"method"` // exact, normal, equal
 }
 
-// MannWhitney tests whether values of b tend to be larger or smaller than those of a. Statistic is U, the number of pairs in which b's value is the
-// larger one, ties counted as half. P is the probability, if both groups come from one population, of a U as far from its mean as this one. An empty
-// group tells nothing: P is 1.
+// MannWhitney tests whether values of b tend to be larger or smaller than those of a. Statistic is U, the number of
+// pairs in which b's value is the larger one, ties counted as half. P is the probability, if both groups come from one
+// population, of a U as far from its mean as this one. An empty group tells nothing: P is 1.
 func MannWhitney(a, b []float64) Test {
 	n1, n2 := len(a), len(b)
 	if n1 == 0 || n2 == 0 {
@@ -59,8 +59,8 @@ func MannWhitney(a, b []float64) Test {
 
 func abs(n int) int { return max(n, -n) }
 
-// doubledRanks are twice the ranks (mid-ranks for ties, hence twice) of all values in ascending order, the sum over b's, and the sum of t^3 - t over
-// the groups of t equal values.
+// doubledRanks are twice the ranks (mid-ranks for ties, hence twice) of all values in ascending order, the sum over
+// b's, and the sum of t^3 - t over the groups of t equal values.
 func doubledRanks(a, b []float64) (ranks []int, sumB int, ties float64) {
 	type value struct {
 		v float64
@@ -119,9 +119,10 @@ func subsetSums(ranks []int, draw int) []float64 {
 	return ways[draw]
 }
 
-// Shift is Hodges and Lehmann's estimate of how much larger b is than a: the median of all n1 n2 differences. Its interval is the one that the
-// Mann-Whitney test leaves: the differences D(k) and D(n1 n2 + 1 - k), where P(U < k) <= (1-level)/2 under one population without ties; for more than
-// 50 values k comes from the normal approximation. Need is the least n in each of two groups of equal size.
+// Shift is Hodges and Lehmann's estimate of how much larger b is than a: the median of all n1 n2 differences. Its
+// interval is the one that the Mann-Whitney test leaves: the differences D(k) and D(n1 n2 + 1 - k), where P(U < k) <=
+// (1-level)/2 under one population without ties; for more than 50 values k comes from the normal approximation. Need is
+// the least n in each of two groups of equal size.
 func Shift(a, b []float64, level float64) Estimate {
 	n1, n2 := len(a), len(b)
 	e := Estimate{N: n1 + n2, Need: shiftNeed(level), Value: math.NaN()}
@@ -182,7 +183,8 @@ func shiftNeed(level float64) int {
 // differences are all b - a, of sorted groups; never laid out, for there are n1 n2 of them.
 type differences struct{ a, b []float64 }
 
-// kth is the k-th smallest, from 1: the least t with at least k differences <= t, found by halving the ordered floating-point numbers.
+// kth is the k-th smallest, from 1: the least t with at least k differences <= t, found by halving the ordered
+// floating-point numbers.
 func (d differences) kth(k int) float64 {
 	low := ordered(d.b[0] - d.a[len(d.a)-1])
 	high := ordered(d.b[len(d.b)-1] - d.a[0])
@@ -224,8 +226,8 @@ func number(i int64) float64 {
 	return -math.Float64frombits(uint64(-i))
 }
 
-// Cliff is Cliff's delta, 2 U / (n1 n2) - 1: the share of pairs in which b is the larger less the share in which it is the smaller one. 1: all of b
-// lies above all of a; 0: neither tends to be larger; NaN without values.
+// Cliff is Cliff's delta, 2 U / (n1 n2) - 1: the share of pairs in which b is the larger less the share in which it is
+// the smaller one. 1: all of b lies above all of a; 0: neither tends to be larger; NaN without values.
 func Cliff(a, b []float64) float64 {
 	if len(a) == 0 || len(b) == 0 {
 		return math.NaN()
@@ -235,8 +237,9 @@ func Cliff(a, b []float64) float64 {
 	return 2*u/(float64(len(a))*float64(len(b))) - 1
 }
 
-// Holm corrects the p-values of one family of tests so that, at level alpha, the chance of a single false alarm among all of them is at most alpha: the
-// i-th smallest of m is multiplied by m+1-i, and none is smaller than one before it. They come back in their order.
+// Holm corrects the p-values of one family of tests so that, at level alpha, the chance of a single false alarm among
+// all of them is at most alpha: the i-th smallest of m is multiplied by m+1-i, and none is smaller than one before it.
+// They come back in their order.
 func Holm(p []float64) []float64 {
 	by := make([]int, len(p))
 	for i := range by {
@@ -263,9 +266,11 @@ type Comparison struct {
 	Need     int      `json:"need"`   // the least n in each group at which the test, uncorrected, can fall below 1 - level
 }
 
-// Compare compares b with a; neither may be empty. Holm is the uncorrected p until Family is called with all comparisons of the table.
+// Compare compares b with a; neither may be empty. Holm is the uncorrected p until Family is called with all
+// comparisons of the table.
 func Compare(a, b []float64, level float64) Comparison {
-	c := Comparison{A: Median(a, level), B: Median(b, level), Shift: Shift(a, b, level), Cliff: Cliff(a, b), Test: MannWhitney(a, b), Need: shiftNeed(level)}
+	c := Comparison{A: Median(a, level), B: Median(b, level), Shift: Shift(a, b, level), Cliff: Cliff(a, b),
+		Test: MannWhitney(a, b), Need: shiftNeed(level)}
 	c.Holm = c.Test.P
 	if c.A.Value != 0 {
 		r := 100 * c.Shift.Value / math.Abs(c.A.Value)
@@ -285,8 +290,9 @@ func Family(all []*Comparison) {
 	}
 }
 
-// FamilyNeed tells whether the groups are too small for any difference in the family to be called at level alpha, however far apart they lie: then it is the
-// least n in each group that would do, else 0. The smallest p that groups of n1 and n2 different values can have is 2 / C(n1+n2, n1).
+// FamilyNeed tells whether the groups are too small for any difference in the family to be called at level alpha,
+// however far apart they lie: then it is the least n in each group that would do, else 0. The smallest p that groups of
+// n1 and n2 different values can have is 2 / C(n1+n2, n1).
 func FamilyNeed(all []*Comparison, alpha float64) int {
 	if len(all) == 0 {
 		return 0

@@ -5,9 +5,9 @@ import (
 	"slices"
 )
 
-// Drift tests whether the values rise or fall over the order in which they stand (Mann 1945, Kendall 1975). Statistic is Kendall's tau-b against the
-// order: 1 where each value is larger than all before it. P is exact for up to 50 values without ties, else from the normal approximation with the
-// variance corrected for ties and a continuity correction.
+// Drift tests whether the values rise or fall over the order in which they stand (Mann 1945, Kendall 1975). Statistic
+// is Kendall's tau-b against the order: 1 where each value is larger than all before it. P is exact for up to 50 values
+// without ties, else from the normal approximation with the variance corrected for ties and a continuity correction.
 func Drift(values []float64) Test {
 	n := len(values)
 	t := Test{P: 1, Method: Equal}
@@ -87,7 +87,8 @@ func inversionCounts(n int) []float64 {
 	return counts
 }
 
-// Residuals are the values less the median of their group: what is left for a drift when trials of several cells took turns. Group has one name a value.
+// Residuals are the values less the median of their group: what is left for a drift when trials of several cells took
+// turns. Group has one name a value.
 func Residuals(values []float64, group []string) []float64 {
 	of := map[string][]float64{}
 	for i, v := range values {

@@ -1,8 +1,10 @@
-// Package stats is what qmigrate says about repeated measurements: a median with its interval, whether two groups differ and by how much, and
-// whether values drift with the order of the trials. Nothing here supposes a normal distribution: times and downtimes have none.
+// Package stats is what qmigrate says about repeated measurements: a median with its interval, whether two groups
+// differ and by how much, and whether values drift with the order of the trials. Nothing here supposes a normal
+// distribution: times and downtimes have none.
 //
-// It is arithmetic on numbers: no clock, no file, no chance. What cannot be had from so few values is absent (a nil Interval), and Need says how
-// many it takes. No value is ever dropped: Outliers points them out. Each formula with its source is in docs/statistics.md.
+// It is arithmetic on numbers: no clock, no file, no chance. What cannot be had from so few values is absent (a nil
+// Interval), and Need says how many it takes. No value is ever dropped: Outliers points them out. Each formula with its
+// source is in docs/statistics.md.
 package stats
 
 import (
@@ -24,7 +26,8 @@ type Sample struct {
 // N is how many values there are.
 func (s Sample) N() int { return len(s.Values) }
 
-// Interval holds the true value with probability Level, which is at least what was asked for: with few values it is more.
+// Interval holds the true value with probability Level, which is at least what was asked for: with few values it is
+// more.
 type Interval struct {
 	Low   float64 `json:"low"`
 	High  float64 `json:"high"`
@@ -36,7 +39,8 @@ type Estimate struct {
 	N        int       `json:"n"`
 	Value    float64   `json:"value"`
 	Interval *Interval `json:"interval,omitempty"` // nil: it takes at least Need values
-	Need     int       `json:"need"`               // the least n (in each group, where there are two) that can have an interval of the level asked for
+	// the least n (in each group, where there are two) that can have an interval of the level asked for
+	Need int `json:"need"`
 }
 
 // Note is "" or what to say in the interval's place.
@@ -59,9 +63,9 @@ func middle(sorted []float64) float64 {
 	return sorted[n/2-1] + (sorted[n/2]-sorted[n/2-1])/2
 }
 
-// Median is the middle value (of an even number, the mean of the two in the middle; NaN of none) with the narrowest interval [x(k), x(n+1-k)] of
-// order statistics that holds the true median with at least that level: for independent values of any distribution that happens with
-// 1 - 2 P(B < k), B ~ Binomial(n, 1/2). At 0.95 that takes n >= 6.
+// Median is the middle value (of an even number, the mean of the two in the middle; NaN of none) with the narrowest
+// interval [x(k), x(n+1-k)] of order statistics that holds the true median with at least that level: for independent
+// values of any distribution that happens with 1 - 2 P(B < k), B ~ Binomial(n, 1/2). At 0.95 that takes n >= 6.
 func Median(values []float64, level float64) Estimate {
 	x := slices.Sorted(slices.Values(values))
 	e := Estimate{N: len(x), Value: middle(x), Need: medianNeed(level)}
@@ -82,8 +86,8 @@ func medianNeed(level float64) int {
 	return n
 }
 
-// medianRank is the largest k with 1 - 2 P(B < k) >= level, and that P(B < k). The probabilities are summed from the left as they are, in
-// logarithms, so that no n is too large.
+// medianRank is the largest k with 1 - 2 P(B < k) >= level, and that P(B < k). The probabilities are summed from the
+// left as they are, in logarithms, so that no n is too large.
 func medianRank(n int, level float64) (int, float64) {
 	tail := 0.0
 	top, _ := math.Lgamma(float64(n + 1))
@@ -99,7 +103,8 @@ func medianRank(n int, level float64) (int, float64) {
 	return max(n/2, 1), tail // not reached for a level above 0
 }
 
-// Quantile is that of R's type 7 and of most programs: linear between the two order statistics around 1 + (n-1)q; NaN of no values.
+// Quantile is that of R's type 7 and of most programs: linear between the two order statistics around 1 + (n-1)q; NaN
+// of no values.
 func Quantile(values []float64, q float64) float64 {
 	return quantile(slices.Sorted(slices.Values(values)), q)
 }
@@ -114,8 +119,8 @@ func quantile(sorted []float64, q float64) float64 {
 	return sorted[i] + (at-float64(i))*(sorted[j]-sorted[i])
 }
 
-// Outliers are the indices of values more than 1.5 times the interquartile range outside of the quartiles (Tukey's fences), in their order. They
-// are to be shown; they stay in every estimate and every test.
+// Outliers are the indices of values more than 1.5 times the interquartile range outside of the quartiles (Tukey's
+// fences), in their order. They are to be shown; they stay in every estimate and every test.
 func Outliers(values []float64) []int {
 	x := slices.Sorted(slices.Values(values))
 	low, high := quantile(x, 0.25), quantile(x, 0.75)

@@ -122,7 +122,8 @@ func threadsText(r *record.Migration) string {
 		side  record.Holder
 		stage record.StageName
 		text  string
-	}{{record.Source, record.PreCopy, "source in pre-copy"}, {record.Destination, record.PreCopy, "destination in pre-copy"}, {record.Destination, record.After, "destination after"}} {
+	}{{record.Source, record.PreCopy, "source in pre-copy"}, {record.Destination, record.PreCopy,
+		"destination in pre-copy"}, {record.Destination, record.After, "destination after"}} {
 		var threads []string
 		for _, u := range r.CPU {
 			if u.Side == of.side && u.Stage == of.stage && u.Thread != "process" && u.Percent >= 0.5 {
@@ -145,7 +146,8 @@ func series(r *record.Migration, name string) *record.Series {
 	return nil
 }
 
-// mean is the mean of the bins that overlap a time, by how much they do; nil of none. An open end is math.MinInt64 or MaxInt64.
+// mean is the mean of the bins that overlap a time, by how much they do; nil of none. An open end is math.MinInt64 or
+// MaxInt64.
 func mean(s *record.Series, from, to time.Duration) *float64 {
 	var sum, weight float64
 	for i, v := range s.Values {
@@ -170,7 +172,8 @@ const (
 // sparkWidth is the widest that the picture of a timeline is.
 const sparkWidth = 80
 
-// timeline draws the timeline, a row a series, and below them where the migration began, where the guest stopped and where it ran again.
+// timeline draws the timeline, a row a series, and below them where the migration began, where the guest stopped and
+// where it ran again.
 func (p Page) timeline(r *record.Migration) {
 	if len(r.Timeline) == 0 {
 		return
@@ -215,11 +218,13 @@ func (p Page) timeline(r *record.Migration) {
 				line[i] = steps[min(max(int(math.Ceil(*v/top*float64(len(steps)-1))), 0), len(steps)-1)]
 			}
 		}
-		fmt.Fprintf(p.W, "%-*.*s  %s  %s\n", name, name, s.Name, string(line), strings.TrimSpace("top "+rowScale(top, s.Unit)))
+		fmt.Fprintf(p.W, "%-*.*s  %s  %s\n", name, name, s.Name, string(line),
+			strings.TrimSpace("top "+rowScale(top, s.Unit)))
 	}
 	letters := []rune(strings.Repeat(" ", n+3)) // a mark at the end may need a place behind it
 	var legend []string
-	for _, m := range []struct{ name, letter, text string }{{"migrate", "M", "migrate"}, {"stop", "S", "STOP"}, {"resume", "R", "RESUME"}} {
+	for _, m := range []struct{ name, letter, text string }{{"migrate", "M", "migrate"}, {"stop", "S", "STOP"},
+		{"resume", "R", "RESUME"}} {
 		i := slices.IndexFunc(r.Marks, func(x record.Mark) bool { return x.Name == m.name })
 		if i < 0 {
 			continue
@@ -241,7 +246,8 @@ func (p Page) timeline(r *record.Migration) {
 	fmt.Fprintf(p.W, "%-*s  %s\n", name, "", Fold(strings.Join(legend, ", "), name+2, min(p.width(), sparkWidth)))
 }
 
-// columnStep is how much time a column has, so that all of it fits: at least the bins' 100 ms, and with two digits or so.
+// columnStep is how much time a column has, so that all of it fits: at least the bins' 100 ms, and with two digits or
+// so.
 func columnStep(all time.Duration, columns int) time.Duration {
 	step := max(all/time.Duration(columns), 100*time.Millisecond)
 	grain := 10 * time.Millisecond
@@ -255,8 +261,8 @@ func columnStep(all time.Duration, columns int) time.Duration {
 	return step
 }
 
-// rowTop is the top of a row's scale: its greatest value, or 1.5 times its median where a burst would flatten the rest; what is above is drawn full. Of
-// percent it is 100 at least, so that two such rows can be compared.
+// rowTop is the top of a row's scale: its greatest value, or 1.5 times its median where a burst would flatten the rest;
+// what is above is drawn full. Of percent it is 100 at least, so that two such rows can be compared.
 func rowTop(values []float64, unit string) float64 {
 	sorted := slices.Sorted(slices.Values(values))
 	top, median := sorted[len(sorted)-1], sorted[len(sorted)/2]

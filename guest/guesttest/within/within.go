@@ -21,7 +21,8 @@ func Context(t testing.TB) context.Context {
 	return ctx
 }
 
-// Receive returns what comes out of c; ok tells whether it was sent, and c not closed. Only the test's own goroutine may call it.
+// Receive returns what comes out of c; ok tells whether it was sent, and c not closed. Only the test's own goroutine
+// may call it.
 func Receive[T any](t testing.TB, what string, c <-chan T) (v T, ok bool) {
 	t.Helper()
 	return receive(t, what, c, Limit)
@@ -50,7 +51,8 @@ func Wait(t testing.TB, what string, all *sync.WaitGroup) {
 	Receive(t, what, done)
 }
 
-// Command is a program that is told to quit at the limit, upon which one of Go says what it waits for, and killed a moment later.
+// Command is a program that is told to quit at the limit, upon which one of Go says what it waits for, and killed a
+// moment later.
 func Command(t testing.TB, name string, args ...string) *exec.Cmd {
 	cmd := exec.CommandContext(Context(t), name, args...)
 	cmd.Cancel = func() error { return cmd.Process.Signal(syscall.SIGQUIT) }

@@ -1,4 +1,5 @@
-// Package leak finds what the tests of a package that deals with processes and sockets leave behind. It is for TestMain, and imports nothing of ours.
+// Package leak finds what the tests of a package that deals with processes and sockets leave behind. It is for
+// TestMain, and imports nothing of ours.
 package leak
 
 import (
@@ -36,7 +37,8 @@ func Files() map[string]string {
 	for _, e := range entries {
 		what, err := os.Readlink(filepath.Join("/proc/self/fd", e.Name()))
 		// The poller's and the one that lists this folder are nobody's leak.
-		if err == nil && !strings.Contains(what, "anon_inode:[event") && !strings.HasPrefix(what, fmt.Sprintf("/proc/%d/fd", os.Getpid())) {
+		if err == nil && !strings.Contains(what, "anon_inode:[event") &&
+			!strings.HasPrefix(what, fmt.Sprintf("/proc/%d/fd", os.Getpid())) {
 			files[e.Name()] = what
 		}
 	}

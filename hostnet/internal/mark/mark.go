@@ -1,4 +1,5 @@
-// Package mark is the names of what hostnet makes in the kernel, qmig-OWNER-HOST, and whose they are. It touches nothing.
+// Package mark is the names of what hostnet makes in the kernel, qmig-OWNER-HOST, and whose they are. It touches
+// nothing.
 package mark
 
 import (

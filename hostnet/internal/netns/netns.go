@@ -1,5 +1,5 @@
-// Package netns makes, lists and enters named network namespaces, as ip-netns(8) does. What is in a namespace is no matter of
-// this package. Only hostnet and hostnet/host import it.
+// Package netns makes, lists and enters named network namespaces, as ip-netns(8) does. What is in a namespace is no
+// matter of this package. Only hostnet and hostnet/host import it.
 package netns
 
 import (
