@@ -139,5 +139,8 @@ func writeFile(name string, write func(io.Writer) error) error {
 		}
 		return errors.Join(write(f), f.Close())
 	}
-	return atomicfile.WriteFunc(name, 0o644, write)
+	if err := atomicfile.WriteFunc(name, 0o644, write); err != nil {
+		return fmt.Errorf("write %w", err)
+	}
+	return nil
 }
