@@ -217,7 +217,7 @@ func TestRefusals(t *testing.T) {
 	again := write(t, filepath.Join(dir, "again"), of(named(1, nil), named(2, nil)))
 	empty := write(t, filepath.Join(dir, "empty"), of())
 	for want, q := range map[string]Question{
-		"no migration in common that agrees in x: filter what is alike (where)":                              {Folders: []string{a, b}},
+		"no migration in common that agrees in x: filter what is alike (where)":         {Folders: []string{a, b}},
 		"no completed migration to compare: 2 failed":                                   {Folders: []string{a, failed}},
 		"no measure in common: ":                                                        {Folders: []string{ping, tcp}, Measures: []string{"downtime_ping_ns", "downtime_tcp_ns"}},
 		"have x, folder":                                                                {Folders: []string{a}, By: "y"},
@@ -225,7 +225,7 @@ func TestRefusals(t *testing.T) {
 		`no record has x "9": have 1, 2`:                                                {Folders: []string{a}, Where: []Where{{"x", "9"}}},
 		`no group "7" to compare with: have 1, 2`:                                       {Folders: []string{a}, By: "x", Base: "7"},
 		`measure "downtime" is no column of numbers`:                                    {Folders: []string{a}, Measures: []string{"downtime"}},
-		"has no records.jsonl: give a folder that records were written to":                          {Folders: []string{a, filepath.Join(dir, "nothing")}},
+		"has no records.jsonl: give a folder that records were written to":              {Folders: []string{a, filepath.Join(dir, "nothing")}},
 		"no record is there":                                                            {Folders: []string{empty}},
 		`no record has x "9": have (none), 1`:                                           {Folders: []string{some}, Where: []Where{{"x", "9"}}},
 		`no group "9" to compare with: have (none), 1`:                                  {Folders: []string{some}, By: "x", Base: "9"},
