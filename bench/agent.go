@@ -49,6 +49,8 @@ const (
 //	i  their interval, s: a guest that gets little of the processor misses some, which cost nothing
 //
 // So it does not matter how much of the processor others take meanwhile.
+//
+// It is one function because the equation above is read beside its turns.
 func (b *bench) agent(ctx context.Context, r *Result) (err error) {
 	if os.Geteuid() != 0 {
 		r.note("not measured: the heartbeats need a network, and making namespaces needs root")

@@ -341,6 +341,7 @@ func printConditions(w io.Writer, all []fit.Finding) {
 }
 
 // capsJSON is what `caps --json` prints.
+// It is one function because it is one document: its keys stand in the order in which they are printed.
 func capsJSON(all []*facts.Facts, trials []*fit.Trial, thrown bool) any {
 	type parameter struct {
 		Type    string   `json:"type"`

@@ -68,35 +68,9 @@ func (c *commands) migrate() *cli.Command {
 }
 
 func (c *commands) runMigrate(x *cli.Context) error {
-	if x.Args().Present() {
-		return usagef("migrate takes no arguments, found %q", x.Args().First())
-	}
-	for _, flag := range []string{"source", "destination"} {
-		if x.String(flag) == "" {
-			return usagef("--%s is missing: give its QMP socket, as in --%s unix:/run/%s.qmp", flag, flag, flag)
-		}
-	}
-	if both := connect.Shared(x.String("source"), x.String("destination")); both != "" {
-		return usagef("--source and --destination are the same QEMU, both name %s: give the monitors of two", both)
-	}
-	for _, flag := range []string{"destination-host", "destination-qemu", "tap", "path", "port"} {
-		if x.IsSet(flag) && !x.Bool("launch") {
-			return usagef("--%s is for --launch: give that too, or leave it out", flag)
-		}
-	}
-	p, err := planOf(x, setting.Migrate, plan.Settings())
+	p, err := migrateWords(x)
 	if err != nil {
 		return err
-	}
-	// QEMU removes what is there before it listens, whatever it is
-	if name, ok := strings.CutPrefix(p.Listen, "unix:"); ok {
-		if info, err := os.Lstat(name); err == nil && info.Mode().Type() != os.ModeSocket {
-			return usagef("--listen %s: %s exists and is no socket, and QEMU would remove it: give another path", p.Listen, name)
-		}
-		if path, err := filepath.Abs(name); err == nil && !x.Bool("recover") && connect.Listens(name, path) {
-			return usagef("--listen %s: somebody listens there already, and QEMU would take it away: give another path",
-				p.Listen)
-		}
 	}
 	at, err := tunnelPlace(x)
 	if err != nil {
@@ -112,26 +86,70 @@ func (c *commands) runMigrate(x *cli.Context) error {
 	}
 	o := plan.Options{Logger: log, Schemas: schemas()}
 	if x.Bool("recover") {
-		dst, err := connect.Parse(x.String("destination"))
-		if err != nil {
-			return usageError{err}
-		}
-		guest, said, err := engine.Recover(x.Context, src, dst, p, o)
-		if err != nil {
-			return err
-		}
-		if guest == record.Destination {
-			n, err := beside.RecoverForwards(x.Context, src, dst, x.String("destination"))
-			if err != nil {
-				return fmt.Errorf("%s; %w", said, err)
-			}
-			if n > 0 {
-				said += fmt.Sprintf("; port forwardings moved to the destination: %d", n)
-			}
-		}
-		fmt.Fprintln(c.stderr, said)
-		return nil
+		return c.recover(x, src, p, o)
 	}
+	return c.move(x, src, p, o, at)
+}
+
+// migrateWords is the plan, and refuses what the words alone show to be wrong.
+func migrateWords(x *cli.Context) (p plan.Plan, err error) {
+	if x.Args().Present() {
+		return p, usagef("migrate takes no arguments, found %q", x.Args().First())
+	}
+	for _, flag := range []string{"source", "destination"} {
+		if x.String(flag) == "" {
+			return p, usagef("--%s is missing: give its QMP socket, as in --%s unix:/run/%s.qmp", flag, flag, flag)
+		}
+	}
+	if both := connect.Shared(x.String("source"), x.String("destination")); both != "" {
+		return p, usagef("--source and --destination are the same QEMU, both name %s: give the monitors of two", both)
+	}
+	for _, flag := range []string{"destination-host", "destination-qemu", "tap", "path", "port"} {
+		if x.IsSet(flag) && !x.Bool("launch") {
+			return p, usagef("--%s is for --launch: give that too, or leave it out", flag)
+		}
+	}
+	if p, err = planOf(x, setting.Migrate, plan.Settings()); err != nil {
+		return p, err
+	}
+	// QEMU removes what is there before it listens, whatever it is
+	if name, ok := strings.CutPrefix(p.Listen, "unix:"); ok {
+		if info, err := os.Lstat(name); err == nil && info.Mode().Type() != os.ModeSocket {
+			return p, usagef("--listen %s: %s exists and is no socket, and QEMU would remove it: give another path", p.Listen, name)
+		}
+		if path, err := filepath.Abs(name); err == nil && !x.Bool("recover") && connect.Listens(name, path) {
+			return p, usagef("--listen %s: somebody listens there already, and QEMU would take it away: give another path",
+				p.Listen)
+		}
+	}
+	return p, nil
+}
+
+// recover ends what an interrupted migration left.
+func (c *commands) recover(x *cli.Context, src *endpoint.Endpoint, p plan.Plan, o plan.Options) error {
+	dst, err := connect.Parse(x.String("destination"))
+	if err != nil {
+		return usageError{err}
+	}
+	guest, said, err := engine.Recover(x.Context, src, dst, p, o)
+	if err != nil {
+		return err
+	}
+	if guest == record.Destination {
+		n, err := beside.RecoverForwards(x.Context, src, dst, x.String("destination"))
+		if err != nil {
+			return fmt.Errorf("%s; %w", said, err)
+		}
+		if n > 0 {
+			said += fmt.Sprintf("; port forwardings moved to the destination: %d", n)
+		}
+	}
+	fmt.Fprintln(c.stderr, said)
+	return nil
+}
+
+// move migrates, with a destination of its own if --launch asks for one.
+func (c *commands) move(x *cli.Context, src *endpoint.Endpoint, p plan.Plan, o plan.Options, at connect.TunnelPlace) error {
 	folder, err := openFolder(x)
 	if err != nil {
 		return err
@@ -162,7 +180,7 @@ func (c *commands) runMigrate(x *cli.Context) error {
 		through.Close()
 		return errors.Join(inFlags(err), started.Close())
 	}
-	rec, err := c.observe(x, log, p, func(p plan.Plan, o plan.Options) (*record.Migration, error) {
+	rec, err := c.observe(x, o.Logger, p, func(p plan.Plan, o plan.Options) (*record.Migration, error) {
 		return engine.Migrate(x.Context, src, dst, p, o)
 	})
 	through.Note(rec)

@@ -352,7 +352,8 @@ type value struct {
 	node   *node
 }
 
-// sweep makes the cells of one sweep: listed times crossed, less what the constraints leave out.
+// sweep makes the cells of one sweep: listed times crossed, less what the constraints leave out. It is one function
+// because each step works on the rows of the one before.
 func (r *reader) sweep(e *Experiment, s *Sweep, n, common *node) {
 	r.text(n, "note", &s.Note)
 	r.number(n, "repeats", &s.Repeats, 1)

@@ -117,7 +117,7 @@ func (j *judge) ability(name, why string) Ability {
 
 // Abilities says which ways to migrate a pair can go, and why not: by introspection, and by what throw-away QEMUs of
 // the same binaries said where that cannot tell. The same QEMU may be given twice. What keeps this very guest from
-// moving at all is Compare's.
+// moving at all is Compare's. It is one function because it is a table.
 func Abilities(src, dst *facts.Facts, srcTrial, dstTrial *Trial) []Ability {
 	a, b := end{"source " + src.Name, src, srcTrial}, end{"destination " + dst.Name, dst, dstTrial}
 	if src == dst {

@@ -68,6 +68,8 @@ func once(holds func(*combination) bool) func(*combination) []string {
 // A destination takes over the run state of a guest that did not run (process_incoming_migration_bh in
 // migration/migration.c, and migration/global_state.c; 7.2 and 10.0). It aborts on one that may not follow inmigrate:
 // debug, save-vm, restore-vm (runstate_transitions_def). So does a source of 9.0 and newer when the migration fails.
+//
+// It is one function because it is a table.
 func conditions() []condition {
 	const (
 		arrives = "it arrives so on the destination"

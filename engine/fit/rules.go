@@ -129,7 +129,8 @@ func needs(a, b, why string) rule {
 	}, fmt.Sprintf("give capability %s=on too, or leave %s out", b, a), capability()}
 }
 
-// ruleTable is the table. One rule is one fact; a new QEMU's facts are added here and nowhere else.
+// ruleTable is the table. One rule is one fact; a new QEMU's facts are added here and nowhere else. It is one function
+// because it is a table.
 func ruleTable() []rule {
 	rules := []rule{
 		// Post-copy.

@@ -21,7 +21,8 @@ const (
 	iqn        = "iqn.2026-11.lab.qmigrate:"
 )
 
-// startTarget serves each disk as a LUN of a target of its own, by tgtd.
+// startTarget serves each disk as a LUN of a target of its own, by tgtd. It is one function because each of
+// tgtadm's commands needs the one before it.
 func (d *Disks) startTarget(ctx context.Context, dir string) error {
 	home, err := find(debian.Target)
 	if err != nil {

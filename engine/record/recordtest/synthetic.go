@@ -39,6 +39,7 @@ func Synthetic(seed uint64, n int) iter.Seq[*record.Migration] {
 	}
 }
 
+// synthetic is one record with every key. It is one function because a record is one literal.
 func synthetic(random *rand.Rand, i int) *record.Migration {
 	const memory, page = 256 << 20, 4096
 	cells := len(bandwidths()) * len(rates()) * len(modes())

@@ -187,6 +187,7 @@ func (p Page) decisions(r *record.Migration) {
 	}
 }
 
+// checks prints what was sent, and what the checks found. It is one function because it is a list: a line for each.
 func (p Page) checks(r *record.Migration) {
 	blank := "\n"
 	line := func(name string, parts ...string) {
