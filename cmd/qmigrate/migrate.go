@@ -149,7 +149,8 @@ func (c *commands) recover(x *cli.Context, src *endpoint.Endpoint, p plan.Plan, 
 }
 
 // move migrates, with a destination of its own if --launch asks for one.
-func (c *commands) move(x *cli.Context, src *endpoint.Endpoint, p plan.Plan, o plan.Options, at connect.TunnelPlace) error {
+func (c *commands) move(x *cli.Context, src *endpoint.Endpoint, p plan.Plan, o plan.Options,
+	at connect.TunnelPlace) error {
 	folder, err := openFolder(x)
 	if err != nil {
 		return err

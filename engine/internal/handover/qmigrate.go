@@ -136,6 +136,8 @@ func (m *model) advance(t *State) {
 	}
 }
 
+// advanceOne takes one step. It is one function because it is a table: the steps of engine.Migrate, each with what is
+// known after it.
 func (m *model) advanceOne(t *State) {
 	k := &t.k
 	switch q := t.waitsFor(); {
