@@ -121,8 +121,7 @@ func TestKnock(t *testing.T) {
 		"http":        {"HTTP/1.1 400 Bad Request\r\n\r\n", "it is an HTTP server"},
 		"tls":         {"\x15\x03\x01\x00\x02\x02\x0a", "it speaks TLS: write the endpoint as tcp+tls:"},
 		"echo":        {`{"execute":"guest-ping","id":"knock"}` + "\r\n", "it sends back what it gets"},
-		"busy until then": {greetingLine + `{"id": "knock", "error": {"class": "CommandNotFound", "desc": "Expecting capabilities negotiation"}}` + "\n" +
-			readyLine, ""},
+		"busy until then": {greetingLine + `{"id": "knock", "error": {"class": "CommandNotFound", "desc": "Expecting capabilities negotiation"}}` + "\n", ""},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
@@ -142,6 +141,10 @@ func TestKnock(t *testing.T) {
 					t.Errorf("the knock is %q", line)
 				}
 				io.WriteString(nc, test.answer)
+				if test.want == "" {
+					in.ReadString('\n') // qmp_capabilities: an answer that came before it would be nobody's
+					io.WriteString(nc, readyLine)
+				}
 				io.Copy(io.Discard, in)
 			}()
 			c, err := qmp.Dial(limit(t), "tcp", l.Addr().String(), qmp.Options{})
