@@ -116,11 +116,11 @@ func TestNotQMP(t *testing.T) {
 func TestKnock(t *testing.T) {
 	t.Parallel()
 	for name, test := range map[string]struct{ answer, want string }{
-		"guest agent": {`{"return": {}, "id": "knock"}` + "\n", "it is a guest agent (QGA)"},
-		"no agent":    {`{"id": "knock", "error": {"class": "CommandNotFound", "desc": "unknown"}}` + "\n", "it is a guest agent (QGA)"},
-		"http":        {"HTTP/1.1 400 Bad Request\r\n\r\n", "it is an HTTP server"},
-		"tls":         {"\x15\x03\x01\x00\x02\x02\x0a", "it speaks TLS: write the endpoint as tcp+tls:"},
-		"echo":        {`{"execute":"guest-ping","id":"knock"}` + "\r\n", "it sends back what it gets"},
+		"guest agent":     {`{"return": {}, "id": "knock"}` + "\n", "it is a guest agent (QGA)"},
+		"no agent":        {`{"id": "knock", "error": {"class": "CommandNotFound", "desc": "unknown"}}` + "\n", "it is a guest agent (QGA)"},
+		"http":            {"HTTP/1.1 400 Bad Request\r\n\r\n", "it is an HTTP server"},
+		"tls":             {"\x15\x03\x01\x00\x02\x02\x0a", "it speaks TLS: write the endpoint as tcp+tls:"},
+		"echo":            {`{"execute":"guest-ping","id":"knock"}` + "\r\n", "it sends back what it gets"},
 		"busy until then": {greetingLine + `{"id": "knock", "error": {"class": "CommandNotFound", "desc": "Expecting capabilities negotiation"}}` + "\n", ""},
 	} {
 		t.Run(name, func(t *testing.T) {
