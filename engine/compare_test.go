@@ -347,7 +347,7 @@ func TestMendOfDIMM(t *testing.T) {
 	}
 }
 
-// compare is engine.Compare without the doubts about paths.
+// compare is fit.Compare without the doubts about paths.
 func compare(f, g *facts.Facts) (refusals, doubts []fit.Mismatch) {
 	refusals, doubts = fit.Compare(f, g, plan.Plan{})
 	return refusals, notPaths(doubts)

@@ -116,7 +116,7 @@ func demoSettings() []setting.Setting[plan.Plan] {
 func planOf(x *cli.Context, place setting.Place, table []setting.Setting[plan.Plan]) (p plan.Plan, err error) {
 	if place == setting.Migrate && record.Mode(x.String("mode")) == record.COLOMode {
 		return p, usagef("--mode colo: a pair in step lives as long as the program that watches it: it is for `qmigrate " +
-			"demo`, and for Go programs by engine.COLO")
+			"demo`, and for Go programs by colo.Protect")
 	}
 	if err := set(x, place, table, &p); err != nil {
 		return p, err

@@ -17,7 +17,7 @@ import (
 	"qmigrate/qmp"
 )
 
-// Check refuses a plan that this lab's QEMUs refuse by a name, by a value or by engine.Rules, in some tenths of a
+// Check refuses a plan that this lab's QEMUs refuse by a name, by a value or by fit.Rules, in some tenths of a
 // second and before anything of the lab is there. Where the plan has such words, QEMUs without a guest are started and
 // asked.
 func (s Spec) Check(ctx context.Context, p plan.Plan, schemas qmp.SchemaCache) error {

@@ -22,7 +22,7 @@ const (
 	everywhere = trials | setting.Save | setting.Restore
 )
 
-// modes are those that a plan can have. COLO is another run: engine.COLO.
+// modes are those that a plan can have. COLO is another run: colo.Protect.
 func modes() []record.Mode {
 	return []record.Mode{record.PreCopyMode, record.StopAndCopyMode, record.PostCopyMode, record.HybridMode}
 }
