@@ -135,7 +135,7 @@ func TestMirrorRefusals(t *testing.T) {
 			{name: "copy mode", plan: plan.Plan{Mirror: plan.Mirror{Nodes: []string{"disk0"}, CopyMode: "lazy"}}, want: "have background, write-blocking"},
 			{name: "no pause", plan: plan.Plan{Mirror: nodes, Capabilities: map[string]bool{"pause-before-switchover": false}}, want: "pause-before-switchover=off"},
 			{name: "port 0", plan: plan.Plan{Mirror: plan.Mirror{Nodes: []string{"disk0"}, Listen: "127.0.0.1:0"}}, want: "is no port"},
-			{name: "no address", plan: plan.Plan{Mirror: nodes, Listen: "exec:cat"}, want: "an address of its own"},
+			{name: "no address", plan: plan.Plan{Mirror: nodes, Listen: "exec:cat"}, want: "its own address"},
 			{name: "size", plan: plan.Plan{Mirror: nodes}, want: "sizes of disk disk0", change: func(_, b *guest.Spec) {
 				if err := os.Truncate(b.Disks[0].Path, mirrorSize/2); err != nil {
 					t.Fatal(err)

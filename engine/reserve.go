@@ -9,8 +9,11 @@ import (
 	"strings"
 )
 
-// reserve configures the destination, makes it listen, and only then configures the source.
-func (m *migration) reserve(ctx context.Context) error {
+// reserve prepares both sides. Every QEMU answers these commands at once: one that does not is taken to hang.
+func (m *migration) reserve(ctx context.Context) error { return m.run.Promptly(ctx, m.configureBoth) }
+
+// configureBoth configures the destination, makes it listen, and only then configures the source.
+func (m *migration) configureBoth(ctx context.Context) error {
 	for _, f := range m.run.Features {
 		if err := f.Reserve(ctx); err != nil {
 			return err

@@ -80,8 +80,8 @@ func (s *Side) Asked(ctx context.Context) (qmp.Status, error) {
 	return s.Control.QueryStatus(ctx)
 }
 
-// promptly runs a step of commands that any QEMU answers at once, within the limit of hanging.
-func (r *Run) promptly(ctx context.Context, step func(context.Context) error) error {
+// Promptly runs a step of commands that any QEMU answers at once, within the limit of hanging.
+func (r *Run) Promptly(ctx context.Context, step func(context.Context) error) error {
 	limit := r.Plan.HangLimit()
 	limited, cancel := context.WithTimeout(ctx, limit)
 	defer cancel()

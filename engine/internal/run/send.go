@@ -22,7 +22,7 @@ func (r *Run) stopSource(ctx context.Context) error {
 		}
 	}
 	r.Paused = true
-	if err := r.promptly(ctx, r.Src.Control.Stop); err != nil {
+	if err := r.Promptly(ctx, r.Src.Control.Stop); err != nil {
 		return fmt.Errorf("stop source: %w", err)
 	}
 	return r.Until(ctx, func() bool { return r.Src.Still() || !r.Src.Asleep.IsZero() })
@@ -35,7 +35,7 @@ func (r *Run) SendMigrate(ctx context.Context) error {
 	patient, cancel := context.WithCancelCause(context.WithoutCancel(ctx))
 	defer cancel(nil)
 	defer context.AfterFunc(ctx, func() { time.AfterFunc(AnswerLimit, func() { cancel(context.Cause(ctx)) }) })()
-	if err := r.promptly(patient, r.connect); err != nil {
+	if err := r.Promptly(patient, r.connect); err != nil {
 		if qmp.IsRefusal(err) { // nothing of ours is under way: what QEMU says of a migration is somebody else's
 			r.Issued = false
 			info, asked := r.Src.Control.QueryMigrate(ctx)
