@@ -156,7 +156,7 @@ func TestOwnKernel(t *testing.T) {
 		spec image.Spec
 		want string
 	}{
-		"modules alone":  {image.Spec{Modules: modules}, "--kernel"},
+		"modules alone":  {image.Spec{Modules: modules}, "give kernel too"},
 		"no kernel":      {image.Spec{Kernel: "/no/kernel"}, "/no/kernel"},
 		"not a kernel":   {image.Spec{Kernel: "/bin/true", Modules: "/no"}, "/no"}, // an ELF file may be one: the modules are what is wrong first
 		"text":           {image.Spec{Kernel: "/etc/passwd"}, "neither"},
