@@ -13,6 +13,7 @@ import (
 	"strconv"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/urfave/cli/v2"
 	"golang.org/x/sys/unix"
@@ -274,6 +275,23 @@ func state(t *testing.T, pid int, dir string) string {
 	return strings.Join(slices.Compact(all), "\n")
 }
 
+// stateOf is the state of a source that has come to rest: nobody is connected to its monitor, and it is the same twice.
+// QEMU closes its end of a connection a moment after the other end was closed, and a log file that it has replaced when
+// its RCU thread comes to it (util/log.c). A connection that stays open is a fault.
+func stateOf(t *testing.T, pid int, dir, monitor string) string {
+	t.Helper()
+	before := ""
+	for deadline := time.Now().Add(30 * time.Second); ; time.Sleep(30 * time.Millisecond) {
+		now := state(t, pid, dir)
+		if now == before && !strings.Contains("\n"+now+"\n", "\nunix "+monitor+" false\n") {
+			return now
+		}
+		if before = now; time.Now().After(deadline) {
+			t.Fatalf("the source does not come to rest, or a connection to %s stays open:\n%s", monitor, now)
+		}
+	}
+}
+
 // tell gives a VM's control monitor a command.
 func tell(t *testing.T, vm *guest.VM, do func(*qmp.Conn) error) {
 	t.Helper()
@@ -367,7 +385,7 @@ func launchDrawn(t *testing.T, bin string, newest bool, seed uint64) string {
 		}
 	}
 	pid := src.Process().PID()
-	before := state(t, pid, d.dir)
+	before := stateOf(t, pid, d.dir, monitors+"/control.qmp")
 	l, said, err := launchBeside(t, append([]string{"--source", "unix:" + monitors, "--destination",
 		"unix:" + base + "/b"}, d.flags...))
 	complain := func(format string, args ...any) {
@@ -383,7 +401,7 @@ func launchDrawn(t *testing.T, bin string, newest bool, seed uint64) string {
 	case d.refused != (err != nil):
 		complain("refused %v, want %v: %v", err != nil, d.refused, err)
 	}
-	after := state(t, pid, d.dir)
+	after := stateOf(t, pid, d.dir, monitors+"/control.qmp")
 	if err != nil {
 		if after != before {
 			complain("refused, and the source had\n%s\nand has\n%s", before, after)
