@@ -316,7 +316,8 @@ func TestPolicyAfterSwitch(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	r, err := migrate(t, src, dst, plan.Plan{Mode: record.HybridMode, SwitchAfter: plan.SwitchAfter{Time: 500 * time.Millisecond}, Policy: spec})
+	r, err := migrate(t, src, dst, plan.Plan{Mode: record.HybridMode,
+		SwitchAfter: plan.SwitchAfter{Time: 500 * time.Millisecond}, Policy: spec})
 	if err != nil || r.GuestOn != record.Destination || dst.runState() != "running" || src.got("yank") {
 		t.Errorf("guest on %s, destination %s, yanked %v: %v", r.GuestOn, dst.runState(), src.got("yank"), err)
 	}

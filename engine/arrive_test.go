@@ -248,7 +248,8 @@ func TestFindings(t *testing.T) {
 			t.Errorf("%d things are said, want %d; mode is refused: %t\n%s", n, len(want), modes, said.String())
 		}
 		file := filepath.Join(t.TempDir(), "saved")
-		r, err := snapshot.Save(within.Context(t), connect.Endpoint(vm), plan.Plan{}, snapshot.File{Path: file}, plan.Options{})
+		r, err := snapshot.Save(within.Context(t), connect.Endpoint(vm), plan.Plan{}, snapshot.File{Path: file},
+			plan.Options{})
 		if f.Before(10, 0) { // it would abort
 			if err == nil || !strings.Contains(err.Error(), "then save") || state(t, vm) != "prelaunch" {
 				t.Errorf("%v; want it refused for its job, and nothing changed: it is %s", err, state(t, vm))
@@ -258,7 +259,8 @@ func TestFindings(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		for _, text := range []string{"(prelaunch): it is in the file", "block job j (mirror)", "the next backup of a guest that is",
+		for _, text := range []string{"(prelaunch): it is in the file", "block job j (mirror)",
+			"the next backup of a guest that is",
 			"firmware keeps its variables", "the save sets it to normal"} {
 			if !strings.Contains(strings.Join(r.Warnings, "\n"), text) {
 				t.Errorf("a save does not say %q: %q", text, r.Warnings)

@@ -518,7 +518,8 @@ func TestHang(t *testing.T) {
 						x.plan = plans()[i%2]
 					}
 					if at == event(s, "STOP") { // everything is sent with the guest stopped, to a socket that is soon full: the source's main loop hangs
-						x.plan = plan.Plan{DowntimeLimit: 2000 * time.Second, MaxBandwidth: -1, Listen: "unix:" + filepath.Join(guesttest.Dir(t), "m")}
+						x.plan = plan.Plan{DowntimeLimit: 2000 * time.Second, MaxBandwidth: -1,
+							Listen: "unix:" + filepath.Join(guesttest.Dir(t), "m")}
 					}
 					x.run(t, at, 0, func() {
 						if err := x.dst.Process().Signal(syscall.SIGSTOP); err != nil {

@@ -195,7 +195,8 @@ func TestComparePairs(t *testing.T) {
 			refusals, doubts := compare(f, g)
 			check := func(what string, got []fit.Mismatch, want string) {
 				t.Helper()
-				if want == "" && len(got) > 0 || want != "" && !slices.ContainsFunc(got, func(m fit.Mismatch) bool { return strings.HasPrefix(m.Problem, want) }) {
+				if want == "" && len(got) > 0 || want != "" &&
+					!slices.ContainsFunc(got, func(m fit.Mismatch) bool { return strings.HasPrefix(m.Problem, want) }) {
 					t.Errorf("%s: %v\nwant %q", what, got, want)
 				}
 			}
@@ -297,7 +298,8 @@ func TestIgnoreShared(t *testing.T) {
 		} {
 			t.Run(c.name, func(t *testing.T) {
 				src, dst := pair(t, qemu, func(src, dst *guest.Spec) { src.Extra, dst.Extra = c.src, c.dst })
-				r, err := engine.Migrate(within.Context(t), connect.Endpoint(src), connect.Endpoint(dst), plan.Plan{Capabilities: map[string]bool{"x-ignore-shared": true}}, plan.Options{})
+				r, err := engine.Migrate(within.Context(t), connect.Endpoint(src), connect.Endpoint(dst),
+					plan.Plan{Capabilities: map[string]bool{"x-ignore-shared": true}}, plan.Options{})
 				if c.want != "" {
 					if err == nil || !strings.HasPrefix(err.Error(), c.want) || state(t, src) != "running" || state(t, dst) != "inmigrate" {
 						t.Errorf("%v; want %s and nothing changed; source %s, destination %s", err, c.want, state(t, src), state(t, dst))
@@ -333,7 +335,8 @@ func TestMendOfDIMM(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		refusals, _ := fit.Compare(inspectVM(t, src), inspectVM(t, pairVM(t, versions[1], "b", "pc-q35-7.2", "", room)), plan.Plan{})
+		refusals, _ := fit.Compare(inspectVM(t, src), inspectVM(t, pairVM(t, versions[1], "b", "pc-q35-7.2", "", room)),
+			plan.Plan{})
 		const start = "start the destination with "
 		if len(refusals) != 1 || !strings.HasPrefix(refusals[0].Mend, start+"-object") {
 			t.Fatalf("%v; want the DIMM alone", refusals)

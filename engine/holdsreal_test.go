@@ -319,7 +319,8 @@ func TestGuestLife(t *testing.T) {
 			})
 			x.check(t)
 			x.say(t, "reset and sleep")
-			if asleep := x.b == "suspended"; asleep == strings.Contains(t.Name(), "qemu-7.2") || x.rec.Outcome != record.Completed {
+			if asleep := x.b == "suspended"; asleep == strings.Contains(t.Name(), "qemu-7.2") ||
+				x.rec.Outcome != record.Completed {
 				t.Errorf("destination %s, %s: %v", x.b, x.rec.Outcome, x.err)
 			}
 			said := fmt.Sprint(x.rec.Warnings)

@@ -144,7 +144,8 @@ func wantRecord(t *testing.T, r *record.Migration) {
 		}
 	}
 	// QEMU leaves the state `running` before it sends STOP, and enters it after RESUME.
-	if d := r.Downtime; d.Wire != nil && d.WireError != nil && d.Status != nil && *d.Wire > *d.Status+*d.StatusError+*d.WireError {
+	if d := r.Downtime; d.Wire != nil && d.WireError != nil && d.Status != nil &&
+		*d.Wire > *d.Status+*d.StatusError+*d.WireError {
 		t.Errorf("wire %v is longer than the bracket %v +/- %v allows", *d.Wire, *d.Status, *d.StatusError)
 	}
 }
@@ -154,7 +155,8 @@ func TestMigrate(t *testing.T) {
 		for _, mode := range []record.Mode{record.PreCopyMode, record.StopAndCopyMode} {
 			t.Run(string(mode), func(t *testing.T) {
 				src, dst := pair(t, qemu, nil)
-				r, err := engine.Migrate(within.Context(t), connect.Endpoint(src), connect.Endpoint(dst), plan.Plan{Mode: mode, MaxBandwidth: 512 << 10}, plan.Options{})
+				r, err := engine.Migrate(within.Context(t), connect.Endpoint(src), connect.Endpoint(dst),
+					plan.Plan{Mode: mode, MaxBandwidth: 512 << 10}, plan.Options{})
 				if err != nil {
 					t.Fatal(err)
 				}
@@ -281,7 +283,8 @@ func TestOneMonitor(t *testing.T) {
 			t.Errorf("%d samples, status %v", len(r.Samples), r.Downtime.Status)
 		}
 		// Nothing proves that these two run on this machine.
-		if r.Downtime.Wire == nil || r.Downtime.WireError != nil || !strings.Contains(fmt.Sprint(r.Warnings), "no error figure") {
+		if r.Downtime.Wire == nil || r.Downtime.WireError != nil ||
+			!strings.Contains(fmt.Sprint(r.Warnings), "no error figure") {
 			t.Errorf("wire %v, error %v, warnings %q", r.Downtime.Wire, r.Downtime.WireError, r.Warnings)
 		}
 	})
@@ -363,7 +366,8 @@ func TestCancel(t *testing.T) {
 					ctx, cancel := context.WithCancel(within.Context(t))
 					timer := time.AfterFunc(after, cancel)
 					defer timer.Stop()
-					r, err := engine.Migrate(ctx, connect.Endpoint(src), connect.Endpoint(dst), plan.Plan{Mode: mode, MaxBandwidth: slow}, plan.Options{})
+					r, err := engine.Migrate(ctx, connect.Endpoint(src), connect.Endpoint(dst),
+						plan.Plan{Mode: mode, MaxBandwidth: slow}, plan.Options{})
 					var stage *record.StageError
 					if !errors.As(err, &stage) || !errors.Is(err, context.Canceled) {
 						t.Fatalf("error is %v", err)
@@ -387,7 +391,8 @@ func TestCancel(t *testing.T) {
 func TestTimeout(t *testing.T) {
 	guesttest.EachQEMU(t, func(t *testing.T, qemu string) {
 		src, dst := pair(t, qemu, nil)
-		r, err := engine.Migrate(within.Context(t), connect.Endpoint(src), connect.Endpoint(dst), plan.Plan{MaxBandwidth: slow, Timeout: 200 * time.Millisecond}, plan.Options{})
+		r, err := engine.Migrate(within.Context(t), connect.Endpoint(src), connect.Endpoint(dst),
+			plan.Plan{MaxBandwidth: slow, Timeout: 200 * time.Millisecond}, plan.Options{})
 		if err == nil || !strings.Contains(err.Error(), "not converged within the time-out of 200ms") || r.Outcome != record.Cancelled {
 			t.Errorf("error %v, outcome %s", err, r.Outcome)
 		}

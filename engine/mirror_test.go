@@ -161,7 +161,8 @@ func TestMirrorRefusals(t *testing.T) {
 		// One and the same file on both sides is found out by its lock, when the source has not been touched.
 		t.Run("same file", func(t *testing.T) {
 			src, dst := pair(t, qemu, mirrored(t, func(a, b *guest.Spec) { b.Disks[0].Path = a.Disks[0].Path }))
-			_, err := engine.Migrate(within.Context(t), connect.Endpoint(src), connect.Endpoint(dst), plan.Plan{Mirror: nodes}, plan.Options{})
+			_, err := engine.Migrate(within.Context(t), connect.Endpoint(src), connect.Endpoint(dst), plan.Plan{Mirror: nodes},
+				plan.Options{})
 			wantRefusal(t, err, "needs no mirror")
 			if a := state(t, src); a != "running" {
 				t.Errorf("source %s", a)
@@ -200,7 +201,8 @@ func TestMirrorKilled(t *testing.T) {
 
 func mirrorTrial(t *testing.T, qemu string, at edge, after time.Duration, what string) {
 	x := newTrial(t, qemu, true, mirrored(t, nil))
-	x.plan = plan.Plan{MaxBandwidth: 512 << 10, Mirror: plan.Mirror{Nodes: []string{"disk0"}, CopyMode: []string{"background", "write-blocking"}[rand.IntN(2)]}}
+	x.plan = plan.Plan{MaxBandwidth: 512 << 10,
+		Mirror: plan.Mirror{Nodes: []string{"disk0"}, CopyMode: []string{"background", "write-blocking"}[rand.IntN(2)]}}
 	x.run(t, at, after, func() {
 		switch what {
 		case "source", "destination":
@@ -352,7 +354,8 @@ func TestMirrorRecover(t *testing.T) {
 				if x.err == nil {
 					t.Fatal("it went on without its monitors")
 				}
-				holder, said, err := engine.Recover(within.Context(t), connect.Endpoint(x.src), connect.Endpoint(x.dst), plan.Plan{}, plan.Options{})
+				holder, said, err := engine.Recover(within.Context(t), connect.Endpoint(x.src), connect.Endpoint(x.dst),
+					plan.Plan{}, plan.Options{})
 				if err != nil || holder != record.Source && holder != record.Destination {
 					t.Fatalf("%s %q %v", holder, said, err)
 				}

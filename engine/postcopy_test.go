@@ -97,7 +97,8 @@ func TestPostCopyKills(t *testing.T) {
 				t.Run(fmt.Sprint(at, "_", who), func(t *testing.T) {
 					t.Parallel()
 					x := newTrial(t, qemu, true, func(a, b *guest.Spec) { a.Memory, b.Memory = 128<<20, 128<<20 })
-					x.plan = plan.Plan{Mode: record.PostCopyMode, MaxBandwidth: slow, Parameters: map[string]string{"max-postcopy-bandwidth": fmt.Sprint(slow)}}
+					x.plan = plan.Plan{Mode: record.PostCopyMode, MaxBandwidth: slow,
+						Parameters: map[string]string{"max-postcopy-bandwidth": fmt.Sprint(slow)}}
 					x.run(t, at, 0, func() { x.kill(t, who) })
 					x.look(t)
 					if x.killed == "" {
@@ -247,12 +248,14 @@ func TestPostCopyCancelled(t *testing.T) {
 		src, dst := pair(t, qemu, func(a, b *guest.Spec) { a.Memory, b.Memory = 128<<20, 128<<20 })
 		ctx, cancel := context.WithCancel(within.Context(t))
 		defer cancel()
-		planned := plan.Plan{Mode: record.PostCopyMode, MaxBandwidth: slow, Parameters: map[string]string{"max-postcopy-bandwidth": fmt.Sprint(256 << 10)}}
-		r, err := engine.Migrate(ctx, connect.Endpoint(src), connect.Endpoint(dst), planned, plan.Options{Sampled: func(x record.Sample) {
-			if x.Status == "postcopy-active" {
-				cancel()
-			}
-		}})
+		planned := plan.Plan{Mode: record.PostCopyMode, MaxBandwidth: slow,
+			Parameters: map[string]string{"max-postcopy-bandwidth": fmt.Sprint(256 << 10)}}
+		r, err := engine.Migrate(ctx, connect.Endpoint(src), connect.Endpoint(dst), planned,
+			plan.Options{Sampled: func(x record.Sample) {
+				if x.Status == "postcopy-active" {
+					cancel()
+				}
+			}})
 		if err != nil || r.Outcome != record.Completed || !strings.Contains(fmt.Sprint(r.Warnings), "cannot be cancelled") {
 			t.Errorf("error %v, outcome %s, warnings %q", err, r.Outcome, r.Warnings)
 		}
@@ -354,10 +357,12 @@ func TestSlowSwitch(t *testing.T) {
 func TestRecoverFromPostCopy(t *testing.T) {
 	guesttest.EachQEMU(t, func(t *testing.T, qemu string) {
 		x := newTrial(t, qemu, true, func(a, b *guest.Spec) { a.Memory, b.Memory = 128<<20, 128<<20 })
-		x.plan = plan.Plan{Mode: record.PostCopyMode, MaxBandwidth: slow, Parameters: map[string]string{"max-postcopy-bandwidth": fmt.Sprint(slow)}}
+		x.plan = plan.Plan{Mode: record.PostCopyMode, MaxBandwidth: slow,
+			Parameters: map[string]string{"max-postcopy-bandwidth": fmt.Sprint(slow)}}
 		x.run(t, done(record.Activation), 0, func() { x.kill(t, record.Destination) })
 		x.look(t)
-		holder, said, err := engine.Recover(within.Context(t), connect.Endpoint(x.src), connect.Endpoint(x.dst), plan.Plan{}, plan.Options{})
+		holder, said, err := engine.Recover(within.Context(t), connect.Endpoint(x.src), connect.Endpoint(x.dst), plan.Plan{},
+			plan.Options{})
 		if after := state(t, x.src); after == "running" || err == nil || holder == record.Source || !strings.Contains(err.Error(), "may have run the guest") {
 			t.Errorf("source %s before and %s after: %s %q %v", x.a, after, holder, said, err)
 		}

@@ -196,9 +196,11 @@ func TestTLSRefusedBefore(t *testing.T) {
 		"unix:.* has no host's name":                             {Listen: "unix:/x", TLS: x509(t, p.client(), p.server())},
 		"tls \"ssl\": have psk, x509":                            {TLS: &plan.TLS{Kind: "ssl"}},
 		"tls-dir-destination: missing":                           {TLS: &plan.TLS{Kind: plan.PSK, SourceDir: "/x"}},
-		"tls-authz \"CN=a\": it needs verification":              {TLS: &plan.TLS{Kind: plan.X509, SourceDir: "/x", DestinationDir: "/x", NoVerify: true, Authz: "CN=a"}},
-		"would travel beside the tunnel, in clear":               {Tunnel: plan.TLSTunnel, Mirror: plan.Mirror{Nodes: []string{"disk0"}}},
-		"parameter \"tls-creds=x\": tls psk sets it":             {TLS: psk(t, keys, keys), Parameters: map[string]string{"tls-creds": "x"}},
+		"tls-authz \"CN=a\": it needs verification": {TLS: &plan.TLS{Kind: plan.X509, SourceDir: "/x",
+			DestinationDir: "/x", NoVerify: true, Authz: "CN=a"}},
+		"would travel beside the tunnel, in clear": {Tunnel: plan.TLSTunnel, Mirror: plan.Mirror{Nodes: []string{"disk0"}}},
+		"parameter \"tls-creds=x\": tls psk sets it": {TLS: psk(t, keys, keys),
+			Parameters: map[string]string{"tls-creds": "x"}},
 	} {
 		r, err := engine.Migrate(within.Context(t), connect.Endpoint(src), connect.Endpoint(dst), planned, plan.Options{})
 		if err == nil || !matches(want, err.Error()) || strings.Contains(err.Error(), "\n") {
@@ -282,7 +284,8 @@ func TestTLSHandshake(t *testing.T) {
 					vm, role, files = src, tlscreds.Client, p.client()
 				}
 				setUp(t, vm, role, put(t, files))
-				_, err := engine.Migrate(within.Context(t), connect.Endpoint(src), connect.Endpoint(to), plan.Plan{}, plan.Options{})
+				_, err := engine.Migrate(within.Context(t), connect.Endpoint(src), connect.Endpoint(to), plan.Plan{},
+					plan.Options{})
 				if err == nil || !strings.Contains(err.Error(), c.side) || !strings.Contains(err.Error(), "has been told to encrypt migrations (tls-creds theirs)") {
 					t.Errorf("%v", err)
 				}
@@ -293,7 +296,8 @@ func TestTLSHandshake(t *testing.T) {
 			})
 		}
 		to := next()
-		r, err := engine.Migrate(within.Context(t), connect.Endpoint(src), connect.Endpoint(to), plan.Plan{TLS: x509(t, p.client(), p.server())}, plan.Options{})
+		r, err := engine.Migrate(within.Context(t), connect.Endpoint(src), connect.Endpoint(to),
+			plan.Plan{TLS: x509(t, p.client(), p.server())}, plan.Options{})
 		if err != nil || r.GuestOn != record.Destination {
 			t.Errorf("the next attempt: %v", err)
 		}
@@ -358,7 +362,8 @@ func TestTLSLeftover(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			r, err := engine.Migrate(within.Context(t), connect.Endpoint(src), connect.Endpoint(dst), plan.Plan{TLS: s}, plan.Options{})
+			r, err := engine.Migrate(within.Context(t), connect.Endpoint(src), connect.Endpoint(dst), plan.Plan{TLS: s},
+				plan.Options{})
 			if err != nil || r.GuestOn != record.Destination {
 				t.Errorf("%v", err)
 			}
@@ -392,7 +397,8 @@ func TestSentElsewhere(t *testing.T) {
 		}
 	}()
 	elsewhere := "tcp:" + l.Addr().String()
-	r, err := engine.Migrate(within.Context(t), connect.Endpoint(src), connect.Endpoint(dst), plan.Plan{Connect: elsewhere}, plan.Options{})
+	r, err := engine.Migrate(within.Context(t), connect.Endpoint(src), connect.Endpoint(dst),
+		plan.Plan{Connect: elsewhere}, plan.Options{})
 	if err == nil || !strings.Contains(err.Error(), "nothing has come to the destination") || r.GuestOn != record.Unknown {
 		t.Errorf("%v; guest on %s", err, r.GuestOn)
 	}

@@ -232,7 +232,8 @@ func TestAgentInGuest(t *testing.T) {
 		ctx, cancel := context.WithTimeout(within.Context(t), 2*time.Minute)
 		defer cancel()
 		boots.Append += " " + strings.Join(wire.Boot{BeatInterval: 20 * time.Millisecond}.Words(), " ")
-		vm, err := guest.Start(ctx, host.Local(), guest.Spec{Name: "agent", QEMU: bin, Image: boots, VCPUs: 2, Dir: filepath.Join(guesttest.Dir(t), "vm")})
+		vm, err := guest.Start(ctx, host.Local(),
+			guest.Spec{Name: "agent", QEMU: bin, Image: boots, VCPUs: 2, Dir: filepath.Join(guesttest.Dir(t), "vm")})
 		if err != nil {
 			t.Fatal(err)
 		}

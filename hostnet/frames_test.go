@@ -22,7 +22,8 @@ func TestFrames(t *testing.T) {
 	mac, other := net.HardwareAddr{0x52, 0x54, 0, 1, 2, 3}, net.HardwareAddr{0x52, 0x54, 0, 1, 2, 4}
 	taps := map[string]*os.File{}
 	for _, host := range []string{"a", "b"} {
-		if err := netns.In(n.spec.namespace(host), func() (err error) { taps[host], err = openTAP("qmigtap0", false); return err }); err != nil {
+		if err := netns.In(n.spec.namespace(host),
+			func() (err error) { taps[host], err = openTAP("qmigtap0", false); return err }); err != nil {
 			t.Fatal(err)
 		}
 		defer taps[host].Close()

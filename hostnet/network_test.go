@@ -387,7 +387,8 @@ func TestNoIPv6Noise(t *testing.T) {
 func TestStartInNamespace(t *testing.T) {
 	n := apply(t, Spec{})
 	var out bytes.Buffer
-	p, err := n.Host("a").Start(within.Context(t), host.Command{Args: []string{"readlink", "/proc/self/ns/net"}, Stdout: &out})
+	p, err := n.Host("a").Start(within.Context(t),
+		host.Command{Args: []string{"readlink", "/proc/self/ns/net"}, Stdout: &out})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -485,7 +486,8 @@ func TestRemoveAfterKill(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	want := []string{"namespace qmig-" + whose + "-b", fmt.Sprintf("process %d (sleep) in qmig-%s-a", pid, whose), "namespace qmig-" + whose + "-a", "namespace qmig-" + whose + "-link"}
+	want := []string{"namespace qmig-" + whose + "-b", fmt.Sprintf("process %d (sleep) in qmig-%s-a", pid, whose),
+		"namespace qmig-" + whose + "-a", "namespace qmig-" + whose + "-link"}
 	if !slices.Equal(removed, want) {
 		t.Errorf("removed\n%q, want\n%q", removed, want)
 	}
@@ -512,7 +514,9 @@ func TestTAPOpensByName(t *testing.T) {
 	n := apply(t, Spec{Hosts: []HostSpec{{Name: "a", TAPs: []TAPSpec{{Name: "qmigtap0"}, {Name: "qmigtap1", Queues: 4}}}, {Name: "b"}}})
 	for name, multi := range map[string]string{"qmigtap0": "", "qmigtap1": "multi"} {
 		var out, errs strings.Builder
-		p, err := n.Host("a").Start(within.Context(t), host.Command{Args: []string{"/proc/self/exe"}, Env: []string{helper + "=tap", "TAP=" + name, "MULTI=" + multi}, Stdout: &out, Stderr: &errs})
+		p, err := n.Host("a").Start(within.Context(t),
+			host.Command{Args: []string{"/proc/self/exe"}, Env: []string{helper + "=tap", "TAP=" + name, "MULTI=" + multi},
+				Stdout: &out, Stderr: &errs})
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -45,7 +45,8 @@ func monitor() (socket string, done func()) {
 	return socket, s.undo[0]
 }
 
-// A monitor answers commands and tells by itself what happens. Its events overtake its replies: subscribe before you send.
+// A monitor answers commands and tells by itself what happens. Its events overtake its replies: subscribe before you
+// send.
 func ExampleDial() {
 	socket, done := monitor()
 	defer done()

@@ -16,8 +16,8 @@ import (
 	"qmigrate/guest/wire"
 )
 
-// TestSettings: each setting is written down once. Of the commands that take settings every flag is made from a table or
-// is none of a table's names, every setting of the place is a flag, and so it is with the factors of an experiment.
+// TestSettings: each setting is written down once. Of the commands that take settings every flag is made from a table
+// or is none of a table's names, every setting of the place is a flag, and so it is with the factors of an experiment.
 func TestSettings(t *testing.T) {
 	type one struct {
 		where setting.Place
@@ -31,11 +31,13 @@ func TestSettings(t *testing.T) {
 		tables[s.Name] = append(tables[s.Name], one{s.Where, s.Help})
 	}
 	app := newApp(&commands{stdout: io.Discard, stderr: io.Discard})
-	for name, place := range map[string]setting.Place{"demo": setting.Demo, "migrate": setting.Migrate, "save": setting.Save,
+	for name, place := range map[string]setting.Place{"demo": setting.Demo, "migrate": setting.Migrate,
+		"save":    setting.Save,
 		"restore": setting.Restore, "lab": setting.Lab} {
 		command := app.Command(name)
 		if name == "lab" {
-			command = command.Subcommands[slices.IndexFunc(command.Subcommands, func(c *cli.Command) bool { return c.Name == "up" })]
+			command = command.Subcommands[slices.IndexFunc(command.Subcommands,
+				func(c *cli.Command) bool { return c.Name == "up" })]
 		}
 		for setting, all := range tables {
 			for _, s := range all {
@@ -55,7 +57,8 @@ func TestSettings(t *testing.T) {
 		for _, f := range command.Flags {
 			flag := f.Names()[0]
 			here := slices.ContainsFunc(tables[flag], func(s one) bool { return s.where&place != 0 })
-			if len(tables[flag]) > 0 && !here && flag != "destination-qemu" { // of migrate --launch, and no setting of a lab's there
+			// of migrate --launch, and no setting of a lab's there
+			if len(tables[flag]) > 0 && !here && flag != "destination-qemu" {
 				t.Errorf("%s --%s is a setting that cannot be given there", name, flag)
 			}
 		}
@@ -98,7 +101,8 @@ func TestDefaults(t *testing.T) {
 				t.Errorf("the default: %v", err)
 			}
 		}
-		if !slices.ContainsFunc(wire.WorkloadTypes(), func(w wire.WorkloadType) bool { // of some workload, if it is a parameter of one
+		// of some workload, if it is a parameter of one
+		if !slices.ContainsFunc(wire.WorkloadTypes(), func(w wire.WorkloadType) bool {
 			return s.Set(&lab.Spec{CPUCap: 100, Workload: wire.Workload{Name: w.Name}}, s.Example) == nil
 		}) {
 			t.Errorf("the example of %s, %s, is not taken", s.Name, s.Example)

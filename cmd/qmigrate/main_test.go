@@ -134,7 +134,8 @@ func TestLeftovers(t *testing.T) {
 	if left := leftovers(dir, pids); len(left) > 0 {
 		t.Fatalf("left before anything was: %q", left)
 	}
-	child, err := host.Local().Start(within.Context(t), host.Command{Args: []string{"sleep", "100"}, Env: []string{"TMPDIR=" + dir}})
+	child, err := host.Local().Start(within.Context(t),
+		host.Command{Args: []string{"sleep", "100"}, Env: []string{"TMPDIR=" + dir}})
 	if err != nil {
 		t.Fatal(err)
 	}

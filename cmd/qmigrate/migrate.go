@@ -115,7 +115,8 @@ func migrateWords(x *cli.Context) (p plan.Plan, err error) {
 	// QEMU removes what is there before it listens, whatever it is
 	if name, ok := strings.CutPrefix(p.Listen, "unix:"); ok {
 		if info, err := os.Lstat(name); err == nil && info.Mode().Type() != os.ModeSocket {
-			return p, usagef("--listen %s: %s exists and is no socket, and QEMU would remove it: give another path", p.Listen, name)
+			return p, usagef("--listen %s: %s exists and is no socket, and QEMU would remove it: give another path", p.Listen,
+				name)
 		}
 		if path, err := filepath.Abs(name); err == nil && !x.Bool("recover") && connect.Listens(name, path) {
 			return p, usagef("--listen %s: somebody listens there already, and QEMU would take it away: give another path",

@@ -114,9 +114,10 @@ func TestLaunchPlugged(t *testing.T) {
 				`device_add {"driver":"virtio-blk-pci","id":"hot","drive":"d","bus":"p1"}`,
 				`blockdev-snapshot-sync {"node-name":"d","snapshot-node-name":"d2","snapshot-file":"DIR/d2"}`,
 			}},
-		{name: "port", words: "-device qemu-xhci,id=full,p2=1,p3=1", refused: "usb port 1.1 (bus full.0) not found", steps: []string{
-			`device_add {"driver":"usb-tablet","id":"hot","bus":"full.0"}`, // QEMU makes a hub for it
-		}},
+		{name: "port", words: "-device qemu-xhci,id=full,p2=1,p3=1", refused: "usb port 1.1 (bus full.0) not found",
+			steps: []string{
+				`device_add {"driver":"usb-tablet","id":"hot","bus":"full.0"}`, // QEMU makes a hub for it
+			}},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			guesttest.EachQEMU(t, func(t *testing.T, qemu string) {
@@ -138,7 +139,8 @@ func TestLaunchPlugged(t *testing.T) {
 				status, said := runIn(t, dir, "--source", "unix:DIR/a", "--destination", "unix:DIR/b", "--launch")
 				if c.refused != "" {
 					_, err := os.Stat(dir + "/b")
-					if status != 1 || !strings.Contains(said, "\nqmigrate: ") && strings.Count(said, "\n") != 1 || err == nil || !strings.Contains(said, c.refused) ||
+					if status != 1 || !strings.Contains(said, "\nqmigrate: ") && strings.Count(said, "\n") != 1 || err == nil ||
+						!strings.Contains(said, c.refused) ||
 						!strings.Contains(said, "hot first (device_del)") {
 						t.Errorf("status %d, folder: %v\n%s", status, err, said)
 					}

@@ -114,7 +114,9 @@ func TestSSHD(t *testing.T) {
 	made := 0
 	start := func(incoming bool) *guest.VM {
 		made++
-		vm, err := guest.Start(within.Context(t), host.Local(), guest.Spec{Name: fmt.Sprint(made), QEMU: qemu, Memory: 16 << 20, Dir: at(fmt.Sprint("q", made)), Incoming: incoming, Paused: incoming})
+		vm, err := guest.Start(within.Context(t), host.Local(),
+			guest.Spec{Name: fmt.Sprint(made), QEMU: qemu, Memory: 16 << 20, Dir: at(fmt.Sprint("q", made)), Incoming: incoming,
+				Paused: incoming})
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -142,7 +144,8 @@ func TestSSHD(t *testing.T) {
 		dst := start(true)
 		var stdout, stderr bytes.Buffer
 		status := run(within.Context(t), []string{"qmigrate", "migrate", "--source", "unix:" + src.Spec().Dir, "--destination", "unix:" + dst.Spec().Dir, "--tunnel", "ssh",
-			"--tunnel-to", "ssh://" + me.Username + "@" + address, "--tunnel-identity", at(c.identity), "--tunnel-known-hosts", at(c.known), "--listen", c.listen, "--json", "--quiet", "--out", at("out")}, nil, &stdout, &stderr)
+			"--tunnel-to", "ssh://" + me.Username + "@" +
+				address, "--tunnel-identity", at(c.identity), "--tunnel-known-hosts", at(c.known), "--listen", c.listen, "--json", "--quiet", "--out", at("out")}, nil, &stdout, &stderr)
 		if c.want != "" {
 			if status != 1 || !strings.Contains(stderr.String(), c.want) || strings.Count(stderr.String(), "\n") != 1 {
 				t.Errorf("%d: status %d: %s", i, status, stderr.String())

@@ -71,7 +71,8 @@ func TestHosts(t *testing.T) {
 		return e
 	}
 	src, dst := start("a", network.Host("a"), false), start("b", host.Local(), true)
-	r, err := engine.Migrate(within.Context(t), src, dst, plan.Plan{Listen: "unix:" + filepath.Join(dir, "m")}, plan.Options{})
+	r, err := engine.Migrate(within.Context(t), src, dst, plan.Plan{Listen: "unix:" + filepath.Join(dir, "m")},
+		plan.Options{})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -89,7 +90,8 @@ func TestMachineOf(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	cases := map[string]endpoint.Where{"127.0.0.1": endpoint.Unknown, "::1": endpoint.Unknown, "192.0.2.1": endpoint.Elsewhere, "2001:db8::1": endpoint.Elsewhere}
+	cases := map[string]endpoint.Where{"127.0.0.1": endpoint.Unknown, "::1": endpoint.Unknown,
+		"192.0.2.1": endpoint.Elsewhere, "2001:db8::1": endpoint.Elsewhere}
 	for _, a := range ours {
 		if n, ok := a.(*net.IPNet); ok {
 			cases[n.IP.String()] = endpoint.Unknown

@@ -24,7 +24,9 @@ func TestTunnelKilled(t *testing.T) {
 			t.Run(string(kind), func(t *testing.T) {
 				dir := guesttest.Dir(t)
 				start := func(name string, incoming bool) *guest.VM {
-					vm, err := guest.Start(within.Context(t), host.Local(), guest.Spec{Name: name, QEMU: qemu, Memory: 64 << 20, Dir: filepath.Join(dir, name), Incoming: incoming, Paused: incoming})
+					vm, err := guest.Start(within.Context(t), host.Local(),
+						guest.Spec{Name: name, QEMU: qemu, Memory: 64 << 20, Dir: filepath.Join(dir, name), Incoming: incoming,
+							Paused: incoming})
 					if err != nil {
 						t.Fatal(err)
 					}
@@ -36,7 +38,9 @@ func TestTunnelKilled(t *testing.T) {
 					return vm
 				}
 				src, dst := start("a", false), start("b", true)
-				tun, err := OpenTunnel(within.Context(t), TunnelSpec{Kind: kind, Source: host.Local(), Destination: host.Local(), Address: "127.0.0.1", In: filepath.Join(dir, "in"), Out: filepath.Join(dir, "out")})
+				tun, err := OpenTunnel(within.Context(t),
+					TunnelSpec{Kind: kind, Source: host.Local(), Destination: host.Local(), Address: "127.0.0.1",
+						In: filepath.Join(dir, "in"), Out: filepath.Join(dir, "out")})
 				if err != nil {
 					t.Fatal(err)
 				}
@@ -44,7 +48,8 @@ func TestTunnelKilled(t *testing.T) {
 				defer cancel()
 				killed := false
 				r, err := engine.Migrate(ctx, Endpoint(src), Endpoint(dst), plan.Plan{
-					Tunnel: kind, Listen: "unix:" + filepath.Join(dir, "out"), Connect: "unix:" + filepath.Join(dir, "in"), MaxBandwidth: 32 << 10,
+					Tunnel: kind, Listen: "unix:" + filepath.Join(dir, "out"), Connect: "unix:" +
+						filepath.Join(dir, "in"), MaxBandwidth: 32 << 10,
 				}, plan.Options{Sampled: func(s record.Sample) {
 					if !killed && s.Transferred != nil && *s.Transferred > 16<<10 {
 						killed = true

@@ -498,7 +498,8 @@ func TestVocabulary(t *testing.T) {
 		if strings.HasPrefix(f.Name, "workload-") { // by a line below the table
 			continue
 		}
-		fmt.Fprintf(&table, "| `%s` | `%s` | %s | %s |\n", f.Name, f.Example, f.Otherwise(setting.Run), strings.ReplaceAll(f.Help, "|", `\|`))
+		fmt.Fprintf(&table, "| `%s` | `%s` | %s | %s |\n", f.Name, f.Example, f.Otherwise(setting.Run),
+			strings.ReplaceAll(f.Help, "|", `\|`))
 	}
 	const head = "| factor | example | default | meaning |\n|---|---|---|---|\n"
 	before, rest, ok := strings.Cut(string(doc), head)

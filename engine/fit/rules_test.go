@@ -11,10 +11,11 @@ import (
 
 // factsOf are those of a QEMU of this version as far as the rules look at them, with QEMU's defaults.
 func factsOf(name string, major, minor int) *facts.Facts {
-	f := &facts.Facts{Name: name, Version: "x", Major: major, Minor: minor, MemoryBytes: 256 << 20, Accelerator: "tcg", Parameters: map[string]any{
-		"multifd-channels": int64(2), "multifd-compression": "none", "xbzrle-cache-size": int64(64 << 20), "tls-creds": "",
-		"cpu-throttle-initial": int64(20), "max-cpu-throttle": int64(99),
-	}}
+	f := &facts.Facts{Name: name, Version: "x", Major: major, Minor: minor, MemoryBytes: 256 << 20, Accelerator: "tcg",
+		Parameters: map[string]any{
+			"multifd-channels": int64(2), "multifd-compression": "none", "xbzrle-cache-size": int64(64 << 20), "tls-creds": "",
+			"cpu-throttle-initial": int64(20), "max-cpu-throttle": int64(99),
+		}}
 	if major >= 9 {
 		f.Parameters["zero-page-detection"] = "legacy"
 	}

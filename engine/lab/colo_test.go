@@ -169,13 +169,15 @@ func TestCOLORefused(t *testing.T) {
 			"delay":             {colo.Plan{Mirror: "10.77.0.11", CheckpointDelay: time.Microsecond}, "whole milliseconds"},
 			"delay's parameter": {colo.Plan{Mirror: "10.77.0.11", Plan: plan.Plan{Parameters: map[string]string{"x-checkpoint-delay": "5"}}}, "checkpoint-delay"},
 		} {
-			rec, err := colo.Protect(within.Context(t), connect.Endpoint(l.source), connect.Endpoint(l.destination), c.plan, plan.Options{})
+			rec, err := colo.Protect(within.Context(t), connect.Endpoint(l.source), connect.Endpoint(l.destination), c.plan,
+				plan.Options{})
 			if err == nil || !strings.Contains(err.Error(), c.want) || rec.Error == nil || rec.Error.Stage != record.Initialization || rec.GuestOn != record.Source && rec.GuestOn != record.Unknown {
 				t.Errorf("%s: %v; guest on %s", name, err, rec.GuestOn)
 			}
 		}
 		// An address that is not the primary's is found out when the filters are made: everything is taken back.
-		rec, err := colo.Protect(within.Context(t), connect.Endpoint(l.source), connect.Endpoint(l.destination), colo.Plan{Mirror: "10.99.0.1"}, plan.Options{})
+		rec, err := colo.Protect(within.Context(t), connect.Endpoint(l.source), connect.Endpoint(l.destination),
+			colo.Plan{Mirror: "10.99.0.1"}, plan.Options{})
 		var stage *record.StageError
 		if !errors.As(err, &stage) || stage.Stage != record.Reservation || stage.Guest != record.Source || stage.Issued {
 			t.Errorf("wrong address: %v", err)
@@ -300,7 +302,8 @@ func TestCOLOEnds(t *testing.T) {
 			port := freePort(t)
 			cut := passOn(t, link, port)
 			defer cut()
-			p := colo.Plan{CheckpointDelay: 50 * time.Millisecond, Run: time.Minute, Plan: plan.Plan{Listen: "tcp:" + port, Connect: "tcp:" + link.Addr().String()}}
+			p := colo.Plan{CheckpointDelay: 50 * time.Millisecond, Run: time.Minute,
+				Plan: plan.Plan{Listen: "tcp:" + port, Connect: "tcp:" + link.Addr().String()}}
 			p.Checkpointed = func(n int) {
 				if n == 10 {
 					c.end(t, a, b, cut, cancel)

@@ -32,7 +32,8 @@ type way struct {
 	plan plan.Plan
 	spec func(*Spec)                                                  // changes the lab
 	run  func(*testing.T, *Lab, plan.Plan) (*record.Migration, error) // nil: Migrate
-	want func(source, destination string) string                      // completed (default), refused (before anything was changed) or safe (on the source)
+	// completed (default), refused (before anything was changed) or safe (on the source)
+	want func(source, destination string) string
 }
 
 func always(result string) func(string, string) string {
@@ -136,7 +137,8 @@ func ways() []way {
 
 // primaryKilled keeps the guest in step with a secondary and kills the primary: the guest goes on with its memory and its TCP session.
 func primaryKilled(t *testing.T, l *Lab, _ plan.Plan) (*record.Migration, error) {
-	return l.COLO(within.Context(t), colo.Plan{CheckpointDelay: 100 * time.Millisecond}, COLOTrial{Run: time.Second, Checkpoints: 5, Kill: record.Source}, plan.Options{})
+	return l.COLO(within.Context(t), colo.Plan{CheckpointDelay: 100 * time.Millisecond},
+		COLOTrial{Run: time.Second, Checkpoints: 5, Kill: record.Source}, plan.Options{})
 }
 
 // wrongName migrates to a destination whose certificate is for another name than the source asks for.
@@ -147,7 +149,8 @@ func wrongName(t *testing.T, l *Lab, p plan.Plan) (*record.Migration, error) {
 	}
 	own := *p.TLS
 	own.SourceDir, own.DestinationDir = path.Join(l.source.Spec().Dir, "given"), path.Join(l.destination.Spec().Dir, "given")
-	if err := errors.Join(connect.WriteCredentials(l.source.Host(), own.SourceDir, from), connect.WriteCredentials(l.destination.Host(), own.DestinationDir, to)); err != nil {
+	if err := errors.Join(connect.WriteCredentials(l.source.Host(), own.SourceDir, from),
+		connect.WriteCredentials(l.destination.Host(), own.DestinationDir, to)); err != nil {
 		t.Fatal(err)
 	}
 	p.TLS = &own
@@ -189,7 +192,8 @@ func throughFile(t *testing.T, l *Lab, p plan.Plan, f snapshot.File) (*record.Mi
 	if err := l.source.Kill(within.Context(t)); err != nil {
 		t.Fatal(err)
 	}
-	back, err := l.Restore(within.Context(t), plan.Plan{}, snapshot.File{Path: f.Path, Channels: f.Channels, DirectIO: f.DirectIO}, plan.Options{})
+	back, err := l.Restore(within.Context(t), plan.Plan{},
+		snapshot.File{Path: f.Path, Channels: f.Channels, DirectIO: f.DirectIO}, plan.Options{})
 	if back != nil {
 		rec.MemoryCheck, rec.Outcome, rec.GuestOn = back.MemoryCheck, back.Outcome, back.GuestOn
 		rec.Warnings = append(rec.Warnings, back.Warnings...)

@@ -133,7 +133,8 @@ func TestSave(t *testing.T) {
 			if err := l.source.Kill(within.Context(t)); err != nil { // the restored guest has the same address
 				t.Fatal(err)
 			}
-			back, err := l.Restore(within.Context(t), plan.Plan{}, snapshot.File{Path: f.Path, Channels: f.Channels, DirectIO: f.DirectIO}, plan.Options{})
+			back, err := l.Restore(within.Context(t), plan.Plan{},
+				snapshot.File{Path: f.Path, Channels: f.Channels, DirectIO: f.DirectIO}, plan.Options{})
 			if err != nil {
 				t.Fatal(err)
 			}

@@ -236,7 +236,8 @@ func TestCPUCapRates(t *testing.T) {
 			t.Fatal(err)
 		}
 		// A weight before which all else on this machine waits: the limit is to be seen, and not what others leave.
-		c, err := cpucap.Spec{Owner: l.spec.Owner, Host: l.hostOf(l.source), PID: l.source.Process().PID(), Threads: threads, Percent: 100, Weight: 100, Period: period}.Apply(t.Context(), l.source.Host())
+		c, err := cpucap.Spec{Owner: l.spec.Owner, Host: l.hostOf(l.source), PID: l.source.Process().PID(), Threads: threads,
+			Percent: 100, Weight: 100, Period: period}.Apply(t.Context(), l.source.Host())
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -312,7 +313,8 @@ func (l *Lab) watchRate(t *testing.T, c *cpucap.Cap) (rate, used float64) {
 	before, usedBefore, at := look()
 	time.Sleep(capWindow)
 	after, usedAfter, end := look()
-	return float64(after.Events-before.Events) / after.Answered.Sub(before.Answered).Seconds(), 100 * float64(usedAfter-usedBefore) / float64(end.Sub(at))
+	return float64(after.Events-before.Events) / after.Answered.Sub(before.Answered).Seconds(),
+		100 * float64(usedAfter-usedBefore) / float64(end.Sub(at))
 }
 
 // TestHardwareRates is study L's tables as far as this host can: what KVM makes of the guest's processor, and each card of its throughput; and how long a

@@ -112,7 +112,9 @@ func underPolicy(t *testing.T, text string, qemu string, link int64) *record.Mig
 			t.Errorf("remove the lab: %v", err)
 		}
 	}()
-	rec, err := l.Migrate(within.Context(t), plan.Plan{Policy: spec, MaxBandwidth: 16 << 20, DowntimeLimit: 300 * time.Millisecond, Timeout: 100 * time.Second}, plan.Options{})
+	rec, err := l.Migrate(within.Context(t),
+		plan.Plan{Policy: spec, MaxBandwidth: 16 << 20, DowntimeLimit: 300 * time.Millisecond,
+			Timeout: 100 * time.Second}, plan.Options{})
 	if rec == nil {
 		t.Fatal(err)
 	}

@@ -91,7 +91,8 @@ func TestPolicyReplays(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			rec, err := l.Migrate(within.Context(t), plan.Plan{Policy: spec, MaxBandwidth: 24 << 20, Timeout: 40 * time.Second}, plan.Options{})
+			rec, err := l.Migrate(within.Context(t), plan.Plan{Policy: spec, MaxBandwidth: 24 << 20, Timeout: 40 * time.Second},
+				plan.Options{})
 			if rec == nil {
 				t.Fatal(err)
 			}

@@ -215,7 +215,8 @@ func TestDiskCheckFails(t *testing.T) {
 	if c := again.DiskCheck; c == nil || c.BlocksWrong != 1 || c.WritesLost != 1 || c.OK() || !strings.Contains(strings.Join(again.Warnings, "\n"), "disk check FAILED") {
 		t.Errorf("a corrupt block went unseen: %+v, warnings %q", c, again.Warnings)
 	}
-	l.disks.Ledger.Acknowledge(wire.DiskAcks{Disk: "disk0", Acks: [][2]uint64{{uint64(block) + 1, 1 << 40}}}) // as if a later write had been acknowledged
+	// as if a later write had been acknowledged
+	l.disks.Ledger.Acknowledge(wire.DiskAcks{Disk: "disk0", Acks: [][2]uint64{{uint64(block) + 1, 1 << 40}}})
 	lost := &record.Migration{Outcome: record.Completed}
 	if l.disks.Check(within.Context(t), l.agent, lost); lost.DiskCheck == nil || lost.DiskCheck.WritesLost != 2 {
 		t.Errorf("a lost write went unseen: %+v", lost.DiskCheck)

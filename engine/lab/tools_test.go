@@ -26,7 +26,8 @@ func debianLab(t *testing.T, workload string, fill int64) *Lab {
 	if err != nil {
 		t.Fatal(err)
 	}
-	l, err := Up(t.Context(), Spec{Owner: fmt.Sprintf("tools-%d", os.Getpid()), Accelerator: "tcg", Fill: fill, Image: image.Spec{Guest: wire.DebianGuest}, Workload: w})
+	l, err := Up(t.Context(), Spec{Owner: fmt.Sprintf("tools-%d", os.Getpid()), Accelerator: "tcg", Fill: fill,
+		Image: image.Spec{Guest: wire.DebianGuest}, Workload: w})
 	if err != nil {
 		t.Fatal(err)
 	}

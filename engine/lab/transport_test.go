@@ -62,7 +62,8 @@ func TestStream(t *testing.T) {
 		t.Run(strings.Join(append([]string{test.qemu, test.transport, test.form}, test.capabilities...), "_"), func(t *testing.T) {
 			qemu := guesttest.QEMU(t, test.qemu)
 			l := newLab(t, Spec{SourceQEMU: qemu, DestinationQEMU: qemu, Transport: test.transport})
-			p := plan.Plan{MaxBandwidth: 64 << 20, Channels: test.form, Parameters: test.parameters, Capabilities: map[string]bool{}}
+			p := plan.Plan{MaxBandwidth: 64 << 20, Channels: test.form, Parameters: test.parameters,
+				Capabilities: map[string]bool{}}
 			for _, name := range test.capabilities {
 				p.Capabilities[name] = true
 			}

@@ -60,7 +60,8 @@ func TestWorkloadFailsTheRun(t *testing.T) {
 			}
 		}
 	})
-	rec, err := l.Migrate(t.Context(), plan.Plan{MaxBandwidth: 16 << 20}, plan.Options{Sampled: func(record.Sample) { spoil() }})
+	rec, err := l.Migrate(t.Context(), plan.Plan{MaxBandwidth: 16 << 20},
+		plan.Options{Sampled: func(record.Sample) { spoil() }})
 	if err == nil || !strings.Contains(err.Error(), "the guest's workload dhrystone failed: the result is wrong after") || !strings.Contains(err.Error(), "Arr_2_Glob[8][7]") {
 		t.Errorf("the run's error: %v", err)
 	}

@@ -8,15 +8,16 @@ import (
 	"qmigrate/engine/record"
 )
 
-// A policy is asked at each sample of a migration. Here are three passes of two seconds; the last one found no less to send
-// than the one before.
+// A policy is asked at each sample of a migration. Here are three passes of two seconds; the last one found no less to
+// send than the one before.
 func ExampleFollow() {
 	spec, err := policy.Parse("post-copy-on-stall:progress=20%")
 	if err != nil {
 		fmt.Println(err)
 		return
 	}
-	limits := policy.Limits{MemoryBytes: 256 << 20, MaxBandwidth: 32 << 20, DowntimeLimit: 300 * time.Millisecond, CanPostCopy: true}
+	limits := policy.Limits{MemoryBytes: 256 << 20, MaxBandwidth: 32 << 20, DowntimeLimit: 300 * time.Millisecond,
+		CanPostCopy: true}
 	setting, capabilities, err := spec.Initial(limits)
 	if err != nil {
 		fmt.Println(err) // this pair of QEMUs, or this plan, does not allow the policy

@@ -528,7 +528,8 @@ func TestThin(t *testing.T) {
 	for i, p := range out {
 		values[i] = p.Y
 	}
-	if len(out) > drawnPoints || slices.Max(values) != 1000 || slices.Min(values) != -1000 || !slices.IsSortedFunc(out, func(a, b figure.Point) int { return int(a.X - b.X) }) {
+	if len(out) > drawnPoints || slices.Max(values) != 1000 || slices.Min(values) != -1000 ||
+		!slices.IsSortedFunc(out, func(a, b figure.Point) int { return int(a.X - b.X) }) {
 		t.Errorf("%d points from %v to %v", len(out), slices.Min(values), slices.Max(values))
 	}
 }
@@ -536,7 +537,8 @@ func TestThin(t *testing.T) {
 // TestUnwritable: a file that cannot be written is named, and not the one that would have become it.
 func TestUnwritable(t *testing.T) {
 	name := filepath.Join(t.TempDir(), "nowhere", "report.html")
-	if err := saveFile(name, nil); err == nil || err.Error() != "write report: "+name+": no such file or directory: name another folder" {
+	if err := saveFile(name, nil); err == nil ||
+		err.Error() != "write report: "+name+": no such file or directory: name another folder" {
 		t.Error(err)
 	}
 }

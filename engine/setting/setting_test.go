@@ -17,7 +17,8 @@ type thing struct {
 // TestSet: what is wrong is about the setting, in its name and in the words that were given, unless it is about others.
 func TestSet(t *testing.T) {
 	rate := setting.Setting[thing]{Name: "rate", Apply: setting.Rate(func(t *thing) *int64 { return &t.rate })}
-	kind := setting.Setting[thing]{Name: "kind", Apply: setting.Choice(func(t *thing) *string { return &t.kind }, "one", "two")}
+	kind := setting.Setting[thing]{Name: "kind",
+		Apply: setting.Choice(func(t *thing) *string { return &t.kind }, "one", "two")}
 	early := setting.Setting[thing]{Name: "early", Apply: func(*thing, string) error {
 		return setting.Errorf("early", "1h0m0s", "too late")
 	}}

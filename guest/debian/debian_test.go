@@ -364,7 +364,8 @@ func TestEnsureFails(t *testing.T) {
 			s := store(t, nil)
 			p, err := s.Ensure(within.Context(t), QEMU72)
 			var e *Error
-			if p != "" || !errors.As(err, &e) || e.What != QEMU72 || !strings.Contains(err.Error(), want) || !strings.Contains(err.Error(), "its path as qemu") {
+			if p != "" || !errors.As(err, &e) || e.What != QEMU72 || !strings.Contains(err.Error(), want) ||
+				!strings.Contains(err.Error(), "its path as qemu") {
 				t.Errorf("%s %v; want an error with %q", p, err, want)
 			}
 			clean(t, s)
@@ -373,7 +374,8 @@ func TestEnsureFails(t *testing.T) {
 	t.Run("no apt", func(t *testing.T) {
 		t.Setenv("PATH", t.TempDir())
 		s := store(t, nil)
-		if _, err := s.Ensure(within.Context(t), Kernel); err == nil || !strings.Contains(err.Error(), "apt-get is not installed") || !strings.Contains(err.Error(), "kernel and modules") {
+		if _, err := s.Ensure(within.Context(t), Kernel); err == nil || !strings.Contains(err.Error(), "apt-get is not installed") ||
+			!strings.Contains(err.Error(), "kernel and modules") {
 			t.Error(err)
 		}
 		clean(t, s)

@@ -20,9 +20,11 @@ func TestParseSockets(t *testing.T) {
 	const line = "\n   0: 0100007F:170C 00000000:0000 0A 0:0 00:0 0 0 0 11 1\n   1: 0100007F:170C 0100007F:1234 01 0:0 00:0 0 0 0 12 1\n"
 	const unix = "\n0: 00000002 00000000 00010000 0001 01 11 /run/a.qmp\n0: 00000003 00000000 00000000 0001 03 12\n"
 	listens := Socket{Network: "tcp", Address: "127.0.0.1:5900", Listening: true, inode: 11}
-	udp := []Socket{{Network: "udp", Address: "127.0.0.1:5900", inode: 11}, {Network: "udp", Address: "127.0.0.1:5900", inode: 12}}
-	for table, want := range map[string][]Socket{"tcp": {listens}, "tcp6": {listens}, "udp": udp, "udplite": udp, "udplite6": udp,
-		"unix": {{Network: "unix", Address: "/run/a.qmp", Listening: true, inode: 11}}} {
+	udp := []Socket{{Network: "udp", Address: "127.0.0.1:5900", inode: 11},
+		{Network: "udp", Address: "127.0.0.1:5900", inode: 12}}
+	for table, want := range map[string][]Socket{"tcp": {listens}, "tcp6": {listens}, "udp": udp, "udplite": udp,
+		"udplite6": udp,
+		"unix":     {{Network: "unix", Address: "/run/a.qmp", Listening: true, inode: 11}}} {
 		text := "head" + line
 		if table == "unix" {
 			text = "head" + unix

@@ -56,7 +56,8 @@ func TestParseUnix(t *testing.T) {
 	if err != nil || !slices.Equal(got, want) {
 		t.Errorf("%+v %v", got, err)
 	}
-	for _, line := range []string{"x: 1 2\n", "x: 2 0 0 1 3 11\nx\n", "x: 2 0 zz 1 1 11 /a\n", "x: 2 0 0 1 zz 11 /a\n", "x: 2 0 0 1 1 zz /a\n"} {
+	for _, line := range []string{"x: 1 2\n", "x: 2 0 0 1 3 11\nx\n", "x: 2 0 zz 1 1 11 /a\n", "x: 2 0 0 1 zz 11 /a\n",
+		"x: 2 0 0 1 1 zz /a\n"} {
 		if got, err := ParseUnix([]byte(head + line)); err == nil {
 			t.Errorf("%q: %+v", line, got)
 		}

@@ -116,7 +116,8 @@ func TestRedisWriter(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			f := serveRedis(t, c.answers)
 			host := toPort{host.Local(), f.listener.Addr().String()}
-			w, err := startRedis(t.Context(), host, netip.MustParseAddr("127.0.0.1"), 0, 64, new(observe.Tallies).Row("redis_writes", "writes/s", "a test", time.Second))
+			w, err := startRedis(t.Context(), host, netip.MustParseAddr("127.0.0.1"), 0, 64,
+				new(observe.Tallies).Row("redis_writes", "writes/s", "a test", time.Second))
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -153,7 +154,8 @@ func TestRedisWriter(t *testing.T) {
 
 // A list that redis refuses to append to, and one that is no redis at all, are failures and no lost writes.
 func TestRedisRefuses(t *testing.T) {
-	for name, answer := range map[string]string{"refused": "-OOM command not allowed\r\n", "nonsense": "hello\r\n", "too long": "$99999999\r\n"} {
+	for name, answer := range map[string]string{"refused": "-OOM command not allowed\r\n", "nonsense": "hello\r\n",
+		"too long": "$99999999\r\n"} {
 		t.Run(name, func(t *testing.T) {
 			c := &redisConn{r: bufio.NewReader(strings.NewReader(answer))}
 			v, err := c.answer()
@@ -179,7 +181,8 @@ func TestSSHLines(t *testing.T) {
 		"half a line":     {[]string{"0", "1", "en"}, 2, 0, false, false},
 	} {
 		t.Run(name, func(t *testing.T) {
-			s := &sshSession{tally: new(observe.Tallies).Row("ssh_lines", "lines/s", "a test", time.Second), first: make(chan struct{})}
+			s := &sshSession{tally: new(observe.Tallies).Row("ssh_lines", "lines/s", "a test", time.Second),
+				first: make(chan struct{})}
 			fine := true
 			for _, line := range c.lines {
 				fine = fine && s.take(line, time.Now())
@@ -193,8 +196,10 @@ func TestSSHLines(t *testing.T) {
 
 // The server's lines come in any pieces.
 func TestIperfServer(t *testing.T) {
-	s := &iperfServer{listening: make(chan struct{}), tally: new(observe.Tallies).Row("iperf3_received", "bytes/s", "a test", time.Second)}
-	for _, piece := range []string{"-----------\nServer list", "ening on 5201 (test #1)\n", "[  5]   0.00-1.00   sec  1 MBytes  8000 Kbits/sec\n[  5]   1.00-2.00  ",
+	s := &iperfServer{listening: make(chan struct{}),
+		tally: new(observe.Tallies).Row("iperf3_received", "bytes/s", "a test", time.Second)}
+	for _, piece := range []string{"-----------\nServer list", "ening on 5201 (test #1)\n",
+		"[  5]   0.00-1.00   sec  1 MBytes  8000 Kbits/sec\n[  5]   1.00-2.00  ",
 		" sec  1 MBytes  16000 Kbits/sec\n", "- - - - - -\n[  5]   0.00-2.10   sec  3 MBytes  12000 Kbits/sec                  receiver\n"} {
 		if n, err := s.Write([]byte(piece)); n != len(piece) || err != nil {
 			t.Fatal(n, err)
@@ -254,7 +259,8 @@ func TestProgram(t *testing.T) {
 		rec := &record.Migration{}
 		tools.Finish(t.Context(), rec)(c.status)
 		all := rec.ToolFailures()
-		if (len(all) == 0) != (c.want == "") || c.want != "" && !strings.Contains(strings.Join(all, ""), c.want) || len(rec.Warnings) != len(all) {
+		if (len(all) == 0) != (c.want == "") || c.want != "" && !strings.Contains(strings.Join(all, ""), c.want) ||
+			len(rec.Warnings) != len(all) {
 			t.Errorf("%s: %q, warnings %q", name, all, rec.Warnings)
 		}
 	}

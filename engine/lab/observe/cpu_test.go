@@ -6,7 +6,8 @@ import (
 )
 
 func TestThreadName(t *testing.T) {
-	for comm, want := range map[string]string{"CPU 0/TCG": "vcpu0", "CPU 12/KVM": "vcpu12", "ALL CPUs/TCG": "vcpus", "mig/src/main": "migration", "live_migration": "migration", "multifdsend_1": "migration",
+	for comm, want := range map[string]string{"CPU 0/TCG": "vcpu0", "CPU 12/KVM": "vcpu12", "ALL CPUs/TCG": "vcpus",
+		"mig/src/main": "migration", "live_migration": "migration", "multifdsend_1": "migration",
 		"return path": "migration", "call_rcu": "", "qemu-system-x86": "?", "IO mon_iothread": "", "CPU x/TCG": ""} {
 		if name, known := threadName(comm); known != (want != "?") || known && name != want {
 			t.Errorf("%s: %q %t, want %q", comm, name, known, want)
@@ -19,7 +20,8 @@ func TestUsedAt(t *testing.T) {
 	origin := time.Now()
 	at := func(ms int) time.Time { return origin.Add(time.Duration(ms) * time.Millisecond) }
 	looks := []reading{{at(0), 0}, {at(100), 50 * time.Millisecond}, {at(200), 50 * time.Millisecond}}
-	for ms, want := range map[int]time.Duration{-1: -1, 0: 0, 50: 25 * time.Millisecond, 100: 50 * time.Millisecond, 150: 50 * time.Millisecond, 200: 50 * time.Millisecond, 201: -1} {
+	for ms, want := range map[int]time.Duration{-1: -1, 0: 0, 50: 25 * time.Millisecond, 100: 50 * time.Millisecond,
+		150: 50 * time.Millisecond, 200: 50 * time.Millisecond, 201: -1} {
 		if got, ok := usedAt(looks, at(ms)); ok != (want >= 0) || ok && got != want {
 			t.Errorf("at %d ms: %v %t, want %v", ms, got, ok, want)
 		}

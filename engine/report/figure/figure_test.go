@@ -49,7 +49,8 @@ func TestTicks(t *testing.T) {
 }
 
 func TestTickLabel(t *testing.T) {
-	for v, want := range map[float64]string{0: "0", math.Copysign(0, -1): "0", 0.05: "0.05", 1500: "1500", 9999: "9999", 10000: "10k", 16000: "16k", 250000: "250k", 1.5e6: "1.5M", -3.5e7: "-35M", 2e9: "2G"} {
+	for v, want := range map[float64]string{0: "0", math.Copysign(0, -1): "0", 0.05: "0.05", 1500: "1500", 9999: "9999",
+		10000: "10k", 16000: "16k", 250000: "250k", 1.5e6: "1.5M", -3.5e7: "-35M", 2e9: "2G"} {
 		if got := tickLabel(v); got != want {
 			t.Errorf("%v is labelled %q, not %q", v, got, want)
 		}
@@ -58,7 +59,9 @@ func TestTickLabel(t *testing.T) {
 
 // TestLogScale: an axis that is no linear one says so, in the drawing and in the page.
 func TestLogScale(t *testing.T) {
-	for want, a := range map[string]Axis{"downtime (s)": {Label: "downtime", Unit: "s"}, "downtime (s, log scale)": {Label: "downtime", Unit: "s", Log: true}, "passes (log scale)": {Label: "passes", Log: true}} {
+	for want, a := range map[string]Axis{"downtime (s)": {Label: "downtime", Unit: "s"},
+		"downtime (s, log scale)": {Label: "downtime", Unit: "s", Log: true}, "passes (log scale)": {Label: "passes",
+			Log: true}} {
 		if got := axisText(a); got != want {
 			t.Errorf("%q, want %q", got, want)
 		}
@@ -78,7 +81,8 @@ func TestDots(t *testing.T) {
 		count[p.X]++
 		least, most = min(least, p.Y), max(most, p.Y)
 	}
-	if count[0] != dotLimit || count[1] != dotLimit || count[5] != 2 || least != 0 || most != 9999 || len(c.Trials) != 10_002 {
+	if count[0] != dotLimit || count[1] != dotLimit || count[5] != 2 || least != 0 || most != 9999 ||
+		len(c.Trials) != 10_002 {
 		t.Errorf("%v from %v to %v", count, least, most)
 	}
 }
@@ -102,7 +106,8 @@ func contrast(a, b string) float64 {
 	return (max(x, y) + 0.05) / (min(x, y) + 0.05)
 }
 
-// TestContrast: texts have 4.5:1 and marks 3:1 at least, on both grounds; and no two styles are alike but for their colour.
+// TestContrast: texts have 4.5:1 and marks 3:1 at least, on both grounds; and no two styles are alike but for their
+// colour.
 func TestContrast(t *testing.T) {
 	if c := contrast("#000000", "#ffffff"); math.Abs(c-21) > 1e-9 {
 		t.Fatalf("black on white is %v, not 21", c)
@@ -111,7 +116,8 @@ func TestContrast(t *testing.T) {
 		ground string
 		texts  []string
 		marks  [Styles]string
-	}{{LightGround, []string{LightText, LightFaint, Light()[0]}, Light()}, {DarkGround, []string{DarkText, DarkFaint, Dark()[0]}, Dark()}} {
+	}{{LightGround, []string{LightText, LightFaint, Light()[0]}, Light()}, {DarkGround,
+		[]string{DarkText, DarkFaint, Dark()[0]}, Dark()}} {
 		for _, c := range p.texts {
 			if got := contrast(c, p.ground); got < 4.5 {
 				t.Errorf("text %s on %s: %.2f", c, p.ground, got)
