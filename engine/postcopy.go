@@ -16,7 +16,7 @@ import (
 )
 
 // In post-copy the guest runs on the destination while the rest of its memory is still on the source. From
-// `migrate-start-postcopy` on the migration is never cancelled, for then neither side has the whole guest; what a
+// `migrate-start-postcopy` on the migration is never cancelled, because then neither side has the whole guest; what a
 // failure leaves of it is settled by settle. A link that is lost is mended: both sides pause, and go on over a new
 // connection.
 
@@ -194,7 +194,7 @@ func (m *migration) leaveBehind(ctx context.Context) {
 	if err := m.run.Src.Kill(ctx); err != nil {
 		m.run.Rec.Warn("the destination has everything, and the source QEMU still waits for its last word on a link that "+
 			"was lost (%v): "+
-			"end %s at once, for it may run the guest too when its connection is given up", err, m.run.Src.Endpoint.Name)
+			"end %s at once: it may run the guest too when its connection is given up", err, m.run.Src.Endpoint.Name)
 		return
 	}
 	m.run.Rec.Warn("the link was lost when the destination had everything: the source QEMU, which waited for its last " +
@@ -360,7 +360,7 @@ func (m *migration) reconnect(ctx context.Context, attempt int) error {
 }
 
 // recoverURIs are where the destination listens anew and where the source connects to. A port that QEMU had chosen is
-// chosen by us now, for a paused destination cannot be asked for it.
+// chosen by us now, because a paused destination cannot be asked for it.
 func (m *migration) recoverURIs(attempt int) (listen, connect string) {
 	listen, connect = m.run.Plan.Listen, m.run.Plan.Connect
 	rest, ok := strings.CutPrefix(listen, "tcp:")
@@ -376,7 +376,7 @@ func (m *migration) recoverURIs(attempt int) (listen, connect string) {
 	return "tcp:" + net.JoinHostPort(host, port), "tcp:" + net.JoinHostPort(to, port)
 }
 
-// blocktime reads what the destination tells of the page faults' cost, for some QEMUs forget it at the end (10.2,
+// blocktime reads what the destination tells of the page faults' cost, because some QEMUs forget it at the end (10.2,
 // 11.1).
 func (m *migration) blocktime(ctx context.Context) {
 	if !m.run.Plan.Capabilities["postcopy-blocktime"] {

@@ -19,7 +19,7 @@ func (ns *nsBuilder) bridge(address netip.Addr) (netlink.Link, error) {
 		return nil, err
 	}
 	if br == nil {
-		// The address is given, for a bridge without one takes the lowest of its ports' and changes it when a TAP comes
+		// The address is given, because a bridge without one takes the lowest of its ports' and changes it when a TAP comes
 		// or goes: the neighbours would send to nobody until they ask again. Without snooping there are no queries, and
 		// RARP and multicast go to every port.
 		attrs := netlink.NewLinkAttrs()

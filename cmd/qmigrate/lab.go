@@ -72,7 +72,7 @@ func (c *commands) labUp(x *cli.Context) error {
 		return usagef("--workload %s: a part of it would end with this command: it is for `qmigrate demo`", s.Workload.Name)
 	}
 	if os.Geteuid() != 0 {
-		return errors.New("lab up needs root, for its network is to outlive this command: run it with sudo; `qmigrate " +
+		return errors.New("lab up needs root, because its network outlives this command: run it with sudo; `qmigrate " +
 			"demo` needs none")
 	}
 	said, err := lab.Sweep(x.Context)

@@ -47,7 +47,7 @@ func as(t *testing.T, pid int) string {
 }
 
 // A source of another user, in a chroot, or in a container has its destination as that user and in there. Root never
-// runs the program of another as root, and a source whose destination is refused goes on.
+// runs the program of another as root. If a destination is refused, its source goes on.
 func TestLaunchLike(t *testing.T) {
 	guesttest.QEMU(t, "11.1")
 	if os.Geteuid() != 0 {

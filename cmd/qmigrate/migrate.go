@@ -149,7 +149,7 @@ func (c *commands) recover(x *cli.Context, src *endpoint.Endpoint, p plan.Plan, 
 	return nil
 }
 
-// move migrates, with a destination of its own if --launch asks for one.
+// move migrates. With --launch it starts the destination first.
 func (c *commands) move(x *cli.Context, src *endpoint.Endpoint, p plan.Plan, o plan.Options,
 	at connect.TunnelPlace) error {
 	folder, err := openFolder(x)

@@ -110,7 +110,7 @@ func TestLaunchPlugged(t *testing.T) {
 			`device_add {"driver":"usb-host","id":"hot","vendorid":65534,"productid":65534}`,
 		}},
 		{name: "layer", words: "-blockdev file,node-name=f,filename=DIR/d -blockdev raw,node-name=d,file=f",
-			refused: "a layer over d, which has an option of its own", steps: []string{
+			refused: "a layer over d, which another option names", steps: []string{
 				`device_add {"driver":"virtio-blk-pci","id":"hot","drive":"d","bus":"p1"}`,
 				`blockdev-snapshot-sync {"node-name":"d","snapshot-node-name":"d2","snapshot-file":"DIR/d2"}`,
 			}},

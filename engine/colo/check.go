@@ -99,7 +99,7 @@ func neverEnters(f *facts.Facts) error {
 func mayYield(process endpoint.Process) error {
 	p, ok := process.(endpoint.Scheduler)
 	if !ok {
-		return errors.New("for which its process must be known: give an endpoint on a host of ours")
+		return errors.New("its process is not known: give an endpoint on a host that qmigrate manages")
 	}
 	threads, err := p.Threads()
 	if err != nil {

@@ -190,7 +190,7 @@ func (c *colo) retreat(ctx context.Context) error {
 	return nil
 }
 
-// leave makes a side, the other one being dead, end COLO and run the guest as a QEMU of its own.
+// leave makes a side, the other one being dead, end COLO and run the guest alone.
 func (c *colo) leave(ctx context.Context, s *run.Side) error {
 	if before := s.Resumed; !s.Done() { // an undo may come here again
 		if err := s.Control.Execute(ctx, "x-colo-lost-heartbeat", nil, nil); err != nil {

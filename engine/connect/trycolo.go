@@ -83,7 +83,7 @@ func tryPair(ctx context.Context, h host.Host, primary, secondary, dir string) (
 			return &plan.UnsupportedError{Feature: fmt.Sprintf("COLO with QEMU %s as the primary", source.Greeting().Version),
 				Have: "tried on a QEMU without a guest: its migration completes instead of entering COLO, as 10.0's do, which " +
 					"begin it only from a state that they have left by then (migration_completion in migration/migration.c): " +
-					"try qemu 7.2, or source-qemu 7.2, for this one can be the secondary"}
+					"try qemu 7.2, or source-qemu 7.2: this one can be the secondary"}
 		}
 		b, err := destination.QueryMigrate(ctx)
 		switch {

@@ -251,7 +251,7 @@ func (r *runner) run(ctx context.Context, trials []Trial) error {
 }
 
 // keep appends the record. One that holds no number where one should be cannot be written: then it is recorded that the
-// trial failed so, for it would be run again and again.
+// trial failed so, because it would be run again and again.
 func (r *runner) keep(rec *record.Migration) error {
 	err := r.folder.Append(rec)
 	var unsupported *json.UnsupportedValueError

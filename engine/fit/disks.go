@@ -275,11 +275,11 @@ func unsure(all []facts.Layer) string {
 	for _, l := range all {
 		switch {
 		case l.File == "":
-			return ", for it is on a server"
+			return " (it is on a server)"
 		case l.Opened == nil:
-			return ", for this user may not see which files that QEMU has open"
+			return " (this user may not see which files that QEMU has open)"
 		case l.Opened.Uncertain != "":
-			return ", for a file system of kind " + l.Opened.Uncertain + " may number one file twice"
+			return " (a file system of kind " + l.Opened.Uncertain + " may number one file twice)"
 		}
 	}
 	return ""

@@ -252,7 +252,7 @@ func ruleTable() []rule {
 		// A background save never calls ram_save_complete, which writes the map of the pages (migration/migration.c,
 		// bg_migration_completion).
 		both("mapped-ram", "background-snapshot",
-			"QEMU accepts it and writes a file that cannot be loaded, for the map of its pages is missing (seen on 10.0.2)", "use format stream for a background save"),
+			"QEMU accepts it and writes a file that cannot be loaded: the map of its pages is missing (seen on 10.0.2)", "use format stream for a background save"),
 		both("mapped-ram", "postcopy-ram", "a file asks for no pages", "leave post-copy out"),
 		{func(c *combination) string {
 			if method := c.param(c.src, "multifd-compression"); c.on("mapped-ram") && method != "" && method != "none" {

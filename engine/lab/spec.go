@@ -24,7 +24,7 @@ type Spec struct {
 	CPUCap          int
 	CPUCapPeriod    time.Duration // in which the cap holds; 0: cpucap.DefaultPeriod
 	SourceQEMU      string        // "10.0", a path, or "" for the newest: see guest.FindQEMU
-	DestinationQEMU string        // likewise
+	DestinationQEMU string        // as SourceQEMU
 	Image           image.Spec
 	Accelerator     string        // auto (default), kvm, tcg
 	Transport       string        // of the stream: one of Transports, default tcp

@@ -43,7 +43,7 @@ func CheckTransport(name string, p plan.Plan) error {
 		return setting.Errorf("transport", name, "the lab's is a pipe, one way only, "+
 			"and a TLS handshake needs the way back: take tcp, unix or fd")
 	case name != "" && name != TCP && p.Tunnel != "":
-		return setting.Errorf("transport", name, "a tunnel is one of its own: leave one of the two out")
+		return setting.Errorf("transport", name, "a tunnel is a transport too: leave one of the two out")
 	}
 	return nil
 }

@@ -108,7 +108,7 @@ func switchAfter(text string) (s SwitchAfter, err error) {
 	return s, nil
 }
 
-// encryptionSettings say who may read what is sent. A kind comes first, for the others are of that kind.
+// encryptionSettings say who may read what is sent. A kind comes first, because the others are of that kind.
 func encryptionSettings() []setting.Setting[Plan] {
 	const none = "none"
 	return []setting.Setting[Plan]{
@@ -167,7 +167,7 @@ func ofTLS(name string, apply func(*TLS, string) error, s setting.Setting[Plan])
 	return s
 }
 
-// folder makes a path absolute, for QEMU runs in another folder than this program.
+// folder makes a path absolute, because QEMU runs in another folder than this program.
 func folder(at func(*TLS) *string) func(*TLS, string) error {
 	return func(t *TLS, text string) (err error) {
 		*at(t), err = filepath.Abs(text)

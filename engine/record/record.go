@@ -332,7 +332,7 @@ type CPUCap struct {
 	Cgroup  string        `json:"cgroup"`    // what holds it: v1 (cpu.cfs_quota_us) or v2 (cpu.max)
 	// from just before the first command until the migration had ended
 	Source      *CapUse `json:"source,omitempty"`
-	Destination *CapUse `json:"destination,omitempty"` // likewise
+	Destination *CapUse `json:"destination,omitempty"` // on the destination
 }
 
 // CapUse is what the kernel counted of one side's limit.
@@ -398,7 +398,7 @@ type Tunnel struct {
 	Kind string `json:"kind"` // tls or ssh
 	// the migration's own, both ways, at the source's half; what the tunnel adds is not in it
 	Bytes int64 `json:"bytes"`
-	// of the whole process that held the tunnel's halves, while it stood, by getrusage: an upper bound, for it also
+	// of the whole process that held the tunnel's halves, while it stood, by getrusage: an upper bound, because it also
 	// samples
 	CPU time.Duration `json:"cpu_ns"`
 }

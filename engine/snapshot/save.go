@@ -68,7 +68,7 @@ func (s *filing) examineSource(ctx context.Context) error {
 	for _, name := range []string{s.file.Path, s.file.Path + partSuffix} {
 		if _, err := os.Lstat(name); err == nil {
 			return fmt.Errorf("%s exists: %s", name,
-				map[bool]string{true: "remove it or give another name, for a saved guest is never written over",
+				map[bool]string{true: "remove it or give another name: a saved guest is never written over",
 					false: "another save is writing it, or one was killed: remove it if none runs"}[name == s.file.Path])
 		} else if !errors.Is(err, fs.ErrNotExist) {
 			return fmt.Errorf("look for %s: %w", name, err)

@@ -13,7 +13,7 @@ import (
 // dhrystone is Weicker's Dhrystone, version 2.1 (SIGPLAN Notices 23(8), August 1988): the statement mix of its C
 // version, each statement in its place, with the same calls (not inlined, as the rules ask), the same records, arrays
 // and strings. Integers have 32 bits and strings are arrays of 31 bytes that end in zero, as in C; the comparison and
-// the copies of strings go byte by byte, for there is no strcpy of a library to call.
+// the copies of strings go byte by byte, because there is no strcpy of a library to call.
 //
 // The original runs once and prints each variable beside its final value. Here the same comparison is made after every
 // chunk of runs.

@@ -156,7 +156,7 @@ func (p *Process) Folder(name string) (string, error) {
 	if where == "/" || p.otherMounts {
 		where = proc
 	}
-	return "", fmt.Errorf("process %d has files of its own, and cannot see %s: give a folder in one that it has, such as "+
+	return "", fmt.Errorf("process %d has other files than ours, and cannot see %s: give a folder in one that it has, such as "+
 		"unix:%s/tmp/%s", p.PID, name, where, base)
 }
 

@@ -212,7 +212,7 @@ func (m *mover) ask(option, value, from, what string) string {
 	to, ok := m.Paths[from]
 	if !ok {
 		m.refuseFor("Paths", option, value, from+" serves the source ("+what+
-			"): give the destination one of its own (a path for "+
+			"): give the destination another one (a path for "+
 			from+")")
 	}
 	return to

@@ -56,7 +56,7 @@ func (m *mover) plugged(words []word) (all []word) {
 			// a backend of the command line
 		case a.Reason != "", a.Over != "" && names["-blockdev "+a.Over]:
 			if a.Reason == "" { // two nodes would write to that image
-				a.Reason = "a layer over " + a.Over + ", which has an option of its own, cannot be opened beside it"
+				a.Reason = "a layer over " + a.Over + ", which another option names, cannot be opened beside it"
 			}
 			m.device = a.Device
 			m.refuse(a.Option, a.ID, a.Reason+": start the destination yourself")

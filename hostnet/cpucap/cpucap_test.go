@@ -66,7 +66,7 @@ func applyCap(t *testing.T, s Spec) *Cap {
 	t.Helper()
 	c, err := s.Apply(t.Context(), host.Local())
 	if errors.Is(err, errors.ErrUnsupported) {
-		t.Skipf("this machine or user has no control group for processor time that may be written: %v; TestUnified has a guest of its own with them", err)
+		t.Skipf("this machine or user has no control group for processor time that may be written: %v; TestUnified has them in a guest", err)
 	}
 	if err != nil {
 		t.Fatal(err)

@@ -134,7 +134,7 @@ func (p *plugReader) addNode(node string) (name string) {
 	name = strings.TrimPrefix(node, "#") // which only QEMU gives
 	w := Word{Option: "-blockdev", ID: name, Lost: "discard= and aio= of what is in it"}
 	for _, b := range p.blocks {
-		if b.Device == name && b.Inserted != nil { // of drive_add, by whose name the guest may know it
+		if b.Device == name && b.Inserted != nil { // of drive_add: the guest may know it by that name
 			w.Option, node = "-drive", b.Inserted.Node
 		}
 	}

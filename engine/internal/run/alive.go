@@ -93,7 +93,7 @@ func (r *Run) Promptly(ctx context.Context, step func(context.Context) error) er
 }
 
 // Watch has both sides asked again and again, over both monitors, whether they answer, until unwatch; until takes in
-// what is found. QEMU answers while it copies, for its incoming side lets the main loop go on every so many pages
+// what is found. QEMU answers while it copies, because its incoming side lets the main loop go on every so many pages
 // (migration/ram.c, ram_load_precopy).
 func (r *Run) Watch(ctx context.Context) {
 	if r.Dst.Control == nil { // a file

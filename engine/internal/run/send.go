@@ -30,7 +30,7 @@ func (r *Run) stopSource(ctx context.Context) error {
 
 func (r *Run) SendMigrate(ctx context.Context) error {
 	r.Issued, r.IssuedAt = true, time.Now()
-	// Whoever wants to stop waits a little for QEMU's answer, for a refusal means that what is under way is somebody
+	// Whoever wants to stop waits a little for QEMU's answer, because a refusal means that what is under way is somebody
 	// else's.
 	patient, cancel := context.WithCancelCause(context.WithoutCancel(ctx))
 	defer cancel(nil)

@@ -17,7 +17,7 @@ import (
 )
 
 // startNFS serves a folder with the disks' images by nfs-ganesha, in user space. It and the port mapper, which QEMU's
-// client asks on port 111, have a /run and a /var/lib of their own, for they have names there that the system's own may
+// client asks on port 111, have their own /run and /var/lib, because they have names there that the system's own may
 // hold. They end together: the shell that both are children of is process 1 of their PID namespace.
 func (d *Disks) startNFS(ctx context.Context, dir string) error {
 	home, err := find(debian.Ganesha)
