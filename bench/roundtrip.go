@@ -22,8 +22,8 @@ const again = "bare again"
 
 // roundTrip asks one monitor for query-migrate with each driver in turn. One monitor serves one client, so they take
 // turns by blocks, in an order that changes; a ratio is that of two medians of one round, and the figure the median
-// over the rounds. The source of a completed migration is asked, because its answer is a whole one (600 bytes) and nothing
-// runs in it.
+// over the rounds. The source of a completed migration is asked, because its answer is a whole one (600 bytes) and
+// nothing runs in it.
 func (b *bench) roundTrip(ctx context.Context, r *Result) error {
 	for _, q := range b.qemus {
 		if err := b.roundTripOf(ctx, r, q); err != nil {

@@ -39,8 +39,8 @@ func socketPair() (ours, theirs net.Conn, err error) {
 	return both[0], both[1], nil
 }
 
-// TestRecoverElsewhere: a source that was migrated away is not continued for a destination that never heard of it, for the guest
-// may run on the one that it went to.
+// TestRecoverElsewhere: a source that was migrated away is not continued for a destination that never heard of it, for
+// the guest may run on the one that it went to.
 func TestRecoverElsewhere(t *testing.T) {
 	for _, migration := range []string{"none", "setup"} {
 		t.Run(migration, func(t *testing.T) {
@@ -57,7 +57,8 @@ func TestRecoverElsewhere(t *testing.T) {
 	}
 }
 
-// TestRecoverOthers: a guest that stands paused where somebody migrated it is not ended for a source that has never sent one.
+// TestRecoverOthers: a guest that stands paused where somebody migrated it is not ended for a source that has never
+// sent one.
 func TestRecoverOthers(t *testing.T) {
 	t.Parallel()
 	src, other := newFake(t, "source", "running", "none"), newFake(t, "other", "paused", "completed")
@@ -95,8 +96,8 @@ func migrate(t *testing.T, src, dst *fakeQEMU, p plan.Plan) (*record.Migration, 
 	return engine.Migrate(within.Context(t), src.endpoint(), dst.endpoint(), p, plan.Options{})
 }
 
-// TestSilentDestination: a destination that hangs in pre-copy, or while the guest stands still, is found without a time-out and without Ctrl-C, and the
-// source runs the guest.
+// TestSilentDestination: a destination that hangs in pre-copy, or while the guest stands still, is found without a
+// time-out and without Ctrl-C, and the source runs the guest.
 func TestSilentDestination(t *testing.T) {
 	for _, mode := range []record.Mode{record.PreCopyMode, record.StopAndCopyMode} {
 		t.Run(string(mode), func(t *testing.T) {
@@ -110,7 +111,8 @@ func TestSilentDestination(t *testing.T) {
 			if err == nil || !strings.Contains(err.Error(), "destination QEMU has not answered for 1s") {
 				t.Errorf("error is %v", err)
 			}
-			if src.runState() != "running" || dst.runState() != "dead" || r.GuestOn != record.Source || r.Outcome != record.Failed {
+			if src.runState() != "running" || dst.runState() != "dead" || r.GuestOn != record.Source ||
+				r.Outcome != record.Failed {
 				t.Errorf("source %s, destination %s, guest on %s, outcome %s", src.runState(), dst.runState(), r.GuestOn, r.Outcome)
 			}
 		})
@@ -144,7 +146,8 @@ func TestSilentSwitchOver(t *testing.T) {
 	}
 }
 
-// TestBothSilent: when nothing answers any more while the guest runs, the way to them is broken rather than both: the migration goes on when it is back.
+// TestBothSilent: when nothing answers any more while the guest runs, the way to them is broken rather than both: the
+// migration goes on when it is back.
 func TestBothSilent(t *testing.T) {
 	t.Parallel()
 	src, dst := copying(t), listening(t)
@@ -173,7 +176,8 @@ func TestBothSilent(t *testing.T) {
 	}
 }
 
-// TestLostOnTheWay: the link is lost with the last bytes: the source has sent them, the destination waits for them, and no event will come.
+// TestLostOnTheWay: the link is lost with the last bytes: the source has sent them, the destination waits for them, and
+// no event will come.
 func TestLostOnTheWay(t *testing.T) {
 	t.Parallel()
 	src, dst := copying(t), listening(t)
@@ -199,12 +203,14 @@ func TestReservationHangs(t *testing.T) {
 	src, dst := copying(t), listening(t)
 	dst.on["stop"] = func() { dst.deaf = true }
 	r, err := migrate(t, src, dst, plan.Plan{StallLimit: time.Second, RecoverLimit: time.Second})
-	if err == nil || !strings.Contains(err.Error(), "no answer within 1s") || r.GuestOn != record.Source || src.runState() != "running" {
+	if err == nil || !strings.Contains(err.Error(), "no answer within 1s") || r.GuestOn != record.Source ||
+		src.runState() != "running" {
 		t.Errorf("guest on %s, source %s: %v", r.GuestOn, src.runState(), err)
 	}
 }
 
-// TestSilentSourceAtTheEnd: a source that does not answer any more may be dead with its host. A destination that has all of the guest is not ended then, and what to do is said.
+// TestSilentSourceAtTheEnd: a source that does not answer any more may be dead with its host. A destination that has
+// all of the guest is not ended then, and what to do is said.
 func TestSilentSourceAtTheEnd(t *testing.T) {
 	t.Parallel()
 	src, dst := copying(t), listening(t)
@@ -294,7 +300,8 @@ func TestSamplesAfterPolicy(t *testing.T) {
 	}
 }
 
-// TestPolicyAfterSwitch: once post-copy was begun, a policy that gives up has nothing to say any more, for neither side could go back.
+// TestPolicyAfterSwitch: once post-copy was begun, a policy that gives up has nothing to say any more, for neither side
+// could go back.
 func TestPolicyAfterSwitch(t *testing.T) {
 	t.Parallel()
 	src, dst := copying(t), listening(t)

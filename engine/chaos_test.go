@@ -71,7 +71,8 @@ func event(side record.Holder, name string) edge { return got(side, `"event": "`
 func done(s record.StageName) edge               { return edge{"", "stage", string(s)} }
 
 func (e edge) String() string {
-	return strings.NewReplacer(`"execute":`, "", `"event": `, "", `"status": `, "", `"`, "", " ", "").Replace(strings.TrimSpace(e.side+"-"+e.what+"-") + e.text)
+	return strings.NewReplacer(`"execute":`, "", `"event": `, "", `"status": `, "", `"`, "", " ",
+		"").Replace(strings.TrimSpace(e.side+"-"+e.what+"-") + e.text)
 }
 
 // trigger is an slog.Handler that does something, once, in the middle of the engine's work: when an edge is logged.
@@ -132,7 +133,10 @@ func (h trigger) Handle(_ context.Context, r slog.Record) error {
 func (h trigger) saw(side record.Holder, text string) bool {
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	return slices.ContainsFunc(h.seen, func(s string) bool { return strings.Contains(s, " "+string(side)+" ") && strings.Contains(s, text) })
+	return slices.ContainsFunc(h.seen, func(s string) bool {
+		return strings.Contains(s, " "+string(side)+" ") &&
+			strings.Contains(s, text)
+	})
 }
 
 // times is how often a line has been logged: once for each monitor that has it.
@@ -332,7 +336,8 @@ func (x *trial) truth(t *testing.T) {
 			t.Errorf("not known where it is, and no word about it: %v", x.err)
 		}
 	}
-	lost := strings.Contains(x.err.Error(), "lost:") || strings.Contains(x.err.Error(), "it ran on the destination, which died")
+	lost := strings.Contains(x.err.Error(), "lost:") ||
+		strings.Contains(x.err.Error(), "it ran on the destination, which died")
 	// From 10.0 on a source whose link is lost at the very end of post-copy ends its migration, with what was on its
 	// way.
 	byQEMU := x.rec.PostCopy != nil && strings.Contains(x.err.Error(), "the source has ended its migration")
@@ -353,7 +358,8 @@ func (x *trial) afterKill(t *testing.T) {
 	case x.err == nil:
 	case x.killed == record.Destination && !ran && x.a != "running":
 		t.Errorf("the destination died before it ran, and the source is %s: %v", x.a, x.err)
-	case x.killed == record.Destination && x.trigger.times(record.Destination, event(record.Destination, "RESUME").text) > 1 && x.rec.GuestOn == record.Source:
+	case x.killed == record.Destination && x.trigger.times(record.Destination,
+		event(record.Destination, "RESUME").text) > 1 && x.rec.GuestOn == record.Source:
 		t.Errorf("both monitors of the destination told that it ran, and the source was continued: %v", x.err)
 	case x.killed == record.Destination && !ran && x.rec.GuestOn != record.Source:
 		t.Errorf("the destination died before it ran, and the guest is said to be on %s: %v", x.rec.GuestOn, x.err)
@@ -407,21 +413,25 @@ func cmpOr(a, b string) string {
 func plans() []plan.Plan {
 	var all []plan.Plan
 	for _, mode := range []record.Mode{record.PreCopyMode, record.StopAndCopyMode} {
-		for _, caps := range []map[string]bool{nil, {"return-path": true}, {"pause-before-switchover": true}, {"return-path": true, "pause-before-switchover": true}} {
+		for _, caps := range []map[string]bool{nil, {"return-path": true}, {"pause-before-switchover": true},
+			{"return-path": true, "pause-before-switchover": true}} {
 			all = append(all, plan.Plan{Mode: mode, Capabilities: caps, MaxBandwidth: 512 << 10})
 		}
 	}
 	return all
 }
 
-// edges are the instants at which power fails: each command and each event on which a decision hangs, in all six stages.
+// edges are the instants at which power fails: each command and each event on which a decision hangs, in all six
+// stages.
 func edges() []edge {
 	const s, d = record.Source, record.Destination
 	return []edge{
 		sent(s, "query-cpus-fast"), done(record.Initialization), // initialization
-		sent(d, "stop"), sent(d, "migrate-incoming"), sent(s, "migrate-set-capabilities"), done(record.Reservation), // reservation
+		// reservation
+		sent(d, "stop"), sent(d, "migrate-incoming"), sent(s, "migrate-set-capabilities"), done(record.Reservation),
 		sent(s, "migrate"), got(s, `"status": "active"`), got(d, `"status": "active"`), // pre-copy
-		event(s, "STOP"), done(record.PreCopy), got(s, `"status": "completed"`), got(d, `"status": "completed"`), // stop-and-copy
+		// stop-and-copy
+		event(s, "STOP"), done(record.PreCopy), got(s, `"status": "completed"`), got(d, `"status": "completed"`),
 		done(record.StopAndCopy), done(record.Commitment), // commitment
 		sent(d, "cont"), event(d, "RESUME"), done(record.Activation), // activation
 	}
@@ -430,7 +440,8 @@ func edges() []edge {
 // thorough tells whether every case is to run on every QEMU. By default each runs on one of them.
 func thorough() bool { return os.Getenv("QMIGRATE_CHAOS") != "" }
 
-// turns runs f as a subtest with each QEMU, in parallel; mine(n) tells whether the case of that number is this QEMU's turn.
+// turns runs f as a subtest with each QEMU, in parallel; mine(n) tells whether the case of that number is this QEMU's
+// turn.
 func turns(t *testing.T, f func(t *testing.T, qemu string, mine func(n int) bool)) {
 	turn := 0
 	guesttest.EachQEMU(t, func(t *testing.T, qemu string) {
@@ -496,14 +507,15 @@ func TestKillAtRandom(t *testing.T) {
 	})
 }
 
-// TestHang stops the destination with SIGSTOP, which is no death, and cancels a moment later: the guest runs on the source. Where its
-// process is not known it cannot be ended, and the guest may stay paused; that is said.
+// TestHang stops the destination with SIGSTOP, which is no death, and cancels a moment later: the guest runs on the
+// source. Where its process is not known it cannot be ended, and the guest may stay paused; that is said.
 func TestHang(t *testing.T) {
 	turns(t, func(t *testing.T, qemu string, mine func(int) bool) {
 		const s, d = record.Source, record.Destination
 		at := []edge{event(s, "STOP"), got(s, `"status": "completed"`)}
 		if thorough() {
-			at = append(at, sent(s, "migrate"), got(s, `"status": "active"`), sent(d, "cont")) // the last takes the 30 s that activation may take
+			// the last takes the 30 s that activation may take
+			at = append(at, sent(s, "migrate"), got(s, `"status": "active"`), sent(d, "cont"))
 		}
 		for i, at := range at {
 			for k, known := range []bool{true, false} {
@@ -517,7 +529,8 @@ func TestHang(t *testing.T) {
 					if thorough() { // with return-path, a source that has completed means that the destination is told to run
 						x.plan = plans()[i%2]
 					}
-					if at == event(s, "STOP") { // everything is sent with the guest stopped, to a socket that is soon full: the source's main loop hangs
+					// everything is sent with the guest stopped, to a socket that is soon full: the source's main loop hangs
+					if at == event(s, "STOP") {
 						x.plan = plan.Plan{DowntimeLimit: 2000 * time.Second, MaxBandwidth: -1,
 							Listen: "unix:" + filepath.Join(guesttest.Dir(t), "m")}
 					}
@@ -542,7 +555,8 @@ func TestHang(t *testing.T) {
 					x.check(t)
 					x.say(t, at.String())
 					x.recovered(t)
-					if x.a == "postmigrate" && x.b == "dead" { // it took our quit when it went on: then the mend is what the error named
+					// it took our quit when it went on: then the mend is what the error named
+					if x.a == "postmigrate" && x.b == "dead" {
 						if !strings.Contains(x.err.Error(), "`cont` on "+x.from.Name) {
 							t.Errorf("names no mend: %v", x.err)
 						}
@@ -564,7 +578,8 @@ func TestHang(t *testing.T) {
 func TestCut(t *testing.T) {
 	turns(t, func(t *testing.T, qemu string, mine func(int) bool) {
 		const s, d = record.Source, record.Destination
-		for i, at := range []edge{sent(d, "migrate-incoming"), got(s, `"status": "active"`), event(s, "STOP"), got(d, `"status": "completed"`), sent(d, "cont"), event(d, "RESUME")} {
+		for i, at := range []edge{sent(d, "migrate-incoming"), got(s, `"status": "active"`), event(s, "STOP"),
+			got(d, `"status": "completed"`), sent(d, "cont"), event(d, "RESUME")} {
 			for w, who := range []record.Holder{s, d} {
 				known := i%2 == 0
 				if !mine(i/2 + w) {
@@ -651,8 +666,8 @@ func TestSomebodyElse(t *testing.T) {
 	})
 }
 
-// TestContRefused lets the destination's `cont` fail: somebody else has the disk. The guest goes on at the source, when that gets its
-// disk back; until then it is paused, and that is said.
+// TestContRefused lets the destination's `cont` fail: somebody else has the disk. The guest goes on at the source, when
+// that gets its disk back; until then it is paused, and that is said.
 func TestContRefused(t *testing.T) {
 	guesttest.EachQEMU(t, func(t *testing.T, qemu string) {
 		for _, back := range []bool{true, false} {
@@ -667,7 +682,8 @@ func TestContRefused(t *testing.T) {
 					t.Fatal(err)
 				}
 				defer file.Close()
-				// A lock of this byte says "nobody else may write" (block/file-posix.c: RAW_LOCK_SHARED_BASE + BLK_PERM_WRITE's bit).
+				// A lock of this byte says "nobody else may write" (block/file-posix.c: RAW_LOCK_SHARED_BASE + BLK_PERM_WRITE's
+				// bit).
 				lock := func(kind int16) {
 					l := unix.Flock_t{Type: kind, Whence: 0, Start: 201, Len: 1}
 					if err := unix.FcntlFlock(file.Fd(), unix.F_OFD_SETLK, &l); err != nil {
@@ -683,7 +699,8 @@ func TestContRefused(t *testing.T) {
 					lock(unix.F_RDLCK)
 					if back {
 						x.background.Go(func() {
-							for late := time.Now().Add(within.Limit); !x.trigger.saw(record.Destination, "GenericError"); time.Sleep(time.Millisecond) {
+							for late := time.Now().Add(within.Limit); !x.trigger.saw(record.Destination,
+								"GenericError"); time.Sleep(time.Millisecond) {
 								if time.Now().After(late) {
 									t.Error("the destination's `cont` was not refused")
 									break

@@ -50,7 +50,8 @@ func pairVM(t *testing.T, version, name, machine, cpu, args string) *guest.VM {
 		}
 	}
 	vm, err := guest.Start(within.Context(t), host.Local(), guest.Spec{
-		Name: name, QEMU: guesttest.QEMU(t, version), Machine: machine, CPU: cpu, Memory: 32<<20 + 8<<10, // the odd size is for 7.2, see guest.SafeMemory
+		// the odd size is for 7.2, see guest.SafeMemory
+		Name: name, QEMU: guesttest.QEMU(t, version), Machine: machine, CPU: cpu, Memory: 32<<20 + 8<<10,
 		Dir: filepath.Join(dir, name), Incoming: name == "b", Paused: true, Extra: words,
 	})
 	if err != nil {
@@ -73,8 +74,8 @@ func inspectVM(t *testing.T, vm *guest.VM) *facts.Facts {
 	return f
 }
 
-// raw migrates with plain QMP and without any check, and returns what QEMU came to say: the state on the source and what the destination
-// wrote to its log.
+// raw migrates with plain QMP and without any check, and returns what QEMU came to say: the state on the source and
+// what the destination wrote to its log.
 func raw(t *testing.T, src, dst *guest.VM) (status, said string) {
 	t.Helper()
 	ctx := within.Context(t)
@@ -124,8 +125,8 @@ func raw(t *testing.T, src, dst *guest.VM) (status, said string) {
 	return status, string(log)
 }
 
-// Pairs that differ in one thing. What Compare says is held against what QEMU itself comes to say when it is let: where it refuses, so must we, and
-// where it migrates (later is "") we have to know why we refuse all the same.
+// Pairs that differ in one thing. What Compare says is held against what QEMU itself comes to say when it is let: where
+// it refuses, so must we, and where it migrates (later is "") we have to know why we refuse all the same.
 func TestComparePairs(t *testing.T) {
 	for _, c := range []struct {
 		name, from, to string // the words of machineArgs that change
@@ -139,26 +140,35 @@ func TestComparePairs(t *testing.T) {
 		{name: "device missing", from: "-device virtio-rng-pci,bus=rp", to: "",
 			want: "device virtio-rng-pci at PCI address 07.0/00.0 is missing on the destination", mend: "start the destination with -device virtio-rng-pci, with the source's options and address",
 			later: "Unknown savevm section or instance '0000:00:07.0:00.0/virtio-rng'"},
-		{name: "bridge missing", from: "-device pcie-root-port,id=rp,addr=0x7,chassis=1 -device virtio-rng-pci,bus=rp", to: "", want: "device pcie-root-port rp at PCI address 07.0 is missing on the destination",
+		{name: "bridge missing", from: "-device pcie-root-port,id=rp,addr=0x7,chassis=1 -device virtio-rng-pci,bus=rp",
+			to: "", want: "device pcie-root-port rp at PCI address 07.0 is missing on the destination",
 			later: "Unknown savevm section or instance '0000:00:07.0"},
 		{name: "device extra", from: "-device VGA,addr=0xa", to: "-device VGA,addr=0xa -device virtio-balloon-pci,id=balloon,addr=0xb", want: "device virtio-balloon-pci balloon at PCI address 0b.0 is on the destination only"},
-		{name: "other address", from: "mac=52:54:00:00:00:01,addr=0x5", to: "mac=52:54:00:00:00:01,addr=0x4", want: "device virtio-net-pci nic at PCI address 05.0 on the source is at PCI address 04.0 on the destination", mend: "source's address",
+		{name: "other address", from: "mac=52:54:00:00:00:01,addr=0x5", to: "mac=52:54:00:00:00:01,addr=0x4",
+			want: "device virtio-net-pci nic at PCI address 05.0 on the source is at PCI address 04.0 on the destination", mend: "source's address",
 			later: "0000:00:05.0/"},
-		{name: "other device", from: "-device virtio-net-pci,id=nic", to: "-device e1000,id=nic", want: "device virtio-net-pci nic at PCI address 05.0 on the source is e1000 on the destination", mend: "-device virtio-net-pci",
+		{name: "other device", from: "-device virtio-net-pci,id=nic", to: "-device e1000,id=nic",
+			want: "device virtio-net-pci nic at PCI address 05.0 on the source is e1000 on the destination", mend: "-device virtio-net-pci",
 			later: "0000:00:05.0/"},
-		{name: "USB port", from: "-device usb-tablet,bus=usb.0", to: "-device usb-tablet,bus=usb.0,port=2", want: "device usb-tablet at USB port 1 on the source is at USB port 2 on the destination",
+		{name: "USB port", from: "-device usb-tablet,bus=usb.0", to: "-device usb-tablet,bus=usb.0,port=2",
+			want:  "device usb-tablet at USB port 1 on the source is at USB port 2 on the destination",
 			later: "Unknown savevm section or instance '0000:00:08.0/1/usb-ptr'"},
-		{name: "SCSI unit", from: "bus=scsi.0,lun=1", to: "bus=scsi.0,lun=2", want: "device scsi-cd at SCSI address 0:0:1 on the source is at SCSI address 0:0:2 on the destination",
+		{name: "SCSI unit", from: "bus=scsi.0,lun=1", to: "bus=scsi.0,lun=2",
+			want:  "device scsi-cd at SCSI address 0:0:1 on the source is at SCSI address 0:0:2 on the destination",
 			later: "scsi-disk"},
 		{name: "MAC", from: "52:54:00:00:00:01", to: "52:54:00:00:00:02", want: "MAC address of virtio-net-device at PCI address 05.0 differs: source 52:54:00:00:00:01, destination 52:54:00:00:00:02", mend: "mac=52:54:00:00:00:01"},
-		{name: "vectors", from: "-device virtio-net-pci,id=nic", to: "-device virtio-net-pci,id=nic,vectors=6", want: "property vectors of device virtio-net-pci nic", mend: "vectors=4",
+		{name: "vectors", from: "-device virtio-net-pci,id=nic", to: "-device virtio-net-pci,id=nic,vectors=6",
+			want: "property vectors of device virtio-net-pci nic", mend: "vectors=4",
 			later: "0000:00:05.0/"},
 		{name: "virtio feature", from: "-device virtio-net-pci,id=nic", to: "-device virtio-net-pci,id=nic,event_idx=off", doubt: "property event_idx of device virtio-net-device at PCI address 05.0 differs"},
-		{name: "PCI id", from: "-device virtio-blk-pci,id=vda", to: "-device virtio-blk-pci,id=vda,disable-legacy=on", want: "device virtio-blk-pci vda at PCI address 06.0 has PCI id 1af4:1001",
+		{name: "PCI id", from: "-device virtio-blk-pci,id=vda", to: "-device virtio-blk-pci,id=vda,disable-legacy=on",
+			want:  "device virtio-blk-pci vda at PCI address 06.0 has PCI id 1af4:1001",
 			later: "get_pci_config_device: Bad config data"},
-		{name: "option ROM", from: "-device VGA,addr=0xa", to: "-device VGA,addr=0xa,romfile=", want: "vga.rom of the device at 0a.0 is missing on the destination", mend: "romfile=",
+		{name: "option ROM", from: "-device VGA,addr=0xa", to: "-device VGA,addr=0xa,romfile=",
+			want: "vga.rom of the device at 0a.0 is missing on the destination", mend: "romfile=",
 			later: `Unknown ramblock "0000:00:0a.0/vga.rom"`},
-		{name: "video memory", from: "-device VGA,addr=0xa", to: "-device VGA,addr=0xa,vgamem_mb=32", want: "memory block 0000:00:0a.0/vga.vram differs: source 16384 KiB, destination 32768 KiB",
+		{name: "video memory", from: "-device VGA,addr=0xa", to: "-device VGA,addr=0xa,vgamem_mb=32",
+			want:  "memory block 0000:00:0a.0/vga.vram differs: source 16384 KiB, destination 32768 KiB",
 			later: "Size mismatch: 0000:00:0a.0/vga.vram"},
 		{name: "memory backend", from: "-smp 2",
 			to: "-object memory-backend-ram,id=mem0,size=32776k -machine memory-backend=mem0 -smp 2", want: "memory block pc.ram is missing on the destination (it has mem0)", mend: "without -machine memory-backend=",
@@ -190,7 +200,8 @@ func TestComparePairs(t *testing.T) {
 			if cpu == "" {
 				cpu = "qemu64,+rdrand"
 			}
-			src, dst := pairVM(t, "10.0", "a", "pc-q35-7.2", "qemu64,+rdrand", args), pairVM(t, "10.0", "b", "pc-q35-7.2", cpu, other)
+			src, dst := pairVM(t, "10.0", "a", "pc-q35-7.2", "qemu64,+rdrand", args),
+				pairVM(t, "10.0", "b", "pc-q35-7.2", cpu, other)
 			f, g := inspectVM(t, src), inspectVM(t, dst)
 			refusals, doubts := compare(f, g)
 			check := func(what string, got []fit.Mismatch, want string) {
@@ -234,14 +245,16 @@ func TestComparePasses(t *testing.T) {
 			t.Run(machine+" "+pair[0]+" to "+pair[1], func(t *testing.T) {
 				args := strings.NewReplacer("DISK", "DIR/disk", "CD", "DIR/cd").Replace(machineArgs)
 				if machine == "pc-i440fx-7.2" {
-					args = strings.Replace(args, "-device pcie-root-port,id=rp,addr=0x7,chassis=1 -device virtio-rng-pci,bus=rp", "-device pci-bridge,id=rp,addr=0x7,chassis_nr=1 -device virtio-rng-pci,bus=rp,addr=1", 1)
+					args = strings.Replace(args, "-device pcie-root-port,id=rp,addr=0x7,chassis=1 -device virtio-rng-pci,bus=rp",
+						"-device pci-bridge,id=rp,addr=0x7,chassis_nr=1 -device virtio-rng-pci,bus=rp,addr=1", 1)
 				}
 				src, dst := pairVM(t, pair[0], "a", machine, "", args), pairVM(t, pair[1], "b", machine, "", args)
 				f, g := inspectVM(t, src), inspectVM(t, dst)
 				if refusals, doubts := compare(f, g); len(refusals)+len(doubts) > 0 {
 					t.Errorf("refused: %v\ndoubts: %v", refusals, doubts)
 				}
-				if len(f.Devices) < 20 || len(f.RAM) < 5 || len(f.Disks) != 2 || f.CPU.Features == nil || f.Disks[0].Device == "" || f.Netdevs["net"] != "user" || f.CPU.Type != "qemu64-x86_64-cpu" {
+				if len(f.Devices) < 20 || len(f.RAM) < 5 || len(f.Disks) != 2 || f.CPU.Features == nil || f.Disks[0].Device == "" ||
+					f.Netdevs["net"] != "user" || f.CPU.Type != "qemu64-x86_64-cpu" {
 					t.Errorf("read too little: %+v", f)
 				}
 				if status, said := raw(t, src, dst); status != "completed" {
@@ -255,7 +268,8 @@ func TestComparePasses(t *testing.T) {
 // Each bit of CPUID has the name by which QEMU's -cpu knows it.
 func TestFeatureNames(t *testing.T) {
 	guesttest.EachQEMU(t, func(t *testing.T, qemu string) {
-		features := []string{"pclmulqdq", "ssse3", "movbe", "popcnt", "avx", "rdrand", "smep", "bmi2", "avx2", "adx", "umip", "xsaveopt", "arat", "lahf-lm", "svm", "syscall", "rdtscp", "npt"}
+		features := []string{"pclmulqdq", "ssse3", "movbe", "popcnt", "avx", "rdrand", "smep", "bmi2", "avx2", "adx", "umip",
+			"xsaveopt", "arat", "lahf-lm", "svm", "syscall", "rdtscp", "npt"}
 		var src, dst *guest.VM
 		src, dst = pair(t, qemu, func(src, dst *guest.Spec) {
 			src.CPU, dst.CPU = "base,+xsave,+"+strings.Join(features, ",+"), "base,+xsave"
@@ -301,7 +315,8 @@ func TestIgnoreShared(t *testing.T) {
 				r, err := engine.Migrate(within.Context(t), connect.Endpoint(src), connect.Endpoint(dst),
 					plan.Plan{Capabilities: map[string]bool{"x-ignore-shared": true}}, plan.Options{})
 				if c.want != "" {
-					if err == nil || !strings.HasPrefix(err.Error(), c.want) || state(t, src) != "running" || state(t, dst) != "inmigrate" {
+					if err == nil || !strings.HasPrefix(err.Error(), c.want) || state(t, src) != "running" ||
+						state(t, dst) != "inmigrate" {
 						t.Errorf("%v; want %s and nothing changed; source %s, destination %s", err, c.want, state(t, src), state(t, dst))
 					}
 					return

@@ -207,7 +207,8 @@ func (fakeProcess) MainThreadCPU() (time.Duration, error) { return 0, errors.New
 func (q *fakeQEMU) serve(nc net.Conn) {
 	defer nc.Close()
 	v := map[string][3]int{"7.2": {7, 2, 22}, "10.0": {10, 0, 2}, "11.1": {11, 1, 3}}[q.version]
-	fmt.Fprintf(nc, `{"QMP":{"version":{"qemu":{"major":%d,"minor":%d,"micro":%d},"package":""},"capabilities":["oob"]}}`+"\n",
+	fmt.Fprintf(nc, `{"QMP":{"version":{"qemu":{"major":%d,"minor":%d,"micro":%d},"package":""},"capabilities":["oob"]}}`+
+		"\n",
 		v[0], v[1], v[2])
 	for in := json.NewDecoder(nc); ; {
 		var c struct {

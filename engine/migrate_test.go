@@ -29,10 +29,12 @@ import (
 
 func TestMain(m *testing.M) { guesttest.Main(m) }
 
-// slow makes the migration of a guest that sits in its firmware last for seconds: its 64 MiB are nearly all zeros, 9 bytes a page.
+// slow makes the migration of a guest that sits in its firmware last for seconds: its 64 MiB are nearly all zeros, 9
+// bytes a page.
 const slow = 32 << 10 // bytes/s
 
-// pair starts two QEMUs on this machine, the first running its firmware, the second waiting. change may alter either's Spec.
+// pair starts two QEMUs on this machine, the first running its firmware, the second waiting. change may alter either's
+// Spec.
 func pair(t *testing.T, qemu string, change func(src, dst *guest.Spec)) (src, dst *guest.VM) {
 	t.Helper()
 	return pairOn(t, [2]host.Host{host.Local(), host.Local()}, qemu, change)
@@ -70,7 +72,8 @@ func pairOn(t *testing.T, hosts [2]host.Host, qemu string, change func(src, dst 
 	return vms[0], vms[1]
 }
 
-// state asks a QEMU's query-status over a new connection: "dead" if its process has gone, "silent" if it lives and does not answer.
+// state asks a QEMU's query-status over a new connection: "dead" if its process has gone, "silent" if it lives and does
+// not answer.
 func state(t *testing.T, vm *guest.VM) string {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
@@ -110,7 +113,8 @@ func ask(ctx context.Context, vm *guest.VM) (string, error) {
 	return s.Status, err
 }
 
-// threads says what each thread of a process does: its name, its state, and the system call and kernel function that it waits in.
+// threads says what each thread of a process does: its name, its state, and the system call and kernel function that it
+// waits in.
 func threads(pid int) string {
 	var b strings.Builder
 	tasks, _ := filepath.Glob(fmt.Sprintf("/proc/%d/task/*", pid))
@@ -174,7 +178,8 @@ func TestMigrate(t *testing.T) {
 				for _, s := range r.Stages {
 					names = append(names, s.Name)
 				}
-				if want := []record.StageName{"initialization", "reservation", "pre-copy", "stop-and-copy", "commitment", "activation"}; !slices.Equal(names, want) {
+				if want := []record.StageName{"initialization", "reservation", "pre-copy", "stop-and-copy", "commitment",
+					"activation"}; !slices.Equal(names, want) {
 					t.Errorf("stages %v", names)
 				}
 				d := r.Downtime
@@ -356,7 +361,8 @@ func wantRefusal(t *testing.T, err error, text string) {
 	}
 }
 
-// TestCancel cancels at moments all over a slow migration: the guest runs on the source each time, and the destination is dead.
+// TestCancel cancels at moments all over a slow migration: the guest runs on the source each time, and the destination
+// is dead.
 func TestCancel(t *testing.T) {
 	guesttest.EachQEMU(t, func(t *testing.T, qemu string) {
 		for _, after := range []time.Duration{0, 5 * time.Millisecond, 40 * time.Millisecond, 300 * time.Millisecond} {
@@ -393,7 +399,8 @@ func TestTimeout(t *testing.T) {
 		src, dst := pair(t, qemu, nil)
 		r, err := engine.Migrate(within.Context(t), connect.Endpoint(src), connect.Endpoint(dst),
 			plan.Plan{MaxBandwidth: slow, Timeout: 200 * time.Millisecond}, plan.Options{})
-		if err == nil || !strings.Contains(err.Error(), "not converged within the time-out of 200ms") || r.Outcome != record.Cancelled {
+		if err == nil || !strings.Contains(err.Error(), "not converged within the time-out of 200ms") ||
+			r.Outcome != record.Cancelled {
 			t.Errorf("error %v, outcome %s", err, r.Outcome)
 		}
 		if got := state(t, src); got != "running" {
@@ -402,8 +409,8 @@ func TestTimeout(t *testing.T) {
 	})
 }
 
-// TestFence: a destination that cannot end by itself, for it is stopped, is dead when a cancelled migration returns, and only
-// then may the source run.
+// TestFence: a destination that cannot end by itself, for it is stopped, is dead when a cancelled migration returns,
+// and only then may the source run.
 func TestFence(t *testing.T) {
 	guesttest.EachQEMU(t, func(t *testing.T, qemu string) {
 		src, dst := pair(t, qemu, nil)

@@ -68,7 +68,8 @@ func left(t *testing.T, vm *guest.VM) (all []string) {
 	var nodes []struct {
 		Name string `json:"node-name"`
 	}
-	if err := errors.Join(c.Execute(ctx, "query-block-jobs", nil, &jobs), c.Execute(ctx, "query-named-block-nodes", map[string]bool{"flat": true}, &nodes)); err != nil {
+	if err := errors.Join(c.Execute(ctx, "query-block-jobs", nil, &jobs),
+		c.Execute(ctx, "query-named-block-nodes", map[string]bool{"flat": true}, &nodes)); err != nil {
 		t.Fatal(err)
 	}
 	for _, j := range jobs {
@@ -82,7 +83,8 @@ func left(t *testing.T, vm *guest.VM) (all []string) {
 	return all
 }
 
-// TestMirror copies a disk byte for byte, in each mode of copying and each mode of migration, over TCP and over a unix socket.
+// TestMirror copies a disk byte for byte, in each mode of copying and each mode of migration, over TCP and over a unix
+// socket.
 func TestMirror(t *testing.T) {
 	guesttest.EachQEMU(t, func(t *testing.T, qemu string) {
 		for _, copyMode := range []string{"background", "write-blocking"} {
@@ -102,7 +104,8 @@ func TestMirror(t *testing.T) {
 						if s := r.Stage(record.Storage); s == nil || s.Duration <= 0 || s.Start <= r.Stage(record.Reservation).Start {
 							t.Errorf("stages %+v", r.Stages)
 						}
-						if len(r.Mirrors) != 1 || r.Mirrors[0].Ready == nil || r.Mirrors[0].Finish == nil || r.Mirrors[0].Node != "disk0" || r.Mirrors[0].CopyMode != copyMode {
+						if len(r.Mirrors) != 1 || r.Mirrors[0].Ready == nil || r.Mirrors[0].Finish == nil ||
+							r.Mirrors[0].Node != "disk0" || r.Mirrors[0].CopyMode != copyMode {
 							t.Errorf("mirrors %+v", r.Mirrors)
 						}
 						if l := left(t, src); len(l) > 0 {
@@ -120,7 +123,8 @@ func TestMirror(t *testing.T) {
 	})
 }
 
-// TestMirrorRefusals: what this pair cannot mirror is refused before anything is changed, and both sides are as they were.
+// TestMirrorRefusals: what this pair cannot mirror is refused before anything is changed, and both sides are as they
+// were.
 func TestMirrorRefusals(t *testing.T) {
 	guesttest.EachQEMU(t, func(t *testing.T, qemu string) {
 		nodes := plan.Mirror{Nodes: []string{"disk0"}}
@@ -175,14 +179,17 @@ func TestMirrorRefusals(t *testing.T) {
 func mirrorEdges() []edge {
 	const s, d = record.Source, record.Destination
 	return []edge{
-		sent(d, "nbd-server-start"), sent(d, "block-export-add"), sent(s, "blockdev-add"), sent(s, "blockdev-mirror"), event(s, "BLOCK_JOB_READY"), done(record.Storage),
-		sent(s, "migrate"), event(s, "STOP"), sent(s, "block-job-cancel"), event(s, "BLOCK_JOB_COMPLETED"), sent(s, "blockdev-del"), sent(d, "nbd-server-stop"), sent(s, "migrate-continue"),
+		sent(d, "nbd-server-start"), sent(d, "block-export-add"), sent(s, "blockdev-add"), sent(s,
+			"blockdev-mirror"), event(s, "BLOCK_JOB_READY"), done(record.Storage),
+		sent(s, "migrate"), event(s, "STOP"), sent(s, "block-job-cancel"), event(s, "BLOCK_JOB_COMPLETED"), sent(s,
+			"blockdev-del"), sent(d, "nbd-server-stop"), sent(s, "migrate-continue"),
 		done(record.StopAndCopy), sent(d, "cont"), event(d, "RESUME"),
 	}
 }
 
-// TestMirrorKilled kills either QEMU, cuts the NBD server off, or cancels, at each edge: there are never two guests, a source that has the guest has its
-// own disk and nothing of ours on it, and where the destination has the guest its disk is whole.
+// TestMirrorKilled kills either QEMU, cuts the NBD server off, or cancels, at each edge: there are never two guests, a
+// source that has the guest has its own disk and nothing of ours on it, and where the destination has the guest its
+// disk is whole.
 func TestMirrorKilled(t *testing.T) {
 	turns(t, func(t *testing.T, qemu string, mine func(int) bool) {
 		for e, at := range mirrorEdges() {
@@ -263,8 +270,9 @@ func TestMirrorRandom(t *testing.T) {
 	})
 }
 
-// TestMirrorHangs stops the destination with SIGSTOP when the source is about to connect to it and when it is about to begin the mirror. Nobody
-// cancels: it is found out, and ended where its process is known; the guest goes on at the source, and nothing of ours is left there.
+// TestMirrorHangs stops the destination with SIGSTOP when the source is about to connect to it and when it is about to
+// begin the mirror. Nobody cancels: it is found out, and ended where its process is known; the guest goes on at the
+// source, and nothing of ours is left there.
 func TestMirrorHangs(t *testing.T) {
 	turns(t, func(t *testing.T, qemu string, mine func(int) bool) {
 		n := 0
@@ -302,7 +310,8 @@ func TestMirrorHangs(t *testing.T) {
 						x.truth(t)
 						x.say(t, command)
 						var failure *record.StageError
-						if !errors.As(x.err, &failure) || failure.Stage != record.Storage || failure.Guest != record.Source || x.a != "running" || known && x.b != "dead" {
+						if !errors.As(x.err, &failure) || failure.Stage != record.Storage || failure.Guest != record.Source ||
+							x.a != "running" || known && x.b != "dead" {
 							t.Errorf("source %s, destination %s: %v", x.a, x.b, x.err)
 						}
 						if command == "blockdev-mirror" && !strings.Contains(x.err.Error(), "the destination has not answered for 1s") {
@@ -326,7 +335,8 @@ func TestMirrorHangs(t *testing.T) {
 // TestMirrorRecover: what a run that was killed left of a mirror is removed by the next one.
 func TestMirrorRecover(t *testing.T) {
 	guesttest.EachQEMU(t, func(t *testing.T, qemu string) {
-		for _, at := range []edge{event(record.Source, "BLOCK_JOB_READY"), sent(record.Source, "migrate"), event(record.Source, "STOP")} {
+		for _, at := range []edge{event(record.Source, "BLOCK_JOB_READY"), sent(record.Source, "migrate"),
+			event(record.Source, "STOP")} {
 			t.Run(fmt.Sprint(at), func(t *testing.T) {
 				x := newTrial(t, qemu, true, mirrored(t, nil))
 				x.plan = plan.Plan{MaxBandwidth: 512 << 10, Mirror: plan.Mirror{Nodes: []string{"disk0"}}}

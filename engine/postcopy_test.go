@@ -81,14 +81,16 @@ func TestPostCopy(t *testing.T) {
 	})
 }
 
-// TestPostCopyKills kills either QEMU, or cuts qmigrate's monitors, at each edge of a post-copy. While the destination has not run,
-// the source runs the guest; afterwards a dead side is the guest's end, and that is said; never do two run.
+// TestPostCopyKills kills either QEMU, or cuts qmigrate's monitors, at each edge of a post-copy. While the destination
+// has not run, the source runs the guest; afterwards a dead side is the guest's end, and that is said; never do two
+// run.
 func TestPostCopyKills(t *testing.T) {
 	const s, d = record.Source, record.Destination
 	start, active := sent(s, "migrate-start-postcopy"), got(s, `"status": "postcopy-active"`)
 	turns(t, func(t *testing.T, qemu string, mine func(int) bool) {
 		n := 0
-		for _, at := range []edge{start, event(s, "STOP"), active, got(d, `"status": "postcopy-active"`), sent(d, "cont"), event(d, "RESUME"), done(record.Activation)} {
+		for _, at := range []edge{start, event(s, "STOP"), active, got(d, `"status": "postcopy-active"`), sent(d, "cont"),
+			event(d, "RESUME"), done(record.Activation)} {
 			for _, who := range []record.Holder{s, d} {
 				n++
 				if !mine(n) {
@@ -202,7 +204,8 @@ func (p *proxy) cut() {
 	p.hold.Store(false)
 }
 
-// TestPostCopyRecovers cuts the link twice in post-copy: the guest goes on each time, and the time without a link is a stage of its own.
+// TestPostCopyRecovers cuts the link twice in post-copy: the guest goes on each time, and the time without a link is a
+// stage of its own.
 func TestPostCopyRecovers(t *testing.T) {
 	guesttest.EachQEMU(t, func(t *testing.T, qemu string) {
 		src, dst := pair(t, qemu, func(a, b *guest.Spec) { a.Memory, b.Memory = 256<<20, 256<<20 })
@@ -232,7 +235,8 @@ func TestPostCopyRecovers(t *testing.T) {
 			t.Fatalf("%v\n%s", err, strings.Join(h.seen, "\n"))
 		}
 		wantRecord(t, r)
-		want := []record.StageName{"initialization", "reservation", "pre-copy", "stop-and-copy", "commitment", "activation", "post-copy", "recovery", "post-copy", "recovery", "post-copy"}
+		want := []record.StageName{"initialization", "reservation", "pre-copy", "stop-and-copy", "commitment", "activation",
+			"post-copy", "recovery", "post-copy", "recovery", "post-copy"}
 		if got := stageNames(r); !slices.Equal(got, want) || r.PostCopy.Pauses != 2 || r.Outcome != record.Completed {
 			t.Errorf("stages %v, %d pauses, %s", got, r.PostCopy.Pauses, r.Outcome)
 		}
@@ -265,8 +269,8 @@ func TestPostCopyCancelled(t *testing.T) {
 	})
 }
 
-// TestCancelInEachState cancels when the source has said each of the states that a migration goes through: before the destination is told to run, the
-// guest goes on at the source; in post-copy the wish comes too late.
+// TestCancelInEachState cancels when the source has said each of the states that a migration goes through: before the
+// destination is told to run, the guest goes on at the source; in post-copy the wish comes too late.
 func TestCancelInEachState(t *testing.T) {
 	const s, d = record.Source, record.Destination
 	guesttest.EachQEMU(t, func(t *testing.T, qemu string) {
@@ -302,7 +306,8 @@ func TestCancelInEachState(t *testing.T) {
 				}
 			})
 		}
-		t.Run("none_after_a_former_one", func(t *testing.T) { // `migrate` is never sent, and what QEMU says of a migration is of the former one
+		// `migrate` is never sent, and what QEMU says of a migration is of the former one
+		t.Run("none_after_a_former_one", func(t *testing.T) {
 			x := newTrial(t, qemu, true, nil)
 			x.plan = plan.Plan{MaxBandwidth: slow}
 			x.run(t, got(s, `"status": "active"`), 0, func() { x.cancel() })
@@ -315,7 +320,8 @@ func TestCancelInEachState(t *testing.T) {
 				t.Errorf("source %s, destination %s, %s, guest on %s: %v", x.a, x.b, x.rec.Outcome, x.rec.GuestOn, x.err)
 			}
 		})
-		t.Run("cancelling_and_failed", func(t *testing.T) { // somebody else's cancel is under way, and ours comes on top of it
+		// somebody else's cancel is under way, and ours comes on top of it
+		t.Run("cancelling_and_failed", func(t *testing.T) {
 			x := newTrial(t, qemu, true, nil)
 			x.plan = plan.Plan{MaxBandwidth: slow}
 			x.run(t, got(s, `"status": "active"`), 0, func() {
@@ -332,7 +338,8 @@ func TestCancelInEachState(t *testing.T) {
 	})
 }
 
-// TestSlowSwitch: a destination that stands still for longer than the stall limit while it is handed the guest is busy, not gone: its connection stays.
+// TestSlowSwitch: a destination that stands still for longer than the stall limit while it is handed the guest is busy,
+// not gone: its connection stays.
 func TestSlowSwitch(t *testing.T) {
 	guesttest.EachQEMU(t, func(t *testing.T, qemu string) {
 		x := newTrial(t, qemu, true, nil)
@@ -347,13 +354,15 @@ func TestSlowSwitch(t *testing.T) {
 			})
 		})
 		x.look(t)
-		if x.a != "postmigrate" || x.b != "running" || x.rec.Outcome != record.Completed || x.rec.GuestOn != record.Destination {
+		if x.a != "postmigrate" || x.b != "running" || x.rec.Outcome != record.Completed ||
+			x.rec.GuestOn != record.Destination {
 			t.Errorf("source %s, destination %s, %s, guest on %s: %v", x.a, x.b, x.rec.Outcome, x.rec.GuestOn, x.err)
 		}
 	})
 }
 
-// TestRecoverFromPostCopy: the next command does not go back to a source whose guest has run on a destination that died.
+// TestRecoverFromPostCopy: the next command does not go back to a source whose guest has run on a destination that
+// died.
 func TestRecoverFromPostCopy(t *testing.T) {
 	guesttest.EachQEMU(t, func(t *testing.T, qemu string) {
 		x := newTrial(t, qemu, true, func(a, b *guest.Spec) { a.Memory, b.Memory = 128<<20, 128<<20 })
@@ -363,7 +372,8 @@ func TestRecoverFromPostCopy(t *testing.T) {
 		x.look(t)
 		holder, said, err := engine.Recover(within.Context(t), connect.Endpoint(x.src), connect.Endpoint(x.dst), plan.Plan{},
 			plan.Options{})
-		if after := state(t, x.src); after == "running" || err == nil || holder == record.Source || !strings.Contains(err.Error(), "may have run the guest") {
+		if after := state(t, x.src); after == "running" || err == nil || holder == record.Source ||
+			!strings.Contains(err.Error(), "may have run the guest") {
 			t.Errorf("source %s before and %s after: %s %q %v", x.a, after, holder, said, err)
 		}
 	})

@@ -167,15 +167,18 @@ func TestTLSRefusedBefore(t *testing.T) {
 	src, dst := pair(t, qemu, nil)
 	p, other := newPKI(t), newPKI(t)
 	day := 24 * time.Hour
-	past := tlscreds.Certificate{Name: "old", Hosts: []string{"127.0.0.1"}, NotBefore: time.Now().Add(-2 * day), NotAfter: time.Now().Add(-day)}
-	future := tlscreds.Certificate{Name: "new", Hosts: []string{"127.0.0.1"}, NotBefore: time.Now().Add(day), NotAfter: time.Now().Add(2 * day)}
+	past := tlscreds.Certificate{Name: "old", Hosts: []string{"127.0.0.1"}, NotBefore: time.Now().Add(-2 * day),
+		NotAfter: time.Now().Add(-day)}
+	future := tlscreds.Certificate{Name: "new", Hosts: []string{"127.0.0.1"}, NotBefore: time.Now().Add(day),
+		NotAfter: time.Now().Add(2 * day)}
 	without := func(f tlscreds.Files, name string) tlscreds.Files {
 		f = maps.Clone(f)
 		delete(f, name)
 		return f
 	}
 	asClient := func(f tlscreds.Files) tlscreds.Files {
-		return tlscreds.Files{"ca-cert.pem": f["ca-cert.pem"], "client-cert.pem": f["server-cert.pem"], "client-key.pem": f["server-key.pem"]}
+		return tlscreds.Files{"ca-cert.pem": f["ca-cert.pem"], "client-cert.pem": f["server-cert.pem"],
+			"client-key.pem": f["server-key.pem"]}
 	}
 	keys := newPSK(t, "qemu")
 	change := func(s *plan.TLS, f func(*plan.TLS)) *plan.TLS { f(s); return s }
@@ -209,20 +212,23 @@ func TestTLSRefusedBefore(t *testing.T) {
 		if err == nil {
 			t.FailNow() // that guest has moved
 		}
-		if r.Error.Stage != record.Initialization || r.GuestOn == record.Destination || state(t, src) != "running" || state(t, dst) != "inmigrate" {
-			t.Errorf("%s: stage %s, guest on %s, source %s, destination %s", want, r.Error.Stage, r.GuestOn, state(t, src), state(t, dst))
+		if r.Error.Stage != record.Initialization || r.GuestOn == record.Destination || state(t, src) != "running" ||
+			state(t, dst) != "inmigrate" {
+			t.Errorf("%s: stage %s, guest on %s, source %s, destination %s", want, r.Error.Stage, r.GuestOn, state(t, src),
+				state(t, dst))
 		}
 	}
 	unsealed(t, src)
 	unsealed(t, dst)
 }
 
-// TestTLSHandshake: where the files cannot be read from here the handshake refuses, the guest stays safe on the source, the text says why, and the next
-// attempt with a fresh destination works.
+// TestTLSHandshake: where the files cannot be read from here the handshake refuses, the guest stays safe on the source,
+// the text says why, and the next attempt with a fresh destination works.
 func TestTLSHandshake(t *testing.T) {
 	eachPair(t, func(t *testing.T, source, destination string) {
 		p, other := newPKI(t), newPKI(t)
-		past := tlscreds.Certificate{Name: "old", Hosts: []string{"127.0.0.1"}, NotBefore: time.Now().Add(-time.Hour), NotAfter: time.Now().Add(3 * time.Second)}
+		past := tlscreds.Certificate{Name: "old", Hosts: []string{"127.0.0.1"}, NotBefore: time.Now().Add(-time.Hour),
+			NotAfter: time.Now().Add(3 * time.Second)}
 		expired := x509(t, p.client(), p.issue(tlscreds.Server, past))
 		keys := newPSK(t, "qemu")
 		cases := []struct {
@@ -286,7 +292,8 @@ func TestTLSHandshake(t *testing.T) {
 				setUp(t, vm, role, put(t, files))
 				_, err := engine.Migrate(within.Context(t), connect.Endpoint(src), connect.Endpoint(to), plan.Plan{},
 					plan.Options{})
-				if err == nil || !strings.Contains(err.Error(), c.side) || !strings.Contains(err.Error(), "has been told to encrypt migrations (tls-creds theirs)") {
+				if err == nil || !strings.Contains(err.Error(), c.side) ||
+					!strings.Contains(err.Error(), "has been told to encrypt migrations (tls-creds theirs)") {
 					t.Errorf("%v", err)
 				}
 				if a, b := state(t, src), state(t, to); a != "running" || b != "inmigrate" {
@@ -333,9 +340,11 @@ func setUp(t *testing.T, vm *guest.VM, r tlscreds.Role, dir string) {
 	}
 	defer c.Close()
 	if dir == "" {
-		err = errors.Join(c.SetMigrateParameters(within.Context(t), map[string]any{"tls-creds": ""}), c.Execute(within.Context(t), "object-del", map[string]string{"id": "theirs"}, nil))
+		err = errors.Join(c.SetMigrateParameters(within.Context(t), map[string]any{"tls-creds": ""}),
+			c.Execute(within.Context(t), "object-del", map[string]string{"id": "theirs"}, nil))
 	} else {
-		err = errors.Join(c.Execute(within.Context(t), "object-add", map[string]any{"id": "theirs", "qom-type": "tls-creds-x509", "endpoint": r, "dir": dir}, nil),
+		err = errors.Join(c.Execute(within.Context(t), "object-add",
+			map[string]any{"id": "theirs", "qom-type": "tls-creds-x509", "endpoint": r, "dir": dir}, nil),
 			c.SetMigrateParameters(within.Context(t), map[string]any{"tls-creds": "theirs"}))
 	}
 	if err != nil {
@@ -357,8 +366,10 @@ func TestTLSLeftover(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			left := map[string]any{"id": "qmigrate-tls", "qom-type": "tls-creds-x509", "endpoint": "client", "dir": put(t, p.client())}
-			err = errors.Join(c.Execute(within.Context(t), "object-add", left, nil), c.SetMigrateParameters(within.Context(t), map[string]any{"tls-creds": "qmigrate-tls"}), c.Close())
+			left := map[string]any{"id": "qmigrate-tls", "qom-type": "tls-creds-x509", "endpoint": "client",
+				"dir": put(t, p.client())}
+			err = errors.Join(c.Execute(within.Context(t), "object-add", left, nil),
+				c.SetMigrateParameters(within.Context(t), map[string]any{"tls-creds": "qmigrate-tls"}), c.Close())
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -405,7 +416,8 @@ func TestSentElsewhere(t *testing.T) {
 	if a, b := state(t, src), state(t, dst); a != "postmigrate" || b != "inmigrate" {
 		t.Errorf("source %s, destination %s", a, b)
 	}
-	if !strings.Contains(err.Error(), elsewhere) || !strings.Contains(err.Error(), "`cont` on unix:"+src.Spec().Socket(guest.Control)) {
+	if !strings.Contains(err.Error(), elsewhere) ||
+		!strings.Contains(err.Error(), "`cont` on unix:"+src.Spec().Socket(guest.Control)) {
 		t.Errorf("does not name both possibilities: %v", err)
 	}
 	within.Receive(t, "the end of what was sent elsewhere", done)
@@ -451,16 +463,20 @@ func TestTLSNBD(t *testing.T) {
 			}
 		}
 		onSource, onDestination := open(src), open(dst)
-		onSource("object-add", map[string]any{"id": "qmigrate-tls", "qom-type": "tls-creds-x509", "endpoint": "client", "dir": s.SourceDir})
-		onDestination("object-add", map[string]any{"id": "qmigrate-tls", "qom-type": "tls-creds-x509", "endpoint": "server", "dir": s.DestinationDir})
+		onSource("object-add", map[string]any{"id": "qmigrate-tls", "qom-type": "tls-creds-x509", "endpoint": "client",
+			"dir": s.SourceDir})
+		onDestination("object-add", map[string]any{"id": "qmigrate-tls", "qom-type": "tls-creds-x509", "endpoint": "server",
+			"dir": s.DestinationDir})
 		onDestination("object-add", map[string]any{"id": "qmigrate-authz", "qom-type": "authz-simple", "identity": s.Authz})
 		socket := filepath.Join(guesttest.Dir(t), "n")
 		server, client := s.NBD()
 		start := map[string]any{"addr": map[string]any{"type": "unix", "data": map[string]string{"path": socket}}}
 		maps.Copy(start, server)
 		onDestination("nbd-server-start", start)
-		onDestination("block-export-add", map[string]any{"id": "disk", "type": "nbd", "node-name": "disk", "name": "disk", "writable": true})
-		add := map[string]any{"driver": "nbd", "node-name": "far", "export": "disk", "server": map[string]any{"type": "unix", "path": socket}}
+		onDestination("block-export-add", map[string]any{"id": "disk", "type": "nbd", "node-name": "disk", "name": "disk",
+			"writable": true})
+		add := map[string]any{"driver": "nbd", "node-name": "far", "export": "disk",
+			"server": map[string]any{"type": "unix", "path": socket}}
 		maps.Copy(add, client)
 		onSource("blockdev-add", add)
 		onSource("blockdev-del", map[string]string{"node-name": "far"})

@@ -13,7 +13,8 @@ func TestCheck(t *testing.T) {
 	found := Check(within.Context(t))
 	names := []string{CapRoot, CapUserNamespaces, CapNamespaces}
 	if found.Get(CapNamespaces).OK { // else there is nowhere to try the rest
-		names = append(names, CapTUN, CapBridge, CapVeth, CapTBF, CapHTB, CapNetem, CapRawICMP, CapPingSocket, CapCPUCgroup, CapUserfaultfd)
+		names = append(names, CapTUN, CapBridge, CapVeth, CapTBF, CapHTB, CapNetem, CapRawICMP, CapPingSocket, CapCPUCgroup,
+			CapUserfaultfd)
 	}
 	for _, name := range names {
 		c := found.Get(name)
@@ -51,7 +52,8 @@ func TestCheckRootless(t *testing.T) {
 			f := strings.Split(strings.TrimSpace(line), "|")
 			rows[f[0]] = f
 		}
-		for name, want := range map[string]string{CapRoot: "false", CapUserNamespaces: "true", CapTUN: works, CapBridge: "true", CapRawICMP: "true", CapUserfaultfd: "false"} {
+		for name, want := range map[string]string{CapRoot: "false", CapUserNamespaces: "true", CapTUN: works,
+			CapBridge: "true", CapRawICMP: "true", CapUserfaultfd: "false"} {
 			f := rows[name]
 			if f == nil || f[1] != want {
 				t.Errorf("TUN %s: %s is %v, want %s", tun, name, f, want)

@@ -16,7 +16,8 @@ func ethernet(from net.HardwareAddr, etherType uint16) []byte {
 	return f
 }
 
-// TestFrames: the link sees announcements and no others, the TAP the first frame that comes out of it, and neither sees another's.
+// TestFrames: the link sees announcements and no others, the TAP the first frame that comes out of it, and neither sees
+// another's.
 func TestFrames(t *testing.T) {
 	n := apply(t, Spec{})
 	mac, other := net.HardwareAddr{0x52, 0x54, 0, 1, 2, 3}, net.HardwareAddr{0x52, 0x54, 0, 1, 2, 4}

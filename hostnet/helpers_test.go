@@ -62,7 +62,8 @@ func helpers() map[string]func() error {
 			defer program.Close()
 			cmd.Path = fmt.Sprintf("/proc/self/fd/%d", program.Fd())
 			cmd.Stdin, cmd.Stdout = os.Stdin, os.Stdout
-			cmd.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: 65534, Gid: 65534}, Pdeathsig: syscall.SIGKILL}
+			cmd.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: 65534, Gid: 65534},
+				Pdeathsig: syscall.SIGKILL}
 			return passStatus(cmd)
 		},
 		// rootless does with Reexec what root does without.

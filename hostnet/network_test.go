@@ -72,7 +72,8 @@ func picture(t *testing.T, n *Network) map[string]string {
 						shaped = fmt.Sprintf("tbf %d %d %d", tbf.Rate, tbf.Buffer, tbf.Limit)
 					}
 				}
-				p[host+"/"+a.Name] = fmt.Sprintf("#%d %s mac %s mtu %d master %d up %v %v %s", a.Index, l.Type(), a.HardwareAddr, a.MTU, a.MasterIndex, a.Flags&net.FlagUp != 0, addresses, shaped)
+				p[host+"/"+a.Name] = fmt.Sprintf("#%d %s mac %s mtu %d master %d up %v %v %s", a.Index, l.Type(), a.HardwareAddr,
+					a.MTU, a.MasterIndex, a.Flags&net.FlagUp != 0, addresses, shaped)
 			}
 			return nil
 		})
@@ -118,7 +119,8 @@ func TestApplyMends(t *testing.T) {
 		}
 		attrs := netlink.NewLinkAttrs()
 		attrs.Name = "qmigtap0"
-		return errors.Join(h.LinkDel(tap), h.LinkAdd(&netlink.Bridge{LinkAttrs: attrs}), h.LinkSetMTU(up, 1400), h.LinkSetNoMaster(up),
+		return errors.Join(h.LinkDel(tap), h.LinkAdd(&netlink.Bridge{LinkAttrs: attrs}), h.LinkSetMTU(up, 1400),
+			h.LinkSetNoMaster(up),
 			h.LinkSetDown(br), h.AddrAdd(br, wrong))
 	})
 	in(t, n, "b", func(h *netlink.Handle) error {
@@ -182,7 +184,8 @@ func TestFailingApplyUndoes(t *testing.T) {
 	before := picture(t, n)
 	// A folder in the place of the third host's namespace is what Apply cannot mend.
 	s := n.Spec()
-	s.Hosts = []HostSpec{{Name: "a", TAPs: []TAPSpec{{Name: "qmigtap0"}, {Name: "qmigtap1"}}}, {Name: "b"}, {Name: "c"}, {Name: "d"}}
+	s.Hosts = []HostSpec{{Name: "a", TAPs: []TAPSpec{{Name: "qmigtap0"}, {Name: "qmigtap1"}}}, {Name: "b"}, {Name: "c"},
+		{Name: "d"}}
 	block := netns.Path(s.namespace("d"))
 	if err := os.Mkdir(block, 0o755); err != nil {
 		t.Fatal(err)
@@ -370,7 +373,8 @@ func TestObserverPings(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if e, ok := m.Body.(*icmp.Echo); m.Type != ipv4.ICMPTypeEchoReply || !ok || e.ID != 77 || from.String() != n.Address("b").String() {
+	if e, ok := m.Body.(*icmp.Echo); m.Type != ipv4.ICMPTypeEchoReply || !ok || e.ID != 77 ||
+		from.String() != n.Address("b").String() {
 		t.Errorf("%v from %v", m, from)
 	}
 }
@@ -511,7 +515,8 @@ func TestRemoveAfterKill(t *testing.T) {
 }
 
 func TestTAPOpensByName(t *testing.T) {
-	n := apply(t, Spec{Hosts: []HostSpec{{Name: "a", TAPs: []TAPSpec{{Name: "qmigtap0"}, {Name: "qmigtap1", Queues: 4}}}, {Name: "b"}}})
+	n := apply(t, Spec{Hosts: []HostSpec{{Name: "a", TAPs: []TAPSpec{{Name: "qmigtap0"}, {Name: "qmigtap1", Queues: 4}}},
+		{Name: "b"}}})
 	for name, multi := range map[string]string{"qmigtap0": "", "qmigtap1": "multi"} {
 		var out, errs strings.Builder
 		p, err := n.Host("a").Start(within.Context(t),

@@ -12,7 +12,8 @@ import (
 	"qmigrate/hostnet/internal/netns"
 )
 
-// frame is an Ethernet broadcast from a MAC address behind the header of 10 zero bytes that a TAP with IFF_VNET_HDR has.
+// frame is an Ethernet broadcast from a MAC address behind the header of 10 zero bytes that a TAP with IFF_VNET_HDR
+// has.
 func frame(from net.HardwareAddr) []byte {
 	f := append(make([]byte, 10), 0xff, 0xff, 0xff, 0xff, 0xff, 0xff)
 	f = append(append(f, from...), 0x88, 0xb5) // the EtherType for local experiments
@@ -88,7 +89,8 @@ func TestWatchSeesAMove(t *testing.T) {
 				t.Errorf("time %s of %+v", c.At, c)
 			}
 			for _, one := range want {
-				if c.Kind == FDB && c.Action == Add && !c.Local && c.Host == one.Host && c.Port == one.Port && c.Bridge == bridgeName && bytes.Equal(c.MAC, mac) {
+				if c.Kind == FDB && c.Action == Add && !c.Local && c.Host == one.Host && c.Port == one.Port &&
+					c.Bridge == bridgeName && bytes.Equal(c.MAC, mac) {
 					left--
 					last = c.At
 				}
@@ -98,8 +100,10 @@ func TestWatchSeesAMove(t *testing.T) {
 			t.Error("no time")
 		}
 	}
-	inject("a", Change{Host: "a", Port: "qmigtap0"}, Change{Host: "link", Port: "qmigup-a"}, Change{Host: "b", Port: "qmigup0"})
-	inject("b", Change{Host: "b", Port: "qmigtap0"}, Change{Host: "link", Port: "qmigup-b"}, Change{Host: "a", Port: "qmigup0"})
+	inject("a", Change{Host: "a", Port: "qmigtap0"}, Change{Host: "link", Port: "qmigup-a"},
+		Change{Host: "b", Port: "qmigup0"})
+	inject("b", Change{Host: "b", Port: "qmigtap0"}, Change{Host: "link", Port: "qmigup-b"},
+		Change{Host: "a", Port: "qmigup0"})
 
 	c, err := n.Observer().Dial(within.Context(t), "udp", n.Address("a").String()+":9")
 	if err != nil {
@@ -109,7 +113,8 @@ func TestWatchSeesAMove(t *testing.T) {
 	if _, err := c.Write([]byte("x")); err != nil {
 		t.Fatal(err)
 	}
-	await(t, w, Change{Host: "link", Port: bridgeName, Kind: Neighbour, Action: Add, IP: n.Address("a"), MAC: hardwareAddr(n.spec.namespace("a"))})
+	await(t, w, Change{Host: "link", Port: bridgeName, Kind: Neighbour, Action: Add, IP: n.Address("a"),
+		MAC: hardwareAddr(n.spec.namespace("a"))})
 	if d := w.Dropped(); d != 0 {
 		t.Errorf("%d changes dropped", d)
 	}

@@ -89,8 +89,8 @@ func (d SSHD) far(from host.Host, listen string) (func(context.Context) (tunnel.
 	}, nil
 }
 
-// algorithms are those of the host's keys that are known, because a host may have others too, which the check would refuse;
-// nil: any.
+// algorithms are those of the host's keys that are known, because a host may have others too, which the check would
+// refuse; nil: any.
 func algorithms(check ssh.HostKeyCallback, host string) (names []string) {
 	probe, err := ssh.NewPublicKey(ed25519.PublicKey(make([]byte, ed25519.PublicKeySize))) // nobody's
 	if err != nil {

@@ -12,7 +12,8 @@ const twoRecords = `{"schema":"qmigrate/record/1","id":"a","mode":"pre-copy","ou
 {"schema":"qmigrate/record/1","id":"b","mode":"pre-copy","outcome":"failed","error":{"stage":"pre-copy","message":"the link is down"},"key_of_a_newer_program":1}
 {"schema":"qmigrate/record/1","id":"c","mo`
 
-// Records are read one at a time, so that a file of any length will do. What was not measured is a nil pointer, never zero.
+// Records are read one at a time, so that a file of any length will do. What was not measured is a nil pointer, never
+// zero.
 func ExampleReader() {
 	r := record.NewReader(strings.NewReader(twoRecords)) // an os.File of records.jsonl
 	for m, err := range r.All() {

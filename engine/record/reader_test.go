@@ -13,7 +13,8 @@ import (
 	"testing/iotest"
 )
 
-// TestReader: whole records come one by one; half a line is told and no record; a line that is none is an error behind which the reading goes on.
+// TestReader: whole records come one by one; half a line is told and no record; a line that is none is an error behind
+// which the reading goes on.
 func TestReader(t *testing.T) {
 	long := full(t)
 	long.Warnings = []string{strings.Repeat("w", 1<<20)} // longer than any buffer
@@ -26,10 +27,12 @@ func TestReader(t *testing.T) {
 		file.Write(append(line, '\n'))
 	}
 	file.WriteString("{\"schema\":\"another/1\"}\n")
-	file.WriteString("{\"schema\":\"" + Schema + "\",\"id\":\"last\",\"unknown\":{\"a\":[1,2]},\"total\":{\"wall_ns\":5,\"new_ns\":6}}\n")
+	file.WriteString("{\"schema\":\"" + Schema +
+		"\",\"id\":\"last\",\"unknown\":{\"a\":[1,2]},\"total\":{\"wall_ns\":5,\"new_ns\":6}}\n")
 	const half = `{"schema":"qmigrate/record/1","id":"ha`
 	file.WriteString(half)
-	for name, in := range map[string]io.Reader{"at once": bytes.NewReader(file.Bytes()), "byte by byte": iotest.OneByteReader(bytes.NewReader(file.Bytes()))} {
+	for name, in := range map[string]io.Reader{"at once": bytes.NewReader(file.Bytes()),
+		"byte by byte": iotest.OneByteReader(bytes.NewReader(file.Bytes()))} {
 		r := NewReader(in)
 		var got []*Migration
 		var errs []string
@@ -40,7 +43,8 @@ func TestReader(t *testing.T) {
 			}
 			got = append(got, m)
 		}
-		if len(got) != 3 || got[2].ID != "last" || got[2].Total.Wall != 5 || !reflect.DeepEqual(got[1].Warnings, long.Warnings) {
+		if len(got) != 3 || got[2].ID != "last" || got[2].Total.Wall != 5 ||
+			!reflect.DeepEqual(got[1].Warnings, long.Warnings) {
 			t.Errorf("%s: %d records", name, len(got))
 		}
 		if len(errs) != 1 || !strings.Contains(errs[0], "line 3") || !strings.Contains(errs[0], "another/1") {
@@ -71,7 +75,8 @@ func TestReadSamples(t *testing.T) {
 		t.Fatal(err)
 	}
 	m := full(t)
-	m.Samples = []Sample{{T: 1, Side: Source, Status: "active", Remaining: Of(int64(4096))}, {T: 2, Side: Source, Status: "completed"}}
+	m.Samples = []Sample{{T: 1, Side: Source, Status: "active", Remaining: Of(int64(4096))},
+		{T: 2, Side: Source, Status: "completed"}}
 	if err := f.Append(m); err != nil {
 		t.Fatal(err)
 	}

@@ -83,7 +83,8 @@ func TestKeys(t *testing.T) {
 	durations(t, reflect.TypeFor[Sample]())
 }
 
-// durations checks that the keys of durations end in _ns, and those of pointers, which may be absent, are left out then.
+// durations checks that the keys of durations end in _ns, and those of pointers, which may be absent, are left out
+// then.
 func durations(t *testing.T, typ reflect.Type) {
 	for typ.Kind() == reflect.Pointer || typ.Kind() == reflect.Slice {
 		typ = typ.Elem()
@@ -125,7 +126,8 @@ func TestFolder(t *testing.T) {
 			t.Fatal(err)
 		}
 		series, err := os.ReadFile(f.SamplesPath(m.ID))
-		if err != nil || bytes.Count(series, []byte("\n")) != 2 || !bytes.HasPrefix(series, []byte(`{"t_ns":1,"side":"source","status":"active","remaining_bytes":`)) {
+		if err != nil || bytes.Count(series, []byte("\n")) != 2 ||
+			!bytes.HasPrefix(series, []byte(`{"t_ns":1,"side":"source","status":"active","remaining_bytes":`)) {
 			t.Errorf("series: %q, %v", series, err)
 		}
 		m.Samples = nil
@@ -146,7 +148,8 @@ func TestFolder(t *testing.T) {
 
 // TestAppendAfterCrash: half a line, however long, is not a record; it is passed over and then cut off.
 func TestAppendAfterCrash(t *testing.T) {
-	for name, half := range map[string]string{"short": `{"schema":"qmigrate/re`, "long": `{"x":"` + strings.Repeat("y", 200_000), "zeros": strings.Repeat("\x00", 4096), "none": ""} {
+	for name, half := range map[string]string{"short": `{"schema":"qmigrate/re`,
+		"long": `{"x":"` + strings.Repeat("y", 200_000), "zeros": strings.Repeat("\x00", 4096), "none": ""} {
 		for _, before := range []int{0, 2} {
 			t.Run(fmt.Sprint(name, before), func(t *testing.T) {
 				dir := t.TempDir()
@@ -185,7 +188,8 @@ func TestAppendAfterCrash(t *testing.T) {
 
 // TestReadBad: a whole line that is no record is an error with its number: it was not a crash that wrote it.
 func TestReadBad(t *testing.T) {
-	for _, bad := range []string{"{}", "[]", "null", "1", "", "x", `{"schema":"qmigrate/record/2"}`, `{"schema":"qmigrate/record/1","stages":1}`} {
+	for _, bad := range []string{"{}", "[]", "null", "1", "", "x", `{"schema":"qmigrate/record/2"}`,
+		`{"schema":"qmigrate/record/1","stages":1}`} {
 		dir := t.TempDir()
 		f, err := OpenFolder(dir)
 		if err != nil {
@@ -244,8 +248,8 @@ func TestOpenFolder(t *testing.T) {
 	}
 }
 
-// TestDiskFull: on a small file system the folder is refused when it is opened, and a record that does not fit any more leaves the
-// ones before it whole.
+// TestDiskFull: on a small file system the folder is refused when it is opened, and a record that does not fit any more
+// leaves the ones before it whole.
 func TestDiskFull(t *testing.T) {
 	const child = "QMIGRATE_RECORD_TEST_DIR"
 	if dir := os.Getenv(child); dir != "" { // in a mount namespace of its own

@@ -74,7 +74,8 @@ func readSource(t *testing.T) source {
 	return s
 }
 
-// plain is what keys mean that need no comment where they stand, since they mean the same wherever they do; Type.Field before the key.
+// plain is what keys mean that need no comment where they stand, since they mean the same wherever they do; Type.Field
+// before the key.
 func plain(field, key string) string {
 	texts := map[string]string{
 		"schema": "version of the record's shape: " + Schema, "id": "unique, and sorts by time; names samples/ID.jsonl",
@@ -139,7 +140,8 @@ func (s source) properties(t *testing.T, path string, typ reflect.Type) (out []p
 		if ft.Kind() == reflect.Pointer {
 			ft = ft.Elem()
 		}
-		p := property{path: path, key: key, optional: options == "omitempty", typ: ft, unit: unit(key, ft), text: s.fields[typ.Name()+"."+f.Name]}
+		p := property{path: path, key: key, optional: options == "omitempty", typ: ft, unit: unit(key, ft),
+			text: s.fields[typ.Name()+"."+f.Name]}
 		if of, ok := strings.CutSuffix(key, "_error_ns"); ok && p.text == "" {
 			p.text = "error of `" + of + "_ns`: measurements.md or timeline.md defines it"
 		}
@@ -203,14 +205,16 @@ func (s source) markdown(t *testing.T) string {
 			return
 		}
 		seen[typ] = true
-		fmt.Fprintf(&b, "\n## %s\n\n%s\n\n| key | type | unit | | what it is, and its source |\n|---|---|---|---|---|\n", title, s.types[typ.Name()])
+		fmt.Fprintf(&b, "\n## %s\n\n%s\n\n| key | type | unit | | what it is, and its source |\n|---|---|---|---|---|\n",
+			title, s.types[typ.Name()])
 		all := s.properties(t, title, typ)
 		for _, p := range all {
 			maybe := ""
 			if p.optional {
 				maybe = "maybe"
 			}
-			fmt.Fprintf(&b, "| `%s` | %s | %s | %s | %s |\n", p.key, p.kind, p.unit, maybe, strings.ReplaceAll(p.text, "|", "\\|"))
+			fmt.Fprintf(&b, "| `%s` | %s | %s | %s | %s |\n", p.key, p.kind, p.unit, maybe,
+				strings.ReplaceAll(p.text, "|", "\\|"))
 		}
 		for _, p := range all {
 			if of := base(p.typ); of.Kind() == reflect.Struct && of != reflect.TypeFor[time.Time]() {

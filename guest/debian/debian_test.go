@@ -68,17 +68,19 @@ func TestReadSystem(t *testing.T) {
 		"deb822": {files: map[string]string{"etc/os-release": osRelease, "etc/apt/sources.list.d/debian.sources": bookwormSources},
 			mirror: "http://mirror.test/debian", security: "http://mirror.test/debian-security/", signed: "/usr/share/keyrings/debian-archive-keyring.gpg",
 			wantSources: " -----BEGIN PGP PUBLIC KEY BLOCK-----"},
-		"one line": {files: map[string]string{"etc/os-release": osRelease, "etc/apt/sources.list": "# deb cdrom:[Debian]/ bookworm main\ndeb cdrom:[Debian]/ bookworm main\n" +
-			"deb-src http://src.test/debian bookworm main\ndeb [ arch=amd64 signed-by=/k.gpg ] https://m.test/debian/ bookworm main non-free # here\n" +
-			"deb http://s.test/debian-security bookworm-security main\n"},
+		"one line": {files: map[string]string{"etc/os-release": osRelease,
+			"etc/apt/sources.list": "# deb cdrom:[Debian]/ bookworm main\ndeb cdrom:[Debian]/ bookworm main\n" +
+				"deb-src http://src.test/debian bookworm main\ndeb [ arch=amd64 signed-by=/k.gpg ] https://m.test/debian/ bookworm main non-free # here\n" +
+				"deb http://s.test/debian-security bookworm-security main\n"},
 			mirror: "https://m.test/debian/", security: "http://s.test/debian-security", signed: "/k.gpg", wantNoSource: "amd64"},
 		"third parties": {files: map[string]string{"etc/os-release": osRelease,
-			"etc/apt/sources.list.d/a.list":    "deb [trusted=yes] https://apt.other.test bookworm main\n",
-			"etc/apt/sources.list.d/d.list":    "deb https://download.other.test/linux/debian bookworm stable\n",
-			"etc/apt/sources.list.d/off.list":  "#deb http://off.test/debian bookworm main\n",
-			"etc/apt/sources.list.d/z.list":    "deb http://own.test/deb bookworm main\ndeb http://own.test/deb bookworm-updates main\n",
-			"etc/apt/sources.list.d/y.sources": "Enabled: no\n" + bookwormSources[len("# comment\n"):strings.Index(bookwormSources, "\n\n")] + "\n",
-			"etc/apt/sources.list.d/readme":    "not a list\n"},
+			"etc/apt/sources.list.d/a.list":   "deb [trusted=yes] https://apt.other.test bookworm main\n",
+			"etc/apt/sources.list.d/d.list":   "deb https://download.other.test/linux/debian bookworm stable\n",
+			"etc/apt/sources.list.d/off.list": "#deb http://off.test/debian bookworm main\n",
+			"etc/apt/sources.list.d/z.list":   "deb http://own.test/deb bookworm main\ndeb http://own.test/deb bookworm-updates main\n",
+			"etc/apt/sources.list.d/y.sources": "Enabled: no\n" +
+				bookwormSources[len("# comment\n"):strings.Index(bookwormSources, "\n\n")] + "\n",
+			"etc/apt/sources.list.d/readme": "not a list\n"},
 			mirror: "http://own.test/deb"},
 		"not Debian":   {files: map[string]string{"etc/os-release": "ID=fedora\nPRETTY_NAME=\"Fedora Linux 41\"\n"}, err: "this is Fedora Linux 41, not Debian"},
 		"nothing":      {err: "not Debian"},
@@ -97,7 +99,8 @@ func TestReadSystem(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			if sys.mirror.uris[0] != c.mirror || strings.Join(sys.security.uris, "") != c.security || sys.mirror.options["signed-by"] != c.signed {
+			if sys.mirror.uris[0] != c.mirror || strings.Join(sys.security.uris, "") != c.security ||
+				sys.mirror.options["signed-by"] != c.signed {
 				t.Errorf("%+v", sys)
 			}
 			text := sys.sourcesFor([]string{"bookworm", "bookworm-security", "bookworm-backports"})
@@ -105,7 +108,8 @@ func TestReadSystem(t *testing.T) {
 			if want := 2 + len(sys.security.uris); err != nil || len(back) != want {
 				t.Fatalf("%v %d in %s", err, len(back), text)
 			}
-			if !strings.Contains(text, c.wantSources) || c.wantNoSource != "" && strings.Contains(text, c.wantNoSource) || !strings.Contains(text, "targets: Packages") {
+			if !strings.Contains(text, c.wantSources) || c.wantNoSource != "" && strings.Contains(text, c.wantNoSource) ||
+				!strings.Contains(text, "targets: Packages") {
 				t.Error(text)
 			}
 		})
@@ -150,12 +154,13 @@ func FuzzList(f *testing.F) {
 }
 
 func same(a, b source) bool {
-	return slices.Equal(a.types, b.types) && slices.Equal(a.uris, b.uris) && slices.Equal(a.suites, b.suites) && slices.Equal(a.components, b.components) &&
+	return slices.Equal(a.types, b.types) && slices.Equal(a.uris, b.uris) && slices.Equal(a.suites, b.suites) &&
+		slices.Equal(a.components, b.components) &&
 		maps.Equal(a.options, b.options) && a.disabled == b.disabled
 }
 
-// fakeApt puts an apt and a dpkg-deb into $PATH that need no network. A package is a file that names itself; unpacking it makes what Ensure looks for.
-// log collects what was run.
+// fakeApt puts an apt and a dpkg-deb into $PATH that need no network. A package is a file that names itself; unpacking
+// it makes what Ensure looks for. log collects what was run.
 func fakeApt(t *testing.T, broken string) (log string) {
 	t.Helper()
 	dir := t.TempDir()
@@ -228,7 +233,8 @@ func tools(t *testing.T) string {
 func store(t *testing.T, log io.Writer) Store {
 	t.Helper()
 	return Store{Dir: filepath.Join(t.TempDir(), "it's a cache"), Log: log,
-		Root: machine(t, map[string]string{"etc/os-release": osRelease, "etc/apt/sources.list.d/debian.sources": bookwormSources})}
+		Root: machine(t, map[string]string{"etc/os-release": osRelease,
+			"etc/apt/sources.list.d/debian.sources": bookwormSources})}
 }
 
 // clean checks that nothing but whole things and locks is in the cache.
@@ -263,7 +269,8 @@ func TestEnsure(t *testing.T) {
 		}
 	}
 	clean(t, s, "kernel", "qemu-10.0", "qemu-7.2")
-	for _, l := range []string{"fetching qemu-system-x86 1:7.2+dfsg-7+deb12u18\n", "fetching qemu-system-x86 1:10.0.2+ds-2~bpo12+1\n", "fetching linux-image-6.1.0-1-test\n", "kernel: there already: "} {
+	for _, l := range []string{"fetching qemu-system-x86 1:7.2+dfsg-7+deb12u18\n",
+		"fetching qemu-system-x86 1:10.0.2+ds-2~bpo12+1\n", "fetching linux-image-6.1.0-1-test\n", "kernel: there already: "} {
 		if !strings.Contains(log.String(), l) {
 			t.Errorf("no %q in %s", l, log.String())
 		}
@@ -277,7 +284,8 @@ func TestEnsure(t *testing.T) {
 	}
 	// The wrapper works where it went, quotes and all, and execs.
 	out, err := os.ReadFile(s.path(QEMU72))
-	if err != nil || !strings.Contains(string(out), "\nexec '"+strings.ReplaceAll(s.Dir, "'", `'\''`)+"/qemu-7.2/usr/bin/") {
+	if err != nil || !strings.Contains(string(out),
+		"\nexec '"+strings.ReplaceAll(s.Dir, "'", `'\''`)+"/qemu-7.2/usr/bin/") {
 		t.Errorf("%s %v", out, err)
 	}
 	if err := works(within.Context(t), s.path(QEMU72), "7.2"); err != nil {
@@ -358,7 +366,8 @@ func TestEnsureOwnLibraries(t *testing.T) {
 }
 
 func TestEnsureFails(t *testing.T) {
-	for broken, want := range map[string]string{"network": "Failed to fetch", "disk": "No space left", "binary": "want 7.2"} {
+	for broken, want := range map[string]string{"network": "Failed to fetch", "disk": "No space left",
+		"binary": "want 7.2"} {
 		t.Run(broken, func(t *testing.T) {
 			fakeApt(t, broken)
 			s := store(t, nil)

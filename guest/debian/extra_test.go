@@ -25,7 +25,8 @@ func TestModuleDir(t *testing.T) {
 	if got := ModuleDir(filepath.Join(t.TempDir(), Program)); got != "" {
 		t.Errorf("modules where there are none: %s", got)
 	}
-	if got, want := Libraries(root), filepath.Join(root, "usr/lib/x86_64-linux-gnu")+":"+filepath.Join(root, "usr/lib/ganesha"); got != want {
+	if got, want := Libraries(root), filepath.Join(root, "usr/lib/x86_64-linux-gnu")+
+		":"+filepath.Join(root, "usr/lib/ganesha"); got != want {
 		t.Errorf("libraries %s, want %s", got, want)
 	}
 }

@@ -7,7 +7,8 @@ import (
 	"testing"
 )
 
-// fakeGuest makes fakeApt's tools give what a guest is made from: the dynamic linker is a script that runs what it is to run as one.
+// fakeGuest makes fakeApt's tools give what a guest is made from: the dynamic linker is a script that runs what it is
+// to run as one.
 func fakeGuest(t *testing.T, mksquashfs string) {
 	t.Helper()
 	dir, _, _ := strings.Cut(os.Getenv("PATH"), ":")

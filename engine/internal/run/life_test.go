@@ -147,15 +147,18 @@ func TestDowntimes(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			m := &Run{
 				Rec: &record.Migration{Total: record.Total{Wall: time.Second}},
-				Src: &Side{Endpoint: &endpoint.Endpoint{Name: "unix:a"}, Facts: &facts.Facts{Running: true, Where: endpoint.Here}, life: life{Stopped: at(100)}},
-				Dst: &Side{Endpoint: &endpoint.Endpoint{Name: "unix:b"}, Facts: &facts.Facts{Where: endpoint.Here}, life: life{started: at(104), Resumed: at(104)}},
+				Src: &Side{Endpoint: &endpoint.Endpoint{Name: "unix:a"}, Facts: &facts.Facts{Running: true, Where: endpoint.Here},
+					life: life{Stopped: at(100)}},
+				Dst: &Side{Endpoint: &endpoint.Endpoint{Name: "unix:b"}, Facts: &facts.Facts{Where: endpoint.Here},
+					life: life{started: at(104), Resumed: at(104)}},
 			}
 			if c.change != nil {
 				c.change(m)
 			}
 			m.downtimes(&qmp.MigrationInfo{Has: qmp.FieldDowntime, Downtime: c.qemu})
 			d, said := m.Rec.Downtime, strings.Join(m.Rec.Warnings, " ")
-			if (d.QEMU != nil) != c.keep || (d.Wire != nil) != c.wire || (d.WireError != nil) != (c.wire && !c.untimed) || d.Wire != nil && *d.Wire != 4*ms {
+			if (d.QEMU != nil) != c.keep || (d.Wire != nil) != c.wire || (d.WireError != nil) != (c.wire && !c.untimed) ||
+				d.Wire != nil && *d.Wire != 4*ms {
 				t.Errorf("%+v", d)
 			}
 			if !strings.Contains(said, c.warns) || (said == "") != (c.warns == "") {

@@ -18,7 +18,8 @@ func series(points ...[4]int64) []record.Sample { // t in ms, transferred, remai
 	var all []record.Sample
 	for _, p := range points {
 		t := time.Duration(p[0]) * ms
-		all = append(all, record.Sample{T: t, Asked: t, Status: "active", Transferred: record.Of(p[1]), Remaining: record.Of(p[2]), Pages: record.Of(p[3])})
+		all = append(all, record.Sample{T: t, Asked: t, Status: "active", Transferred: record.Of(p[1]),
+			Remaining: record.Of(p[2]), Pages: record.Of(p[3])})
 	}
 	return all
 }
@@ -26,7 +27,8 @@ func series(points ...[4]int64) []record.Sample { // t in ms, transferred, remai
 func TestPasses(t *testing.T) {
 	origin := time.Now()
 	at := func(n int) time.Time { return origin.Add(time.Duration(n) * ms) }
-	final := &qmp.MigrationInfo{Has: qmp.FieldTransferred, Status: "completed", Transferred: 2500, Normal: 30, Duplicate: 5}
+	final := &qmp.MigrationInfo{Has: qmp.FieldTransferred, Status: "completed", Transferred: 2500, Normal: 30,
+		Duplicate: 5}
 	type want struct {
 		start, duration    int   // ms
 		bytes, dirty, left int64 // -1: absent
@@ -39,11 +41,12 @@ func TestPasses(t *testing.T) {
 		samples []record.Sample
 		want    []want
 	}{{
-		name:    "7.2 to 10.2: set-up and final sync are announced, the deciding sync opens no pass",
-		stop:    900,
-		edges:   []PassEdge{{Raw: 1, At: at(11)}, {Raw: 2, At: at(500)}, {Raw: 3, At: at(899)}, {Raw: 4, At: at(901)}},
-		samples: series([4]int64{20, 0, 40960, 0}, [4]int64{490, 1000, 4096, 10}, [4]int64{501, 1010, 8192, 11}, [4]int64{898, 2000, 4096, 20}),
-		want:    []want{{10, 490, 1010, 10, 4096, false}, {500, 400, 990, 2, 4096, false}, {900, 50, 500, 15, 0, true}},
+		name:  "7.2 to 10.2: set-up and final sync are announced, the deciding sync opens no pass",
+		stop:  900,
+		edges: []PassEdge{{Raw: 1, At: at(11)}, {Raw: 2, At: at(500)}, {Raw: 3, At: at(899)}, {Raw: 4, At: at(901)}},
+		samples: series([4]int64{20, 0, 40960, 0}, [4]int64{490, 1000, 4096, 10}, [4]int64{501, 1010, 8192, 11},
+			[4]int64{898, 2000, 4096, 20}),
+		want: []want{{10, 490, 1010, 10, 4096, false}, {500, 400, 990, 2, 4096, false}, {900, 50, 500, 15, 0, true}},
 	}, {
 		name:    "11.1: neither set-up nor final sync are announced",
 		stop:    900,
@@ -51,11 +54,13 @@ func TestPasses(t *testing.T) {
 		samples: series([4]int64{20, 0, 40960, 0}, [4]int64{501, 1000, 8192, 10}, [4]int64{898, 2000, 4096, 20}),
 		want:    []want{{10, 490, 1000, 10, 40960, false}, {500, 400, 1000, 2, 4096, false}, {900, 50, 500, 15, 0, true}},
 	}, {
-		name:    "one pass, then stopped: a reply that waited over STOP tells nothing of the pass before",
-		stop:    100,
-		edges:   []PassEdge{{Raw: 1, At: at(11)}, {Raw: 2, At: at(99)}},
-		samples: append(series([4]int64{20, 0, 40960, 0}, [4]int64{90, 2000, 4096, 20}), record.Sample{Asked: 98 * ms, T: 160 * ms, Transferred: record.Of(int64(2500)), Remaining: record.Of(int64(0)), Pages: record.Of(int64(35))}),
-		want:    []want{{10, 90, 2000, 10, 4096, false}, {100, 850, 500, 15, 0, true}},
+		name:  "one pass, then stopped: a reply that waited over STOP tells nothing of the pass before",
+		stop:  100,
+		edges: []PassEdge{{Raw: 1, At: at(11)}, {Raw: 2, At: at(99)}},
+		samples: append(series([4]int64{20, 0, 40960, 0}, [4]int64{90, 2000, 4096, 20}),
+			record.Sample{Asked: 98 * ms, T: 160 * ms, Transferred: record.Of(int64(2500)), Remaining: record.Of(int64(0)),
+				Pages: record.Of(int64(35))}),
+		want: []want{{10, 90, 2000, 10, 4096, false}, {100, 850, 500, 15, 0, true}},
 	}, {
 		name: "stop-and-copy: one pass, the guest stopped",
 		stop: 5,
@@ -79,11 +84,13 @@ func TestPasses(t *testing.T) {
 			}
 			for i, w := range test.want {
 				p := got[i]
-				if p.Pass != i+1 || p.Start != time.Duration(w.start)*ms || p.Duration != time.Duration(w.duration)*ms || p.Stopped != w.stopped {
+				if p.Pass != i+1 || p.Start != time.Duration(w.start)*ms || p.Duration != time.Duration(w.duration)*ms ||
+					p.Stopped != w.stopped {
 					t.Errorf("pass %d: start %v duration %v stopped %v, want %+v", p.Pass, p.Start, p.Duration, p.Stopped, w)
 				}
 				if value(p.Transferred) != w.bytes || value(p.DirtyPages) != w.dirty || value(p.Remaining) != w.left {
-					t.Errorf("pass %d: bytes %d dirty %d left %d, want %+v", p.Pass, value(p.Transferred), value(p.DirtyPages), value(p.Remaining), w)
+					t.Errorf("pass %d: bytes %d dirty %d left %d, want %+v", p.Pass, value(p.Transferred), value(p.DirtyPages),
+						value(p.Remaining), w)
 				}
 			}
 		})
@@ -146,7 +153,8 @@ func TestEventOnOurClock(t *testing.T) {
 	}
 }
 
-// TestEmptyPostCopy: when nothing is left to follow the guest, the last pass takes no time, and has no rate: 0 bytes in 0 s is no number.
+// TestEmptyPostCopy: when nothing is left to follow the guest, the last pass takes no time, and has no rate: 0 bytes in
+// 0 s is no number.
 func TestEmptyPostCopy(t *testing.T) {
 	origin := time.Now()
 	at := func(n int) time.Time { return origin.Add(time.Duration(n) * ms) }

@@ -90,12 +90,14 @@ func TestWebClient(t *testing.T) {
 			}
 			wait(t, "30 requests", func() bool { return served.Load() >= 30 })
 			client.Stop()
-			rec := &record.Migration{Origin: client.due(10).Add(-time.Microsecond), Total: record.Total{Wall: 10 * time.Millisecond}}
+			rec := &record.Migration{Origin: client.due(10).Add(-time.Microsecond),
+				Total: record.Total{Wall: 10 * time.Millisecond}}
 			if err := client.Note(rec, began, client.until.Add(time.Microsecond)); (err != nil) != (c.wrong > 0) {
 				t.Errorf("the workload's check: %v", err)
 			}
 			web := rec.Web
-			if web.Resets != c.resets || web.Wrong != c.wrong || web.Reconnects != c.reconnects || web.Unanswered != 0 || len(web.Phases) != 3 || len(rec.Warnings) != c.errors {
+			if web.Resets != c.resets || web.Wrong != c.wrong || web.Reconnects != c.reconnects || web.Unanswered != 0 ||
+				len(web.Phases) != 3 || len(rec.Warnings) != c.errors {
 				t.Fatalf("%+v, warnings %q", web, rec.Warnings)
 			}
 			all, failed := 0, 0
@@ -125,8 +127,8 @@ func TestWebClient(t *testing.T) {
 	}
 }
 
-// TestWebWaits: a server that stands still delays every request that was due meanwhile, and each latency says so; those that it never answers are
-// counted too.
+// TestWebWaits: a server that stands still delays every request that was due meanwhile, and each latency says so; those
+// that it never answers are counted too.
 func TestWebWaits(t *testing.T) {
 	asked, release := make(chan struct{}), make(chan struct{})
 	address := webServer(t, 8, func(n uint64, w http.ResponseWriter) bool {
@@ -261,7 +263,8 @@ func TestStreamer(t *testing.T) {
 				t.Errorf("the workload's check: %v", err)
 			}
 			x := rec.Stream
-			if x.Survived != (c.broken == "") || !strings.Contains(x.Broken, c.broken) || x.Received == 0 || x.Retransmits == nil {
+			if x.Survived != (c.broken == "") || !strings.Contains(x.Broken, c.broken) || x.Received == 0 ||
+				x.Retransmits == nil {
 				t.Errorf("%+v", x)
 			}
 			if c.broken != "" {
@@ -294,7 +297,8 @@ func TestWebLongWait(t *testing.T) {
 	origin := time.Now()
 	var asked []request
 	for i := range 100 {
-		asked = append(asked, request{due: origin.Add(time.Duration(i) * time.Second), latency: 3*time.Minute - time.Duration(i)*time.Second})
+		asked = append(asked, request{due: origin.Add(time.Duration(i) * time.Second),
+			latency: 3*time.Minute - time.Duration(i)*time.Second})
 	}
 	c := &webClient{rate: 1, size: 1, number: 1, conns: []*webConn{{asked: asked}}}
 	rec := &record.Migration{Origin: origin, Total: record.Total{Wall: 100 * time.Second}}
@@ -302,7 +306,8 @@ func TestWebLongWait(t *testing.T) {
 		t.Fatal(err)
 	}
 	for _, p := range rec.Web.Phases {
-		if p.Phase == "during" && (p.P50 < 2*time.Minute || p.P99 < 2*time.Minute+50*time.Second || p.P99 > p.Max || p.Max != 3*time.Minute) {
+		if p.Phase == "during" && (p.P50 < 2*time.Minute || p.P99 < 2*time.Minute+50*time.Second || p.P99 > p.Max ||
+			p.Max != 3*time.Minute) {
 			t.Errorf("p50 %v, p99 %v, max %v of latencies from 81 s to 180 s", p.P50, p.P99, p.Max)
 		}
 	}
