@@ -4,6 +4,9 @@ import (
 	"context"
 	"fmt"
 	"os"
+	"strings"
+	"syscall"
+
 	"qmigrate/engine/endpoint"
 	"qmigrate/engine/facts"
 	"qmigrate/engine/fit"
@@ -11,8 +14,6 @@ import (
 	"qmigrate/engine/plan"
 	"qmigrate/engine/record"
 	"qmigrate/qmp"
-	"strings"
-	"syscall"
 )
 
 // Restore loads a saved guest into dst, which waits with -incoming defer, and runs it there. The file stays as it is:
@@ -22,17 +23,14 @@ func Restore(ctx context.Context, dst *endpoint.Endpoint, p plan.Plan, f File, o
 	s := newFiling(&endpoint.Endpoint{}, dst, record.RestoreMode, p, f, o)
 	s.run.Undo = s.unload
 	defer s.run.Close()
-	for _, st := range []step{
+	if err := s.through(ctx, []step{
 		{record.Initialization, s.examineDestination}, // the file's machine and memory are those of a QEMU that waits
 		{record.Reservation, s.prepare},               // the destination configured
 		{record.Loading, s.load},                      // migrate-incoming .. completed
 		{record.Commitment, s.whole},                  // it has all of it, and has not run it
 		{record.Activation, s.goOn},                   // our cont .. RESUME
-	} {
-		if err := s.run.Do(ctx, st.name, st.run); err != nil {
-			err = s.run.Abort(ctx, err)
-			return s.figured(), err
-		}
+	}); err != nil {
+		return s.figured(), err
 	}
 	s.run.Finish(ctx)
 	s.run.Rec.Outcome, s.run.Rec.GuestOn = record.Completed, record.Destination

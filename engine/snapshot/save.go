@@ -8,6 +8,12 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
+	"strings"
+	"syscall"
+
+	"golang.org/x/sys/unix"
+
 	"qmigrate/engine/endpoint"
 	"qmigrate/engine/facts"
 	"qmigrate/engine/fit"
@@ -15,16 +21,11 @@ import (
 	"qmigrate/engine/plan"
 	"qmigrate/engine/record"
 	"qmigrate/internal/atomicfile"
-	"slices"
-	"strings"
-	"syscall"
-
-	"golang.org/x/sys/unix"
 )
 
 // Save writes the guest behind src into a file. Its name is given to a whole file only, which is on the disk by then:
 // after an error there is none, and the guest runs on. After a save the guest is paused on src (postmigrate), unless
-// f.Continue or f.Background lets it run. The record is returned also with an error, which is a *StageError.
+// f.Continue or f.Background lets it run. The record is returned also with an error, which is a *record.StageError.
 func Save(ctx context.Context, src *endpoint.Endpoint, p plan.Plan, f File, o plan.Options) (*record.Migration, error) {
 	f.Format = cmp.Or(f.Format, StreamFormat)
 	s := newFiling(src, &endpoint.Endpoint{}, record.SaveMode, p, f, o)
@@ -42,11 +43,8 @@ func Save(ctx context.Context, src *endpoint.Endpoint, p plan.Plan, f File, o pl
 		// `migrate` .. completed, a short stop at its beginning
 		line = slices.Replace(line, 2, 4, step{record.Snapshot, s.snapshot})
 	}
-	for _, st := range line {
-		if err := s.run.Do(ctx, st.name, st.run); err != nil {
-			err = s.run.Abort(ctx, err)
-			return s.figured(), err
-		}
+	if err := s.through(ctx, line); err != nil {
+		return s.figured(), err
 	}
 	s.run.Finish(ctx)
 	s.run.Rec.Outcome, s.run.Rec.GuestOn = record.Completed, record.Source

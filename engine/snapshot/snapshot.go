@@ -46,6 +46,16 @@ type step struct {
 	run  func(context.Context) error
 }
 
+// through goes through the line, and undoes it where a stage fails.
+func (s *filing) through(ctx context.Context, line []step) error {
+	for _, st := range line {
+		if err := s.run.Do(ctx, st.name, st.run); err != nil {
+			return s.run.Abort(ctx, err)
+		}
+	}
+	return nil
+}
+
 // filing is a migration with a file for one of its sides.
 type filing struct {
 	run    *run.Run

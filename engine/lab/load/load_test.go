@@ -15,6 +15,7 @@ import (
 	"github.com/HdrHistogram/hdrhistogram-go"
 
 	"qmigrate/engine/record"
+	"qmigrate/guest/guesttest/within"
 	"qmigrate/guest/wire"
 	"qmigrate/hostnet/host"
 )
@@ -88,7 +89,7 @@ func TestWebClient(t *testing.T) {
 			if err := client.Start(t.Context()); err != nil {
 				t.Fatal(err)
 			}
-			wait(t, "30 requests", func() bool { return served.Load() >= 30 })
+			within.Until(t, "30 requests", func() bool { return served.Load() >= 30 })
 			client.Stop()
 			rec := &record.Migration{Origin: client.due(10).Add(-time.Microsecond),
 				Total: record.Total{Wall: 10 * time.Millisecond}}
@@ -201,7 +202,7 @@ func TestWebWaits(t *testing.T) {
 
 // guestStream is the guest's end: it sends the pattern and checks what it gets; alter may change what is sent.
 func guestStream(t *testing.T, alter func(position uint64, b []byte) bool) string {
-	return echo(t, func(c net.Conn) {
+	return within.Echo(t, func(c net.Conn) {
 		go func() {
 			for position := uint64(0); ; position += 16 {
 				b := wire.Pattern(make([]byte, 0, 128), 0, position)
@@ -251,7 +252,7 @@ func TestStreamer(t *testing.T) {
 			if err := s.Start(t.Context()); err != nil {
 				t.Fatal(err)
 			}
-			wait(t, "some bytes", func() bool {
+			within.Until(t, "some bytes", func() bool {
 				s.mu.Lock()
 				defer s.mu.Unlock()
 				return s.err != nil || c.broken == "" && s.received.Load() > 10_000

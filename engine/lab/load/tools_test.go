@@ -18,6 +18,7 @@ import (
 
 	"qmigrate/engine/lab/observe"
 	"qmigrate/engine/record"
+	"qmigrate/guest/guesttest/within"
 	"qmigrate/guest/wire"
 	"qmigrate/hostnet/host"
 )
@@ -121,7 +122,7 @@ func TestRedisWriter(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			wait(t, "writes to each list", func() bool {
+			within.Until(t, "writes to each list", func() bool {
 				w.mu.Lock()
 				defer w.mu.Unlock()
 				return slices.Min(w.acked[:]) > 30

@@ -19,37 +19,6 @@ import (
 
 const interval = 5 * time.Millisecond
 
-// wait waits for something that arrives soon, and gives up late.
-func wait(t *testing.T, what string, f func() bool) {
-	t.Helper()
-	for deadline := time.Now().Add(20 * time.Second); !f(); time.Sleep(time.Millisecond) {
-		if time.Now().After(deadline) {
-			t.Fatal("waited in vain for ", what)
-		}
-	}
-}
-
-// echo serves one connection with f.
-func echo(t *testing.T, f func(net.Conn)) netip.AddrPort {
-	t.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	done := make(chan struct{})
-	go func() {
-		defer close(done)
-		c, err := l.Accept()
-		if err != nil {
-			return
-		}
-		defer c.Close()
-		f(c)
-	}()
-	t.Cleanup(func() { l.Close(); within.Receive(t, "the echo's end", done) })
-	return netip.MustParseAddrPort(l.Addr().String())
-}
-
 func TestEchoer(t *testing.T) {
 	for _, c := range []struct {
 		name     string
@@ -77,11 +46,11 @@ func TestEchoer(t *testing.T) {
 		}, false},
 	} {
 		t.Run(c.name, func(t *testing.T) {
-			e := &echoes{from: host.Local(), to: echo(t, c.serve), every: interval}
+			e := &echoes{from: host.Local(), to: within.Echo(t, c.serve), every: interval}
 			if err := e.Start(within.Context(t)); err != nil {
 				t.Fatal(err)
 			}
-			wait(t, "three echoes or an end", func() bool {
+			within.Until(t, "three echoes or an end", func() bool {
 				e.mu.Lock()
 				defer e.mu.Unlock()
 				return len(e.arrivals) >= 3 || e.err != nil
@@ -131,7 +100,7 @@ func TestListener(t *testing.T) {
 			}
 		}
 	}
-	wait(t, "three beats", func() bool {
+	within.Until(t, "three beats", func() bool {
 		l.mu.Lock()
 		defer l.mu.Unlock()
 		return len(l.got) >= 3
@@ -157,7 +126,7 @@ func TestPinger(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	wait(t, "three replies", func() bool {
+	within.Until(t, "three replies", func() bool {
 		p.mu.Lock()
 		defer p.mu.Unlock()
 		return len(p.arrivals) >= 3
@@ -172,7 +141,7 @@ func TestPinger(t *testing.T) {
 	if err := p.Start(within.Context(t)); err != nil {
 		t.Fatal(err)
 	}
-	wait(t, "pings that go nowhere", func() bool {
+	within.Until(t, "pings that go nowhere", func() bool {
 		p.mu.Lock()
 		defer p.mu.Unlock()
 		return p.sent >= 5

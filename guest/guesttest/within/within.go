@@ -4,6 +4,8 @@ package within
 import (
 	"context"
 	"fmt"
+	"net"
+	"net/netip"
 	"os/exec"
 	"sync"
 	"syscall"
@@ -58,4 +60,35 @@ func Command(t testing.TB, name string, args ...string) *exec.Cmd {
 	cmd.Cancel = func() error { return cmd.Process.Signal(syscall.SIGQUIT) }
 	cmd.WaitDelay = 2 * time.Second
 	return cmd
+}
+
+// Until waits for something that arrives soon, and gives up late.
+func Until(t testing.TB, what string, f func() bool) {
+	t.Helper()
+	for deadline := time.Now().Add(Limit); !f(); time.Sleep(time.Millisecond) {
+		if time.Now().After(deadline) {
+			t.Fatal("waited in vain for ", what)
+		}
+	}
+}
+
+// Echo serves one connection with f.
+func Echo(t testing.TB, f func(net.Conn)) netip.AddrPort {
+	t.Helper()
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		c, err := l.Accept()
+		if err != nil {
+			return
+		}
+		defer c.Close()
+		f(c)
+	}()
+	t.Cleanup(func() { l.Close(); Receive(t, "the echo's end", done) })
+	return netip.MustParseAddrPort(l.Addr().String())
 }
