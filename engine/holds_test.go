@@ -439,6 +439,26 @@ func poweredOff() []caseOf {
 	})
 }
 
+// TestEndToldLate: the destination's failure is heard before the source's last words, which say why.
+func TestEndToldLate(t *testing.T) {
+	t.Parallel()
+	src, dst := copying(t), listening(t)
+	src.on["migrate"] = func() {
+		src.migrating("active")
+		dst.do(func() { dst.migrating("active") })
+		src.later(soon, func() {
+			dst.do(func() { dst.migrating("failed") })
+			src.later(300*time.Millisecond, func() { off(src) })
+		})
+	}
+	x := moves(within.Context(t), t, 20*time.Second, src, dst, plan.Plan{})
+	x.want(t, "dead", "dead", "none")
+	x.says(t, "shut down", "!is lost")
+	if x.outcome != guestEnded || x.err == nil {
+		t.Errorf("outcome %s: %v", x.outcome, x.err)
+	}
+}
+
 // off is a guest that powers off, upon which its QEMU exits; the lock is held.
 func off(q *fakeQEMU) {
 	q.event(`"SHUTDOWN","data":{"guest":true,"reason":"guest-shutdown"}`)
