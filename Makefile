@@ -3,6 +3,7 @@
 GO      ?= go
 VERSION := $(shell git describe --always --dirty 2>/dev/null || echo devel)
 AGENT   := guest/agentbin/agent
+HELPER  := hostnet/helperbin/helper
 SOURCES := $(shell find . -name '*.go' -not -path './.git/*') $(wildcard engine/report/assets/* testdata/experiments/*) go.mod go.sum
 RACE     := ./qmp/... ./engine ./engine/record/... ./guest/wire/...
 STATICCHECK := honnef.co/go/tools/cmd/staticcheck@v0.8.2
@@ -22,13 +23,16 @@ endif
 help: ## list the targets
 	@awk -F':.*## ' '/^[a-z]+:.*## / { printf "%-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
-build: bin/qmigrate ## build bin/qmigrate, the guest's agent inside
+build: bin/qmigrate ## build bin/qmigrate, the guest's agent and the hosts' helper inside
 
-bin/qmigrate: $(AGENT) $(SOURCES)
+bin/qmigrate: $(AGENT) $(HELPER) $(SOURCES)
 	$(GO) build -trimpath -ldflags '-s -w -X main.version=$(VERSION)' -o $@ ./cmd/qmigrate
 
 $(AGENT): $(wildcard guest/agent/*.go guest/wire/*.go internal/atomicfile/*.go internal/near/*.go) go.mod
 	$(GO) build -trimpath -ldflags '-s -w' -o $@ ./guest/agent
+
+$(HELPER): $(filter-out ./cmd/qmigrate/%,$(SOURCES))
+	CGO_ENABLED=0 $(GO) build -trimpath -ldflags '-s -w' -o $@ ./cmd/helper
 
 deps: build ## get QEMU 7.2, 10.0 and 11.1, the guest's kernel, an iSCSI target, an NFS server and the Debian guest into the cache folder; nothing of the system changes
 	bin/qmigrate doctor --mend
@@ -67,14 +71,14 @@ install: build ## the program, its manual page and completions of bash, zsh and 
 check: build lint ## build, lint, and the tests that start no QEMU
 	$(GO) test -short ./...
 
-beside: $(AGENT) ## as root: the tests that find QEMU once more where 7.2 is installed; nothing of the system changes
+beside: $(AGENT) $(HELPER) ## as root: the tests that find QEMU once more where 7.2 is installed; nothing of the system changes
 	@qemu="$${QMIGRATE_CACHE:-$${XDG_CACHE_HOME:-$$HOME/.cache}/qmigrate}/qemu-7.2"; \
 	beside() { testdata/beside-qemu "$$qemu" $(GO) test -count=1 "$$@"; }; \
 	if [ -d "$$qemu" ]; then beside -skip '^TestProbeHangs$$' ./guest ./guest/debian && \
 		beside -run '^(TestGuestLife|TestStorage)$$/^(qemu-7.2|nfs)$$/^(lives|pre-copy)$$/^11.1-7.2$$' ./engine ./engine/lab; \
 	else echo "no unpacked QEMU 7.2: make deps gets it, unless it is installed here: then make test is beside it"; fi
 
-lint: $(AGENT) ## formatting, 120 columns, vet, staticcheck, and the direction of the imports
+lint: $(AGENT) $(HELPER) ## formatting, 120 columns, vet, staticcheck, and the direction of the imports
 	@test -z "$$(gofmt -l .)" || { echo "not gofmt'ed:"; gofmt -l .; exit 1; }
 	@find . -name '*.go' ! -name '*_test.go' | xargs awk '{ l = $$0; gsub(/"([^"\\]|\\.)*"/, "\"\"", l); gsub(/`[^`]*`/, "``", l) } \
 		length(l) > 120 && !/^\t*\/\/\t/ { print FILENAME ":" FNR ": more than 120 columns, its texts left out"; bad = 1 } END { exit bad }'
@@ -97,7 +101,7 @@ chaos: deps ## CHAOS=30 kills and as many links dropped without notice on each Q
 model: $(AGENT) ## the model of the hand-over with larger budgets than in the tests: minutes, and some GiB of memory
 	QMIGRATE_MODEL=deep $(GO) test -count=1 -v -timeout 3h ./engine/internal/handover
 
-fuzz: $(AGENT) ## each fuzz target for FUZZTIME
+fuzz: $(AGENT) $(HELPER) ## each fuzz target for FUZZTIME
 	@for pkg in $$($(GO) list ./...); do \
 		for f in $$($(GO) test -list '^Fuzz' $$pkg | grep '^Fuzz'); do \
 			echo "$$pkg $$f"; $(GO) test -run '^$$' -fuzz "^$$f$$" -fuzztime $(FUZZTIME) $$pkg || exit 1; \
@@ -105,4 +109,4 @@ fuzz: $(AGENT) ## each fuzz target for FUZZTIME
 	done
 
 clean: ## remove what build made; the cache folder stays
-	rm -rf bin $(AGENT)
+	rm -rf bin $(AGENT) $(HELPER)

@@ -1,11 +1,18 @@
-// Package host is a host: its processes, files, sockets and clock, and where it is. A host is this machine, or a
-// network namespace of it; users write local or netns:NAME. All that a caller has of a host goes through Host: the
-// files, processes and sockets of a host need not be this machine's.
+// Package host is a host: its processes, files, sockets and clock, and where it is. A host is this machine, a network
+// namespace of it, a container or a machine behind ssh. Users write local, netns:NAME, lxc:NAME or
+// ssh://[USER@]HOST[:PORT], and a Pool finds it. All that a caller has of a host goes through Host: the files,
+// processes and sockets of a host need not be this machine's.
 //
-// Host has primitives only: what a host offers by itself, without knowing what a guest, a lab or a migration is. It
-// makes no host and no network: package hostnet does. It imports nothing of this module but the readers of /proc and of
-// the named namespaces; every package that starts or looks at a process may import it, except engine, which is given an
-// endpoint.
+// A host that is not this machine has a helper: a small program that is copied there when it is missing, and that runs
+// as long as its channel, the standard streams of the program that started it (ssh, lxc-attach), is open. Helper.Serve
+// is its side of the channel, Far ours.
+//
+// Host has primitives only: what a host offers by itself, without knowing what a guest, a lab or a migration is. Work
+// that must run on the host, beside what it looks at, is a Task of the package that it belongs to.
+//
+// The package makes no host and no network: package hostnet does. It imports nothing of this module but the readers of
+// /proc and of the named namespaces; every package that starts or looks at a process may import it, except engine,
+// which is given an endpoint.
 package host
 
 import (
@@ -46,14 +53,20 @@ type Host interface {
 	RemoveAll(name string) error
 	Stat(name string) (fs.FileInfo, error)
 
-	// Clock compares the host's realtime clock with ours.
+	// Put sees to it that the host has this file of ours, and says where. On this machine that is where it is.
+	Put(ctx context.Context, name string) (there string, err error)
+
+	// Clock compares the host's realtime clock with ours: the truest of some comparisons.
 	Clock(ctx context.Context) (Clock, error)
+	// Now is the instant by the clock that work on this host has. Of a Far host it is ours.
+	Now() time.Time
 }
 
 // Clock is a host's realtime clock beside ours: Offset is theirs minus ours, right within Error either way. Both are 0
 // on this machine.
 type Clock struct {
 	Offset, Error time.Duration
+	At            time.Time // when, by our clock; zero where there is nothing to compare
 }
 
 // Command is a process to be. A command with none of the streams is detached: it is the leader of a session of its own,
@@ -118,18 +131,6 @@ func Namespace(name string) (Host, error) {
 
 // InNamespace is Namespace without a look at whether it is there.
 func InNamespace(name string) Host { return machine{namespace: name} }
-
-// Find finds a host by the name that users write: "local" or "netns:NAME".
-func Find(_ context.Context, name string) (Host, error) {
-	kind, rest, _ := strings.Cut(name, ":")
-	switch {
-	case name == "local":
-		return Local(), nil
-	case kind == "netns":
-		return Namespace(rest)
-	}
-	return nil, fmt.Errorf("find host %q: not a host; hosts are written local or netns:NAME", name)
-}
 
 // UnsupportedError says that this machine or user lacks something that was asked for.
 type UnsupportedError struct {

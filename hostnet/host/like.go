@@ -29,16 +29,18 @@ type Like struct {
 	Network bool // it shares the network namespace of Among as well
 }
 
-// As is a host of this machine on which processes are started like another one, and the files that Log, MkdirAll,
+// As is a host on which processes are started like another one, and the files that Log, MkdirAll,
 // RemoveAll, ReadFile and WriteFile name are that user's. Names are ours, but those of a Command are names in the root
 // of l.Among. Only root can do it.
 func As(h Host, l Like) (Host, error) {
-	m, ok := h.(machine)
-	if !ok {
-		return nil, fmt.Errorf("start processes as user %d on host %s: it is not of this machine", l.UID, h.Name())
+	switch h := h.(type) {
+	case machine:
+		h.like = &l
+		return h, nil
+	case *Far:
+		return h.as(l), nil
 	}
-	m.like = &l
-	return m, nil
+	return nil, fmt.Errorf("start processes as user %d on host %s: no host of a kind that can", l.UID, h.Name())
 }
 
 // onOwnThread runs f on a thread that nothing else ever runs on: it ends with f, and with it all that f made of it.

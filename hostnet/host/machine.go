@@ -9,6 +9,7 @@ import (
 	"net/netip"
 	"os"
 	"strings"
+	"time"
 
 	"qmigrate/hostnet/internal/netns"
 )
@@ -16,7 +17,8 @@ import (
 // machine is this machine as seen from one of its network namespaces; "" is the one that we are in.
 type machine struct {
 	namespace string
-	like      *Like // nil: processes are started as we are
+	like      *Like  // nil: processes are started as we are
+	clock     *Drift // nil: the kernel's
 }
 
 // do runs f on a thread that is in the namespace. Sockets that f makes belong to the namespace for good, and processes
@@ -143,5 +145,16 @@ func (m machine) RemoveAll(name string) error {
 }
 
 func (m machine) Stat(name string) (fs.FileInfo, error) { return os.Stat(name) }
+
+// Now is the host's clock.
+func (m machine) Now() time.Time {
+	if m.clock != nil {
+		return m.clock.Now()
+	}
+	return time.Now()
+}
+
+// Put finds the file where it is.
+func (m machine) Put(_ context.Context, name string) (string, error) { return name, nil }
 
 func (m machine) Clock(context.Context) (Clock, error) { return Clock{}, nil }

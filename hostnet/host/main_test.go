@@ -11,6 +11,7 @@ import (
 
 func TestMain(m *testing.M) {
 	Main()
+	serveTests()
 	// Under -race every program sleeps for a second when it exits; the helpers are many.
 	os.Setenv("GORACE", strings.TrimSpace("atexit_sleep_ms=0 "+os.Getenv("GORACE")))
 	before := leak.Files()

@@ -1,0 +1,34 @@
+// Command helper is the program that runs on a host which is not the machine of qmigrate: a container, or a machine
+// behind ssh. qmigrate copies it there and starts it; its standard streams are the channel, and it ends with them. It
+// links every task: what a host can do for qmigrate is listed here.
+package main
+
+import (
+	"fmt"
+	"os"
+
+	"qmigrate/hostnet"
+	"qmigrate/hostnet/host"
+)
+
+// clockVariable sets the clock that this host shows, for tests: see host.ParseDrift.
+const clockVariable = "QMIGRATE_HELPER_CLOCK"
+
+func main() {
+	hostnet.Main()
+	if err := run(); err != nil {
+		fmt.Fprintln(os.Stderr, "qmigrate's helper:", err)
+		os.Exit(1)
+	}
+}
+
+func run() error {
+	if len(os.Args) != 2 || os.Args[1] != "serve" {
+		return fmt.Errorf("it is started by qmigrate, found %q", os.Args[1:])
+	}
+	clock, err := host.ParseDrift(os.Getenv(clockVariable))
+	if err != nil {
+		return err
+	}
+	return host.Helper{Clock: clock, Tasks: []host.Served{}}.Serve(os.Stdin, os.Stdout)
+}

@@ -1,0 +1,97 @@
+package host
+
+import (
+	"crypto/sha256"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strings"
+)
+
+// cacheVariable names the folder in which a helper keeps what was sent to its host.
+const cacheVariable = "QMIGRATE_CACHE"
+
+// cacheFolder is this user's on this host.
+func cacheFolder() (string, error) {
+	if dir := os.Getenv(cacheVariable); dir != "" {
+		return dir, nil
+	}
+	dir, err := os.UserCacheDir()
+	if err != nil {
+		return "", err
+	}
+	return filepath.Join(dir, "qmigrate"), nil
+}
+
+// selfContent is the SHA-256 of this program.
+func selfContent() (string, error) {
+	f, err := os.Open("/proc/self/exe")
+	if err != nil {
+		return "", err
+	}
+	defer f.Close()
+	return contentOf(f)
+}
+
+func contentOf(r io.Reader) (string, error) {
+	sum := sha256.New()
+	if _, err := io.Copy(sum, r); err != nil {
+		return "", err
+	}
+	return hex.EncodeToString(sum.Sum(nil)), nil
+}
+
+// cached is where a file with this content is in the cache, and whether it is there. key is its SHA-256, then a slash
+// and its name.
+func (s *server) cached(key string, size int64) (name string, have bool, err error) {
+	content, base, ok := strings.Cut(key, "/")
+	if !ok || len(content) != hex.EncodedLen(sha256.Size) || base != filepath.Base(base) {
+		return "", false, fmt.Errorf("put %q: not a content and a name", key)
+	}
+	cache, err := cacheFolder()
+	if err != nil {
+		return "", false, err
+	}
+	dir := filepath.Join(cache, "files", content)
+	if err := os.MkdirAll(dir, 0o755); err != nil {
+		return "", false, err
+	}
+	name = filepath.Join(dir, base)
+	info, err := os.Stat(name)
+	if err == nil && info.Mode().IsRegular() && info.Size() == size {
+		return name, true, nil
+	}
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return "", false, err
+	}
+	return name, false, nil
+}
+
+// receive makes a file from a reader, whole or not at all; its folder's name is its content.
+func receive(r io.Reader, name string, size int64, perm fs.FileMode) (err error) {
+	f, err := os.CreateTemp(filepath.Dir(name), ".new-")
+	if err != nil {
+		return err
+	}
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, os.Remove(f.Name()))
+		}
+	}()
+	sum := sha256.New()
+	n, err := io.Copy(io.MultiWriter(f, sum), r)
+	if err == nil && n != size {
+		err = io.ErrUnexpectedEOF
+	}
+	if want := filepath.Base(filepath.Dir(name)); err == nil && hex.EncodeToString(sum.Sum(nil)) != want {
+		err = fmt.Errorf("receive %s: its content is not %s", name, want)
+	}
+	if err = errors.Join(err, f.Chmod(perm), f.Close()); err != nil {
+		return err
+	}
+	return os.Rename(f.Name(), name)
+}

@@ -1,0 +1,423 @@
+package host
+
+import (
+	"bufio"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"net"
+	"os"
+	"path/filepath"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/hashicorp/yamux"
+)
+
+// Far is a host that a helper stands on: a container, or a machine behind ssh. It lasts until its channel closes. From
+// then on every call fails with a *ChannelError, and nothing is known of the host's processes any more.
+type Far struct {
+	*channel
+	like *wireLike // nil: processes are started as the helper is
+}
+
+// channel is the way to one helper.
+type channel struct {
+	name    string
+	hello   hello
+	session *yamux.Session
+	child   Process       // the program that carries the channel; nil: none
+	said    func() string // by that program on its standard error
+
+	next  atomic.Uint64
+	mu    sync.Mutex
+	lists map[uint64]*farListener
+	once  sync.Once
+}
+
+// ChannelError says that the channel to a host is closed. It says nothing of the host's processes: they may run on.
+type ChannelError struct {
+	Host string
+	Err  error
+}
+
+func (e *ChannelError) Error() string {
+	return fmt.Sprintf("the channel to host %s is closed: %v; what runs there may run on", e.Host, e.Err)
+}
+
+func (e *ChannelError) Unwrap() error { return e.Err }
+
+// Name is the host as users write it.
+func (f *Far) Name() string { return f.name }
+
+// Said is what the helper found of others that had been killed, a sentence each.
+func (f *Far) Said() []string { return f.hello.Said }
+
+// Closed is closed when the channel is.
+func (f *Far) Closed() <-chan struct{} { return f.session.CloseChan() }
+
+// Close ends the channel: the helper removes what it made and goes.
+func (f *Far) Close() error {
+	f.once.Do(func() {
+		f.session.Close()
+		if f.child == nil {
+			return
+		}
+		select { // the helper undoes what it made before it ends
+		case <-f.child.Done():
+		case <-time.After(undoLimit):
+			ctx, cancel := context.WithTimeout(context.Background(), undoLimit)
+			defer cancel()
+			_ = f.child.Kill(ctx)
+		}
+	})
+	return nil
+}
+
+// Leave has everything that was made on the host stand when the channel closes.
+func (f *Far) Leave(ctx context.Context) error {
+	_, err := f.ask(ctx, request{Op: "leave"})
+	return err
+}
+
+// lost is the error of a closed channel, with what its program said.
+func (f *Far) lost(err error) error {
+	if f.said != nil {
+		if said := f.said(); said != "" {
+			err = errors.New(said)
+		}
+	}
+	if err == nil || errors.Is(err, io.EOF) || errors.Is(err, yamux.ErrSessionShutdown) {
+		err = errors.New("its other end has gone, or does not answer")
+	}
+	return &ChannelError{f.name, err}
+}
+
+// stream is one call under way.
+type stream struct {
+	far *Far
+	c   *yamux.Stream
+	r   *bufio.Reader
+}
+
+// begin opens a stream with its request and reads the answer.
+func (f *Far) begin(ctx context.Context, q request) (*stream, answer, error) {
+	if err := ctx.Err(); err != nil {
+		return nil, answer{}, err
+	}
+	if q.Like == nil {
+		q.Like = f.like
+	}
+	c, err := f.session.OpenStream()
+	if err != nil {
+		return nil, answer{}, f.lost(err)
+	}
+	s := &stream{f, c, bufio.NewReader(c)}
+	stop := context.AfterFunc(ctx, func() { _ = c.SetDeadline(time.Unix(1, 0)) })
+	defer stop()
+	if err := writeLine(c, q); err != nil {
+		s.close()
+		return nil, answer{}, f.lost(err)
+	}
+	a, err := s.read(ctx)
+	if err != nil {
+		s.close()
+		return nil, answer{}, err
+	}
+	if !stop() && ctx.Err() != nil {
+		s.close()
+		return nil, answer{}, ctx.Err()
+	}
+	return s, a, nil
+}
+
+// read reads the next answer; one that carries an error is that error.
+func (s *stream) read(ctx context.Context) (a answer, err error) {
+	err = readLine(s.r, &a)
+	switch {
+	case err == nil:
+		return a, a.Error.err()
+	case ctx.Err() != nil:
+		return a, ctx.Err()
+	}
+	return a, s.far.lost(err)
+}
+
+func (s *stream) close() { s.c.Close() }
+
+// ask is a call with one answer.
+func (f *Far) ask(ctx context.Context, q request) (answer, error) {
+	s, a, err := f.begin(ctx, q)
+	if err != nil {
+		return a, err
+	}
+	s.close()
+	return a, nil
+}
+
+// Dial connects to an address as the host sees it. The end of the connection is that of the far one; a channel that
+// closes is a *ChannelError instead.
+func (f *Far) Dial(ctx context.Context, network, address string) (net.Conn, error) {
+	s, a, err := f.begin(ctx, request{Op: "dial", Network: network, Address: address})
+	if err != nil {
+		return nil, err
+	}
+	return &farConn{stream: s, remote: farAddr{a.Network, a.Address}, peer: a.Peer}, nil
+}
+
+// Listen listens on the host.
+func (f *Far) Listen(ctx context.Context, network, address string) (net.Listener, error) {
+	l := &farListener{far: f, id: f.next.Add(1), conns: make(chan net.Conn), closed: make(chan struct{})}
+	f.mu.Lock()
+	f.lists[l.id] = l
+	f.mu.Unlock()
+	s, a, err := f.begin(ctx, request{Op: "listen", Network: network, Address: address, ID: l.id})
+	if err != nil {
+		l.forget()
+		return nil, err
+	}
+	l.stream, l.addr = s, farAddr{a.Network, a.Address}
+	return l, nil
+}
+
+// ListenPacket is not to be had: what receives datagrams is a task.
+func (f *Far) ListenPacket(context.Context, string, string) (net.PacketConn, error) {
+	return nil, &UnsupportedError{Feature: "datagrams of host " + f.name, Reason: "they do not go through a channel"}
+}
+
+// accept hands the connections that the helper's listeners accepted to ours.
+func (f *Far) accept() {
+	for {
+		c, err := f.session.AcceptStream()
+		if err != nil {
+			return
+		}
+		go func() {
+			s := &stream{f, c, bufio.NewReader(c)}
+			var a answer
+			if readLine(s.r, &a) != nil {
+				s.close()
+				return
+			}
+			f.mu.Lock()
+			l := f.lists[a.ID]
+			f.mu.Unlock()
+			if l == nil {
+				s.close()
+				return
+			}
+			select {
+			case l.conns <- &farConn{stream: s, remote: farAddr{a.Network, a.Address}}:
+			case <-l.closed:
+				s.close()
+			case <-f.Closed():
+			}
+		}()
+	}
+}
+
+// FindProcess finds a process of the host.
+func (f *Far) FindProcess(ctx context.Context, pid int, startTime uint64) (Process, error) {
+	if pid <= 0 {
+		return nil, fmt.Errorf("find process %d: no process number given", pid)
+	}
+	s, a, err := f.begin(ctx, request{Op: "find", PID: pid, Start: startTime})
+	if err != nil {
+		return nil, err
+	}
+	p := &farProcess{far: f, pid: a.PID, start: a.Start, done: make(chan struct{}), stream: s}
+	go p.watch(nil)
+	return p, nil
+}
+
+// ReadFile reads a file of the host.
+func (f *Far) ReadFile(name string) ([]byte, error) {
+	s, a, err := f.begin(context.Background(), request{Op: "read", Name: name})
+	if err != nil {
+		return nil, err
+	}
+	defer s.close()
+	b := make([]byte, a.Size)
+	if _, err := io.ReadFull(s.r, b); err != nil {
+		return nil, f.lost(err)
+	}
+	return b, nil
+}
+
+// WriteFile writes a file of the host.
+func (f *Far) WriteFile(name string, data []byte, perm fs.FileMode) error {
+	c, err := f.session.OpenStream()
+	if err != nil {
+		return f.lost(err)
+	}
+	s := &stream{f, c, bufio.NewReader(c)}
+	defer s.close()
+	if err := writeLine(c, request{Op: "write", Name: name, Size: int64(len(data)), Mode: perm, Like: f.like}); err != nil {
+		return f.lost(err)
+	}
+	if _, err := c.Write(data); err != nil {
+		return f.lost(err)
+	}
+	_, err = s.read(context.Background())
+	return err
+}
+
+// MkdirAll makes a folder of the host.
+func (f *Far) MkdirAll(name string, perm fs.FileMode) error {
+	_, err := f.ask(context.Background(), request{Op: "mkdir", Name: name, Mode: perm})
+	return err
+}
+
+// RemoveAll removes a file or folder of the host.
+func (f *Far) RemoveAll(name string) error {
+	_, err := f.ask(context.Background(), request{Op: "remove", Name: name})
+	return err
+}
+
+// Stat looks at a file of the host.
+func (f *Far) Stat(name string) (fs.FileInfo, error) {
+	a, err := f.ask(context.Background(), request{Op: "stat", Name: name})
+	if err != nil {
+		return nil, err
+	}
+	return farInfo{a}, nil
+}
+
+type farInfo struct{ a answer }
+
+func (i farInfo) Name() string       { return i.a.Name }
+func (i farInfo) Size() int64        { return i.a.Size }
+func (i farInfo) Mode() fs.FileMode  { return i.a.Mode }
+func (i farInfo) ModTime() time.Time { return i.a.ModTime }
+func (i farInfo) IsDir() bool        { return i.a.Mode.IsDir() }
+func (i farInfo) Sys() any           { return nil }
+
+// Put sees to it that the host has this file of ours, in the user's cache there, and says where. It is sent once: files
+// of the same content and name are one.
+func (f *Far) Put(ctx context.Context, name string) (there string, err error) {
+	file, err := os.Open(name)
+	if err != nil {
+		return "", err
+	}
+	defer file.Close()
+	info, err := file.Stat()
+	if err != nil {
+		return "", err
+	}
+	content, err := contentOf(file)
+	if err != nil {
+		return "", err
+	}
+	s, a, err := f.begin(ctx, request{Op: "put", Name: content + "/" + filepath.Base(name), Size: info.Size(),
+		Mode: info.Mode().Perm()})
+	if err != nil || a.Ended {
+		return a.Name, err
+	}
+	defer s.close()
+	stop := context.AfterFunc(ctx, func() { _ = s.c.SetDeadline(time.Unix(1, 0)) })
+	defer stop()
+	if _, err := file.Seek(0, io.SeekStart); err != nil {
+		return "", err
+	}
+	if _, err := io.Copy(s.c, file); err != nil {
+		return "", f.lost(err)
+	}
+	a, err = s.read(ctx)
+	return a.Name, err
+}
+
+// Now is our clock: the host's is known by Clock, or by the instants that a task gives.
+func (f *Far) Now() time.Time { return time.Now() }
+
+// clockLooks is how often Clock asks: the quickest answer of some is the truest.
+const clockLooks = 16
+
+// Clock compares the host's realtime clock with ours.
+func (f *Far) Clock(ctx context.Context) (Clock, error) {
+	var best Clock
+	err := f.clocks(ctx, clockLooks, func(c Clock) {
+		if best.At.IsZero() || c.Error < best.Error {
+			best = c
+		}
+	})
+	return best, err
+}
+
+// clocks compares the clocks n times, each in one round trip: the host's instant lies between our question and its
+// answer.
+func (f *Far) clocks(ctx context.Context, n int, each func(Clock)) error {
+	before := time.Now()
+	s, a, err := f.begin(ctx, request{Op: "clock"})
+	if err != nil {
+		return err
+	}
+	defer s.close()
+	stop := context.AfterFunc(ctx, func() { _ = s.c.SetDeadline(time.Unix(1, 0)) })
+	defer stop()
+	for i := 0; ; i++ {
+		after := time.Now()
+		if i > 0 || n == 1 { // the first one opened the stream
+			trip := after.Sub(before)
+			middle := before.Add(trip / 2)
+			each(Clock{Offset: time.Unix(0, a.Time).Sub(middle.Round(0)), Error: trip / 2, At: middle})
+		}
+		if i == n {
+			return nil
+		}
+		before = time.Now()
+		if _, err := s.c.Write([]byte{'\n'}); err != nil {
+			return f.lost(err)
+		}
+		if a, err = s.read(ctx); err != nil {
+			return err
+		}
+	}
+}
+
+// task runs one on the host.
+func (f *Far) task(ctx context.Context, name string, input json.RawMessage, take func(json.RawMessage) error) error {
+	c, err := f.session.OpenStream()
+	if err != nil {
+		return f.lost(err)
+	}
+	s := &stream{f, c, bufio.NewReader(c)}
+	defer s.close()
+	if err := writeLine(c, request{Op: "task", Name: name, Input: input, Like: f.like}); err != nil {
+		return f.lost(err)
+	}
+	stop := context.AfterFunc(ctx, func() { // the work undoes what it made, and says when it has
+		_ = writeLine(c, answer{Ended: true})
+		_ = c.Close()
+		_ = c.SetReadDeadline(time.Now().Add(undoLimit))
+	})
+	defer stop()
+	for {
+		a, err := s.read(context.Background())
+		if err != nil {
+			if ctx.Err() != nil && !a.Ended {
+				return context.Cause(ctx)
+			}
+			return err
+		}
+		if a.Ended {
+			return nil
+		}
+		if err := take(a.Output); err != nil {
+			return err
+		}
+	}
+}
+
+// as is the host with files and processes of another user.
+func (f *Far) as(l Like) *Far {
+	w := &wireLike{UID: l.UID, GID: l.GID, Groups: l.Groups, Capabilities: l.Capabilities, NoNewPrivileges: l.NoNewPrivileges,
+		Network: l.Network}
+	if l.Among != nil {
+		w.AmongPID, w.AmongStart = l.Among.PID(), l.Among.StartTime()
+	}
+	return &Far{f.channel, w}
+}

@@ -1,0 +1,358 @@
+package host
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"io"
+	"io/fs"
+	"net"
+	"os"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"qmigrate/guest/guesttest/within"
+)
+
+// count is a task of the tests: it gives the numbers up to the one that it is given, and then waits for its end if that
+// is below 0.
+func count() Task[int, int] {
+	return Task[int, int]{Name: "test.count", Work: func(ctx context.Context, at Host, to int, give func(int) error) error {
+		for i := range max(to, -to) {
+			if err := give(i); err != nil {
+				return err
+			}
+		}
+		if to >= 0 {
+			return nil
+		}
+		removed, err := Note(ctx, "test", "a mark", at.Name(), false)
+		if err != nil {
+			return err
+		}
+		<-ctx.Done()
+		removed()
+		return nil
+	}}
+}
+
+// serveTests makes the test's own program a helper.
+func serveTests() {
+	if len(os.Args) != 2 || os.Args[1] != "serve" {
+		return
+	}
+	clock, err := ParseDrift(os.Getenv("QMIGRATE_TEST_CLOCK"))
+	if err == nil {
+		err = Helper{Tasks: []Served{count()}, Clock: clock,
+			Holds: func(_ context.Context, _ Host, _ Process, folder string) bool {
+				return strings.Contains(folder, "holds")
+			},
+		}.Serve(os.Stdin, os.Stdout)
+	}
+	if err != nil {
+		os.Stderr.WriteString(err.Error())
+		os.Exit(1)
+	}
+	os.Exit(0)
+}
+
+// farHost is this machine behind a helper of its own.
+func farHost(t *testing.T, cache string, env ...string) *Far {
+	t.Helper()
+	program, err := os.ReadFile("/proc/self/exe")
+	if err != nil {
+		t.Fatal(err)
+	}
+	w := way{name: "test:far", env: env, explain: func(said string, err error) error { return errors.Join(err, errors.New(said)) }}
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	defer cancel()
+	f, err := w.dial(ctx, program, cache)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { f.Close() })
+	return f
+}
+
+func TestFarFiles(t *testing.T) {
+	f := farHost(t, t.TempDir())
+	dir := filepath.Join(t.TempDir(), "a", "b")
+	if err := f.MkdirAll(dir, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	name := filepath.Join(dir, "file")
+	data := bytes.Repeat([]byte("0123456789"), 300_000) // more than a stream's window
+	if err := f.WriteFile(name, data, 0o640); err != nil {
+		t.Fatal(err)
+	}
+	if got, err := f.ReadFile(name); err != nil || !bytes.Equal(got, data) {
+		t.Errorf("%d bytes, %v", len(got), err)
+	}
+	info, err := f.Stat(name)
+	if err != nil || info.Size() != int64(len(data)) || info.Mode() != 0o640 || info.IsDir() || info.Name() != "file" {
+		t.Errorf("%+v, %v", info, err)
+	}
+	_, err = f.Stat(name + "x")
+	if !errors.Is(err, fs.ErrNotExist) || !errors.Is(err, syscall.ENOENT) || !strings.Contains(err.Error(), "no such file") {
+		t.Error(err)
+	}
+	if err := f.RemoveAll(dir); err != nil {
+		t.Error(err)
+	}
+	if _, err := os.Stat(dir); !errors.Is(err, fs.ErrNotExist) {
+		t.Error(err)
+	}
+	ours := filepath.Join(t.TempDir(), "image")
+	if err := os.WriteFile(ours, data, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	var there [2]string
+	for i := range there {
+		if there[i], err = f.Put(within.Context(t), ours); err != nil {
+			t.Fatal(err)
+		}
+		if got, err := os.ReadFile(there[i]); err != nil || !bytes.Equal(got, data) {
+			t.Errorf("%d bytes, %v", len(got), err)
+		}
+		if err := os.Chtimes(there[0], time.Unix(1, 0), time.Unix(1, 0)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if info, err := os.Stat(there[0]); err != nil || there[0] != there[1] || info.ModTime() != time.Unix(1, 0) {
+		t.Errorf("it was sent twice: %v, %v", there, err)
+	}
+}
+
+func TestFarConnections(t *testing.T) {
+	f := farHost(t, t.TempDir())
+	path := filepath.Join(t.TempDir(), "socket")
+	l, err := net.Listen("unix", path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	go func() {
+		for {
+			nc, err := l.Accept()
+			if err != nil {
+				return
+			}
+			go func() {
+				_, _ = io.Copy(nc, nc)
+				nc.Close()
+			}()
+		}
+	}()
+	nc, err := f.Dial(within.Context(t), "unix", path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if pid := Listener(nc); pid != os.Getpid() {
+		t.Errorf("process %d listens, want %d", pid, os.Getpid())
+	}
+	if _, err := nc.Write([]byte("hello\n")); err != nil {
+		t.Fatal(err)
+	}
+	b := make([]byte, 6)
+	if _, err := io.ReadFull(nc, b); err != nil || string(b) != "hello\n" {
+		t.Errorf("%q, %v", b, err)
+	}
+	if err := nc.(interface{ CloseWrite() error }).CloseWrite(); err != nil {
+		t.Error(err)
+	}
+	if _, err := nc.Read(b); err != io.EOF { // the far end has closed, and the channel has not
+		t.Error(err)
+	}
+	if _, err := f.Dial(within.Context(t), "unix", path+"x"); !errors.Is(err, syscall.ENOENT) {
+		t.Error(err)
+	}
+	far, err := f.Listen(within.Context(t), "tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	out, err := net.Dial("tcp", far.Addr().String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer out.Close()
+	in, err := far.Accept()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := out.Write([]byte("inward")); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := io.ReadFull(in, b); err != nil || string(b) != "inward" {
+		t.Errorf("%q, %v", b, err)
+	}
+	if err := far.Close(); err != nil {
+		t.Error(err)
+	}
+	if _, err := far.Accept(); !errors.Is(err, net.ErrClosed) {
+		t.Error(err)
+	}
+	// a channel that closes is not the end of what is behind it
+	nc, err = f.Dial(within.Context(t), "unix", path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	f.Close()
+	var lost *ChannelError
+	if _, err := nc.Read(b); !errors.As(err, &lost) {
+		t.Errorf("%v, want a *ChannelError", err)
+	}
+	if _, err := f.Dial(within.Context(t), "unix", path); !errors.As(err, &lost) {
+		t.Errorf("%v, want a *ChannelError", err)
+	}
+}
+
+func TestFarProcesses(t *testing.T) {
+	f := farHost(t, t.TempDir())
+	var out, errs bytes.Buffer
+	p, err := f.Start(within.Context(t), Command{Args: []string{"sh", "-c", "cat; echo bad >&2; exit 3"}, Stdin: strings.NewReader("in"),
+		Stdout: &out, Stderr: &errs})
+	if err != nil {
+		t.Fatal(err)
+	}
+	<-p.Done()
+	if err := p.Err(); err == nil || err.Error() != "exit status 3" || out.String() != "in" || errs.String() != "bad\n" {
+		t.Errorf("%v, %q, %q", err, out.String(), errs.String())
+	}
+	if err := p.Signal(syscall.SIGTERM); !errors.Is(err, os.ErrProcessDone) {
+		t.Error(err)
+	}
+	if u, err := p.Usage(); err != nil || u.PeakRSS == 0 {
+		t.Errorf("%+v, %v", u, err)
+	}
+	p, err = f.Start(within.Context(t), Command{Args: []string{"sleep", "1000"}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	again, err := f.FindProcess(within.Context(t), p.PID(), p.StartTime())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if all, err := again.(Scheduled).Threads(); err != nil || !slices.Equal(all, []int{p.PID()}) {
+		t.Errorf("%v, %v", all, err)
+	}
+	if err := p.Kill(within.Context(t)); err != nil {
+		t.Error(err)
+	}
+	<-again.Done()
+	<-p.Done()
+	if err := p.Err(); err == nil || err.Error() != "signal: killed" {
+		t.Error(err)
+	}
+	if _, err := f.FindProcess(within.Context(t), p.PID(), p.StartTime()); !errors.Is(err, os.ErrProcessDone) {
+		t.Error(err)
+	}
+	if _, err := f.Start(within.Context(t), Command{Args: []string{"/no/such/program"}}); !errors.Is(err, fs.ErrNotExist) {
+		t.Error(err)
+	}
+}
+
+func TestFarTask(t *testing.T) {
+	f := farHost(t, t.TempDir())
+	for _, h := range []Host{f, Local()} {
+		var got []int
+		err := count().Run(within.Context(t), h, 1000, func(n int) error { got = append(got, n); return nil })
+		if err != nil || len(got) != 1000 || got[999] != 999 {
+			t.Errorf("%s: %d, %v", h.Name(), len(got), err)
+		}
+		ctx, cancel := context.WithCancel(within.Context(t))
+		err = count().Run(ctx, h, -3, func(n int) error {
+			if n == 2 {
+				cancel()
+			}
+			return nil
+		})
+		if err != nil && !errors.Is(err, context.Canceled) {
+			t.Errorf("%s: %v", h.Name(), err)
+		}
+	}
+	if err := (Task[int, int]{Name: "other"}).Run(within.Context(t), f, 1, nil); err == nil || !strings.Contains(err.Error(), "task other") {
+		t.Error(err)
+	}
+}
+
+// A clock that is off by 5 s and drifts by 300 ppm is known within the stated error.
+func TestFarClock(t *testing.T) {
+	d := Drift{Offset: 5 * time.Second, PPM: 300, From: time.Now().Add(-time.Hour)}
+	f := farHost(t, t.TempDir(), "QMIGRATE_TEST_CLOCK="+strings.Join([]string{strconv.FormatInt(int64(d.Offset), 10), "300",
+		strconv.FormatInt(d.From.UnixNano(), 10)}, ","))
+	c, err := f.Clock(within.Context(t))
+	if err != nil {
+		t.Fatal(err)
+	}
+	truth := d.At(c.At).Sub(c.At.Round(0))
+	if c.Error <= 0 || (c.Offset-truth).Abs() > c.Error {
+		t.Errorf("offset %v within %v, is %v", c.Offset, c.Error, truth)
+	}
+}
+
+// What a helper made goes with it, but for a process that may hold a guest and what that needs. What one left that was
+// killed, the next one removes.
+func TestFarLeaves(t *testing.T) {
+	for _, how := range []string{"closed", "helper killed"} {
+		t.Run(how, func(t *testing.T) {
+			cache, dir := t.TempDir(), t.TempDir()
+			f := farHost(t, cache)
+			start := func(folder string) Process {
+				if err := f.MkdirAll(folder, 0o700); err != nil {
+					t.Fatal(err)
+				}
+				p, err := f.Start(within.Context(t), Command{Args: []string{"sleep", "1000"}, Log: filepath.Join(folder, "log")})
+				if err != nil {
+					t.Fatal(err)
+				}
+				return p
+			}
+			goes, stays := start(filepath.Join(dir, "goes")), start(filepath.Join(dir, "holds"))
+			defer syscall.Kill(stays.PID(), syscall.SIGKILL)
+			if err := f.MkdirAll(filepath.Join(dir, "other"), 0o700); err != nil {
+				t.Fatal(err)
+			}
+			if how == "closed" {
+				f.Close()
+			} else {
+				if err := syscall.Kill(f.hello.PID, syscall.SIGKILL); err != nil {
+					t.Fatal(err)
+				}
+				<-f.Closed()
+				f.Close()
+				if _, err := os.Stat(filepath.Join(dir, "other")); err != nil {
+					t.Fatal("nobody could have removed it yet")
+				}
+			}
+			next := farHost(t, cache)
+			said := strings.Join(next.Said(), "\n")
+			if !strings.Contains(said, "process "+strconv.Itoa(stays.PID())) {
+				t.Errorf("it says %q, and nothing of process %d", said, stays.PID())
+			}
+			if _, err := FindProcess(goes.PID(), goes.StartTime()); !errors.Is(err, os.ErrProcessDone) {
+				t.Errorf("the process that holds no guest: %v", err)
+			}
+			if _, err := FindProcess(stays.PID(), stays.StartTime()); err != nil {
+				t.Errorf("the process that may hold a guest: %v", err)
+			}
+			var left []string
+			entries, _ := os.ReadDir(dir)
+			for _, e := range entries {
+				left = append(left, e.Name())
+			}
+			if !slices.Equal(left, []string{"holds"}) {
+				t.Errorf("left: %v", left)
+			}
+			select {
+			case <-stays.Done():
+				t.Error("a process is taken for dead because its channel closed")
+			default:
+			}
+		})
+	}
+}

@@ -1,0 +1,246 @@
+package host
+
+import (
+	"bufio"
+	"bytes"
+	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"os/exec"
+	"strconv"
+	"strings"
+	"sync"
+	"syscall"
+	"time"
+
+	"github.com/hashicorp/yamux"
+)
+
+const (
+	openLimit  = 30 * time.Second // for a helper to be there; a login that asks its user is given longer by him
+	greetLimit = 64 << 10         // bytes of a login's greeting
+)
+
+// way is how a command is run on a host: the words before it, in a program of ours, and how that tells its troubles.
+type way struct {
+	name  string   // the host, as users write it
+	words []string // "ssh", "-T", "lab@10.0.0.1", "--"
+	env   []string
+	shell bool // the words after are one word for the host's shell, and not the words of a command
+	// explain makes one line of what the program said on its standard error before a helper was there, and how it ended.
+	explain func(said string, err error) error
+}
+
+// bootstrap is run by the host's shell. It tells what the machine is, and receives the helper if that is not there. Its
+// words are the helper's content, its size and the folder of the cache, which may be empty.
+const bootstrap = `u=$(umask)
+umask 077
+say() { printf '\001qmigrate-bootstrap %s\n' "$*"; }
+m=$(uname -m)
+[ "$m" = x86_64 ] || { say machine "$m"; exit 0; }
+[ -z "$3" ] || { QMIGRATE_CACHE=$3; export QMIGRATE_CACHE; }
+d=${QMIGRATE_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/qmigrate}/helper
+f=$d/$1
+if ! [ -x "$f" ]; then
+ mkdir -p "$d" 2>/dev/null || { say folder "$d"; exit 0; }
+ t=$d/.new-$$
+ say send
+ head -c "$2" >"$t" 2>/dev/null && [ "$(wc -c <"$t")" -eq "$2" ] && chmod 700 "$t" && mv -f "$t" "$f" ||
+  { rm -f "$t"; say space "$d" "$(df -Pk "$d" 2>/dev/null | tail -n 1)"; exit 0; }
+fi
+umask "$u"
+say run "$f"
+"$f" serve
+s=$?
+[ $s = 126 ] && say forbidden "$f"
+exit $s
+`
+
+// dial opens a channel by a way. The program is the helper, and cache the folder on the host that it is kept in; "" is
+// the user's.
+func (w way) dial(ctx context.Context, program []byte, cache string) (_ *Far, err error) {
+	sum := sha256.Sum256(program)
+	content := hex.EncodeToString(sum[:])
+	// `exec sh` would do, but for shells that are no sh.
+	line := []string{"sh", "-c", bootstrap, "sh", content, strconv.Itoa(len(program)), cache}
+	words := append([]string{}, w.words...)
+	if w.shell {
+		words = append(words, quoted(line))
+	} else {
+		words = append(words, line...)
+	}
+	cmd := exec.Command(words[0], words[1:]...)
+	cmd.Env = append(os.Environ(), w.env...)
+	// A terminal's Ctrl-C is for us: what the host has made is removed through the channel first.
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
+	in, err := cmd.StdinPipe()
+	if err != nil {
+		return nil, err
+	}
+	out, err := cmd.StdoutPipe()
+	if err != nil {
+		return nil, err
+	}
+	said := &tail{}
+	cmd.Stderr = said
+	cmd.WaitDelay = streamGrace
+	if err := cmd.Start(); err != nil {
+		return nil, fmt.Errorf("reach host %s: %w", w.name, w.explain("", err))
+	}
+	p := &child{cmd: cmd, done: make(chan struct{})}
+	if st, err := readStat(cmd.Process.Pid); err == nil {
+		p.start = st.Start
+	}
+	ended := make(chan struct{})
+	defer func() {
+		if err != nil {
+			in.Close()
+			_ = p.Signal(syscall.SIGTERM)
+			out.Close()
+			go p.wait()
+			select {
+			case <-p.done:
+			case <-time.After(streamGrace):
+				_ = p.Signal(syscall.SIGKILL)
+			}
+		}
+	}()
+	limited, cancel := context.WithTimeout(ctx, openLimit)
+	defer cancel()
+	stop := context.AfterFunc(limited, func() { out.Close(); in.Close() })
+	r := bufio.NewReader(out)
+	h, err := w.greet(r, in, program, content)
+	if !stop() && err != nil {
+		if ctx.Err() != nil {
+			return nil, ctx.Err()
+		}
+		err = fmt.Errorf("no helper within %s", openLimit)
+	}
+	if err != nil {
+		if errors.Is(err, errNoHelper) {
+			in.Close()
+			go func() { p.err = cmd.Wait(); close(ended) }()
+			select {
+			case <-ended:
+			case <-time.After(streamGrace):
+				_ = p.Signal(syscall.SIGKILL)
+				<-ended
+			}
+			p = &child{cmd: cmd, done: ended}
+			err = w.explain(said.String(), errors.Join(p.err, err))
+		}
+		return nil, fmt.Errorf("reach host %s: %w", w.name, err)
+	}
+	session, err := yamux.Client(&pipes{r, in}, sessionConfig())
+	if err != nil {
+		return nil, fmt.Errorf("reach host %s: %w", w.name, err)
+	}
+	go func() { // reads what is left, so that the program can end
+		<-session.CloseChan()
+		in.Close()
+		out.Close()
+		p.wait()
+	}()
+	said.begin()
+	f := &Far{channel: &channel{name: w.name, hello: h, session: session, child: p, said: said.String,
+		lists: map[uint64]*farListener{}}}
+	go f.accept()
+	return f, nil
+}
+
+var errNoHelper = errors.New("no helper")
+
+// greet takes the host through the bootstrap to the helper's hello.
+func (w way) greet(r *bufio.Reader, in io.Writer, program []byte, content string) (h hello, err error) {
+	const mark = "\x01qmigrate-bootstrap "
+	read := 0
+	for {
+		line, err := r.ReadString('\n')
+		if read += len(line); err != nil || read > greetLimit {
+			return h, errNoHelper
+		}
+		line = strings.TrimRight(line, "\r\n")
+		if _, said, ok := strings.Cut(line, helloMark); ok {
+			if err := json.Unmarshal([]byte(said), &h); err != nil {
+				return h, fmt.Errorf("its helper says what this program does not understand: %w", err)
+			}
+			switch {
+			case h.Protocol != Protocol:
+				return h, fmt.Errorf("its helper speaks version %d of the protocol, and this qmigrate version %d: "+
+					"remove it there, and the right one is sent: rm -r ~/.cache/qmigrate/helper", h.Protocol, Protocol)
+			case h.Content != content:
+				return h, fmt.Errorf("its helper is another program than was sent (%.12s, not %.12s): remove it there, and "+
+					"the right one is sent: rm -r ~/.cache/qmigrate/helper", h.Content, content)
+			}
+			return h, nil
+		}
+		_, said, ok := strings.Cut(line, mark)
+		if !ok {
+			continue
+		}
+		what, rest, _ := strings.Cut(said, " ")
+		switch what {
+		case "send":
+			if _, err := io.Copy(in, bytes.NewReader(program)); err != nil {
+				return h, errNoHelper
+			}
+		case "machine":
+			return h, &UnsupportedError{Feature: "a helper on " + w.name, Reason: "that machine is " + rest +
+				", and the helper is a program for x86_64"}
+		case "folder":
+			return h, fmt.Errorf("no folder %s can be made there for the helper: give another one as `cache` in a hosts file",
+				rest)
+		case "space":
+			return h, fmt.Errorf("the helper, %d bytes, could not be written there: no space, or no more files: %s: make "+
+				"room, or give another folder as `cache` in a hosts file", len(program), rest)
+		case "forbidden":
+			return h, fmt.Errorf("the helper may not be run there: %s: the file system forbids programs (noexec), or a "+
+				"security module does: give another folder as `cache` in a hosts file", rest)
+		}
+	}
+}
+
+// quoted is a command as one word for a POSIX shell.
+func quoted(words []string) string {
+	all := make([]string, len(words))
+	for i, w := range words {
+		all[i] = "'" + strings.ReplaceAll(w, "'", `'\''`) + "'"
+	}
+	return strings.Join(all, " ")
+}
+
+// tail keeps the end of what a program says.
+type tail struct {
+	mu sync.Mutex
+	b  []byte
+}
+
+const tailBytes = 4 << 10
+
+func (t *tail) Write(b []byte) (int, error) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.b = append(t.b, b...)
+	if n := len(t.b) - tailBytes; n > 0 {
+		t.b = t.b[n:]
+	}
+	return len(b), nil
+}
+
+// begin forgets what was said so far.
+func (t *tail) begin() {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.b = nil
+}
+
+func (t *tail) String() string {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return strings.TrimSpace(string(t.b))
+}
