@@ -81,6 +81,28 @@ func (n *Network) Prefix() netip.Prefix { return n.spec.Subnet }
 // GuestAddress is the address for guest i, counted from 0; the zero Addr if the subnet has no more.
 func (n *Network) GuestAddress(i int) netip.Addr { return n.spec.address(firstGuest + i) }
 
+// TAP is the device that the first guest on a host has; "" if the spec has no such host.
+func (n *Network) TAP(host string) string {
+	if i := n.index(host); i >= 0 {
+		return n.spec.Hosts[i].TAPs[0].Name
+	}
+	return ""
+}
+
+// Port is the port of the link's bridge behind which a host is; "" if the spec has no such host.
+func (n *Network) Port(host string) string {
+	if n.index(host) < 0 {
+		return ""
+	}
+	return portPrefix + host
+}
+
+// Shared is a folder that all hosts have: any folder of this machine is one.
+func (n *Network) Shared(folder string) (here, there string) { return folder, folder }
+
+// Leave has the network stand when this program ends, as it does anyway.
+func (n *Network) Leave(context.Context) error { return nil }
+
 // Shaper is what holds the hosts to the rate: "tbf", "htb", or "" if the spec has no rate.
 func (n *Network) Shaper() string { return n.shaper }
 

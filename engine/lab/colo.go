@@ -75,10 +75,10 @@ func (l *Lab) COLO(ctx context.Context, p colo.Plan, t COLOTrial, o plan.Options
 // inStep is one run of the engine's COLO, with the kill in it; afterwards the lab knows which of its QEMUs is left.
 func (l *Lab) inStep(ctx context.Context, p colo.Plan, t COLOTrial, o plan.Options) (*record.Migration, error) {
 	if p.Listen == "" {
-		p.Listen = fmt.Sprintf("tcp:%s:0", l.network.Address(l.hostOf(l.destination)))
+		p.Listen = fmt.Sprintf("tcp:%s:0", l.site.Address(l.hostOf(l.destination)))
 	}
 	if p.Mirror == "" {
-		p.Mirror = l.network.Address(l.hostOf(l.source)).String()
+		p.Mirror = l.site.Address(l.hostOf(l.source)).String()
 	}
 	victim := map[record.Holder]*guest.VM{record.Source: l.source, record.Destination: l.destination}[t.Kill]
 	var kill sync.WaitGroup
@@ -170,7 +170,7 @@ func newCOLORecord(p colo.Plan) *record.Migration {
 
 // hostOf is the host's name in the lab's network.
 func (l *Lab) hostOf(vm *guest.VM) string {
-	if vm.Host().Name() == l.network.Host(sourceHost).Name() {
+	if vm.Host().Name() == l.site.Host(sourceHost).Name() {
 		return sourceHost
 	}
 	return destinationHost
@@ -206,7 +206,7 @@ func (l *Lab) reprotect(ctx context.Context, rec *record.Migration, p colo.Plan,
 // attach starts a new QEMU that waits for the lab's guest, on a host whose former one has gone.
 func (l *Lab) attach(ctx context.Context, host, qemu string) (err error) {
 	probe := filepath.Join(l.dir, "probe")
-	if err := connect.TryCOLO(ctx, l.network.Host(sourceHost), l.source.Spec().QEMU, qemu, probe); err != nil {
+	if err := connect.TryCOLO(ctx, l.site.Host(sourceHost), l.source.Spec().QEMU, qemu, probe); err != nil {
 		return err
 	}
 	l.destination, err = l.startDestination(ctx, host, qemu)

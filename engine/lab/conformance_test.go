@@ -163,10 +163,10 @@ func linkDown(t *testing.T, l *Lab, p plan.Plan) (*record.Migration, error) {
 	return l.Migrate(within.Context(t), p, plan.Options{Sampled: func(x record.Sample) {
 		if x.Status == "postcopy-active" && !cut {
 			cut = true
-			if err := l.network.SetLink(destinationHost, false); err != nil {
+			if err := l.site.SetLink(destinationHost, false); err != nil {
 				t.Error(err)
 			}
-			time.AfterFunc(2*time.Second, func() { _ = l.network.SetLink(destinationHost, true) })
+			time.AfterFunc(2*time.Second, func() { _ = l.site.SetLink(destinationHost, true) })
 		}
 	}})
 }

@@ -25,7 +25,6 @@ import (
 	"qmigrate/guest"
 	"qmigrate/guest/image"
 	"qmigrate/guest/wire"
-	"qmigrate/hostnet"
 )
 
 const (
@@ -41,7 +40,7 @@ const (
 type Lab struct {
 	spec        Spec
 	dir         string
-	network     *hostnet.Network
+	site        Site
 	qemu        [2]string // the binaries of hosts a and b
 	source      *guest.VM
 	destination *guest.VM
@@ -94,30 +93,29 @@ func Up(ctx context.Context, s Spec) (_ *Lab, err error) {
 		return nil, err
 	}
 	l.say("network: hosts a and b, and an observer, on one link")
-	if l.network, err = (hostnet.Spec{Owner: s.Owner, Rate: s.LinkRate}).Apply(ctx); err != nil {
+	if l.site, err = s.makeSite(ctx); err != nil {
 		return nil, err
 	}
 	l.qemu = [2]string{source.Path, destination.Path}
 	g := l.spec.Guest
 	g.Image = image
 	if s.COLO {
-		if err := connect.TryCOLO(ctx, l.network.Host(sourceHost), source.Path, destination.Path,
+		if err := connect.TryCOLO(ctx, l.site.Host(sourceHost), source.Path, destination.Path,
 			filepath.Join(l.dir, "probe")); err != nil {
 			return nil, err
 		}
 		g.Machine = cmp.Or(g.Machine, COLOMachine)
 	}
 	boot := wire.Boot{
-		IP:      netip.PrefixFrom(l.network.GuestAddress(0), l.network.Prefix().Bits()),
-		Gateway: l.network.Gateway(),
-		Beat:    netip.AddrPortFrom(l.network.Gateway(), beatPort),
+		IP:      netip.PrefixFrom(l.site.GuestAddress(0), l.site.Prefix().Bits()),
+		Gateway: l.site.Gateway(),
+		Beat:    netip.AddrPortFrom(l.site.Gateway(), beatPort),
 	}
 	for _, word := range boot.Words() {
 		g.Image.Append += " " + word
 	}
-	g.NIC.TAP = l.network.Spec().Hosts[0].TAPs[0].Name
 	g.QEMU = source.Path
-	if l.accelerator, err = guest.ProbeAccelerator(ctx, l.network.Host(sourceHost), g, s.Accelerator); err != nil {
+	if l.accelerator, err = guest.ProbeAccelerator(ctx, l.site.Host(sourceHost), g, s.Accelerator); err != nil {
 		return nil, err
 	}
 	g.Accelerator = l.accelerator.Name
@@ -136,7 +134,8 @@ func Up(ctx context.Context, s Spec) (_ *Lab, err error) {
 	l.say("accelerator: %s", l.accelerator.Reason)
 	l.spec.Guest = g
 	l.disks = load.NewDisks(load.DiskSpec{Storage: s.Storage, Owner: s.Owner, Dir: l.dir,
-		QEMUs: []string{s.SourceQEMU, s.DestinationQEMU}, Network: l.network, Save: l.save})
+		QEMUs: []string{s.SourceQEMU, s.DestinationQEMU}, Observer: l.site.Observer(), Address: l.site.Gateway(),
+		Save: l.save})
 	if err := l.disks.Make(ctx); err != nil {
 		return nil, err
 	}
@@ -177,10 +176,11 @@ func (l *Lab) start(ctx context.Context, source, destination guest.Binary) error
 	both.Go(func() {
 		s := l.spec.Guest
 		s.Name, s.QEMU, s.Dir = l.spec.Owner+"-a", source.Path, filepath.Join(l.dir, sourceHost)
+		s.NIC.TAP = l.site.TAP(sourceHost)
 		if l.disks != nil {
 			s.Disks = l.disks.Source
 		}
-		l.source, srcErr = guest.Start(ctx, l.network.Host(sourceHost), s)
+		l.source, srcErr = guest.Start(ctx, l.site.Host(sourceHost), s)
 	})
 	both.Go(func() { l.destination, dstErr = l.startDestination(ctx, destinationHost, destination.Path) })
 	both.Wait()
@@ -207,7 +207,7 @@ func (l *Lab) start(ctx context.Context, source, destination guest.Binary) error
 		return fmt.Errorf("set the guest up: %s", strings.Join(l.hello.Problems, "; "))
 	}
 	l.say("guest ready after %s: Linux %s at %s", time.Since(begin).Round(10*time.Millisecond), l.hello.Kernel,
-		l.network.GuestAddress(0))
+		l.site.GuestAddress(0))
 	return nil
 }
 
@@ -215,11 +215,12 @@ func (l *Lab) start(ctx context.Context, source, destination guest.Binary) error
 func (l *Lab) startDestination(ctx context.Context, host, qemu string) (*guest.VM, error) {
 	s := l.spec.Guest
 	s.Name, s.QEMU, s.Dir = l.spec.Owner+"-"+host, qemu, filepath.Join(l.dir, host)
+	s.NIC.TAP = l.site.TAP(host)
 	s.Incoming, s.Paused = true, true
 	if l.disks != nil {
 		s.Disks = l.disks.Destination
 	}
-	vm, err := guest.Start(ctx, l.network.Host(host), s)
+	vm, err := guest.Start(ctx, l.site.Host(host), s)
 	if err != nil {
 		return nil, err
 	}
@@ -265,8 +266,8 @@ func (l *Lab) startWorkload(ctx context.Context) error {
 		return err
 	}
 	l.tools = load.NewTools(load.ToolSpec{Workload: l.spec.Workload, Root: l.spec.Guest.Image.Root,
-		Observer: l.network.Observer(),
-		Guest:    l.network.GuestAddress(0), Gateway: l.network.Gateway(), Rows: &l.rows, Save: l.save})
+		Observer: l.site.Observer(),
+		Guest:    l.site.GuestAddress(0), Gateway: l.site.Gateway(), Rows: &l.rows, Save: l.save})
 	return l.tools.Start(ctx, l.agent)
 }
 
@@ -286,7 +287,7 @@ func dialAgent(ctx context.Context, vm *guest.VM) (*guest.Agent, error) {
 
 // Listen is where the lab's destination is to listen: on its host's address, a port of its choice.
 func (l *Lab) Listen() string {
-	return fmt.Sprintf("tcp:%s:0", l.network.Address(l.hostOf(l.destination)))
+	return fmt.Sprintf("tcp:%s:0", l.site.Address(l.hostOf(l.destination)))
 }
 
 // lastLine is the last line of a text that is not empty.
@@ -311,13 +312,13 @@ func (l *Lab) Close() error {
 		errs = append(errs, l.lift(host))
 	}
 	errs = append(errs, l.disks.Close())
-	if l.network != nil {
-		errs = append(errs, l.network.Close())
+	if l.site != nil {
+		errs = append(errs, l.site.Close())
 	}
 	if l.dir != "" {
 		errs = append(errs, release(l.dir))
 	}
-	l.agent, l.destination, l.source, l.disks, l.tools, l.network, l.dir = nil, nil, nil, nil, nil, nil, ""
+	l.agent, l.destination, l.source, l.disks, l.tools, l.site, l.dir = nil, nil, nil, nil, nil, nil, ""
 	return errors.Join(errs...)
 }
 

@@ -108,12 +108,12 @@ func (l *Lab) observe(ctx context.Context) (_ *observe.Observers, before [2]obse
 
 // startObservers starts them in the third namespace of the link.
 func (l *Lab) startObservers(ctx context.Context) (*observe.Observers, error) {
-	observer, address := l.network.Observer(), l.network.GuestAddress(0)
+	observer, address := l.site.Observer(), l.site.GuestAddress(0)
 	return observe.Start(ctx, observe.Spec{
-		Network: l.network, Observer: observer,
+		Network: l.site, Observer: observer,
 		Source: l.source, Destination: l.destination, From: l.hostOf(l.source), To: l.hostOf(l.destination),
 		Ping: address, Echo: netip.AddrPortFrom(address, wire.DefaultEchoPort), PingInterval: l.spec.PingInterval,
-		Beats: netip.AddrPortFrom(l.network.Gateway(), beatPort), BeatInterval: l.spec.BeatInterval,
+		Beats: netip.AddrPortFrom(l.site.Gateway(), beatPort), BeatInterval: l.spec.BeatInterval,
 		Load: load.Client(l.spec.Workload, observer, address),
 	})
 }

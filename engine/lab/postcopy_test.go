@@ -46,11 +46,11 @@ func TestLinkDown(t *testing.T) {
 		o := plan.Options{Sampled: func(x record.Sample) {
 			if x.Status == "postcopy-active" && cuts < 2 && x.Remaining != nil && *x.Remaining < int64(100-40*cuts)<<20 {
 				cuts++
-				if err := l.network.SetLink(destinationHost, false); err != nil {
+				if err := l.site.SetLink(destinationHost, false); err != nil {
 					t.Error(err)
 				}
 				back = append(back, time.AfterFunc(2*time.Second, func() {
-					if err := l.network.SetLink(destinationHost, true); err != nil {
+					if err := l.site.SetLink(destinationHost, true); err != nil {
 						t.Error(err)
 					}
 				}))

@@ -188,7 +188,7 @@ func hostSettings() []setting.Setting[Spec] {
 			Apply: setting.Choice(func(s *Spec) *string { return &s.Transport }, Transports()...)},
 		{Name: "hosts", Shape: "KIND", Default: "netns", Example: "netns", Where: commands,
 			Help:  "what a host is: netns, a network namespace",
-			Apply: func(_ *Spec, text string) error { return setting.OneOf(text, "netns") }},
+			Apply: setting.Choice(func(s *Spec) *string { return &s.Hosts }, Namespaces)},
 		{Name: "allow-unsafe", Example: "false", Where: trials,
 			Help:  "take the RAM size as given, even where this QEMU is known to lose pages",
 			Apply: setting.Truth(func(s *Spec) *bool { return &s.AllowUnsafe })},

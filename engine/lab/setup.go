@@ -34,7 +34,7 @@ func (l *Lab) complete(p plan.Plan) plan.Plan {
 	s := l.spec.Storage
 	if s.Kind == storage.Mirror && len(p.Mirror.Nodes) == 0 {
 		p.Mirror = plan.Mirror{Nodes: s.Nodes(), CopyMode: s.CopyMode, MaxBandwidth: s.MaxBandwidth,
-			Listen: l.network.Address(l.hostOf(l.destination)).String()}
+			Listen: l.site.Address(l.hostOf(l.destination)).String()}
 	}
 	return p
 }
@@ -129,7 +129,7 @@ func (l *Lab) tunnel(ctx context.Context, p *plan.Plan) (*connect.Tunnel, error)
 	}
 	from, to := l.source, l.destination
 	s := connect.TunnelSpec{
-		Kind: p.Tunnel, Source: from.Host(), Destination: to.Host(), Address: l.network.Address(l.hostOf(to)).String(),
+		Kind: p.Tunnel, Source: from.Host(), Destination: to.Host(), Address: l.site.Address(l.hostOf(to)).String(),
 		In: path.Join(from.Spec().Dir, "tunnel"), Out: path.Join(to.Spec().Dir, "incoming"),
 	}
 	p.Listen, p.Connect = "unix:"+s.Out, "unix:"+s.In

@@ -19,6 +19,7 @@ import (
 // Spec is a lab as data.
 type Spec struct {
 	Owner string     // mark in the names of everything that is made; default lab
+	Hosts string     // what the hosts are: Namespaces (default)
 	Guest guest.Spec // memory, vCPUs, machine, NIC model, disk bus; the lab fills in the rest
 	// percent of one processor that the guest's vCPUs may take together, on each host; 0: no limit
 	CPUCap          int

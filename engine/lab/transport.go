@@ -82,7 +82,7 @@ func (l *Lab) route(ctx context.Context, p *plan.Plan, o *plan.Options) (undo fu
 // dial makes a TCP connection over the link: its end on the source's host and its end on the destination's.
 func (l *Lab) dial(ctx context.Context) (a, b *net.TCPConn, err error) {
 	to := l.hostOf(l.destination)
-	listener, err := l.destination.Host().Listen(ctx, "tcp", net.JoinHostPort(l.network.Address(to).String(), "0"))
+	listener, err := l.destination.Host().Listen(ctx, "tcp", net.JoinHostPort(l.site.Address(to).String(), "0"))
 	if err != nil {
 		return nil, nil, fmt.Errorf("listen for the stream on host %s: %w", to, err)
 	}

@@ -68,11 +68,11 @@ func TestLinkDownSecure(t *testing.T) {
 			var back *time.Timer
 			rec, err := l.Migrate(within.Context(t), p, plan.Options{Sampled: func(x record.Sample) {
 				if back == nil && x.Status == "postcopy-active" && x.Remaining != nil && *x.Remaining < 100<<20 {
-					if err := l.network.SetLink(destinationHost, false); err != nil {
+					if err := l.site.SetLink(destinationHost, false); err != nil {
 						t.Error(err)
 					}
 					back = time.AfterFunc(2*time.Second, func() {
-						if err := l.network.SetLink(destinationHost, true); err != nil {
+						if err := l.site.SetLink(destinationHost, true); err != nil {
 							t.Error(err)
 						}
 					})

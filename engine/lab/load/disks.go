@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net/netip"
 	"os"
 	"path/filepath"
 
@@ -13,7 +14,7 @@ import (
 	"qmigrate/engine/storage"
 	"qmigrate/guest"
 	"qmigrate/guest/wire"
-	"qmigrate/hostnet"
+	"qmigrate/hostnet/host"
 )
 
 // DiskSpec is a guest's disks as data.
@@ -22,8 +23,10 @@ type DiskSpec struct {
 	Owner   string   // the lab's name
 	Dir     string   // of the lab; the disks have a folder in it
 	QEMUs   []string // of both sides, as the lab's spec names them
-	Network *hostnet.Network
-	Save    func() error // writes down that a server has begun, so that a killed run's is found
+	// where a server runs, which both hosts reach at the address
+	Observer host.Host
+	Address  netip.Addr
+	Save     func() error // writes down that a server has begun, so that a killed run's is found
 }
 
 // Disks are the guest's, as each side names them, with what they are on.
@@ -126,7 +129,7 @@ func (d *Disks) Process() *ProcessState {
 	if d == nil || d.Server == nil {
 		return nil
 	}
-	return stateOf(d.spec.Network.Observer(), d.Server.proc)
+	return stateOf(d.spec.Observer, d.Server.proc)
 }
 
 // Close ends what the disks are on, when both QEMUs have ended. The lab's folder goes with the lab.

@@ -32,7 +32,7 @@ func (d *Disks) startTarget(ctx context.Context, dir string) error {
 		return err
 	}
 	s := d.spec.Storage
-	portal := d.spec.Network.Gateway().String() + ":" + portalPort
+	portal := d.spec.Address.String() + ":" + portalPort
 	secret := filepath.Join(dir, "chap")
 	password := "lab-" + strings.ReplaceAll(d.spec.Owner, "-", "")
 	password = (password + "0123456789ab")[:14] // RFC 3720 wants 12 bytes and more, some initiators no more than 16
@@ -51,7 +51,7 @@ func (d *Disks) startTarget(ctx context.Context, dir string) error {
 		}
 		d.add(disk, disk)
 	}
-	observer := d.spec.Network.Observer()
+	observer := d.spec.Observer
 	socket := filepath.Join(dir, "tgt")
 	if len(socket) > 90 {
 		return fmt.Errorf("make storage: socket path %s is too long: set TMPDIR to a shorter folder", socket)

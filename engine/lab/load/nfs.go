@@ -31,7 +31,7 @@ func (d *Disks) startNFS(ctx context.Context, dir string) error {
 		return &plan.UnsupportedError{Feature: "storage nfs",
 			Have: "nfs-ganesha opens files by their handles (open_by_handle_at), which only real root may: run as root"}
 	}
-	s, address := d.spec.Storage, d.spec.Network.Gateway().String()
+	s, address := d.spec.Storage, d.spec.Address.String()
 	export := filepath.Join(dir, "export")
 	if err := os.Mkdir(export, 0o755); err != nil {
 		return fmt.Errorf("make storage: %w", err)
@@ -59,7 +59,7 @@ LOG { Default_Log_Level = EVENT; }
 	if err := os.WriteFile(config, []byte(text), 0o600); err != nil {
 		return fmt.Errorf("make storage: %w", err)
 	}
-	observer := d.spec.Network.Observer()
+	observer := d.spec.Observer
 	// $1: the unpacked programs, $2: the lab's folder. rpcbind wants a user of its own, which its package would have made.
 	const script = `set -e
 mount --bind "$2" /mnt; mount -t tmpfs tmpfs /run; mount -t tmpfs tmpfs /var/lib

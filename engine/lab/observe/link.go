@@ -2,7 +2,6 @@ package observe
 
 import (
 	"context"
-	"strings"
 	"time"
 
 	"qmigrate/engine/record"
@@ -11,7 +10,7 @@ import (
 
 // announcements are the frames by which the guest, or QEMU for it, says on the link where it is now.
 type announcements struct {
-	network *hostnet.Network
+	network Network
 	mac     string
 
 	watch  *hostnet.FrameWatch // nil: none
@@ -47,7 +46,7 @@ func (a *announcements) Note(rec *record.Migration, _, _ time.Time) error {
 
 // firstFrame is the first frame of the guest out of the destination's TAP.
 type firstFrame struct {
-	network        *hostnet.Network
+	network        Network
 	host, tap, mac string
 
 	watch  *hostnet.FrameWatch // nil: none
@@ -72,8 +71,9 @@ func (f *firstFrame) Note(*record.Migration, time.Time, time.Time) error { retur
 
 // bridges are the bridges of the link and of both hosts, which learn where the guest is.
 type bridges struct {
-	network *hostnet.Network
-	mac, to string
+	network Network
+	mac     string
+	port    string // of the link's bridge to the destination
 
 	watch   *hostnet.Watch // nil: none
 	changes []hostnet.Change
@@ -108,7 +108,7 @@ func (b *bridges) Note(rec *record.Migration, _, _ time.Time) error {
 		return nil
 	}
 	for _, c := range b.changes {
-		if b.learnt(c, rec.End(record.PreCopy)) && c.Host == "link" && strings.HasSuffix(c.Port, "-"+b.to) {
+		if b.learnt(c, rec.End(record.PreCopy)) && c.Host == "link" && c.Port == b.port {
 			rec.Network.AnnounceToFirstPacket = record.Of(c.At.Sub(rec.End(record.Activation)))
 			break
 		}

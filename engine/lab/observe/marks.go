@@ -3,7 +3,6 @@ package observe
 import (
 	"fmt"
 	"slices"
-	"strings"
 	"time"
 
 	"qmigrate/engine/record"
@@ -29,7 +28,7 @@ func (o *Observers) mark(rec *record.Migration) {
 	} else {
 		resume = rec.Origin.Add(rec.Total.Wall)
 	}
-	from, to, tap := o.spec.From, o.spec.To, o.first.tap // the TAP has the same name on both hosts
+	from, to := o.spec.From, o.spec.To
 	for _, f := range o.first.frames {
 		add("first_frame", f.At, record.Of(stamp),
 			fmt.Sprintf("the kernel of the destination's host: %s out of the guest's TAP", etherName(f.Type)))
@@ -44,11 +43,11 @@ func (o *Observers) mark(rec *record.Migration) {
 	for _, c := range o.bridges.changes {
 		moved := o.bridges.learnt(c, rec.Origin)
 		switch {
-		case moved && c.Host == "link" && strings.HasSuffix(c.Port, "-"+to):
+		case moved && c.Host == "link" && c.Port == o.bridges.port:
 			add("fdb_moved", c.At, nil, "netlink, when it was read: the link's bridge")
-		case moved && c.Host == to && c.Port == tap:
+		case moved && c.Host == to && c.Port == o.first.tap:
 			add("fdb_moved_destination", c.At, nil, "netlink, when it was read: the destination's bridge")
-		case moved && c.Host == from && c.Port != tap:
+		case moved && c.Host == from && c.Port != o.spec.Network.TAP(from):
 			add("fdb_moved_source", c.At, nil, "netlink, when it was read: the source's bridge")
 		}
 	}

@@ -23,9 +23,18 @@ type Observer interface {
 	Note(rec *record.Migration, began, ended time.Time) error
 }
 
+// Network is what the hosts' network tells of itself: a lab's site, or a *hostnet.Network.
+type Network interface {
+	TAP(host string) string
+	Port(host string) string // of the link's bridge
+	Watch(ctx context.Context) (*hostnet.Watch, error)
+	WatchAnnouncements(mac string) (*hostnet.FrameWatch, error)
+	WatchFirstFrame(host, tap, mac string) (*hostnet.FrameWatch, error)
+}
+
 // Spec is what is observed, as data.
 type Spec struct {
-	Network             *hostnet.Network
+	Network             Network
 	Observer            host.Host // on the link, and neither side's
 	Source, Destination *guest.VM
 	From, To            string         // their hosts' names in Network
@@ -60,8 +69,8 @@ func Start(ctx context.Context, s Spec) (*Observers, error) {
 		beats:         beats{on: s.Observer, at: s.Beats, every: s.BeatInterval},
 		echoes:        echoes{from: s.Observer, to: s.Echo, every: s.PingInterval},
 		announcements: announcements{network: s.Network, mac: nic.MAC},
-		first:         firstFrame{network: s.Network, host: s.To, tap: nic.TAP, mac: nic.MAC},
-		bridges:       bridges{network: s.Network, mac: nic.MAC, to: s.To},
+		first:         firstFrame{network: s.Network, host: s.To, tap: s.Network.TAP(s.To), mac: nic.MAC},
+		bridges:       bridges{network: s.Network, mac: nic.MAC, port: s.Network.Port(s.To)},
 	}
 	for _, x := range o.all() {
 		if err := x.Start(ctx); err != nil {

@@ -1,0 +1,82 @@
+package lab
+
+import (
+	"context"
+	"fmt"
+	"net/netip"
+
+	"qmigrate/hostnet"
+	"qmigrate/hostnet/host"
+)
+
+// Site is where a lab stands: its two hosts, the observer, and the network between them. *hostnet.Network is one, of
+// network namespaces. A host may be elsewhere, and need not have been made by the site: all that is known of it goes
+// through its host.Host, and nothing but what is asked for here is taken for granted of its names and addresses.
+type Site interface {
+	// Host is the host of that name, "a" or "b".
+	Host(name string) host.Host
+	// Observer is the place from which guests and hosts are watched. It may be this machine.
+	Observer() host.Host
+
+	// Address is where the other host reaches that one: the migration stream goes there.
+	Address(name string) netip.Addr
+	// GuestAddress is the address for guest i, counted from 0, in Prefix.
+	GuestAddress(i int) netip.Addr
+	// Prefix is the subnet of the guests and of the observer.
+	Prefix() netip.Prefix
+	// Gateway is the observer's address in Prefix: heartbeats go there.
+	Gateway() netip.Addr
+
+	// TAP is the device on that host which the guest's QEMU opens. It is there, up, and a port of the host's bridge.
+	TAP(name string) string
+	// Port is the port of the link's bridge behind which that host is; "" where the site does not know the link.
+	Port(name string) string
+	// Shared is a folder that both hosts and this machine have, as this machine and as the hosts name it; "" if there is
+	// none. It may be the lab's own folder, which is given, and goes with the site or with the lab.
+	Shared(folder string) (here, there string)
+
+	// SetLink takes a host off the link, or puts it back.
+	SetLink(name string, up bool) error
+	// Watch subscribes to what the bridges of the link and of both hosts learn. Change.Host is "link", or a host's name;
+	// its instants are that host's own.
+	Watch(ctx context.Context) (*hostnet.Watch, error)
+	// WatchAnnouncements watches the link for the frames by which that MAC address tells where it is. The instants are
+	// the observer's.
+	WatchAnnouncements(mac string) (*hostnet.FrameWatch, error)
+	// WatchFirstFrame watches a TAP of a host for the first frame that comes from that MAC address. The instant is that
+	// host's.
+	WatchFirstFrame(name, tap, mac string) (*hostnet.FrameWatch, error)
+
+	// Leave has all of it stand when this program ends: Remove by the owner's mark, or another process's, removes it.
+	Leave(ctx context.Context) error
+	// Close removes what the site made, and ends what runs on the hosts that it made. Harmless twice.
+	Close() error
+}
+
+// The kinds of hosts that a lab can have.
+const (
+	Namespaces = "netns" // network namespaces of this machine
+)
+
+// makeSite makes the hosts that the spec wants.
+func (s Spec) makeSite(ctx context.Context) (Site, error) {
+	switch s.Hosts {
+	case "", Namespaces:
+		n, err := (hostnet.Spec{Owner: s.Owner, Rate: s.LinkRate}).Apply(ctx)
+		if err != nil {
+			return nil, err
+		}
+		return n, nil
+	}
+	return nil, fmt.Errorf("hosts %s: have %s", s.Hosts, Namespaces)
+}
+
+// removeSite removes what an owner's site of a kind has left, whoever made it and however far that came. removed names
+// what went.
+func removeSite(ctx context.Context, kind, owner string) (removed []string, err error) {
+	switch kind {
+	case "", Namespaces:
+		return hostnet.Remove(ctx, owner)
+	}
+	return nil, fmt.Errorf("lab %s: its hosts are %s, which this qmigrate does not know", owner, kind)
+}
