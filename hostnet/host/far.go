@@ -389,25 +389,27 @@ func (f *Far) task(ctx context.Context, name string, input json.RawMessage, take
 	if err := writeLine(c, request{Op: "task", Name: name, Input: input, Like: f.like}); err != nil {
 		return f.lost(err)
 	}
-	stop := context.AfterFunc(ctx, func() { // the work undoes what it made, and says when it has
+	end := sync.OnceFunc(func() { // the work undoes what it made, and says when it has
 		_ = writeLine(c, answer{Ended: true})
 		_ = c.Close()
-		_ = c.SetReadDeadline(time.Now().Add(undoLimit))
+		_ = c.SetReadDeadline(time.Now().Add(2 * undoLimit))
 	})
+	stop := context.AfterFunc(ctx, end)
 	defer stop()
+	var refused error
 	for {
 		a, err := s.read(context.Background())
-		if err != nil {
-			if ctx.Err() != nil && !a.Ended {
-				return context.Cause(ctx)
+		switch {
+		case refused != nil && (err != nil || a.Ended):
+			return refused
+		case err != nil && ctx.Err() != nil && !a.Ended:
+			return context.Cause(ctx)
+		case err != nil || a.Ended:
+			return err
+		case refused == nil:
+			if refused = take(a.Output); refused != nil {
+				end()
 			}
-			return err
-		}
-		if a.Ended {
-			return nil
-		}
-		if err := take(a.Output); err != nil {
-			return err
 		}
 	}
 }

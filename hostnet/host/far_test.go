@@ -143,8 +143,14 @@ func TestFarConnections(t *testing.T) {
 				return
 			}
 			go func() {
-				_, _ = io.Copy(nc, nc)
-				nc.Close()
+				defer nc.Close()
+				b := make([]byte, 100)
+				for n := 0; !bytes.HasSuffix(b[:n], []byte("quit")); {
+					if n, err = nc.Read(b); err != nil {
+						return
+					}
+					_, _ = nc.Write(b[:n])
+				}
 			}()
 		}
 	}()
@@ -162,11 +168,16 @@ func TestFarConnections(t *testing.T) {
 	if _, err := io.ReadFull(nc, b); err != nil || string(b) != "hello\n" {
 		t.Errorf("%q, %v", b, err)
 	}
-	if err := nc.(interface{ CloseWrite() error }).CloseWrite(); err != nil {
+	if _, err := nc.Write([]byte("quit")); err != nil {
 		t.Error(err)
 	}
-	if _, err := nc.Read(b); err != io.EOF { // the far end has closed, and the channel has not
-		t.Error(err)
+	if b, err := io.ReadAll(nc); err != nil || string(b) != "quit" { // the far end has closed, and the channel has not
+		t.Errorf("%q, %v", b, err)
+	}
+	for range 2 {
+		if err := nc.Close(); err != nil {
+			t.Error(err)
+		}
 	}
 	if _, err := f.Dial(within.Context(t), "unix", path+"x"); !errors.Is(err, syscall.ENOENT) {
 		t.Error(err)
@@ -209,6 +220,46 @@ func TestFarConnections(t *testing.T) {
 	if _, err := f.Dial(within.Context(t), "unix", path); !errors.As(err, &lost) {
 		t.Errorf("%v, want a *ChannelError", err)
 	}
+}
+
+// A caller that closes lets go of the far end, whatever that still has to say.
+func TestFarLetsGo(t *testing.T) {
+	f := farHost(t, t.TempDir())
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	ended := make(chan struct{})
+	go func() {
+		defer close(ended)
+		nc, err := l.Accept()
+		if err != nil {
+			return
+		}
+		defer nc.Close()
+		for b := make([]byte, 1<<16); err == nil; _, err = nc.Write(b) {
+		}
+	}()
+	nc, err := f.Dial(within.Context(t), "tcp", l.Addr().String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	reading := make(chan error)
+	go func() {
+		_, err := io.ReadFull(nc, make([]byte, 1<<22))
+		if err == nil {
+			for !errors.Is(err, net.ErrClosed) && err == nil {
+				_, err = nc.Read(make([]byte, 1))
+			}
+		}
+		reading <- err
+	}()
+	nc.Close()
+	if err, _ := within.Receive(t, "the reader's end", reading); !errors.Is(err, net.ErrClosed) {
+		t.Error(err)
+	}
+	within.Receive(t, "the far end's end", ended)
 }
 
 func TestFarProcesses(t *testing.T) {
@@ -272,6 +323,10 @@ func TestFarTask(t *testing.T) {
 			return nil
 		})
 		if err != nil && !errors.Is(err, context.Canceled) {
+			t.Errorf("%s: %v", h.Name(), err)
+		}
+		enough := errors.New("enough")
+		if err := count().Run(within.Context(t), h, 1e6, func(n int) error { return enough }); !errors.Is(err, enough) {
 			t.Errorf("%s: %v", h.Name(), err)
 		}
 	}

@@ -8,6 +8,7 @@ import (
 	"net"
 	"os"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"time"
 )
@@ -182,10 +183,14 @@ type farConn struct {
 	*stream
 	remote farAddr
 	peer   int
+	closed atomic.Bool
 }
 
 func (c *farConn) Read(b []byte) (int, error) {
 	n, err := c.r.Read(b)
+	if err != nil && c.closed.Load() {
+		return n, net.ErrClosed
+	}
 	if err != nil && !errors.Is(err, os.ErrDeadlineExceeded) && !isTimeout(err) && c.far.session.IsClosed() {
 		err = c.far.lost(err)
 	}
@@ -205,13 +210,11 @@ func isTimeout(err error) bool {
 	return errors.As(err, &t) && t.Timeout()
 }
 
-// CloseWrite says that nothing more is written; what comes can still be read.
-func (c *farConn) CloseWrite() error { return c.c.Close() }
-
-// Close ends both directions.
+// Close lets go of the far end.
 func (c *farConn) Close() error {
+	c.closed.Store(true)
 	err := c.c.Close()
-	_ = c.c.SetReadDeadline(time.Unix(1, 0)) // whoever reads
+	_ = c.c.SetReadDeadline(time.Unix(1, 0)) // for whoever reads
 	return err
 }
 

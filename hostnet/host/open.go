@@ -136,7 +136,7 @@ func (w way) dial(ctx context.Context, program []byte, cache string) (_ *Far, er
 		}
 		return nil, fmt.Errorf("reach host %s: %w", w.name, err)
 	}
-	session, err := yamux.Client(&pipes{r, in}, sessionConfig())
+	session, err := yamux.Client(&pipes{buffered{r, out}, in}, sessionConfig())
 	if err != nil {
 		return nil, fmt.Errorf("reach host %s: %w", w.name, err)
 	}
@@ -151,6 +151,12 @@ func (w way) dial(ctx context.Context, program []byte, cache string) (_ *Far, er
 		lists: map[uint64]*farListener{}}}
 	go f.accept()
 	return f, nil
+}
+
+// buffered is a stream of which the beginning has been read already.
+type buffered struct {
+	io.Reader
+	io.Closer
 }
 
 var errNoHelper = errors.New("no helper")

@@ -9,6 +9,7 @@ import (
 	"io"
 	"net"
 	"os"
+	"os/signal"
 	"runtime"
 	"sync"
 	"syscall"
@@ -38,7 +39,18 @@ type Helper struct {
 
 // Serve is the helper's side of a channel, on its standard streams. It returns when the channel has closed and what was
 // made for it has been removed.
-func (s Helper) Serve(in io.Reader, out io.Writer) error {
+func (s Helper) Serve(in, out *os.File) error {
+	// Caught, not ignored: a process that we start shall not ignore them. A broken channel is noticed by its reader.
+	caught := make(chan os.Signal, 1)
+	signal.Notify(caught, syscall.SIGPIPE, syscall.SIGHUP, syscall.SIGINT, syscall.SIGTERM)
+	defer signal.Stop(caught)
+	in, err := pollable(in)
+	if err != nil {
+		return err
+	}
+	if out, err = pollable(out); err != nil {
+		return err
+	}
 	at := machine{clock: s.Clock}
 	l, said := openLedger(at, s)
 	content, err := selfContent()
@@ -58,6 +70,13 @@ func (s Helper) Serve(in io.Reader, out io.Writer) error {
 	}
 	ctx, cancel := context.WithCancel(context.Background())
 	srv := &server{Helper: s, at: at, ledger: l, session: session, processes: map[processKey]Process{}}
+	go func() {
+		for sig := range caught {
+			if sig == syscall.SIGTERM {
+				session.Close()
+			}
+		}
+	}()
 	for {
 		stream, err := session.AcceptStream()
 		if err != nil {
@@ -73,11 +92,23 @@ func (s Helper) Serve(in io.Reader, out io.Writer) error {
 	case <-ended:
 	case <-time.After(undoLimit):
 	}
+	srv.lasting.Wait() // they need what was made
 	undo, stop := context.WithTimeout(context.Background(), undoLimit)
 	defer stop()
 	l.close(undo, srv.last())
-	srv.lasting.Wait()
 	return nil
+}
+
+// pollable is a file of which a read under way ends when it is closed.
+func pollable(f *os.File) (*os.File, error) {
+	fd, err := unix.FcntlInt(f.Fd(), unix.F_DUPFD_CLOEXEC, 3)
+	if err != nil {
+		return nil, os.NewSyscallError("fcntl", err)
+	}
+	if err := unix.SetNonblock(fd, true); err != nil {
+		return nil, errors.Join(os.NewSyscallError("fcntl", err), unix.Close(fd))
+	}
+	return os.NewFile(uintptr(fd), f.Name()), f.Close()
 }
 
 // pipes are two streams as one.
@@ -202,34 +233,29 @@ func (c *call) dial(ctx context.Context) {
 	}
 }
 
-// relay carries bytes both ways until both have ended. An end is passed on as the end of that direction.
+// relay carries bytes both ways until one of both ends closes. A caller that closes lets go of the other end at once: a
+// monitor is free then for the next.
 func (c *call) relay(nc net.Conn) {
-	var both sync.WaitGroup
-	both.Go(func() {
-		_, _ = io.Copy(nc, c.r)
-		if half, ok := nc.(interface{ CloseWrite() error }); ok && !c.session.IsClosed() {
-			_ = half.CloseWrite()
-		} else {
-			nc.Close()
-		}
-		if c.session.IsClosed() {
-			nc.Close()
-		}
-	})
-	both.Go(func() {
-		_, _ = io.Copy(c.conn, nc)
-		c.conn.Close()
-	})
 	stop := make(chan struct{})
-	go func() { // a peer that says nothing would keep the second direction for ever
+	defer close(stop)
+	go func() { // neither direction may wait for the other side of a closed channel
 		select {
 		case <-c.session.CloseChan():
 			nc.Close()
 		case <-stop:
 		}
 	}()
+	var both sync.WaitGroup
+	both.Go(func() {
+		_, _ = io.Copy(nc, c.r)
+		nc.Close()
+		_ = c.conn.SetWriteDeadline(time.Unix(1, 0)) // nobody reads it any more
+	})
+	both.Go(func() {
+		_, _ = io.Copy(c.conn, nc)
+		c.conn.Close()
+	})
 	both.Wait()
-	close(stop)
 }
 
 func (c *call) listen(ctx context.Context) {
@@ -354,6 +380,9 @@ func (c *call) task(ctx context.Context) {
 		}
 		ctx = context.WithValue(ctx, ledgerKey{}, c.ledger)
 		err := t.serve(ctx, c.at, c.Input, func(out any) error {
+			if ctx.Err() != nil {
+				return ctx.Err()
+			}
 			b, err := json.Marshal(out)
 			if err != nil {
 				return err
