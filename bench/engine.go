@@ -101,7 +101,6 @@ func (b *bench) engineOf(ctx context.Context, r *Result, q guest.Binary) (err er
 	}
 	polled := func(o outcome) bool { return o.polled }
 	unpolled := func(o outcome) bool { return !o.polled }
-	every := func(outcome) bool { return true }
 	schema := func(s string) func(outcome) bool { return func(o outcome) bool { return o.schema == s } }
 	stage := func(names ...record.StageName) func(outcome) float64 {
 		return func(o outcome) (sum float64) {

@@ -58,6 +58,7 @@ func run(ctx context.Context, args []string, out io.Writer) (err error) {
 		{"process", (*bench).process},
 		{"ready", (*bench).ready},
 		{"network", (*bench).network},
+		{"hosts", (*bench).hosts},
 		{"secure", (*bench).secure},
 		{"agent", (*bench).agent},
 		{"trials", (*bench).trials},
