@@ -78,85 +78,110 @@ func (w way) dial(ctx context.Context, program []byte, cache string) (_ *Far, er
 	cmd.Env = append(os.Environ(), w.env...)
 	// A terminal's Ctrl-C is for us: what the host has made is removed through the channel first.
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
-	in, err := cmd.StdinPipe()
-	if err != nil {
-		return nil, err
-	}
-	out, err := cmd.StdoutPipe()
-	if err != nil {
-		return nil, err
-	}
 	said := &tail{}
 	cmd.Stderr = said
 	cmd.WaitDelay = streamGrace
-	if err := cmd.Start(); err != nil {
+	c, err := startOn(cmd)
+	if err != nil {
 		return nil, fmt.Errorf("reach host %s: %w", w.name, w.explain("", err))
 	}
-	p := &child{cmd: cmd, done: make(chan struct{})}
-	if st, err := readStat(cmd.Process.Pid); err == nil {
-		p.start = st.Start
-	}
-	ended := make(chan struct{})
 	defer func() {
 		if err != nil {
-			in.Close()
-			_ = p.Signal(syscall.SIGTERM)
-			out.Close()
-			go p.wait()
-			select {
-			case <-p.done:
-			case <-time.After(streamGrace):
-				_ = p.Signal(syscall.SIGKILL)
-			}
+			c.end()
 		}
 	}()
 	limited, cancel := context.WithTimeout(ctx, openLimit)
 	defer cancel()
-	stop := context.AfterFunc(limited, func() { out.Close(); in.Close() })
-	r := bufio.NewReader(out)
-	h, err := w.greet(r, in, program, content)
-	if !stop() && err != nil {
-		if ctx.Err() != nil {
-			return nil, ctx.Err()
-		}
+	stop := context.AfterFunc(limited, func() { c.Close() })
+	r := bufio.NewReader(c.out)
+	h, err := w.greet(r, c.in, program, content)
+	switch {
+	case !stop() && ctx.Err() != nil:
+		err = ctx.Err()
+	case limited.Err() != nil:
 		err = fmt.Errorf("no helper within %s", openLimit)
+	case errors.Is(err, errNoHelper):
+		c.end() // what it says last is the reason
+		err = w.explain(said.String(), errors.Join(c.Err(), err))
 	}
-	if err != nil {
-		if errors.Is(err, errNoHelper) {
-			in.Close()
-			go func() { p.err = cmd.Wait(); close(ended) }()
-			select {
-			case <-ended:
-			case <-time.After(streamGrace):
-				_ = p.Signal(syscall.SIGKILL)
-				<-ended
-			}
-			p = &child{cmd: cmd, done: ended}
-			err = w.explain(said.String(), errors.Join(p.err, err))
-		}
-		return nil, fmt.Errorf("reach host %s: %w", w.name, err)
-	}
-	session, err := yamux.Client(&pipes{buffered{r, out}, in}, sessionConfig())
 	if err != nil {
 		return nil, fmt.Errorf("reach host %s: %w", w.name, err)
 	}
-	go func() { // reads what is left, so that the program can end
-		<-session.CloseChan()
-		in.Close()
-		out.Close()
-		p.wait()
-	}()
+	session, err := yamux.Client(struct {
+		io.Reader
+		io.Writer
+		io.Closer
+	}{r, c.in, c}, sessionConfig())
+	if err != nil {
+		return nil, fmt.Errorf("reach host %s: %w", w.name, err)
+	}
 	said.begin()
-	f := &Far{channel: &channel{name: w.name, hello: h, session: session, child: p, said: said.String,
+	f := &Far{channel: &channel{name: w.name, hello: h, session: session, child: c, said: said.String,
 		lists: map[uint64]*farListener{}}}
 	go f.accept()
 	return f, nil
 }
 
-// buffered is a stream of which the beginning has been read already.
-type buffered struct {
-	io.Reader
-	io.Closer
+// carrier is the program that carries a channel, and our ends of its standard streams.
+type carrier struct {
+	*child
+	in, out *os.File
+}
+
+// startOn starts a program with its standard input and output connected to us.
+func startOn(cmd *exec.Cmd) (c *carrier, err error) {
+	var theirs [2]*os.File
+	c = &carrier{child: &child{cmd: cmd, done: make(chan struct{})}}
+	defer func() {
+		for _, f := range theirs {
+			if f != nil {
+				f.Close()
+			}
+		}
+		if err != nil {
+			c.Close()
+		}
+	}()
+	if theirs[0], c.in, err = os.Pipe(); err != nil {
+		return nil, err
+	}
+	if c.out, theirs[1], err = os.Pipe(); err != nil {
+		return nil, err
+	}
+	cmd.Stdin, cmd.Stdout = theirs[0], theirs[1]
+	if err := cmd.Start(); err != nil {
+		return nil, err
+	}
+	if st, err := readStat(cmd.Process.Pid); err == nil {
+		c.start = st.Start
+	}
+	go c.wait()
+	return c, nil
+}
+
+// Close closes our ends.
+func (c *carrier) Close() error {
+	for _, f := range []*os.File{c.in, c.out} {
+		if f != nil {
+			f.Close() // once or twice
+		}
+	}
+	return nil
+}
+
+// end closes our ends and waits for the program's end, which comes by force if not by itself.
+func (c *carrier) end() {
+	c.Close()
+	for _, sig := range []os.Signal{nil, syscall.SIGTERM, syscall.SIGKILL} {
+		if sig != nil {
+			_ = c.Signal(sig)
+		}
+		select {
+		case <-c.done:
+			return
+		case <-time.After(streamGrace):
+		}
+	}
 }
 
 var errNoHelper = errors.New("no helper")
