@@ -4,12 +4,13 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net/netip"
 	"slices"
-	"time"
 
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 
+	"qmigrate/hostnet/host"
 	"qmigrate/hostnet/internal/netns"
 )
 
@@ -17,24 +18,32 @@ import (
 // is put right. If it fails, it removes again what it had made. The error is an *UnsupportedError where this machine
 // or user lacks something.
 func (s Spec) Apply(ctx context.Context) (*Network, error) {
+	return s.apply(ctx, func(b *builder) error { return b.build(ctx) })
+}
+
+// Link makes the observer and the link's bridge alone. The spec's hosts are made by others, who then call Connect and
+// Join for each.
+func (s Spec) Link(ctx context.Context) (*Network, error) {
+	return s.apply(ctx, func(b *builder) error { return b.link(ctx) })
+}
+
+func (s Spec) apply(ctx context.Context, build func(*builder) error) (*Network, error) {
 	if err := s.Validate(); err != nil {
 		return nil, err
 	}
-	s = s.withDefaults()
-	b := builder{spec: s}
-	if err := b.build(ctx); err != nil {
+	b := &builder{newNetwork(s.withDefaults()), nil}
+	if err := build(b); err != nil {
 		undoCtx, cancel := context.WithTimeout(context.WithoutCancel(ctx), undoLimit)
 		defer cancel()
 		return nil, errors.Join(fmt.Errorf("apply network %s: %w", s.Owner, err), b.undo(undoCtx))
 	}
-	return &Network{spec: s, shaper: b.shaper}, nil
+	return b.network, nil
 }
 
 // builder is one Apply.
 type builder struct {
-	spec   Spec
-	shaper string
-	undos  []func(context.Context) error
+	network *Network
+	undos   []func(context.Context) error
 }
 
 func (b *builder) undo(ctx context.Context) error {
@@ -46,43 +55,65 @@ func (b *builder) undo(ctx context.Context) error {
 }
 
 func (b *builder) build(ctx context.Context) error {
-	hosts := append([]HostSpec{{Name: linkHost}}, b.spec.Hosts...)
-	for i, h := range hosts {
+	if err := b.link(ctx); err != nil {
+		return err
+	}
+	n := b.network
+	for _, h := range n.spec.Hosts {
 		if err := ctx.Err(); err != nil {
 			return err
 		}
-		if err := b.namespace(h.Name); err != nil {
+		name := n.spec.namespace(h.Name)
+		if err := b.namespace(name); err != nil {
 			return fmt.Errorf("make host %s: %w", h.Name, err)
 		}
-		address := b.spec.address(1)
-		if i > 0 {
-			address = b.spec.address(firstHost + i - 1)
+		at := host.InNamespace(name)
+		made, err := n.connect(h.Name, at, uplinkName, func() (int, error) { return netns.Open(name) })
+		if made {
+			b.undos = append(b.undos, func(ctx context.Context) error {
+				_, err := LeaveTask().Ask(ctx, n.observer, Leave{[]string{n.ports[h.Name]}})
+				return err
+			})
 		}
-		if err := b.inside(h.Name, func(ns *nsBuilder) error { return ns.host(h, address) }); err != nil {
+		if err != nil {
+			return fmt.Errorf("connect host %s: %w", h.Name, err)
+		}
+		joined, err := n.join(ctx, h.Name, at, bridgeName, uplinkName)
+		if err != nil {
 			return fmt.Errorf("make host %s: %w", h.Name, err)
 		}
-	}
-	for _, h := range b.spec.Hosts {
-		if err := ctx.Err(); err != nil {
-			return err
-		}
-		if err := b.connect(h.Name); err != nil {
-			return fmt.Errorf("connect host %s: %w", h.Name, err)
-		}
-		if err := b.inside(h.Name, func(ns *nsBuilder) error { return ns.shape() }); err != nil {
-			return fmt.Errorf("shape host %s: %w", h.Name, err)
-		}
-	}
-	for _, h := range b.spec.Hosts {
-		if err := b.forwarding(ctx, h.Name); err != nil {
-			return fmt.Errorf("connect host %s: %w", h.Name, err)
-		}
+		b.undoJoin(at, joined)
 	}
 	return nil
 }
 
-func (b *builder) namespace(host string) error {
-	name := b.spec.namespace(host)
+// link makes the observer.
+func (b *builder) link(ctx context.Context) error {
+	n := b.network
+	if err := ctx.Err(); err != nil {
+		return err
+	}
+	name := n.spec.namespace(linkHost)
+	if err := b.namespace(name); err != nil {
+		return fmt.Errorf("make host %s: %w", linkHost, err)
+	}
+	made, err := JoinTask().Ask(ctx, n.observer, Join{Name: name, Bridge: n.bridge,
+		Address: netip.PrefixFrom(n.Gateway(), n.spec.Subnet.Bits()), MTU: n.spec.MTU})
+	if err != nil {
+		return fmt.Errorf("make host %s: %w", linkHost, err)
+	}
+	b.undoJoin(n.observer, made)
+	return nil
+}
+
+func (b *builder) undoJoin(at host.Host, made Joined) {
+	b.undos = append(b.undos, func(ctx context.Context) error {
+		_, err := LeaveTask().Ask(ctx, at, Leave{made.Devices})
+		return err
+	})
+}
+
+func (b *builder) namespace(name string) error {
 	made, err := netns.Create(name)
 	if errors.Is(err, unix.EPERM) || errors.Is(err, unix.EACCES) {
 		return noNamespaces(err)
@@ -96,35 +127,102 @@ func (b *builder) namespace(host string) error {
 	return err
 }
 
-// inside runs f with a netlink handle in a host's namespace, on a thread that is in it.
-func (b *builder) inside(host string, f func(*nsBuilder) error) error {
-	name := b.spec.namespace(host)
-	return netns.In(name, func() error {
-		h, err := netlink.NewHandle(unix.NETLINK_ROUTE)
+// Connect makes the veth between the link and the network namespace of a process of this machine, a container's first:
+// uplink is its name there.
+func (n *Network) Connect(ctx context.Context, name string, process host.Process, uplink string) error {
+	if n.index(name) < 0 {
+		return fmt.Errorf("connect host %q: no such host", name)
+	}
+	_, err := n.connect(name, nil, uplink, func() (int, error) {
+		path := fmt.Sprintf("/proc/%d/ns/net", process.PID())
+		fd, err := unix.Open(path, unix.O_RDONLY|unix.O_CLOEXEC, 0)
 		if err != nil {
-			return fmt.Errorf("open netlink: %w", err)
+			return -1, fmt.Errorf("open %s: %w", path, err)
 		}
-		defer h.Close()
-		return f(&nsBuilder{builder: b, Handle: h, name: name})
-	})
-}
-
-// connect makes the veth between a host and the link, each end born in its own namespace.
-func (b *builder) connect(host string) error {
-	port := portPrefix + host
-	var hostEnd netlink.Link
-	err := b.inside(host, func(ns *nsBuilder) (err error) {
-		hostEnd, err = ns.link(uplinkName, func(l netlink.Link) bool { return l.Type() == "veth" })
-		return err
+		if _, err := host.FindProcess(process.PID(), process.StartTime()); err != nil { // it had the number all the time
+			unix.Close(fd)
+			return -1, err
+		}
+		return fd, nil
 	})
 	if err != nil {
-		return err
+		return fmt.Errorf("connect host %s: %w", name, err)
 	}
-	err = b.inside(linkHost, func(ns *nsBuilder) error {
-		ns.quiet()
-		br, err := ns.LinkByName(bridgeName)
+	return nil
+}
+
+// Join brings a host that somebody else made on the network: bridge, uplink and TAPs, by a task on it. From then on the
+// network has it as the host of that name.
+func (n *Network) Join(ctx context.Context, name string, at host.Host, bridge, uplink string) error {
+	if n.index(name) < 0 {
+		return fmt.Errorf("join host %q: no such host", name)
+	}
+	if _, err := n.join(ctx, name, at, bridge, uplink); err != nil {
+		return fmt.Errorf("join host %s: %w", name, err)
+	}
+	return nil
+}
+
+func (n *Network) join(ctx context.Context, name string, at host.Host, bridge, uplink string) (Joined, error) {
+	h := n.spec.Hosts[n.index(name)]
+	made, err := JoinTask().Ask(ctx, at, Join{Name: n.spec.namespace(name), Bridge: bridge, Uplink: uplink,
+		Address: netip.PrefixFrom(n.Address(name), n.spec.Subnet.Bits()), TAPs: h.TAPs, Rate: n.spec.Rate, MTU: n.spec.MTU})
+	if err != nil {
+		return made, err
+	}
+	if port := n.ports[name]; port != "" {
+		err = host.In(n.observer, func() error {
+			h, err := netlink.NewHandle(unix.NETLINK_ROUTE)
+			if err != nil {
+				return err
+			}
+			defer h.Close()
+			return (&nsBuilder{Handle: h}).forwarding(ctx, port)
+		})
+	}
+	if err != nil {
+		undoCtx, cancel := context.WithTimeout(context.WithoutCancel(ctx), undoLimit)
+		defer cancel()
+		_, undoErr := LeaveTask().Ask(undoCtx, at, Leave{made.Devices})
+		return made, errors.Join(err, undoErr)
+	}
+	n.mu.Lock()
+	n.hosts[name], n.shaper = at, made.Shaper
+	n.mu.Unlock()
+	return made, nil
+}
+
+// connect makes the veth between a host and the link, each end born in its own namespace. at is the host if it may have
+// one already, that could be right.
+func (n *Network) connect(name string, at host.Host, uplink string, open func() (int, error)) (made bool, err error) {
+	port := portPrefix + name
+	n.ports[name] = port
+	var hostEnd netlink.Link
+	on := func(at host.Host, f func(*nsBuilder) error) error {
+		return host.In(at, func() error {
+			h, err := netlink.NewHandle(unix.NETLINK_ROUTE)
+			if err != nil {
+				return fmt.Errorf("open netlink: %w", err)
+			}
+			defer h.Close()
+			return f(&nsBuilder{Handle: h, join: Join{MTU: n.spec.MTU}})
+		})
+	}
+	if at != nil {
+		err := on(at, func(ns *nsBuilder) (err error) {
+			ns.quiet()
+			hostEnd, err = ns.link(uplink, func(l netlink.Link) bool { return l.Type() == "veth" })
+			return err
+		})
 		if err != nil {
-			return fmt.Errorf("find %s: %w", bridgeName, err)
+			return false, err
+		}
+	}
+	return made, on(n.observer, func(ns *nsBuilder) error {
+		ns.quiet()
+		br, err := ns.LinkByName(n.bridge)
+		if err != nil {
+			return fmt.Errorf("find %s: %w", n.bridge, err)
 		}
 		l, err := ns.link(port, func(l netlink.Link) bool {
 			return l.Type() == "veth" && hostEnd != nil &&
@@ -136,71 +234,27 @@ func (b *builder) connect(host string) error {
 		if l != nil {
 			return ns.up(l, br)
 		}
-		fd, err := netns.Open(b.spec.namespace(host))
+		fd, err := open()
 		if err != nil {
 			return err
 		}
 		defer unix.Close(fd)
 		if hostEnd != nil { // its other end is not where it should be
-			if err := b.inside(host, func(ns *nsBuilder) error { return ns.LinkDel(hostEnd) }); err != nil {
+			if err := on(at, func(ns *nsBuilder) error { return ns.LinkDel(hostEnd) }); err != nil {
 				return fmt.Errorf("remove a half of a veth: %w", err)
 			}
 		}
 		attrs := netlink.NewLinkAttrs()
-		attrs.Name, attrs.MTU = port, ns.spec.MTU
+		attrs.Name, attrs.MTU = port, n.spec.MTU
 		veth := netlink.NewVeth(attrs)
-		veth.PeerName, veth.PeerNamespace, veth.PeerMTU = uplinkName, netlink.NsFd(fd), uint32(ns.spec.MTU)
+		veth.PeerName, veth.PeerNamespace, veth.PeerMTU = uplink, netlink.NsFd(fd), uint32(n.spec.MTU)
 		if err := ns.LinkAdd(veth); err != nil {
 			return fmt.Errorf("make veth %s: %w", port, unsupportedLink("veth", "CONFIG_VETH", err))
 		}
-		ns.undoLink(port)
+		made = true
 		if l, err = ns.LinkByName(port); err != nil {
 			return err
 		}
 		return ns.up(l, br)
 	})
-	if err != nil {
-		return err
-	}
-	return b.inside(host, func(ns *nsBuilder) error {
-		ns.quiet()
-		br, err := ns.LinkByName(bridgeName)
-		if err != nil {
-			return fmt.Errorf("find %s: %w", bridgeName, err)
-		}
-		l, err := ns.LinkByName(uplinkName)
-		if err != nil {
-			return fmt.Errorf("find %s: %w", uplinkName, err)
-		}
-		return ns.up(l, br)
-	})
-}
-
-// forwarding waits until both ends of a host's veth have their carrier: the kernel tells a bridge about that from a
-// work queue, and what is sent before is lost.
-func (b *builder) forwarding(ctx context.Context, host string) error {
-	ctx, cancel := context.WithTimeout(ctx, portLimit)
-	defer cancel()
-	for where, device := range map[string]string{host: uplinkName, linkHost: portPrefix + host} {
-		err := b.inside(where, func(ns *nsBuilder) error {
-			for {
-				l, err := ns.LinkByName(device)
-				if err != nil {
-					return fmt.Errorf("find %s: %w", device, err)
-				}
-				if l.Attrs().OperState == netlink.OperUp {
-					return nil
-				}
-				select {
-				case <-ctx.Done():
-					return fmt.Errorf("wait for the carrier of %s (state %s): %w", device, l.Attrs().OperState, ctx.Err())
-				case <-time.After(time.Millisecond):
-				}
-			}
-		})
-		if err != nil {
-			return err
-		}
-	}
-	return nil
 }

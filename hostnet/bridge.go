@@ -5,16 +5,15 @@ import (
 	"crypto/sha256"
 	"fmt"
 	"net"
-	"net/netip"
 
 	"github.com/vishvananda/netlink"
 	"github.com/vishvananda/netlink/nl"
 	"golang.org/x/sys/unix"
 )
 
-func (ns *nsBuilder) bridge(address netip.Addr) (netlink.Link, error) {
-	mac := hardwareAddr(ns.name)
-	br, err := ns.link(bridgeName, func(l netlink.Link) bool { return l.Type() == "bridge" })
+func (ns *nsBuilder) bridge() (netlink.Link, error) {
+	mac := hardwareAddr(ns.join.Name)
+	br, err := ns.link(ns.join.Bridge, func(l netlink.Link) bool { return l.Type() == "bridge" })
 	if err != nil {
 		return nil, err
 	}
@@ -23,13 +22,12 @@ func (ns *nsBuilder) bridge(address netip.Addr) (netlink.Link, error) {
 		// or goes: the neighbours would send to nobody until they ask again. Without snooping there are no queries, and
 		// RARP and multicast go to every port.
 		attrs := netlink.NewLinkAttrs()
-		attrs.Name, attrs.HardwareAddr, attrs.MTU = bridgeName, mac, ns.spec.MTU
+		attrs.Name, attrs.HardwareAddr, attrs.MTU = ns.join.Bridge, mac, ns.join.MTU
 		snooping := false
 		if err := ns.LinkAdd(&netlink.Bridge{LinkAttrs: attrs, MulticastSnooping: &snooping}); err != nil {
 			return nil, unsupportedLink("bridge", "CONFIG_BRIDGE", err)
 		}
-		ns.undoLink(bridgeName)
-		if br, err = ns.LinkByName(bridgeName); err != nil {
+		if br, err = ns.LinkByName(ns.join.Bridge); err != nil {
 			return nil, err
 		}
 	}
@@ -41,7 +39,7 @@ func (ns *nsBuilder) bridge(address netip.Addr) (netlink.Link, error) {
 	if err := setBridgeTimers(br.Attrs().Index); err != nil {
 		return nil, fmt.Errorf("switch STP off: %w", err)
 	}
-	if err := ns.addresses(br, netip.PrefixFrom(address, ns.spec.Subnet.Bits())); err != nil {
+	if err := ns.addresses(br, ns.join.Address); err != nil {
 		return nil, err
 	}
 	return br, ns.up(br, nil)

@@ -1,7 +1,6 @@
 package hostnet
 
 import (
-	"context"
 	"errors"
 	"fmt"
 	"net"
@@ -13,37 +12,14 @@ import (
 	"golang.org/x/sys/unix"
 
 	"qmigrate/hostnet/host"
-	"qmigrate/hostnet/internal/netns"
 )
 
-// nsBuilder works within one namespace.
+// nsBuilder makes the devices of one host, from within its network namespace.
 type nsBuilder struct {
-	*builder
 	*netlink.Handle
-	name     string // the namespace
-	ipv6Left bool   // IPv6 could not be switched off for the whole namespace
-}
-
-// host makes what a namespace has of its own: a quiet stack, the loopback, the bridge and the TAPs.
-func (ns *nsBuilder) host(h HostSpec, address netip.Addr) error {
-	ns.quiet()
-	lo, err := ns.LinkByName("lo")
-	if err != nil {
-		return fmt.Errorf("find lo: %w", err)
-	}
-	if err := ns.LinkSetUp(lo); err != nil {
-		return fmt.Errorf("set lo up: %w", err)
-	}
-	br, err := ns.bridge(address)
-	if err != nil {
-		return fmt.Errorf("make bridge %s: %w", bridgeName, err)
-	}
-	for _, t := range h.TAPs {
-		if err := ns.tap(t, br); err != nil {
-			return fmt.Errorf("make TAP %s: %w", t.Name, err)
-		}
-	}
-	return nil
+	join     Join
+	shaper   string
+	ipv6Left bool // IPv6 could not be switched off for the whole namespace
 }
 
 // quiet switches IPv6 off, before there is a device: router solicitations, duplicate address detection and multicast
@@ -93,32 +69,6 @@ func (ns *nsBuilder) link(name string, right func(netlink.Link) bool) (netlink.L
 	return nil, nil
 }
 
-// undoLink has a device of this namespace removed if Apply fails.
-func (ns *nsBuilder) undoLink(device string) {
-	b, name := ns.builder, ns.name
-	b.undos = append(b.undos, func(context.Context) error {
-		err := netns.In(name, func() error {
-			h, err := netlink.NewHandle(unix.NETLINK_ROUTE)
-			if err != nil {
-				return err
-			}
-			defer h.Close()
-			l, err := h.LinkByName(device)
-			if err != nil {
-				return err
-			}
-			return h.LinkDel(l)
-		})
-		if errors.As(err, new(netlink.LinkNotFoundError)) {
-			return nil
-		}
-		if err != nil {
-			return fmt.Errorf("remove %s in %s: %w", device, name, err)
-		}
-		return nil
-	})
-}
-
 // whole asks for a list again when the kernel says that it changed while it was being told.
 func whole[T any](list func() ([]T, error)) (all []T, err error) {
 	for range 10 {
@@ -129,7 +79,7 @@ func whole[T any](list func() ([]T, error)) (all []T, err error) {
 	return all, err
 }
 
-// addresses leaves the device with this IPv4 address and no other.
+// addresses leaves the device with this IPv4 address and no other; with none if it is invalid.
 func (ns *nsBuilder) addresses(l netlink.Link, want netip.Prefix) error {
 	have, err := whole(func() ([]netlink.Addr, error) { return ns.AddrList(l, netlink.FAMILY_V4) })
 	if err != nil {
@@ -137,13 +87,13 @@ func (ns *nsBuilder) addresses(l netlink.Link, want netip.Prefix) error {
 	}
 	right := false
 	for _, a := range have {
-		if a.IPNet.String() == want.String() {
+		if want.IsValid() && a.IPNet.String() == want.String() {
 			right = true
 		} else if err := ns.AddrDel(l, &a); err != nil {
 			return fmt.Errorf("remove address %s: %w", a.IPNet, err)
 		}
 	}
-	if right {
+	if right || !want.IsValid() {
 		return nil
 	}
 	network := &net.IPNet{IP: want.Addr().AsSlice(), Mask: net.CIDRMask(want.Bits(), 32)}
@@ -157,9 +107,9 @@ func (ns *nsBuilder) addresses(l netlink.Link, want netip.Prefix) error {
 func (ns *nsBuilder) up(l netlink.Link, bridge netlink.Link) error {
 	a := l.Attrs()
 	ns.quietLink(l)
-	if a.MTU != ns.spec.MTU {
-		if err := ns.LinkSetMTU(l, ns.spec.MTU); err != nil {
-			return fmt.Errorf("set MTU of %s to %d: %w", a.Name, ns.spec.MTU, err)
+	if a.MTU != ns.join.MTU {
+		if err := ns.LinkSetMTU(l, ns.join.MTU); err != nil {
+			return fmt.Errorf("set MTU of %s to %d: %w", a.Name, ns.join.MTU, err)
 		}
 	}
 	if bridge != nil && a.MasterIndex != bridge.Attrs().Index {

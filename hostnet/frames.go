@@ -1,17 +1,19 @@
 package hostnet
 
 import (
+	"context"
 	"encoding/binary"
+	"errors"
 	"fmt"
 	"net"
-	"sync"
+	"os"
 	"time"
 	"unsafe"
 
 	"golang.org/x/net/bpf"
 	"golang.org/x/sys/unix"
 
-	"qmigrate/hostnet/internal/netns"
+	"qmigrate/hostnet/host"
 )
 
 // EtherTypes of announcements.
@@ -22,24 +24,21 @@ const (
 
 // Frame is one Ethernet frame that a device received.
 type Frame struct {
-	At   time.Time // by the kernel's own stamp
+	At   time.Time // by the kernel's own stamp, on the clock of the frame's host
 	Type uint16    // EtherType: ARP, RARP, 0x0800 for IPv4, ...
 }
 
 // FrameWatch sees frames from one MAC address on one device. The kernel throws away what is not asked for.
 type FrameWatch struct {
-	fd   int
-	stop [2]int // a pipe: closing its writing end ends the reader
-	all  sync.WaitGroup
-	once sync.Once
-
-	seen []Frame
+	stop  context.CancelFunc
+	ended chan struct{}
+	seen  []Frame // the reader's until ended is closed
 }
 
 // WatchAnnouncements watches the link's bridge for the frames by which that MAC address tells where it is: RARP (RFC
 // 903), which QEMU sends for a guest that it has taken over, and ARP, the guest's own.
 func (n *Network) WatchAnnouncements(mac string) (*FrameWatch, error) {
-	return n.watchFrames(linkHost, bridgeName, mac, 0, []uint32{RARP, ARP})
+	return n.watchFrames(linkHost, n.bridge, mac, 0, []uint32{RARP, ARP})
 }
 
 // WatchFirstFrame watches a TAP of a host for the first frame that the guest behind it sends from that MAC address, and
@@ -50,52 +49,125 @@ func (n *Network) WatchFirstFrame(host, tap, mac string) (*FrameWatch, error) {
 
 // watchFrames watches for frames that the device receives, of some types or of any, at most limit of them or, if that
 // is 0, all.
-func (n *Network) watchFrames(host, device, mac string, limit int, types []uint32) (*FrameWatch, error) {
-	fail := func(err error) (*FrameWatch, error) {
-		return nil, fmt.Errorf("watch frames on %s of %s: %w", device, host, err)
+func (n *Network) watchFrames(name, device, mac string, limit int, types []uint32) (*FrameWatch, error) {
+	at := n.Host(name)
+	if name == linkHost {
+		at = n.observer
 	}
-	address, err := net.ParseMAC(mac)
+	fail := func(err error) (*FrameWatch, error) {
+		return nil, fmt.Errorf("watch frames on %s of %s: %w", device, name, err)
+	}
+	if at == nil {
+		return fail(errors.New("no such host"))
+	}
+	ctx, stop := context.WithCancel(context.Background())
+	w := &FrameWatch{stop: stop, ended: make(chan struct{})}
+	ready := make(chan error, 2)
+	go func() {
+		err := framesTask().Run(ctx, at, frameSpec{device, mac, limit, types}, func(f frames) error {
+			if f.Ready {
+				ready <- nil
+			}
+			w.seen = append(w.seen, f.Frames...)
+			return nil
+		})
+		ready <- err
+		close(w.ended)
+	}()
+	select {
+	case err := <-ready:
+		if err != nil {
+			w.Close()
+			return fail(err)
+		}
+		return w, nil
+	case <-time.After(undoLimit):
+		w.Close()
+		return fail(fmt.Errorf("not begun within %s", undoLimit))
+	}
+}
+
+// frameSpec is what to watch for.
+type frameSpec struct {
+	Device string
+	MAC    string   // of the sender
+	Limit  int      // at most so many; 0: all
+	Types  []uint32 // EtherTypes; none: all
+}
+
+// frames are some of those that were seen.
+type frames struct {
+	Ready  bool // the watch has begun
+	Frames []Frame
+}
+
+// framesTask watches for frames on a device of a host. What came before it is told to end is given.
+func framesTask() host.Task[frameSpec, frames] {
+	return host.Task[frameSpec, frames]{Name: "hostnet.frames",
+		Work: func(ctx context.Context, at host.Host, s frameSpec, give func(frames) error) error {
+			fd, err := s.open(at)
+			if err != nil {
+				return err
+			}
+			defer unix.Close(fd)
+			var stop [2]int // a pipe: closing its writing end ends the reader
+			if err := unix.Pipe2(stop[:], unix.O_CLOEXEC); err != nil {
+				return os.NewSyscallError("pipe2", err)
+			}
+			defer unix.Close(stop[0])
+			closed := make(chan struct{})
+			cancel := context.AfterFunc(ctx, func() { unix.Close(stop[1]); close(closed) })
+			defer func() {
+				if cancel() {
+					unix.Close(stop[1])
+				} else {
+					<-closed
+				}
+			}()
+			if err := give(frames{Ready: true}); err != nil {
+				return err
+			}
+			return s.read(at, fd, stop[0], give)
+		}}
+}
+
+// open is a socket that receives the frames.
+func (s frameSpec) open(at host.Host) (fd int, err error) {
+	address, err := net.ParseMAC(s.MAC)
 	if err != nil {
-		return fail(err)
+		return -1, err
 	}
 	if len(address) != 6 {
-		return fail(fmt.Errorf("%s is no Ethernet address", mac))
+		return -1, fmt.Errorf("%s is no Ethernet address", s.MAC)
 	}
-	filter, err := frameFilter(address, types)
+	filter, err := frameFilter(address, s.Types)
 	if err != nil {
-		return fail(err)
+		return -1, err
 	}
-	w := &FrameWatch{fd: -1}
-	err = netns.In(n.spec.namespace(host), func() error {
-		d, err := net.InterfaceByName(device)
+	err = host.In(at, func() error {
+		d, err := net.InterfaceByName(s.Device)
 		if err != nil {
 			return err
 		}
 		// Without a protocol it receives nothing until it is bound, when the filter is there.
-		if w.fd, err = unix.Socket(unix.AF_PACKET, unix.SOCK_RAW|unix.SOCK_NONBLOCK|unix.SOCK_CLOEXEC, 0); err != nil {
-			return err
+		if fd, err = unix.Socket(unix.AF_PACKET, unix.SOCK_RAW|unix.SOCK_NONBLOCK|unix.SOCK_CLOEXEC, 0); err != nil {
+			return os.NewSyscallError("socket", err)
 		}
-		if err := unix.SetsockoptSockFprog(w.fd, unix.SOL_SOCKET, unix.SO_ATTACH_FILTER,
-			&unix.SockFprog{Len: uint16(len(filter)), Filter: &filter[0]}); err != nil {
-			return err
+		err = unix.SetsockoptSockFprog(fd, unix.SOL_SOCKET, unix.SO_ATTACH_FILTER,
+			&unix.SockFprog{Len: uint16(len(filter)), Filter: &filter[0]})
+		if err == nil {
+			err = unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_TIMESTAMPNS, 1)
 		}
-		if err := unix.SetsockoptInt(w.fd, unix.SOL_SOCKET, unix.SO_TIMESTAMPNS, 1); err != nil {
-			return err
+		if err == nil {
+			all := binary.NativeEndian.Uint16(binary.BigEndian.AppendUint16(nil, unix.ETH_P_ALL))
+			err = unix.Bind(fd, &unix.SockaddrLinklayer{Protocol: all, Ifindex: d.Index})
 		}
-		all := binary.NativeEndian.Uint16(binary.BigEndian.AppendUint16(nil, unix.ETH_P_ALL))
-		return unix.Bind(w.fd, &unix.SockaddrLinklayer{Protocol: all, Ifindex: d.Index})
+		if err != nil {
+			unix.Close(fd)
+		}
+		return err
 	})
-	if err == nil {
-		err = unix.Pipe2(w.stop[:], unix.O_CLOEXEC)
-	}
-	if err != nil {
-		if w.fd >= 0 {
-			unix.Close(w.fd)
-		}
-		return fail(err)
-	}
-	w.all.Go(func() { w.read(limit) })
-	return w, nil
+	return fd, err
 }
 
 // frameFilter takes frames that came in (not those that go out by the device), from an address, of one of the types.
@@ -132,36 +204,41 @@ func frameFilter(from net.HardwareAddr, types []uint32) ([]unix.SockFilter, erro
 // headerBytes are an Ethernet header's.
 const headerBytes = 14
 
-func (w *FrameWatch) read(limit int) {
+// read gives what comes until the pipe is closed, or there were enough.
+func (s frameSpec) read(at host.Host, fd, stop int, give func(frames) error) error {
 	frame, control := make([]byte, headerBytes), make([]byte, 128)
+	seen := 0
 	for {
-		if limit > 0 && len(w.seen) == limit && w.fd >= 0 {
-			unix.Close(w.fd)
-			w.fd = -1 // which poll passes over
-		}
-		wait := []unix.PollFd{{Fd: int32(w.fd), Events: unix.POLLIN}, {Fd: int32(w.stop[0]), Events: unix.POLLIN}}
+		wait := []unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}, {Fd: int32(stop), Events: unix.POLLIN}}
 		if _, err := unix.Poll(wait, -1); err != nil && err != unix.EINTR {
-			return
+			return os.NewSyscallError("poll", err)
 		}
-		for limit == 0 || len(w.seen) < limit {
-			n, more, _, _, err := unix.Recvmsg(w.fd, frame, control, 0)
+		var some frames
+		for s.Limit == 0 || seen < s.Limit {
+			n, more, _, _, err := unix.Recvmsg(fd, frame, control, 0)
 			if err != nil || n < headerBytes {
 				break
 			}
-			w.seen = append(w.seen, Frame{At: stamped(control[:more], time.Now()), Type: binary.BigEndian.Uint16(frame[12:])})
+			seen++
+			age := ageOf(control[:more], time.Now())
+			some.Frames = append(some.Frames, Frame{At: at.Now().Add(-age), Type: binary.BigEndian.Uint16(frame[12:])})
 		}
-		if wait[1].Revents != 0 {
-			return
+		if len(some.Frames) > 0 {
+			if err := give(some); err != nil {
+				return err
+			}
+		}
+		if wait[1].Revents != 0 || s.Limit > 0 && seen == s.Limit {
+			return nil
 		}
 	}
 }
 
-// stamped is when the kernel received what we have now, on our monotonic clock: now less the age of its stamp. Both
-// readings of the realtime clock are a moment apart.
-func stamped(control []byte, now time.Time) time.Time {
+// ageOf is how long ago the kernel received what we have now: the time since its stamp. 0 where it gave none.
+func ageOf(control []byte, now time.Time) time.Duration {
 	messages, err := unix.ParseSocketControlMessage(control)
 	if err != nil {
-		return now
+		return 0
 	}
 	for _, m := range messages {
 		if m.Header.Level != unix.SOL_SOCKET || m.Header.Type != unix.SO_TIMESTAMPNS ||
@@ -170,21 +247,15 @@ func stamped(control []byte, now time.Time) time.Time {
 		}
 		at := time.Unix(int64(binary.NativeEndian.Uint64(m.Data)), int64(binary.NativeEndian.Uint64(m.Data[8:])))
 		if age := now.Round(0).Sub(at); age > 0 && age < undoLimit {
-			return now.Add(-age)
+			return age
 		}
 	}
-	return now
+	return 0
 }
 
 // Close ends the watch and returns what came; a second Close returns the same.
 func (w *FrameWatch) Close() []Frame {
-	w.once.Do(func() {
-		unix.Close(w.stop[1])
-		w.all.Wait()
-		unix.Close(w.stop[0])
-		if w.fd >= 0 {
-			unix.Close(w.fd)
-		}
-	})
+	w.stop()
+	<-w.ended
 	return w.seen
 }

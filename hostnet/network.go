@@ -13,6 +13,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"net/netip"
 	"slices"
 	"sync"
@@ -22,7 +23,6 @@ import (
 	"golang.org/x/sys/unix"
 
 	"qmigrate/hostnet/host"
-	"qmigrate/hostnet/internal/netns"
 )
 
 // Names of the kernel's objects. All of them are in namespaces of ours: none is ever in the one that we run in.
@@ -40,13 +40,38 @@ const (
 	maxMTU     = 65535 - 14 // of a TAP: the kernel counts its Ethernet header in
 )
 
-// Network is a network that Apply made.
+// Network is a network of hosts that is there: Spec.Apply made it, or others its hosts, as Spec.Link and Around have it.
 type Network struct {
-	spec   Spec
-	shaper string
+	spec     Spec
+	observer host.Host
+	bridge   string            // the observer's
+	ports    map[string]string // of that bridge, by host
+	owned    bool              // the observer is a namespace of ours
 
 	mu     sync.Mutex
+	hosts  map[string]host.Host
+	shaper string
 	closed bool
+}
+
+func newNetwork(s Spec) *Network {
+	n := &Network{spec: s, observer: host.InNamespace(s.namespace(linkHost)), bridge: bridgeName, owned: true,
+		ports: map[string]string{}, hosts: map[string]host.Host{}}
+	for _, h := range s.Hosts {
+		n.hosts[h.Name] = host.InNamespace(s.namespace(h.Name))
+	}
+	return n
+}
+
+// Around is a network whose link is somebody else's: a bridge on a host, which is the observer too. ports are the
+// bridge's to each host. Its hosts come by Join. Close changes nothing.
+func (s Spec) Around(observer host.Host, bridge string, ports map[string]string) (*Network, error) {
+	if err := s.Validate(); err != nil {
+		return nil, err
+	}
+	n := newNetwork(s.withDefaults())
+	n.observer, n.bridge, n.owned, n.ports = observer, bridge, false, maps.Clone(ports)
+	return n, nil
 }
 
 // Spec is what was applied, the defaults filled in.
@@ -54,14 +79,17 @@ func (n *Network) Spec() Spec { return n.spec }
 
 // Host is the host of that name; nil if the spec has none.
 func (n *Network) Host(name string) host.Host {
-	if i := n.index(name); i < 0 {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	h, ok := n.hosts[name]
+	if !ok {
 		return nil
 	}
-	return host.InNamespace(n.spec.namespace(name))
+	return h
 }
 
 // Observer is the third place on the link, from which guests and hosts are watched.
-func (n *Network) Observer() host.Host { return host.InNamespace(n.spec.namespace(linkHost)) }
+func (n *Network) Observer() host.Host { return n.observer }
 
 // Address is a host's address; the zero Addr if the spec has no such host.
 func (n *Network) Address(host string) netip.Addr {
@@ -104,33 +132,56 @@ func (n *Network) Shared(folder string) (here, there string) { return folder, fo
 func (n *Network) Leave(context.Context) error { return nil }
 
 // Shaper is what holds the hosts to the rate: "tbf", "htb", or "" if the spec has no rate.
-func (n *Network) Shaper() string { return n.shaper }
+func (n *Network) Shaper() string {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	return n.shaper
+}
 
 // SetLink takes a host off the link, or puts it back: its port there goes down or up. Neither end is told more than
 // that its carrier has gone.
 func (n *Network) SetLink(host string, up bool) error {
-	if n.index(host) < 0 {
-		return fmt.Errorf("set link of host %q: no such host", host)
+	port := n.ports[host]
+	if port == "" {
+		return fmt.Errorf("set link of host %q: no such host, or its port on the link is not known", host)
 	}
-	err := netns.In(n.spec.namespace(linkHost), func() error {
-		h, err := netlink.NewHandle(unix.NETLINK_ROUTE)
-		if err != nil {
-			return err
-		}
-		defer h.Close()
-		port, err := h.LinkByName(portPrefix + host)
-		if err != nil {
-			return err
-		}
-		if up {
-			return h.LinkSetUp(port)
-		}
-		return h.LinkSetDown(port)
-	})
-	if err != nil {
+	ctx, cancel := context.WithTimeout(context.Background(), undoLimit)
+	defer cancel()
+	if _, err := portTask().Ask(ctx, n.observer, portState{port, up}); err != nil {
 		return fmt.Errorf("set link of host %s: %w", host, err)
 	}
 	return nil
+}
+
+// portState is a device that is to be up, or down.
+type portState struct {
+	Device string
+	Up     bool
+}
+
+func portTask() host.Task[portState, struct{}] {
+	return host.Task[portState, struct{}]{Name: "hostnet.port",
+		Work: func(_ context.Context, at host.Host, p portState, give func(struct{}) error) error {
+			err := host.In(at, func() error {
+				h, err := netlink.NewHandle(unix.NETLINK_ROUTE)
+				if err != nil {
+					return err
+				}
+				defer h.Close()
+				port, err := h.LinkByName(p.Device)
+				if err != nil {
+					return err
+				}
+				if p.Up {
+					return h.LinkSetUp(port)
+				}
+				return h.LinkSetDown(port)
+			})
+			if err != nil {
+				return err
+			}
+			return give(struct{}{})
+		}}
 }
 
 func (n *Network) index(host string) int {
@@ -143,6 +194,10 @@ func (n *Network) Close() error {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	if n.closed {
+		return nil
+	}
+	if !n.owned {
+		n.closed = true
 		return nil
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), undoLimit)

@@ -240,7 +240,7 @@ func TestValidate(t *testing.T) {
 }
 
 func TestAddresses(t *testing.T) {
-	n := &Network{spec: Spec{Owner: "x", Subnet: netip.MustParsePrefix("10.1.2.3/24")}.withDefaults()}
+	n := newNetwork(Spec{Owner: "x", Subnet: netip.MustParsePrefix("10.1.2.3/24")}.withDefaults())
 	for want, have := range map[string]netip.Addr{
 		"10.1.2.1": n.Gateway(), "10.1.2.11": n.Address("a"), "10.1.2.12": n.Address("b"), "10.1.2.101": n.GuestAddress(0), "10.1.2.103": n.GuestAddress(2),
 		"invalid IP": n.GuestAddress(200),

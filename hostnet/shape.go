@@ -44,20 +44,20 @@ func queue(rate int64) uint32 {
 
 const shaperHandle = 1 << 16 // 1: as tc writes it
 
-// shape gives the uplink the spec's rate, by TBF or else by HTB.
+// shape gives the uplink its rate, by TBF or else by HTB.
 func (ns *nsBuilder) shape() error {
-	l, err := ns.LinkByName(uplinkName)
+	l, err := ns.LinkByName(ns.join.Uplink)
 	if err != nil {
-		return fmt.Errorf("find %s: %w", uplinkName, err)
+		return fmt.Errorf("find %s: %w", ns.join.Uplink, err)
 	}
 	have, err := ns.rootQdisc(l)
 	if err != nil {
 		return err
 	}
-	if ns.spec.Rate == 0 {
+	if ns.join.Rate == 0 {
 		if have != nil && (have.Type() == "tbf" || have.Type() == "htb") {
 			if err := ns.QdiscDel(have); err != nil {
-				return fmt.Errorf("remove %s from %s: %w", have.Type(), uplinkName, err)
+				return fmt.Errorf("remove %s from %s: %w", have.Type(), ns.join.Uplink, err)
 			}
 		}
 		return nil
@@ -92,12 +92,12 @@ func (ns *nsBuilder) rootQdisc(l netlink.Link) (netlink.Qdisc, error) {
 }
 
 func (ns *nsBuilder) tbf(l netlink.Link, have netlink.Qdisc) error {
-	rate := uint64(ns.spec.Rate)
+	rate := uint64(ns.join.Rate)
 	want := &netlink.Tbf{
 		QdiscAttrs: netlink.QdiscAttrs{LinkIndex: l.Attrs().Index, Handle: shaperHandle, Parent: netlink.HANDLE_ROOT},
 		Rate:       rate,
-		Limit:      queue(ns.spec.Rate),
-		Buffer:     netlink.Xmittime(rate, burst(ns.spec.Rate, ns.spec.MTU)), // the kernel takes the burst as time
+		Limit:      queue(ns.join.Rate),
+		Buffer:     netlink.Xmittime(rate, burst(ns.join.Rate, ns.join.MTU)), // the kernel takes the burst as time
 	}
 	if old, ok := have.(*netlink.Tbf); ok && old.Rate == want.Rate && old.Limit == want.Limit &&
 		old.Buffer == want.Buffer {
@@ -112,11 +112,11 @@ func (ns *nsBuilder) tbf(l netlink.Link, have netlink.Qdisc) error {
 // htb is one class that everything falls into. HTB lets the bucket go below zero, so super-packets pass whole whatever
 // the burst; the queue is the class's default, as many frames as the device's txqueuelen.
 func (ns *nsBuilder) htb(l netlink.Link, have netlink.Qdisc) error {
-	size := burst(ns.spec.Rate, ns.spec.MTU)
+	size := burst(ns.join.Rate, ns.join.MTU)
 	class := netlink.NewHtbClass(
 		netlink.ClassAttrs{LinkIndex: l.Attrs().Index, Parent: shaperHandle, Handle: netlink.MakeHandle(1, 1)},
 		// bit/s here
-		netlink.HtbClassAttrs{Rate: 8 * uint64(ns.spec.Rate), Buffer: size, Cbuffer: size, Quantum: uint32(ns.spec.MTU + 14)})
+		netlink.HtbClassAttrs{Rate: 8 * uint64(ns.join.Rate), Buffer: size, Cbuffer: size, Quantum: uint32(ns.join.MTU + 14)})
 	if _, ok := have.(*netlink.Htb); ok {
 		classes, err := whole(func() ([]netlink.Class, error) { return ns.ClassList(l, shaperHandle) })
 		if err != nil {

@@ -4,8 +4,10 @@ import (
 	"testing"
 
 	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
 
 	"qmigrate/guest/guesttest/within"
+	"qmigrate/hostnet/host"
 )
 
 func TestBurstAndQueue(t *testing.T) {
@@ -101,11 +103,17 @@ func TestHTB(t *testing.T) {
 	if c := Check(within.Context(t)).Get(CapHTB); !c.OK {
 		t.Skip("no HTB here: ", c.Reason)
 	}
-	b := &builder{spec: n.Spec()}
+	j := Join{Uplink: uplinkName, MTU: n.Spec().MTU}
 	set := func(rate int64) {
 		t.Helper()
-		b.spec.Rate = rate
-		err := b.inside("a", func(ns *nsBuilder) error {
+		j.Rate = rate
+		err := host.In(n.Host("a"), func() error {
+			h, err := netlink.NewHandle(unix.NETLINK_ROUTE)
+			if err != nil {
+				return err
+			}
+			defer h.Close()
+			ns := &nsBuilder{Handle: h, join: j}
 			l, err := ns.LinkByName(uplinkName)
 			if err != nil {
 				return err

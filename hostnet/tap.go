@@ -23,7 +23,6 @@ func (ns *nsBuilder) tap(t TAPSpec, bridge netlink.Link) error {
 		if err := makeTAP(t.Name, multi); err != nil {
 			return err
 		}
-		ns.undoLink(t.Name)
 		if l, err = ns.LinkByName(t.Name); err != nil {
 			return err
 		}

@@ -8,13 +8,14 @@ import (
 	"net/netip"
 	"sync"
 	"sync/atomic"
+	"syscall"
 	"time"
 
 	"github.com/vishvananda/netlink"
 	"github.com/vishvananda/netlink/nl"
 	"golang.org/x/sys/unix"
 
-	"qmigrate/hostnet/internal/netns"
+	"qmigrate/hostnet/host"
 )
 
 // Kinds and actions of a Change.
@@ -28,7 +29,7 @@ const (
 
 // Change is one change of a forwarding database or of a neighbour table.
 type Change struct {
-	At     time.Time // when we received it; the kernel gives no time of its own
+	At     time.Time // when it was received, by its host's clock; the kernel gives no time of its own
 	Host   string    // as in the Spec; "link" for the observer's namespace
 	Bridge string    // the bridge of an FDB change; "" for a neighbour
 	Port   string    // the bridge's port; for a neighbour the device that it is behind
@@ -47,83 +48,123 @@ type Watch struct {
 
 	changes chan Change
 	dropped atomic.Uint64
-	sockets []*nl.NetlinkSocket
 	ended   chan struct{} // closed after changes
-	once    sync.Once
-	stop    func() bool
+	stop    context.CancelFunc
 }
 
 // Watch subscribes to FDB and neighbour changes of the link's bridge and of the hosts' bridges. What happens after it
 // returned is seen. It lasts until Close, or until ctx ends.
 func (n *Network) Watch(ctx context.Context) (*Watch, error) {
-	w := &Watch{changes: make(chan Change, watchBuffer), ended: make(chan struct{})}
+	ctx, stop := context.WithCancel(ctx)
+	w := &Watch{changes: make(chan Change, watchBuffer), ended: make(chan struct{}), stop: stop}
 	w.C = w.changes
-	names := []string{linkHost}
+	places := []string{linkHost}
 	for _, h := range n.spec.Hosts {
-		names = append(names, h.Name)
-	}
-	var watchers []*watcher
-	for _, host := range names {
-		namespace := n.spec.namespace(host)
-		err := netns.In(namespace, func() error {
-			s, err := nl.Subscribe(unix.NETLINK_ROUTE, unix.RTNLGRP_NEIGH)
-			if err != nil {
-				return fmt.Errorf("subscribe: %w", err)
-			}
-			w.sockets = append(w.sockets, s)
-			_ = s.SetReceiveBufferSize(1<<20, false) // as much of it as the system allows
-			h, err := netlink.NewHandle(unix.NETLINK_ROUTE)
-			if err != nil {
-				return fmt.Errorf("open netlink: %w", err)
-			}
-			watchers = append(watchers, &watcher{w: w, host: host, socket: s, handle: h, links: map[int]string{}})
-			return watchers[len(watchers)-1].list()
-		})
-		if err != nil {
-			for _, s := range w.sockets {
-				s.Close()
-			}
-			for _, one := range watchers {
-				one.handle.Close()
-			}
-			return nil, fmt.Errorf("watch host %s: %w", host, err)
-		}
+		places = append(places, h.Name)
 	}
 	var running sync.WaitGroup
-	for _, one := range watchers {
-		running.Go(one.run)
+	ready := make(chan error, 2*len(places)) // from each, that it is there, and that it has ended
+	for _, name := range places {
+		at := n.Host(name)
+		if name == linkHost {
+			at = n.observer
+		}
+		running.Go(func() {
+			err := changesTask().Run(ctx, at, name, func(c changes) error {
+				if c.Ready {
+					ready <- nil
+				}
+				w.dropped.Add(c.Lost)
+				for _, one := range c.Changes {
+					select {
+					case w.changes <- one:
+					default:
+						w.dropped.Add(1)
+					}
+				}
+				return nil
+			})
+			if err != nil && ctx.Err() == nil {
+				w.dropped.Add(1) // nobody knows how many
+				ready <- fmt.Errorf("watch host %s: %w", name, err)
+			}
+		})
 	}
 	go func() {
 		running.Wait()
 		close(w.changes)
 		close(w.ended)
 	}()
-	w.stop = context.AfterFunc(ctx, func() { w.close() })
+	for range places {
+		select {
+		case err := <-ready:
+			if err != nil {
+				return nil, errors.Join(err, w.Close())
+			}
+		case <-ctx.Done():
+			return nil, errors.Join(ctx.Err(), w.Close())
+		}
+	}
 	return w, nil
 }
 
-// Dropped counts the changes that were lost because C was not read, and the times that the kernel ran over.
+// Dropped counts the changes that were lost because C was not read, and the times that the kernel ran over or a host
+// went out of reach.
 func (w *Watch) Dropped() uint64 { return w.dropped.Load() }
 
 // Close ends the watch; C is closed when it returns. Harmless twice.
 func (w *Watch) Close() error {
 	w.stop()
-	w.close()
 	<-w.ended
 	return nil
 }
 
-func (w *Watch) close() {
-	w.once.Do(func() {
-		for _, s := range w.sockets {
-			s.Close()
-		}
-	})
+// changes are some of those on one host.
+type changes struct {
+	Ready   bool // the watch has begun
+	Changes []Change
+	Lost    uint64 // times that the kernel had more than could be taken
 }
 
-// watcher is the subscription in one namespace.
+// changesTask watches the bridges of one host; it is given the host's name.
+func changesTask() host.Task[string, changes] {
+	return host.Task[string, changes]{Name: "hostnet.changes",
+		Work: func(ctx context.Context, at host.Host, name string, give func(changes) error) error {
+			one := &watcher{at: at, host: name, links: map[int]string{}}
+			err := host.In(at, func() (err error) {
+				if one.socket, err = nl.Subscribe(unix.NETLINK_ROUTE, unix.RTNLGRP_NEIGH); err != nil {
+					return fmt.Errorf("subscribe: %w", err)
+				}
+				_ = one.socket.SetReceiveBufferSize(1<<20, false) // as much of it as the system allows
+				if one.handle, err = netlink.NewHandle(unix.NETLINK_ROUTE); err != nil {
+					return fmt.Errorf("open netlink: %w", err)
+				}
+				return one.list()
+			})
+			if one.handle != nil {
+				defer one.handle.Close()
+			}
+			if one.socket != nil {
+				stop := context.AfterFunc(ctx, one.socket.Close)
+				defer func() {
+					if stop() {
+						one.socket.Close()
+					}
+				}()
+			}
+			if err != nil {
+				return err
+			}
+			if err := give(changes{Ready: true}); err != nil {
+				return err
+			}
+			return one.run(give)
+		}}
+}
+
+// watcher is the subscription on one host.
 type watcher struct {
-	w      *Watch
+	at     host.Host
 	host   string
 	socket *nl.NetlinkSocket
 	handle *netlink.Handle
@@ -154,52 +195,62 @@ func (one *watcher) name(index int) string {
 	return fmt.Sprintf("#%d", index)
 }
 
-func (one *watcher) run() {
-	defer one.handle.Close()
+func (one *watcher) run(give func(changes) error) error {
 	for {
 		messages, from, err := one.socket.Receive()
-		at := time.Now()
+		at := one.at.Now()
 		if errors.Is(err, unix.ENOBUFS) { // the kernel had more than the socket holds; it goes on
-			one.w.dropped.Add(1)
+			if err := give(changes{Lost: 1}); err != nil {
+				return err
+			}
 			continue
 		}
 		if err != nil {
-			return // closed
+			return nil // closed
 		}
 		if from.Pid != nl.PidKernel {
 			continue
 		}
+		var batch changes
 		for _, m := range messages {
-			c := Change{At: at, Host: one.host}
-			switch m.Header.Type {
-			case unix.RTM_NEWNEIGH:
-				c.Action = Add
-			case unix.RTM_DELNEIGH:
-				c.Action = Delete
-			default:
-				continue
+			if c, ok := one.change(m, at); ok {
+				batch.Changes = append(batch.Changes, c)
 			}
-			neigh, err := netlink.NeighDeserialize(m.Data)
-			if err != nil {
-				continue // a form that a newer kernel has and we do not know
-			}
-			c.MAC, c.Port = neigh.HardwareAddr, one.name(neigh.LinkIndex)
-			if neigh.Family == unix.AF_BRIDGE {
-				c.Kind, c.Bridge = FDB, one.name(neigh.MasterIndex)
-				c.Local = neigh.State&netlink.NUD_PERMANENT != 0
-			} else {
-				c.Kind = Neighbour
-				ip, _ := netip.AddrFromSlice(neigh.IP)
-				c.IP = ip.Unmap()
-				if neigh.State&(netlink.NUD_FAILED|netlink.NUD_INCOMPLETE) != 0 {
-					c.MAC = nil // asked for, and no answer yet
-				}
-			}
-			select {
-			case one.w.changes <- c:
-			default:
-				one.w.dropped.Add(1)
+		}
+		if len(batch.Changes) > 0 {
+			if err := give(batch); err != nil {
+				return err
 			}
 		}
 	}
+}
+
+// change is what a message says; ok is false where it is of another kind.
+func (one *watcher) change(m syscall.NetlinkMessage, at time.Time) (c Change, ok bool) {
+	c = Change{At: at, Host: one.host}
+	switch m.Header.Type {
+	case unix.RTM_NEWNEIGH:
+		c.Action = Add
+	case unix.RTM_DELNEIGH:
+		c.Action = Delete
+	default:
+		return c, false
+	}
+	neigh, err := netlink.NeighDeserialize(m.Data)
+	if err != nil {
+		return c, false // a form that a newer kernel has and we do not know
+	}
+	c.MAC, c.Port = neigh.HardwareAddr, one.name(neigh.LinkIndex)
+	if neigh.Family == unix.AF_BRIDGE {
+		c.Kind, c.Bridge = FDB, one.name(neigh.MasterIndex)
+		c.Local = neigh.State&netlink.NUD_PERMANENT != 0
+		return c, true
+	}
+	c.Kind = Neighbour
+	ip, _ := netip.AddrFromSlice(neigh.IP)
+	c.IP = ip.Unmap()
+	if neigh.State&(netlink.NUD_FAILED|netlink.NUD_INCOMPLETE) != 0 {
+		c.MAC = nil // asked for, and no answer yet
+	}
+	return c, true
 }

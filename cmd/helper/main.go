@@ -30,5 +30,5 @@ func run() error {
 	if err != nil {
 		return err
 	}
-	return host.Helper{Clock: clock, Tasks: []host.Served{}}.Serve(os.Stdin, os.Stdout)
+	return host.Helper{Clock: clock, Tasks: hostnet.Tasks(), Undo: hostnet.Undos()}.Serve(os.Stdin, os.Stdout)
 }

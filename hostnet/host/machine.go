@@ -3,6 +3,7 @@ package host
 import (
 	"context"
 	"errors"
+	"fmt"
 	"io"
 	"io/fs"
 	"net"
@@ -28,6 +29,16 @@ func (m machine) do(f func() error) error {
 		return f()
 	}
 	return netns.In(m.namespace, f)
+}
+
+// In runs f on a thread that is in the network namespace of a host of this machine: what a task does with netlink and
+// with sockets of its own it does there. f starts no goroutine that does.
+func In(at Host, f func() error) error {
+	m, ok := at.(machine)
+	if !ok {
+		return fmt.Errorf("work in the network of host %s: it is not this machine's", at.Name())
+	}
+	return m.do(f)
 }
 
 func (m machine) Name() string {
