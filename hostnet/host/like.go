@@ -7,7 +7,6 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"runtime"
 	"strconv"
 	"syscall"
 
@@ -43,18 +42,6 @@ func As(h Host, l Like) (Host, error) {
 	return nil, fmt.Errorf("start processes as user %d on host %s: no host of a kind that can", l.UID, h.Name())
 }
 
-// onOwnThread runs f on a thread that nothing else ever runs on: it ends with f, and with it all that f made of it.
-func onOwnThread(f func() error) error {
-	result := make(chan error, 1)
-	go func() {
-		err := errors.New("the thread exited")
-		defer func() { result <- err }()
-		runtime.LockOSThread()
-		err = f()
-	}()
-	return <-result
-}
-
 // start starts cmd, whose streams and environment are set, in dir.
 func (l *Like) start(cmd *exec.Cmd, namespace, dir string, umask int) error {
 	if cmd.Stdin == nil { // Start would look for it in the other root
@@ -73,7 +60,7 @@ func (l *Like) start(cmd *exec.Cmd, namespace, dir string, umask int) error {
 		owner.Groups = append(owner.Groups, uint32(g))
 	}
 	cmd.SysProcAttr.Credential = owner
-	return onOwnThread(func() error {
+	return netns.OnOwnThread(func() error {
 		// Root, working folder and umask become the thread's own.
 		if err := unix.Unshare(unix.CLONE_FS); err != nil {
 			return os.NewSyscallError("unshare", err)
@@ -185,7 +172,7 @@ func (l *Like) file(name string, f func(name string) error) error {
 		return &fs.PathError{Op: "open", Path: filepath.Dir(name), Err: err}
 	}
 	defer unix.Close(folder)
-	return onOwnThread(func() error {
+	return netns.OnOwnThread(func() error {
 		if err := unix.Setgroups(l.Groups); err != nil { // this thread's; syscall.Setgroups would change all of them
 			return os.NewSyscallError("setgroups", err)
 		}

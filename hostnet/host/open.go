@@ -37,17 +37,26 @@ type way struct {
 }
 
 // bootstrap is run by the host's shell. It tells what the machine is, and receives the helper if that is not there. Its
-// words are the helper's content, its size and the folder of the cache, which may be empty.
+// words are the helper's content, its size and the folder of the cache, which may be empty: then it is the first of some
+// in which this user can write. A container's home may be read-only.
 const bootstrap = `u=$(umask)
 umask 077
 say() { printf '\001qmigrate-bootstrap %s\n' "$*"; }
 m=$(uname -m)
 [ "$m" = x86_64 ] || { say machine "$m"; exit 0; }
-[ -z "$3" ] || { QMIGRATE_CACHE=$3; export QMIGRATE_CACHE; }
-d=${QMIGRATE_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/qmigrate}/helper
+d=
+for c in "${3:-$QMIGRATE_CACHE}" "${XDG_CACHE_HOME:-$HOME/.cache}/qmigrate" /var/cache/qmigrate "/var/tmp/qmigrate-$(id -u)"; do
+ [ -n "$c" ] || continue
+ d=$c/helper
+ mkdir -p "$d" 2>/dev/null && [ -w "$d" ] && { [ -O "$d" ] || [ "$c" = "$3" ]; } && break
+ [ "$c" != "${3:-$QMIGRATE_CACHE}" ] || { say folder "$d"; exit 0; }
+ d=
+done
+[ -n "$d" ] || { say folder "$c"; exit 0; }
+QMIGRATE_CACHE=$c
+export QMIGRATE_CACHE
 f=$d/$1
 if ! [ -x "$f" ]; then
- mkdir -p "$d" 2>/dev/null || { say folder "$d"; exit 0; }
  t=$d/.new-$$
  say send
  head -c "$2" >"$t" 2>/dev/null && [ "$(wc -c <"$t")" -eq "$2" ] && chmod 700 "$t" && mv -f "$t" "$f" ||

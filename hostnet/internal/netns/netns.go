@@ -59,6 +59,18 @@ func OnThread(f func() error) error {
 	return <-result
 }
 
+// OnOwnThread runs f on a thread that nothing else ever runs on: it ends with f, and with it all that f made of it.
+func OnOwnThread(f func() error) error {
+	result := make(chan error, 1)
+	go func() {
+		err := errors.New("the thread exited")
+		defer func() { result <- err }()
+		runtime.LockOSThread()
+		err = f()
+	}()
+	return <-result
+}
+
 // openNamespace opens the named namespace; a file that no namespace is mounted on does not exist, as far as we go.
 func Open(name string) (int, error) {
 	path := Path(name)
