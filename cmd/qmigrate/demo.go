@@ -80,7 +80,7 @@ func (c *commands) runDemo(x *cli.Context) error {
 	if paired != nil && !x.IsSet("machine") && s.Log != nil {
 		fmt.Fprintf(s.Log, "machine %s: a secondary cannot follow a q35, demo's usual one\n", lab.COLOMachine)
 	}
-	said, err := lab.Sweep(x.Context)
+	said, err := lab.Sweep(x.Context, c.hosts)
 	for _, line := range said {
 		fmt.Fprintln(c.stderr, fold(line, 2, page(c.stderr)))
 	}

@@ -75,7 +75,7 @@ func (c *commands) labUp(x *cli.Context) error {
 		return errors.New("lab up needs root, because its network outlives this command: run it with sudo; `qmigrate " +
 			"demo` needs none")
 	}
-	said, err := lab.Sweep(x.Context)
+	said, err := lab.Sweep(x.Context, c.hosts)
 	for _, line := range said {
 		fmt.Fprintln(c.stderr, fold(line, 2, page(c.stderr)))
 	}
@@ -91,7 +91,7 @@ func (c *commands) labUp(x *cli.Context) error {
 	if err := l.Leave(); err != nil {
 		return errors.Join(err, l.Close())
 	}
-	st := lab.Inspect(x.Context, name)
+	st := lab.Inspect(x.Context, c.hosts, name)
 	fmt.Fprintf(c.stdout, "lab %s is up: %s\n", name, st.Guest())
 	if len(st.Sides) == 2 {
 		fmt.Fprintf(c.stdout, "qmigrate migrate --source %s --destination %s --listen %s\n", st.Sides[0].Endpoint,
@@ -101,7 +101,7 @@ func (c *commands) labUp(x *cli.Context) error {
 }
 
 func (c *commands) labStatus(x *cli.Context) error {
-	labs, err := lab.List(x.Context)
+	labs, err := lab.List(x.Context, c.hosts)
 	if err != nil {
 		return err
 	}
@@ -171,7 +171,7 @@ func (c *commands) labRate(x *cli.Context) error {
 	if err != nil {
 		return usagef("lab rate: %w", errors.Unwrap(err))
 	}
-	return lab.SetRate(x.Context, x.String("lab"), w.Number("rate"))
+	return lab.SetRate(x.Context, c.hosts, x.String("lab"), w.Number("rate"))
 }
 
 func (c *commands) labDown(x *cli.Context) error {
@@ -179,10 +179,10 @@ func (c *commands) labDown(x *cli.Context) error {
 	if err != nil {
 		return err
 	}
-	if st := lab.Inspect(x.Context, name); st.Owned {
+	if st := lab.Inspect(x.Context, c.hosts, name); st.Owned {
 		return fmt.Errorf("lab %s is in use by a running qmigrate: stop that first", name)
 	}
-	removed, err := lab.Down(x.Context, name)
+	removed, err := lab.Down(x.Context, c.hosts, name)
 	if len(removed) > 0 {
 		fmt.Fprintf(c.stdout, "removed %s\n", strings.Join(removed, ", "))
 	} else if err == nil {

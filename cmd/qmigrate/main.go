@@ -18,6 +18,8 @@ import (
 
 	"qmigrate/engine/record"
 	"qmigrate/hostnet"
+	"qmigrate/hostnet/helperbin"
+	"qmigrate/hostnet/host"
 )
 
 // version is set by the Makefile.
@@ -70,6 +72,8 @@ func run(ctx context.Context, args []string, stdin io.Reader, stdout, stderr io.
 	ctx, stop := signalContext(ctx)
 	defer stop()
 	c := &commands{stdin: stdin, stdout: stdout, stderr: stderr, said: map[string]bool{}}
+	c.hosts = &host.Pool{Program: helperbin.Helper, Said: func(at, text string) { fmt.Fprintf(stderr, "%s: %s\n", at, text) }}
+	defer c.hosts.Close()
 	app := newApp(c)
 	args, err := arrange(app, args)
 	if err == nil {
@@ -192,6 +196,7 @@ func onUsageError(x *cli.Context, err error, _ bool) error {
 type commands struct {
 	stdin          io.Reader
 	stdout, stderr io.Writer
+	hosts          *host.Pool
 	said           map[string]bool // lines of errors that have been printed
 }
 

@@ -144,7 +144,7 @@ func (c *commands) runExperiment(x *cli.Context) error {
 		return passOn(status)
 	}
 	return c.runTrials(x, e, folder, experiment.Options{Owner: fmt.Sprintf("run-%d", os.Getpid()), Command: runCommand(x),
-		Learn: learn, Schemas: schemas(), Logger: logger})
+		Hosts: c.hosts, Learn: learn, Schemas: schemas(), Logger: logger})
 }
 
 func (c *commands) runTrials(x *cli.Context, e *experiment.Experiment, folder *record.Folder,

@@ -165,7 +165,7 @@ func (s *story) close() {
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), patience)
 	defer cancel()
-	_, _ = lab.Down(ctx, labOfTests())
+	_, _ = lab.Down(ctx, new(host.Pool), labOfTests())
 }
 
 // program is one that runs beside the script.

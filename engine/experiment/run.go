@@ -15,13 +15,15 @@ import (
 	"qmigrate/engine/plan"
 	"qmigrate/engine/record"
 	"qmigrate/hostnet"
+	"qmigrate/hostnet/host"
 	"qmigrate/qmp"
 )
 
 // Options is what a run needs beside the experiment.
 type Options struct {
-	Owner    string // of its labs: a name of its own
-	Command  string // that made it, for experiment.json
+	Owner    string     // of its labs: a name of its own
+	Hosts    *host.Pool // finds hosts that are elsewhere; nil knows this machine and its namespaces
+	Command  string     // that made it, for experiment.json
 	Learn    []*record.Migration
 	Schemas  qmp.SchemaCache
 	Logger   *slog.Logger
@@ -159,7 +161,7 @@ func (e *Experiment) Run(ctx context.Context, folder *record.Folder, o Options, 
 	if err != nil {
 		return nil, err
 	}
-	said, err := lab.Sweep(ctx)
+	said, err := lab.Sweep(ctx, o.Hosts)
 	if o.Say != nil {
 		for _, line := range said {
 			o.Say(line)
@@ -168,7 +170,7 @@ func (e *Experiment) Run(ctx context.Context, folder *record.Folder, o Options, 
 	if err != nil {
 		return nil, fmt.Errorf("clean up after a killed run: %w", err)
 	}
-	if len(p.Left) > 0 {
+	if e.needsNamespaces(p.Left) {
 		if err := canHaveLabs(hostnet.Check(ctx)); err != nil {
 			return nil, err
 		}
@@ -187,6 +189,11 @@ func (e *Experiment) Run(ctx context.Context, folder *record.Folder, o Options, 
 		sum: Summary{Total: len(p.Trials), Before: len(p.Trials) - len(p.Left)}}
 	err = r.run(ctx, p.Left)
 	return &r.sum, errors.Join(err, r.down())
+}
+
+// needsNamespaces tells whether a trial's hosts are namespaces of this machine.
+func (e *Experiment) needsNamespaces(trials []Trial) bool {
+	return slices.ContainsFunc(trials, func(t Trial) bool { return t.Lab.Hosts == "" || t.Lab.Hosts == lab.Namespaces })
 }
 
 // canHaveLabs refuses a host on which every trial would fail: a failed trial is a result, and is not tried again when
@@ -337,7 +344,7 @@ func (r *runner) migrate(ctx context.Context, t Trial, begun time.Time, boot *re
 			return nil, err
 		}
 		s := t.Lab
-		s.Owner, s.Logger = r.opts.Owner, r.opts.Logger
+		s.Owner, s.Logger, s.Pool = r.opts.Owner, r.opts.Logger, r.opts.Hosts
 		var err error
 		if r.lab, err = lab.Up(ctx, s); err != nil {
 			r.lab = nil

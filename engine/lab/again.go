@@ -29,7 +29,7 @@ func (l *Lab) Again(ctx context.Context) error {
 	if err := l.spec.CheckAgain(); err != nil {
 		return err
 	}
-	free, qemu := l.hostOf(l.source), l.source.Spec().QEMU
+	free := l.hostOf(l.source)
 	gone := l.source
 	l.source, l.destination = l.destination, nil
 	// First of all the state: from now on a sweep looks for the waiting side where the guest came from.
@@ -38,7 +38,7 @@ func (l *Lab) Again(ctx context.Context) error {
 		return fmt.Errorf("remove the QEMU that the guest has left: %w", err)
 	}
 	var err error
-	if l.destination, err = l.startDestination(ctx, free, qemu); err != nil {
+	if l.destination, err = l.startDestination(ctx, free); err != nil {
 		return fmt.Errorf("start a new destination on host %s: %w", free, err)
 	}
 	if err := l.save(); err != nil {

@@ -12,7 +12,9 @@ import (
 	"qmigrate/engine/record"
 	"qmigrate/guest"
 	"qmigrate/guest/guesttest"
+	"qmigrate/guest/guesttest/within"
 	"qmigrate/guest/wire"
+	"qmigrate/hostnet/host"
 )
 
 // TestAgain moves one guest there, back and there again: each time the whole of it is checked, and what is seen of it is seen on the right host.
@@ -64,7 +66,8 @@ func TestSweepAfterAgain(t *testing.T) {
 	if err := errors.Join(os.Mkdir(filepath.Join(dir, "a"), 0o700), os.WriteFile(guest.Spec{Dir: filepath.Join(dir, "a")}.Socket("pid"), []byte("42\n"), 0o600)); err != nil {
 		t.Fatal(err)
 	}
-	source, destination := state{Owner: "x", Source: vm("b")}.sides(dir)
+	places := map[string]place{"a": {"netns:qmig-x-a", dir}, "b": {"netns:qmig-x-b", dir}}
+	source, destination := state{Owner: "x", Source: vm("b"), Places: places}.sides(within.Context(t), new(host.Pool))
 	if source.PID != 1 || destination == nil || destination.PID != 42 || destination.Host != "netns:qmig-x-a" {
 		t.Errorf("the guest is on b, and a new QEMU of process 42 is on a: found %+v, %+v", source, destination)
 	}

@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"path/filepath"
 	"sync"
 	"time"
 
@@ -168,23 +167,15 @@ func newCOLORecord(p colo.Plan) *record.Migration {
 	}
 }
 
-// hostOf is the host's name in the lab's network.
-func (l *Lab) hostOf(vm *guest.VM) string {
-	if vm.Host().Name() == l.site.Host(sourceHost).Name() {
-		return sourceHost
-	}
-	return destinationHost
-}
-
 // reprotect gives the guest, which is left alone, a new secondary on the other host, and lets the two run in step.
 func (l *Lab) reprotect(ctx context.Context, rec *record.Migration, p colo.Plan, t COLOTrial, o plan.Options) {
 	f := rec.COLO
 	f.Reprotected = record.Of(false)
-	other, qemu := destinationHost, l.qemu[1]
+	other := destinationHost
 	if l.hostOf(l.source) == destinationHost {
-		other, qemu = sourceHost, l.qemu[0]
+		other = sourceHost
 	}
-	if err := l.attach(ctx, other, qemu); err != nil {
+	if err := l.attach(ctx, other); err != nil {
 		rec.Warn("not protected again: %v", err)
 		return
 	}
@@ -204,12 +195,11 @@ func (l *Lab) reprotect(ctx context.Context, rec *record.Migration, p colo.Plan,
 }
 
 // attach starts a new QEMU that waits for the lab's guest, on a host whose former one has gone.
-func (l *Lab) attach(ctx context.Context, host, qemu string) (err error) {
-	probe := filepath.Join(l.dir, "probe")
-	if err := connect.TryCOLO(ctx, l.site.Host(sourceHost), l.source.Spec().QEMU, qemu, probe); err != nil {
+func (l *Lab) attach(ctx context.Context, host string) (err error) {
+	if err := l.tryCOLO(ctx, l.source.Spec().QEMU, l.hosts[host].qemu.Path); err != nil {
 		return err
 	}
-	l.destination, err = l.startDestination(ctx, host, qemu)
+	l.destination, err = l.startDestination(ctx, host)
 	if err == nil {
 		err = l.save()
 	}

@@ -26,7 +26,7 @@ import (
 // stateOf is a QEMU's query-status.
 func stateOf(t *testing.T, vm *guest.VM) string {
 	t.Helper()
-	s, err := runState(within.Context(t), &vmState{Host: vm.Host().Name(), PID: vm.Process().PID(), Spec: vm.Spec()})
+	s, err := runState(within.Context(t), new(host.Pool), &vmState{Host: vm.Host().Name(), PID: vm.Process().PID(), Spec: vm.Spec()})
 	if errors.Is(err, os.ErrProcessDone) {
 		return "dead"
 	}

@@ -22,6 +22,7 @@ import (
 	"qmigrate/guest/image"
 	"qmigrate/guest/wire"
 	"qmigrate/hostnet/cpucap"
+	"qmigrate/hostnet/host"
 )
 
 func TestCheckHardware(t *testing.T) {
@@ -191,7 +192,7 @@ func TestCPUCap(t *testing.T) {
 	if err := l.Leave(); err != nil {
 		t.Fatal(err)
 	}
-	removed, err := Down(t.Context(), l.spec.Owner)
+	removed, err := Down(t.Context(), new(host.Pool), l.spec.Owner)
 	if err != nil {
 		t.Fatal(err)
 	}

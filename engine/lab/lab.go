@@ -13,12 +13,10 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
-	"path/filepath"
 	"strings"
 	"sync"
 	"time"
 
-	"qmigrate/engine/connect"
 	"qmigrate/engine/lab/load"
 	"qmigrate/engine/lab/observe"
 	"qmigrate/engine/record"
@@ -32,6 +30,7 @@ const (
 	beatPort                    = 7777
 	defaultMachine              = "pc-q35-7.2"     // every QEMU that the lab takes has it
 	readyLimit                  = 60 * time.Second // for a guest to boot under TCG on a busy machine
+	leaveLimit                  = 10 * time.Second
 	settleTime                  = 500 * time.Millisecond
 	warmUp                      = time.Second // of observed workload before `migrate`: the "before" of every rate and gap
 )
@@ -41,7 +40,7 @@ type Lab struct {
 	spec        Spec
 	dir         string
 	site        Site
-	qemu        [2]string // the binaries of hosts a and b
+	hosts       map[string]*labHost
 	source      *guest.VM
 	destination *guest.VM
 	agent       *guest.Agent // the guest's, over the side that runs it
@@ -89,19 +88,32 @@ func Up(ctx context.Context, s Spec) (_ *Lab, err error) {
 	if err != nil {
 		return nil, err
 	}
-	if l.dir, err = claim(s.Owner); err != nil {
+	if l.dir, err = claim(s.Owner, s.Hosts); err != nil {
 		return nil, err
 	}
 	l.say("network: hosts a and b, and an observer, on one link")
 	if l.site, err = s.makeSite(ctx); err != nil {
 		return nil, err
 	}
-	l.qemu = [2]string{source.Path, destination.Path}
+	if err := l.take(ctx); err != nil {
+		return nil, err
+	}
+	if err := l.save(); err != nil {
+		return nil, err
+	}
+	var supplied sync.WaitGroup
+	var supplyErr [2]error
+	for i, binary := range []guest.Binary{source, destination} {
+		supplied.Go(func() { supplyErr[i] = l.supply(ctx, []string{sourceHost, destinationHost}[i], binary, image) })
+	}
+	supplied.Wait()
+	if err := errors.Join(supplyErr[:]...); err != nil {
+		return nil, err
+	}
 	g := l.spec.Guest
 	g.Image = image
 	if s.COLO {
-		if err := connect.TryCOLO(ctx, l.site.Host(sourceHost), source.Path, destination.Path,
-			filepath.Join(l.dir, "probe")); err != nil {
+		if err := l.tryCOLO(ctx, l.hosts[sourceHost].qemu.Path, l.hosts[destinationHost].qemu.Path); err != nil {
 			return nil, err
 		}
 		g.Machine = cmp.Or(g.Machine, COLOMachine)
@@ -114,8 +126,7 @@ func Up(ctx context.Context, s Spec) (_ *Lab, err error) {
 	for _, word := range boot.Words() {
 		g.Image.Append += " " + word
 	}
-	g.QEMU = source.Path
-	if l.accelerator, err = guest.ProbeAccelerator(ctx, l.site.Host(sourceHost), g, s.Accelerator); err != nil {
+	if l.accelerator, err = l.probe(ctx, g); err != nil {
 		return nil, err
 	}
 	g.Accelerator = l.accelerator.Name
@@ -139,7 +150,7 @@ func Up(ctx context.Context, s Spec) (_ *Lab, err error) {
 	if err := l.disks.Make(ctx); err != nil {
 		return nil, err
 	}
-	if err := l.start(ctx, source, destination); err != nil {
+	if err := l.start(ctx); err != nil {
 		return nil, err
 	}
 	return l, l.prepare(ctx)
@@ -169,20 +180,18 @@ func (l *Lab) binaries(ctx context.Context) (source, destination guest.Binary, e
 }
 
 // start starts the source and, beside it, the destination, and waits for the guest.
-func (l *Lab) start(ctx context.Context, source, destination guest.Binary) error {
+func (l *Lab) start(ctx context.Context) error {
 	begin := time.Now()
 	var both sync.WaitGroup
 	var srcErr, dstErr error
 	both.Go(func() {
-		s := l.spec.Guest
-		s.Name, s.QEMU, s.Dir = l.spec.Owner+"-a", source.Path, filepath.Join(l.dir, sourceHost)
-		s.NIC.TAP = l.site.TAP(sourceHost)
+		s := l.guestOn(l.hosts[sourceHost], l.spec.Guest)
 		if l.disks != nil {
 			s.Disks = l.disks.Source
 		}
-		l.source, srcErr = guest.Start(ctx, l.site.Host(sourceHost), s)
+		l.source, srcErr = guest.Start(ctx, l.hosts[sourceHost].Host, s)
 	})
-	both.Go(func() { l.destination, dstErr = l.startDestination(ctx, destinationHost, destination.Path) })
+	both.Go(func() { l.destination, dstErr = l.startDestination(ctx, destinationHost) })
 	both.Wait()
 	if err := errors.Join(srcErr, dstErr); err != nil {
 		return err
@@ -212,15 +221,14 @@ func (l *Lab) start(ctx context.Context, source, destination guest.Binary) error
 }
 
 // startDestination starts a QEMU like the source's that waits for a migration and does not run by itself.
-func (l *Lab) startDestination(ctx context.Context, host, qemu string) (*guest.VM, error) {
-	s := l.spec.Guest
-	s.Name, s.QEMU, s.Dir = l.spec.Owner+"-"+host, qemu, filepath.Join(l.dir, host)
-	s.NIC.TAP = l.site.TAP(host)
+func (l *Lab) startDestination(ctx context.Context, name string) (*guest.VM, error) {
+	h := l.hosts[name]
+	s := l.guestOn(h, l.spec.Guest)
 	s.Incoming, s.Paused = true, true
 	if l.disks != nil {
 		s.Disks = l.disks.Destination
 	}
-	vm, err := guest.Start(ctx, l.site.Host(host), s)
+	vm, err := guest.Start(ctx, h.Host, s)
 	if err != nil {
 		return nil, err
 	}
@@ -311,19 +319,21 @@ func (l *Lab) Close() error {
 	for _, host := range []string{destinationHost, sourceHost} {
 		errs = append(errs, l.lift(host))
 	}
-	errs = append(errs, l.disks.Close())
+	errs = append(errs, l.disks.Close(), l.forget())
 	if l.site != nil {
 		errs = append(errs, l.site.Close())
 	}
 	if l.dir != "" {
 		errs = append(errs, release(l.dir))
 	}
-	l.agent, l.destination, l.source, l.disks, l.tools, l.site, l.dir = nil, nil, nil, nil, nil, nil, ""
+	l.agent, l.destination, l.source, l.disks, l.tools, l.site, l.hosts, l.dir = nil, nil, nil, nil, nil, nil, nil, ""
 	return errors.Join(errs...)
 }
 
 // Leave lets the lab stand when this program ends: Load finds it again.
 func (l *Lab) Leave() error {
 	l.agent.Close()
-	return errors.Join(l.tools.Close(), l.keep())
+	ctx, cancel := context.WithTimeout(context.Background(), leaveLimit)
+	defer cancel()
+	return errors.Join(l.tools.Close(), l.site.Leave(ctx), l.keep())
 }

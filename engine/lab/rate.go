@@ -25,8 +25,8 @@ func setRate(ctx context.Context, a *guest.Agent, perSecond float64) error {
 }
 
 // SetRate changes the rate of the workload in the guest of a lab that stands, on whichever side it runs.
-func SetRate(ctx context.Context, owner string, perSecond float64) error {
-	st := Inspect(ctx, owner)
+func SetRate(ctx context.Context, hosts *host.Pool, owner string, perSecond float64) error {
+	st := Inspect(ctx, hosts, owner)
 	if len(st.Sides) == 0 {
 		return fmt.Errorf("no lab %s: `qmigrate lab status` lists them", owner)
 	}
@@ -37,12 +37,12 @@ func SetRate(ctx context.Context, owner string, perSecond float64) error {
 	if err != nil {
 		return err
 	}
-	source, destination := s.sides(st.Dir)
+	source, destination := s.sides(ctx, hosts)
 	for i, v := range []*vmState{source, destination} {
 		if v == nil || i >= len(st.Sides) || st.Sides[i].RunState != "running" {
 			continue
 		}
-		at, err := host.Find(ctx, v.Host)
+		at, err := hosts.Find(ctx, v.Host)
 		if err != nil {
 			return err
 		}

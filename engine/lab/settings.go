@@ -23,11 +23,8 @@ const (
 	minObserve = 500 * time.Millisecond // room for QEMU's announcements, and for some bins to take a median of
 )
 
-// Where the settings of a lab can be given.
-const (
-	trials   = setting.Demo | setting.Lab | setting.Run
-	commands = setting.Demo | setting.Lab
-)
+// trials is where the settings of a lab can be given.
+const trials = setting.Demo | setting.Lab | setting.Run
 
 // Settings are those of a spec, in the order in which they are applied.
 func Settings() []setting.Setting[Spec] {
@@ -186,7 +183,7 @@ func hostSettings() []setting.Setting[Spec] {
 			Help: "kind of the stream between the hosts: tcp, unix (not over the link), fd (a TCP connection handed " +
 				"over), exec (pipes)",
 			Apply: setting.Choice(func(s *Spec) *string { return &s.Transport }, Transports()...)},
-		{Name: "hosts", Shape: "KIND", Default: "netns", Example: "netns", Where: commands,
+		{Name: "hosts", Shape: "KIND", Default: Namespaces, Example: Namespaces, Where: trials,
 			Help:  "what a host is: netns, a network namespace",
 			Apply: setting.Choice(func(s *Spec) *string { return &s.Hosts }, Namespaces)},
 		{Name: "allow-unsafe", Example: "false", Where: trials,

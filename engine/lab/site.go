@@ -71,12 +71,15 @@ func (s Spec) makeSite(ctx context.Context) (Site, error) {
 	return nil, fmt.Errorf("hosts %s: have %s", s.Hosts, Namespaces)
 }
 
-// removeSite removes what an owner's site of a kind has left, whoever made it and however far that came. removed names
-// what went.
-func removeSite(ctx context.Context, kind, owner string) (removed []string, err error) {
-	switch kind {
+// ownHosts tells whether hosts of a kind are made with their site and removed with it, with all that runs on them.
+func ownHosts(kind string) bool { return kind == "" || kind == Namespaces }
+
+// removeSite removes what the site of a lab has left, whoever made it and however far that came. removed names what
+// went. A lab whose state is not known may have namespaces.
+func removeSite(ctx context.Context, _ *host.Pool, s state) (removed []string, err error) {
+	switch s.Hosts {
 	case "", Namespaces:
-		return hostnet.Remove(ctx, owner)
+		return hostnet.Remove(ctx, s.Owner)
 	}
-	return nil, fmt.Errorf("lab %s: its hosts are %s, which this qmigrate does not know", owner, kind)
+	return nil, fmt.Errorf("lab %s: its hosts are %s, which this qmigrate does not know", s.Owner, s.Hosts)
 }

@@ -14,12 +14,14 @@ import (
 	"qmigrate/guest/image"
 	"qmigrate/guest/wire"
 	"qmigrate/hostnet/cpucap"
+	"qmigrate/hostnet/host"
 )
 
 // Spec is a lab as data.
 type Spec struct {
 	Owner string     // mark in the names of everything that is made; default lab
 	Hosts string     // what the hosts are: Namespaces (default)
+	Pool  *host.Pool // finds hosts that are elsewhere; nil knows this machine and its namespaces
 	Guest guest.Spec // memory, vCPUs, machine, NIC model, disk bus; the lab fills in the rest
 	// percent of one processor that the guest's vCPUs may take together, on each host; 0: no limit
 	CPUCap          int

@@ -11,8 +11,8 @@ import (
 	"strings"
 	"time"
 
+	"qmigrate/engine/lab/load"
 	"qmigrate/guest"
-	"qmigrate/hostnet"
 	"qmigrate/hostnet/host"
 	"qmigrate/qmp"
 )
@@ -38,7 +38,7 @@ type Status struct {
 }
 
 // List says which labs there are.
-func List(ctx context.Context) ([]Status, error) {
+func List(ctx context.Context, hosts *host.Pool) ([]Status, error) {
 	switch err := trusted(); {
 	case errors.Is(err, fs.ErrNotExist):
 		return nil, nil
@@ -52,7 +52,7 @@ func List(ctx context.Context) ([]Status, error) {
 	var all []Status
 	for _, e := range entries {
 		if e.IsDir() && isLab(filepath.Join(Folder(), e.Name())) {
-			all = append(all, Inspect(ctx, e.Name()))
+			all = append(all, Inspect(ctx, hosts, e.Name()))
 		}
 	}
 	return all, nil
@@ -61,8 +61,8 @@ func List(ctx context.Context) ([]Status, error) {
 // ErrInUse is why a side of a lab is not asked: its owner runs.
 var ErrInUse = errors.New("in use by a running qmigrate")
 
-// Inspect looks at one lab, each of its QEMUs for at most half a second.
-func Inspect(ctx context.Context, owner string) Status {
+// Inspect looks at one lab, each of its QEMUs for at most two seconds.
+func Inspect(ctx context.Context, hosts *host.Pool, owner string) Status {
 	dir := filepath.Join(Folder(), owner)
 	st := Status{Owner: owner, Dir: dir}
 	s, err := read(dir)
@@ -76,7 +76,7 @@ func Inspect(ctx context.Context, owner string) Status {
 	}
 	// QEMU finishes alone the migration of a run that was killed, and the two sides are asked one after the other: only
 	// what they say twice have they said together.
-	look := func() []Side { return s.look(ctx, dir, st.Owned) }
+	look := func() []Side { return s.look(ctx, hosts, st.Owned) }
 	st.Sides = look()
 	for range 10 {
 		again := look()
@@ -92,8 +92,8 @@ func Inspect(ctx context.Context, owner string) Status {
 }
 
 // look asks each side once.
-func (s state) look(ctx context.Context, dir string, owned bool) (sides []Side) {
-	source, destination := s.sides(dir)
+func (s state) look(ctx context.Context, hosts *host.Pool, owned bool) (sides []Side) {
+	source, destination := s.sides(ctx, hosts)
 	for _, v := range []struct {
 		name string
 		vm   *vmState
@@ -101,23 +101,35 @@ func (s state) look(ctx context.Context, dir string, owned bool) (sides []Side) 
 		if v.vm == nil {
 			continue
 		}
-		side := Side{Name: v.name, Host: v.vm.Host, PID: v.vm.PID, Endpoint: "unix:" + v.vm.Spec.Dir}
+		side := Side{Name: v.name, Host: v.vm.Host, PID: v.vm.PID, Endpoint: endpointOf(v.vm.Host, v.vm.Spec.Dir)}
 		if owned {
 			side.Err = ErrInUse // its monitors serve the owner
 		} else {
-			side.RunState, side.Err = runState(ctx, v.vm)
+			side.RunState, side.Err = runState(ctx, hosts, v.vm)
 		}
 		sides = append(sides, side)
 	}
 	return sides
 }
 
-func runState(ctx context.Context, v *vmState) (string, error) {
+// endpointOf is a QEMU's folder of sockets as `qmigrate migrate` takes it.
+func endpointOf(host, dir string) string {
+	kind, name, _ := strings.Cut(host, ":")
+	switch kind {
+	case "lxc":
+		return "lxc://" + name + dir
+	case "ssh":
+		return host + dir
+	}
+	return "unix:" + dir
+}
+
+func runState(ctx context.Context, hosts *host.Pool, v *vmState) (string, error) {
 	ctx, cancel := context.WithTimeout(ctx, 2*time.Second)
 	defer cancel()
-	at, err := host.Find(ctx, v.Host)
+	at, err := findPlace(ctx, hosts, v.Host)
 	if err != nil {
-		at = host.Local()
+		return "", err
 	}
 	vm, err := guest.Open(ctx, at, v.Spec, v.PID)
 	if err != nil {
@@ -184,7 +196,7 @@ func (s Status) Mend() string {
 }
 
 // Down removes a lab: its QEMUs, its network, its folder. removed names what went.
-func Down(ctx context.Context, owner string) (removed []string, err error) {
+func Down(ctx context.Context, hosts *host.Pool, owner string) (removed []string, err error) {
 	if err := CheckName(owner); err != nil {
 		return nil, err
 	}
@@ -193,31 +205,13 @@ func Down(ctx context.Context, owner string) (removed []string, err error) {
 	}
 	dir := filepath.Join(Folder(), owner)
 	var errs []error
-	if s, err := read(dir); err == nil {
-		source, destination := s.sides(dir)
-		for _, v := range []*vmState{destination, source} {
-			if v == nil {
-				continue
-			}
-			at, err := host.Find(ctx, v.Host)
-			if err != nil {
-				at = host.Local() // the namespace has lost its name, but not its processes
-			}
-			if vm, err := guest.Open(ctx, at, v.Spec, v.PID); err == nil {
-				removed = append(removed, fmt.Sprintf("QEMU %d on %s", v.PID, v.Host))
-				errs = append(errs, vm.Close())
-			}
-		}
+	s, err := read(dir)
+	if err != nil { // the folder has gone, and what had its mark may not have
+		s = state{Owner: owner}
 	}
-	if s, err := read(dir); err == nil && s.Server != nil {
-		removed = append(removed, fmt.Sprintf("storage server %d", s.Server.PID))
-		errs = append(errs, s.Server.Kill(ctx))
-	}
-	if s, err := read(dir); err == nil && s.Tool != nil {
-		removed = append(removed, fmt.Sprintf("iperf3 %d", s.Tool.PID))
-		errs = append(errs, s.Tool.Kill(ctx))
-	}
-	names, err := hostnet.Remove(ctx, owner)
+	removed, err = s.end(ctx, hosts)
+	errs = append(errs, err)
+	names, err := removeSite(ctx, hosts, s)
 	removed, errs = append(removed, names...), append(errs, err)
 	if err := errors.Join(errs...); err != nil {
 		return removed, err // the folder stays: it is what the next attempt knows the rest by
@@ -228,10 +222,59 @@ func Down(ctx context.Context, owner string) (removed []string, err error) {
 	return removed, errors.Join(errs...)
 }
 
+// end ends what of the lab runs on its hosts, and removes its folders there. A host that went with its site has nothing
+// left.
+func (s state) end(ctx context.Context, hosts *host.Pool) (ended []string, err error) {
+	var errs []error
+	source, destination := s.sides(ctx, hosts)
+	for _, v := range []*vmState{destination, source} {
+		if v == nil {
+			continue
+		}
+		at, err := findPlace(ctx, hosts, v.Host)
+		if err != nil {
+			if !ownHosts(s.Hosts) {
+				errs = append(errs, fmt.Errorf("end QEMU %d: %w", v.PID, err))
+			}
+			continue
+		}
+		vm, err := guest.Open(ctx, at, v.Spec, v.PID)
+		switch {
+		case err == nil:
+			ended = append(ended, fmt.Sprintf("QEMU %d on %s", v.PID, v.Host))
+			errs = append(errs, vm.Close())
+		case !errors.Is(err, os.ErrProcessDone) && !ownHosts(s.Hosts):
+			errs = append(errs, err)
+		}
+	}
+	for _, p := range []struct {
+		name string
+		of   *load.ProcessState
+	}{{"storage server", s.Server}, {"iperf3", s.Tool}} {
+		if p.of != nil {
+			ended = append(ended, fmt.Sprintf("%s %d", p.name, p.of.PID))
+			errs = append(errs, p.of.Kill(ctx, hosts))
+		}
+	}
+	if !ownHosts(s.Hosts) {
+		for _, p := range s.Places {
+			if p.Folder == "" {
+				continue
+			}
+			at, err := hosts.Find(ctx, p.Host)
+			if err == nil {
+				err = at.RemoveAll(p.Folder)
+			}
+			errs = append(errs, err)
+		}
+	}
+	return ended, errors.Join(errs...)
+}
+
 // Sweep removes what killed runs left behind, and says of each where its guest was; labs that stand, and those of
 // processes that run, stay. For each, said is one sentence.
-func Sweep(ctx context.Context) (said []string, err error) {
-	labs, err := List(ctx)
+func Sweep(ctx context.Context, hosts *host.Pool) (said []string, err error) {
+	labs, err := List(ctx, hosts)
 	if err != nil {
 		return nil, err
 	}
@@ -249,7 +292,7 @@ func Sweep(ctx context.Context) (said []string, err error) {
 			continue
 		}
 		where := l.Guest()
-		removed, err := Down(ctx, l.Owner)
+		removed, err := Down(ctx, hosts, l.Owner)
 		errs = append(errs, err)
 		said = append(said, fmt.Sprintf("%s was left by a run that was killed (%s): removed %s", l.Owner, where,
 			strings.Join(removed, ", ")))

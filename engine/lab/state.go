@@ -1,11 +1,13 @@
 package lab
 
 import (
+	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"io/fs"
 	"os"
+	"path"
 	"path/filepath"
 	"strconv"
 	"strings"
@@ -27,10 +29,18 @@ type state struct {
 	StartTime   uint64             `json:"start_time"`
 	Made        time.Time          `json:"made"`
 	LinkRate    int64              `json:"link_rate_bytes_per_s"`
+	Hosts       string             `json:"hosts"`            // as in Spec
+	Places      map[string]place   `json:"places,omitempty"` // by the hosts' names in the site, "link" is the observer
 	Source      *vmState           `json:"source,omitempty"`
 	Destination *vmState           `json:"destination,omitempty"`
 	Server      *load.ProcessState `json:"server,omitempty"` // of the guest's storage
 	Tool        *load.ProcessState `json:"tool,omitempty"`   // the other end of the guest's workload
+}
+
+// place is where a host of the site is found, and the lab's folder there.
+type place struct {
+	Host   string `json:"host"`
+	Folder string `json:"folder"`
 }
 
 type vmState struct {
@@ -89,7 +99,7 @@ func trusted() error {
 }
 
 // claim makes the lab's folder; a folder that is there belongs to a lab that stands.
-func claim(owner string) (_ string, err error) {
+func claim(owner, hosts string) (_ string, err error) {
 	if err := CheckName(owner); err != nil {
 		return "", err
 	}
@@ -108,7 +118,8 @@ func claim(owner string) (_ string, err error) {
 		return "", fmt.Errorf("make lab folder: %w", err)
 	}
 	defer os.RemoveAll(made)
-	if err := write(made, state{Owner: owner, PID: os.Getpid(), StartTime: start, Made: time.Now()}); err != nil {
+	if err := write(made, state{Owner: owner, PID: os.Getpid(), StartTime: start, Made: time.Now(),
+		Hosts: hosts}); err != nil {
 		return "", err
 	}
 	dir := filepath.Join(Folder(), owner)
@@ -143,9 +154,9 @@ func read(dir string) (state, error) {
 	return s, nil
 }
 
-// sides are the QEMUs of the lab in dir: those of its state and, where a run was killed before it could write them
-// down, those whose process number is in their own folder.
-func (s state) sides(dir string) (source, destination *vmState) {
+// sides are the QEMUs of the lab: those of its state and, where a run was killed before it could write them down, those
+// whose process number is in their own folder.
+func (s state) sides(ctx context.Context, hosts *host.Pool) (source, destination *vmState) {
 	find := func(noted, other *vmState, host, back string) *vmState {
 		if noted != nil {
 			return noted
@@ -154,8 +165,16 @@ func (s state) sides(dir string) (source, destination *vmState) {
 		if other != nil && filepath.Base(other.Spec.Dir) == host {
 			host = back
 		}
-		spec := guest.Spec{Dir: filepath.Join(dir, host)}
-		b, err := os.ReadFile(spec.Socket("pid"))
+		p, ok := s.Places[host]
+		if !ok {
+			return nil
+		}
+		at, err := findPlace(ctx, hosts, p.Host)
+		if err != nil {
+			return nil
+		}
+		spec := guest.Spec{Dir: path.Join(p.Folder, host)}
+		b, err := at.ReadFile(spec.Socket("pid"))
 		if err != nil {
 			return nil
 		}
@@ -163,14 +182,27 @@ func (s state) sides(dir string) (source, destination *vmState) {
 		if err != nil {
 			return nil
 		}
-		return &vmState{fmt.Sprintf("netns:qmig-%s-%s", s.Owner, host), pid, spec}
+		return &vmState{p.Host, pid, spec}
 	}
 	return find(s.Source, s.Destination, sourceHost, destinationHost),
 		find(s.Destination, s.Source, destinationHost, sourceHost)
 }
 
+// findPlace finds a host of a lab. A namespace that has lost its name has not lost its processes and files.
+func findPlace(ctx context.Context, hosts *host.Pool, name string) (host.Host, error) {
+	at, err := hosts.Find(ctx, name)
+	if err != nil && strings.HasPrefix(name, "netns:") {
+		return host.Local(), nil
+	}
+	return at, err
+}
+
 func (l *Lab) state() state {
-	s := state{Owner: l.spec.Owner, PID: os.Getpid(), Made: time.Now(), LinkRate: l.spec.LinkRate}
+	s := state{Owner: l.spec.Owner, PID: os.Getpid(), Made: time.Now(), LinkRate: l.spec.LinkRate, Hosts: l.spec.Hosts,
+		Places: map[string]place{"link": {Host: l.site.Observer().Name()}}}
+	for _, name := range []string{sourceHost, destinationHost} {
+		s.Places[name] = place{l.hosts[name].Name(), l.hosts[name].folder}
+	}
 	if old, err := read(l.dir); err == nil {
 		s.PID, s.StartTime, s.Made = old.PID, old.StartTime, old.Made
 	}

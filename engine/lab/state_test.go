@@ -29,7 +29,7 @@ func TestCheckName(t *testing.T) {
 		if CheckName(name) == nil {
 			t.Errorf("%q is taken", name)
 		}
-		if removed, err := Down(within.Context(t), name); err == nil || len(removed) > 0 {
+		if removed, err := Down(within.Context(t), new(host.Pool), name); err == nil || len(removed) > 0 {
 			t.Errorf("down %q removed %q, %v", name, removed, err)
 		}
 	}
@@ -102,10 +102,10 @@ func sweep(t *testing.T) {
 	if err := syscall.Mount("tmpfs", "/run", "tmpfs", 0, "mode=0755"); err != nil {
 		t.Skip("mount a /run: ", err)
 	}
-	if labs, err := List(within.Context(t)); err != nil || len(labs) != 0 {
+	if labs, err := List(within.Context(t), new(host.Pool)); err != nil || len(labs) != 0 {
 		t.Fatalf("without a folder: %v, %v", labs, err)
 	}
-	if said, err := Sweep(within.Context(t)); err != nil || len(said) != 0 {
+	if said, err := Sweep(within.Context(t), new(host.Pool)); err != nil || len(said) != 0 {
 		t.Fatalf("without a folder: swept %q, %v", said, err)
 	}
 
@@ -118,13 +118,13 @@ func sweep(t *testing.T) {
 	if err := dead.Run(); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := claim("mine"); err != nil {
+	if _, err := claim("mine", ""); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := claim("mine"); err == nil || !strings.Contains(err.Error(), "`qmigrate lab down mine` removes it") {
+	if _, err := claim("mine", ""); err == nil || !strings.Contains(err.Error(), "`qmigrate lab down mine` removes it") {
 		t.Errorf("claimed twice: %v", err)
 	}
-	if _, err := claim("../mine"); err == nil {
+	if _, err := claim("../mine", ""); err == nil {
 		t.Error("claimed a folder elsewhere")
 	}
 	put := func(name string, s state) {
@@ -160,7 +160,7 @@ func sweep(t *testing.T) {
 		t.Fatal(err)
 	}
 
-	labs, err := List(within.Context(t))
+	labs, err := List(within.Context(t), new(host.Pool))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -174,20 +174,20 @@ func sweep(t *testing.T) {
 	if !slices.Equal(names, []string{"kept", "killed", "mine", "reused"}) {
 		t.Errorf("labs %q", names)
 	}
-	said, err := Sweep(within.Context(t))
+	said, err := Sweep(within.Context(t), new(host.Pool))
 	if err != nil || len(said) != 2 || !strings.HasPrefix(said[0], "killed was left by a run that was killed (source dead, destination dead: no side runs the guest): removed ") ||
 		!strings.HasPrefix(said[1], "reused was left by a run that was killed") {
 		t.Errorf("swept %q, %v", said, err)
 	}
-	if said, err := Sweep(within.Context(t)); err != nil || len(said) != 0 {
+	if said, err := Sweep(within.Context(t), new(host.Pool)); err != nil || len(said) != 0 {
 		t.Errorf("swept again %q, %v", said, err)
 	}
 	for _, name := range []string{"foreign", "link"} {
-		if removed, err := Down(within.Context(t), name); err != nil || len(removed) != 0 {
+		if removed, err := Down(within.Context(t), new(host.Pool), name); err != nil || len(removed) != 0 {
 			t.Errorf("down %s removed %q, %v", name, removed, err)
 		}
 	}
-	if removed, err := Down(within.Context(t), "kept"); err != nil || !slices.Equal(removed, []string{filepath.Join(Folder(), "kept")}) {
+	if removed, err := Down(within.Context(t), new(host.Pool), "kept"); err != nil || !slices.Equal(removed, []string{filepath.Join(Folder(), "kept")}) {
 		t.Errorf("down kept removed %q, %v", removed, err)
 	}
 	var left []string
@@ -212,7 +212,7 @@ func sweep(t *testing.T) {
 	if err := os.WriteFile(filepath.Join(Folder(), "garbled", "state.json"), []byte("{"), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	if said, err := Sweep(within.Context(t)); err != nil || len(said) != 1 {
+	if said, err := Sweep(within.Context(t), new(host.Pool)); err != nil || len(said) != 1 {
 		t.Errorf("a garbled state: swept %q, %v", said, err)
 	}
 
@@ -220,13 +220,13 @@ func sweep(t *testing.T) {
 	if err := os.Chmod(Folder(), 0o777); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := List(within.Context(t)); err == nil || !strings.Contains(err.Error(), "is not this user's alone") {
+	if _, err := List(within.Context(t), new(host.Pool)); err == nil || !strings.Contains(err.Error(), "is not this user's alone") {
 		t.Errorf("list: %v", err)
 	}
-	if _, err := claim("x"); err == nil {
+	if _, err := claim("x", ""); err == nil {
 		t.Error("claimed")
 	}
-	if _, err := Down(within.Context(t), "mine"); err == nil {
+	if _, err := Down(within.Context(t), new(host.Pool), "mine"); err == nil {
 		t.Error("down")
 	}
 }

@@ -14,6 +14,7 @@ import (
 	"qmigrate/guest/guesttest"
 	"qmigrate/guest/guesttest/within"
 	"qmigrate/guest/wire"
+	"qmigrate/hostnet/host"
 )
 
 // newLab is a lab for a test: gone at its end, with a small guest and a workload whose pages compress well.
@@ -142,7 +143,7 @@ func TestStreamRefused(t *testing.T) {
 			}
 			for vm, want := range map[*guest.VM]string{l.source: "running", l.destination: "inmigrate"} {
 				v := &vmState{Host: vm.Host().Name(), PID: vm.Process().PID(), Spec: vm.Spec()}
-				if got, err := runState(within.Context(t), v); got != want {
+				if got, err := runState(within.Context(t), new(host.Pool), v); got != want {
 					t.Errorf("%s is %s, %v", vm.Spec().Name, got, err)
 				}
 			}

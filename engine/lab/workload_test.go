@@ -14,6 +14,7 @@ import (
 	"qmigrate/guest"
 	"qmigrate/guest/guesttest"
 	"qmigrate/guest/wire"
+	"qmigrate/hostnet/host"
 )
 
 func workloadLab(t *testing.T, workload string, vcpus int) *Lab {
@@ -102,10 +103,10 @@ func TestSetRate(t *testing.T) {
 	if err := l.SetRate(t.Context(), -1); err == nil || !strings.Contains(err.Error(), "rate -1/s is out of range") {
 		t.Errorf("-1: %v", err)
 	}
-	if err := SetRate(t.Context(), l.spec.Owner, 5); err == nil || !strings.Contains(err.Error(), "in use by a running qmigrate") {
+	if err := SetRate(t.Context(), new(host.Pool), l.spec.Owner, 5); err == nil || !strings.Contains(err.Error(), "in use by a running qmigrate") {
 		t.Errorf("from another program: %v", err)
 	}
-	if err := SetRate(t.Context(), "no-such-lab", 5); err == nil || !strings.Contains(err.Error(), "no lab no-such-lab") {
+	if err := SetRate(t.Context(), new(host.Pool), "no-such-lab", 5); err == nil || !strings.Contains(err.Error(), "no lab no-such-lab") {
 		t.Errorf("without a lab: %v", err)
 	}
 	if err := l.SetRate(t.Context(), 3000); err != nil { // the page writes go on, and the check is right

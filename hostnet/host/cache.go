@@ -10,6 +10,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"syscall"
 )
 
 // cacheVariable names the folder in which a helper keeps what was sent to its host.
@@ -25,6 +26,30 @@ func cacheFolder() (string, error) {
 		return "", err
 	}
 	return filepath.Join(dir, "qmigrate"), nil
+}
+
+// socketFolder is where this user has what runs on this host: in /run as root, else in the folder for temporary files.
+// Where somebody else has that name, it is in the cache.
+func socketFolder() string {
+	uid := os.Geteuid()
+	name := "/run/qmigrate"
+	if uid != 0 {
+		name = fmt.Sprintf("/tmp/qmigrate-%d", uid)
+	}
+	info, err := os.Lstat(name)
+	if errors.Is(err, fs.ErrNotExist) {
+		if parent, err := os.Stat(filepath.Dir(name)); err == nil && parent.IsDir() {
+			return name
+		}
+	} else if err == nil && info.IsDir() && info.Mode().Perm()&0o022 == 0 {
+		if st, ok := info.Sys().(*syscall.Stat_t); ok && int(st.Uid) == uid {
+			return name
+		}
+	}
+	if cache, err := cacheFolder(); err == nil {
+		return filepath.Join(cache, "run")
+	}
+	return name
 }
 
 // selfContent is the SHA-256 of this program.

@@ -54,6 +54,10 @@ func (e *ChannelError) Unwrap() error { return e.Err }
 // Name is the host as users write it.
 func (f *Far) Name() string { return f.name }
 
+// Folder is the folder on the host for what this user runs there: sockets, logs. Its path is short, because a unix
+// socket's has 107 bytes. It need not be there; what is there is this user's alone.
+func (f *Far) Folder() string { return f.hello.Folder }
+
 // Said is what the helper found of others that had been killed, a sentence each.
 func (f *Far) Said() []string { return f.hello.Said }
 

@@ -57,7 +57,7 @@ func (s Helper) Serve(in, out *os.File) error {
 	if err != nil {
 		return err
 	}
-	b, err := json.Marshal(hello{Protocol, os.Getpid(), content, runtime.GOARCH, said})
+	b, err := json.Marshal(hello{Protocol, os.Getpid(), content, runtime.GOARCH, socketFolder(), said})
 	if err != nil {
 		return err
 	}

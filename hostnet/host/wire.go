@@ -28,6 +28,7 @@ type hello struct {
 	PID      int      `json:"pid"`
 	Content  string   `json:"content"` // of its program: SHA-256, in hex
 	Machine  string   `json:"machine"` // GOARCH
+	Folder   string   `json:"folder"`  // see Far.Folder
 	Said     []string `json:"said"`    // what it found of a helper that was killed, a sentence each
 }
 

@@ -45,8 +45,15 @@ func stateOf(h host.Host, p host.Process) *ProcessState {
 }
 
 // Kill ends the process of a lab that another process made.
-func (s *ProcessState) Kill(ctx context.Context) error {
-	p, err := host.Local().FindProcess(ctx, s.PID, s.StartTime)
+func (s *ProcessState) Kill(ctx context.Context, hosts *host.Pool) error {
+	at := host.Local() // a namespace may have lost its name, but not its processes
+	if !strings.HasPrefix(s.Host, "netns:") {
+		var err error
+		if at, err = hosts.Find(ctx, s.Host); err != nil {
+			return err
+		}
+	}
+	p, err := at.FindProcess(ctx, s.PID, s.StartTime)
 	if errors.Is(err, os.ErrProcessDone) {
 		return nil
 	}

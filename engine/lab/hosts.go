@@ -1,0 +1,114 @@
+package lab
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"path"
+
+	"qmigrate/engine/connect"
+	"qmigrate/guest"
+	"qmigrate/hostnet/host"
+)
+
+// labHost is a host of the lab, with what the lab has there.
+type labHost struct {
+	host.Host
+	name   string       // in the site
+	tap    string       // of the guest
+	folder string       // of the lab on the host: sockets, logs, credentials
+	qemu   guest.Binary // on the host
+	image  guest.Image  // its files, on the host
+}
+
+// dir is the folder of the host's QEMU.
+func (h *labHost) dir() string { return path.Join(h.folder, h.name) }
+
+// take gives the lab its folder on each host of its site. A folder that is there belongs to another lab.
+func (l *Lab) take(ctx context.Context) error {
+	l.hosts = map[string]*labHost{}
+	made := map[string]bool{}
+	for _, name := range []string{sourceHost, destinationHost} {
+		h := &labHost{Host: l.site.Host(name), name: name, tap: l.site.TAP(name), folder: l.dir}
+		if far, ok := h.Host.(*host.Far); ok {
+			h.folder = path.Join(far.Folder(), l.spec.Owner)
+		}
+		if h.folder != l.dir && !made[h.Name()] {
+			switch _, err := h.Stat(h.folder); {
+			case err == nil:
+				return fmt.Errorf("lab %s: host %s has its folder, %s, already: another lab of that name stands there: remove it, "+
+					"or take another name", l.spec.Owner, h.Name(), h.folder)
+			case !errors.Is(err, fs.ErrNotExist):
+				return fmt.Errorf("make a folder for the lab on host %s: %w", h.Name(), err)
+			}
+			if err := h.MkdirAll(h.folder, 0o700); err != nil {
+				return fmt.Errorf("make a folder for the lab on host %s: %w", h.Name(), err)
+			}
+			made[h.Name()] = true
+		}
+		l.hosts[name] = h
+	}
+	return ctx.Err()
+}
+
+// forget removes the lab's folders on hosts that are elsewhere.
+func (l *Lab) forget() error {
+	var errs []error
+	for _, h := range l.hosts {
+		if h.folder != l.dir {
+			errs = append(errs, h.RemoveAll(h.folder))
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// supply gives a host what it is to run: QEMU and what the guest boots. What is there already is not sent.
+func (l *Lab) supply(ctx context.Context, name string, qemu guest.Binary, image guest.Image) (err error) {
+	h := l.hosts[name]
+	if h.qemu, err = guest.PlaceQEMU(ctx, h.Host, qemu); err != nil {
+		return err
+	}
+	h.image = image
+	for _, file := range []*string{&h.image.Kernel, &h.image.Initrd, &h.image.Root} {
+		if *file == "" {
+			continue
+		}
+		there, err := h.Put(ctx, *file)
+		if err != nil {
+			return fmt.Errorf("put %s on host %s: %w", *file, h.Name(), err)
+		}
+		*file = there
+	}
+	return nil
+}
+
+// guestOn is the guest's QEMU on a host.
+func (l *Lab) guestOn(h *labHost, s guest.Spec) guest.Spec {
+	s.Name, s.QEMU, s.Dir, s.NIC.TAP = l.spec.Owner+"-"+h.name, h.qemu.Path, h.dir(), h.tap
+	s.Image.Kernel, s.Image.Initrd, s.Image.Root = h.image.Kernel, h.image.Initrd, h.image.Root
+	return s
+}
+
+// probe settles what runs the guest's instructions. KVM serves only where both hosts have it.
+func (l *Lab) probe(ctx context.Context, s guest.Spec) (a guest.Accelerator, err error) {
+	for _, name := range []string{sourceHost, destinationHost} {
+		h := l.hosts[name]
+		if a, err = guest.ProbeAccelerator(ctx, h.Host, l.guestOn(h, s), l.spec.Accelerator); err != nil || a.Name == "tcg" {
+			return a, err
+		}
+		if _, far := l.hosts[destinationHost].Host.(*host.Far); !far { // both are this machine
+			break
+		}
+	}
+	return a, nil
+}
+
+// tryCOLO tries on the source's host whether two QEMUs can be in step.
+func (l *Lab) tryCOLO(ctx context.Context, primary, secondary string) error {
+	h := l.hosts[sourceHost]
+	return connect.TryCOLO(ctx, h.Host, primary, secondary, path.Join(h.folder, "probe"))
+}
+
+// hostOf is the name in the site of the host that a VM runs on.
+func (l *Lab) hostOf(vm *guest.VM) string { return path.Base(vm.Spec().Dir) }
