@@ -83,8 +83,9 @@ type sshSession struct {
 }
 
 // counting prints a number a line, and waits as long in between; at the line "end" it says how many there were. It
-// forks nothing: read is the shell's own.
-const counting = `i=0; while :; do echo $((i++)); read -t %.3f word; case $? in 0) echo "$word $i"; exit;; 1) exit 1;; esac; done`
+// forks nothing: read is the shell's own. What of the line came before a time-out is kept.
+const counting = `i=0; p=; while :; do echo $((i++)); read -t %.3f word; ` +
+	`case $? in 0) echo "$p$word $i"; exit;; 1) exit 1;; *) p=$p$word;; esac; done`
 
 const (
 	sshLimit  = 30 * time.Second // for the guest to let us in, under TCG and beside others
