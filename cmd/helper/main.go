@@ -15,6 +15,10 @@ import (
 const clockVariable = "QMIGRATE_HELPER_CLOCK"
 
 func main() {
+	if os.Getpid() == 1 { // of a container that qmigrate made
+		host.Init()
+		return
+	}
 	hostnet.Main()
 	if err := run(); err != nil {
 		fmt.Fprintln(os.Stderr, "qmigrate's helper:", err)
