@@ -88,6 +88,12 @@ func (f *Far) Leave(ctx context.Context) error {
 	return err
 }
 
+// Keep has a file or folder that was made on the host stand when the channel closes.
+func (f *Far) Keep(ctx context.Context, name string) error {
+	_, err := f.ask(ctx, request{Op: "keep", Name: name})
+	return err
+}
+
 // lost is the error of a closed channel, with what its program said.
 func (f *Far) lost(err error) error {
 	if f.said != nil {

@@ -185,7 +185,7 @@ func (s *server) stream(ctx context.Context, c *yamux.Stream) {
 		"dial": call.dial, "listen": call.listen, "start": call.start, "find": call.find, "signal": call.signal,
 		"usage": call.usage, "threads": call.threads, "yield": call.yield, "read": call.read, "write": call.write,
 		"mkdir": call.mkdir, "remove": call.remove, "stat": call.stat, "clock": call.clock, "task": call.task,
-		"put": call.put, "leave": call.leave,
+		"put": call.put, "leave": call.leave, "keep": call.keep,
 	}[q.Op]
 	if !ok {
 		call.answer(answer{}, fmt.Errorf("%q is nothing that this helper can do", q.Op))
@@ -354,6 +354,11 @@ func (c *call) leave(context.Context) {
 	c.server.mu.Lock()
 	c.left = true
 	c.server.mu.Unlock()
+	_ = c.answer(answer{}, nil)
+}
+
+func (c *call) keep(context.Context) {
+	c.ledger.gone(func(e entry) bool { return e.Kind == madeFile && e.Path == c.Name })
 	_ = c.answer(answer{}, nil)
 }
 
