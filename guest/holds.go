@@ -78,4 +78,3 @@ func waits(ctx context.Context, at host.Host, monitor string) bool {
 	}
 	return false
 }
-

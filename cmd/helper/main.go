@@ -5,8 +5,12 @@ package main
 
 import (
 	"fmt"
+	"maps"
 	"os"
+	"slices"
 
+	"qmigrate/engine/tunnel"
+	"qmigrate/guest"
 	"qmigrate/hostnet"
 	"qmigrate/hostnet/host"
 )
@@ -34,5 +38,8 @@ func run() error {
 	if err != nil {
 		return err
 	}
-	return host.Helper{Clock: clock, Tasks: hostnet.Tasks(), Undo: hostnet.Undos()}.Serve(os.Stdin, os.Stdout)
+	undo := hostnet.Undos()
+	maps.Copy(undo, tunnel.Undos())
+	return host.Helper{Clock: clock, Tasks: slices.Concat(hostnet.Tasks(), tunnel.Tasks()), Undo: undo,
+		Holds: guest.Holds}.Serve(os.Stdin, os.Stdout)
 }

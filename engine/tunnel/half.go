@@ -59,21 +59,28 @@ const (
 	stateEvery = time.Second
 	// idleLimit is how long a half waits for another stream once nobody hears it any more. A post-copy has one all the
 	// time.
-	idleLimit = 10 * time.Second
+	idleLimit = 5 * time.Second
 	// dialLimit is how long one address of the far half is tried.
 	dialLimit = 5 * time.Second
 )
 
-// Kind is what a half notes by host.Note; Undo removes what is noted so.
-const Kind = "tunnel"
+// made is the kind of what a half notes.
+const made = "tunnel"
 
-// Undo removes what a half left that was killed.
-func Undo(_ context.Context, _ host.Host, what json.RawMessage) error {
-	var folder string
-	if err := json.Unmarshal(what, &folder); err != nil {
-		return err
+// Tasks are this package's, for host.Helper.
+func Tasks() []host.Served { return []host.Served{FarTask(), NearTask()} }
+
+// Undos remove what a half left whose helper was killed.
+func Undos() map[string]func(context.Context, host.Host, json.RawMessage) error {
+	return map[string]func(context.Context, host.Host, json.RawMessage) error{
+		made: func(_ context.Context, _ host.Host, what json.RawMessage) error {
+			var folder string
+			if err := json.Unmarshal(what, &folder); err != nil {
+				return err
+			}
+			return os.RemoveAll(folder)
+		},
 	}
-	return os.RemoveAll(folder)
 }
 
 // FarTask is the far half on a host. It goes on when the channel closes, as long as a stream is carried.
@@ -227,7 +234,7 @@ func (f *Folder) make(ctx context.Context) (remove func(), err error) {
 	if f == nil {
 		return func() {}, nil
 	}
-	removed, err := host.Note(ctx, Kind, f.Path, f.Path, false)
+	removed, err := host.Note(ctx, made, f.Path, f.Path, false)
 	if err != nil {
 		return nil, err
 	}

@@ -385,7 +385,7 @@ func (c *call) task(ctx context.Context) {
 		}
 		ctx = context.WithValue(ctx, ledgerKey{}, c.ledger)
 		err := t.serve(ctx, c.at, c.Input, func(out any) error {
-			if ctx.Err() != nil {
+			if ctx.Err() != nil && !t.lasting() { // lasting work has a last word
 				return ctx.Err()
 			}
 			b, err := json.Marshal(out)
