@@ -20,6 +20,7 @@ import (
 type SSH struct {
 	Program string   // "": ssh
 	Options []string // as after -o: "Port=2222"
+	Config  string   // file for -F; "": the user's
 }
 
 // sshTarget is a host written ssh://[USER@]HOST[:PORT].
@@ -46,6 +47,9 @@ func parseSSH(name string) (t sshTarget, err error) {
 // has it configured.
 func (s SSH) command(t sshTarget, asks bool) []string {
 	words := []string{cmp.Or(s.Program, "ssh"), "-T", "-x"}
+	if s.Config != "" {
+		words = append(words, "-F", s.Config)
+	}
 	for _, o := range s.Options {
 		words = append(words, "-o", o)
 	}
