@@ -385,14 +385,14 @@ func (c *call) task(ctx context.Context) {
 		}
 		ctx = context.WithValue(ctx, ledgerKey{}, c.ledger)
 		err := t.serve(ctx, c.at, c.Input, func(out any) error {
-			if ctx.Err() != nil && !t.lasting() { // lasting work has a last word
-				return ctx.Err()
-			}
 			b, err := json.Marshal(out)
 			if err != nil {
 				return err
 			}
-			return c.answer(answer{Output: b}, nil)
+			if err := c.answer(answer{Output: b}, nil); err != nil || t.lasting() {
+				return err
+			}
+			return ctx.Err() // who is told to end has one last word
 		})
 		_ = c.answer(answer{Ended: true}, err)
 		return

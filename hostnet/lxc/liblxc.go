@@ -27,7 +27,6 @@ import (
 const (
 	payloadGroup = "lxc.payload."
 	monitorGroup = "lxc.monitor."
-	monitorLimit = 3 * time.Second // for liblxc to clean up after its container
 )
 
 func checkLibLXC() error {
@@ -202,63 +201,39 @@ func rootsRange() idRange {
 	return r
 }
 
-// removeLibLXC ends every process of an owner's containers, and what liblxc left of them.
+// removeLibLXC ends every process of an owner's containers, and removes what liblxc made for them.
 func removeLibLXC(ctx context.Context, owner string) (removed []string, err error) {
-	mine := func(group string) (name string, ok bool) {
-		for _, kind := range []string{payloadGroup, monitorGroup} {
-			if name, ok := strings.CutPrefix(group, kind); ok {
-				o, ok := mark.Owner(name)
-				return name, ok && o == owner
-			}
-		}
-		return "", false
-	}
 	var names []string
-	kill := func(kind string) error {
-		for {
-			found, err := inGroups(func(group string) bool {
-				name, ok := mine(group)
-				if ok && !slices.Contains(names, name) {
-					names = append(names, name)
-				}
-				return ok && strings.HasPrefix(group, kind)
-			})
-			if err != nil || len(found) == 0 {
-				return err
-			}
-			for _, p := range found {
-				if err := p.Kill(ctx); err != nil {
-					return err
-				}
-			}
-		}
-	}
-	if err := kill(payloadGroup); err != nil {
-		return nil, err
-	}
-	// liblxc's own process goes when its container has; then all that it made is gone.
-	for until := time.Now().Add(monitorLimit); time.Now().Before(until) && ctx.Err() == nil; time.Sleep(2 * time.Millisecond) {
-		left, err := inGroups(func(group string) bool { _, ok := mine(group); return ok })
-		if err != nil {
-			return nil, err
-		}
-		if len(left) == 0 {
-			break
-		}
-	}
-	if err := kill(monitorGroup); err != nil {
-		return nil, err
-	}
-	err = eachGroup(func(folder string) error {
-		name, ok := mine(filepath.Base(folder))
-		if !ok {
-			return nil
+	mine := func(name string) bool {
+		if o, ok := mark.Owner(name); !ok || o != owner {
+			return false
 		}
 		if !slices.Contains(names, name) {
 			names = append(names, name)
 		}
+		return true
+	}
+	for {
+		found, err := processesOf(mine)
+		if err != nil {
+			return nil, err
+		}
+		if len(found) == 0 { // nobody is left who could fork
+			break
+		}
+		for _, p := range found {
+			if err := p.Kill(ctx); err != nil {
+				return nil, err
+			}
+		}
+	}
+	err = eachGroup(func(folder, name string) error {
+		if !mine(name) {
+			return nil
+		}
 		return removeGroup(ctx, folder)
 	})
+	err = errors.Join(err, removeLocks(func(name string) bool { o, ok := mark.Owner(name); return ok && o == owner }))
 	slices.Sort(names)
 	for _, name := range names {
 		removed = append(removed, "container "+name)
@@ -266,13 +241,28 @@ func removeLibLXC(ctx context.Context, owner string) (removed []string, err erro
 	return removed, err
 }
 
+// removeLocks removes liblxc's lock files of some containers: it leaves them, and the folders that they are in.
+func removeLocks(mine func(name string) bool) error {
+	const locks = "/run/lxc/lock"
+	var errs []error
+	_ = filepath.WalkDir(locks, func(path string, d fs.DirEntry, err error) error {
+		name, dot := strings.CutPrefix(filepath.Base(path), ".")
+		if err != nil || d.IsDir() || !dot || !mine(name) {
+			return nil
+		}
+		errs = append(errs, os.Remove(path))
+		for folder := filepath.Dir(path); folder != locks && os.Remove(folder) == nil; folder = filepath.Dir(folder) {
+		}
+		return nil
+	})
+	return errors.Join(errs...)
+}
+
 // liblxcNames are the containers with a mark of ours that have a control group here.
 func liblxcNames() (names []string, err error) {
-	err = eachGroup(func(folder string) error {
-		for _, kind := range []string{payloadGroup, monitorGroup} {
-			if name, ok := strings.CutPrefix(filepath.Base(folder), kind+mark.Prefix); ok {
-				names = append(names, mark.Prefix+name)
-			}
+	err = eachGroup(func(_, name string) error {
+		if strings.HasPrefix(name, mark.Prefix) {
+			names = append(names, name)
 		}
 		return nil
 	})
@@ -280,18 +270,37 @@ func liblxcNames() (names []string, err error) {
 	return slices.Compact(names), err
 }
 
-// inGroups finds the processes that are in a control group of which is, or below one, except us.
-func inGroups(which func(group string) bool) (found []host.Process, err error) {
+// containerOf is the name of the container that a control group is one of.
+func containerOf(group string) (name string, ok bool) {
+	if name, ok = strings.CutPrefix(group, payloadGroup); !ok {
+		name, ok = strings.CutPrefix(group, monitorGroup)
+	}
+	return name, ok
+}
+
+// processesOf finds the processes of some containers, except us: those that are in one's control groups or below, and
+// liblxc's that start one or watch over it.
+func processesOf(mine func(name string) bool) (found []host.Process, err error) {
 	entries, err := os.ReadDir("/proc")
 	if err != nil {
 		return nil, err
 	}
 	inside := func(pid int) bool {
-		b, err := os.ReadFile(fmt.Sprintf("/proc/%d/cgroup", pid))
-		if err != nil {
-			return false
+		groups, _ := os.ReadFile(fmt.Sprintf("/proc/%d/cgroup", pid))
+		for part := range strings.FieldsFuncSeq(string(groups), func(r rune) bool { return r == '/' || r == '\n' }) {
+			if name, ok := containerOf(part); ok && mine(name) {
+				return true
+			}
 		}
-		return slices.ContainsFunc(strings.FieldsFunc(string(b), func(r rune) bool { return r == '/' || r == '\n' }), which)
+		line, _ := os.ReadFile(fmt.Sprintf("/proc/%d/cmdline", pid))
+		words := strings.Split(strings.TrimRight(string(line), "\x00"), "\x00")
+		if i := slices.Index(words, "-n"); filepath.Base(words[0]) == "lxc-start" && i >= 0 && i+1 < len(words) {
+			return mine(words[i+1])
+		}
+		if title, ok := strings.CutPrefix(words[0], "[lxc monitor] "); ok { // a folder and a name
+			return mine(title[strings.LastIndexByte(title, ' ')+1:])
+		}
+		return false
 	}
 	for _, e := range entries {
 		pid, err := strconv.Atoi(e.Name())
@@ -311,8 +320,8 @@ func inGroups(which func(group string) bool) (found []host.Process, err error) {
 	return found, nil
 }
 
-// eachGroup goes through the folders of all control groups of this machine's hierarchies that can be a container's.
-func eachGroup(f func(folder string) error) error {
+// eachGroup goes through the control groups of containers in all of this machine's hierarchies.
+func eachGroup(f func(folder, name string) error) error {
 	mounts, err := os.ReadFile("/proc/self/mountinfo")
 	if err != nil {
 		return err
@@ -331,8 +340,8 @@ func eachGroup(f func(folder string) error) error {
 			if !d.IsDir() {
 				return nil
 			}
-			if base := d.Name(); strings.HasPrefix(base, payloadGroup) || strings.HasPrefix(base, monitorGroup) {
-				errs = append(errs, f(name))
+			if container, ok := containerOf(d.Name()); ok {
+				errs = append(errs, f(name, container))
 				return fs.SkipDir
 			}
 			return nil
