@@ -5,12 +5,10 @@ package main
 
 import (
 	"fmt"
-	"maps"
 	"os"
 	"slices"
 
-	"qmigrate/engine/tunnel"
-	"qmigrate/guest"
+	"qmigrate/engine/lab/observe/on"
 	"qmigrate/hostnet"
 	"qmigrate/hostnet/host"
 )
@@ -19,10 +17,6 @@ import (
 const clockVariable = "QMIGRATE_HELPER_CLOCK"
 
 func main() {
-	if os.Getpid() == 1 { // of a container that qmigrate made
-		host.Init()
-		return
-	}
 	hostnet.Main()
 	if err := run(); err != nil {
 		fmt.Fprintln(os.Stderr, "qmigrate's helper:", err)
@@ -38,8 +32,6 @@ func run() error {
 	if err != nil {
 		return err
 	}
-	undo := hostnet.Undos()
-	maps.Copy(undo, tunnel.Undos())
-	return host.Helper{Clock: clock, Tasks: slices.Concat(hostnet.Tasks(), tunnel.Tasks()), Undo: undo,
-		Holds: guest.Holds}.Serve(os.Stdin, os.Stdout)
+	tasks := slices.Concat(hostnet.Tasks(), on.Tasks())
+	return host.Helper{Clock: clock, Tasks: tasks, Undo: hostnet.Undos()}.Serve(os.Stdin, os.Stdout)
 }
