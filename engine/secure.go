@@ -75,7 +75,7 @@ func (m *security) Check(context.Context) error {
 }
 
 // now is the time by the side's clock.
-func (m *security) now(s *run.Side) time.Time { return time.Now().Add(s.Offset) }
+func (m *security) now(s *run.Side) time.Time { return s.Now() }
 
 // reader reads a side's credentials; nil if its files cannot be read from here.
 func fileReader(s *run.Side, dir string) tlscreds.ReadFile {

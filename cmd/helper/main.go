@@ -5,10 +5,12 @@ package main
 
 import (
 	"fmt"
+	"maps"
 	"os"
 	"slices"
 
-	"qmigrate/engine/lab/observe/on"
+	"qmigrate/engine/tunnel"
+	"qmigrate/guest"
 	"qmigrate/hostnet"
 	"qmigrate/hostnet/host"
 )
@@ -17,6 +19,10 @@ import (
 const clockVariable = "QMIGRATE_HELPER_CLOCK"
 
 func main() {
+	if os.Getpid() == 1 { // of a container that qmigrate made
+		host.Init()
+		return
+	}
 	hostnet.Main()
 	if err := run(); err != nil {
 		fmt.Fprintln(os.Stderr, "qmigrate's helper:", err)
@@ -32,6 +38,8 @@ func run() error {
 	if err != nil {
 		return err
 	}
-	tasks := slices.Concat(hostnet.Tasks(), on.Tasks())
-	return host.Helper{Clock: clock, Tasks: tasks, Undo: hostnet.Undos()}.Serve(os.Stdin, os.Stdout)
+	undo := hostnet.Undos()
+	maps.Copy(undo, tunnel.Undos())
+	return host.Helper{Clock: clock, Tasks: slices.Concat(hostnet.Tasks(), tunnel.Tasks()), Undo: undo,
+		Holds: guest.Holds}.Serve(os.Stdin, os.Stdout)
 }

@@ -43,10 +43,11 @@ func (c *commands) migrate() *cli.Command {
 				Usage: "`FILE` private key for it, not encrypted; ~/.ssh/id_ed25519 if not given"},
 			&cli.StringFlag{Name: "tunnel-known-hosts", Category: aboutMigration,
 				Usage: "`FILE` which key that host has; ~/.ssh/known_hosts if not given"},
-			&cli.StringFlag{Name: "tunnel-hosts", Category: aboutMigration, Value: "local,local",
-				Usage: "`SOURCE,DESTINATION` where on this machine the tunnel's halves are: local or netns:NAME"},
-			&cli.StringFlag{Name: "tunnel-address", Category: aboutMigration, Value: "127.0.0.1",
-				Usage: "`ADDRESS` of the destination's host, on which the tunnel's far half listens"},
+			&cli.StringFlag{Name: "tunnel-hosts", Category: aboutMigration, DefaultText: "the endpoints' hosts",
+				Usage: "`SOURCE,DESTINATION` where the tunnel's halves are: local or netns:NAME"},
+			&cli.StringFlag{Name: "tunnel-address", Category: aboutMigration,
+				DefaultText: "127.0.0.1 on one machine, else what the far half's host has",
+				Usage:       "`ADDRESS` of the destination's host, on which the tunnel's far half listens"},
 			&cli.BoolFlag{Name: "recover", Category: aboutMigration,
 				Usage: "end what an interrupted migration left between these two, and run the guest where that is safe"},
 			&cli.BoolFlag{Name: "launch", Category: aboutLaunch,
@@ -177,7 +178,7 @@ func (c *commands) move(x *cli.Context, src *endpoint.Endpoint, p plan.Plan, o p
 	if err != nil {
 		return errors.Join(inFlags(err), started.Close())
 	}
-	removeCredentials, err := connect.Secure(x.Context, &p, src, dst)
+	credentials, err := connect.Secure(x.Context, &p, src, dst)
 	if err != nil {
 		through.Close()
 		return errors.Join(inFlags(err), started.Close())
@@ -195,7 +196,10 @@ func (c *commands) move(x *cli.Context, src *endpoint.Endpoint, p plan.Plan, o p
 	if p.TLS != nil && rec.MayGoOn() {
 		rec.Warn("the TLS credentials stay in %s and %s: a post-copy that goes on may need them", p.TLS.SourceDir,
 			p.TLS.DestinationDir)
-	} else if removeErr := removeCredentials(); removeErr != nil {
+		if err := credentials.Keep(x.Context); err != nil {
+			rec.Warn("the TLS credentials may be removed: %v", err)
+		}
+	} else if removeErr := credentials.Remove(); removeErr != nil {
 		rec.Warn("the TLS credentials could not be removed: %v", removeErr)
 	}
 	if strings.HasPrefix(x.String("source"), "unix:") { // a socket of this machine: its host is what we run on

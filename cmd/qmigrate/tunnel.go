@@ -42,10 +42,12 @@ func checkTunnel(x *cli.Context, p plan.Plan) error {
 
 // tunnelPlace is where the flags say that the tunnel's halves are.
 func tunnelPlace(x *cli.Context) (at connect.TunnelPlace, err error) {
-	var ok bool
-	if at.Source, at.Destination, ok = strings.Cut(x.String("tunnel-hosts"), ","); !ok {
-		return at, usagef("--tunnel-hosts %s: write it as SOURCE,DESTINATION, as in netns:a,netns:b",
-			x.String("tunnel-hosts"))
+	if x.IsSet("tunnel-hosts") {
+		var ok bool
+		if at.Source, at.Destination, ok = strings.Cut(x.String("tunnel-hosts"), ","); !ok {
+			return at, usagef("--tunnel-hosts %s: write it as SOURCE,DESTINATION, as in netns:a,netns:b",
+				x.String("tunnel-hosts"))
+		}
 	}
 	at.Address = x.String("tunnel-address")
 	if x.IsSet("tunnel-to") {

@@ -1,26 +1,30 @@
 package connect
 
 import (
-	"cmp"
 	"context"
 	"errors"
 	"fmt"
 	"net"
+	"net/url"
 	"os"
-	"path/filepath"
+	"path"
 
 	"qmigrate/engine/endpoint"
 	"qmigrate/engine/plan"
 	"qmigrate/engine/setting"
+	"qmigrate/engine/tunnel"
 	"qmigrate/hostnet/host"
 )
 
-// TunnelPlace is where a tunnel between two endpoints of this machine has its halves.
+// TunnelPlace is where a tunnel between two endpoints has its halves.
 type TunnelPlace struct {
-	Source      string // the near half's host, as host.Find takes it; "": local
-	Destination string // the far half's
-	Address     string // of the destination's host, on which the far half listens; "": 127.0.0.1
-	SSHD        *SSHD  // is the far half, and Destination and Address do not matter; nil: the far half is in this process
+	Hosts       *host.Pool // finds the hosts that are named here
+	Source      string     // the near half's host; "": where the source's QEMU is
+	Destination string     // the far half's host; "": where the destination's QEMU is
+	// Address is the destination's host's, on which the far half listens. "": 127.0.0.1 where both halves are on this
+	// machine, and else all that the host has.
+	Address string
+	SSHD    *SSHD // is the far half, and Destination and Address do not matter; nil: the far half is ours
 }
 
 // TunnelBetween opens the tunnel that the plan wants, and has the plan go through it; nil if the plan wants none. What
@@ -30,50 +34,88 @@ func TunnelBetween(ctx context.Context, p *plan.Plan, src, dst *endpoint.Endpoin
 	if p.Tunnel == "" {
 		return nil, nil
 	}
-	s := TunnelSpec{Kind: p.Tunnel, Address: cmp.Or(at.Address, "127.0.0.1")}
-	if s.Source, err = host.Find(ctx, cmp.Or(at.Source, "local")); err != nil {
-		return nil, setting.Errorf("tunnel-hosts", "", "%w", err)
-	}
-	if s.Destination, err = host.Find(ctx, cmp.Or(at.Destination, "local")); err != nil {
-		return nil, setting.Errorf("tunnel-hosts", "", "%w", err)
-	}
-	if net.ParseIP(s.Address) == nil {
-		return nil, setting.Errorf("tunnel-address", s.Address, "no address, such as 127.0.0.1")
-	}
-	if s.Folder, err = os.MkdirTemp("", "qmigrate-tunnel-"); err != nil {
-		return nil, fmt.Errorf("make folder for the tunnel's sockets: %w", err)
-	}
-	defer func() {
-		if err != nil {
-			err = errors.Join(err, os.RemoveAll(s.Folder))
-		}
-	}()
-	if err := os.Chmod(s.Folder, 0o711); err != nil { // the folders in it are each QEMU's own
+	s := TunnelSpec{Kind: p.Tunnel, Address: at.Address}
+	if s.Source, err = at.host(ctx, at.Source, src); err != nil {
 		return nil, err
 	}
-	s.In, s.Out = filepath.Join(s.Folder, "source", "s"), filepath.Join(s.Folder, "destination", "s")
-	if err := give(ctx, src, filepath.Dir(s.In), nil); err != nil {
+	if s.Destination, err = at.host(ctx, at.Destination, dst); err != nil {
+		return nil, err
+	}
+	_, near := s.Source.(*host.Far)
+	_, far := s.Destination.(*host.Far)
+	switch {
+	case s.Address != "" && net.ParseIP(s.Address) == nil && !near && !far:
+		return nil, setting.Errorf("tunnel-address", s.Address, "no address, such as 127.0.0.1")
+	case s.Address == "" && !near && !far:
+		s.Address = "127.0.0.1"
+	case s.Address == "" && far:
+		if u, err := url.Parse(s.Destination.Name()); err == nil && u.Scheme == "ssh" {
+			s.Names = []string{u.Hostname()}
+		}
+	}
+	if s.InFolder, err = socketFolder(ctx, src, s.Source); err != nil {
 		return nil, fmt.Errorf("make a socket for source %s: %w", src.Name, err)
 	}
+	s.In = path.Join(s.InFolder.Path, "s")
 	p.Connect = "unix:" + s.In
 	if at.SSHD != nil {
+		if near {
+			return nil, setting.Errorf("tunnel-to", at.SSHD.Address, "the source is on another host, %s, and your key would have "+
+				"to go there: leave tunnel-to out, and both halves are qmigrate's", s.Source.Name())
+		}
 		if s.Far, err = at.SSHD.far(s.Source, p.Listen); err != nil {
 			return nil, err
 		}
-	} else {
-		if err := give(ctx, dst, filepath.Dir(s.Out), nil); err != nil {
-			return nil, setting.About(fmt.Errorf("make a socket for destination %s: %w: with tunnel ssh and `tunnel-to` it may be on "+
-				"another host", dst.Name, err), "tunnel-to")
-		}
-		p.Listen = "unix:" + s.Out
+		return OpenTunnel(ctx, s)
 	}
-	t, err := OpenTunnel(ctx, s)
+	if s.OutFolder, err = socketFolder(ctx, dst, s.Destination); err != nil {
+		return nil, setting.About(fmt.Errorf("make a socket for destination %s: %w: with tunnel ssh and `tunnel-to` it may be on "+
+			"another host", dst.Name, err), "tunnel-to")
+	}
+	s.Out = path.Join(s.OutFolder.Path, "s")
+	p.Listen = "unix:" + s.Out
+	return OpenTunnel(ctx, s)
+}
+
+// host is where a half is to be: the host that is named, or else that of the endpoint's QEMU.
+func (at TunnelPlace) host(ctx context.Context, name string, e *endpoint.Endpoint) (host.Host, error) {
+	if name == "" {
+		return HostOf(ctx, e)
+	}
+	hosts := at.Hosts
+	if hosts == nil {
+		hosts = new(host.Pool)
+	}
+	h, err := hosts.Find(ctx, name)
 	if err != nil {
-		return nil, err
+		return nil, setting.Errorf("tunnel-hosts", "", "%w", err)
 	}
-	if err := own(src, s.In); err != nil {
-		t.Close()
-		return nil, err
+	return h, nil
+}
+
+// socketFolder is a new folder for a socket of the endpoint's QEMU, which a half on h is to make.
+func socketFolder(ctx context.Context, e *endpoint.Endpoint, h host.Host) (*tunnel.Folder, error) {
+	q, err := qemuOf(ctx, e)
+	if err != nil {
+		return nil, fmt.Errorf("%w: a tunnel's socket has to be where its half is", err)
 	}
-	return t, nil
+	if _, far := h.(*host.Far); far && h.Name() != q.host.Name() {
+		return nil, fmt.Errorf("the QEMU is on %s, and the tunnel's half on %s: they have no socket in common", q.host.Name(),
+			h.Name())
+	}
+	if q.uid != q.ours && q.ours != 0 {
+		return nil, fmt.Errorf("its QEMU is another user's, %d: %w", q.uid, os.ErrPermission)
+	}
+	return &tunnel.Folder{Path: temporary(h, "qmigrate-tunnel-"), UID: q.uid, GID: q.gid}, nil
+}
+
+var errNoFiles = errors.New("its files cannot be written from here")
+
+// HostOf is the host that an endpoint's QEMU is on, once its monitor has been connected to; this machine, where nothing
+// else is known.
+func HostOf(ctx context.Context, e *endpoint.Endpoint) (host.Host, error) {
+	if p, ok := e.Process.(Process); ok {
+		return p.host, nil
+	}
+	return host.Local(), nil
 }

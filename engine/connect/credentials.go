@@ -3,19 +3,22 @@ package connect
 import (
 	"cmp"
 	"context"
+	"crypto/rand"
 	"errors"
 	"fmt"
 	"maps"
 	"os"
 	"path"
-	"path/filepath"
 	"slices"
+	"strconv"
+	"strings"
 
 	"qmigrate/engine/endpoint"
 	"qmigrate/engine/plan"
 	"qmigrate/engine/setting"
 	"qmigrate/engine/tlscreds"
 	"qmigrate/hostnet/host"
+	"qmigrate/internal/procfs"
 )
 
 // Credentials makes new ones for one migration, with an authority of its own that nobody else has certificates of.
@@ -56,88 +59,158 @@ func WriteCredentials(h host.Host, dir string, files tlscreds.Files) (err error)
 	return nil
 }
 
-// Secure makes new credentials for QEMUs of this machine where the plan wants TLS and names no folders. What it returns
-// removes them.
-func Secure(ctx context.Context, p *plan.Plan, src, dst *endpoint.Endpoint) (remove func() error, err error) {
-	remove = func() error { return nil }
+// Secure makes new credentials where the plan wants TLS and names no folders, each side's on the host of its QEMU. What
+// it returns removes them, or has them stay when the channels to the hosts close.
+func Secure(ctx context.Context, p *plan.Plan, src, dst *endpoint.Endpoint) (_ *Credentialed, err error) {
+	c := &Credentialed{}
 	if p.TLS == nil || p.TLS.SourceDir != "" {
-		return remove, nil
+		return c, nil
 	}
 	source, destination, err := Credentials(p.TLS, p.Hosts()...)
 	if err != nil {
 		return nil, err
 	}
-	dir, err := os.MkdirTemp("", "qmigrate-tls-")
-	if err != nil {
-		return nil, fmt.Errorf("make folder for TLS credentials: %w", err)
-	}
-	remove = func() error { return os.RemoveAll(dir) }
 	for _, side := range []struct {
 		role  string
 		ep    *endpoint.Endpoint
 		files tlscreds.Files
 		into  *string
 	}{{"source", src, source, &p.TLS.SourceDir}, {"destination", dst, destination, &p.TLS.DestinationDir}} {
-		*side.into = filepath.Join(dir, side.role)
-		if err := give(ctx, side.ep, *side.into, side.files); err != nil {
-			err = fmt.Errorf("make TLS credentials for %s %s: %w", side.role, side.ep.Name, err)
-			return nil, errors.Join(setting.About(err, "tls-dir-source", "tls-dir-destination"), remove())
+		if *side.into, err = c.give(ctx, side.ep, side.files); err != nil {
+			err = fmt.Errorf("make TLS credentials for %s %s: %w: put some there yourself and give `tls-dir-source` and "+
+				"`tls-dir-destination`", side.role, side.ep.Name, err)
+			return nil, errors.Join(setting.About(err, "tls-dir-source", "tls-dir-destination"), c.Remove())
 		}
 	}
-	return remove, os.Chmod(dir, 0o711)
+	return c, nil
 }
 
-// give writes files to a folder of this machine that the endpoint's QEMU, and nobody else, can read.
-func give(ctx context.Context, e *endpoint.Endpoint, dir string, files tlscreds.Files) error {
-	mend := "put some there yourself and give `tls-dir-source` and `tls-dir-destination`"
-	if len(files) == 0 {
-		mend = "a tunnel's socket has to be on this machine"
+// Credentialed is the folders of credentials that Secure made.
+type Credentialed struct {
+	made []folderOn
+}
+
+type folderOn struct {
+	host host.Host
+	name string
+}
+
+// Remove removes them. It is harmless twice.
+func (c *Credentialed) Remove() error {
+	var errs []error
+	for _, f := range c.made {
+		errs = append(errs, f.host.RemoveAll(f.name))
 	}
-	p, ok := e.Process.(*peer)
-	if !ok {
-		return errors.New("its files cannot be written from here: " + mend)
+	c.made = nil
+	return errors.Join(errs...)
+}
+
+// Keep has them stay when the channels close: a post-copy that goes on may need them.
+func (c *Credentialed) Keep(ctx context.Context) error {
+	var errs []error
+	for _, f := range c.made {
+		if far, ok := f.host.(*host.Far); ok {
+			errs = append(errs, far.Keep(ctx, f.name))
+		}
 	}
-	nc, err := e.Control(ctx)
+	c.made = nil
+	return errors.Join(errs...)
+}
+
+// give writes files to a new folder that the endpoint's QEMU, and nobody else, can read.
+func (c *Credentialed) give(ctx context.Context, e *endpoint.Endpoint, files tlscreds.Files) (dir string, err error) {
+	q, err := qemuOf(ctx, e)
 	if err != nil {
-		return err
+		return "", err
+	}
+	h := q.host
+	if q.uid != q.ours {
+		if h, err = host.As(h, host.Like{UID: q.uid, GID: q.gid}); err != nil {
+			return "", err
+		}
+	}
+	dir = temporary(h, "qmigrate-tls-")
+	if err := WriteCredentials(h, dir, files); err != nil {
+		if q.uid != q.ours {
+			err = fmt.Errorf("its QEMU is another user's: %w", err)
+		}
+		return "", err
+	}
+	c.made = append(c.made, folderOn{h, dir})
+	for name := range files {
+		if _, err := h.ReadFile(fmt.Sprintf("/proc/%d/root%s", q.pid, path.Join(dir, name))); err != nil {
+			return "", fmt.Errorf("its QEMU does not see the files of %s: %w", where(h), err)
+		}
+	}
+	return dir, nil
+}
+
+// where is a host for people.
+func where(h host.Host) string {
+	if _, ok := h.(*host.Far); ok {
+		return "host " + h.Name()
+	}
+	return "this machine"
+}
+
+// qemu is a QEMU on a host: its process, whose it is, and who we are there.
+type qemu struct {
+	host           host.Host
+	pid            int
+	uid, gid, ours int
+}
+
+// qemuOf finds the QEMU behind an endpoint.
+func qemuOf(ctx context.Context, e *endpoint.Endpoint) (q qemu, err error) {
+	if e.Process == nil {
+		return q, errNoFiles
+	}
+	nc, err := e.Control(ctx) // then it is known who is there
+	if err != nil {
+		return q, err
 	}
 	if err := nc.Close(); err != nil {
-		return err
+		return q, err
 	}
-	if err := WriteCredentials(host.Local(), dir, files); err != nil {
-		return err
-	}
-	if p.proc == nil {
-		return errors.New("which process listens there is not known: " + mend)
-	}
-	uid, gid, err := p.owner()
+	h, err := HostOf(ctx, e)
 	if err != nil {
-		return err
+		return q, err
 	}
-	if uid != os.Geteuid() {
-		for _, name := range append([]string{""}, slices.Sorted(maps.Keys(files))...) {
-			if err := os.Chown(filepath.Join(dir, name), uid, gid); err != nil {
-				return fmt.Errorf("its QEMU is another user's: %w: %s", err, mend)
-			}
-		}
+	p := Handle(e)
+	if p == nil {
+		return q, errNoFiles
 	}
-	for name := range files {
-		if _, err := p.readFile(filepath.Join(dir, name)); err != nil {
-			return fmt.Errorf("its QEMU does not see this machine's files: %w: %s", err, mend)
-		}
+	q = qemu{host: h, pid: p.PID()}
+	if q.uid, q.gid, err = actsAs(h, strconv.Itoa(q.pid)); err != nil {
+		return q, err
 	}
-	return nil
+	q.ours, _, err = actsAs(h, "self")
+	return q, err
 }
 
-// own gives a socket to the endpoint's QEMU, whose user may be another than ours.
-func own(e *endpoint.Endpoint, name string) error {
-	p, ok := e.Process.(*peer)
-	if !ok {
-		return nil
+// actsAs is the user and group that a process of a host acts as.
+func actsAs(h host.Host, process string) (uid, gid int, err error) {
+	status, err := h.ReadFile("/proc/" + process + "/status")
+	if err != nil {
+		return 0, 0, err
 	}
-	uid, gid, err := p.owner()
-	if err != nil || uid == os.Geteuid() {
-		return err
+	for name, into := range map[string]*int{"Uid": &uid, "Gid": &gid} {
+		all := strings.Fields(procfs.Value(status, name)) // real, effective, saved, for files
+		if len(all) != 4 {
+			return 0, 0, fmt.Errorf("read user of process %s: its status names none", process)
+		}
+		if *into, err = strconv.Atoi(all[1]); err != nil {
+			return 0, 0, fmt.Errorf("read user of process %s: %w", process, err)
+		}
 	}
-	return os.Chown(name, uid, gid)
+	return uid, gid, nil
+}
+
+// temporary is a new name in a host's folder for temporary files.
+func temporary(h host.Host, prefix string) string {
+	dir := "/tmp"
+	if _, ok := h.(*host.Far); !ok {
+		dir = os.TempDir()
+	}
+	return path.Join(dir, prefix+rand.Text())
 }

@@ -8,7 +8,6 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
-	"syscall"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -185,14 +184,4 @@ func (p *peer) MemoryLock() (limit int64, limited bool, err error) {
 		return 0, false, errNoProcess
 	}
 	return NewProcess(host.Local(), p.proc).MemoryLock()
-}
-
-// owner is the user and group that the process runs as.
-func (p *peer) owner() (uid, gid int, err error) {
-	info, err := os.Stat(fmt.Sprintf("/proc/%d", p.proc.PID()))
-	if err != nil {
-		return 0, 0, err
-	}
-	owner := info.Sys().(*syscall.Stat_t)
-	return int(owner.Uid), int(owner.Gid), nil
 }

@@ -5,10 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"net"
-	"os"
-	"time"
-
-	"golang.org/x/sys/unix"
+	"sync"
 
 	"qmigrate/engine/plan"
 	"qmigrate/engine/record"
@@ -16,85 +13,152 @@ import (
 	"qmigrate/hostnet/host"
 )
 
-// TunnelSpec is a tunnel as data: both halves are in this process, each on its own host, and the connection between
-// them is the hosts'.
+// TunnelSpec is a tunnel as data. Each half is on its own host, and the connection between them is the hosts': what it
+// carries never comes through the channel to a helper.
 type TunnelSpec struct {
 	Kind        plan.TunnelKind
 	Source      host.Host // where the near half listens, and connects from
 	Destination host.Host // where the far half listens, and connects to the destination's QEMU
-	Address     string    // the destination's address, which the far half listens on; a port of its choice
-	In          string    // unix socket that the source's QEMU connects to; made
-	Out         string    // unix socket that the destination's QEMU will listen on
-	Folder      string    // of the sockets, on this machine, which closing the tunnel removes; "": none
 
-	// Far makes the connection to a far half that is somebody else's, an sshd; nil: it is ours.
+	// Address is the destination's, on which the far half listens; a port of its choice. "": on all that the host has,
+	// and the near half tries them, Names first.
+	Address string
+	Names   []string // by which the destination's host may be reached as well
+
+	In  string // unix socket that the source's QEMU connects to; made
+	Out string // unix socket that the destination's QEMU will listen on
+	// Folders that are made for In and Out, and removed with the tunnel; nil: they are there.
+	InFolder, OutFolder *tunnel.Folder
+
+	// Far makes the connection to a far half that is somebody else's, an sshd; nil: it is ours. The near half is then in
+	// this process.
 	Far func(ctx context.Context) (tunnel.Carrier, error)
 }
 
 // Tunnel is a tunnel that stands.
 type Tunnel struct {
-	kind plan.TunnelKind
-	near *tunnel.Near
-	far  *tunnel.Far // nil: somebody else's
-	cpu  time.Duration
-	dir  string
+	kind      plan.TunnelKind
+	near, far *half // far is nil where it is somebody else's
+}
+
+// half is one half at work.
+type half struct {
+	away   bool // it is not in this process
+	cancel context.CancelFunc
+	stands chan struct{} // closed when it has said something
+	ended  chan struct{} // closed when it has ended
+	mu     sync.Mutex
+	state  tunnel.State // what it said last
+	err    error        // set before ended is closed
+}
+
+// begin starts a half on a host.
+func begin(ctx context.Context, on host.Host, work func(context.Context, func(tunnel.State) error) error) *half {
+	_, away := on.(*host.Far)
+	h := &half{away: away, stands: make(chan struct{}), ended: make(chan struct{})}
+	ctx, h.cancel = context.WithCancel(context.WithoutCancel(ctx))
+	var once sync.Once
+	go func() {
+		defer close(h.ended)
+		h.err = work(ctx, func(s tunnel.State) error {
+			h.mu.Lock()
+			h.state = s
+			h.mu.Unlock()
+			once.Do(func() { close(h.stands) })
+			return nil
+		})
+	}()
+	return h
+}
+
+// wait returns when the half stands. One that does not is ended.
+func (h *half) wait(ctx context.Context) error {
+	select {
+	case <-h.stands:
+		return nil
+	case <-h.ended:
+		if h.err == nil {
+			return errors.New("it has ended")
+		}
+		return h.err
+	case <-ctx.Done():
+		h.end()
+		return ctx.Err()
+	}
+}
+
+// end ends the half and returns what it said last. It is harmless twice.
+func (h *half) end() (tunnel.State, error) {
+	h.cancel()
+	<-h.ended
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if errors.Is(h.err, context.Canceled) {
+		return h.state, nil
+	}
+	return h.state, h.err
 }
 
 // OpenTunnel makes the tunnel; the two ends have proved themselves to each other when it returns.
 func OpenTunnel(ctx context.Context, s TunnelSpec) (_ *Tunnel, err error) {
-	t := &Tunnel{kind: s.Kind, cpu: processorTime(), dir: s.Folder}
+	t := &Tunnel{kind: s.Kind}
 	defer func() {
 		if err != nil {
 			t.Close()
 			err = fmt.Errorf("open %s tunnel: %w", s.Kind, err)
 		}
 	}()
-	if s.Far == nil {
-		if s.Far, err = t.serve(ctx, s); err != nil {
-			return nil, err
-		}
+	near := tunnel.NearSpec{Socket: s.In, Folder: s.InFolder, Far: s.Out}
+	if s.Far != nil {
+		t.near = begin(ctx, s.Source, func(ctx context.Context, take func(tunnel.State) error) error {
+			return near.Work(ctx, s.Source, s.Far, take)
+		})
+		return t, t.near.wait(ctx)
 	}
-	in, err := s.Source.Listen(ctx, "unix", s.In)
+	far := tunnel.FarSpec{Listen: s.Address, Socket: s.Out, Folder: s.OutFolder}
+	if s.Kind == plan.TLSTunnel {
+		near.Keys, far.Keys, err = tunnel.TLSKeys()
+	} else {
+		near.Keys, far.Keys, err = tunnel.SSHKeys()
+	}
 	if err != nil {
 		return nil, err
 	}
-	t.near, err = tunnel.Start(ctx, in, s.Far)
-	return t, err
+	t.far = begin(ctx, s.Destination, func(ctx context.Context, take func(tunnel.State) error) error {
+		return tunnel.FarTask().Run(ctx, s.Destination, far, take)
+	})
+	if err := t.far.wait(ctx); err != nil {
+		if t.far.away {
+			err = fmt.Errorf("far half on %s: %w", s.Destination.Name(), err)
+		}
+		return nil, err
+	}
+	near.To = t.far.addresses(s.Names)
+	t.near = begin(ctx, s.Source, func(ctx context.Context, take func(tunnel.State) error) error {
+		return tunnel.NearTask().Run(ctx, s.Source, near, take)
+	})
+	if err := t.near.wait(ctx); err != nil {
+		if t.near.away || t.far.away {
+			err = fmt.Errorf("%w: name an address of the destination's host that the source's reaches with `tunnel-address`", err)
+		}
+		return nil, err
+	}
+	return t, nil
 }
 
-// serve starts a far half of ours, and returns how the near half comes to it.
-func (t *Tunnel) serve(ctx context.Context, s TunnelSpec) (func(context.Context) (tunnel.Carrier, error), error) {
-	l, err := s.Destination.Listen(ctx, "tcp", net.JoinHostPort(s.Address, "0"))
-	if err != nil {
-		return nil, err
-	}
-	dial := func(ctx context.Context) (net.Conn, error) { return s.Destination.Dial(ctx, "unix", s.Out) }
-	var over func(context.Context, net.Conn) (tunnel.Carrier, error)
-	if s.Kind == plan.TLSTunnel {
-		server, client, err := tunnel.TLSPair()
-		if err != nil {
-			return nil, errors.Join(err, l.Close())
-		}
-		t.far = tunnel.ServeTLS(l, server, dial)
-		over = func(ctx context.Context, nc net.Conn) (tunnel.Carrier, error) { return tunnel.TLS(ctx, nc, client) }
-	} else {
-		server, client, err := tunnel.SSHPair()
-		if err != nil {
-			return nil, errors.Join(err, l.Close())
-		}
-		t.far = tunnel.ServeSSH(l, server, "unix", s.Out, dial)
-		over = func(ctx context.Context, nc net.Conn) (tunnel.Carrier, error) {
-			return tunnel.SSH(ctx, nc, s.Destination.Name(), client, "unix", s.Out)
+// addresses are where the far half may be reached: by the host's other names, and as it says itself.
+func (h *half) addresses(names []string) (all []string) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	for _, name := range names {
+		for _, a := range h.state.Addresses {
+			if _, port, err := net.SplitHostPort(a); err == nil {
+				all = append(all, net.JoinHostPort(name, port))
+				break
+			}
 		}
 	}
-	address := t.far.Addr().String()
-	return func(ctx context.Context) (tunnel.Carrier, error) {
-		nc, err := s.Source.Dial(ctx, "tcp", address)
-		if err != nil {
-			return nil, err
-		}
-		return over(ctx, nc)
-	}, nil
+	return append(all, h.state.Addresses...)
 }
 
 // Close ends the tunnel, nil for none, and says what it carried. What went wrong in it is a warning's text, empty if
@@ -105,19 +169,24 @@ func (t *Tunnel) Close() (carried record.Tunnel, trouble string) {
 	}
 	carried = record.Tunnel{Kind: string(t.kind)}
 	if t.near != nil {
-		t.near.Close()
-		carried.Bytes = t.near.Bytes()
-		if err := t.near.Err(); err != nil {
+		s, err := t.near.end()
+		carried.Bytes, carried.CPU = s.Bytes, s.CPU
+		switch lost := (*host.ChannelError)(nil); {
+		case errors.As(err, &lost):
+			trouble = fmt.Sprintf("the %s tunnel goes on by itself as long as something is in it: %v", t.kind, err)
+		case s.Trouble != "":
+			trouble = fmt.Sprintf("the %s tunnel broke: %s", t.kind, s.Trouble)
+		case err != nil:
 			trouble = fmt.Sprintf("the %s tunnel broke: %v", t.kind, err)
 		}
 	}
 	if t.far != nil {
-		t.far.Close()
-	}
-	carried.CPU = processorTime() - t.cpu
-	if t.dir != "" {
-		if err := os.RemoveAll(t.dir); err != nil && trouble == "" {
-			trouble = fmt.Sprintf("the tunnel's folder could not be removed: %v", err)
+		s, err := t.far.end()
+		if t.far.away || t.near == nil || t.near.away { // else both are one process
+			carried.CPU += s.CPU
+		}
+		if err != nil && trouble == "" && t.near != nil {
+			trouble = fmt.Sprintf("the %s tunnel's far half: %v", t.kind, err)
 		}
 	}
 	return carried, trouble
@@ -133,13 +202,4 @@ func (t *Tunnel) Note(rec *record.Migration) {
 	if trouble != "" {
 		rec.Warn("%s", trouble)
 	}
-}
-
-// processorTime is what this process has used so far, in user and system mode. Source: getrusage(2).
-func processorTime() time.Duration {
-	var u unix.Rusage
-	if unix.Getrusage(unix.RUSAGE_SELF, &u) != nil {
-		return 0
-	}
-	return time.Duration(u.Utime.Nano() + u.Stime.Nano())
 }

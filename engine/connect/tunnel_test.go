@@ -3,17 +3,23 @@ package connect
 import (
 	"context"
 	"errors"
+	"io"
+	"net"
+	"os"
 	"path/filepath"
+	"strings"
 	"testing"
 	"time"
 
 	"qmigrate/engine"
 	"qmigrate/engine/plan"
 	"qmigrate/engine/record"
+	"qmigrate/engine/tunnel"
 	"qmigrate/guest"
 	"qmigrate/guest/guesttest"
 	"qmigrate/guest/guesttest/within"
 	"qmigrate/hostnet/host"
+	"qmigrate/hostnet/host/hosttest"
 	"qmigrate/qmp"
 )
 
@@ -88,4 +94,104 @@ func runState(t *testing.T, vm *guest.VM) string {
 		t.Fatal(err)
 	}
 	return status.Status
+}
+
+// TestTunnelFar: each half on a host of its own; a migration goes through. A stream goes on when the channels close, and
+// the halves end when nothing is in them any more.
+func TestTunnelFar(t *testing.T) {
+	hosts := hosttest.New(t, nil)
+	var at [2]host.Host
+	for i, name := range []string{"ssh://a", "ssh://b"} {
+		var err error
+		if at[i], err = hosts.Pool.Find(within.Context(t), name); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for _, kind := range []plan.TunnelKind{plan.TLSTunnel, plan.SSHTunnel} {
+		dir := guesttest.Dir(t)
+		folder := func(name string) *tunnel.Folder {
+			return &tunnel.Folder{Path: filepath.Join(dir, name), UID: os.Geteuid(), GID: os.Getegid()}
+		}
+		spec := TunnelSpec{Kind: kind, Source: at[0], Destination: at[1], Address: "127.0.0.1",
+			In: filepath.Join(dir, "in/s"), Out: filepath.Join(dir, "out/s"), InFolder: folder("in"), OutFolder: folder("out")}
+		tun, err := OpenTunnel(within.Context(t), spec)
+		if err != nil {
+			t.Fatal(err)
+		}
+		qemu := guesttest.QEMU(t, "10.0")
+		var vms [2]*guest.VM
+		for i, name := range []string{"a", "b"} {
+			if vms[i], err = guest.Start(within.Context(t), host.Local(), guest.Spec{Name: name, QEMU: qemu, Memory: 16 << 20,
+				Dir: filepath.Join(dir, name), Incoming: i == 1, Paused: i == 1}); err != nil {
+				t.Fatal(err)
+			}
+			defer vms[i].Close()
+		}
+		rec, err := engine.Migrate(within.Context(t), Endpoint(vms[0]), Endpoint(vms[1]), plan.Plan{Tunnel: kind,
+			Listen: "unix:" + spec.Out, Connect: "unix:" + spec.In}, plan.Options{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		tun.Note(rec)
+		if rec.Tunnel.Bytes < 1<<10 || rec.Tunnel.CPU == 0 || len(rec.Warnings) > 0 {
+			t.Errorf("%s: %+v, %q", kind, rec.Tunnel, rec.Warnings)
+		}
+		for _, f := range []string{"in", "out"} {
+			if _, err := os.Stat(filepath.Join(dir, f)); !errors.Is(err, os.ErrNotExist) {
+				t.Errorf("%s: %v", f, err)
+			}
+		}
+	}
+	dir := guesttest.Dir(t)
+	out, err := net.Listen("unix", filepath.Join(dir, "out"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer out.Close()
+	tun, err := OpenTunnel(within.Context(t), TunnelSpec{Kind: plan.TLSTunnel, Source: at[0], Destination: at[1], Address: "127.0.0.1",
+		In: filepath.Join(dir, "in/s"), Out: out.Addr().String(),
+		InFolder: &tunnel.Folder{Path: filepath.Join(dir, "in"), UID: os.Geteuid(), GID: os.Getegid()}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	near, err := net.Dial("unix", filepath.Join(dir, "in/s"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer near.Close()
+	say := func(text string) {
+		t.Helper()
+		if _, err := near.Write([]byte(text)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	say("before")
+	far, err := out.Accept()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer far.Close()
+	for _, nc := range []net.Conn{near, far} {
+		_ = nc.SetDeadline(time.Now().Add(within.Limit))
+	}
+	hear := func(want string) {
+		t.Helper()
+		b := make([]byte, len(want))
+		if _, err := io.ReadFull(far, b); err != nil || string(b) != want {
+			t.Errorf("%q, %v", b, err)
+		}
+	}
+	hear("before")
+	for _, name := range []string{"a", "b"} {
+		hosts.Channel(name).KillSSH()
+	}
+	for _, h := range at {
+		within.Receive(t, "the channel's end", h.(*host.Far).Closed())
+	}
+	if _, trouble := tun.Close(); !strings.Contains(trouble, "goes on by itself") {
+		t.Errorf("%q", trouble)
+	}
+	say("after")
+	hear("after")
+	near.Close() // and the helpers end, for which hosttest waits
 }

@@ -7,6 +7,7 @@ import (
 	"syscall"
 	"time"
 
+	"qmigrate/engine/clock"
 	"qmigrate/engine/endpoint"
 	"qmigrate/guest"
 	"qmigrate/hostnet/host"
@@ -24,11 +25,16 @@ func Endpoint(vm *guest.VM) *endpoint.Endpoint {
 		Host:    vm.Host().Name(),
 		Control: dial(guest.Control), Events: dial(guest.Events), Sampler: dial(guest.Sampler),
 		Process: NewProcess(vm.Host(), vm.Process()), ReadFile: vm.Host().ReadFile, Files: true,
-		Clock: func(ctx context.Context) (time.Duration, time.Duration, error) {
-			c, err := vm.Host().Clock(ctx)
-			return c.Offset, c.Error, err
-		},
+		Clock:   clockOf(vm.Host()),
 		Reaches: func(ctx context.Context, address string) error { return reaches(ctx, vm.Host(), address) },
+	}
+}
+
+// clockOf looks at a host's clock.
+func clockOf(h host.Host) func(context.Context) (clock.Look, error) {
+	return func(ctx context.Context) (clock.Look, error) {
+		c, err := h.Clock(ctx)
+		return clock.Look(c), err
 	}
 }
 

@@ -8,6 +8,7 @@ import (
 	"strings"
 	"time"
 
+	"qmigrate/engine/clock"
 	"qmigrate/qmp"
 )
 
@@ -53,9 +54,9 @@ type Endpoint struct {
 	// told are left out. nil: none can be told from here.
 	Opened func(names []string) map[string]OpenFile
 
-	// Clock measures that host's realtime clock minus ours and the error of that. nil: it is our clock if the QEMU runs
-	// here, and else it is not known.
-	Clock func(ctx context.Context) (offset, uncertainty time.Duration, err error)
+	// Clock looks once at that host's realtime clock. nil: it is our clock if the QEMU runs here, and else it is not
+	// known.
+	Clock func(ctx context.Context) (clock.Look, error)
 	// Reaches tries whether that host reaches another, by its address; nil: it cannot be tried from there.
 	Reaches func(ctx context.Context, host string) error
 }

@@ -121,6 +121,7 @@ type Migration struct {
 	Passes   []Pass   `json:"passes"`
 	Total    Total    `json:"total"`
 	Downtime Downtime `json:"downtime"`
+	Clocks   *Clocks  `json:"clocks,omitempty"` // where a host's clock is not qmigrate's
 
 	Guest       *Guest       `json:"guest,omitempty"`
 	Timeline    []Series     `json:"timeline,omitempty"` // what observers counted, bin by bin
@@ -180,6 +181,33 @@ type Hosts struct {
 	Destination string `json:"destination,omitempty"`
 	Kernel      string `json:"kernel,omitempty"`
 	CPU         string `json:"cpu,omitempty"`
+}
+
+// Clocks are the hosts' realtime clocks beside that of the machine that ran qmigrate. A host with the same clock has
+// none.
+type Clocks struct {
+	Source      *Clock `json:"source,omitempty"`
+	Destination *Clock `json:"destination,omitempty"`
+}
+
+// Clock is a host's realtime clock: offset + drift * (time since the first look) is theirs less ours.
+type Clock struct {
+	Offset time.Duration `json:"offset_ns"` // theirs less ours at the first look, before anything was changed
+	// of an instant of that host, at most: half the shortest round trip of a look and its distance from the line
+	Error time.Duration `json:"error_ns"`
+	// by how many millionths theirs is faster; absent where the looks are too close together to tell
+	Drift      *float64    `json:"drift_ppm,omitempty"`
+	DriftError *float64    `json:"drift_error_ppm,omitempty"` // what the first look and the last leave open
+	Samples    int         `json:"samples"`                   // looks: before, each second during, and after
+	Steps      []ClockStep `json:"steps,omitempty"`           // where it was set, in the order of time
+}
+
+// ClockStep is a jump of a host's clock.
+type ClockStep struct {
+	From  time.Duration `json:"from_ns"` // the look before it
+	To    time.Duration `json:"to_ns"`   // the look after it
+	By    time.Duration `json:"by_ns"`   // how far it jumped; below 0: back
+	Error time.Duration `json:"by_error_ns"`
 }
 
 // Stage is one stage. StartNS counts from the first command; the stages are contiguous, so their durations sum to
@@ -243,12 +271,15 @@ type Downtime struct {
 	QEMU      *time.Duration `json:"qemu_ns,omitempty"` // query-migrate's downtime, ms on the wire
 	QEMUError *time.Duration `json:"qemu_error_ns,omitempty"`
 	// STOP on the source to RESUME on the destination, by QEMU's own stamps
-	Wire        *time.Duration `json:"wire_ns,omitempty"`
-	WireError   *time.Duration `json:"wire_error_ns,omitempty"`
-	Status      *time.Duration `json:"status_ns,omitempty"` // query-status polled on both sides: the bracket's middle
-	StatusError *time.Duration `json:"status_error_ns,omitempty"`
-	Ping        *time.Duration `json:"ping_ns,omitempty"` // longest gap between echo replies at the observer
-	PingError   *time.Duration `json:"ping_error_ns,omitempty"`
+	Wire      *time.Duration `json:"wire_ns,omitempty"`
+	WireError *time.Duration `json:"wire_error_ns,omitempty"`
+	// the same by when both events were at qmigrate, where a host's clock is not qmigrate's
+	Arrival      *time.Duration `json:"arrival_ns,omitempty"`
+	ArrivalError *time.Duration `json:"arrival_error_ns,omitempty"`
+	Status       *time.Duration `json:"status_ns,omitempty"` // query-status polled on both sides: the bracket's middle
+	StatusError  *time.Duration `json:"status_error_ns,omitempty"`
+	Ping         *time.Duration `json:"ping_ns,omitempty"` // longest gap between echo replies at the observer
+	PingError    *time.Duration `json:"ping_error_ns,omitempty"`
 	// longest gap between the guest's beats, stamped by the observer
 	Heartbeat      *time.Duration `json:"heartbeat_ns,omitempty"`
 	HeartbeatError *time.Duration `json:"heartbeat_error_ns,omitempty"`

@@ -109,7 +109,7 @@ func oneLine(text string) string { return strings.Join(strings.Fields(text), " "
 // unit is that at the end of a key, and what is said of times.
 func unit(key string, typ reflect.Type) string {
 	for _, u := range []struct{ end, text string }{
-		{"bytes_per_s", "bytes/s"}, {"pages_per_s", "pages/s"}, {"per_s", "1/s"}, {"percent", "%"}, {"bytes", "bytes"}, {"pages", "pages"}, {"ns", "ns"},
+		{"bytes_per_s", "bytes/s"}, {"pages_per_s", "pages/s"}, {"per_s", "1/s"}, {"percent", "%"}, {"bytes", "bytes"}, {"pages", "pages"}, {"ppm", "ppm"}, {"ns", "ns"},
 	} {
 		if key == u.end || strings.HasSuffix(key, "_"+u.end) || u.end == "pages" && strings.HasPrefix(key, "pages_") {
 			return u.text

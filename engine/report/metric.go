@@ -180,6 +180,8 @@ func observers() []observer {
 	return []observer{
 		{"qemu", "query-migrate's own", func(d *record.Downtime) *time.Duration { return d.QEMU }},
 		{"wire", "STOP to RESUME by QEMU's stamps", func(d *record.Downtime) *time.Duration { return d.Wire }},
+		{"arrival", "STOP to RESUME by when both were at qmigrate",
+			func(d *record.Downtime) *time.Duration { return d.Arrival }},
 		{"status", "query-status polled on both sides", func(d *record.Downtime) *time.Duration { return d.Status }},
 		{"ping", "longest gap between echo replies", func(d *record.Downtime) *time.Duration { return d.Ping }},
 		{"heartbeat", "longest gap between the guest's beats at the observer",

@@ -161,7 +161,8 @@ func (s *filing) snapshot(ctx context.Context) error {
 	}
 	x := &record.SnapshotFigures{Duration: s.run.Src.Completed.Sub(s.run.IssuedAt)}
 	if stands := s.run.Src.Stands; len(stands) == 1 && !stands[0].From.Before(s.run.IssuedAt) {
-		x.Stopped, x.StopError = record.Of(stands[0].To.Sub(stands[0].From)), record.Of(2*s.run.Src.StampError())
+		x.Stopped, x.StopError = record.Of(stands[0].To.Sub(stands[0].From)), record.Of(s.run.Src.StampError(stands[0].From)+
+			s.run.Src.StampError(stands[0].To))
 		s.run.Src.Stands = nil // it was QEMU's
 	} else if len(stands) > 1 || s.run.Src.Still() {
 		s.run.Rec.Warn("the guest was stopped by somebody else too: how long it stood still for the save itself is not known")

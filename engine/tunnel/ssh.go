@@ -1,6 +1,7 @@
 package tunnel
 
 import (
+	"bytes"
 	"context"
 	"crypto/ed25519"
 	"crypto/rand"
@@ -66,32 +67,61 @@ func (s *sshCarrier) Close() error {
 	return err
 }
 
-// sshUser is who the two ends of SSHPair are to each other.
+// sshUser is who the two ends of SSHKeys are to each other.
 const sshUser = "qmigrate"
 
-// SSHPair makes the two ends' settings with new keys that exist in this process alone: each takes the other's and
-// nobody else's.
-func SSHPair() (*ssh.ServerConfig, *ssh.ClientConfig, error) {
-	var signers [2]ssh.Signer
-	for i := range signers {
-		_, key, err := ed25519.GenerateKey(rand.Reader)
+// SSHKeys makes the two halves' keys, each a new one: each half takes the other's and nobody else's.
+func SSHKeys() (near, far Keys, err error) {
+	for _, half := range []struct{ own, other *Keys }{{&near, &far}, {&far, &near}} {
+		public, private, err := ed25519.GenerateKey(rand.Reader)
 		if err != nil {
-			return nil, nil, fmt.Errorf("make SSH key: %w", err)
+			return near, far, fmt.Errorf("make SSH key: %w", err)
 		}
-		if signers[i], err = ssh.NewSignerFromSigner(key); err != nil {
-			return nil, nil, fmt.Errorf("make SSH key: %w", err)
+		key, err := ssh.NewPublicKey(public)
+		if err != nil {
+			return near, far, fmt.Errorf("make SSH key: %w", err)
 		}
+		half.own.SSH, half.other.Other = private, key.Marshal()
 	}
-	server := &ssh.ServerConfig{PublicKeyCallback: func(c ssh.ConnMetadata, key ssh.PublicKey) (*ssh.Permissions, error) {
-		if c.User() != sshUser || string(key.Marshal()) != string(signers[1].PublicKey().Marshal()) {
+	return near, far, nil
+}
+
+// signer is a half's own key.
+func (k Keys) signer() (ssh.Signer, error) {
+	if len(k.SSH) != ed25519.PrivateKeySize {
+		return nil, fmt.Errorf("read SSH key: it has %d bytes, want %d", len(k.SSH), ed25519.PrivateKeySize)
+	}
+	return ssh.NewSignerFromSigner(ed25519.PrivateKey(k.SSH))
+}
+
+// SSHServer is what the far half's connections need.
+func (k Keys) SSHServer() (*ssh.ServerConfig, error) {
+	own, err := k.signer()
+	if err != nil {
+		return nil, err
+	}
+	c := &ssh.ServerConfig{PublicKeyCallback: func(c ssh.ConnMetadata, key ssh.PublicKey) (*ssh.Permissions, error) {
+		if c.User() != sshUser || !bytes.Equal(key.Marshal(), k.Other) {
 			return nil, errors.New("not the source's key")
 		}
 		return nil, nil
 	}}
-	server.AddHostKey(signers[0])
-	client := &ssh.ClientConfig{User: sshUser, Auth: []ssh.AuthMethod{ssh.PublicKeys(signers[1])},
-		HostKeyCallback: ssh.FixedHostKey(signers[0].PublicKey())}
-	return server, client, nil
+	c.AddHostKey(own)
+	return c, nil
+}
+
+// SSHClient is what the near half's connections need.
+func (k Keys) SSHClient() (*ssh.ClientConfig, error) {
+	own, err := k.signer()
+	if err != nil {
+		return nil, err
+	}
+	other, err := ssh.ParsePublicKey(k.Other)
+	if err != nil {
+		return nil, fmt.Errorf("read SSH key of the other half: %w", err)
+	}
+	return &ssh.ClientConfig{User: sshUser, Auth: []ssh.AuthMethod{ssh.PublicKeys(own)},
+		HostKeyCallback: ssh.FixedHostKey(other)}, nil
 }
 
 // ServeSSH is the far half where no sshd is: a peer that proves itself may forward to network and address, by dial, and

@@ -33,34 +33,34 @@ func settings() *yamux.Config {
 // serverName is what a made server certificate is good for: both ends of a tunnel are ours, wherever they listen.
 const serverName = "tunnel"
 
-// TLSPair makes the two ends' settings with an authority of their own that exists in this process alone: nobody else
-// can be either.
-func TLSPair() (server, client *tls.Config, err error) {
+// TLSKeys makes the two halves' keys with an authority of their own, whose own key is kept nowhere: nobody else can be
+// either.
+func TLSKeys() (near, far Keys, err error) {
 	ca, err := tlscreds.NewAuthority(tlscreds.Certificate{Name: "one tunnel's"})
 	if err != nil {
-		return nil, nil, err
+		return near, far, err
 	}
-	of := func(f tlscreds.Files, err error) (tlscreds.ReadFile, error) {
-		return func(name string) ([]byte, error) {
-			if b, ok := f[name]; ok {
-				return b, nil
-			}
-			return nil, fs.ErrNotExist
-		}, err
+	if near.TLS, err = ca.Issue(tlscreds.Client, tlscreds.Certificate{Name: "source"}); err != nil {
+		return near, far, err
 	}
-	read, err := of(ca.Issue(tlscreds.Server, tlscreds.Certificate{Name: "destination", Hosts: []string{serverName}}))
-	if err != nil {
-		return nil, nil, err
-	}
-	if server, err = tlscreds.ServerConfig(read, time.Now()); err != nil {
-		return nil, nil, err
-	}
-	if read, err = of(ca.Issue(tlscreds.Client, tlscreds.Certificate{Name: "source"})); err != nil {
-		return nil, nil, err
-	}
-	client, err = tlscreds.ClientConfig(read, serverName, time.Now())
-	return server, client, err
+	far.TLS, err = ca.Issue(tlscreds.Server, tlscreds.Certificate{Name: "destination", Hosts: []string{serverName}})
+	return near, far, err
 }
+
+func (k Keys) readTLS(name string) ([]byte, error) {
+	if b, ok := k.TLS[name]; ok {
+		return b, nil
+	}
+	return nil, fs.ErrNotExist
+}
+
+// TLSClient is what the near half's connections need.
+func (k Keys) TLSClient() (*tls.Config, error) {
+	return tlscreds.ClientConfig(k.readTLS, serverName, time.Now())
+}
+
+// TLSServer is what the far half's connections need.
+func (k Keys) TLSServer() (*tls.Config, error) { return tlscreds.ServerConfig(k.readTLS, time.Now()) }
 
 // TLS makes a carrier of a connection to a far half that ServeTLS serves. It owns nc, also after an error.
 func TLS(ctx context.Context, nc net.Conn, config *tls.Config) (Carrier, error) {

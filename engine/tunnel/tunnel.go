@@ -43,6 +43,8 @@ type group struct {
 	mu     sync.Mutex
 	open   map[io.Closer]struct{}
 	closed bool
+
+	streams atomic.Int64 // that are carried now
 }
 
 func newGroup() *group {
@@ -145,6 +147,8 @@ func (n *Near) carry(from Stream) {
 		return
 	}
 	defer n.release(from)
+	n.streams.Add(1)
+	defer n.streams.Add(-1)
 	c, err := n.current(n.ctx)
 	var to Stream
 	if err == nil {
@@ -240,6 +244,8 @@ func (g *group) forward(from Stream, dial func(context.Context) (net.Conn, error
 		return
 	}
 	defer g.release(from)
+	g.streams.Add(1)
+	defer g.streams.Add(-1)
 	nc, err := dial(g.ctx)
 	if err != nil {
 		return // the other side sees the end

@@ -5,6 +5,7 @@ import (
 	"context"
 	"crypto/rand"
 	"crypto/sha256"
+	"crypto/tls"
 	"errors"
 	"io"
 	"net"
@@ -16,6 +17,7 @@ import (
 	"time"
 
 	"go.uber.org/goleak"
+	"golang.org/x/crypto/ssh"
 
 	"qmigrate/engine/tunnel"
 	"qmigrate/guest/guesttest/within"
@@ -51,6 +53,36 @@ func (r recorder) Accept() (net.Conn, error) {
 	return nc, err
 }
 
+func tlsConfigs(t *testing.T) (server, client *tls.Config) {
+	t.Helper()
+	near, far, err := tunnel.TLSKeys()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if server, err = far.TLSServer(); err != nil {
+		t.Fatal(err)
+	}
+	if client, err = near.TLSClient(); err != nil {
+		t.Fatal(err)
+	}
+	return server, client
+}
+
+func sshConfigs(t *testing.T) (server *ssh.ServerConfig, client *ssh.ClientConfig) {
+	t.Helper()
+	near, far, err := tunnel.SSHKeys()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if server, err = far.SSHServer(); err != nil {
+		t.Fatal(err)
+	}
+	if client, err = near.SSHClient(); err != nil {
+		t.Fatal(err)
+	}
+	return server, client
+}
+
 // each runs f with a TLS tunnel and an SSH tunnel; all of it is closed when f returns.
 func each(t *testing.T, f func(t *testing.T, w *way)) {
 	for _, kind := range []string{"tls", "ssh"} {
@@ -73,17 +105,11 @@ func each(t *testing.T, f func(t *testing.T, w *way)) {
 			}
 			var connect func(ctx context.Context, nc net.Conn) (tunnel.Carrier, error)
 			if kind == "tls" {
-				server, client, err := tunnel.TLSPair()
-				if err != nil {
-					t.Fatal(err)
-				}
+				server, client := tlsConfigs(t)
 				w.far = tunnel.ServeTLS(l, server, dial)
 				connect = func(ctx context.Context, nc net.Conn) (tunnel.Carrier, error) { return tunnel.TLS(ctx, nc, client) }
 			} else {
-				server, client, err := tunnel.SSHPair()
-				if err != nil {
-					t.Fatal(err)
-				}
+				server, client := sshConfigs(t)
 				w.far = tunnel.ServeSSH(l, server, "unix", w.out.Addr().String(), dial)
 				connect = func(ctx context.Context, nc net.Conn) (tunnel.Carrier, error) {
 					return tunnel.SSH(ctx, nc, "far", client, "unix", w.out.Addr().String())
@@ -257,14 +283,8 @@ func TestCut(t *testing.T) {
 // TestStrangers: neither half takes a peer that does not prove itself, in either direction.
 func TestStrangers(t *testing.T) {
 	each(t, func(t *testing.T, w *way) {
-		_, stranger, err := tunnel.TLSPair()
-		if err != nil {
-			t.Fatal(err)
-		}
-		_, sshStranger, err := tunnel.SSHPair()
-		if err != nil {
-			t.Fatal(err)
-		}
+		_, stranger := tlsConfigs(t)
+		_, sshStranger := sshConfigs(t)
 		open := stranger.Clone()
 		open.InsecureSkipVerify = true // it would talk to anybody: it is the far half that has to refuse
 		for name, connect := range map[string]func(nc net.Conn) (tunnel.Carrier, error){

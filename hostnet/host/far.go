@@ -88,6 +88,12 @@ func (f *Far) Leave(ctx context.Context) error {
 	return err
 }
 
+// Keep has a file or folder that was made on the host stand when the channel closes.
+func (f *Far) Keep(ctx context.Context, name string) error {
+	_, err := f.ask(ctx, request{Op: "keep", Name: name})
+	return err
+}
+
 // lost is the error of a closed channel, with what its program said.
 func (f *Far) lost(err error) error {
 	if f.said != nil {
@@ -337,47 +343,54 @@ func (f *Far) Put(ctx context.Context, name string) (there string, err error) {
 // Now is our clock: the host's is known by Clock, or by the instants that a task gives.
 func (f *Far) Now() time.Time { return time.Now() }
 
-// clockLooks is how often Clock asks: the quickest answer of some is the truest.
-const clockLooks = 16
+// Clock asks clockTrips times: the quickest answer of some is the truest. Where a round trip takes long, fewer have to
+// do: no more are begun after clockLimit.
+const (
+	clockTrips = 16
+	clockLeast = 4
+	clockLimit = 200 * time.Millisecond
+)
 
 // Clock compares the host's realtime clock with ours.
 func (f *Far) Clock(ctx context.Context) (Clock, error) {
 	var best Clock
-	err := f.clocks(ctx, clockLooks, func(c Clock) {
-		if best.At.IsZero() || c.Error < best.Error {
+	var longest time.Duration
+	begun, n := time.Now(), 0
+	err := f.clocks(ctx, func(c Clock) bool {
+		if longest = max(longest, c.Longest); n == 0 || c.Error < best.Error {
 			best = c
 		}
+		n++
+		return n < clockLeast || n < clockTrips && time.Since(begun) < clockLimit
 	})
+	best.Longest = longest
 	return best, err
 }
 
-// clocks compares the clocks n times, each in one round trip: the host's instant lies between our question and its
-// answer.
-func (f *Far) clocks(ctx context.Context, n int, each func(Clock)) error {
-	before := time.Now()
-	s, a, err := f.begin(ctx, request{Op: "clock"})
+// clocks compares the clocks as long as each wants more, each time in one round trip: the host's instant lies between
+// our question and its answer.
+func (f *Far) clocks(ctx context.Context, each func(Clock) bool) error {
+	s, _, err := f.begin(ctx, request{Op: "clock"})
 	if err != nil {
 		return err
 	}
 	defer s.close()
 	stop := context.AfterFunc(ctx, func() { _ = s.c.SetDeadline(time.Unix(1, 0)) })
 	defer stop()
-	for i := 0; ; i++ {
-		after := time.Now()
-		if i > 0 || n == 1 { // the first one opened the stream
-			trip := after.Sub(before)
-			middle := before.Add(trip / 2)
-			each(Clock{Offset: time.Unix(0, a.Time).Sub(middle.Round(0)), Error: trip / 2, At: middle})
-		}
-		if i == n {
-			return nil
-		}
-		before = time.Now()
+	for { // the first answer took longer: it opened the stream
+		before := time.Now()
 		if _, err := s.c.Write([]byte{'\n'}); err != nil {
 			return f.lost(err)
 		}
-		if a, err = s.read(ctx); err != nil {
+		a, err := s.read(ctx)
+		if err != nil {
 			return err
+		}
+		trip := time.Since(before)
+		middle := before.Add(trip / 2)
+		theirs := time.Unix(0, a.Time)
+		if !each(Clock{Offset: theirs.Sub(middle.Round(0)), Error: trip/2 + 1, At: middle, Longest: trip}) {
+			return nil
 		}
 	}
 }

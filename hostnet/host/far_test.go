@@ -3,6 +3,7 @@ package host
 import (
 	"bytes"
 	"context"
+	"encoding/json"
 	"errors"
 	"io"
 	"io/fs"
@@ -41,6 +42,29 @@ func count() Task[int, int] {
 	}}
 }
 
+// lasts is a lasting task of the tests: it makes a folder and has it until a file "end" is in it.
+func lasts() Task[string, int] {
+	return Task[string, int]{Name: "test.lasts", Lasting: true, Work: func(ctx context.Context, _ Host, dir string, give func(int) error) error {
+		removed, err := Note(ctx, "test", dir, dir, false)
+		if err != nil {
+			return err
+		}
+		if err := os.Mkdir(dir, 0o700); err != nil {
+			return err
+		}
+		_ = give(os.Getpid()) // whoever has got it may be gone by now
+		for ctx.Err() == nil {
+			if _, err := os.Stat(filepath.Join(dir, "end")); err == nil {
+				break
+			}
+			time.Sleep(time.Millisecond)
+		}
+		err = os.RemoveAll(dir)
+		removed()
+		return err
+	}}
+}
+
 // serveTests makes the test's own program a helper.
 func serveTests() {
 	if len(os.Args) != 2 || os.Args[1] != "serve" {
@@ -48,7 +72,13 @@ func serveTests() {
 	}
 	clock, err := ParseDrift(os.Getenv("QMIGRATE_TEST_CLOCK"))
 	if err == nil {
-		err = Helper{Tasks: []Served{count()}, Clock: clock,
+		err = Helper{Tasks: []Served{count(), lasts()}, Clock: clock,
+			Undo: map[string]func(context.Context, Host, json.RawMessage) error{
+				"test": func(_ context.Context, _ Host, what json.RawMessage) error {
+					var name string
+					return errors.Join(json.Unmarshal(what, &name), os.RemoveAll(name))
+				},
+			},
 			Holds: func(_ context.Context, _ Host, _ Process, folder string) bool {
 				return strings.Contains(folder, "holds")
 			},
@@ -410,4 +440,75 @@ func TestFarLeaves(t *testing.T) {
 			}
 		})
 	}
+}
+
+// What a lasting task has stays when the channel closes, as long as the task goes on, and goes with a helper that is
+// killed. A file may be kept.
+func TestFarLasting(t *testing.T) {
+	for _, how := range []string{"closed", "helper killed"} {
+		t.Run(how, func(t *testing.T) {
+			cache, dir := t.TempDir(), t.TempDir()
+			f := farHost(t, cache)
+			folder, kept := filepath.Join(dir, "tunnel"), filepath.Join(dir, "kept")
+			if err := f.MkdirAll(kept, 0o700); err != nil {
+				t.Fatal(err)
+			}
+			if err := f.Keep(within.Context(t), kept); err != nil {
+				t.Fatal(err)
+			}
+			begun := make(chan int, 1)
+			go func() {
+				_ = lasts().Run(within.Context(t), f, folder, func(pid int) error { begun <- pid; return nil })
+			}()
+			pid, _ := within.Receive(t, "the task's first word", begun)
+			helper, err := FindProcess(pid, must(StartTime(pid)))
+			if err != nil {
+				t.Fatal(err)
+			}
+			if how == "helper killed" {
+				if err := helper.Kill(within.Context(t)); err != nil {
+					t.Fatal(err)
+				}
+				<-f.Closed()
+				farHost(t, cache)
+				if _, err := os.Stat(folder); !errors.Is(err, fs.ErrNotExist) {
+					t.Errorf("the folder of a task whose helper was killed: %v", err)
+				}
+				return
+			}
+			f.session.Close() // and not Close, which would wait for the task
+			<-f.Closed()
+			other := farHost(t, cache) // it would remove what nobody has
+			if said := other.Said(); len(said) > 0 {
+				t.Errorf("%q", said)
+			}
+			if _, err := os.Stat(folder); err != nil {
+				t.Error(err)
+			}
+			if err := os.WriteFile(filepath.Join(folder, "end"), nil, 0o600); err != nil {
+				t.Fatal(err)
+			}
+			select {
+			case <-helper.Done():
+			case <-time.After(within.Limit):
+				t.Error("the helper does not end with its task")
+			}
+			if _, err := os.Stat(folder); !errors.Is(err, fs.ErrNotExist) {
+				t.Errorf("the folder of a task that has ended: %v", err)
+			}
+			if _, err := os.Stat(kept); err != nil {
+				t.Error(err)
+			}
+			if left, _ := filepath.Glob(filepath.Join(cache, "helpers", strconv.Itoa(pid)+"-*")); len(left) > 0 {
+				t.Errorf("left: %v", left)
+			}
+		})
+	}
+}
+
+func must[T any](v T, err error) T {
+	if err != nil {
+		panic(err)
+	}
+	return v
 }

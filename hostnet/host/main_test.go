@@ -12,6 +12,7 @@ import (
 func TestMain(m *testing.M) {
 	Main()
 	serveTests()
+	askTests()
 	// Under -race every program sleeps for a second when it exits; the helpers are many.
 	os.Setenv("GORACE", strings.TrimSpace("atexit_sleep_ms=0 "+os.Getenv("GORACE")))
 	before := leak.Files()

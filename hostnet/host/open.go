@@ -22,8 +22,9 @@ import (
 )
 
 const (
-	openLimit  = 30 * time.Second // for a helper to be there; a login that asks its user is given longer by him
-	greetLimit = 64 << 10         // bytes of a login's greeting
+	openLimit  = 30 * time.Second // for a helper to be there
+	askLimit   = 2 * time.Minute  // where a user may be asked for something
+	greetLimit = 256 << 10        // bytes of a login's greeting
 )
 
 // way is how a command is run on a host: the words before it, in a program of ours, and how that tells its troubles.
@@ -32,6 +33,8 @@ type way struct {
 	words []string // "ssh", "-T", "lab@10.0.0.1", "--"
 	env   []string
 	shell bool // the words after are one word for the host's shell, and not the words of a command
+	// terminal is where the program may ask its user; nil: it may not. Only one program may have it at a time.
+	terminal *os.File
 	// explain makes one line of what the program said on its standard error before a helper was there, and how it ended.
 	explain func(said string, err error) error
 }
@@ -44,6 +47,7 @@ umask 077
 say() { printf '\001qmigrate-bootstrap %s\n' "$*"; }
 m=$(uname -m)
 [ "$m" = x86_64 ] || { say machine "$m"; exit 0; }
+case $3 in "~/"*) set -- "$1" "$2" "$HOME/${3#??}" ;; esac
 d=
 for c in "${3:-$QMIGRATE_CACHE}" "${XDG_CACHE_HOME:-$HOME/.cache}/qmigrate" /var/cache/qmigrate "/var/tmp/qmigrate-$(id -u)"; do
  [ -n "$c" ] || continue
@@ -76,17 +80,7 @@ func (w way) dial(ctx context.Context, program []byte, cache string) (_ *Far, er
 	sum := sha256.Sum256(program)
 	content := hex.EncodeToString(sum[:])
 	// `exec sh` would do, but for shells that are no sh.
-	line := []string{"sh", "-c", bootstrap, "sh", content, strconv.Itoa(len(program)), cache}
-	words := append([]string{}, w.words...)
-	if w.shell {
-		words = append(words, quoted(line))
-	} else {
-		words = append(words, line...)
-	}
-	cmd := exec.Command(words[0], words[1:]...)
-	cmd.Env = append(os.Environ(), w.env...)
-	// A terminal's Ctrl-C is for us: what the host has made is removed through the channel first.
-	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
+	cmd := w.command([]string{"sh", "-c", bootstrap, "sh", content, strconv.Itoa(len(program)), cache})
 	said := &tail{}
 	cmd.Stderr = said
 	cmd.WaitDelay = streamGrace
@@ -99,19 +93,29 @@ func (w way) dial(ctx context.Context, program []byte, cache string) (_ *Far, er
 			c.end()
 		}
 	}()
-	limited, cancel := context.WithTimeout(ctx, openLimit)
+	limit := openLimit
+	if w.terminal != nil {
+		limit = askLimit
+	}
+	limited, cancel := context.WithTimeout(ctx, limit)
 	defer cancel()
 	stop := context.AfterFunc(limited, func() { c.Close() })
-	r := bufio.NewReader(c.out)
-	h, err := w.greet(r, c.in, program, content)
+	r := bufio.NewReaderSize(c.out, greetLimit)
+	h, noise, err := w.greet(r, c.in, program, content)
+	w.takeBack()
 	switch {
 	case !stop() && ctx.Err() != nil:
 		err = ctx.Err()
+	case limited.Err() != nil && said.String() != "":
+		err = fmt.Errorf("no answer within %s; so far it said %q", limit, lastWords(said.String()))
 	case limited.Err() != nil:
-		err = fmt.Errorf("no helper within %s", openLimit)
+		err = fmt.Errorf("no answer within %s", limit)
 	case errors.Is(err, errNoHelper):
 		c.end() // what it says last is the reason
-		err = w.explain(said.String(), errors.Join(c.Err(), err))
+		err = w.explain(noise+"\n"+said.String(), c.Err())
+	case errors.As(err, new(*startError)):
+		c.end()
+		err = fmt.Errorf("%w (%v): %s", err, c.Err(), lastWords(said.String()))
 	}
 	if err != nil {
 		return nil, fmt.Errorf("reach host %s: %w", w.name, err)
@@ -129,6 +133,24 @@ func (w way) dial(ctx context.Context, program []byte, cache string) (_ *Far, er
 		lists: map[uint64]*farListener{}}}
 	go f.accept()
 	return f, nil
+}
+
+// command is the program that runs a command on the host.
+func (w way) command(line []string) *exec.Cmd {
+	words := append([]string{}, w.words...)
+	if w.shell {
+		words = append(words, quoted(line))
+	} else {
+		words = append(words, line...)
+	}
+	cmd := exec.Command(words[0], words[1:]...)
+	cmd.Env = append(os.Environ(), w.env...)
+	// A terminal's Ctrl-C is for us: what the host has made is removed through the channel first.
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
+	if w.terminal != nil { // only who is in its foreground may ask there
+		cmd.SysProcAttr.Foreground, cmd.SysProcAttr.Ctty = true, int(w.terminal.Fd())
+	}
+	return cmd
 }
 
 // carrier is the program that carries a channel, and our ends of its standard streams.
@@ -195,55 +217,77 @@ func (c *carrier) end() {
 
 var errNoHelper = errors.New("no helper")
 
-// greet takes the host through the bootstrap to the helper's hello.
-func (w way) greet(r *bufio.Reader, in io.Writer, program []byte, content string) (h hello, err error) {
+// greet takes the host through the bootstrap to the helper's hello. noise is the last line that was said before.
+func (w way) greet(r *bufio.Reader, in io.Writer, program []byte, content string) (h hello, noise string, err error) {
 	const mark = "\x01qmigrate-bootstrap "
-	read := 0
-	for {
-		line, err := r.ReadString('\n')
-		if read += len(line); err != nil || read > greetLimit {
-			return h, errNoHelper
+	helper := "" // its file, when it has been started
+	for read := 0; ; {
+		b, err := r.ReadSlice('\n')
+		read += len(b)
+		switch {
+		case errors.Is(err, bufio.ErrBufferFull), read > greetLimit:
+			return h, noise, fmt.Errorf("its login says more than %d KiB, and no helper starts: let it say nothing where nobody "+
+				"looks (see .bashrc)", greetLimit>>10)
+		case err != nil && helper != "":
+			return h, noise, &startError{helper}
+		case err != nil:
+			return h, noise, errNoHelper
 		}
-		line = strings.TrimRight(line, "\r\n")
+		line := strings.TrimRight(string(b), "\r\n")
 		if _, said, ok := strings.Cut(line, helloMark); ok {
 			if err := json.Unmarshal([]byte(said), &h); err != nil {
-				return h, fmt.Errorf("its helper says what this program does not understand: %w", err)
+				return h, noise, fmt.Errorf("its helper says what this program does not understand: %w", err)
 			}
+			found := ""
 			switch {
 			case h.Protocol != Protocol:
-				return h, fmt.Errorf("its helper speaks version %d of the protocol, and this qmigrate version %d: "+
-					"remove it there, and the right one is sent: rm -r ~/.cache/qmigrate/helper", h.Protocol, Protocol)
+				found = fmt.Sprintf("version %d of the protocol, and this qmigrate has version %d", h.Protocol, Protocol)
 			case h.Content != content:
-				return h, fmt.Errorf("its helper is another program than was sent (%.12s, not %.12s): remove it there, and "+
-					"the right one is sent: rm -r ~/.cache/qmigrate/helper", h.Content, content)
+				found = fmt.Sprintf("content %.12s, and this qmigrate's is %.12s", h.Content, content)
+			default:
+				return h, noise, nil
 			}
-			return h, nil
+			return h, noise, fmt.Errorf("its helper is another one: it has %s: remove it there, and the right one is sent: rm %s",
+				found, helper)
 		}
 		_, said, ok := strings.Cut(line, mark)
 		if !ok {
+			if strings.TrimSpace(line) != "" {
+				noise = line
+			}
 			continue
 		}
+		const another = "give another folder as `cache` in a hosts file, or as QMIGRATE_CACHE in that user's environment"
 		what, rest, _ := strings.Cut(said, " ")
 		switch what {
 		case "send":
-			if _, err := io.Copy(in, bytes.NewReader(program)); err != nil {
-				return h, errNoHelper
-			}
+			_, _ = io.Copy(in, bytes.NewReader(program)) // the host says what went wrong
+		case "run":
+			helper = rest
 		case "machine":
-			return h, &UnsupportedError{Feature: "a helper on " + w.name, Reason: "that machine is " + rest +
+			return h, noise, &UnsupportedError{Feature: "a helper", Reason: "that machine is " + rest +
 				", and the helper is a program for x86_64"}
 		case "folder":
-			return h, fmt.Errorf("no folder %s can be made there for the helper: give another one as `cache` in a hosts file",
-				rest)
+			return h, noise, fmt.Errorf("folder %s, for the helper, cannot be made there: %s", rest, another)
 		case "space":
-			return h, fmt.Errorf("the helper, %d bytes, could not be written there: no space, or no more files: %s: make "+
-				"room, or give another folder as `cache` in a hosts file", len(program), rest)
+			folder, df, _ := strings.Cut(rest, " ")
+			free := ""
+			if f := strings.Fields(df); len(f) > 3 {
+				free = ", " + f[3] + " KiB free"
+			}
+			return h, noise, fmt.Errorf("the helper (%d KiB) could not be written there: folder %s%s: make room, or %s",
+				len(program)>>10, folder, free, another)
 		case "forbidden":
-			return h, fmt.Errorf("the helper may not be run there: %s: the file system forbids programs (noexec), or a "+
-				"security module does: give another folder as `cache` in a hosts file", rest)
+			return h, noise, fmt.Errorf("the helper may not be run there: %s: its file system is mounted noexec, or a security "+
+				"module forbids it: %s", rest, another)
 		}
 	}
 }
+
+// startError says that a helper was started and ended at once.
+type startError struct{ file string }
+
+func (e *startError) Error() string { return "its helper, " + e.file + ", ends at once" }
 
 // quoted is a command as one word for a POSIX shell.
 func quoted(words []string) string {

@@ -16,6 +16,8 @@ type Pool struct {
 	Cache   func(host string) string    // folder on a host for what is sent to it; nil or "": its user's
 	Said    func(host, sentence string) // is told what a helper found of others that had been killed; nil: nobody
 
+	asking sync.Mutex // held by who has the terminal
+
 	mu    sync.Mutex
 	hosts map[string]*reached
 }
@@ -115,6 +117,11 @@ func (p *Pool) dial(ctx context.Context, name string) (*Far, error) {
 	cache := ""
 	if p.Cache != nil {
 		cache = p.Cache(name)
+	}
+	if w.terminal != nil {
+		defer w.terminal.Close()
+		p.asking.Lock()
+		defer p.asking.Unlock()
 	}
 	f, err := w.dial(ctx, program, cache)
 	if err != nil {

@@ -185,7 +185,7 @@ func (s *server) stream(ctx context.Context, c *yamux.Stream) {
 		"dial": call.dial, "listen": call.listen, "start": call.start, "find": call.find, "signal": call.signal,
 		"usage": call.usage, "threads": call.threads, "yield": call.yield, "read": call.read, "write": call.write,
 		"mkdir": call.mkdir, "remove": call.remove, "stat": call.stat, "clock": call.clock, "task": call.task,
-		"put": call.put, "leave": call.leave,
+		"put": call.put, "leave": call.leave, "keep": call.keep,
 	}[q.Op]
 	if !ok {
 		call.answer(answer{}, fmt.Errorf("%q is nothing that this helper can do", q.Op))
@@ -357,6 +357,11 @@ func (c *call) leave(context.Context) {
 	_ = c.answer(answer{}, nil)
 }
 
+func (c *call) keep(context.Context) {
+	c.ledger.gone(func(e entry) bool { return e.Kind == madeFile && e.Path == c.Name })
+	_ = c.answer(answer{}, nil)
+}
+
 func (c *call) task(ctx context.Context) {
 	for _, t := range c.Tasks {
 		if t.name() != c.Name {
@@ -380,14 +385,14 @@ func (c *call) task(ctx context.Context) {
 		}
 		ctx = context.WithValue(ctx, ledgerKey{}, c.ledger)
 		err := t.serve(ctx, c.at, c.Input, func(out any) error {
-			if ctx.Err() != nil {
-				return ctx.Err()
-			}
 			b, err := json.Marshal(out)
 			if err != nil {
 				return err
 			}
-			return c.answer(answer{Output: b}, nil)
+			if err := c.answer(answer{Output: b}, nil); err != nil || t.lasting() {
+				return err
+			}
+			return ctx.Err() // who is told to end has one last word
 		})
 		_ = c.answer(answer{Ended: true}, err)
 		return

@@ -4,11 +4,16 @@ import (
 	"cmp"
 	"errors"
 	"fmt"
+	"io/fs"
 	"net/url"
 	"os"
 	"os/exec"
+	"path/filepath"
+	"runtime"
 	"slices"
 	"strings"
+
+	"golang.org/x/sys/unix"
 )
 
 // SSH is how the user's own OpenSSH is called.
@@ -40,7 +45,7 @@ func parseSSH(name string) (t sshTarget, err error) {
 
 // command is ssh's command line up to the host. What is asked for here is needed for a channel; all else is as the user
 // has it configured.
-func (s SSH) command(t sshTarget) []string {
+func (s SSH) command(t sshTarget, asks bool) []string {
 	words := []string{cmp.Or(s.Program, "ssh"), "-T", "-x"}
 	if s.Config != "" {
 		words = append(words, "-F", s.Config)
@@ -53,7 +58,7 @@ func (s SSH) command(t sshTarget) []string {
 		"ConnectTimeout=15"} {
 		words = append(words, "-o", o)
 	}
-	if !terminal() {
+	if !asks {
 		words = append(words, "-o", "BatchMode=yes")
 	}
 	if t.port != "" {
@@ -65,14 +70,33 @@ func (s SSH) command(t sshTarget) []string {
 	return append(words, "--", t.host)
 }
 
-// terminal tells whether there is somebody whom ssh can ask: it opens /dev/tty for that.
-func terminal() bool {
-	f, err := os.OpenFile("/dev/tty", os.O_RDWR, 0)
+// terminal is where ssh can ask its user: our controlling terminal, while we are in its foreground. nil: nowhere.
+func terminal() *os.File {
+	f, err := os.OpenFile("/dev/tty", os.O_RDWR|unix.O_NOCTTY, 0)
 	if err != nil {
-		return false
+		return nil
 	}
-	f.Close()
-	return true
+	if group, err := unix.IoctlGetInt(int(f.Fd()), unix.TIOCGPGRP); err != nil || group != unix.Getpgrp() {
+		f.Close()
+		return nil
+	}
+	return f
+}
+
+// takeBack brings us to the foreground of the terminal again.
+func (w way) takeBack() {
+	if w.terminal == nil {
+		return
+	}
+	runtime.LockOSThread()
+	defer runtime.UnlockOSThread()
+	// Whoever is in the background is stopped for the try, unless it blocks the signal.
+	var stop, old unix.Sigset_t
+	stop.Val[0] = 1 << (unix.SIGTTOU - 1)
+	if unix.PthreadSigmask(unix.SIG_BLOCK, &stop, &old) == nil {
+		_ = unix.IoctlSetPointerInt(int(w.terminal.Fd()), unix.TIOCSPGRP, unix.Getpgrp())
+		_ = unix.PthreadSigmask(unix.SIG_SETMASK, &old, nil)
+	}
 }
 
 func (s SSH) way(name string) (way, error) {
@@ -80,52 +104,76 @@ func (s SSH) way(name string) (way, error) {
 	if err != nil {
 		return way{}, err
 	}
-	return way{name: name, words: s.command(t), shell: true, explain: func(said string, err error) error {
-		return explainSSH(t, said, err)
-	}}, nil
+	tty := terminal()
+	return way{name: name, words: s.command(t, tty != nil), shell: true, terminal: tty,
+		explain: func(said string, err error) error { return s.explain(t, said, err) }}, nil
 }
 
-// explainSSH is one line of what ssh said and what to try.
-func explainSSH(t sshTarget, said string, err error) error {
-	if errors.Is(err, exec.ErrNotFound) {
-		return fmt.Errorf("%w: install OpenSSH's client, or name one with `ssh`", err)
+// explain is one line of what ssh said and what to try.
+func (s SSH) explain(t sshTarget, said string, err error) error {
+	program := cmp.Or(s.Program, "ssh")
+	if errors.Is(err, exec.ErrNotFound) || errors.Is(err, fs.ErrNotExist) {
+		return fmt.Errorf("%w: install OpenSSH's client, or name one with `ssh`", plain(err))
 	}
-	line := lastWords(said)
 	login := strings.TrimPrefix(t.user+"@"+t.host, "@")
 	if t.port != "" {
 		login = "-p " + t.port + " " + login
 	}
-	mend := "try `ssh " + login + " true`, which must work without a question"
+	try := "`" + filepath.Base(program) + " " + login + "`"
+	lines := strings.Split(strings.ReplaceAll(said, "\r", ""), "\n")
+	having := func(part string) string {
+		i := slices.IndexFunc(lines, func(l string) bool { return strings.Contains(l, part) })
+		if i < 0 {
+			return ""
+		}
+		return strings.TrimSpace(lines[i])
+	}
+	forget := having("ssh-keygen -")
+	if forget == "" {
+		forget = "ssh-keygen -R " + t.host
+	}
+	where := ""
+	if having("UNKNOWN port 65535") != "" || having("stdio forwarding failed") != "" {
+		where = "on the way there " // by a jump host, or a ProxyCommand: ssh knows no peer
+	}
 	for _, known := range []struct{ part, mend string }{
-		{"REMOTE HOST IDENTIFICATION HAS CHANGED", "the host has another key than known_hosts says: is it another machine, or " +
-			"was it set up anew? Then `ssh-keygen -R " + t.host + "`"},
-		{"Host key verification failed", "its key is not in known_hosts: log in once by hand, `ssh " + login + "`, and compare it"},
-		{"Permission denied", "it does not let you in: try `ssh " + login + "`; a key has to be in its authorized_keys, " +
+		{"REMOTE HOST IDENTIFICATION HAS CHANGED", "the host has another key than known_hosts says: is it another machine, " +
+			"or was it set up anew? Then `" + forget + "`"},
+		{"host key is known for", "log in once by hand, " + try + ", and compare the key"},
+		{"Host key verification failed", "log in once by hand, " + try + ", and compare the key"},
+		{"Permission denied", "it does not let you in: try " + try + "; a key has to be in its authorized_keys, " +
 			"and in your agent if it has a passphrase"},
 		{"Could not resolve hostname", "no such name: give an address, or a Host of your ssh_config"},
-		{"Connection refused", "no sshd listens there: give the port, as in ssh://HOST:PORT"},
-		{"No route to host", "that network cannot be reached from here"},
-		{"timed out", "it does not answer: is it on, and does a firewall let port 22 through?"},
-		{"Too many authentication failures", "give the key with `ssh-option` IdentitiesOnly=yes and IdentityFile=FILE"},
-		{"Bad configuration option", "see `ssh-option` and your ssh_config"},
-		{"not found", "its login shell runs no sh, or has no PATH"},
-		{"account is currently not available", "that user may not log in: give another one"},
+		{"Name or service not known", "the jump host knows no such name: give an address as HostName"},
+		{"Temporary failure in name resolution", "the jump host knows no such name: give an address as HostName"},
+		{"Connection refused", "no sshd listens there: is it another port? Write ssh://HOST:PORT"},
+		{"No route to host", "is it on, and on that network?"},
+		{"Network is unreachable", "no way leads to that network from here"},
+		{"timed out", "is it on, and does a firewall let ssh through?"},
+		{"Too many authentication failures", "give the key by an ssh-option, IdentitiesOnly=yes and IdentityFile=FILE"},
+		{"Bad configuration option", "see your ssh_config, and ssh-option"},
+		{"unsupported option", "see your ssh_config, and ssh-option"},
+		{"not currently available", "that user may not log in: give another one, as in ssh://USER@HOST"},
+		{"currently not available", "that user may not log in: give another one, as in ssh://USER@HOST"},
+		{"not found", "its login shell finds no sh: has it a PATH?"},
+		{"Connection closed by", "it ends the connection: try " + try},
+		{"Connection reset by", "it ends the connection: try " + try},
 	} {
-		if strings.Contains(said, known.part) {
-			if known.part == "REMOTE HOST IDENTIFICATION HAS CHANGED" {
-				line = "REMOTE HOST IDENTIFICATION HAS CHANGED"
-			}
-			mend = known.mend
-			break
+		if line := having(known.part); line != "" {
+			return fmt.Errorf("%sssh says %q: %s", where, strings.Trim(line, "@ "), known.mend)
 		}
 	}
-	if line == "" {
-		return fmt.Errorf("ssh says nothing and ends (%v): %s", plain(err), mend)
+	try = "`" + filepath.Base(program) + " " + login + " sh -c true`"
+	if line := lastWords(said); line != "" {
+		return fmt.Errorf("%sssh says %q: try %s, which must work", where, line, try)
 	}
-	return fmt.Errorf("ssh says %q: %s", line, mend)
+	if err = plain(err); err == nil {
+		err = errors.New("exit status 0")
+	}
+	return fmt.Errorf("its login runs no sh and says nothing (%w): try %s, which must work", err, try)
 }
 
-// plain is an error without our own part of it.
+// plain is how a program ended.
 func plain(err error) error {
 	if e := new(exec.ExitError); errors.As(err, &e) {
 		return e
@@ -137,9 +185,9 @@ func plain(err error) error {
 func lastWords(said string) string {
 	lines := strings.Split(strings.ReplaceAll(said, "\r", ""), "\n")
 	for _, l := range slices.Backward(lines) {
-		if l = strings.TrimSpace(l); l != "" && !strings.Contains(l, "@@@@") && !strings.HasPrefix(l, "Connection closed by") {
+		if l = strings.TrimSpace(l); l != "" {
 			return l
 		}
 	}
-	return strings.TrimSpace(said)
+	return ""
 }

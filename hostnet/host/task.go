@@ -16,7 +16,8 @@ type Task[In, Out any] struct {
 	Name string
 	// Work does it. at is the host as seen from where the work runs: this machine, in the namespace that was asked for.
 	// Everything that has an instant carries that host's own, by at.Now. give hands over one Out; it fails when nobody
-	// takes it any more. Work ends when it is done, or when ctx ends, and undoes by then what it made.
+	// takes it any more, and when ctx has ended: then the one that it fails for was handed over, and is the last. Work
+	// ends when it is done, or when ctx ends, and undoes by then what it made.
 	Work func(ctx context.Context, at Host, in In, give func(Out) error) error
 	// Lasting work goes on when the channel closes: a guest needs it. It ends by itself, and its helper with it.
 	Lasting bool

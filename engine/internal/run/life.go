@@ -113,6 +113,19 @@ func (l *life) take(name string, data eventData, at, came time.Time, undisturbed
 	}
 }
 
+// move moves every instant of an event.
+func (l *life) move(to func(time.Time) time.Time) {
+	for _, t := range []*time.Time{&l.Stopped, &l.Resumed, &l.started, &l.Asleep, &l.slept, &l.woken, &l.shutdownAt} {
+		*t = to(*t)
+	}
+	for i := range l.Stands {
+		l.Stands[i] = stand{to(l.Stands[i].From), to(l.Stands[i].To)}
+	}
+	for i := range l.deeds {
+		l.deeds[i].at = to(l.deeds[i].at)
+	}
+}
+
 // did notes a deed, or one more of a kind: a guest may be reset again and again.
 func (l *life) did(event, detail string, at time.Time) {
 	for i := range l.deeds {

@@ -1,7 +1,6 @@
 package run
 
 import (
-	"context"
 	"strconv"
 	"strings"
 	"testing"
@@ -137,8 +136,7 @@ func TestDowntimes(t *testing.T) {
 		},
 		"of another machine with a measured clock": {
 			change: func(m *Run) {
-				m.Dst.Facts.Where, m.Dst.skew = endpoint.Elsewhere, ms
-				m.Dst.Endpoint.Clock = func(context.Context) (offset, uncertainty time.Duration, err error) { return 0, ms, nil }
+				m.Dst.Facts.Where, m.Dst.timing = endpoint.Elsewhere, clockOf(t, time.Hour)
 			},
 			qemu: 3 * ms, keep: true, wire: true,
 		},

@@ -200,19 +200,14 @@ func (r *Run) downtimes(last *qmp.MigrationInfo) {
 		rec.Warn("the guest stood still when the switch-over came: no downtime is measured")
 		return
 	}
-	if !r.Src.Stopped.IsZero() && r.Dst.started.After(r.Src.Stopped) {
-		d.Wire = record.Of(r.Dst.started.Sub(r.Src.Stopped))
-		if a, b := r.Src.timed(), r.Dst.timed(); a && b {
-			d.WireError = record.Of(r.Src.StampError() + r.Dst.StampError())
-		} else {
-			r.warnUntimed(!a, !b)
-		}
+	if !r.Src.Stopped.IsZero() && !r.Dst.started.IsZero() {
+		r.wire(r.Src.Stopped, r.Dst.started)
 	}
 	// QEMU's ends before the destination runs, in post-copy. 7.2 tells hours there (seen on 7.2.22), and 10.0 the time
 	// until all had come, if it was below 1 ms (migration_downtime_end; seen on 10.0.2).
 	longest := rec.Total.Wall
 	if r.Split && d.Wire != nil {
-		longest = *d.Wire + r.Src.StampError() + r.Dst.StampError() + time.Millisecond
+		longest = *d.Wire + r.Src.StampError(r.Src.Stopped) + r.Dst.StampError(r.Dst.started) + time.Millisecond
 	}
 	if last.Has.Contains(qmp.FieldDowntime) && last.Downtime > longest {
 		rec.Warn("query-migrate says that the downtime was %s, and it was no longer than %s: not kept", last.Downtime,

@@ -1,10 +1,12 @@
 package run
 
 import (
+	"context"
 	"encoding/json"
 	"testing"
 	"time"
 
+	"qmigrate/engine/clock"
 	"qmigrate/engine/facts"
 	"qmigrate/engine/plan"
 	"qmigrate/engine/record"
@@ -133,6 +135,22 @@ func TestQuantile(t *testing.T) {
 	}
 }
 
+// clockOf is how events of a host are placed, in which the clock is ahead of ours by so much.
+func clockOf(t *testing.T, offset time.Duration) (x timing) {
+	if offset == 0 {
+		return x
+	}
+	var err error
+	x.follower, err = clock.Follow(t.Context(), func(context.Context) (clock.Look, error) {
+		return clock.Look{Offset: offset, Error: ms - 1, At: time.Now(), Longest: 2 * ms}, nil
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(x.follower.Close)
+	return x
+}
+
 func TestEventOnOurClock(t *testing.T) {
 	arrived := time.Now()
 	for _, test := range []struct {
@@ -145,7 +163,7 @@ func TestEventOnOurClock(t *testing.T) {
 		{"from the future", -5 * ms, 0, 0},
 		{"the clock was stepped", time.Hour, 0, 0},
 	} {
-		s := &Side{Offset: test.offset}
+		s := &Side{timing: clockOf(t, test.offset)}
 		ev := qmp.Event{Arrived: arrived, QEMUTime: arrived.Round(0).Add(-test.age + test.offset)}
 		if got := arrived.Sub(s.at(ev)); got != test.want {
 			t.Errorf("%s: %v before arrival, want %v", test.name, got, test.want)

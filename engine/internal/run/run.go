@@ -145,6 +145,7 @@ func (r *Run) Finish(ctx context.Context) {
 		last = r.Src.lastFigures(ctx)
 	}
 	r.StopPolling(ctx)
+	r.settleClocks(ctx)
 	r.Rec.Total.Wall = r.edge.Sub(r.Rec.Origin)
 	r.figures(last)
 	for _, f := range r.Features {

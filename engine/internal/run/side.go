@@ -27,8 +27,6 @@ type Side struct {
 	sub      *qmp.Subscription
 	C        <-chan qmp.Event // nil once the monitor has gone
 	Facts    *facts.Facts
-	Offset   time.Duration // that host's realtime clock minus ours
-	skew     time.Duration // the error of offset
 
 	heard     atomic.Int64 // when it last answered while it was watched, in ns of the epoch
 	Status    string       // of the last MIGRATION event, or of the last answer since
@@ -44,6 +42,7 @@ type Side struct {
 	mute      bool         // it did not answer when an undo asked it last
 	quit      bool         // QEMU took `quit` and then closed the monitor, which it does when its vCPUs have stopped
 	life                   // the guest's
+	timing                 // its clock, beside ours
 }
 
 // eventBuffer holds every event that a migration sends while we are busy with a command; MIGRATION_PASS, the most
@@ -95,15 +94,7 @@ func (s *Side) Open(ctx context.Context, o plan.Options) error {
 			return MonitorError{err}
 		}
 		return s.agrees(ctx, s.sampler, "the sampler")
-	}, func(ctx context.Context) (err error) {
-		if s.Endpoint.Clock == nil {
-			return nil
-		}
-		if s.Offset, s.skew, err = s.Endpoint.Clock(ctx); err != nil {
-			return fmt.Errorf("compare clocks with %s: %w", s.Endpoint.Name, err)
-		}
-		return nil
-	})
+	}, s.follow)
 	if err != nil {
 		return err
 	}
@@ -144,6 +135,9 @@ func (s *Side) agrees(ctx context.Context, other asker, role string) error {
 
 // close lets the monitors go; it is harmless on a side that was never opened.
 func (s *Side) close() {
+	if s.follower != nil {
+		s.follower.Close()
+	}
 	if s.sampler != nil {
 		s.sampler.Close()
 	}
@@ -157,23 +151,6 @@ func (s *Side) close() {
 		s.Control.Close()
 	}
 }
-
-// at places QEMU's own stamp of an event on our monotonic clock. Its age on arrival is the difference of two readings
-// of the realtime clock a moment apart, so that a step of that clock can spoil it only within that moment; an age that
-// cannot be is taken as 0.
-func (s *Side) at(ev qmp.Event) time.Time {
-	age := ev.Arrived.Round(0).Sub(ev.QEMUTime.Add(-s.Offset))
-	if age < 0 || age > UndoLimit {
-		age = 0
-	}
-	return ev.Arrived.Add(-age)
-}
-
-// timed tells whether this side's clock is ours, or was measured.
-func (s *Side) timed() bool { return s.Facts.Here() || s.Endpoint.Clock != nil }
-
-// StampError is the error of a time from at: the stamp's microsecond and the clock's offset.
-func (s *Side) StampError() time.Duration { return time.Microsecond + s.skew }
 
 // take notes one event; pass is the number of a MIGRATION_PASS. Undisturbed is life.take's.
 func (s *Side) take(ev qmp.Event, at time.Time, undisturbed bool) (pass int, ok bool) {

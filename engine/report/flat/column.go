@@ -85,7 +85,7 @@ func toNumber(cell any) float64 {
 
 // Units are the ends of keys that are units, the longer ones first.
 func units() []string {
-	return []string{"bytes_per_s", "pages_per_s", "per_s", "percent", "bytes", "pages", "ns"}
+	return []string{"bytes_per_s", "pages_per_s", "per_s", "percent", "bytes", "pages", "ppm", "ns"}
 }
 
 // UnitOf is the unit at the end of a key, as it is written: "ns", "bytes/s"; "" if it has none.

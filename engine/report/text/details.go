@@ -3,6 +3,7 @@ package text
 import (
 	"fmt"
 	"math"
+	"strconv"
 	"strings"
 	"time"
 
@@ -37,6 +38,7 @@ func (p Page) Details(r *record.Migration) {
 
 	p.colo(r)
 	p.downtimes(&r.Downtime)
+	p.clocks(r.Clocks)
 	p.passes(r)
 	p.mirrors(r.Mirrors)
 	p.decisions(r)
@@ -99,6 +101,7 @@ func downtimes(d *record.Downtime) (all []downtime) {
 	}
 	add("qemu", d.QEMU, d.QEMUError, "query-migrate's own figure, in whole ms")
 	add("wire", d.Wire, d.WireError, "STOP on the source to RESUME on the destination, by QEMU's stamps")
+	add("arrival", d.Arrival, d.ArrivalError, "the same by when both were at qmigrate, which needs no clock of the hosts")
 	add("status", d.Status, d.StatusError, "query-status polled on both sides: middle of the bracket")
 	add("ping", d.Ping, d.PingError, "longest gap between echo replies at the observer")
 	add("heartbeat", d.Heartbeat, d.HeartbeatError, "longest gap between the guest's beats, stamped by the observer")
@@ -112,6 +115,41 @@ func (p Page) downtimes(d *record.Downtime) {
 	t.Row("downtime", "value", "error", "what it is")
 	for _, row := range downtimes(d) {
 		t.Row(row.name, row.value, row.margin, row.text)
+	}
+	if len(t.Rows) > 1 {
+		fmt.Fprintln(p.W)
+		t.Print(p.W, p.width())
+	}
+}
+
+// clocks are those of the hosts, where they are not ours.
+func (p Page) clocks(c *record.Clocks) {
+	if c == nil {
+		return
+	}
+	t := Table{Align: "lrlrrl"}
+	t.Row("clock", "ahead", "error", "drift", "looks", "set meanwhile")
+	for _, row := range []struct {
+		side record.Holder
+		*record.Clock
+	}{{record.Source, c.Source}, {record.Destination, c.Destination}} {
+		if row.Clock == nil {
+			continue
+		}
+		drift, set := "", "no"
+		if row.Drift != nil && row.DriftError != nil {
+			drift = fmt.Sprintf("%.1f ppm +/- %.1f", *row.Drift, *row.DriftError)
+		}
+		for i, x := range row.Steps {
+			if i == 0 {
+				set = ""
+			} else {
+				set += ", "
+			}
+			set += fmt.Sprintf("by %+.3f s before %s", x.By.Seconds(), units.FormatDuration(x.To))
+		}
+		t.Row(string(row.side), fmt.Sprintf("%+.6f s", row.Offset.Seconds()), "+/- "+units.FormatDuration(row.Error), drift,
+			strconv.Itoa(row.Samples), set)
 	}
 	if len(t.Rows) > 1 {
 		fmt.Fprintln(p.W)

@@ -83,9 +83,24 @@ func cancelled() *record.Migration {
 	return r
 }
 
+// remote is a record by hand of a migration between hosts whose clocks are not ours, of which one was set.
+func remote() *record.Migration {
+	r := sample()
+	r.Downtime.WireError, r.Downtime.Arrival, r.Downtime.ArrivalError = record.Of(412*time.Microsecond),
+		record.Of(36*time.Millisecond), record.Of(2*time.Millisecond)
+	r.Clocks = &record.Clocks{
+		Source: &record.Clock{Offset: 5000123 * time.Microsecond, Error: 210 * time.Microsecond, Drift: record.Of(300.2),
+			DriftError: record.Of(14.9), Samples: 12},
+		Destination: &record.Clock{Offset: -31 * time.Millisecond, Error: 180 * time.Microsecond, Samples: 3,
+			Steps: []record.ClockStep{{From: 400 * time.Millisecond, To: 1400 * time.Millisecond, By: -time.Second, Error: time.Millisecond}}},
+	}
+	r.Passes = nil
+	return r
+}
+
 func TestDetails(t *testing.T) {
 	Page{W: io.Discard}.Details(&record.Migration{}) // what is absent is left out
-	for name, r := range map[string]*record.Migration{"completed.txt": sample(), "cancelled.txt": cancelled()} {
+	for name, r := range map[string]*record.Migration{"completed.txt": sample(), "cancelled.txt": cancelled(), "remote.txt": remote()} {
 		var b bytes.Buffer
 		Page{W: &b}.Details(r)
 		golden(t, name, b.String())

@@ -1,0 +1,95 @@
+package clock
+
+import (
+	"context"
+	"sync"
+	"time"
+)
+
+// Every is how often a follower looks.
+const Every = time.Second
+
+// lookLimit is how long one look may take. A look that takes longer is left out.
+const lookLimit = 5 * time.Second
+
+// Follower looks at a host's clock at once and then each second, until it is stopped.
+type Follower struct {
+	look func(context.Context) (Look, error)
+	stop context.CancelFunc
+	done chan struct{}
+
+	mu    sync.Mutex
+	looks []Look
+	fit   *Fit
+	err   error
+}
+
+// Follow looks once, and goes on to do so. The error is that of the first look.
+func Follow(ctx context.Context, look func(context.Context) (Look, error)) (*Follower, error) {
+	f := &Follower{look: look, done: make(chan struct{})}
+	if err := f.once(ctx); err != nil {
+		return nil, err
+	}
+	ctx, f.stop = context.WithCancel(context.WithoutCancel(ctx))
+	if f.fit == nil { // there is nothing to follow
+		f.stop()
+		close(f.done)
+		return f, nil
+	}
+	go func() {
+		defer close(f.done)
+		tick := time.NewTicker(Every)
+		defer tick.Stop()
+		for {
+			select {
+			case <-ctx.Done():
+				return
+			case <-tick.C:
+				_ = f.once(ctx) // kept for Err: the looks before it stand, and the next may succeed
+			}
+		}
+	}()
+	return f, nil
+}
+
+// once looks once.
+func (f *Follower) once(ctx context.Context) error {
+	limited, cancel := context.WithTimeout(ctx, lookLimit)
+	defer cancel()
+	l, err := f.look(limited)
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.err = err; err == nil {
+		f.looks = append(f.looks, l)
+		f.fit = Compare(f.looks)
+	}
+	return err
+}
+
+// Fit is what the looks so far tell; nil: the host's clock is ours.
+func (f *Follower) Fit() *Fit {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.fit
+}
+
+// Err is why the last look failed; nil if it did not.
+func (f *Follower) Err() error {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.err
+}
+
+// Stop looks a last time, and no more. Harmless twice.
+func (f *Follower) Stop(ctx context.Context) {
+	f.Close()
+	if f.Fit() != nil {
+		_ = f.once(ctx)
+	}
+}
+
+// Close looks no more. Harmless twice.
+func (f *Follower) Close() {
+	f.stop()
+	<-f.done
+}

@@ -1,0 +1,272 @@
+package run
+
+import (
+	"context"
+	"fmt"
+	"strings"
+	"time"
+
+	"qmigrate/engine/clock"
+	"qmigrate/engine/facts"
+	"qmigrate/engine/record"
+	"qmigrate/qmp"
+)
+
+// timing is how the events of one side are placed on our clock.
+type timing struct {
+	follower *clock.Follower // nil: nobody can look at that host's clock
+	placed   []placed        // each event, in the order in which they came
+}
+
+// placed is one event on our clock.
+type placed struct {
+	theirs, came time.Time // QEMU's own stamp; when it was here
+	clock.Placed
+}
+
+// follow looks at the side's clock from now on.
+func (s *Side) follow(ctx context.Context) (err error) {
+	if s.Endpoint.Clock == nil {
+		return nil
+	}
+	if s.follower, err = clock.Follow(ctx, s.Endpoint.Clock); err != nil {
+		return fmt.Errorf("compare clocks with %s: %w", s.Endpoint.Name, err)
+	}
+	return nil
+}
+
+// fit is what is known of a clock that is not ours; nil: it is ours, or nothing is known.
+func (s *Side) fit() *clock.Fit {
+	if s.follower == nil {
+		return nil
+	}
+	return s.follower.Fit()
+}
+
+// timed tells whether this side's clock is ours, or was looked at.
+func (s *Side) timed() bool { return s.Facts.Here() || s.follower != nil }
+
+// Now is the time by the side's clock.
+func (s *Side) Now() time.Time {
+	if f := s.fit(); f != nil {
+		return time.Now().Add(f.Offset())
+	}
+	return time.Now()
+}
+
+// at places an event on our monotonic clock, by QEMU's own stamp, and notes it. Events come in the order in which they
+// happened, and are placed in that order whatever the clocks do: what decides is the order alone.
+func (s *Side) at(ev qmp.Event) time.Time {
+	p := placed{theirs: ev.QEMUTime, came: ev.Arrived}
+	p.Placed = s.place(p.theirs, p.came)
+	if n := len(s.placed); n > 0 {
+		p.after(s.placed[n-1].At)
+	}
+	s.placed = append(s.placed, p)
+	return p.At
+}
+
+// after sees to it that an event is placed after the one before it.
+func (p *placed) after(before time.Time) {
+	if !p.At.After(before) {
+		p.At = before.Add(1)
+	}
+}
+
+// place places an instant of the side's clock. Where that clock is ours, its age on arrival is the difference of two
+// readings of it a moment apart, so that a step of that clock can spoil it only within that moment; an age that cannot
+// be is taken as 0. The stamp is in whole microseconds.
+func (s *Side) place(theirs, came time.Time) clock.Placed {
+	if f := s.fit(); f != nil {
+		p := f.Place(theirs, came)
+		p.Error += time.Microsecond
+		return p
+	}
+	age := came.Round(0).Sub(theirs)
+	if age < 0 || age > UndoLimit {
+		age = 0
+	}
+	return clock.Placed{At: came.Add(-age), Error: time.Microsecond, Longest: time.Microsecond}
+}
+
+// of is the event that was placed at an instant. One that was not is taken to be as good as a stamp of our own clock.
+func (s *Side) of(at time.Time) placed {
+	for i := len(s.placed) - 1; i >= 0; i-- {
+		if s.placed[i].At.Equal(at) {
+			return s.placed[i]
+		}
+	}
+	return placed{came: at, Placed: clock.Placed{At: at, Error: time.Microsecond, Longest: time.Microsecond}}
+}
+
+// StampError is the error of an instant at which an event was placed: the stamp's microsecond and what is not known of
+// the clock.
+func (s *Side) StampError(at time.Time) time.Duration { return s.of(at).Error }
+
+// lastLookLimit is how long the last look at the clocks may take: a channel that hangs is not waited for.
+const lastLookLimit = 2 * time.Second
+
+// measured are the sides that have a clock which is not ours.
+func (r *Run) measured() (all []*Side) {
+	for _, s := range []*Side{r.Src, r.Dst} {
+		if s.fit() != nil {
+			all = append(all, s)
+		}
+	}
+	return all
+}
+
+// settleClocks looks at the clocks a last time, and places all events anew by what is known now: while they came, the
+// looks after them were yet to come. What was derived from them moves with them.
+func (r *Run) settleClocks(ctx context.Context) {
+	sides := r.measured()
+	if len(sides) == 0 || r.Rec.Clocks != nil { // after a failure of the last look at both sides it is done again
+		return
+	}
+	ctx, cancel := context.WithTimeout(ctx, lastLookLimit)
+	defer cancel()
+	var last []func(context.Context) error
+	for _, s := range sides {
+		last = append(last, func(ctx context.Context) error { s.follower.Stop(ctx); return nil })
+	}
+	_ = facts.Together(ctx, last...)
+	moved := map[time.Duration]time.Time{} // from where they were, after Origin
+	for _, s := range sides {
+		for i := range s.placed {
+			p, was := &s.placed[i], s.placed[i].At
+			p.Placed = s.place(p.theirs, p.came)
+			if i > 0 {
+				p.after(s.placed[i-1].At)
+			}
+			moved[was.Sub(r.Rec.Origin)] = p.At
+		}
+	}
+	r.move(func(t time.Time) time.Time {
+		if to, ok := moved[t.Sub(r.Rec.Origin)]; ok && !t.IsZero() {
+			return to
+		}
+		return t
+	})
+	r.Rec.Clocks = &record.Clocks{}
+	for _, s := range sides {
+		r.noteClock(s)
+	}
+}
+
+// move moves every instant of an event.
+func (r *Run) move(to func(time.Time) time.Time) {
+	for _, s := range []*Side{r.Src, r.Dst} {
+		s.Completed = to(s.Completed)
+		s.life.move(to)
+	}
+	for i := range r.Passes {
+		r.Passes[i].At = to(r.Passes[i].At)
+	}
+	edge := r.Rec.Origin
+	for i := range r.Rec.Stages {
+		s := &r.Rec.Stages[i]
+		begin, end := to(r.Rec.Origin.Add(s.Start)), to(r.Rec.Origin.Add(s.Start+s.Duration))
+		begin = Later(begin, edge)
+		edge = Later(end, begin)
+		s.Start, s.Duration = begin.Sub(r.Rec.Origin), edge.Sub(begin)
+	}
+	r.edge = to(r.edge)
+	if len(r.Rec.Stages) > 0 {
+		r.edge = Later(r.edge, edge)
+	}
+}
+
+// noteClock writes down what is known of a side's clock, and warns of its steps.
+func (r *Run) noteClock(s *Side) {
+	f := s.fit()
+	c := &record.Clock{Offset: f.Offset(), Error: f.Error(), Samples: f.Looks}
+	if ppm, e, ok := f.Drift(); ok {
+		c.Drift, c.DriftError = record.Of(ppm), record.Of(e)
+	}
+	for _, x := range f.Steps {
+		c.Steps = append(c.Steps, record.ClockStep{From: x.From.Sub(r.Rec.Origin), To: x.To.Sub(r.Rec.Origin), By: x.By,
+			Error: x.Error})
+		way, by := "forwards", x.By
+		if by < 0 {
+			way, by = "back", -by
+		}
+		r.Rec.Warn("the clock of the %s's host was set %s by %s during the migration, between %s and %s after the first "+
+			"command: a time there between these two is not known by it", s.Role, way, by.Round(time.Millisecond),
+			x.From.Sub(r.Rec.Origin).Round(time.Millisecond), x.To.Sub(r.Rec.Origin).Round(time.Millisecond))
+	}
+	if err := s.follower.Err(); err != nil {
+		r.Rec.Warn("the clock of the %s's host was not looked at to the end: %v; the times after the last look have a larger "+
+			"error", s.Role, err)
+	}
+	if s == r.Src {
+		r.Rec.Clocks.Source = c
+	} else {
+		r.Rec.Clocks.Destination = c
+	}
+}
+
+// wire fills in the time from STOP on the source to RESUME on the destination, by both QEMUs' stamps, and by a second
+// witness where a clock is not ours: when each event was here.
+//
+// The second witness needs no clock of theirs. An event was here no later than one way of the channel after it
+// happened, and one way takes no longer than the longest round trip in the looks at that host's clock before and after
+// it: up to 16 each, over the same channel, at most a second away. So STOP happened at most its host's longest round
+// trip before it was here, RESUME at most the other host's, and the difference of the two arrivals is off by no more
+// than the longer of the two. Where the clock of one side is ours, its stamp is taken instead of the arrival.
+//
+// Of a host whose clock nobody can look at, no round trip is known either: then neither figure has an error.
+//
+// If a clock was stepped about STOP or RESUME, the stamps tell nothing, and the second witness is the wire downtime.
+func (r *Run) wire(stop, resume time.Time) {
+	d := &r.Rec.Downtime
+	a, b := r.Src.of(stop), r.Dst.of(resume)
+	wire, e := resume.Sub(stop), a.Error+b.Error
+	arrival, arrivalError := r.Dst.arrival(b).Sub(r.Src.arrival(a)), max(a.Longest, b.Longest)
+	timed := r.Src.timed() && r.Dst.timed()
+	if timed && len(r.measured()) == 0 { // one clock is behind both stamps
+		if wire > 0 {
+			d.Wire, d.WireError = record.Of(wire), record.Of(e)
+		}
+		return
+	}
+	if arrival > 0 {
+		if d.Arrival = record.Of(arrival); timed {
+			d.ArrivalError = record.Of(arrivalError)
+		}
+	}
+	if !timed {
+		if wire > 0 {
+			d.Wire = record.Of(wire)
+			r.warnUntimed(!r.Src.timed(), !r.Dst.timed())
+		}
+		return
+	}
+	if a.Doubtful || b.Doubtful {
+		var where []string
+		if a.Doubtful {
+			where = append(where, "of the source's host was set about the time of STOP")
+		}
+		if b.Doubtful {
+			where = append(where, "of the destination's host was set about the time of RESUME")
+		}
+		d.Wire, d.WireError = d.Arrival, d.ArrivalError
+		r.Rec.Warn("the clock %s: the wire downtime is by when both were here, and not by QEMU's stamps",
+			strings.Join(where, " and that "))
+		return
+	}
+	if wire > 0 {
+		d.Wire, d.WireError = record.Of(wire), record.Of(e)
+	}
+	if (wire - arrival).Abs() > e+arrivalError {
+		r.Rec.Warn("STOP to RESUME took %s (+/- %s) by the two QEMUs' stamps and %s (+/- %s) by when both were here: one of "+
+			"the two is wrong by more than its error", wire, e, arrival, arrivalError)
+	}
+}
+
+// arrival is when an event was here; of a clock that is ours, its stamp is better.
+func (s *Side) arrival(p placed) time.Time {
+	if s.timed() && s.fit() == nil {
+		return p.At
+	}
+	return p.came
+}

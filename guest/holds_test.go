@@ -1,0 +1,80 @@
+package guest_test
+
+import (
+	"path/filepath"
+	"syscall"
+	"testing"
+	"time"
+
+	"qmigrate/guest"
+	"qmigrate/guest/guesttest"
+	"qmigrate/guest/guesttest/within"
+	"qmigrate/hostnet/host"
+)
+
+// TestHolds: a QEMU that only waits holds no guest, however it is called. One that runs, that has begun to load, or that
+// does not answer, may hold one.
+func TestHolds(t *testing.T) {
+	guesttest.EachQEMU(t, func(t *testing.T, qemu string) {
+		dir := guesttest.Dir(t)
+		start := func(name string, incoming bool) *guest.VM {
+			return startVM(t, guest.Spec{Name: name, QEMU: qemu, Memory: 64 << 20, Dir: filepath.Join(dir, name), Incoming: incoming, Paused: incoming})
+		}
+		src, dst := start("a", false), start("b", true)
+		holds := func(vm *guest.VM) bool {
+			return guest.Holds(limited(t), host.Local(), vm.Process(), vm.Spec().Dir)
+		}
+		if !holds(src) {
+			t.Error("a guest that runs is held by nobody")
+		}
+		if holds(dst) {
+			t.Error("a QEMU that waits holds a guest")
+		}
+		at := "unix:" + filepath.Join(dir, "m")
+		b := monitor(t, dst)
+		if err := b.MigrateIncoming(limited(t), at); err != nil {
+			t.Fatal(err)
+		}
+		b.Close() // it serves one
+		if holds(dst) {
+			t.Error("a QEMU that listens, and to which nothing came, holds a guest")
+		}
+		a := monitor(t, src)
+		if err := a.SetMigrateParameters(limited(t), map[string]any{"max-bandwidth": 8 << 10}); err != nil {
+			t.Fatal(err)
+		}
+		if err := a.Migrate(limited(t), at); err != nil {
+			t.Fatal(err)
+		}
+		within.Until(t, "the migration to begin", func() bool { return holds(dst) })
+		if !holds(dst) {
+			t.Error("a QEMU to which a guest comes holds none")
+		}
+		sleep, err := host.Local().Start(limited(t), host.Command{Args: []string{"sleep", "1000"}})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if guest.Holds(limited(t), host.Local(), sleep, dir) {
+			t.Error("sleep holds a guest")
+		}
+		if err := sleep.Kill(limited(t)); err != nil {
+			t.Error(err)
+		}
+		if err := dst.Kill(limited(t)); err != nil || holds(dst) {
+			t.Errorf("a dead one holds a guest: %v", err)
+		}
+	})
+}
+
+// A QEMU that hangs may hold a guest.
+func TestHoldsMute(t *testing.T) {
+	vm := startVM(t, guest.Spec{Name: "a", QEMU: guesttest.QEMU(t, "10.0"), Memory: 16 << 20, Dir: filepath.Join(guesttest.Dir(t), "a"),
+		Incoming: true, Paused: true})
+	if err := vm.Process().Signal(syscall.SIGSTOP); err != nil {
+		t.Fatal(err)
+	}
+	begun := time.Now()
+	if !guest.Holds(limited(t), host.Local(), vm.Process(), vm.Spec().Dir) {
+		t.Errorf("after %v it holds none", time.Since(begun))
+	}
+}
