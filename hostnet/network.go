@@ -117,13 +117,8 @@ func (n *Network) TAP(host string) string {
 	return ""
 }
 
-// Port is the port of the link's bridge behind which a host is; "" if the spec has no such host.
-func (n *Network) Port(host string) string {
-	if n.index(host) < 0 {
-		return ""
-	}
-	return portPrefix + host
-}
+// Port is the port of the link's bridge behind which a host is; "" if that is not known.
+func (n *Network) Port(host string) string { return n.ports[host] }
 
 // Shared is a folder that all hosts have: any folder of this machine is one.
 func (n *Network) Shared(folder string) (here, there string) { return folder, folder }

@@ -9,6 +9,7 @@ import (
 	"os"
 	"slices"
 
+	"qmigrate/engine/lab/observe/on"
 	"qmigrate/engine/tunnel"
 	"qmigrate/guest"
 	"qmigrate/hostnet"
@@ -40,6 +41,6 @@ func run() error {
 	}
 	undo := hostnet.Undos()
 	maps.Copy(undo, tunnel.Undos())
-	return host.Helper{Clock: clock, Tasks: slices.Concat(hostnet.Tasks(), tunnel.Tasks()), Undo: undo,
-		Holds: guest.Holds}.Serve(os.Stdin, os.Stdout)
+	tasks := slices.Concat(hostnet.Tasks(), on.Tasks(), tunnel.Tasks())
+	return host.Helper{Clock: clock, Tasks: tasks, Undo: undo, Holds: guest.Holds}.Serve(os.Stdin, os.Stdout)
 }

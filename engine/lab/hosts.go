@@ -28,28 +28,32 @@ func (h *labHost) dir() string { return path.Join(h.folder, h.name) }
 // take gives the lab its folder on each host of its site. A folder that is there belongs to another lab.
 func (l *Lab) take(ctx context.Context) error {
 	l.hosts = map[string]*labHost{}
-	made := map[string]bool{}
 	for _, name := range []string{sourceHost, destinationHost} {
 		h := &labHost{Host: l.site.Host(name), name: name, tap: l.site.TAP(name), folder: l.dir}
 		if far, ok := h.Host.(*host.Far); ok {
-			h.folder = path.Join(far.Folder(), l.spec.Owner)
-		}
-		if h.folder != l.dir && !made[h.Name()] {
-			switch _, err := h.Stat(h.folder); {
-			case err == nil:
-				return fmt.Errorf("lab %s: host %s has its folder, %s, already: another lab of that name stands there: remove it, "+
-					"or take another name", l.spec.Owner, h.Name(), h.folder)
-			case !errors.Is(err, fs.ErrNotExist):
-				return fmt.Errorf("make a folder for the lab on host %s: %w", h.Name(), err)
+			if err := h.settle(path.Join(far.Folder(), l.spec.Owner+"."+name)); err != nil { // no lab is called so
+				return fmt.Errorf("lab %s: %w", l.spec.Owner, err)
 			}
-			if err := h.MkdirAll(h.folder, 0o700); err != nil {
-				return fmt.Errorf("make a folder for the lab on host %s: %w", h.Name(), err)
-			}
-			made[h.Name()] = true
 		}
 		l.hosts[name] = h
 	}
 	return ctx.Err()
+}
+
+// settle makes the lab's folder on a host that is elsewhere.
+func (h *labHost) settle(folder string) error {
+	switch _, err := h.Stat(folder); {
+	case err == nil:
+		return fmt.Errorf("host %s has its folder, %s, already: a lab of that name stands there: remove it, or take another name",
+			h.Name(), folder)
+	case !errors.Is(err, fs.ErrNotExist):
+		return fmt.Errorf("make a folder on host %s: %w", h.Name(), err)
+	}
+	if err := h.MkdirAll(folder, 0o700); err != nil {
+		return fmt.Errorf("make a folder on host %s: %w", h.Name(), err)
+	}
+	h.folder = folder
+	return nil
 }
 
 // forget removes the lab's folders on hosts that are elsewhere.

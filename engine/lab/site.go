@@ -60,6 +60,9 @@ const (
 
 // makeSite makes the hosts that the spec wants.
 func (s Spec) makeSite(ctx context.Context) (Site, error) {
+	if s.site != nil {
+		return s.site(ctx, s)
+	}
 	switch s.Hosts {
 	case "", Namespaces:
 		n, err := (hostnet.Spec{Owner: s.Owner, Rate: s.LinkRate}).Apply(ctx)

@@ -2,6 +2,7 @@ package lab
 
 import (
 	"cmp"
+	"context"
 	"fmt"
 	"io"
 	"log/slog"
@@ -45,6 +46,8 @@ type Spec struct {
 	AllowUnsafe bool         // RAM as asked for, even where that QEMU is known to lose pages
 	Log         io.Writer    // one line a step, for people; nil is silent
 	Logger      *slog.Logger // nil is silent
+
+	site func(context.Context, Spec) (Site, error) // of tests; nil: by Hosts
 }
 
 // DefaultMemory is the RAM in bytes that a guest has unless it is told: half of it is under the memory check, and

@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"qmigrate/engine/lab/observe"
+	"qmigrate/engine/lab/observe/on"
 	"qmigrate/engine/record"
 	"qmigrate/guest/wire"
 	"qmigrate/hostnet/host"
@@ -45,7 +46,7 @@ type streamer struct {
 type streamLook struct {
 	at       time.Time
 	received int64
-	tcp      *observe.TCPCounts
+	tcp      *on.TCPCounts
 }
 
 func newStreamer(from host.Host, address string, w wire.Workload) *streamer {
@@ -77,7 +78,7 @@ func (s *streamer) Start(ctx context.Context) (err error) {
 }
 
 func (s *streamer) look() {
-	s.looks = append(s.looks, streamLook{time.Now(), s.received.Load(), observe.CountsOf(s.conn)})
+	s.looks = append(s.looks, streamLook{time.Now(), s.received.Load(), on.CountsOf(s.conn)})
 }
 
 func (s *streamer) broke(err error) {

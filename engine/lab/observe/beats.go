@@ -2,80 +2,59 @@ package observe
 
 import (
 	"context"
-	"fmt"
-	"net"
 	"net/netip"
-	"sync"
+	"slices"
 	"time"
 
+	"qmigrate/engine/lab/observe/on"
 	"qmigrate/engine/record"
-	"qmigrate/guest/wire"
 	"qmigrate/hostnet/host"
 )
 
-// beats receives the guest's heartbeats by UDP and stamps them.
+// beats are the guest's heartbeats at the observer.
 type beats struct {
 	on    host.Host
+	clock *clock // of on
 	at    netip.AddrPort
 	every time.Duration // not positive: the guest sends none
 
-	conn net.PacketConn // nil: not started
-	all  sync.WaitGroup
-
-	mu  sync.Mutex
-	got []beat
-}
-
-// beat is one heartbeat and when it was there, by the observer's clock.
-type beat struct {
-	wire.Beat
-	arrived time.Time
+	task *task     // nil: not started
+	got  []on.Beat // with instants of on
 }
 
 // Start begins to listen.
 func (b *beats) Start(ctx context.Context) (err error) {
-	if b.conn, err = b.on.ListenPacket(ctx, "udp", b.at.String()); err != nil {
-		return fmt.Errorf("listen for heartbeats: %w", err)
-	}
-	b.all.Go(b.receive)
-	return nil
-}
-
-func (b *beats) receive() {
-	datagram := make([]byte, 1500)
-	for {
-		n, _, err := b.conn.ReadFrom(datagram)
-		now := time.Now()
-		if err != nil {
-			return
-		}
-		if t, ok := wire.ParseBeat(datagram[:n]); ok {
-			b.mu.Lock()
-			b.got = append(b.got, beat{t, now})
-			b.mu.Unlock()
-		}
-	}
+	b.task, err = begin(ctx, "heartbeats", on.Beats(), b.on, on.BeatSpec{At: b.at}, func(o on.Beaten) {
+		b.at = o.At
+		b.got = append(b.got, o.Beats...)
+	})
+	return err
 }
 
 // Stop ends it.
-func (b *beats) Stop() {
-	if b.conn != nil {
-		b.conn.Close()
-		b.all.Wait()
+func (b *beats) Stop() { b.task.end() }
+
+// all are they, with our instants.
+func (b *beats) all() []on.Beat {
+	all := slices.Clone(b.got)
+	for i := range all {
+		all[i].Arrived = b.clock.ours(all[i].Arrived)
 	}
+	return all
 }
 
 // arrivals are when they came.
 func (b *beats) arrivals() []time.Time {
 	all := make([]time.Time, len(b.got))
 	for i := range b.got {
-		all[i] = b.got[i].arrived
+		all[i] = b.clock.ours(b.got[i].Arrived)
 	}
 	return all
 }
 
 // Note writes down the longest silence among them.
 func (b *beats) Note(rec *record.Migration, _, _ time.Time) error {
+	b.task.doubt(rec)
 	if rec.Network == nil {
 		return nil
 	}

@@ -3,19 +3,14 @@ package observe
 import (
 	"context"
 	"fmt"
-	"runtime"
 	"slices"
-	"strconv"
 	"strings"
-	"sync"
 	"time"
 
-	"golang.org/x/sys/unix"
-
-	"qmigrate/engine/connect"
+	"qmigrate/engine/lab/observe/on"
 	"qmigrate/engine/record"
 	"qmigrate/guest"
-	"qmigrate/internal/procfs"
+	"qmigrate/hostnet/host"
 )
 
 // cpuInterval is how often the threads of both QEMUs are looked at. A stage that is shorter than leastSpan is not told
@@ -25,162 +20,87 @@ const (
 	leastSpan   = 2 * cpuInterval
 )
 
-// cpu reads what each QEMU and its threads have had of their host's processors. Every file is read on the host that
-// runs it.
+// cpu is what each QEMU and its threads have had of their host's processors. They are read on the host that runs them,
+// those of one machine together.
 type cpu struct {
 	source, destination *guest.VM // nil: there is none
+	clocks              *clocks
 
 	qemus []*qemuCPU
-	end   chan struct{} // nil: not started
-	all   sync.WaitGroup
-	cost  time.Duration // of the sampler's own thread; read when it has ended
+	tasks []*task
 }
 
 // qemuCPU is one QEMU: the readings of each of its threads, and of the whole process.
 type qemuCPU struct {
-	side    record.Holder
-	vm      *guest.VM
-	process connect.Process
-	names   map[int]string // of threads, as the record has them; "": of no interest
-	used    map[string][]reading
-	ended   map[string]time.Duration // what the threads of a name had that are gone
-	last    map[int]time.Duration
+	side  record.Holder
+	clock *clock // of its host
+	used  map[string][]reading
+	cost  *time.Duration // of reading, of its host's sampler
 }
 
-// reading is what a thread had used up to an instant.
+// reading is what a thread had used up to an instant of its host.
 type reading struct {
 	at   time.Time
 	used time.Duration
 }
 
-const wholeProcess = "process"
+const wholeProcess = on.WholeProcess
 
 // Start begins with a first look.
-func (c *cpu) Start(context.Context) error {
-	c.end = make(chan struct{})
-	for side, vm := range map[record.Holder]*guest.VM{record.Source: c.source, record.Destination: c.destination} {
-		if vm != nil {
-			c.qemus = append(c.qemus, &qemuCPU{side: side, vm: vm, process: connect.NewProcess(vm.Host(), vm.Process()),
-				names: map[int]string{}, used: map[string][]reading{},
-				ended: map[string]time.Duration{}, last: map[int]time.Duration{}})
-		}
+func (c *cpu) Start(ctx context.Context) error {
+	type machine struct {
+		at    host.Host
+		spec  on.CPUSpec
+		qemus []*qemuCPU
 	}
-	// the source first
-	slices.SortFunc(c.qemus, func(a, b *qemuCPU) int { return -strings.Compare(string(a.side), string(b.side)) })
-	c.all.Go(func() {
-		runtime.LockOSThread() // for its clock
-		defer runtime.UnlockOSThread()
-		began := threadCPU()
-		tick := time.NewTicker(cpuInterval)
-		defer tick.Stop()
-		for {
-			for _, q := range c.qemus {
-				q.look()
-			}
-			c.cost = threadCPU() - began
-			select {
-			case <-tick.C:
-			case <-c.end:
-				return
-			}
+	var machines []*machine
+	for _, side := range []struct {
+		name record.Holder
+		vm   *guest.VM
+	}{{record.Source, c.source}, {record.Destination, c.destination}} {
+		if side.vm == nil {
+			continue
 		}
-	})
+		at := side.vm.Host()
+		if _, far := at.(*host.Far); !far { // its namespaces are one machine
+			at = host.Local()
+		}
+		i := slices.IndexFunc(machines, func(m *machine) bool { return m.at.Name() == at.Name() })
+		if i < 0 {
+			i = len(machines)
+			machines = append(machines, &machine{at: at, spec: on.CPUSpec{Every: cpuInterval}})
+		}
+		m, p := machines[i], side.vm.Process()
+		q := &qemuCPU{side: side.name, clock: c.clocks.of(at), used: map[string][]reading{}}
+		if c.qemus = append(c.qemus, q); len(m.qemus) == 0 {
+			q.cost = new(time.Duration)
+		}
+		m.qemus = append(m.qemus, q)
+		m.spec.Processes = append(m.spec.Processes, on.ProcessID{PID: p.PID(), Start: p.StartTime()})
+	}
+	for _, m := range machines {
+		t, err := begin(ctx, "processor time on host "+m.at.Name(), on.CPU(), m.at, m.spec, func(o on.CPULooks) {
+			*m.qemus[0].cost = o.Cost
+			for _, look := range o.Looks {
+				q := m.qemus[look.Process]
+				for name, used := range look.Used {
+					q.used[name] = append(q.used[name], reading{look.At, used})
+				}
+			}
+		})
+		if err != nil {
+			return err // Stop ends those that have begun
+		}
+		c.tasks = append(c.tasks, t)
+	}
 	return nil
-}
-
-func threadCPU() time.Duration {
-	var ts unix.Timespec
-	_ = unix.ClockGettime(unix.CLOCK_THREAD_CPUTIME_ID, &ts) // it cannot fail
-	return time.Duration(ts.Nano())
 }
 
 // Stop ends it with a last look.
 func (c *cpu) Stop() {
-	if c.end == nil {
-		return
+	for _, t := range c.tasks {
+		t.end()
 	}
-	close(c.end)
-	c.all.Wait()
-	for _, q := range c.qemus {
-		q.look()
-	}
-}
-
-// look reads all threads once, which takes less than a millisecond, and stamps all of it with its begin. A process that
-// has gone has no more to tell.
-func (q *qemuCPU) look() {
-	now := time.Now()
-	if u, err := q.vm.Process().Usage(); err == nil && u.RSS > 0 {
-		q.used[wholeProcess] = append(q.used[wholeProcess], reading{now, u.CPU})
-	}
-	ids, err := q.process.Threads()
-	if err != nil {
-		return
-	}
-	sums := map[string]time.Duration{}
-	for name, used := range q.ended {
-		sums[name] = used
-	}
-	for _, id := range ids {
-		name, known := q.names[id]
-		if !known {
-			if name, known = q.name(id); !known {
-				continue
-			}
-			q.names[id] = name
-		}
-		if name == "" {
-			continue
-		}
-		if s, err := procfs.Thread(q.vm.Process().PID(), id).Schedule(q.vm.Host().ReadFile); err == nil {
-			q.last[id] = s.Ran
-		}
-		sums[name] += q.last[id]
-	}
-	for id, used := range q.last {
-		if !slices.Contains(ids, id) { // the migration's threads end with it: what they had until our last look stays
-			q.ended[q.names[id]] += used
-			sums[q.names[id]] += used
-			delete(q.last, id)
-			delete(q.names, id)
-		}
-	}
-	for name, used := range sums {
-		q.used[name] = append(q.used[name], reading{now, used})
-	}
-}
-
-// name is a thread's name in the record, by the name that QEMU gave it (-name debug-threads=on): its vCPUs are "CPU
-// 0/TCG" and the like, and "ALL CPUs/TCG" where one thread runs all; those of a migration "live_migration",
-// "multifdsend_0", "return path", ... until 8.2 and "mig/src/main", ... from 9.0 on.
-func (q *qemuCPU) name(id int) (name string, known bool) {
-	if id == q.vm.Process().PID() {
-		return "main", true
-	}
-	b, err := q.vm.Host().ReadFile(fmt.Sprintf("/proc/%d/task/%d/comm", q.vm.Process().PID(), id))
-	if err != nil {
-		return "", false
-	}
-	return threadName(strings.TrimSpace(string(b)))
-}
-
-func threadName(comm string) (name string, known bool) {
-	switch {
-	case strings.HasPrefix(comm, "CPU "):
-		number, _, _ := strings.Cut(strings.TrimPrefix(comm, "CPU "), "/")
-		if _, err := strconv.Atoi(number); err == nil {
-			return "vcpu" + number, true
-		}
-	case strings.HasPrefix(comm, "ALL CPUs"):
-		return "vcpus", true
-	}
-	for _, prefix := range []string{"mig/", "live_migration", "multifd", "postcopy/", "return path", "fault-default",
-		"bg_snapshot"} {
-		if strings.HasPrefix(comm, prefix) {
-			return "migration", true
-		}
-	}
-	return "", !strings.HasPrefix(comm, "qemu-system") // a new thread has its maker's name for a moment
 }
 
 // usedAt is what had been used at an instant, on a straight line between two looks; false outside of them.
@@ -198,9 +118,26 @@ func usedAt(readings []reading, at time.Time) (time.Duration, bool) {
 	return a.used + time.Duration(share*float64(b.used-a.used)), true
 }
 
+// ours are the readings at our instants.
+func (q *qemuCPU) ours() map[string][]reading {
+	if q.clock == nil {
+		return q.used
+	}
+	all := map[string][]reading{}
+	for name, readings := range q.used {
+		for _, r := range readings {
+			all[name] = append(all[name], reading{q.clock.ours(r.at), r.used})
+		}
+	}
+	return all
+}
+
 // Note writes into the record what each thread used, by stage, and both QEMUs' use over time.
 func (c *cpu) Note(rec *record.Migration, _, _ time.Time) error {
-	if c.end == nil || rec.Origin.IsZero() {
+	for _, t := range c.tasks {
+		t.doubt(rec)
+	}
+	if len(c.tasks) == 0 || rec.Origin.IsZero() {
 		return nil
 	}
 	type stretch struct {
@@ -208,7 +145,8 @@ func (c *cpu) Note(rec *record.Migration, _, _ time.Time) error {
 		from, to time.Time
 	}
 	for _, q := range c.qemus {
-		whole := q.used[wholeProcess]
+		used := q.ours()
+		whole := used[wholeProcess]
 		if len(whole) < 2 {
 			continue
 		}
@@ -223,14 +161,14 @@ func (c *cpu) Note(rec *record.Migration, _, _ time.Time) error {
 			if length < leastSpan {
 				continue
 			}
-			for _, name := range sortedThreads(q.used) {
-				a, okA := usedAt(q.used[name], s.from)
-				b, okB := usedAt(q.used[name], s.to)
+			for _, name := range sortedThreads(used) {
+				a, okA := usedAt(used[name], s.from)
+				b, okB := usedAt(used[name], s.to)
 				if !okB {
 					continue
 				}
 				if !okA { // it began in this stretch, or is not told apart from one that did
-					if name != "migration" || q.used[name][0].at.After(s.to) {
+					if name != "migration" || used[name][0].at.After(s.to) {
 						continue
 					}
 					a = 0
@@ -251,7 +189,12 @@ func (c *cpu) Note(rec *record.Migration, _, _ time.Time) error {
 			Values: Bins(spans, from, timelineBin), EdgeError: record.Of(cpuInterval)})
 	}
 	if rec.Sampling != nil {
-		rec.Sampling.Observer = record.Of(c.cost)
+		rec.Sampling.Observer = new(time.Duration)
+		for _, q := range c.qemus {
+			if q.cost != nil {
+				*rec.Sampling.Observer += *q.cost
+			}
+		}
 	}
 	return nil
 }

@@ -31,7 +31,7 @@ func (o *Observers) NoteEvents(ctx context.Context, agent *guest.Agent, rec *rec
 	if s := rec.Stage(record.StopAndCopy); s != nil && rec.Mode != record.StopAndCopyMode {
 		stop = rec.Origin.Add(s.Start)
 	}
-	clock := newGuestClock(o.beats.got, rec.Origin, stop)
+	clock := newGuestClock(o.beats.all(), rec.Origin, stop)
 	if clock == nil || before[0].Unit == "none" {
 		return
 	}

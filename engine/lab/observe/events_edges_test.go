@@ -4,6 +4,7 @@ import (
 	"testing"
 	"time"
 
+	"qmigrate/engine/lab/observe/on"
 	"qmigrate/guest/wire"
 )
 
@@ -12,13 +13,13 @@ import (
 func TestGuestClockLateBeats(t *testing.T) {
 	origin := time.Now()
 	const ms = time.Millisecond
-	var beats []beat
+	var beats []on.Beat
 	for i := range 40 {
 		clock, late := time.Duration(i)*50*ms, 200*time.Microsecond
 		if i < 10 {
 			late = 30 * ms
 		}
-		beats = append(beats, beat{wire.Beat{Clock: clock}, origin.Add(clock + late)})
+		beats = append(beats, on.Beat{Beat: wire.Beat{Clock: clock}, Arrived: origin.Add(clock + late)})
 	}
 	c := newGuestClock(beats, origin, time.Time{})
 	for reading := time.Duration(0); reading < 1900*ms; reading += 7 * ms {

@@ -5,6 +5,7 @@ import (
 	"testing"
 	"time"
 
+	"qmigrate/engine/lab/observe/on"
 	"qmigrate/engine/record"
 	"qmigrate/guest/wire"
 )
@@ -25,7 +26,7 @@ func TestGuestClock(t *testing.T) {
 		}
 		return at
 	}
-	var beats []beat
+	var beats []on.Beat
 	for i := 0; i < 1200; i++ {
 		sent := 5*time.Second + time.Duration(i)*5*ms + time.Duration(random.IntN(1000))*time.Microsecond
 		way := 100*time.Microsecond + time.Duration(random.ExpFloat64()*float64(300*time.Microsecond))
@@ -38,11 +39,11 @@ func TestGuestClock(t *testing.T) {
 		if i >= 606 && i < 620 {
 			way += time.Duration(620-i) * 4 * ms
 		}
-		beats = append(beats, beat{wire.Beat{Seq: uint64(i), Clock: sent}, origin.Add(truth(sent) + way)})
+		beats = append(beats, on.Beat{Beat: wire.Beat{Seq: uint64(i), Clock: sent}, Arrived: origin.Add(truth(sent) + way)})
 	}
 	for i := range beats { // the last ones before the stop are all a little late
 		if at := truth(beats[i].Clock); at > 960*ms && at < 1000*ms {
-			beats[i].arrived = origin.Add(at + 900*time.Microsecond)
+			beats[i].Arrived = origin.Add(at + 900*time.Microsecond)
 		}
 	}
 	c := newGuestClock(beats, origin, origin.Add(1000*ms))
@@ -74,10 +75,10 @@ func TestGuestClock(t *testing.T) {
 func TestGuestClockDrifts(t *testing.T) {
 	origin := time.Now()
 	truth := func(guest time.Duration) time.Duration { return guest - guest/10_000 }
-	var beats []beat
+	var beats []on.Beat
 	for i := range 12_000 {
 		sent := time.Duration(i) * 5 * time.Millisecond
-		beats = append(beats, beat{wire.Beat{Clock: sent}, origin.Add(truth(sent) + 200*time.Microsecond)})
+		beats = append(beats, on.Beat{Beat: wire.Beat{Clock: sent}, Arrived: origin.Add(truth(sent) + 200*time.Microsecond)})
 	}
 	c := newGuestClock(beats, origin, time.Time{})
 	for guest := time.Second; guest < 59*time.Second; guest += 333 * time.Millisecond {
@@ -93,14 +94,14 @@ func TestGuestClockDrifts(t *testing.T) {
 // TestPlaced: the events of a bin in which the guest stood still lie before and behind the stop, none in it and none lost.
 func TestPlaced(t *testing.T) {
 	origin := time.Now()
-	var beats []beat
+	var beats []on.Beat
 	for i := range 400 {
 		clock := time.Duration(i) * 5 * time.Millisecond
 		at := clock
 		if clock >= 1003*time.Millisecond {
 			at += 50 * time.Millisecond
 		}
-		beats = append(beats, beat{wire.Beat{Clock: clock}, origin.Add(at)})
+		beats = append(beats, on.Beat{Beat: wire.Beat{Clock: clock}, Arrived: origin.Add(at)})
 	}
 	c := newGuestClock(beats, origin, origin.Add(1003*time.Millisecond))
 	spans := placed(c, 1000*time.Millisecond, 1010*time.Millisecond, 100)
@@ -117,7 +118,7 @@ func TestPlaced(t *testing.T) {
 		}
 	}
 	// A beat that was 20 ms faster than those of the second before it makes the clock seem to go back: no event may be lost by it, and no value be none.
-	beats[200].arrived = beats[200].arrived.Add(-20 * time.Millisecond)
+	beats[200].Arrived = beats[200].Arrived.Add(-20 * time.Millisecond)
 	c = newGuestClock(beats, origin, time.Time{})
 	var all []Span
 	for at := 500 * time.Millisecond; at < 1900*time.Millisecond; at += agentBin {

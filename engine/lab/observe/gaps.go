@@ -108,10 +108,10 @@ func (o *Observers) NoteFailover(rec *record.Migration, begin, end time.Time) {
 	if end.IsZero() {
 		return
 	}
-	if g, ok := longestGap(o.pings.arrivals, begin, end); ok {
+	if g, ok := longestGap(o.pings.arrivals(), begin, end); ok {
 		rec.Downtime.Ping, rec.Downtime.PingError = record.Of(g.length()), record.Of(g.usual)
 	}
-	if g, ok := longestGap(o.echoes.arrivals, begin, end); ok {
+	if g, ok := longestGap(o.echoes.arrivals(), begin, end); ok {
 		rec.Downtime.TCP, rec.Downtime.TCPError = record.Of(g.length()), record.Of(g.usual)
 	}
 }

@@ -6,6 +6,7 @@ import (
 	"slices"
 	"time"
 
+	"qmigrate/engine/lab/observe/on"
 	"qmigrate/engine/record"
 	"qmigrate/guest"
 	"qmigrate/guest/wire"
@@ -29,19 +30,19 @@ const (
 
 // newGuestClock is nil if there are no two beats. stop may be the zero time: then a step is placed at the last beat
 // before it.
-func newGuestClock(beats []beat, origin, stop time.Time) *guestClock {
+func newGuestClock(beats []on.Beat, origin, stop time.Time) *guestClock {
 	if len(beats) < 2 {
 		return nil
 	}
 	beats = slices.Clone(beats)
-	slices.SortFunc(beats, func(a, b beat) int { return int(a.Clock - b.Clock) })
+	slices.SortFunc(beats, func(a, b on.Beat) int { return int(a.Clock - b.Clock) })
 	c := &guestClock{begin: origin}
 	if !stop.IsZero() {
 		c.stop = stop.Sub(origin)
 	}
 	lags := make([]time.Duration, len(beats))
 	for i, b := range beats {
-		lags[i] = b.arrived.Sub(origin) - b.Clock
+		lags[i] = b.Arrived.Sub(origin) - b.Clock
 		c.clock = append(c.clock, b.Clock)
 	}
 	ahead := leastAhead(c.clock, lags)

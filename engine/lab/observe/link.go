@@ -2,6 +2,7 @@ package observe
 
 import (
 	"context"
+	"slices"
 	"time"
 
 	"qmigrate/engine/record"
@@ -11,6 +12,7 @@ import (
 // announcements are the frames by which the guest, or QEMU for it, says on the link where it is now.
 type announcements struct {
 	network Network
+	clock   *clock // of the observer
 	mac     string
 
 	watch  *hostnet.FrameWatch // nil: none
@@ -37,8 +39,8 @@ func (a *announcements) Note(rec *record.Migration, _, _ time.Time) error {
 	}
 	end := rec.End(record.Activation)
 	for _, f := range a.frames {
-		if f.Type == hostnet.RARP && f.At.After(end) {
-			rec.Network.RARP = append(rec.Network.RARP, f.At.Sub(end))
+		if at := a.clock.ours(f.At); f.Type == hostnet.RARP && at.After(end) {
+			rec.Network.RARP = append(rec.Network.RARP, at.Sub(end))
 		}
 	}
 	return nil
@@ -47,6 +49,7 @@ func (a *announcements) Note(rec *record.Migration, _, _ time.Time) error {
 // firstFrame is the first frame of the guest out of the destination's TAP.
 type firstFrame struct {
 	network        Network
+	clock          *clock // of the host
 	host, tap, mac string
 
 	watch  *hostnet.FrameWatch // nil: none
@@ -72,6 +75,7 @@ func (f *firstFrame) Note(*record.Migration, time.Time, time.Time) error { retur
 // bridges are the bridges of the link and of both hosts, which learn where the guest is.
 type bridges struct {
 	network Network
+	clocks  map[string]*clock // by the hosts' names in the network
 	mac     string
 	port    string // of the link's bridge to the destination
 
@@ -97,6 +101,16 @@ func (b *bridges) Stop() {
 	b.watch = nil
 }
 
+// ours are the changes at our instants, in their order.
+func (b *bridges) ours() []hostnet.Change {
+	all := slices.Clone(b.changes)
+	for i := range all {
+		all[i].At = b.clocks[all[i].Host].ours(all[i].At)
+	}
+	slices.SortStableFunc(all, func(x, y hostnet.Change) int { return x.At.Compare(y.At) })
+	return all
+}
+
 // learnt tells whether a bridge learnt the guest's address after an instant.
 func (b *bridges) learnt(c hostnet.Change, after time.Time) bool {
 	return c.Kind == hostnet.FDB && c.Action == hostnet.Add && !c.Local && c.MAC.String() == b.mac && c.At.After(after)
@@ -107,7 +121,7 @@ func (b *bridges) Note(rec *record.Migration, _, _ time.Time) error {
 	if rec.Network == nil || rec.Outcome != record.Completed {
 		return nil
 	}
-	for _, c := range b.changes {
+	for _, c := range b.ours() {
 		if b.learnt(c, rec.End(record.PreCopy)) && c.Host == "link" && c.Port == b.port {
 			rec.Network.AnnounceToFirstPacket = record.Of(c.At.Sub(rec.End(record.Activation)))
 			break

@@ -30,17 +30,19 @@ func (o *Observers) mark(rec *record.Migration) {
 	}
 	from, to := o.spec.From, o.spec.To
 	for _, f := range o.first.frames {
-		add("first_frame", f.At, record.Of(stamp),
+		add("first_frame", o.first.clock.ours(f.At), o.first.clock.error(record.Of(stamp)),
 			fmt.Sprintf("the kernel of the destination's host: %s out of the guest's TAP", etherName(f.Type)))
 	}
 	for _, f := range o.announcements.frames {
-		if f.At.Before(rec.Origin) {
+		at := o.announcements.clock.ours(f.At)
+		if at.Before(rec.Origin) {
 			continue
 		}
-		add(map[uint16]string{hostnet.RARP: "rarp", hostnet.ARP: "arp"}[f.Type], f.At, record.Of(stamp),
+		add(map[uint16]string{hostnet.RARP: "rarp", hostnet.ARP: "arp"}[f.Type], at,
+			o.announcements.clock.error(record.Of(stamp)),
 			"the kernel of the link, on its bridge")
 	}
-	for _, c := range o.bridges.changes {
+	for _, c := range o.bridges.ours() {
 		moved := o.bridges.learnt(c, rec.Origin)
 		switch {
 		case moved && c.Host == "link" && c.Port == o.bridges.port:
@@ -54,7 +56,7 @@ func (o *Observers) mark(rec *record.Migration) {
 	for _, x := range []struct {
 		name     string
 		arrivals []time.Time
-	}{{"ping", o.pings.arrivals}, {"beat", o.beats.arrivals()}, {"echo", o.echoes.arrivals}} {
+	}{{"ping", o.pings.arrivals()}, {"beat", o.beats.arrivals()}, {"echo", o.echoes.arrivals()}} {
 		i := slices.IndexFunc(x.arrivals, func(at time.Time) bool { return !at.Before(resume) })
 		if i >= 0 && rec.Outcome == record.Completed {
 			add("first_"+x.name, x.arrivals[i], nil, "the observer, when it was read: the first after RESUME")

@@ -50,6 +50,7 @@ type Spec struct {
 type Observers struct {
 	spec          Spec
 	began, ended  time.Time
+	clocks        clocks
 	cpu           cpu
 	pings         pings
 	beats         beats
@@ -62,16 +63,19 @@ type Observers struct {
 // Start starts all of them. An error leaves none behind.
 func Start(ctx context.Context, s Spec) (*Observers, error) {
 	nic := s.Destination.Spec().NIC // the same on both sides
-	o := &Observers{
-		spec:          s,
-		cpu:           cpu{source: s.Source, destination: s.Destination},
-		pings:         pings{from: s.Observer, to: s.Ping, every: s.PingInterval},
-		beats:         beats{on: s.Observer, at: s.Beats, every: s.BeatInterval},
-		echoes:        echoes{from: s.Observer, to: s.Echo, every: s.PingInterval},
-		announcements: announcements{network: s.Network, mac: nic.MAC},
-		first:         firstFrame{network: s.Network, host: s.To, tap: s.Network.TAP(s.To), mac: nic.MAC},
-		bridges:       bridges{network: s.Network, mac: nic.MAC, port: s.Network.Port(s.To)},
+	o := &Observers{spec: s}
+	if err := o.clocks.start(ctx, s.Observer, s.Source.Host(), s.Destination.Host()); err != nil {
+		return nil, err
 	}
+	here, from, to := o.clocks.of(s.Observer), o.clocks.of(s.Source.Host()), o.clocks.of(s.Destination.Host())
+	o.cpu = cpu{source: s.Source, destination: s.Destination, clocks: &o.clocks}
+	o.pings = pings{from: s.Observer, clock: here, to: s.Ping, every: s.PingInterval}
+	o.beats = beats{on: s.Observer, clock: here, at: s.Beats, every: s.BeatInterval}
+	o.echoes = echoes{from: s.Observer, clock: here, to: s.Echo, every: s.PingInterval}
+	o.announcements = announcements{network: s.Network, clock: here, mac: nic.MAC}
+	o.first = firstFrame{network: s.Network, clock: to, host: s.To, tap: s.Network.TAP(s.To), mac: nic.MAC}
+	o.bridges = bridges{network: s.Network, clocks: map[string]*clock{"link": here, s.From: from, s.To: to}, mac: nic.MAC,
+		port: s.Network.Port(s.To)}
 	for _, x := range o.all() {
 		if err := x.Start(ctx); err != nil {
 			o.Stop()

@@ -51,14 +51,14 @@ func TestEchoer(t *testing.T) {
 				t.Fatal(err)
 			}
 			within.Until(t, "three echoes or an end", func() bool {
-				e.mu.Lock()
-				defer e.mu.Unlock()
-				return len(e.arrivals) >= 3 || e.err != nil
+				e.task.mu.Lock()
+				defer e.task.mu.Unlock()
+				return len(e.came) >= 3 || e.broken != ""
 			})
 			e.Stop()
-			arrivals, survived, resent := e.arrivals, e.survived, e.retransmits
+			arrivals, survived, resent := e.arrivals(), e.survived(), e.retransmits
 			if survived != c.survives {
-				t.Errorf("survived is %v after %d echoes of %d: %v", survived, len(arrivals), e.sent, e.err)
+				t.Errorf("survived is %v after %d echoes of %d: %v", survived, len(arrivals), e.sent, e.broken)
 			}
 			if c.survives && (len(arrivals) < 3 || resent == nil) {
 				t.Errorf("%d echoes, retransmits %v", len(arrivals), resent)
@@ -88,7 +88,7 @@ func TestListener(t *testing.T) {
 		t.Fatal(err)
 	}
 	cancel() // a migration that is cancelled is observed to its end
-	c, err := net.Dial("udp", l.conn.LocalAddr().String())
+	c, err := net.Dial("udp", l.at.String())
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -101,13 +101,13 @@ func TestListener(t *testing.T) {
 		}
 	}
 	within.Until(t, "three beats", func() bool {
-		l.mu.Lock()
-		defer l.mu.Unlock()
+		l.task.mu.Lock()
+		defer l.task.mu.Unlock()
 		return len(l.got) >= 3
 	})
 	l.Stop()
 	for i, b := range l.got {
-		if b.Seq != uint64(i) || b.Clock != time.Duration(i)*time.Second || b.arrived.IsZero() {
+		if b.Seq != uint64(i) || b.Clock != time.Duration(i)*time.Second || b.Arrived.IsZero() {
 			t.Errorf("beat %d: %+v", i, b)
 		}
 	}
@@ -127,14 +127,14 @@ func TestPinger(t *testing.T) {
 		t.Fatal(err)
 	}
 	within.Until(t, "three replies", func() bool {
-		p.mu.Lock()
-		defer p.mu.Unlock()
-		return len(p.arrivals) >= 3
+		p.task.mu.Lock()
+		defer p.task.mu.Unlock()
+		return len(p.replies) >= 3
 	})
 	p.Stop()
 	var n record.Network
 	p.count(&n)
-	if arrivals, sent, lost := p.arrivals, n.PingsSent, n.PingsLost; sent < 3 || lost != 0 || len(arrivals) != sent {
+	if arrivals, sent, lost := p.arrivals(), n.PingsSent, n.PingsLost; sent < 3 || lost != 0 || len(arrivals) != sent {
 		t.Errorf("%d sent, %d lost, %d replies", sent, lost, len(arrivals))
 	}
 	p = &pings{from: host.Local(), to: netip.MustParseAddr("240.0.0.1"), every: interval} // nobody's, and not to be reached
@@ -142,26 +142,27 @@ func TestPinger(t *testing.T) {
 		t.Fatal(err)
 	}
 	within.Until(t, "pings that go nowhere", func() bool {
-		p.mu.Lock()
-		defer p.mu.Unlock()
+		p.task.mu.Lock()
+		defer p.task.mu.Unlock()
 		return p.sent >= 5
 	})
 	p.Stop()
 	p.count(&n)
-	if arrivals, sent, lost := p.arrivals, n.PingsSent, n.PingsLost; lost != sent || len(arrivals) > 0 {
+	if arrivals, sent, lost := p.arrivals(), n.PingsSent, n.PingsLost; lost != sent || len(arrivals) > 0 {
 		t.Errorf("%d sent, %d lost, %d replies", sent, lost, len(arrivals))
 	}
 }
 
 // TestMissing: a reply that came twice does not stand for another ping.
 func TestMissing(t *testing.T) {
-	p := &pings{sent: 3, answered: map[uint16]int{1: 2}, arrivals: make([]time.Time, 2)}
-	if got := p.missing(); got != 2 {
-		t.Errorf("%d missing of 3, one of which was answered twice", got)
+	var n record.Network
+	p := &pings{sent: 3, answered: map[uint16]bool{1: true}, replies: make([]time.Time, 2)}
+	if p.count(&n); n.PingsLost != 2 {
+		t.Errorf("%d missing of 3, one of which was answered twice", n.PingsLost)
 	}
-	p = &pings{sent: 1<<16 + 10, answered: map[uint16]int{}, arrivals: make([]time.Time, 1<<16)}
-	if got := p.missing(); got != 10 {
-		t.Errorf("%d missing after the numbers wrapped, want 10", got)
+	p = &pings{sent: 1<<16 + 10, answered: map[uint16]bool{}, replies: make([]time.Time, 1<<16)}
+	if p.count(&n); n.PingsLost != 10 {
+		t.Errorf("%d missing after the numbers wrapped, want 10", n.PingsLost)
 	}
 }
 

@@ -54,12 +54,12 @@ func (o *Observers) NoteRates(rec *record.Migration, before [2]Progress, during 
 	// out.
 	begin, end := rec.Origin, rec.Origin.Add(rec.Total.Wall)
 	var first, last []time.Duration
-	for _, b := range o.beats.got {
-		lag := b.arrived.Sub(begin) - b.Clock
+	for _, b := range o.beats.all() {
+		lag := b.Arrived.Sub(begin) - b.Clock
 		switch {
-		case b.arrived.Before(begin):
+		case b.Arrived.Before(begin):
 			first = append(first, lag)
-		case b.arrived.After(end):
+		case b.Arrived.After(end):
 			last = append(last, lag)
 		}
 	}

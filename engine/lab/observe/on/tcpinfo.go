@@ -1,4 +1,4 @@
-package observe
+package on
 
 import (
 	"net"
@@ -9,8 +9,8 @@ import (
 
 // TCPCounts are what TCP_INFO counts on a connection.
 type TCPCounts struct {
-	Retransmits int64 // segments sent again
-	Acked       int64 // bytes that the other end has acknowledged
+	Retransmits int64 `json:"retransmits"` // segments sent again
+	Acked       int64 `json:"acked"`       // bytes that the other end has acknowledged
 }
 
 // CountsOf is nil where the connection is not a socket of ours.
