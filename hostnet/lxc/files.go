@@ -8,6 +8,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strings"
+	"syscall"
 
 	"golang.org/x/sys/unix"
 
@@ -62,6 +63,7 @@ func (c *container) startIn(cmd *exec.Cmd) error {
 		if err := unix.Mount("", "/", "", unix.MS_REC|unix.MS_PRIVATE, ""); err != nil {
 			return os.NewSyscallError("mount", err)
 		}
+		unix.Umask(0o022) // this thread's
 		if err := c.makeFiles(); err != nil {
 			return err
 		}
@@ -78,6 +80,11 @@ func (c *container) makeFiles() error {
 	}()
 	if err != nil {
 		return err
+	}
+	if c.ids != (idRange{}) {
+		if err := expose(c.spec.lxcPath()); err != nil {
+			return err
+		}
 	}
 	if err := unix.Mount("tmpfs", stage, "tmpfs", unix.MS_NOSUID, "mode=0755"); err != nil {
 		return &fs.PathError{Op: "mount", Path: stage, Err: err}
@@ -117,6 +124,38 @@ func (c *container) makeFiles() error {
 	return os.WriteFile(root+initProgram, c.program, 0o755)
 }
 
+// expose has every user go through to a folder, in this mount namespace: liblxc asks for that where the container's root
+// is nobody here. What is beside the folder in those that only root may enter is hidden.
+func expose(folder string) error {
+	fd, err := unix.Open(folder, unix.O_PATH|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return &fs.PathError{Op: "open", Path: folder, Err: err}
+	}
+	defer unix.Close(fd)
+	at := ""
+	for part := range strings.SplitSeq(strings.Trim(folder, "/"), "/") {
+		at += "/" + part
+		info, err := os.Stat(at)
+		if err != nil {
+			return err
+		}
+		if info.Mode()&0o001 != 0 {
+			continue
+		}
+		if err := unix.Mount("tmpfs", at, "tmpfs", unix.MS_NOSUID|unix.MS_NODEV, "mode=0755"); err != nil {
+			return &fs.PathError{Op: "mount", Path: at, Err: err}
+		}
+		if err := os.MkdirAll(folder, 0o755); err != nil {
+			return err
+		}
+		if err := unix.Mount(fmt.Sprintf("/proc/self/fd/%d", fd), folder, "", unix.MS_BIND, ""); err != nil {
+			return &fs.PathError{Op: "mount", Path: folder, Err: err}
+		}
+		return nil
+	}
+	return nil
+}
+
 // binds opens everything of this machine that the container is to have, before its root hides something of it.
 func (c *container) binds() (all []bind, links map[string]string, err error) {
 	add := func(name string, readOnly bool) error {
@@ -145,6 +184,9 @@ func (c *container) binds() (all []bind, links map[string]string, err error) {
 		if err := add(name, true); err != nil && !errors.Is(err, fs.ErrNotExist) {
 			return all, nil, err
 		}
+	}
+	if c.shared == "" {
+		return all, links, nil
 	}
 	return all, links, add(c.shared, false)
 }
@@ -191,17 +233,67 @@ func (c *container) bind(root string, b bind) error {
 			return err
 		}
 	}
+	if !b.readOnly && c.ids != (idRange{}) {
+		tree, err := c.ids.mapped(b.fd)
+		if err != nil {
+			return err
+		}
+		defer unix.Close(tree)
+		return os.NewSyscallError("move_mount", unix.MoveMount(tree, "", unix.AT_FDCWD, at, unix.MOVE_MOUNT_F_EMPTY_PATH))
+	}
 	if err := unix.Mount(fmt.Sprintf("/proc/self/fd/%d", b.fd), at, "", unix.MS_BIND, ""); err != nil {
 		return os.NewSyscallError("mount", err)
 	}
-	attr := &unix.MountAttr{}
-	if b.readOnly {
-		attr.Attr_set = unix.MOUNT_ATTR_RDONLY
-	} else if c.ids != (idRange{}) {
-		return errors.ErrUnsupported
-	}
-	if attr.Attr_set == 0 {
+	if !b.readOnly {
 		return nil
 	}
+	attr := &unix.MountAttr{Attr_set: unix.MOUNT_ATTR_RDONLY}
 	return os.NewSyscallError("mount_setattr", unix.MountSetattr(unix.AT_FDCWD, at, 0, attr))
+}
+
+// mapped is a folder as a mount, not yet anywhere, in which this machine's users from 0 on are those of the range. Not
+// every file system can do that: ext4 and xfs can, tmpfs from Linux 6.3 on.
+func (r idRange) mapped(folder int) (tree int, err error) {
+	users := exec.Command("sleep", "60") // its user namespace is what is needed of it
+	users.SysProcAttr = &unix.SysProcAttr{Cloneflags: unix.CLONE_NEWUSER, Pdeathsig: unix.SIGKILL,
+		UidMappings: []syscall.SysProcIDMap{{HostID: r.uid, Size: r.n}}, GidMappings: []syscall.SysProcIDMap{{HostID: r.gid, Size: r.n}}}
+	if err := users.Start(); err != nil {
+		return -1, fmt.Errorf("make a user namespace: %w", err)
+	}
+	defer func() {
+		_ = users.Process.Kill()
+		_ = users.Wait()
+	}()
+	ns, err := os.Open(fmt.Sprintf("/proc/%d/ns/user", users.Process.Pid))
+	if err != nil {
+		return -1, err
+	}
+	defer ns.Close()
+	if tree, err = unix.OpenTree(folder, "", unix.AT_EMPTY_PATH|unix.OPEN_TREE_CLONE|unix.OPEN_TREE_CLOEXEC); err != nil {
+		return -1, os.NewSyscallError("open_tree", err)
+	}
+	attr := &unix.MountAttr{Attr_set: unix.MOUNT_ATTR_IDMAP, Userns_fd: uint64(ns.Fd())}
+	if err := unix.MountSetattr(tree, "", unix.AT_EMPTY_PATH, attr); err != nil {
+		unix.Close(tree)
+		return -1, os.NewSyscallError("mount_setattr", err)
+	}
+	return tree, nil
+}
+
+// canShare tells whether containers of the range can be given a folder in which they and this machine's root may write.
+func (r idRange) canShare(folder string) bool {
+	if r == (idRange{}) {
+		return true
+	}
+	fd, err := unix.Open(folder, unix.O_PATH|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return false
+	}
+	defer unix.Close(fd)
+	tree, err := r.mapped(fd)
+	if err != nil {
+		return false
+	}
+	unix.Close(tree)
+	return true
 }

@@ -65,11 +65,21 @@ func (s Spec) applyLibLXC(ctx context.Context, n *Network) (err error) {
 		return err
 	}
 	n.shared = shared
+	var ids idRange
+	if s.Unprivileged {
+		ids = rootsRange()
+	}
+	if !ids.canShare(shared) {
+		if err := os.Remove(shared); err != nil {
+			return err
+		}
+		n.shared = ""
+	}
 	errs := make([]error, len(s.Hosts))
 	var all sync.WaitGroup
 	for i, h := range s.Hosts {
 		all.Go(func() {
-			c := &container{spec: s, name: s.container(h.Name), program: program, shared: shared}
+			c := &container{spec: s, name: s.container(h.Name), program: program, shared: n.shared, ids: ids}
 			first, err := c.start(ctx)
 			if err == nil {
 				err = n.Connect(ctx, h.Name, first, uplinkName)
@@ -98,15 +108,17 @@ type container struct {
 
 // start starts it and gives its first process.
 func (c *container) start(ctx context.Context) (host.Process, error) {
-	if c.spec.Unprivileged {
-		c.ids = rootsRange()
-	}
 	folder := filepath.Join(c.spec.lxcPath(), c.name)
 	if err := os.MkdirAll(folder, 0o755); err != nil {
 		return nil, err
 	}
 	if err := os.WriteFile(filepath.Join(folder, "config"), []byte(c.config()), 0o644); err != nil {
 		return nil, err
+	}
+	for _, name := range []string{c.spec.lxcPath(), folder} { // the container's root may be nobody here
+		if err := os.Chmod(name, 0o755); err != nil {
+			return nil, err
+		}
 	}
 	log := filepath.Join(folder, "log")
 	var said bytes.Buffer

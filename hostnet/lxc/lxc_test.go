@@ -101,7 +101,7 @@ func run(t *testing.T, at host.Host, words ...string) string {
 
 func TestLibLXC(t *testing.T) {
 	needLibLXC(t)
-	for what, unprivileged := range map[string]bool{"privileged": false} {
+	for what, unprivileged := range map[string]bool{"privileged": false, "unprivileged": true} {
 		t.Run(what, func(t *testing.T) {
 			n := apply(t, Spec{Manager: host.LibLXC, Unprivileged: unprivileged, ReadOnly: programs(t), Spec: hostnet.Spec{Rate: 12_500_000}})
 			reach(t, n)
@@ -113,6 +113,11 @@ func TestLibLXC(t *testing.T) {
 				t.Errorf("ports of br0: %s", out)
 			}
 			observed(t, n)
+			shares(t, n)
+			if ids := strings.Fields(run(t, n.Host("a"), "cat", "/proc/self/uid_map")); len(ids) != 3 ||
+				(ids[1] == "0") == unprivileged {
+				t.Errorf("users of the container: %v", ids)
+			}
 			for range 2 {
 				if err := n.Close(); err != nil {
 					t.Error(err)
@@ -292,5 +297,31 @@ func needLibLXC(t *testing.T) {
 	t.Helper()
 	if err := checkLibLXC(); err != nil {
 		guesttest.Unable(t, err)
+	}
+}
+
+// shares has a folder that this machine and both hosts write in.
+func shares(t *testing.T, n *Network) {
+	t.Helper()
+	here, there := n.Shared("")
+	if here == "" {
+		t.Fatal("nothing is shared")
+	}
+	if err := os.WriteFile(filepath.Join(here, "ours"), []byte("1"), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	if err := n.Host("a").WriteFile(filepath.Join(there, "ours"), []byte("2"), 0o600); err != nil {
+		t.Error(err)
+	}
+	if err := n.Host("b").WriteFile(filepath.Join(there, "theirs"), []byte("3"), 0o600); err != nil {
+		t.Error(err)
+	}
+	for name, want := range map[string]string{"ours": "2", "theirs": "3"} {
+		if b, err := os.ReadFile(filepath.Join(here, name)); err != nil || string(b) != want {
+			t.Errorf("%s: %q, %v", name, b, err)
+		}
+		if b, err := n.Host("a").ReadFile(filepath.Join(there, name)); err != nil || string(b) != want {
+			t.Errorf("%s on a: %q, %v", name, b, err)
+		}
 	}
 }
