@@ -21,12 +21,12 @@ import (
 func ExampleMigrate() {
 	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Minute)
 	defer cancel()
-	src, err := connect.Parse("unix:a")
+	src, err := connect.Parse("unix:a", nil)
 	if err != nil {
 		fmt.Println(err)
 		return
 	}
-	dst, err := connect.Parse("unix:b")
+	dst, err := connect.Parse("unix:b", nil)
 	if err != nil {
 		fmt.Println(err)
 		return

@@ -71,7 +71,8 @@ func (m *migration) sameAddress() bool {
 	}
 	kind, rest, _ := strings.Cut(m.run.Plan.Connect, ":")
 	if kind != "tcp" {
-		return m.run.Src.Facts.Here() && m.run.Dst.Facts.Here()
+		far := m.run.Src.Endpoint.Machine != nil || m.run.Dst.Endpoint.Machine != nil // with folders of its own
+		return m.run.Src.Facts.Here() && m.run.Dst.Facts.Here() && !far
 	}
 	host, _, err := net.SplitHostPort(rest)
 	ip := net.ParseIP(host)

@@ -9,6 +9,7 @@ import (
 	"os"
 	"slices"
 
+	"qmigrate/engine/connect/behind"
 	"qmigrate/engine/lab/observe/on"
 	"qmigrate/engine/tunnel"
 	"qmigrate/guest"
@@ -41,6 +42,6 @@ func run() error {
 	}
 	undo := hostnet.Undos()
 	maps.Copy(undo, tunnel.Undos())
-	tasks := slices.Concat(hostnet.Tasks(), on.Tasks(), tunnel.Tasks())
+	tasks := slices.Concat(hostnet.Tasks(), on.Tasks(), tunnel.Tasks(), behind.Tasks())
 	return host.Helper{Clock: clock, Tasks: tasks, Undo: undo, Holds: guest.Holds}.Serve(os.Stdin, os.Stdout)
 }

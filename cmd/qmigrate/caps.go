@@ -37,14 +37,14 @@ func (c *commands) caps() *cli.Command {
 			"What introspection cannot tell (userfaultfd, KVM's dirty ring, TLS, RDMA) is tried on throw-away QEMUs of the " +
 			"same binaries, which are started without a guest and ended; " +
 			"a QEMU elsewhere, or one whose binary may not be started here, is not tried.",
-		Flags: []cli.Flag{
+		Flags: append([]cli.Flag{
 			&cli.BoolFlag{Name: "all", Usage: "with two: list also what is the same"},
 			&cli.BoolFlag{Name: "json", Category: aboutOutput, Usage: "print JSON"},
 			&cli.BoolFlag{Name: "no-trial", Usage: "start no throw-away QEMUs"},
 			&cli.StringFlag{Name: "machine", Value: "pc-q35-7.2",
 				Usage: "`TYPE` machine type of the QEMUs that are started for qemu:"},
 			logLevelFlag(),
-		},
+		}, hostFlags()...),
 		Action: c.runCaps,
 	}
 }
@@ -61,7 +61,7 @@ func (c *commands) runCaps(x *cli.Context) error {
 	var trials []*fit.Trial
 	thrown := false
 	for _, text := range x.Args().Slice() {
-		f, bin, own, err := factsOf(x.Context, text, x.String("machine"), plan.Options{Logger: log, Schemas: schemas()})
+		f, bin, own, err := factsOf(x.Context, c.reach(x), text, x.String("machine"), plan.Options{Logger: log, Schemas: schemas()})
 		if err != nil {
 			return err
 		}
@@ -136,11 +136,11 @@ func programOf(e *endpoint.Endpoint, f *facts.Facts) binary {
 }
 
 // factsOf asks an endpoint, or a QEMU that is started for it; own tells which.
-func factsOf(ctx context.Context, text, machine string, o plan.Options) (f *facts.Facts, bin binary, own bool,
-	err error) {
+func factsOf(ctx context.Context, hosts *host.Pool, text, machine string, o plan.Options) (f *facts.Facts, bin binary,
+	own bool, err error) {
 	want, own := strings.CutPrefix(text, "qemu:")
 	if !own {
-		e, err := connect.Parse(text)
+		e, err := connect.Parse(text, hosts)
 		if err != nil {
 			return nil, binary{}, false, usageError{err}
 		}

@@ -26,7 +26,7 @@ func fileFlags(place setting.Place, format string) []cli.Flag {
 			Usage: "mapped-ram: pass by the host's cache (QEMU 9.1 and newer)"},
 		&cli.IntFlag{Name: "multifd-channels", Category: aboutMigration,
 			Usage: "`N` mapped-ram: that many channels at once; 0 is one thread"},
-	}, flags(place, aboutMigration, plan.Settings()), outputFlags())
+	}, flags(place, aboutMigration, plan.Settings()), hostFlags(), outputFlags())
 }
 
 func (c *commands) save() *cli.Command {
@@ -107,7 +107,7 @@ func (c *commands) runFile(x *cli.Context, side string, place setting.Place, run
 	if err != nil {
 		return err
 	}
-	e, err := connect.Parse(x.String(side))
+	e, err := connect.Parse(x.String(side), c.reach(x))
 	if err != nil {
 		return usageError{err}
 	}
@@ -120,6 +120,6 @@ func (c *commands) runFile(x *cli.Context, side string, place setting.Place, run
 		error) {
 		return run(x.Context, e, p, f, o)
 	})
-	rec.Hosts.Kernel, rec.Hosts.CPU = connect.Machine()
+	rec.Hosts.Kernel, rec.Hosts.CPU = connect.MachineOf(x.Context, e)
 	return c.keep(x, folder, rec, err)
 }

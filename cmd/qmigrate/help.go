@@ -16,6 +16,7 @@ const (
 	aboutGuest     = "Guest and hosts (what qmigrate starts)"
 	aboutMigration = "Migration"
 	aboutLaunch    = "Launching the destination"
+	aboutHosts     = "Reaching hosts"
 	aboutOutput    = "Output"
 )
 
@@ -102,7 +103,7 @@ func listFlags(b *strings.Builder, flags []cli.Flag) {
 // underHeadings yields the headings that flags are listed under, each with its flags.
 func underHeadings(flags []cli.Flag) iter.Seq2[string, []cli.Flag] {
 	return func(yield func(string, []cli.Flag) bool) {
-		for _, category := range []string{aboutMigration, aboutLaunch, aboutGuest, "", aboutOutput} {
+		for _, category := range []string{aboutMigration, aboutLaunch, aboutHosts, aboutGuest, "", aboutOutput} {
 			of := slices.DeleteFunc(slices.Clone(flags), func(f cli.Flag) bool {
 				c, ok := f.(cli.CategorizableFlag)
 				return !ok || c.GetCategory() != category

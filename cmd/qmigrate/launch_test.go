@@ -456,7 +456,7 @@ func launchBeside(t *testing.T, flags []string) (l *beside.Launched, said string
 	c := &commands{stdout: io.Discard, stderr: &stderr}
 	command := c.migrate()
 	command.Action = func(x *cli.Context) error {
-		src, err := connect.Parse(x.String("source"))
+		src, err := connect.Parse(x.String("source"), nil)
 		if err == nil {
 			l, err = c.launch(x, src, &plan.Plan{})
 		}
@@ -521,7 +521,7 @@ func TestLaunchForwards(t *testing.T) {
 	}
 	ends := map[string]*endpoint.Endpoint{}
 	for _, name := range []string{"a", "b"} {
-		if ends[name], err = connect.Parse("unix:" + base + "/" + name); err != nil {
+		if ends[name], err = connect.Parse("unix:"+base+"/"+name, nil); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -621,7 +621,7 @@ func TestForwardsRecovered(t *testing.T) {
 // pidOf is the process that listens on a socket.
 func pidOf(t *testing.T, socket string) int {
 	t.Helper()
-	e, err := connect.Parse("unix:" + socket)
+	e, err := connect.Parse("unix:"+socket, nil)
 	if err != nil {
 		t.Fatal(err)
 	}

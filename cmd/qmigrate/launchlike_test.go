@@ -141,7 +141,7 @@ func TestLaunchLike(t *testing.T) {
 			ended := make(chan error, 1)
 			go func() { ended <- cmd.Wait() }()
 			defer func() { _ = cmd.Process.Kill(); <-ended }()
-			src, err := connect.Parse("unix:" + c.at + "/qmp")
+			src, err := connect.Parse("unix:"+c.at+"/qmp", nil)
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -196,7 +196,7 @@ func TestLaunchLike(t *testing.T) {
 			if was != is {
 				t.Errorf("the source is\n%s\nthe destination\n%s", was, is)
 			}
-			dst, err := connect.Parse("unix:" + folder)
+			dst, err := connect.Parse("unix:"+folder, nil)
 			if err != nil {
 				t.Fatal(err)
 			}

@@ -27,7 +27,7 @@ func (c *commands) migrate() *cli.Command {
 		Name:  "migrate",
 		Usage: "migrate a running QEMU guest",
 		Description: "An endpoint is unix:PATH of a QMP socket, unix:FOLDER with control.qmp (and events.qmp and " +
-			"sampler.qmp), tcp:HOST:PORT, or tcp+tls:HOST:PORT?dir=FOLDER where the monitor is encrypted and FOLDER has our " +
+			"sampler.qmp), the same of another host as lxc://NAME/PATH or ssh://[USER@]HOST[:PORT]/PATH, tcp:HOST:PORT, or tcp+tls:HOST:PORT?dir=FOLDER where the monitor is encrypted and FOLDER has our " +
 			"certificate. " +
 			"The destination waits with -incoming defer; it need not be paused. The source QEMU is left in postmigrate: end " +
 			"it when you like.\n\n" +
@@ -63,7 +63,7 @@ func (c *commands) migrate() *cli.Command {
 			&cli.StringSliceFlag{Name: "path", Category: aboutLaunch,
 				Usage: "`OLD=NEW` the destination's file for one of the source's, such as the image of a disk that is mirrored; " +
 					"may be given again"},
-		}, outputFlags()),
+		}, hostFlags(), outputFlags()),
 		Action: c.runMigrate,
 	}
 }
@@ -81,7 +81,7 @@ func (c *commands) runMigrate(x *cli.Context) error {
 	if err != nil {
 		return err
 	}
-	src, err := connect.Parse(x.String("source"))
+	src, err := connect.Parse(x.String("source"), c.reach(x))
 	if err != nil {
 		return usageError{err}
 	}
@@ -114,12 +114,13 @@ func migrateWords(x *cli.Context) (p plan.Plan, err error) {
 		return p, err
 	}
 	// QEMU removes what is there before it listens, whatever it is
-	if name, ok := strings.CutPrefix(p.Listen, "unix:"); ok {
+	here := !strings.HasPrefix(x.String("destination"), "lxc:") && !strings.HasPrefix(x.String("destination"), "ssh:")
+	if name, ok := strings.CutPrefix(p.Listen, "unix:"); ok && here {
 		if info, err := os.Lstat(name); err == nil && info.Mode().Type() != os.ModeSocket {
 			return p, usagef("--listen %s: %s exists and is no socket, and QEMU would remove it: give another path", p.Listen,
 				name)
 		}
-		if path, err := filepath.Abs(name); err == nil && !x.Bool("recover") && connect.Listens(name, path) {
+		if path, err := filepath.Abs(name); err == nil && !x.Bool("recover") && connect.Listens(x.Context, name, path) {
 			return p, usagef("--listen %s: somebody listens there already, and QEMU would take it away: give another path",
 				p.Listen)
 		}
@@ -129,7 +130,7 @@ func migrateWords(x *cli.Context) (p plan.Plan, err error) {
 
 // recover ends what an interrupted migration left.
 func (c *commands) recover(x *cli.Context, src *endpoint.Endpoint, p plan.Plan, o plan.Options) error {
-	dst, err := connect.Parse(x.String("destination"))
+	dst, err := connect.Parse(x.String("destination"), c.hosts)
 	if err != nil {
 		return usageError{err}
 	}
@@ -167,12 +168,15 @@ func (c *commands) move(x *cli.Context, src *endpoint.Endpoint, p plan.Plan, o p
 			return err
 		}
 	}
-	dst, err := connect.Parse(x.String("destination"))
+	dst, err := connect.Parse(x.String("destination"), c.hosts)
 	if err != nil {
 		return errors.Join(usageError{err}, started.Close())
 	}
 	if err := c.carryOver(x, started, src, dst, p); err != nil {
 		return errors.Join(err, started.Close())
+	}
+	if err := connect.Listen(x.Context, &p, src, dst); err != nil {
+		return errors.Join(inFlags(err), started.Close())
 	}
 	through, err := connect.TunnelBetween(x.Context, &p, src, dst, at)
 	if err != nil {
@@ -202,9 +206,7 @@ func (c *commands) move(x *cli.Context, src *endpoint.Endpoint, p plan.Plan, o p
 	} else if removeErr := credentials.Remove(); removeErr != nil {
 		rec.Warn("the TLS credentials could not be removed: %v", removeErr)
 	}
-	if strings.HasPrefix(x.String("source"), "unix:") { // a socket of this machine: its host is what we run on
-		rec.Hosts.Kernel, rec.Hosts.CPU = connect.Machine()
-	}
+	rec.Hosts.Kernel, rec.Hosts.CPU = connect.MachineOf(x.Context, src)
 	// A destination that we started is ended when it surely has not got the guest. Where that is not known, it stays.
 	if started != nil && (rec.GuestOn == record.Source || rec.Error != nil &&
 		(rec.Error.Stage == record.Initialization || rec.Error.Stage == record.Reservation)) {

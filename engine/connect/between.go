@@ -114,8 +114,11 @@ var errNoFiles = errors.New("its files cannot be written from here")
 // HostOf is the host that an endpoint's QEMU is on, once its monitor has been connected to; this machine, where nothing
 // else is known.
 func HostOf(ctx context.Context, e *endpoint.Endpoint) (host.Host, error) {
-	if p, ok := e.Process.(Process); ok {
+	switch p := e.Process.(type) {
+	case Process:
 		return p.host, nil
+	case *peer:
+		return p.host(ctx)
 	}
 	return host.Local(), nil
 }

@@ -8,113 +8,291 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
 	"time"
 
-	"golang.org/x/sys/unix"
-
+	"qmigrate/engine/connect/behind"
 	"qmigrate/engine/endpoint"
 	"qmigrate/guest/launch"
 	"qmigrate/hostnet/host"
 )
 
-// peer is the process that listens on a unix socket of this machine, known from the first connection on.
+// peer is the process that listens on a unix socket of a host, known from the first connection on. It outlives the
+// channel to that host: over a new one it is found again by its number and its start time.
 type peer struct {
-	proc  host.Process
-	qemu  bool               // it is, or was, a QEMU
-	found func(place string) // is told where it runs, if it is a QEMU and that is known
+	name  string                                   // the host, as users write it
+	reach func(context.Context) (host.Host, error) // finds the host, over a new channel if the last one has closed
+	found func(place string)                       // is told where it runs, if it is a QEMU and that is known
+	// monitors is the path of the first monitor, which the host has to be asked for where a folder may be named
+	monitors func(context.Context, host.Host) (string, error)
+
+	mu   sync.Mutex
+	on   host.Host // where proc was found
+	proc host.Process
+	look behind.Look
+	done chan struct{} // closed when the process of a far host has ended; nil: proc knows
 }
 
 var errNoProcess = errors.New("the process behind the monitor is not known")
 
+// lookLimit is how long a look at the process may take where nobody has said how long.
+const lookLimit = 5 * time.Second
+
+// host is the endpoint's host. Over a new channel the process is looked for once more.
+func (p *peer) host(ctx context.Context) (host.Host, error) {
+	h, err := p.reach(ctx)
+	if err != nil {
+		return nil, err
+	}
+	p.mu.Lock()
+	known, before := p.proc, p.on
+	p.mu.Unlock()
+	if known == nil || before == h {
+		return h, nil
+	}
+	again, err := h.FindProcess(ctx, known.PID(), known.StartTime())
+	switch {
+	case errors.Is(err, os.ErrProcessDone):
+		p.ended()
+		return h, nil
+	case err != nil:
+		return nil, err
+	}
+	p.mu.Lock()
+	p.on, p.proc = h, again
+	p.mu.Unlock()
+	p.watch(h, again)
+	return h, nil
+}
+
+// watch notes the end of a process of a far host. The end of the channel is none.
+func (p *peer) watch(h host.Host, proc host.Process) {
+	far, ok := h.(*host.Far)
+	if !ok {
+		return
+	}
+	go func() {
+		select {
+		case <-proc.Done():
+			p.ended()
+		case <-far.Closed():
+		}
+	}()
+}
+
+func (p *peer) ended() {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	select {
+	case <-p.done:
+	default:
+		close(p.done)
+	}
+}
+
+// process is the process and its host as they are known; nil if none is.
+func (p *peer) process() (host.Host, host.Process) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.on, p.proc
+}
+
+// isQEMU tells whether it is, or was, a QEMU.
+func (p *peer) isQEMU() bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.look.QEMU
+}
+
+// live is process over a channel that stands, as far as is known.
+func (p *peer) live() (host.Host, host.Process, error) {
+	ctx, cancel := context.WithTimeout(context.Background(), lookLimit)
+	defer cancel()
+	if _, proc := p.process(); proc == nil {
+		return nil, nil, errNoProcess
+	}
+	if _, err := p.host(ctx); err != nil {
+		return nil, nil, err
+	}
+	h, proc := p.process()
+	return h, proc, nil
+}
+
+// ask asks the process's host about it.
+func ask[In, Out any](p *peer, task host.Task[In, Out], in func(pid int) In) (out Out, err error) {
+	h, proc, err := p.live()
+	if err != nil {
+		return out, err
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), lookLimit)
+	defer cancel()
+	return task.Ask(ctx, h, in(proc.PID()))
+}
+
 // dial connects and remembers who listens. Once that is a QEMU, it may not be another one.
-func (p *peer) dial(connect endpoint.Dialer) endpoint.Dialer {
+func (p *peer) dial(connect func(context.Context, host.Host) (net.Conn, error)) endpoint.Dialer {
 	same := p.sameAs(connect)
 	return func(ctx context.Context) (net.Conn, error) {
 		conn, err := same(ctx)
-		if err != nil || p.proc != nil {
-			return conn, err
+		if err != nil {
+			return nil, err
 		}
-		pid := listener(conn)
-		if start, err := host.StartTime(pid); err == nil {
-			if proc, err := host.FindProcess(pid, start); err == nil {
-				p.proc, p.qemu = proc, isQEMU(pid)
-				if place := placeOf(pid); p.qemu && place != "" && p.found != nil {
-					p.found(place)
-				}
-			}
+		if _, known := p.process(); known != nil {
+			return conn, nil
+		}
+		h, err := p.reach(ctx)
+		if err != nil {
+			conn.Close()
+			return nil, err
+		}
+		// SO_PEERCRED of the client is the process that called listen(2). That is QEMU if QEMU made the socket. It is
+		// another process if QEMU was handed the socket, or if a forwarder (ssh -L, socat) stands in for a QEMU elsewhere:
+		// HasThread tells.
+		pid := host.Listener(conn)
+		if pid == 0 {
+			return conn, nil
+		}
+		look, err := behind.Looks().Ask(ctx, h, pid)
+		if err != nil {
+			return conn, nil
+		}
+		proc, err := h.FindProcess(ctx, look.PID, look.Start)
+		if err != nil {
+			return conn, nil
+		}
+		p.mu.Lock()
+		p.on, p.proc, p.look = h, proc, look
+		if _, far := h.(*host.Far); far {
+			p.done = make(chan struct{})
+		}
+		p.mu.Unlock()
+		p.watch(h, proc)
+		if place := placeOn(p.name, look.Place); look.QEMU && place != "" && p.found != nil {
+			p.found(place)
 		}
 		return conn, nil
 	}
+}
+
+// placeOn is where a process runs that its host places; "" if that is not known.
+func placeOn(name, place string) string {
+	switch {
+	case name == local:
+		return place
+	case place == "" || place == local:
+		return name
+	}
+	return name + " " + place
 }
 
 // sameAs connects and refuses a QEMU that is another one than that behind the first monitor. Forwarders are not
 // compared.
-func (p *peer) sameAs(connect endpoint.Dialer) endpoint.Dialer {
+func (p *peer) sameAs(connect func(context.Context, host.Host) (net.Conn, error)) endpoint.Dialer {
 	return func(ctx context.Context) (net.Conn, error) {
-		conn, err := connect(ctx)
-		if err != nil || p.proc == nil {
-			return conn, err
+		h, err := p.host(ctx)
+		if err != nil {
+			return nil, err
 		}
-		if pid := listener(conn); pid != p.proc.PID() && p.qemu && isQEMU(pid) {
+		conn, err := connect(ctx, h)
+		if err != nil {
+			return nil, err
+		}
+		_, first := p.process()
+		if first == nil {
+			return conn, nil
+		}
+		pid := host.Listener(conn)
+		if pid == 0 || pid == first.PID() || !p.isQEMU() {
+			return conn, nil
+		}
+		if other, err := behind.Looks().Ask(ctx, h, pid); err == nil && other.QEMU {
 			conn.Close()
 			return nil, fmt.Errorf("%s belongs to the QEMU of process %d, and the first monitor to that of process %d: give "+
-				"the monitors of one QEMU",
-				conn.RemoteAddr(), pid, p.proc.PID())
+				"the monitors of one QEMU", conn.RemoteAddr(), pid, first.PID())
 		}
 		return conn, nil
 	}
 }
 
-// listener is the process that listens on a unix socket; 0 if it is not known. SO_PEERCRED of the client is the process
-// that called listen(2). That is QEMU if QEMU made the socket. It is another process if QEMU was handed the socket, or
-// if a forwarder (ssh -L, socat) stands in for a QEMU elsewhere: HasThread tells. A process of another PID namespace
-// shows as 0, socket activation as 1.
-func listener(conn net.Conn) (pid int) {
-	raw, err := conn.(*net.UnixConn).SyscallConn()
-	if err != nil {
-		return 0
-	}
-	_ = raw.Control(func(fd uintptr) {
-		if cred, err := unix.GetsockoptUcred(int(fd), unix.SOL_SOCKET, unix.SO_PEERCRED); err == nil && cred.Pid > 1 {
-			pid = int(cred.Pid)
-		}
-	})
-	return pid
-}
-
-// isQEMU tells whether a process is a QEMU.
-func isQEMU(pid int) bool {
-	p, err := launch.ReadProcess(pid)
-	return err == nil && p.IsQEMU()
-}
-
 // Kill ends the process; nil means that it is known dead.
 func (p *peer) Kill(ctx context.Context) error {
-	if p.proc == nil {
+	if _, proc := p.process(); proc == nil {
 		return errNoProcess
 	}
-	return p.proc.Kill(ctx)
+	if _, err := p.host(ctx); err != nil {
+		return err
+	}
+	select {
+	case <-p.Done():
+		return nil
+	default:
+	}
+	_, proc := p.process()
+	return proc.Kill(ctx)
 }
 
 // Done is closed when the process has ended; nil if it is not known.
 func (p *peer) Done() <-chan struct{} {
-	if p.proc == nil {
-		return nil
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.proc == nil || p.done != nil {
+		return p.done
 	}
 	return p.proc.Done()
 }
 
 // readFile reads a file as the process sees it, which may live under another root.
 func (p *peer) readFile(name string) ([]byte, error) {
-	if p.proc == nil {
-		return nil, errNoProcess
+	h, proc, err := p.live()
+	if err != nil {
+		return nil, err
 	}
-	return os.ReadFile(filepath.Join(fmt.Sprintf("/proc/%d/root", p.proc.PID()), name))
+	return h.ReadFile(filepath.Join(fmt.Sprintf("/proc/%d/root", proc.PID()), name))
 }
 
 // HasThread tells a QEMU from a forwarder that listens for it, and from a manager that made its socket.
 func (p *peer) HasThread(id int) bool {
-	return p.proc != nil && NewProcess(host.Local(), p.proc).HasThread(id)
+	h, proc, err := p.live()
+	return err == nil && NewProcess(h, proc).HasThread(id)
+}
+
+// machine tells the machine that the process runs on from all others.
+func (p *peer) machine() string {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return machineOn(p.name, p.look.Boot)
+}
+
+// machineOn tells the machine of a host from all others, by the kernel that it booted. Of one that ssh has reached only
+// the same address is the same machine: a copy of a virtual machine has booted the same kernel.
+func machineOn(name, boot string) string {
+	switch {
+	case strings.HasPrefix(name, "ssh:") || boot == "":
+		return name
+	case boot == behind.Boot():
+		return endpoint.ThisMachine
+	default:
+		return boot
+	}
+}
+
+// opened tells what files that the process has open are to its host.
+func (p *peer) opened(names []string) map[string]endpoint.OpenFile {
+	all, _ := ask(p, behind.Opened(), func(pid int) behind.Files { return behind.Files{PID: pid, Names: names} })
+	return all
+}
+
+// WhyMute says, as far as its host knows, why it does not greet, or not answer.
+func (p *peer) WhyMute(nc net.Conn) string {
+	m := behind.Monitor{}
+	if nc != nil && nc.RemoteAddr() != nil {
+		m.Path = nc.RemoteAddr().String()
+	}
+	why, _ := ask(p, behind.Mute(), func(pid int) behind.Monitor {
+		m.PID = pid
+		return m
+	})
+	return why
 }
 
 // ErrElsewhere is that of an endpoint whose monitor is no unix socket of this machine.
@@ -123,65 +301,77 @@ var ErrElsewhere = errors.New("it is not on this machine, as far as is known")
 // Behind is the process behind an endpoint's monitor, once that has been connected to.
 func Behind(e *endpoint.Endpoint) (*launch.Process, error) {
 	p, ok := e.Process.(*peer)
-	if !ok {
+	if !ok || p.name != local {
 		return nil, ErrElsewhere
 	}
-	return p.process()
+	_, proc := p.process()
+	if proc == nil {
+		return nil, errNoProcess
+	}
+	return launch.ReadProcess(proc.PID())
 }
 
 // Handle is what that process can be signalled by; nil if it is not known.
 func Handle(e *endpoint.Endpoint) host.Process {
-	if p, ok := e.Process.(*peer); ok {
-		return p.proc
-	}
-	return nil
-}
-
-// process is what /proc says of it.
-func (p *peer) process() (*launch.Process, error) {
-	if p.proc == nil {
-		return nil, errNoProcess
-	}
-	return launch.ReadProcess(p.proc.PID())
-}
-
-// TryListen listens for a moment in place of a QEMU that is on our own network.
-func (p *peer) TryListen(host, port string) error {
-	ours, err := os.Readlink("/proc/self/ns/net")
-	if err != nil {
+	p, ok := e.Process.(*peer)
+	if !ok {
 		return nil
 	}
-	// options may follow the port
-	if theirs, err := p.Network(); err != nil || theirs != ours || strings.Contains(port, ",") {
+	_, proc := p.process()
+	return proc
+}
+
+// MachineOf says what the endpoint's host is, once its monitor has been connected to and a QEMU listens there: its
+// kernel's release and its processor. They are "" where that is not known.
+func MachineOf(ctx context.Context, e *endpoint.Endpoint) (kernel, cpu string) {
+	p, ok := e.Process.(*peer)
+	if !ok || !p.isQEMU() {
+		return "", ""
+	}
+	h, err := p.host(ctx)
+	if err != nil {
+		return "", ""
+	}
+	return Machine(ctx, h)
+}
+
+// Machine says what a host is: its kernel's release and its processor; "" where that is not known.
+func Machine(ctx context.Context, h host.Host) (kernel, cpu string) {
+	m, _ := behind.Machines().Ask(ctx, h, struct{}{})
+	return m.Kernel, m.CPU
+}
+
+// TryListen listens for a moment in place of a QEMU that is on its host's own network.
+func (p *peer) TryListen(address, port string) error {
+	h, proc, err := p.live()
+	if err != nil { // it cannot be tried
 		return nil
 	}
-	l, err := net.Listen("tcp", net.JoinHostPort(host, port))
-	if err != nil {
-		return err
-	}
-	return l.Close()
+	ctx, cancel := context.WithTimeout(context.Background(), lookLimit)
+	defer cancel()
+	_, err = behind.TryListen().Ask(ctx, h, behind.Port{PID: proc.PID(), Host: address, Port: port})
+	return err
 }
 
 // Network is the process's network namespace.
 func (p *peer) Network() (string, error) {
-	if p.proc == nil {
-		return "", errNoProcess
-	}
-	return os.Readlink(fmt.Sprintf("/proc/%d/ns/net", p.proc.PID()))
+	return ask(p, behind.Networks(), func(pid int) int { return pid })
 }
 
 // MainThreadCPU is the processor time of QEMU's main thread.
 func (p *peer) MainThreadCPU() (time.Duration, error) {
-	if p.proc == nil {
-		return 0, errNoProcess
+	h, proc, err := p.live()
+	if err != nil {
+		return 0, err
 	}
-	return NewProcess(host.Local(), p.proc).MainThreadCPU()
+	return NewProcess(h, proc).MainThreadCPU()
 }
 
 // MemoryLock is what QEMU may lock.
 func (p *peer) MemoryLock() (limit int64, limited bool, err error) {
-	if p.proc == nil {
-		return 0, false, errNoProcess
+	h, proc, err := p.live()
+	if err != nil {
+		return 0, false, err
 	}
-	return NewProcess(host.Local(), p.proc).MemoryLock()
+	return NewProcess(h, proc).MemoryLock()
 }

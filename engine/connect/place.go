@@ -1,85 +1,18 @@
 package connect
 
 import (
-	"fmt"
 	"net"
-	"os"
-	"path/filepath"
-	"runtime"
 	"slices"
-	"strings"
-
-	"golang.org/x/sys/unix"
 
 	"qmigrate/engine/endpoint"
-	"qmigrate/internal/procfs"
 )
 
-// addressOf says where an endpoint is as long as nothing better is known: a monitor's address, without its port.
-func addressOf(kind, address string) string {
-	if host, _, err := net.SplitHostPort(address); kind != "unix" && err == nil {
+// addressOf says where a TCP endpoint is as long as nothing better is known: its monitor's address, without the port.
+func addressOf(address string) string {
+	if host, _, err := net.SplitHostPort(address); err == nil {
 		return host
 	}
-	return kind + ":" + address
-}
-
-// placeOf says where a process of this machine runs: local, netns:NAME, or in which container, as in lxc:NAME; "" if
-// that is not known.
-func placeOf(pid int) string {
-	read := func(pid string) string {
-		b, _ := os.ReadFile("/proc/" + pid + "/cgroup")
-		return container(string(b))
-	}
-	if c := read(fmt.Sprint(pid)); c != "" && c != read("self") {
-		return c
-	}
-	theirs, err := namespaceID(fmt.Sprintf("/proc/%d/ns/net", pid))
-	if err != nil {
-		return ""
-	}
-	if ours, err := namespaceID("/proc/self/ns/net"); err == nil && theirs == ours {
-		return "local"
-	}
-	names, _ := filepath.Glob("/run/netns/*")
-	for _, name := range names {
-		if id, err := namespaceID(name); err == nil && id == theirs {
-			return "netns:" + filepath.Base(name)
-		}
-	}
-	return ""
-}
-
-// container is the container that a /proc/PID/cgroup names, with its kind; "" if it names none.
-func container(cgroup string) string {
-	for line := range strings.Lines(cgroup) {
-		parts := strings.Split(strings.TrimSpace(line), "/")
-		for i, part := range parts {
-			scope := strings.TrimSuffix(part, ".scope")
-			switch {
-			case strings.HasPrefix(part, "lxc.payload."):
-				return "lxc:" + strings.TrimPrefix(part, "lxc.payload.")
-			case (part == "lxc.payload" || part == "lxc" || part == "docker") && i+1 < len(parts):
-				kind, _, _ := strings.Cut(part, ".")
-				return kind + ":" + parts[i+1]
-			case scope != part && strings.HasPrefix(part, "docker-"):
-				return "docker:" + strings.TrimPrefix(scope, "docker-")
-			case scope != part && strings.HasPrefix(part, "libpod-") && !strings.HasPrefix(part, "libpod-conmon-"):
-				return "podman:" + strings.TrimPrefix(scope, "libpod-")
-			}
-		}
-	}
-	return ""
-}
-
-// namespace tells one namespace from all others.
-type namespace struct{ device, inode uint64 }
-
-func namespaceID(name string) (namespace, error) {
-	var st unix.Stat_t
-	if err := unix.Stat(name, &st); err != nil {
-		return namespace{}, &os.PathError{Op: "stat", Path: name, Err: err}
-	}
-	return namespace{st.Dev, st.Ino}, nil
+	return address
 }
 
 // machineOf is on which machine somebody listens at an address. Behind an address of this machine a forwarder may
@@ -97,17 +30,4 @@ func machineOf(addr net.Addr) endpoint.Where {
 		return endpoint.Unknown
 	}
 	return endpoint.Elsewhere
-}
-
-// Machine says what this host is: its kernel's release and its processor.
-func Machine() (kernel, cpu string) {
-	if b, err := os.ReadFile("/proc/sys/kernel/osrelease"); err == nil {
-		kernel = strings.TrimSpace(string(b))
-	}
-	if b, err := os.ReadFile("/proc/cpuinfo"); err == nil {
-		if model := procfs.Value(b, "model name"); model != "" {
-			cpu = fmt.Sprintf("%d x %s", runtime.NumCPU(), model)
-		}
-	}
-	return kernel, cpu
 }

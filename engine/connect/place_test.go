@@ -17,27 +17,6 @@ import (
 	"qmigrate/hostnet/host"
 )
 
-func TestContainer(t *testing.T) {
-	t.Parallel()
-	for cgroup, want := range map[string]string{
-		"0::/\n": "",
-		"0::/lxc.payload.web/system.slice/qemu.service\n":                   "lxc:web",
-		"12:pids:/\n1:name=systemd:/lxc/web/init.scope\n0::/\n":             "lxc:web",
-		"0::/lxc.payload/web\n":                                             "lxc:web",
-		"0::/lxc.monitor.web\n":                                             "",
-		"0::/system.slice/docker-0123abcd.scope\n":                          "docker:0123abcd",
-		"4:memory:/docker/0123abcd\n":                                       "docker:0123abcd",
-		"0::/machine.slice/libpod-4567.scope/container\n":                   "podman:4567",
-		"0::/machine.slice/libpod-conmon-4567.scope\n":                      "",
-		`0::/machine.slice/machine-qemu\x2d1\x2dweb.scope/libvirt/emulator`: "",
-		"0::/user.slice/user-1000.slice/session-2.scope\n":                  "",
-	} {
-		if got := container(cgroup); got != want {
-			t.Errorf("%q: %q, want %q", cgroup, got, want)
-		}
-	}
-}
-
 // A record says where the QEMUs run, not where we do.
 func TestHosts(t *testing.T) {
 	if !hostnet.Check(within.Context(t)).Get(hostnet.CapRoot).OK {
@@ -64,7 +43,7 @@ func TestHosts(t *testing.T) {
 				t.Error(err)
 			}
 		})
-		e, err := Parse("unix:" + filepath.Join(dir, name))
+		e, err := Parse("unix:"+filepath.Join(dir, name), nil)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -79,7 +58,7 @@ func TestHosts(t *testing.T) {
 	if want := network.Host("a").Name(); r.Hosts.Source != want || r.Hosts.Destination != "local" {
 		t.Errorf("from %s to %s, want %s and local", r.Hosts.Source, r.Hosts.Destination, want)
 	}
-	if e, err := Parse("tcp:192.0.2.1:4444"); err != nil || e.Host != "192.0.2.1" {
+	if e, err := Parse("tcp:192.0.2.1:4444", nil); err != nil || e.Host != "192.0.2.1" {
 		t.Errorf("%+v, %v", e, err)
 	}
 }

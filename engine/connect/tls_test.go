@@ -84,7 +84,7 @@ func TestTLSMonitor(t *testing.T) {
 			client + "&hostname=far.lab": "far.lab",
 			filepath.Join(dir, "none"):   "ca-cert.pem is missing",
 		} {
-			e, err := Parse(from + "?dir=" + dir)
+			e, err := Parse(from+"?dir="+dir, nil)
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -92,11 +92,11 @@ func TestTLSMonitor(t *testing.T) {
 				t.Errorf("%v, want %q", err, want)
 			}
 		}
-		src, err := Parse(from + "?dir=" + client)
+		src, err := Parse(from+"?dir="+client, nil)
 		if err != nil {
 			t.Fatal(err)
 		}
-		dst, err := Parse(to + "?dir=" + client)
+		dst, err := Parse(to+"?dir="+client, nil)
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"qmigrate/engine/clock"
+	"qmigrate/engine/connect/behind"
 	"qmigrate/engine/endpoint"
 	"qmigrate/guest"
 	"qmigrate/hostnet/host"
@@ -20,7 +21,7 @@ func Endpoint(vm *guest.VM) *endpoint.Endpoint {
 	dial := func(role string) endpoint.Dialer {
 		return func(ctx context.Context) (net.Conn, error) { return vm.Dial(ctx, role) }
 	}
-	return &endpoint.Endpoint{
+	e := &endpoint.Endpoint{
 		Name:    "unix:" + vm.Spec().Socket(guest.Control),
 		Host:    vm.Host().Name(),
 		Control: dial(guest.Control), Events: dial(guest.Events), Sampler: dial(guest.Sampler),
@@ -28,6 +29,16 @@ func Endpoint(vm *guest.VM) *endpoint.Endpoint {
 		Clock:   clockOf(vm.Host()),
 		Reaches: func(ctx context.Context, address string) error { return reaches(ctx, vm.Host(), address) },
 	}
+	if far, ok := vm.Host().(*host.Far); ok {
+		e.Files = false
+		e.Machine = func() string {
+			ctx, cancel := context.WithTimeout(context.Background(), lookLimit)
+			defer cancel()
+			look, _ := behind.Looks().Ask(ctx, far, vm.Process().PID())
+			return machineOn(far.Name(), look.Boot)
+		}
+	}
+	return e
 }
 
 // clockOf looks at a host's clock.

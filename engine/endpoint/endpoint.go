@@ -35,6 +35,9 @@ const (
 	Elsewhere Where = "elsewhere"
 )
 
+// ThisMachine is Machine of a QEMU that runs on our own kernel.
+const ThisMachine = "here"
+
 // Endpoint is one QEMU as the engine sees it: up to three monitors, for a QMP socket serves one client, and a command
 // on a shared one waits for the command before it.
 type Endpoint struct {
@@ -46,6 +49,13 @@ type Endpoint struct {
 	Sampler Dialer  // the lock-step query-migrate; nil: over Control
 	Files   bool    // a path means the same file to it and to us: a guest can be saved there
 	Process Process // nil: the process can only be asked to quit, and is dead when its monitor is closed
+
+	// Machine tells the machine that Process runs on from all others, once the control monitor was connected to: two
+	// endpoints of which it is the same may have the same files, and their processes' numbers mean the same. nil:
+	// ThisMachine.
+	Machine func() string
+	// Again is how long to try to reach a monitor anew when the way to it was lost; 0: as long as one question may take.
+	Again time.Duration
 
 	// ReadFile reads a file as that QEMU would see it; nil: its files cannot be read from here.
 	ReadFile func(name string) ([]byte, error)

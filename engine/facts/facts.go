@@ -57,6 +57,7 @@ type Facts struct {
 	sent       bool              // query-migrate spoke of a migration from here: it had a section ram
 	Mirrors    []string          // our mirror jobs that it has
 	Where      endpoint.Where    // where it runs, as far as that is proved
+	On         string            // the machine that it runs on, as Endpoint.Machine says; "": its process is not known
 	MemoryLock *int64            // what QEMU's process may lock, in bytes; nil: all, or it is not known
 	VCPUThread int               // the first vCPU's thread, as QEMU's host numbers it; 0: QEMU names none
 }
@@ -81,7 +82,7 @@ func Inspect(ctx context.Context, ep *endpoint.Endpoint, o plan.Options) (*Facts
 	if err != nil {
 		return nil, fmt.Errorf("inspect %s: %w", ep.Name, err)
 	}
-	if f.Locate(ep); f.Here() {
+	if f.Locate(ep); f.Found() {
 		ReadOpened(ep, f.Disks)
 	}
 	return f, nil
@@ -276,15 +277,30 @@ func Together(ctx context.Context, all ...func(context.Context) error) (first er
 // Here tells whether this QEMU is known to run on this machine.
 func (f *Facts) Here() bool { return f.Where == endpoint.Here }
 
-// Locate finds out where this QEMU runs. A process of this machine that has its vCPUs proves that it is here. A process
-// that has not is a forwarder's, and proves nothing.
+// Found tells whether its process is known.
+func (f *Facts) Found() bool { return f.On != "" }
+
+// Beside tells whether both are known to run on one machine, so that a file's number means the same file.
+func (f *Facts) Beside(o *Facts) bool { return f.Found() && f.On == o.On }
+
+// Locate finds out where this QEMU runs. A process that has its vCPUs proves that it is on that process's machine. A
+// process that has not is a forwarder's, and proves nothing.
 func (f *Facts) Locate(ep *endpoint.Endpoint) {
+	f.On = ""
 	switch {
 	case f.Proved(ep.Process):
-		f.Where = endpoint.Here
+		f.On, f.Where = endpoint.ThisMachine, endpoint.Here
+		if ep.Machine != nil {
+			f.On = ep.Machine()
+		}
+		if f.On != endpoint.ThisMachine {
+			f.Where = endpoint.Elsewhere
+		}
 	case ep.Process != nil && ep.Where == endpoint.Here:
 		f.Where = endpoint.Unknown
 	default:
-		f.Where = ep.Where
+		if f.Where = ep.Where; f.Where == endpoint.Here {
+			f.On = endpoint.ThisMachine
+		}
 	}
 }

@@ -23,7 +23,7 @@ const (
 	Other                    // two files
 )
 
-// Alike tells how much two layers are one; here tells that both QEMUs run on this machine.
+// Alike tells how much two layers are one; here tells that both QEMUs run on one machine.
 func Alike(l, k facts.Layer, here bool) Likeness {
 	switch {
 	case here && l.Opened != nil && k.Opened != nil:
@@ -154,7 +154,7 @@ func pairs(src, dst *facts.Facts, f func(d, e facts.Disk, name string)) {
 
 // compareDisks finds disks that would be others than the guest knows. QEMU checks none of this: the guest finds out.
 func compareDisks(src, dst *facts.Facts, refuse, doubt func(problem, mend string)) {
-	here := src.Here() && dst.Here()
+	here := src.Beside(dst)
 	pairs(src, dst, func(d, e facts.Disk, name string) {
 		say := refuse
 		if d.Removable {
@@ -255,7 +255,7 @@ func LaunchedDisks(src, dst *facts.Facts, p plan.Plan, chosen []string) (refusal
 				"disk %s has a medium on the destination only, %s", name, e.File)
 			return
 		}
-		found := images(d, e, name, src.Here() && dst.Here())
+		found := images(d, e, name, src.Beside(dst))
 		switch {
 		case found.likeness == Other, found.format,
 			found.likeness == Doubtful && filepath.Base(d.File) != filepath.Base(e.File):

@@ -26,7 +26,7 @@ func TestDisks(t *testing.T) {
 	content := func(kind string) func(f *facts.Facts) {
 		return func(f *facts.Facts) { f.Disks[0].Layers[0].Opened.Content = kind }
 	}
-	elsewhere := func(f *facts.Facts) { f.Where = endpoint.Unknown }
+	elsewhere := func(f *facts.Facts) { f.Where, f.On = endpoint.Unknown, "" }
 	removable := func(f *facts.Facts) { f.Disks[0].Removable, f.Disks[0].ReadOnly = true, true }
 	readOnly := func(f *facts.Facts) { f.Disks[0].ReadOnly = true }
 	mirrored := func(f *facts.Facts) { f.Disks[0].Mirrored = true }
@@ -152,7 +152,8 @@ func diskFacts(text string) *facts.Facts {
 	for len(d.Layers) > 0 && d.Layers[0].Format == "throttle" {
 		d.Layers = d.Layers[1:]
 	}
-	return &facts.Facts{Disks: []facts.Disk{d}, Devices: []facts.Device{{Type: "virtio-blk-device", Path: d.Device}}, Where: endpoint.Here}
+	return &facts.Facts{Disks: []facts.Disk{d}, Devices: []facts.Device{{Type: "virtio-blk-device", Path: d.Device}}, Where: endpoint.Here,
+		On: endpoint.ThisMachine}
 }
 
 // The layers in QEMU's own answer (10.0.2, -drive snapshot=on on a node of the driver throttle, cut down).

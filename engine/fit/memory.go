@@ -177,7 +177,7 @@ func compareShared(src, dst *facts.Facts, refuse, doubt func(problem, mend strin
 		case b.File == "":
 			refuse(fmt.Sprintf("x-ignore-shared would lose memory %s: it is shared, but no file that another QEMU could map",
 				b.ID), mend)
-		case !(src.Here() && dst.Here()):
+		case !(src.Beside(dst)):
 			doubt(fmt.Sprintf("x-ignore-shared does not send memory %s: both sides must map one and the same file %s", b.ID,
 				b.File), mend)
 		}

@@ -61,7 +61,7 @@ func TestDirtyProof(t *testing.T) {
 		p.close()
 	}
 	_ = w.Flush()
-	_, cpu := connect.Machine()
+	_, cpu := connect.Machine(t.Context(), host.Local())
 	t.Logf("QEMU 10.0, TCG, on %s\n%s", cpu, table.String())
 }
 

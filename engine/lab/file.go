@@ -79,5 +79,5 @@ func (l *Lab) label(rec *record.Migration) {
 	rec.Workload = l.spec.Workload.String()
 	rec.QEMU.AcceleratorReason = l.accelerator.Reason
 	l.noteHardware(rec)
-	rec.Hosts.Kernel, rec.Hosts.CPU = connect.Machine()
+	rec.Hosts.Kernel, rec.Hosts.CPU = connect.Machine(context.Background(), l.source.Host())
 }

@@ -13,6 +13,7 @@ import (
 	"path/filepath"
 	"sync"
 	"sync/atomic"
+	"syscall"
 	"time"
 
 	"github.com/hashicorp/yamux"
@@ -173,6 +174,10 @@ func (f *Far) ask(ctx context.Context, q request) (answer, error) {
 // closes is a *ChannelError instead.
 func (f *Far) Dial(ctx context.Context, network, address string) (net.Conn, error) {
 	s, a, err := f.begin(ctx, request{Op: "dial", Network: network, Address: address})
+	if errno := syscall.Errno(0); errors.As(err, &errno) { // as this machine's would be
+		return nil, &net.OpError{Op: "dial", Net: network, Addr: farAddr{network, address},
+			Err: os.NewSyscallError("connect", errno)}
+	}
 	if err != nil {
 		return nil, err
 	}

@@ -20,11 +20,11 @@ func main() {
 }
 
 func move(ctx context.Context, from, to string) error {
-	src, err := connect.Parse(from)
+	src, err := connect.Parse(from, nil)
 	if err != nil {
 		return err
 	}
-	dst, err := connect.Parse(to)
+	dst, err := connect.Parse(to, nil)
 	if err != nil {
 		return err
 	}

@@ -108,10 +108,10 @@ func (s *Side) learn(f *facts.Facts) {
 	if s.Asleep = (time.Time{}); f.RunState == facts.Asleep {
 		s.Asleep = time.Now()
 	}
-	if f.Locate(s.Endpoint); f.Here() {
+	if f.Locate(s.Endpoint); f.Found() {
 		facts.ReadOpened(s.Endpoint, f.Disks)
 	}
-	if s.Endpoint.Process != nil && !f.Here() {
+	if s.Endpoint.Process != nil && !f.Found() {
 		ep := *s.Endpoint // the caller's stays as it is
 		ep.Process, ep.ReadFile = nil, nil
 		s.Endpoint = &ep

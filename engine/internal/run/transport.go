@@ -106,7 +106,7 @@ func (r *Run) CheckListen() error {
 	if err != nil {
 		return setting.Errorf("listen", r.Plan.Listen, "%w", err)
 	}
-	if l, ok := r.Dst.Endpoint.Process.(endpoint.Listener); ok && r.Dst.Facts.Here() {
+	if l, ok := r.Dst.Endpoint.Process.(endpoint.Listener); ok && r.Dst.Facts.Found() {
 		if err := l.TryListen(host, port); err != nil {
 			return setting.Errorf("listen", r.Plan.Listen,
 				"the destination cannot listen there: %w: give another address or port", err)
@@ -122,7 +122,7 @@ func (r *Run) CheckListen() error {
 // oneNetwork tells whether both QEMUs are known to be on one network, so that a loopback address means the same to
 // both.
 func (r *Run) oneNetwork() bool {
-	if !r.Src.Facts.Here() || !r.Dst.Facts.Here() {
+	if !r.Src.Facts.Beside(r.Dst.Facts) {
 		return false
 	}
 	a, okA := r.Src.Endpoint.Process.(endpoint.Networker)

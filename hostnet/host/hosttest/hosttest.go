@@ -1,6 +1,6 @@
 // Package hosttest gives tests hosts behind real channels without an sshd: ssh://NAME is this machine, behind a helper
-// of its own. A small script stands in for OpenSSH's client. Whatever is between qmigrate and a QEMU there can be killed
-// and stopped. It is for tests, and may be imported by tests only.
+// of its own. A small script stands in for OpenSSH's client. Whatever is between qmigrate and a QEMU there can be
+// killed and stopped. Only tests may import it.
 package hosttest
 
 import (

@@ -1,7 +1,8 @@
-package connect
+package behind
 
 import (
 	"bytes"
+	"context"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -12,26 +13,32 @@ import (
 	"golang.org/x/sys/unix"
 
 	"qmigrate/engine/endpoint"
+	"qmigrate/hostnet/host"
 )
 
 // openedLimit is how long the host may take over it: a server of files that is gone does not answer, and a guest is to
 // be moved away from it all the same.
 const openedLimit = 2 * time.Second
 
-// opened tells what files that the process has open are to this host. QEMU's names of them are seen from the process's
+// Files asks for the files that a process has open, by the names that it gives them.
+type Files struct {
+	PID   int
+	Names []string
+}
+
+// Opened tells what files that the process has open are to this host. QEMU's names of them are seen from the process's
 // root and working folder; what cannot be told is left out.
-func (p *peer) opened(names []string) map[string]endpoint.OpenFile {
-	if p.proc == nil {
-		return nil
-	}
-	found := make(chan map[string]endpoint.OpenFile, 1)
-	go func() { found <- openFiles(p.proc.PID(), names) }()
-	select {
-	case all := <-found:
-		return all
-	case <-time.After(openedLimit):
-		return nil
-	}
+func Opened() host.Task[Files, map[string]endpoint.OpenFile] {
+	return one("behind.opened", func(_ context.Context, in Files) (map[string]endpoint.OpenFile, error) {
+		found := make(chan map[string]endpoint.OpenFile, 1)
+		go func() { found <- openFiles(in.PID, in.Names) }()
+		select {
+		case all := <-found:
+			return all, nil
+		case <-time.After(openedLimit):
+			return nil, nil
+		}
+	})
 }
 
 func openFiles(pid int, names []string) map[string]endpoint.OpenFile {

@@ -1,6 +1,7 @@
-package connect
+package behind
 
 import (
+	"context"
 	"fmt"
 	"net"
 	"os"
@@ -8,16 +9,26 @@ import (
 	"slices"
 	"strings"
 
+	"qmigrate/guest/launch"
+	"qmigrate/hostnet/host"
 	"qmigrate/internal/procfs"
 )
 
-// WhyMute says, as far as the kernel knows, why the process behind a monitor does not greet, or not answer; nc is the
-// connection to it, nil if that does not matter. It is "" where nothing is known.
-func (p *peer) WhyMute(nc net.Conn) string {
-	if p.proc == nil {
-		return ""
-	}
-	process, err := p.process()
+// Monitor is a monitor that does not answer: of which process, and by which path it was connected to; "": that does not
+// matter.
+type Monitor struct {
+	PID  int
+	Path string
+}
+
+// Mute says, as far as the kernel knows, why the process behind a monitor does not greet, or not answer. It is "" where
+// nothing is known.
+func Mute() host.Task[Monitor, string] {
+	return one("behind.mute", func(_ context.Context, in Monitor) (string, error) { return whyMute(in), nil })
+}
+
+func whyMute(in Monitor) string {
+	process, err := launch.ReadProcess(in.PID)
 	if err != nil || process.Program == "" {
 		return ""
 	}
@@ -38,12 +49,12 @@ func (p *peer) WhyMute(nc net.Conn) string {
 	tcp, _ := procfs.ParseInet(read("tcp"))
 	tcp6, _ := procfs.ParseInet(read("tcp6"))
 	words := options(process.Args)
-	if nc != nil && nc.RemoteAddr() != nil {
-		if use := socketUse(words, nc.RemoteAddr().String()); use != "" {
+	if in.Path != "" {
+		if use := socketUse(words, in.Path); use != "" {
 			return fmt.Sprintf("QEMU (process %d) has this socket as %s and not as a QMP monitor: give the one of its -qmp", pid,
 				use)
 		}
-		if unixSocket(unix, nc.RemoteAddr().String()).busy() {
+		if unixSocket(unix, in.Path).busy() {
 			return fmt.Sprintf("another client holds this monitor of QEMU (process %d), which serves one at a time: end that "+
 				"client, or give another monitor", pid)
 		}
@@ -211,10 +222,12 @@ func unixSocket(table []procfs.UnixSocket, path string) (u use) {
 }
 
 // Listens tells whether somebody listens on a unix socket that has one of these names.
-func Listens(names ...string) bool {
-	b, _ := os.ReadFile("/proc/net/unix")
-	table, _ := procfs.ParseUnix(b)
-	return slices.ContainsFunc(names, func(name string) bool { return unixSocket(table, name).listens })
+func Listens() host.Task[[]string, bool] {
+	return one("behind.listens", func(_ context.Context, names []string) (bool, error) {
+		b, err := os.ReadFile("/proc/net/unix")
+		table, _ := procfs.ParseUnix(b)
+		return slices.ContainsFunc(names, func(name string) bool { return unixSocket(table, name).listens }), err
+	})
 }
 
 // tcpPort is unixSocket for a TCP port, whose queue the table does not tell apart.

@@ -1,4 +1,4 @@
-package connect
+package behind
 
 import (
 	"os"
@@ -7,21 +7,11 @@ import (
 	"testing"
 
 	"qmigrate/guest/guesttest"
-	"qmigrate/hostnet/host"
 )
 
 // What a process has open is known by number, whatever its name has become.
 func TestOpened(t *testing.T) {
 	dir := guesttest.Dir(t)
-	start, err := host.StartTime(os.Getpid())
-	if err != nil {
-		t.Fatal(err)
-	}
-	proc, err := host.FindProcess(os.Getpid(), start)
-	if err != nil {
-		t.Fatal(err)
-	}
-	p := &peer{proc: proc}
 	file := func(name, content string) string {
 		name = filepath.Join(dir, name)
 		if err := os.WriteFile(name, []byte(content), 0o600); err != nil {
@@ -55,7 +45,7 @@ func TestOpened(t *testing.T) {
 		t.Fatal(err)
 	}
 	t.Chdir(dir)
-	all := p.opened([]string{one, "one", image, gone, replaced, closed, link, hard, "/nowhere", old, vdi, swapped,
+	all := openFiles(os.Getpid(), []string{one, "one", image, gone, replaced, closed, link, hard, "/nowhere", old, vdi, swapped,
 		"/dev/fdset/1"})
 	id := all[one].ID
 	for name, same := range map[string]bool{"one": true, link: true, hard: true, image: false} {
@@ -80,8 +70,5 @@ func TestOpened(t *testing.T) {
 	}
 	if all[one].Block || !strings.HasSuffix(all[one].Path, "/one") {
 		t.Errorf("%+v", all[one])
-	}
-	if got := (&peer{}).opened([]string{one}); got != nil {
-		t.Errorf("of no process: %v", got)
 	}
 }
