@@ -24,6 +24,8 @@ type Join struct {
 	TAPs    []TAPSpec
 	Rate    int64 // bytes/s of the uplink; 0: unshaped
 	MTU     int   // bytes, of every device
+	// Uplink is made as this VXLAN; nil: it is there. All else of the host's network stays as it is.
+	Overlay *Overlay
 	// The bridge is somebody else's: it stays as it is, and gets the TAPs as ports. Uplink, Address and Rate have no
 	// meaning then.
 	Foreign bool
@@ -80,7 +82,8 @@ func Undos() map[string]func(context.Context, host.Host, json.RawMessage) error 
 
 // Tasks are this package's, for host.Helper.
 func Tasks() []host.Served {
-	return []host.Served{JoinTask(), LeaveTask(), portTask(), changesTask(), framesTask()}
+	return []host.Served{JoinTask(), LeaveTask(), portTask(), changesTask(), framesTask(), LookTask(), CheckTask(),
+		receiveTask(), sendTask()}
 }
 
 func (l Leave) do(at host.Host) error {
@@ -150,6 +153,9 @@ func (j Join) devices() (names []string) {
 	for _, t := range j.TAPs {
 		names = append(names, t.Name)
 	}
+	if j.Overlay != nil {
+		names = append(names, j.Uplink)
+	}
 	if !j.Foreign {
 		names = append(names, j.Bridge)
 	}
@@ -169,7 +175,14 @@ func (ns *nsBuilder) host(ctx context.Context) error {
 		ns.join.MTU = br.Attrs().MTU
 		return ns.taps(br)
 	}
-	ns.quiet()
+	if ns.join.Overlay != nil {
+		ns.ipv6Left = true
+		if err := ns.overlay(); err != nil {
+			return fmt.Errorf("make overlay %s: %w", ns.join.Uplink, err)
+		}
+	} else {
+		ns.quiet()
+	}
 	lo, err := ns.LinkByName("lo")
 	if err != nil {
 		return fmt.Errorf("find lo: %w", err)
@@ -199,6 +212,9 @@ func (ns *nsBuilder) host(ctx context.Context) error {
 	}
 	if err := ns.shape(); err != nil {
 		return fmt.Errorf("shape %s: %w", ns.join.Uplink, err)
+	}
+	if ns.join.Overlay != nil { // it has no carrier to wait for
+		return nil
 	}
 	return ns.forwarding(ctx, ns.join.Uplink)
 }
