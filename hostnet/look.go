@@ -37,6 +37,7 @@ type Looked struct {
 	Bridge    Capability
 	TAP       string // the first that is free
 	Addresses []Address
+	Reached   netip.Addr // by which a far host was reached; zero if that is not known
 }
 
 // Address is an address of a host.
@@ -79,6 +80,9 @@ func (l Look) do(at host.Host) (found Looked, err error) {
 	}
 	if b, err := at.ReadFile("/proc/cpuinfo"); err == nil {
 		found.Processor = procfs.Value(b, "model name")
+	}
+	if words := strings.Fields(os.Getenv("SSH_CONNECTION")); len(words) == 4 { // from, its port, to, its port
+		found.Reached, _ = netip.ParseAddr(words[2])
 	}
 	found.KVM = lookKVM(found.User)
 	err = host.In(at, func() error {

@@ -74,6 +74,13 @@ func (s Spec) Around(observer host.Host, bridge string, ports map[string]string)
 	return n, nil
 }
 
+// Place has the network take a host as the one of that name. It is on the network as it is.
+func (n *Network) Place(name string, at host.Host) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	n.hosts[name] = at
+}
+
 // Spec is what was applied, the defaults filled in.
 func (n *Network) Spec() Spec { return n.spec }
 

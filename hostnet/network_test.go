@@ -570,3 +570,23 @@ func FuzzOwnerOf(f *testing.F) {
 		}
 	})
 }
+
+// TestTrySpeed: what TCP does between two hosts is found, and a way that leads nowhere is told.
+func TestTrySpeed(t *testing.T) {
+	n := apply(t, Spec{})
+	s, err := TrySpeed(within.Context(t), n.Host("a"), n.Host("b"), n.Address("b"))
+	if err != nil || s.BytesPerSecond < 1<<20 || s.RoundTrip <= 0 {
+		t.Errorf("%+v, %v", s, err)
+	}
+	if err := n.SetLink("b", false); err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithTimeoutCause(t.Context(), time.Second, errors.New("long enough"))
+	defer cancel()
+	if _, err := TrySpeed(ctx, n.Host("a"), n.Host("b"), n.Address("b")); err == nil || !strings.HasPrefix(err.Error(), "connect from netns:") {
+		t.Error(err)
+	}
+	if _, err := TrySpeed(within.Context(t), n.Host("a"), n.Host("b"), n.Address("a")); err == nil || !strings.HasPrefix(err.Error(), "listen at 10.77.0.11 of netns:") {
+		t.Error(err)
+	}
+}

@@ -241,6 +241,10 @@ func (f *File) checkPair(p Pair, bad func(key, format string, args ...any) error
 		return bad("source", "overlay = true has to be of all hosts of a pair, its observer too, or of none: they are on one "+
 			"network")
 	}
+	if source.Overlay && source.At == destination.At {
+		return bad("destination", "%s and %s are one machine, which needs no overlay between them: name a bridge", source.Name,
+			destination.Name)
+	}
 	for _, h := range []*Host{source, destination} {
 		if !h.Overlay && h.Bridge == "" && len(h.TAPs) == 0 {
 			return bad("source", "host %s has neither bridge nor tap: name the bridge that the guest joins, or a TAP that is "+
