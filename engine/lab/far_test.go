@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"os"
+	"strings"
 	"testing"
 
 	"qmigrate/engine/plan"
@@ -77,6 +78,11 @@ func TestFarHosts(t *testing.T) {
 	if rec.Outcome != record.Completed || rec.MemoryCheck == nil || rec.MemoryCheck.PagesWrong > 0 ||
 		rec.MemoryCheck.PagesChecked < 10_000 {
 		t.Fatalf("%s, memory %+v, warnings %q", rec.Outcome, rec.MemoryCheck, rec.Warnings)
+	}
+	for _, w := range rec.Warnings {
+		if strings.Contains(w, "seen") {
+			t.Error(w)
+		}
 	}
 	n, d := rec.Network, rec.Downtime
 	if n == nil || n.PingsSent == 0 || n.TCPSurvived == nil || !*n.TCPSurvived || n.AnnounceToFirstPacket == nil ||

@@ -91,8 +91,8 @@ func Up(ctx context.Context, s Spec) (_ *Lab, err error) {
 	if l.dir, err = claim(s.Owner, s.Hosts); err != nil {
 		return nil, err
 	}
-	l.say("network: hosts a and b, and an observer, on one link")
-	if l.site, err = s.makeSite(ctx); err != nil {
+	l.say("hosts: a and b, %s, and an observer, on one link", l.spec.hostsText())
+	if l.site, err = l.makeSite(ctx, source, destination); err != nil {
 		return nil, err
 	}
 	if err := l.take(ctx); err != nil {

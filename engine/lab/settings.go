@@ -184,8 +184,12 @@ func hostSettings() []setting.Setting[Spec] {
 				"over), exec (pipes)",
 			Apply: setting.Choice(func(s *Spec) *string { return &s.Transport }, Transports()...)},
 		{Name: "hosts", Shape: "KIND", Default: Namespaces, Example: Namespaces, Where: trials,
-			Help:  "what a host is: netns, a network namespace",
-			Apply: setting.Choice(func(s *Spec) *string { return &s.Hosts }, Namespaces)},
+			Help: "what a host is: netns, a network namespace; lxc, a container that is made from this machine's files " +
+				"(lxc:lxd, lxc:incus or lxc:liblxc says by whom)",
+			Apply: func(s *Spec, text string) error {
+				s.Hosts = text
+				return checkHosts(text)
+			}},
 		{Name: "allow-unsafe", Example: "false", Where: trials,
 			Help:  "take the RAM size as given, even where this QEMU is known to lose pages",
 			Apply: setting.Truth(func(s *Spec) *bool { return &s.AllowUnsafe })},

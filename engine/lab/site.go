@@ -4,9 +4,14 @@ import (
 	"context"
 	"fmt"
 	"net/netip"
+	"path/filepath"
+	"strings"
 
+	"qmigrate/engine/setting"
+	"qmigrate/guest"
 	"qmigrate/hostnet"
 	"qmigrate/hostnet/host"
+	"qmigrate/hostnet/lxc"
 )
 
 // Site is where a lab stands: its two hosts, the observer, and the network between them. *hostnet.Network is one, of
@@ -56,33 +61,67 @@ type Site interface {
 // The kinds of hosts that a lab can have.
 const (
 	Namespaces = "netns" // network namespaces of this machine
+	Containers = "lxc"   // containers, made from files of this machine; lxc:MANAGER says by whom
 )
 
-// makeSite makes the hosts that the spec wants.
-func (s Spec) makeSite(ctx context.Context) (Site, error) {
-	if s.site != nil {
-		return s.site(ctx, s)
+// checkHosts refuses what are no hosts by its words alone.
+func checkHosts(kind string) error {
+	if m, ok := strings.CutPrefix(kind, Containers+":"); ok {
+		return setting.OneOf(host.LXC(m), host.LibLXC, host.LXD, host.Incus)
 	}
-	switch s.Hosts {
-	case "", Namespaces:
-		n, err := (hostnet.Spec{Owner: s.Owner, Rate: s.LinkRate}).Apply(ctx)
+	return setting.OneOf(kind, Namespaces, Containers)
+}
+
+// makeSite makes the hosts that the lab's spec wants. They can run the binaries.
+func (l *Lab) makeSite(ctx context.Context, binaries ...guest.Binary) (Site, error) {
+	s := l.spec
+	network := hostnet.Spec{Owner: s.Owner, Rate: s.LinkRate}
+	kind, manager, _ := strings.Cut(s.Hosts, ":")
+	switch {
+	case s.site != nil:
+		return s.site(ctx, s)
+	case kind == "" || kind == Namespaces:
+		n, err := network.Apply(ctx)
+		if err != nil {
+			return nil, err
+		}
+		return n, nil
+	case kind == Containers:
+		c := lxc.Spec{Spec: network, Manager: host.LXC(manager), Dir: l.dir, Pool: s.Pool}
+		if cache, err := guest.CacheDir(); err == nil {
+			c.ReadOnly = append(c.ReadOnly, cache)
+		}
+		for _, b := range binaries {
+			if dir := filepath.Dir(b.Path); filepath.IsAbs(dir) && dir != "/" {
+				c.ReadOnly = append(c.ReadOnly, dir)
+			}
+		}
+		n, err := c.Apply(ctx)
 		if err != nil {
 			return nil, err
 		}
 		return n, nil
 	}
-	return nil, fmt.Errorf("hosts %s: have %s", s.Hosts, Namespaces)
+	return nil, fmt.Errorf("hosts %s: have %s, %s", s.Hosts, Namespaces, Containers)
 }
 
 // ownHosts tells whether hosts of a kind are made with their site and removed with it, with all that runs on them.
-func ownHosts(kind string) bool { return kind == "" || kind == Namespaces }
+func ownHosts(kind string) bool {
+	kind, _, _ = strings.Cut(kind, ":")
+	return kind == "" || kind == Namespaces || kind == Containers
+}
 
 // removeSite removes what the site of a lab has left, whoever made it and however far that came. removed names what
 // went. A lab whose state is not known may have namespaces.
 func removeSite(ctx context.Context, _ *host.Pool, s state) (removed []string, err error) {
-	switch s.Hosts {
+	switch kind, manager, _ := strings.Cut(s.Hosts, ":"); kind {
 	case "", Namespaces:
 		return hostnet.Remove(ctx, s.Owner)
+	case Containers:
+		if manager != "" {
+			return lxc.Remove(ctx, s.Owner, host.LXC(manager))
+		}
+		return lxc.Remove(ctx, s.Owner)
 	}
 	return nil, fmt.Errorf("lab %s: its hosts are %s, which this qmigrate does not know", s.Owner, s.Hosts)
 }

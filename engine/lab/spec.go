@@ -81,6 +81,14 @@ func (s Spec) CheckHardware() error {
 	return nil
 }
 
+// hostsText is what the hosts are, for people.
+func (s Spec) hostsText() string {
+	if ownHosts(s.Hosts) && s.Hosts != "" && s.Hosts != Namespaces {
+		return "containers"
+	}
+	return "network namespaces"
+}
+
 // ForHardware is the image that a guest with the spec's hardware boots.
 func (s Spec) ForHardware() image.Spec {
 	i := s.Image

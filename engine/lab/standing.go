@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"net/url"
 	"os"
 	"path/filepath"
 	"slices"
@@ -113,13 +114,16 @@ func (s state) look(ctx context.Context, hosts *host.Pool, owned bool) (sides []
 }
 
 // endpointOf is a QEMU's folder of sockets as `qmigrate migrate` takes it.
-func endpointOf(host, dir string) string {
-	kind, name, _ := strings.Cut(host, ":")
+func endpointOf(at, dir string) string {
+	kind, name, _ := strings.Cut(at, ":")
 	switch kind {
 	case "lxc":
+		if folder, ok := strings.CutPrefix(name, string(host.LibLXC)+"/"); ok && strings.Contains(folder, "/") {
+			name = string(host.LibLXC) + "/" + url.PathEscape("/"+folder) // with the folder that liblxc knows it by
+		}
 		return "lxc://" + name + dir
 	case "ssh":
-		return host + dir
+		return at + dir
 	}
 	return "unix:" + dir
 }

@@ -311,8 +311,8 @@ func (i farInfo) ModTime() time.Time { return i.a.ModTime }
 func (i farInfo) IsDir() bool        { return i.a.Mode.IsDir() }
 func (i farInfo) Sys() any           { return nil }
 
-// Put sees to it that the host has this file of ours, in the user's cache there, and says where. It is sent once: files
-// of the same content and name are one.
+// Put sees to it that the host has this file of ours, and says where. One that is mounted there, under the same name, is
+// there. Another is sent to the user's cache, once: files of the same content and name are one.
 func (f *Far) Put(ctx context.Context, name string) (there string, err error) {
 	file, err := os.Open(name)
 	if err != nil {
@@ -322,6 +322,9 @@ func (f *Far) Put(ctx context.Context, name string) (there string, err error) {
 	info, err := file.Stat()
 	if err != nil {
 		return "", err
+	}
+	if a, err := f.ask(ctx, request{Op: "same", Name: name, File: identify(info)}); err != nil || a.Ended {
+		return name, err
 	}
 	content, err := contentOf(file)
 	if err != nil {

@@ -47,7 +47,8 @@ type request struct {
 	Command *wireCommand    `json:"command,omitempty"`
 	Like    *wireLike       `json:"like,omitempty"`
 	Input   json.RawMessage `json:"input,omitempty"` // of a task
-	ID      uint64          `json:"id,omitempty"`    // of a listener
+	File    *fileIdentity   `json:"file,omitempty"`
+	ID      uint64          `json:"id,omitempty"` // of a listener
 }
 
 // wireCommand is a Command without its streams.

@@ -47,7 +47,7 @@ func Beats() host.Task[BeatSpec, Beaten] {
 				err = give(out)
 			}
 			if err != nil {
-				return err
+				return last(ctx, err)
 			}
 			all.Go(func() {
 				datagram := make([]byte, 1500)
@@ -73,6 +73,6 @@ func Beats() host.Task[BeatSpec, Beaten] {
 			err = batches(ctx, flush)
 			conn.Close()
 			all.Wait()
-			return errors.Join(err, flush())
+			return last(ctx, errors.Join(err, flush()))
 		}}
 }

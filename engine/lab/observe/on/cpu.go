@@ -50,7 +50,7 @@ func CPU() host.Task[CPUSpec, CPULooks] {
 	return host.Task[CPUSpec, CPULooks]{Name: "observe.cpu",
 		Work: func(ctx context.Context, at host.Host, s CPUSpec, give func(CPULooks) error) error {
 			if err := give(CPULooks{}); err != nil {
-				return err
+				return last(ctx, err)
 			}
 			runtime.LockOSThread() // for its clock
 			defer runtime.UnlockOSThread()
@@ -78,12 +78,12 @@ func CPU() host.Task[CPUSpec, CPULooks] {
 					}
 				}
 				if ctx.Err() != nil {
-					return flush()
+					return last(ctx, flush())
 				}
 				if time.Since(handed) > batch {
 					handed = time.Now()
 					if err := flush(); err != nil {
-						return err
+						return last(ctx, err)
 					}
 				}
 				select {

@@ -61,11 +61,11 @@ func (e *echoer) run(ctx context.Context, give func(Echoed) error) error {
 	defer all.Wait()
 	defer e.conn.Close()
 	if err := give(Echoed{}); err != nil {
-		return err
+		return last(ctx, err)
 	}
-	ctx, stop := context.WithCancel(ctx)
+	sending, stop := context.WithCancel(ctx)
 	defer stop()
-	all.Go(func() { e.send(ctx) })
+	all.Go(func() { e.send(sending) })
 	all.Go(e.receive)
 	take := func() (out Echoed) {
 		e.mu.Lock()
@@ -86,12 +86,12 @@ func (e *echoer) run(ctx context.Context, give func(Echoed) error) error {
 			break
 		}
 	}
-	last := take()
-	if last.Broken == "" && last.Sent > e.came {
-		last.Broken = fmt.Sprintf("%d of %d echoes came", e.came, last.Sent)
+	out := take()
+	if out.Broken == "" && out.Sent > e.came {
+		out.Broken = fmt.Sprintf("%d of %d echoes came", e.came, out.Sent)
 	}
-	last.Counts = CountsOf(e.conn)
-	return errors.Join(err, give(last))
+	out.Counts = CountsOf(e.conn)
+	return last(ctx, errors.Join(err, give(out)))
 }
 
 func (e *echoer) send(ctx context.Context) {

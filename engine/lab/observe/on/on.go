@@ -24,6 +24,14 @@ const batch = 250 * time.Millisecond
 // turn is between two looks whether what was under way at the end has come.
 const turn = 5 * time.Millisecond
 
+// last is the error of handing over. It is none where the work was told to end.
+func last(ctx context.Context, err error) error {
+	if ctx.Err() != nil {
+		return nil
+	}
+	return err
+}
+
 // batches hands over, by flush, what was seen, until ctx ends. The error is that of flush: nobody takes it any more.
 func batches(ctx context.Context, flush func() error) error {
 	tick := time.NewTicker(batch)
@@ -34,7 +42,7 @@ func batches(ctx context.Context, flush func() error) error {
 			return nil
 		case <-tick.C:
 			if err := flush(); err != nil {
-				return err
+				return last(ctx, err)
 			}
 		}
 	}

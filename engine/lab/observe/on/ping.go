@@ -66,11 +66,11 @@ func (p *pinger) run(ctx context.Context, give func(Pinged) error) error {
 	defer all.Wait()
 	defer p.conn.Close()
 	if err := give(Pinged{}); err != nil {
-		return err
+		return last(ctx, err)
 	}
-	ctx, stop := context.WithCancel(ctx)
+	sending, stop := context.WithCancel(ctx)
 	defer stop()
-	all.Go(func() { p.send(ctx) })
+	all.Go(func() { p.send(sending) })
 	all.Go(p.receive)
 	flush := func() error {
 		p.mu.Lock()
@@ -88,7 +88,7 @@ func (p *pinger) run(ctx context.Context, give func(Pinged) error) error {
 	}
 	p.conn.Close()
 	all.Wait()
-	return errors.Join(err, flush())
+	return last(ctx, errors.Join(err, flush()))
 }
 
 func (p *pinger) send(ctx context.Context) {
