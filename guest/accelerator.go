@@ -157,8 +157,8 @@ func boot(ctx context.Context, h host.Host, s Spec) (err error) {
 
 // hostVersion is Version on a host.
 func hostVersion(ctx context.Context, h host.Host, qemu string) (string, error) {
-	var out bytes.Buffer
-	p, err := h.Start(ctx, host.Command{Args: []string{qemu, "--version"}, Stdout: &out, Stderr: io.Discard})
+	var out, said bytes.Buffer
+	p, err := h.Start(ctx, host.Command{Args: []string{qemu, "--version"}, Stdout: &out, Stderr: &said})
 	if err != nil {
 		return "", err
 	}
@@ -168,6 +168,9 @@ func hostVersion(ctx context.Context, h host.Host, qemu string) (string, error) 
 		return "", errors.Join(ctx.Err(), p.Kill(context.WithoutCancel(ctx)))
 	}
 	if err := p.Err(); err != nil {
+		if text := strings.TrimSpace(said.String()); text != "" {
+			err = fmt.Errorf("%w: %s", err, text)
+		}
 		return "", fmt.Errorf("ask %s for its version: %w", qemu, err)
 	}
 	return parseVersion(qemu, out.String())

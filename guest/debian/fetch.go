@@ -289,6 +289,27 @@ func (a apt) unpack(ctx context.Context, root string, skip []string) error {
 // that fits it, and the emulator is run by that one: then /proc/PID/exe names the linker (see SplitLoader), and
 // QEMU's children keep the environment and the libraries of this system.
 func writeWrapper(root, home string) error {
+	script, err := wrapper(root, home)
+	if err != nil {
+		return err
+	}
+	// In one piece: somebody may be starting it.
+	return atomicfile.Write(filepath.Join(root, Program), []byte(script), 0o755)
+}
+
+// Unpacked is the folder of a QEMU that Ensure unpacked, by the path of its program; "" if the program is another.
+func Unpacked(program string) string {
+	root := filepath.Dir(program)
+	if _, err := os.Stat(filepath.Join(root, "usr/bin", Program)); err != nil || filepath.Base(program) != Program {
+		return ""
+	}
+	return root
+}
+
+// Wrapper is the text of a script that runs the QEMU of an unpacked folder, root, from a copy of that folder elsewhere.
+func Wrapper(root, copied string) (string, error) { return wrapper(root, copied) }
+
+func wrapper(root, home string) (string, error) {
 	q := func(s string) string { return "'" + strings.ReplaceAll(s, "'", `'\''`) + "'" }
 	var libs []string
 	for _, pattern := range []string{"usr/lib/*-linux-gnu", "lib/*-linux-gnu"} {
@@ -296,7 +317,7 @@ func writeWrapper(root, home string) error {
 		for _, d := range m {
 			rel, err := filepath.Rel(root, d)
 			if err != nil {
-				return err
+				return "", err
 			}
 			libs = append(libs, filepath.Join(home, rel))
 		}
@@ -304,7 +325,7 @@ func writeWrapper(root, home string) error {
 	program := q(filepath.Join(home, "usr/bin", Program))
 	script := "#!/bin/sh\n"
 	if by, err := loaderIn(root, home); err != nil {
-		return err
+		return "", err
 	} else if by != "" {
 		program = q(by) + " --library-path " + q(strings.Join(libs, ":")) + " --argv0 " + program + " " + program
 	} else {
@@ -313,15 +334,14 @@ func writeWrapper(root, home string) error {
 	}
 	rel, err := filepath.Rel(root, moduleDir(root))
 	if err != nil {
-		return err
+		return "", err
 	}
 	script += "QEMU_MODULE_DIR=" + q(filepath.Join(home, rel)) + "\nexport QEMU_MODULE_DIR\n"
 	script += "exec " + program
 	for _, d := range []string{"usr/share/qemu", "usr/share/seabios", "usr/lib/ipxe/qemu"} {
 		script += " -L " + q(filepath.Join(home, d))
 	}
-	// In one piece: somebody may be starting it.
-	return atomicfile.Write(filepath.Join(root, Program), []byte(script+` "$@"`+"\n"), 0o755)
+	return script + ` "$@"` + "\n", nil
 }
 
 // loaderIn is the path in home of the dynamic linker that was unpacked into root, "" if none was.

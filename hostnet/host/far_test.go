@@ -512,3 +512,51 @@ func must[T any](v T, err error) T {
 	}
 	return v
 }
+
+// A tree goes over once, whole and as it is; what is left out is no part of it.
+func TestFarTree(t *testing.T) {
+	dir := t.TempDir()
+	for name, mode := range map[string]fs.FileMode{"bin/program": 0o755, "share/data": 0o640, "skipped": 0o644} {
+		if err := os.MkdirAll(filepath.Join(dir, filepath.Dir(name)), 0o755); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.WriteFile(filepath.Join(dir, name), bytes.Repeat([]byte(name), 100_000), mode); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := os.Symlink("../bin/program", filepath.Join(dir, "share/link")); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Mkdir(filepath.Join(dir, "read-only"), 0o555); err != nil {
+		t.Fatal(err)
+	}
+	cache := t.TempDir()
+	f := farHost(t, cache)
+	skip := func(name string) bool { return name == "skipped" }
+	there, err := f.PutTree(within.Context(t), dir, skip)
+	if err != nil {
+		t.Fatal(err)
+	}
+	ours, _ := treeItems(dir, skip)
+	theirs, _ := treeItems(there, nil)
+	if !slices.Equal(ours, theirs) || len(theirs) != 6 {
+		t.Errorf("%+v\n%+v", ours, theirs)
+	}
+	if b, err := os.ReadFile(filepath.Join(there, "share/link")); err != nil || len(b) != 1_100_000 {
+		t.Errorf("%d, %v", len(b), err)
+	}
+	before, _ := os.Stat(there)
+	again, err := f.PutTree(within.Context(t), dir, skip)
+	if after, _ := os.Stat(there); err != nil || again != there || !os.SameFile(before, after) {
+		t.Errorf("%s, %v", again, err)
+	}
+	if err := os.WriteFile(filepath.Join(dir, "bin/program"), nil, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	if other, err := f.PutTree(within.Context(t), dir, skip); err != nil || other == there {
+		t.Errorf("%s, %v", other, err)
+	}
+	if entries, _ := os.ReadDir(filepath.Join(cache, "trees")); len(entries) != 2 {
+		t.Errorf("%v", entries)
+	}
+}

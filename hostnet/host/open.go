@@ -49,7 +49,8 @@ m=$(uname -m)
 [ "$m" = x86_64 ] || { say machine "$m"; exit 0; }
 case $3 in "~/"*) set -- "$1" "$2" "$HOME/${3#??}" ;; esac
 d=
-for c in "${3:-$QMIGRATE_CACHE}" "${XDG_CACHE_HOME:-$HOME/.cache}/qmigrate" /var/cache/qmigrate "/var/tmp/qmigrate-$(id -u)"; do
+for c in "${3:-$QMIGRATE_CACHE}" "${XDG_CACHE_HOME:-$HOME/.cache}/qmigrate" /var/cache/qmigrate \
+ "/var/tmp/qmigrate-$(id -u)"; do
  [ -n "$c" ] || continue
  d=$c/helper
  mkdir -p "$d" 2>/dev/null && [ -w "$d" ] && { [ -O "$d" ] || [ "$c" = "$3" ]; } && break

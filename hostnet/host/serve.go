@@ -185,7 +185,7 @@ func (s *server) stream(ctx context.Context, c *yamux.Stream) {
 		"dial": call.dial, "listen": call.listen, "start": call.start, "find": call.find, "signal": call.signal,
 		"usage": call.usage, "threads": call.threads, "yield": call.yield, "read": call.read, "write": call.write,
 		"mkdir": call.mkdir, "remove": call.remove, "stat": call.stat, "clock": call.clock, "task": call.task,
-		"put": call.put, "same": call.same, "leave": call.leave, "keep": call.keep,
+		"put": call.put, "tree": call.tree, "same": call.same, "leave": call.leave, "keep": call.keep,
 	}[q.Op]
 	if !ok {
 		call.answer(answer{}, fmt.Errorf("%q is nothing that this helper can do", q.Op))

@@ -137,8 +137,8 @@ func noObserver(observer *end, guest netip.Prefix, bridge string) error {
 
 // find finds the source, the destination and the observer, and looks at them.
 func (s Spec) find(ctx context.Context, pair Pair) ([]*end, error) {
-	ends := []*end{{role: source, entry: s.File.Host(pair.Source)}, {role: destination, entry: s.File.Host(pair.Destination)},
-		{entry: s.File.Host(pair.Observer)}}
+	ends := []*end{{role: source, entry: s.File.Host(pair.Source)},
+		{role: destination, entry: s.File.Host(pair.Destination)}, {entry: s.File.Host(pair.Observer)}}
 	errs := make([]error, len(ends))
 	var all sync.WaitGroup
 	for i, e := range ends {
