@@ -31,7 +31,7 @@ type place struct {
 // hosts measures what a channel costs: the same guest, to and fro between QEMUs on this machine, behind ssh and in a
 // container, which take turns. All of them run on this machine's processors; what differs is the way to their monitors.
 func (b *bench) hosts(ctx context.Context, r *Result) (err error) {
-	pool := &host.Pool{Program: helperbin.Helper, Cache: func(string) string { return filepath.Join(b.dir, "cache") }}
+	pool := &host.Pool{Program: helperbin.Helper}
 	defer func() { err = errors.Join(err, pool.Close()) }()
 	places := []*place{{name: "local", at: host.Local()}}
 	for _, kind := range []struct {
@@ -44,6 +44,7 @@ func (b *bench) hosts(ctx context.Context, r *Result) (err error) {
 			continue
 		}
 		defer func() { err = errors.Join(err, remove()) }()
+		pool.KeepIn(name, filepath.Join(b.dir, "cache"))
 		at, err := pool.Find(ctx, name)
 		if err != nil {
 			return err

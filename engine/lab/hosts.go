@@ -70,7 +70,12 @@ func (l *Lab) forget() error {
 // supply gives a host what it is to run: QEMU and what the guest boots. What is there already is not sent.
 func (l *Lab) supply(ctx context.Context, name string, qemu guest.Binary, image guest.Image) (err error) {
 	h := l.hosts[name]
-	if h.qemu, err = guest.PlaceQEMU(ctx, h.Host, qemu); err != nil {
+	if qemu.Path != "" {
+		h.qemu, err = guest.PlaceQEMU(ctx, h.Host, qemu)
+	} else {
+		h.qemu, err = l.findQEMU(ctx, h)
+	}
+	if err != nil {
 		return err
 	}
 	h.image = image
@@ -85,6 +90,23 @@ func (l *Lab) supply(ctx context.Context, name string, qemu guest.Binary, image 
 		*file = there
 	}
 	return nil
+}
+
+// findQEMU finds the QEMU of a host that is elsewhere: the one that was asked for, or else what the site says of it.
+func (l *Lab) findQEMU(ctx context.Context, h *labHost) (guest.Binary, error) {
+	want := l.spec.SourceQEMU
+	if h.name == destinationHost {
+		want = l.spec.DestinationQEMU
+	}
+	path := ""
+	if site, ok := l.site.(interface{ QEMU(host string) string }); ok && want == "" {
+		path = site.QEMU(h.name)
+	}
+	b, err := guest.FindQEMUOn(ctx, h.Host, want, path)
+	if err == nil {
+		err = tooOld(b)
+	}
+	return b, err
 }
 
 // guestOn is the guest's QEMU on a host.

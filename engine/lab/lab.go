@@ -75,11 +75,13 @@ func Up(ctx context.Context, s Spec) (_ *Lab, err error) {
 			err = errors.Join(err, l.Close())
 		}
 	}()
-	source, destination, err := l.binaries(ctx)
-	if err != nil {
-		return nil, err
+	var source, destination guest.Binary // of this machine, if the hosts are made here
+	if ownHosts(s.Hosts) {
+		if source, destination, err = l.binaries(ctx); err != nil {
+			return nil, err
+		}
 	}
-	if m := s.Guest.Machine; m != "" && m != defaultMachine {
+	if m := s.Guest.Machine; m != "" && m != defaultMachine && source.Path != "" {
 		if err := guest.CheckMachine(ctx, m, source.Path, destination.Path); err != nil {
 			return nil, err
 		}
@@ -110,6 +112,7 @@ func Up(ctx context.Context, s Spec) (_ *Lab, err error) {
 	if err := errors.Join(supplyErr[:]...); err != nil {
 		return nil, err
 	}
+	source, destination = l.hosts[sourceHost].qemu, l.hosts[destinationHost].qemu
 	g := l.spec.Guest
 	g.Image = image
 	if s.COLO {
@@ -171,12 +174,19 @@ func (l *Lab) binaries(ctx context.Context) (source, destination guest.Binary, e
 		}
 	}
 	for _, b := range []guest.Binary{source, destination} {
-		if guest.CompareVersions(guest.Series(b.Version), oldest) < 0 {
-			return source, destination, fmt.Errorf("QEMU %s is too old: %s: the lab needs %s or newer; "+
-				"try `make deps`, or give a path as qemu", b.Version, b.Path, oldest)
+		if err := tooOld(b); err != nil {
+			return source, destination, err
 		}
 	}
 	return
+}
+
+func tooOld(b guest.Binary) error {
+	if guest.CompareVersions(guest.Series(b.Version), oldest) < 0 {
+		return fmt.Errorf("QEMU %s is too old: %s: the lab needs %s or newer; try `make deps`, or give a path as qemu",
+			b.Version, b.Path, oldest)
+	}
+	return nil
 }
 
 // start starts the source and, beside it, the destination, and waits for the guest.

@@ -11,6 +11,7 @@ import (
 	"qmigrate/guest"
 	"qmigrate/hostnet"
 	"qmigrate/hostnet/host"
+	"qmigrate/hostnet/hosts"
 	"qmigrate/hostnet/lxc"
 )
 
@@ -66,10 +67,20 @@ const (
 
 // checkHosts refuses what are no hosts by its words alone.
 func checkHosts(kind string) error {
+	if hosts.IsFile(kind) {
+		f, err := hosts.Read(kind)
+		if err == nil {
+			_, err = f.Pair("")
+		}
+		return err
+	}
 	if m, ok := strings.CutPrefix(kind, Containers+":"); ok {
 		return setting.OneOf(host.LXC(m), host.LibLXC, host.LXD, host.Incus)
 	}
-	return setting.OneOf(kind, Namespaces, Containers)
+	if err := setting.OneOf(kind, Namespaces, Containers); err != nil {
+		return fmt.Errorf("%w; or a hosts file, FILE.toml", err)
+	}
+	return nil
 }
 
 // makeSite makes the hosts that the lab's spec wants. They can run the binaries.
@@ -80,6 +91,16 @@ func (l *Lab) makeSite(ctx context.Context, binaries ...guest.Binary) (Site, err
 	switch {
 	case s.site != nil:
 		return s.site(ctx, s)
+	case hosts.IsFile(s.Hosts):
+		f, err := hosts.Read(s.Hosts)
+		if err != nil {
+			return nil, err
+		}
+		n, err := hosts.Spec{File: f, Owner: s.Owner, Pool: s.Pool}.Apply(ctx)
+		if err != nil {
+			return nil, err
+		}
+		return n, nil
 	case kind == "" || kind == Namespaces:
 		n, err := network.Apply(ctx)
 		if err != nil {
@@ -107,13 +128,23 @@ func (l *Lab) makeSite(ctx context.Context, binaries ...guest.Binary) (Site, err
 
 // ownHosts tells whether hosts of a kind are made with their site and removed with it, with all that runs on them.
 func ownHosts(kind string) bool {
+	if hosts.IsFile(kind) {
+		return false
+	}
 	kind, _, _ = strings.Cut(kind, ":")
 	return kind == "" || kind == Namespaces || kind == Containers
 }
 
 // removeSite removes what the site of a lab has left, whoever made it and however far that came. removed names what
 // went. A lab whose state is not known may have namespaces.
-func removeSite(ctx context.Context, _ *host.Pool, s state) (removed []string, err error) {
+func removeSite(ctx context.Context, pool *host.Pool, s state) (removed []string, err error) {
+	if hosts.IsFile(s.Hosts) {
+		var places []string
+		for _, p := range s.Places {
+			places = append(places, p.Host)
+		}
+		return nil, hosts.Remove(ctx, pool, s.Owner, places...)
+	}
 	switch kind, manager, _ := strings.Cut(s.Hosts, ":"); kind {
 	case "", Namespaces:
 		return hostnet.Remove(ctx, s.Owner)

@@ -16,12 +16,13 @@ import (
 	"qmigrate/guest/wire"
 	"qmigrate/hostnet/cpucap"
 	"qmigrate/hostnet/host"
+	"qmigrate/hostnet/hosts"
 )
 
 // Spec is a lab as data.
 type Spec struct {
 	Owner string     // mark in the names of everything that is made; default lab
-	Hosts string     // what the hosts are: Namespaces (default)
+	Hosts string     // what the hosts are: Namespaces (default), Containers, or a hosts file
 	Pool  *host.Pool // finds hosts that are elsewhere; nil knows this machine and its namespaces
 	Guest guest.Spec // memory, vCPUs, machine, NIC model, disk bus; the lab fills in the rest
 	// percent of one processor that the guest's vCPUs may take together, on each host; 0: no limit
@@ -62,6 +63,14 @@ func DefaultMemory(guest string) int64 {
 // CheckHardware refuses a guest that cannot be, in one line that lists what exists. It starts nothing; the machine type
 // is checked when the QEMUs are known.
 func (s Spec) CheckHardware() error {
+	if hosts.IsFile(s.Hosts) {
+		if s.LinkRate != 0 {
+			return setting.Errorf("link-rate", "", "the link of a hosts file is its administrator's, and gets no rate here")
+		}
+		if t := s.Transport; t != "" && t != TCP {
+			return setting.Errorf("transport", t, "the hosts of a hosts file reach each other by tcp")
+		}
+	}
 	if err := guest.CheckNIC(s.Guest.NIC.Model); err != nil {
 		return setting.About(err, "nic")
 	}
@@ -83,6 +92,9 @@ func (s Spec) CheckHardware() error {
 
 // hostsText is what the hosts are, for people.
 func (s Spec) hostsText() string {
+	if hosts.IsFile(s.Hosts) {
+		return "of " + s.Hosts
+	}
 	if ownHosts(s.Hosts) && s.Hosts != "" && s.Hosts != Namespaces {
 		return "containers"
 	}

@@ -13,13 +13,13 @@ import (
 type Pool struct {
 	Program func() ([]byte, error)      // the helper; nil: hosts that need one are refused
 	SSH     SSH                         // for ssh://
-	Cache   func(host string) string    // folder on a host for what is sent to it; nil or "": its user's
 	Said    func(host, sentence string) // is told what a helper found of others that had been killed; nil: nobody
 
 	asking sync.Mutex // held by who has the terminal
 
-	mu    sync.Mutex
-	hosts map[string]*reached
+	mu     sync.Mutex
+	hosts  map[string]*reached
+	caches map[string]string
 }
 
 // reached is a host that is being found, or was.
@@ -96,6 +96,17 @@ func (p *Pool) Find(ctx context.Context, name string) (Host, error) {
 	}
 }
 
+// KeepIn has what is sent to a host kept in a folder there, which may begin with ~/; "" is its user's cache. It holds
+// for channels that are opened later.
+func (p *Pool) KeepIn(name, folder string) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.caches == nil {
+		p.caches = map[string]string{}
+	}
+	p.caches[name] = folder
+}
+
 func (p *Pool) dial(ctx context.Context, name string) (*Far, error) {
 	if p.Program == nil {
 		return nil, fmt.Errorf("host %s: this program has no helper to send there", name)
@@ -114,10 +125,9 @@ func (p *Pool) dial(ctx context.Context, name string) (*Far, error) {
 	if err != nil {
 		return nil, err
 	}
-	cache := ""
-	if p.Cache != nil {
-		cache = p.Cache(name)
-	}
+	p.mu.Lock()
+	cache := p.caches[name]
+	p.mu.Unlock()
 	if w.terminal != nil {
 		defer w.terminal.Close()
 		p.asking.Lock()

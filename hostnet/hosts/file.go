@@ -300,12 +300,9 @@ func (f *File) Pair(name string) (Pair, error) {
 	return Pair{}, fmt.Errorf("pair %s of %s: %s", name, f.Name, near.Hint(name, have))
 }
 
-// Cache is the folder for what is sent to a host, by where the host is found: for host.Pool.
-func (f *File) Cache(at string) string {
+// In has a pool of hosts keep what is sent to them where the file says.
+func (f *File) In(pool *host.Pool) {
 	for _, h := range f.Hosts {
-		if h.At == at {
-			return h.Cache
-		}
+		pool.KeepIn(h.At, h.Cache)
 	}
-	return ""
 }

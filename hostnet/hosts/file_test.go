@@ -32,7 +32,7 @@ func TestParse(t *testing.T) {
 		t.Fatal(err)
 	}
 	a := f.Host("a")
-	if a == nil || a.TAPs[0] != "tap0" || a.LinkAddress != "10.1.0.1" || f.Cache("ssh://lab@10.0.0.1") != "~/.cache/qmigrate" || f.Cache("local") != "" {
+	if a == nil || a.TAPs[0] != "tap0" || a.LinkAddress != "10.1.0.1" || a.Cache != "~/.cache/qmigrate" {
 		t.Errorf("%+v", f)
 	}
 	if p, err := f.Pair("a:b"); err != nil || p.Destination != "b" {

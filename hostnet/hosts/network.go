@@ -39,6 +39,7 @@ type Network struct {
 	names     map[string]string // in the file, by the names in the lab
 	addresses map[string]netip.Addr
 	taps      map[string]string
+	qemus     map[string]string
 	guest     netip.Prefix
 	gateway   netip.Addr
 
@@ -77,7 +78,8 @@ func (s Spec) Apply(ctx context.Context) (_ *Network, err error) {
 		return nil, err
 	}
 	n := &Network{names: map[string]string{source: pair.Source, destination: pair.Destination},
-		addresses: map[string]netip.Addr{}, taps: map[string]string{}}
+		addresses: map[string]netip.Addr{}, taps: map[string]string{}, qemus: map[string]string{}}
+	s.File.In(s.Pool)
 	ends, err := s.find(ctx, pair)
 	if err != nil {
 		return nil, err
@@ -96,7 +98,7 @@ func (s Spec) Apply(ctx context.Context) (_ *Network, err error) {
 	}()
 	for _, e := range ends {
 		if e.role != "" {
-			n.addresses[e.role] = e.link
+			n.addresses[e.role], n.qemus[e.role] = e.link, e.entry.QEMU
 			if e.look.TAP != "" {
 				n.taps[e.role] = e.look.TAP
 			}
@@ -368,26 +370,22 @@ func (n *Network) Close() error {
 	return errors.Join(errs...)
 }
 
-// Remove removes what a lab made on the hosts of a pair, whoever made it: for a lab whose network is not at hand any
-// more. It says what it removed.
-func (s Spec) Remove(ctx context.Context) (removed []string, err error) {
-	pair, err := s.File.Pair(s.Pair)
-	if err != nil {
-		return nil, err
-	}
+// QEMU is the path of a host's QEMU that the file gives; "": any will do.
+func (n *Network) QEMU(role string) string { return n.qemus[role] }
+
+// Remove removes what a lab made on hosts, whoever made it: for a lab whose network is not at hand any more.
+func Remove(ctx context.Context, pool *host.Pool, owner string, places ...string) error {
+	tap := deviceName(owner, "tap")
+	devices := []string{tap + source, tap + destination, deviceName(owner, "vx"), deviceName(owner, "br")}
 	var errs []error
-	for _, name := range []string{pair.Source, pair.Destination, pair.Observer} {
-		at := host.Local()
-		if h := s.File.Host(name); h != nil {
-			if at, err = s.Pool.Find(ctx, h.At); err != nil {
-				errs = append(errs, fmt.Errorf("host %s: %w", h.Name, err))
-				continue
-			}
+	for _, place := range places {
+		at, err := pool.Find(ctx, place)
+		if err == nil {
+			_, err = hostnet.LeaveTask().Ask(ctx, at, hostnet.Leave{Devices: devices})
 		}
-		tap := deviceName(s.Owner, "tap")
-		_, err := hostnet.LeaveTask().Ask(ctx, at, hostnet.Leave{Devices: []string{tap + source, tap + destination,
-			deviceName(s.Owner, "vx"), deviceName(s.Owner, "br")}})
-		errs = append(errs, err)
+		if err != nil {
+			errs = append(errs, fmt.Errorf("host %s: %w", place, err))
+		}
 	}
-	return nil, errors.Join(errs...)
+	return errors.Join(errs...)
 }
