@@ -47,7 +47,7 @@ func (c *commands) runDemo(x *cli.Context) error {
 	if err != nil {
 		return err
 	}
-	if err := lab.CheckTransport(s.Transport, p); err != nil {
+	if err := s.CheckTransport(p); err != nil {
 		return usageError{err}
 	}
 	paired, err := c.coloRun(x, p, &s)
@@ -64,15 +64,17 @@ func (c *commands) runDemo(x *cli.Context) error {
 		return err
 	}
 	defer folder.Close()
-	if os.Geteuid() != 0 { // in there no package can be fetched
+	if os.Geteuid() != 0 && s.OnNamespaces() { // in there no package can be fetched
 		if _, err := image.Build(x.Context, s.ForHardware()); err != nil {
 			return err
 		}
 	}
-	if status, done, err := hostnet.Reexec(); err != nil {
-		return err
-	} else if done {
-		return passOn(status)
+	if s.OnNamespaces() {
+		if status, done, err := hostnet.Reexec(); err != nil {
+			return err
+		} else if done {
+			return passOn(status)
+		}
 	}
 	if hostnet.Inside() && s.Log != nil && os.Geteuid() == 0 {
 		fmt.Fprintln(c.stderr, "not root: the lab runs in user and network namespaces of its own")

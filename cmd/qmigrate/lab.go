@@ -4,7 +4,6 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"os/exec"
 	"strings"
 
 	"github.com/urfave/cli/v2"
@@ -144,17 +143,17 @@ func (c *commands) labExec(x *cli.Context) error {
 	if err := lab.CheckName(x.String("lab")); err != nil {
 		return usageError{err}
 	}
-	at, err := host.Find(x.Context, fmt.Sprintf("netns:qmig-%s-%s", x.String("lab"), x.Args().First()))
+	at, err := lab.Host(x.Context, c.hosts, x.String("lab"), x.Args().First())
 	if err != nil {
-		return fmt.Errorf("%w: `qmigrate lab status` lists the labs, hosts are a, b and link", err)
+		return err
 	}
 	p, err := at.Start(x.Context, host.Command{Args: x.Args().Tail(), Stdin: c.stdin, Stdout: c.stdout, Stderr: c.stderr})
 	if err != nil {
 		return err
 	}
 	<-p.Done()
-	var exit *exec.ExitError
-	if errors.As(p.Err(), &exit) {
+	var exit interface{ ExitCode() int } // of a child of ours, or of a process on a host that is elsewhere
+	if errors.As(p.Err(), &exit) && exit.ExitCode() >= 0 {
 		return passOn(exit.ExitCode())
 	}
 	return p.Err()

@@ -10,6 +10,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"syscall"
@@ -37,6 +38,8 @@ func (c *commands) run() *cli.Command {
 			&cli.IntFlag{Name: "repeats", Usage: "`N` trials of each cell, whatever the file says"},
 			&cli.IntFlag{Name: "seed", Usage: "`N` that the order of the trials is drawn from; the file's, or one at random, " +
 				"if not given. The folder keeps it"},
+			&cli.StringFlag{Name: "hosts", Usage: "`KIND` what the hosts of each cell are, whatever the file says: netns, lxc, " +
+				"as of demo"},
 			&cli.BoolFlag{Name: "dry-run", Usage: "say what would be run, and how long it would take; start and write nothing"},
 			&cli.StringSliceFlag{Name: "learn", Usage: "`DIR` with records of the same cells, from which the estimate of time " +
 				"learns too; may be given again"},
@@ -98,6 +101,11 @@ func (c *commands) runExperiment(x *cli.Context) error {
 		}
 		e.SetRepeats(x.Int("repeats"))
 	}
+	if x.IsSet("hosts") {
+		if err := e.SetHosts(x.String("hosts")); err != nil {
+			return usageError{err}
+		}
+	}
 	if x.IsSet("seed") {
 		seed := int64(x.Int("seed"))
 		e.Seed = &seed
@@ -138,10 +146,12 @@ func (c *commands) runExperiment(x *cli.Context) error {
 		return err
 	}
 	defer folder.Close()
-	if status, done, err := hostnet.Reexec(); err != nil {
-		return err
-	} else if done {
-		return passOn(status)
+	if slices.ContainsFunc(p.Left, func(t experiment.Trial) bool { return t.Lab.OnNamespaces() }) {
+		if status, done, err := hostnet.Reexec(); err != nil {
+			return err
+		} else if done {
+			return passOn(status)
+		}
 	}
 	return c.runTrials(x, e, folder, experiment.Options{Owner: fmt.Sprintf("run-%d", os.Getpid()), Command: runCommand(x),
 		Hosts: c.hosts, Learn: learn, Schemas: schemas(), Logger: logger})
@@ -207,7 +217,7 @@ func some(err error) error {
 // runCommand is the command that makes the same folder again.
 func runCommand(x *cli.Context) string {
 	words := []string{"qmigrate", "run", x.Args().First()}
-	for _, flag := range []string{"scale", "repeats", "seed", "out"} {
+	for _, flag := range []string{"scale", "repeats", "seed", "hosts", "out"} {
 		if x.IsSet(flag) {
 			words = append(words, "--"+flag, fmt.Sprint(x.Value(flag)))
 		}

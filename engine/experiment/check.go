@@ -86,7 +86,7 @@ type machine struct {
 
 // check returns what is wrong with a cell and the line that says so.
 func (h *machine) check(ctx context.Context, e *Experiment, c *Cell) (line int, err error) {
-	if err := lab.CheckTransport(c.Lab.Transport, c.Plan); err != nil {
+	if err := c.Lab.CheckTransport(c.Plan); err != nil {
 		return c.blame(err), err
 	}
 	if e.Boot == PerCell {

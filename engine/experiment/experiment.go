@@ -734,6 +734,22 @@ func (e *Experiment) SetRepeats(n int) {
 	}
 }
 
+// SetHosts gives each cell the same hosts, whatever the file says.
+func (e *Experiment) SetHosts(hosts string) error {
+	set := setting.At(setting.Run, lab.Settings())
+	i := slices.IndexFunc(set, func(s setting.Setting[lab.Spec]) bool { return s.Name == hostsFactor })
+	for _, c := range e.Cells {
+		if err := set[i].Set(&c.Lab, hosts); err != nil {
+			return err
+		}
+		c.Factors[hostsFactor] = hosts
+	}
+	return nil
+}
+
+// hostsFactor is the name of the setting that says what hosts are.
+const hostsFactor = "hosts"
+
 // meaning is a hash of all that makes the trials what they are; comments, titles, notes and figures are not in it. The
 // order of the cells is: the seed draws from it.
 func (e *Experiment) meaning() string {

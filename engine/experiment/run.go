@@ -170,7 +170,7 @@ func (e *Experiment) Run(ctx context.Context, folder *record.Folder, o Options, 
 	if err != nil {
 		return nil, fmt.Errorf("clean up after a killed run: %w", err)
 	}
-	if e.needsNamespaces(p.Left) {
+	if slices.ContainsFunc(p.Left, func(t Trial) bool { return t.Lab.OnNamespaces() }) {
 		if err := canHaveLabs(hostnet.Check(ctx)); err != nil {
 			return nil, err
 		}
@@ -189,11 +189,6 @@ func (e *Experiment) Run(ctx context.Context, folder *record.Folder, o Options, 
 		sum: Summary{Total: len(p.Trials), Before: len(p.Trials) - len(p.Left)}}
 	err = r.run(ctx, p.Left)
 	return &r.sum, errors.Join(err, r.down())
-}
-
-// needsNamespaces tells whether a trial's hosts are namespaces of this machine.
-func (e *Experiment) needsNamespaces(trials []Trial) bool {
-	return slices.ContainsFunc(trials, func(t Trial) bool { return t.Lab.Hosts == "" || t.Lab.Hosts == lab.Namespaces })
 }
 
 // canHaveLabs refuses a host on which every trial would fail: a failed trial is a result, and is not tried again when

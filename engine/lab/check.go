@@ -21,7 +21,7 @@ import (
 // second and before anything of the lab is there. Where the plan has such words, QEMUs without a guest are started and
 // asked.
 func (s Spec) Check(ctx context.Context, p plan.Plan, schemas qmp.SchemaCache) error {
-	if err := CheckTransport(s.Transport, p); err != nil {
+	if err := s.CheckTransport(p); err != nil {
 		return err
 	}
 	p.LinkRate = cmp.Or(p.LinkRate, s.LinkRate)

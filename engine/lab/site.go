@@ -65,6 +65,9 @@ const (
 	Containers = "lxc"   // containers, made from files of this machine; lxc:MANAGER says by whom
 )
 
+// OnNamespaces tells whether the hosts are network namespaces of this machine, which need root or a user namespace.
+func (s Spec) OnNamespaces() bool { return s.Hosts == "" || s.Hosts == Namespaces }
+
 // checkHosts refuses what are no hosts by its words alone.
 func checkHosts(kind string) error {
 	if hosts.IsFile(kind) {

@@ -199,6 +199,22 @@ func (s Status) Mend() string {
 		s.Sides[0].Endpoint, s.Sides[1].Endpoint)
 }
 
+// Host finds a host of a lab by its name there: a, b, or link for the observer.
+func Host(ctx context.Context, hosts *host.Pool, owner, name string) (host.Host, error) {
+	if err := CheckName(owner); err != nil {
+		return nil, err
+	}
+	s, err := read(filepath.Join(Folder(), owner))
+	if err != nil {
+		return nil, fmt.Errorf("no lab %s: `qmigrate lab status` lists them", owner)
+	}
+	p, ok := s.Places[name]
+	if !ok {
+		return nil, fmt.Errorf("lab %s has no host %s: its hosts are a, b, and link (the observer)", owner, name)
+	}
+	return hosts.Find(ctx, p.Host)
+}
+
 // Down removes a lab: its QEMUs, its network, its folder. removed names what went.
 func Down(ctx context.Context, hosts *host.Pool, owner string) (removed []string, err error) {
 	if err := CheckName(owner); err != nil {

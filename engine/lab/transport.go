@@ -7,6 +7,7 @@ import (
 	"io"
 	"net"
 	"os"
+	"path"
 	"path/filepath"
 	"slices"
 	"sync"
@@ -30,8 +31,9 @@ const (
 // Transports are their names.
 func Transports() []string { return []string{TCP, Unix, FD, Exec} }
 
-// CheckTransport refuses a way that there is not, and one that cannot carry the plan.
-func CheckTransport(name string, p plan.Plan) error {
+// CheckTransport refuses a way that there is not, one that cannot carry the plan, and one that the hosts do not have.
+func (s Spec) CheckTransport(p plan.Plan) error {
+	name := s.Transport
 	switch {
 	case name != "" && !slices.Contains(Transports(), name):
 		return setting.Errorf("transport", name, "%s", near.Hint(name, Transports()))
@@ -42,6 +44,11 @@ func CheckTransport(name string, p plan.Plan) error {
 	case name == Exec && p.TLS != nil:
 		return setting.Errorf("transport", name, "the lab's is a pipe, one way only, "+
 			"and a TLS handshake needs the way back: take tcp, unix or fd")
+	case name == FD && !s.OnNamespaces():
+		return setting.Errorf("transport", name, "the connection is handed to each QEMU as a descriptor, "+
+			"and none can be handed to a host that is elsewhere: take tcp")
+	case name == Exec && !s.OnNamespaces():
+		return setting.Errorf("transport", name, "its pipes are this machine's, and hosts %s are elsewhere: take tcp", s.Hosts)
 	case name != "" && name != TCP && p.Tunnel != "":
 		return setting.Errorf("transport", name, "a tunnel is a transport too: leave one of the two out")
 	}
@@ -51,7 +58,7 @@ func CheckTransport(name string, p plan.Plan) error {
 // route gives the plan its addresses on the lab's way, unless it has some, and sets up what that needs; undo removes
 // it.
 func (l *Lab) route(ctx context.Context, p *plan.Plan, o *plan.Options) (undo func(), err error) {
-	if err := CheckTransport(l.spec.Transport, *p); err != nil {
+	if err := l.spec.CheckTransport(*p); err != nil {
 		return nil, err
 	}
 	if p.Listen != "" {
@@ -59,7 +66,11 @@ func (l *Lab) route(ctx context.Context, p *plan.Plan, o *plan.Options) (undo fu
 	}
 	switch l.spec.Transport {
 	case Unix:
-		p.Listen = "unix:" + filepath.Join(l.dir, "migration.sock")
+		_, there := l.site.Shared(l.dir)
+		if there == "" {
+			return nil, setting.Errorf("transport", Unix, "the hosts have no folder in common for the socket: take tcp")
+		}
+		p.Listen = "unix:" + path.Join(there, "migration.sock")
 		if l.spec.LinkRate > 0 {
 			l.warnings = append(l.warnings, "transport unix: the stream passes by the link, whose rate does not bound it")
 		}

@@ -43,6 +43,15 @@ type ExitError struct{ Status string } // "exit status 1", "signal: killed"
 
 func (e *ExitError) Error() string { return e.Status }
 
+// ExitCode is its exit status; -1: a signal ended it.
+func (e *ExitError) ExitCode() int {
+	var code int
+	if _, err := fmt.Sscanf(e.Status, "exit status %d", &code); err != nil {
+		return -1
+	}
+	return code
+}
+
 // farProcess is a process of a far host. When the channel closes it is not known any more whether it runs, so done
 // stays open.
 type farProcess struct {
