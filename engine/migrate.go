@@ -302,7 +302,7 @@ func (m *migration) cont(ctx context.Context) error {
 	}
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), run.ActivateLimit)
 	defer cancel()
-	m.run.ContSent, m.run.Committed = true, true
+	m.run.ContSent, m.run.Committed, m.run.ContAt = true, true, time.Now()
 	if err := m.run.Dst.Control.Cont(ctx); err != nil {
 		return fmt.Errorf("start guest on destination: %w", err)
 	}

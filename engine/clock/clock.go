@@ -17,10 +17,9 @@ import (
 // Look is one comparison of a host's realtime clock with ours. The host's clock was read between a question and its
 // answer; of several round trips the shortest counts.
 type Look struct {
-	Offset  time.Duration // their clock less our realtime clock, at At
-	Error   time.Duration // half of the shortest round trip: Offset is right within it, whatever each way took
-	At      time.Time     // the middle of that round trip, by our clock; zero: their clock is ours
-	Longest time.Duration // of all these round trips
+	Offset time.Duration // their clock less our realtime clock, at At
+	Error  time.Duration // half of the shortest round trip: Offset is right within it, whatever each way took
+	At     time.Time     // the middle of that round trip, by our clock; zero: their clock is ours
 }
 
 // Ours tells whether the host's clock was found to be this machine's own: there is nothing to compare.
@@ -63,10 +62,9 @@ type line struct {
 
 // point is a look on the steady clock.
 type point struct {
-	x, y    float64 // ns after base; their clock less the steady one and ahead, in ns
-	e       float64 // half of its round trip
-	miss    float64 // |y - (a + b x)|, its distance from the line
-	longest time.Duration
+	x, y float64 // ns after base; their clock less the steady one and ahead, in ns
+	e    float64 // half of its round trip
+	miss float64 // |y - (a + b x)|, its distance from the line
 }
 
 // Compare fits a line to looks in the order of time; nil if there are none, or the clock is ours. A jump between two
@@ -81,8 +79,7 @@ func Compare(looks []Look) *Fit {
 	for _, l := range looks {
 		x := l.At.Sub(f.base)
 		theirs := l.At.Round(0).Add(l.Offset - f.ahead)
-		p := point{x: float64(x), y: float64(theirs.Sub(f.base.Round(0)) - x), e: math.Max(float64(l.Error), 1),
-			longest: l.Longest}
+		p := point{x: float64(x), y: float64(theirs.Sub(f.base.Round(0)) - x), e: math.Max(float64(l.Error), 1)}
 		if n := len(run); n > 0 {
 			last := run[n-1]
 			jump, errors := p.y-last.y, p.e+last.e
@@ -171,11 +168,8 @@ func around(looks []point, x float64) (before, after point) {
 type Placed struct {
 	At    time.Time
 	Error time.Duration // either way
-	// Longest is the longest round trip in the looks before and after it: what came to us from that host at that time was
-	// no longer on its way.
-	Longest time.Duration
-	// Doubtful: the clock was stepped between the looks before and after it, so that At is not known by it. At is then
-	// when its word came to us, and Error how long that may have been on its way.
+	// Doubtful: the clock was stepped between the looks before and after it, so that the instant is not known by it. At is
+	// then when its word came to us, and Error is 0.
 	Doubtful bool
 }
 
@@ -203,15 +197,8 @@ func (f *Fit) Place(theirs, came time.Time) Placed {
 	if !found {
 		best, p.Doubtful = arrived, true
 	}
-	best = math.Min(best, arrived)
-	var all []point
-	for i := range f.lines {
-		all = append(all, f.lines[i].looks...)
-	}
-	before, after := around(all, best)
-	p.Longest = max(before.longest, after.longest)
-	if p.At = f.at(best); p.Doubtful {
-		p.At, p.Error = came, p.Longest
+	if p.At = f.at(math.Min(best, arrived)); p.Doubtful {
+		p.At, p.Error = came, 0
 	}
 	return p
 }

@@ -362,16 +362,14 @@ const (
 // Clock compares the host's realtime clock with ours.
 func (f *Far) Clock(ctx context.Context) (Clock, error) {
 	var best Clock
-	var longest time.Duration
 	begun, n := time.Now(), 0
 	err := f.clocks(ctx, func(c Clock) bool {
-		if longest = max(longest, c.Longest); n == 0 || c.Error < best.Error {
+		if n == 0 || c.Error < best.Error {
 			best = c
 		}
 		n++
 		return n < clockLeast || n < clockTrips && time.Since(begun) < clockLimit
 	})
-	best.Longest = longest
 	return best, err
 }
 
@@ -397,7 +395,7 @@ func (f *Far) clocks(ctx context.Context, each func(Clock) bool) error {
 		trip := time.Since(before)
 		middle := before.Add(trip / 2)
 		theirs := time.Unix(0, a.Time)
-		if !each(Clock{Offset: theirs.Sub(middle.Round(0)), Error: trip/2 + 1, At: middle, Longest: trip}) {
+		if !each(Clock{Offset: theirs.Sub(middle.Round(0)), Error: trip/2 + 1, At: middle}) {
 			return nil
 		}
 	}

@@ -66,8 +66,7 @@ type Host interface {
 // on this machine.
 type Clock struct {
 	Offset, Error time.Duration
-	At            time.Time     // when, by our clock; zero where there is nothing to compare
-	Longest       time.Duration // of the round trips of which Error is half the shortest
+	At            time.Time // when, by our clock; zero where there is nothing to compare
 }
 
 // Command is a process to be. A command with none of the streams is detached: it is the leader of a session of its own,

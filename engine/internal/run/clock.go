@@ -86,7 +86,7 @@ func (s *Side) place(theirs, came time.Time) clock.Placed {
 	if age < 0 || age > UndoLimit {
 		age = 0
 	}
-	return clock.Placed{At: came.Add(-age), Error: time.Microsecond, Longest: time.Microsecond}
+	return clock.Placed{At: came.Add(-age), Error: time.Microsecond}
 }
 
 // of is the event that was placed at an instant. One that was not is taken to be as good as a stamp of our own clock.
@@ -96,7 +96,7 @@ func (s *Side) of(at time.Time) placed {
 			return s.placed[i]
 		}
 	}
-	return placed{came: at, Placed: clock.Placed{At: at, Error: time.Microsecond, Longest: time.Microsecond}}
+	return placed{came: at, Placed: clock.Placed{At: at, Error: time.Microsecond}}
 }
 
 // StampError is the error of an instant at which an event was placed: the stamp's microsecond and what is not known of
@@ -208,20 +208,22 @@ func (r *Run) noteClock(s *Side) {
 // wire fills in the time from STOP on the source to RESUME on the destination, by both QEMUs' stamps, and by a second
 // witness where a clock is not ours: when each event was here.
 //
-// The second witness needs no clock of theirs. An event was here no later than one way of the channel after it
-// happened, and one way takes no longer than the longest round trip in the looks at that host's clock before and after
-// it: up to 16 each, over the same channel, at most a second away. So STOP happened at most its host's longest round
-// trip before it was here, RESUME at most the other host's, and the difference of the two arrivals is off by no more
-// than the longer of the two. Where the clock of one side is ours, its stamp is taken instead of the arrival.
-//
-// Of a host whose clock nobody can look at, no round trip is known either: then neither figure has an error.
+// The second witness needs no clock of theirs. An event was on its way for an unknown time, and the last round trip that
+// began before it says for how long at most. STOP came after the answer to a question on the same monitor, so it
+// happened after that question was asked. RESUME happened after `cont` was sent, or after the last question that was
+// answered before it came. So each happened at most so long before it was here as lies between the two, and the
+// difference of the arrivals is off by no more than the longer of these two times. With a sample every 10 ms that is up
+// to 10 ms and a round trip. The round trips of the looks would give much less, but an event may be held up more
+// than any of them: 4.7 ms were seen on a busy machine with round trips of 0.1 ms. Where the clock of one side is ours,
+// its stamp is taken instead of the arrival.
 //
 // If a clock was stepped about STOP or RESUME, the stamps tell nothing, and the second witness is the wire downtime.
 func (r *Run) wire(stop, resume time.Time) {
 	d := &r.Rec.Downtime
 	a, b := r.Src.of(stop), r.Dst.of(resume)
 	wire, e := resume.Sub(stop), a.Error+b.Error
-	arrival, arrivalError := r.Dst.arrival(b).Sub(r.Src.arrival(a)), max(a.Longest, b.Longest)
+	arrival := r.Dst.arrival(b).Sub(r.Src.arrival(a))
+	arrivalError := max(r.underWay(r.Src, a), r.underWay(r.Dst, b))
 	timed := r.Src.timed() && r.Dst.timed()
 	if timed && len(r.measured()) == 0 { // one clock is behind both stamps
 		if wire > 0 {
@@ -230,15 +232,13 @@ func (r *Run) wire(stop, resume time.Time) {
 		return
 	}
 	if arrival > 0 {
-		if d.Arrival = record.Of(arrival); timed {
-			d.ArrivalError = record.Of(arrivalError)
-		}
+		d.Arrival, d.ArrivalError = record.Of(arrival), record.Of(arrivalError)
 	}
 	if !timed {
-		if wire > 0 {
-			d.Wire = record.Of(wire)
-			r.warnUntimed(!r.Src.timed(), !r.Dst.timed())
+		if d.Wire, d.WireError = d.Arrival, d.ArrivalError; wire > 0 && (wire-arrival).Abs() <= arrivalError {
+			d.Wire, d.WireError = record.Of(wire), nil
 		}
+		r.warnUntimed(!r.Src.timed(), !r.Dst.timed())
 		return
 	}
 	if a.Doubtful || b.Doubtful {
@@ -269,4 +269,30 @@ func (s *Side) arrival(p placed) time.Time {
 		return p.At
 	}
 	return p.came
+}
+
+// underWay is how long STOP of the source, or the first RESUME of the destination, was on its way at most.
+func (r *Run) underWay(s *Side, p placed) time.Duration {
+	if s.timed() && s.fit() == nil { // it is by its stamp
+		return p.Error
+	}
+	since := r.Rec.Origin
+	if r.IssuedAt.Before(p.came) { // not where the guest was stopped first
+		since = Later(since, r.IssuedAt)
+	}
+	if s == r.Dst && r.ContAt.Before(p.came) {
+		since = Later(since, r.ContAt)
+	}
+	if r.Poll != nil {
+		answers := r.Poll.src
+		if s == r.Dst {
+			answers = r.Poll.dst
+		}
+		for _, a := range answers {
+			if a.answered.Before(p.came) {
+				since = Later(since, a.asked)
+			}
+		}
+	}
+	return p.came.Sub(since)
 }

@@ -44,7 +44,7 @@ func (h *host) look(t time.Duration) (clock.Look, error) {
 	}
 	there, back := h.delay(), h.delay()
 	middle := h.origin.Add(t + (there+back)/2)
-	return clock.Look{Offset: h.shows(t + there).Sub(middle.Round(0)), Error: (there+back)/2 + 1, At: middle, Longest: 2 * h.way}, nil
+	return clock.Look{Offset: h.shows(t + there).Sub(middle.Round(0)), Error: (there+back)/2 + 1, At: middle}, nil
 }
 
 // moves is a migration between two such hosts of which qmigrate sees only words: STOP at 2.3 s, RESUME at 2.4 s; looks at
@@ -94,6 +94,9 @@ func moves(t *testing.T, src, dst *host, stop, resume time.Duration) *Run {
 	r.Rec.Stages = append(r.Rec.Stages, record.Stage{Name: record.StopAndCopy, Start: r.Src.Stopped.Sub(src.origin)})
 	r.Ended = false
 	r.End(r.Dst.started)
+	at := src.origin.Add
+	r.IssuedAt, r.ContAt = at(20*ms), at(resume-time.Millisecond)
+	r.Poll = &poll{src: []answer{{at(stop - 9*ms), at(stop - 8*ms), true}, {at(stop - time.Millisecond), at(stop + 90*ms), false}}}
 	r.settleClocks(t.Context())
 	r.wire(r.Src.Stopped, r.Dst.started)
 	return r
@@ -127,6 +130,9 @@ func TestWire(t *testing.T) {
 		}
 		if off := (*d.Arrival - 100*ms).Abs(); off > *d.ArrivalError {
 			t.Errorf("seed %d: arrival %v within %v", seed, *d.Arrival, *d.ArrivalError)
+		}
+		if *d.ArrivalError < 9*ms || *d.ArrivalError > 9*ms+src.way {
+			t.Errorf("seed %d: arrival within %v", seed, *d.ArrivalError)
 		}
 		if off := (c.Source.Offset - src.offset).Abs(); off > c.Source.Error+10*time.Microsecond {
 			t.Errorf("seed %d: %v within %v", seed, c.Source.Offset, c.Source.Error)
@@ -175,6 +181,30 @@ func TestWitnesses(t *testing.T) {
 	r.wire(r.Src.Stopped, r.Dst.started)
 	if said := strings.Join(r.Rec.Warnings, "\n"); !strings.Contains(said, "wrong by more than its error") {
 		t.Errorf("warns %q", said)
+	}
+}
+
+// TestUnknownClocks: of a clock that nobody can look at, the stamps count as long as the second witness does not
+// contradict them.
+func TestUnknownClocks(t *testing.T) {
+	for _, off := range []time.Duration{0, 20 * ms, -20 * ms, time.Second} {
+		src, dst := wrong(1)
+		src.offset, src.ppm, dst.offset, dst.ppm = 0, 0, -off, 0
+		r := moves(t, src, dst, stopAt, resumeAt)
+		for _, s := range []*Side{r.Src, r.Dst} {
+			s.follower = nil
+			s.placed[0].Placed = s.place(s.placed[0].theirs, s.placed[0].came)
+		}
+		r.Rec.Downtime, r.Rec.Warnings = record.Downtime{}, nil
+		r.wire(r.Src.placed[0].At, r.Dst.placed[0].At)
+		d, said := r.Rec.Downtime, strings.Join(r.Rec.Warnings, "\n")
+		if d.Wire == nil || d.Arrival == nil || d.ArrivalError == nil || (d.WireError == nil) != (off == 0 || off < 0) ||
+			(d.WireError != nil) != strings.Contains(said, "contradicts") || !strings.Contains(said, "was not measured") {
+			t.Errorf("%v: %+v, warns %q", off, d, said)
+		}
+		if (*d.Wire - 100*ms).Abs() > *d.ArrivalError {
+			t.Errorf("%v: wire %v", off, *d.Wire)
+		}
 	}
 }
 

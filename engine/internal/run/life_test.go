@@ -144,7 +144,7 @@ func TestDowntimes(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			m := &Run{
-				Rec: &record.Migration{Total: record.Total{Wall: time.Second}},
+				Rec: &record.Migration{Origin: at(0), Total: record.Total{Wall: time.Second}},
 				Src: &Side{Endpoint: &endpoint.Endpoint{Name: "unix:a"}, Facts: &facts.Facts{Running: true, Where: endpoint.Here},
 					life: life{Stopped: at(100)}},
 				Dst: &Side{Endpoint: &endpoint.Endpoint{Name: "unix:b"}, Facts: &facts.Facts{Where: endpoint.Here},

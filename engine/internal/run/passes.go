@@ -281,6 +281,10 @@ func (r *Run) warnUntimed(src, dst bool) {
 			names = append(names, fmt.Sprintf("%s %s", s.side.Role, s.side.Endpoint.Name))
 		}
 	}
-	r.Rec.Warn("the wire downtime has no error figure: the clock of %s is not known to be this machine's, and was not measured",
+	text := "has no error figure"
+	if r.Rec.Downtime.WireError != nil {
+		text = "is by when STOP and RESUME were here, which contradicts QEMU's stamps"
+	}
+	r.Rec.Warn("the wire downtime %s: the clock of %s is not known to be this machine's, and was not measured", text,
 		strings.Join(names, " and of "))
 }

@@ -142,7 +142,7 @@ func clockOf(t *testing.T, offset time.Duration) (x timing) {
 	}
 	var err error
 	x.follower, err = clock.Follow(t.Context(), func(context.Context) (clock.Look, error) {
-		return clock.Look{Offset: offset, Error: ms - 1, At: time.Now(), Longest: 2 * ms}, nil
+		return clock.Look{Offset: offset, Error: ms - 1, At: time.Now()}, nil
 	})
 	if err != nil {
 		t.Fatal(err)

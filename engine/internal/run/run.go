@@ -37,6 +37,7 @@ type Run struct {
 	Yanked    bool      // the source's connection was closed in the switch to post-copy
 	Elsewhere bool      // where the source connects to was not told by the destination itself
 	ContSent  bool      // `cont` was sent to the destination
+	ContAt    time.Time // and when
 	Committed bool      // and the guest is the destination's: a source that runs it again is stopped
 
 	// What the events told.
