@@ -59,6 +59,7 @@ func newNetwork(s Spec) *Network {
 		ports: map[string]string{}, hosts: map[string]host.Host{}}
 	for _, h := range s.Hosts {
 		n.hosts[h.Name] = host.InNamespace(s.namespace(h.Name))
+		n.ports[h.Name] = portPrefix + h.Name
 	}
 	return n
 }
@@ -124,7 +125,7 @@ func (n *Network) TAP(host string) string {
 	return ""
 }
 
-// Port is the port of the link's bridge behind which a host is; "" if that is not known.
+// Port is the port of the link's bridge behind which a host is; "" if the spec has no such host, or it is not known.
 func (n *Network) Port(host string) string { return n.ports[host] }
 
 // Shared is a folder that all hosts have: any folder of this machine is one.

@@ -195,21 +195,47 @@ func (n *Network) Close() error {
 	return err
 }
 
-// hosts finds the containers as hosts, all at once, and joins them to the network.
-func (n *Network) hosts(ctx context.Context, name func(container string) string) error {
+// start starts the containers, all at once, and brings them on the network.
+func (n *Network) start(ctx context.Context, start func(name string) (first host.Process, err error)) error {
+	first := make([]host.Process, len(n.spec.Hosts))
+	err := n.each(func(i int, name, container string) (err error) {
+		if first[i], err = start(container); err != nil {
+			return err
+		}
+		return n.Connect(ctx, name, first[i], uplinkName)
+	})
+	if err != nil {
+		return err
+	}
+	if err := n.shareAll(first); err != nil {
+		return err
+	}
+	return n.each(func(_ int, name, container string) error {
+		at, err := n.spec.Pool.Find(ctx, n.spec.address(container))
+		if err != nil {
+			return err
+		}
+		return n.Join(ctx, name, at, bridgeName, uplinkName)
+	})
+}
+
+// each does something for all containers at once.
+func (n *Network) each(f func(i int, name, container string) error) error {
 	errs := make([]error, len(n.spec.Hosts))
 	var all sync.WaitGroup
 	for i, h := range n.spec.Hosts {
-		all.Go(func() {
-			at, err := n.spec.Pool.Find(ctx, name(n.spec.container(h.Name)))
-			if err == nil {
-				err = n.Join(ctx, h.Name, at, bridgeName, uplinkName)
-			}
-			errs[i] = err
-		})
+		all.Go(func() { errs[i] = f(i, h.Name, n.spec.container(h.Name)) })
 	}
 	all.Wait()
 	return errors.Join(errs...)
+}
+
+// address is a container as a host is named.
+func (s Spec) address(container string) string {
+	if s.Manager == host.LibLXC {
+		return "lxc:" + string(s.Manager) + filepath.Join(s.lxcPath(), container)
+	}
+	return "lxc:" + string(s.Manager) + "/" + container
 }
 
 // Remove removes everything with that owner's mark and nothing else, processes included: containers, then what
