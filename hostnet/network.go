@@ -40,7 +40,8 @@ const (
 	maxMTU     = 65535 - 14 // of a TAP: the kernel counts its Ethernet header in
 )
 
-// Network is a network of hosts that is there: Spec.Apply made it, or others its hosts, as Spec.Link and Around have it.
+// Network is a network of hosts that is there. Spec.Apply makes all of it; by Spec.Link others make its hosts, and by
+// Spec.Around its link too.
 type Network struct {
 	spec     Spec
 	observer host.Host

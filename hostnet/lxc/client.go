@@ -10,7 +10,6 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -212,11 +211,8 @@ func (s Spec) instance(pool string) instance {
 			give(folder)
 		}
 	}
-	var given []string
 	for _, folder := range s.ReadOnly {
-		folder = filepath.Clean(folder)
-		if _, err := os.Stat(folder); err == nil && !inSystem(folder) && !slices.Contains(given, folder) {
-			given = append(given, folder)
+		if _, err := os.Stat(folder); err == nil {
 			give(folder)
 		}
 	}
@@ -273,8 +269,8 @@ func (d daemon) names(ctx context.Context, owner string) (names []string, err er
 	return names, nil
 }
 
-// remove removes an owner's containers and image. What the daemon still does for a run that was killed is waited for: it
-// may make something.
+// remove removes an owner's containers and image. What the daemon still does for a run that was killed is waited for,
+// because it may make something.
 func (d daemon) remove(ctx context.Context, owner string) (removed []string, err error) {
 	for until := time.Now().Add(busyLimit); ; {
 		r, err := d.removeFound(ctx, owner)

@@ -122,8 +122,8 @@ func (c *container) makeFiles() error {
 	return os.WriteFile(root+initProgram, c.program, 0o755)
 }
 
-// expose has every user go through to a folder, in this mount namespace: liblxc asks for that where the container's root
-// is nobody here. What is beside the folder in those that only root may enter is hidden.
+// expose lets every user go through to a folder, in this mount namespace: liblxc asks for that where the container's
+// root is nobody here. What is beside the folder in those that only root may enter is hidden.
 func expose(folder string) error {
 	fd, err := unix.Open(folder, unix.O_PATH|unix.O_CLOEXEC, 0)
 	if err != nil {
@@ -175,25 +175,11 @@ func (c *container) binds() (all []bind, links map[string]string, err error) {
 		}
 	}
 	for _, name := range c.spec.ReadOnly {
-		name = filepath.Clean(name)
-		if inSystem(name) {
-			continue
-		}
 		if err := add(name); err != nil && !errors.Is(err, fs.ErrNotExist) {
 			return all, nil, err
 		}
 	}
 	return all, links, nil
-}
-
-// inSystem tells whether every container has that folder anyway.
-func inSystem(name string) bool {
-	for _, f := range systemFolders {
-		if name == f || strings.HasPrefix(name, f+"/") {
-			return true
-		}
-	}
-	return false
 }
 
 func (c *container) mkdir(name string, mode uint32) error {

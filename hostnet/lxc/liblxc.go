@@ -43,10 +43,14 @@ func checkLibLXC() error {
 
 // applyLibLXC makes the containers by liblxc, on a link of hostnet's.
 func (s Spec) applyLibLXC(ctx context.Context, n *Network) (err error) {
-	if found, err := liblxcNames(); err != nil {
+	found, err := liblxcNames()
+	if err != nil {
 		return err
-	} else if i := slices.IndexFunc(found, func(name string) bool { o, _ := mark.Owner(name); return o == s.Owner }); i >= 0 {
-		return fmt.Errorf("container %s is there already", found[i])
+	}
+	for _, name := range found {
+		if o, ok := mark.Owner(name); ok && o == s.Owner {
+			return fmt.Errorf("container %s is there already", name)
+		}
 	}
 	n.remove = func(ctx context.Context) error {
 		_, err := removeLibLXC(ctx, s.Owner)

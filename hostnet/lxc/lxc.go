@@ -16,6 +16,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"slices"
+	"strings"
 	"sync"
 	"time"
 
@@ -120,7 +121,23 @@ func (s Spec) withDefaults() Spec {
 		}
 	}
 	s.Dir = filepath.Clean(s.Dir)
+	s.ReadOnly = outermost(s.ReadOnly)
 	return s
+}
+
+// outermost are the folders that lie in no other one, and in none that every container has anyway.
+func outermost(folders []string) (all []string) {
+	in := func(name string, folders []string) bool {
+		return slices.ContainsFunc(folders, func(f string) bool { return name == f || strings.HasPrefix(name, f+"/") })
+	}
+	for _, f := range folders {
+		if f = filepath.Clean(f); in(f, all) || in(f, systemFolders[:]) {
+			continue
+		}
+		all = slices.DeleteFunc(all, func(old string) bool { return in(old, []string{f}) })
+		all = append(all, f)
+	}
+	return all
 }
 
 func (s Spec) container(host string) string { return mark.Prefix + s.Owner + "-" + host }
@@ -239,12 +256,14 @@ func (s Spec) address(container string) string {
 }
 
 // Remove removes everything with that owner's mark and nothing else, processes included: containers, then what
-// hostnet.Remove knows. It says what it removed, also beside an error. managers are those that are asked; none: all.
+// hostnet.Remove knows. It says what it removed, also beside an error. managers are those that are asked; none: all, as
+// far as their daemons can be reached.
 func Remove(ctx context.Context, owner string, managers ...host.LXC) (removed []string, err error) {
 	if !mark.IsOwner(owner) {
 		return nil, fmt.Errorf("remove containers of %q: not an owner's mark", owner)
 	}
-	if len(managers) == 0 {
+	any := len(managers) == 0
+	if any {
 		managers = []host.LXC{host.LibLXC, host.LXD, host.Incus}
 	}
 	var errs []error
@@ -254,6 +273,9 @@ func Remove(ctx context.Context, owner string, managers ...host.LXC) (removed []
 		if m == host.LibLXC {
 			r, err = removeLibLXC(ctx, owner)
 		} else if _, missing := exec.LookPath(client(m).program); missing == nil {
+			if _, unreached := client(m).names(ctx, owner); any && unreached != nil {
+				continue
+			}
 			r, err = client(m).remove(ctx, owner)
 		}
 		removed, errs = append(removed, r...), append(errs, err)

@@ -59,8 +59,8 @@ func OnThread(f func() error) error {
 	return <-result
 }
 
-// OnOwnThread runs f on a thread that nothing else ever runs on: it ends with f, and with it all that f made of it. It is
-// never the main thread, which cannot end, and whose namespaces and root are what /proc/self shows.
+// OnOwnThread runs f on a thread that nothing else ever runs on: it ends with f, and with it all that f made of it. It
+// is never the main thread, which cannot end, and whose namespaces and root are what /proc/self shows.
 func OnOwnThread(f func() error) error {
 	result := make(chan error, 1)
 	go func() {
