@@ -90,7 +90,9 @@ func (p *Pool) Find(ctx context.Context, name string) (Host, error) {
 			delete(p.hosts, name)
 		}
 		p.mu.Unlock()
-		if f.err != nil {
+		// Somebody else may only not have wanted to wait any longer.
+		gaveUp := errors.Is(f.err, context.Canceled) || errors.Is(f.err, context.DeadlineExceeded)
+		if f.err != nil && (!ok || !gaveUp) {
 			return nil, f.err
 		}
 	}

@@ -12,6 +12,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"sync"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -43,14 +44,10 @@ func checkLibLXC() error {
 
 // applyLibLXC makes the containers by liblxc, on a link of hostnet's.
 func (s Spec) applyLibLXC(ctx context.Context, n *Network) (err error) {
-	found, err := liblxcNames()
-	if err != nil {
+	if found, err := liblxcNames(); err != nil {
 		return err
-	}
-	for _, name := range found {
-		if o, ok := mark.Owner(name); ok && o == s.Owner {
-			return fmt.Errorf("container %s is there already", name)
-		}
+	} else if i := slices.IndexFunc(found, func(name string) bool { o, _ := mark.Owner(name); return o == s.Owner }); i >= 0 {
+		return fmt.Errorf("container %s is there already", found[i])
 	}
 	n.remove = func(ctx context.Context) error {
 		_, err := removeLibLXC(ctx, s.Owner)
@@ -63,13 +60,38 @@ func (s Spec) applyLibLXC(ctx context.Context, n *Network) (err error) {
 	if err != nil {
 		return err
 	}
+	shared := filepath.Join(s.Dir, sharedName)
+	if err := os.MkdirAll(shared, 0o755); err != nil {
+		return err
+	}
+	n.shared = shared
 	var ids idRange
 	if s.Unprivileged {
 		ids = rootsRange()
 	}
-	return n.start(ctx, func(name string) (host.Process, error) {
-		return (&container{spec: s, name: name, program: program, ids: ids}).start(ctx)
-	})
+	if !ids.canShare(shared) {
+		if err := os.Remove(shared); err != nil {
+			return err
+		}
+		n.shared = ""
+	}
+	errs := make([]error, len(s.Hosts))
+	var all sync.WaitGroup
+	for i, h := range s.Hosts {
+		all.Go(func() {
+			c := &container{spec: s, name: s.container(h.Name), program: program, shared: n.shared, ids: ids}
+			first, err := c.start(ctx)
+			if err == nil {
+				err = n.Connect(ctx, h.Name, first, uplinkName)
+			}
+			errs[i] = err
+		})
+	}
+	all.Wait()
+	if err := errors.Join(errs...); err != nil {
+		return err
+	}
+	return n.hosts(ctx, func(name string) string { return "lxc:" + string(host.LibLXC) + filepath.Join(s.lxcPath(), name) })
 }
 
 // lxcPath is where liblxc finds the containers' configurations.
@@ -79,7 +101,8 @@ func (s Spec) lxcPath() string { return filepath.Join(s.Dir, "lxc") }
 type container struct {
 	spec    Spec
 	name    string
-	program []byte  // the helper, which is the container's first process too
+	program []byte // the helper, which is the container's first process too
+	shared  string
 	ids     idRange // zero: privileged
 }
 
