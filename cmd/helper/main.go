@@ -11,6 +11,7 @@ import (
 
 	"qmigrate/engine/connect/behind"
 	"qmigrate/engine/lab/observe/on"
+	"qmigrate/engine/storage"
 	"qmigrate/engine/tunnel"
 	"qmigrate/guest"
 	"qmigrate/hostnet"
@@ -42,6 +43,6 @@ func run() error {
 	}
 	undo := hostnet.Undos()
 	maps.Copy(undo, tunnel.Undos())
-	tasks := slices.Concat(hostnet.Tasks(), on.Tasks(), tunnel.Tasks(), behind.Tasks())
+	tasks := slices.Concat(hostnet.Tasks(), on.Tasks(), storage.Tasks(), tunnel.Tasks(), behind.Tasks())
 	return host.Helper{Clock: clock, Tasks: tasks, Undo: undo, Holds: guest.Holds}.Serve(os.Stdin, os.Stdout)
 }

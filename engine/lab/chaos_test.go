@@ -134,7 +134,7 @@ func storageTrial(t *testing.T, kind, version, victim, at string, after time.Dur
 		t.Fatal(err)
 	}
 	var c record.DiskCheck
-	if err := l.disks.CheckImages(&c, last); err != nil {
+	if err := l.disks.CheckImages(t.Context(), &c, last); err != nil {
 		t.Fatal(err)
 	}
 	if !c.OK() || c.BlocksChecked == 0 || c.WritesAcknowledged < 50 {

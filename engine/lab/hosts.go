@@ -8,6 +8,7 @@ import (
 	"path"
 
 	"qmigrate/engine/connect"
+	"qmigrate/engine/lab/load"
 	"qmigrate/guest"
 	"qmigrate/hostnet/host"
 )
@@ -24,6 +25,9 @@ type labHost struct {
 
 // dir is the folder of the host's QEMU.
 func (h *labHost) dir() string { return path.Join(h.folder, h.name) }
+
+// place is the host with the lab's folder on it.
+func (h *labHost) place() load.Place { return load.Place{Host: h.Host, Folder: h.folder} }
 
 // take gives the lab its folder on each host of its site. A folder that is there belongs to another lab.
 func (l *Lab) take(ctx context.Context) error {

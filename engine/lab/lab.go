@@ -147,7 +147,9 @@ func Up(ctx context.Context, s Spec) (_ *Lab, err error) {
 	l.say("guest: QEMU %s on a, %s on b, %s", source.Version, destination.Version, g.Accelerator)
 	l.say("accelerator: %s", l.accelerator.Reason)
 	l.spec.Guest = g
-	l.disks = load.NewDisks(load.DiskSpec{Storage: s.Storage, Owner: s.Owner, Dir: l.dir,
+	here, there := l.site.Shared(l.dir)
+	l.disks = load.NewDisks(load.DiskSpec{Storage: s.Storage, Owner: s.Owner, Dir: l.dir, SharedHere: here,
+		SharedThere: there, Source: l.hosts[sourceHost].place(), Destination: l.hosts[destinationHost].place(),
 		QEMUs: []string{s.SourceQEMU, s.DestinationQEMU}, Observer: l.site.Observer(), Address: l.site.Gateway(),
 		Save: l.save})
 	if err := l.disks.Make(ctx); err != nil {

@@ -222,7 +222,7 @@ func TestDiskCheckFails(t *testing.T) {
 		t.Errorf("a lost write went unseen: %+v", lost.DiskCheck)
 	}
 	var onHost record.DiskCheck
-	if err := l.disks.CheckImages(&onHost, record.Source); err != nil || onHost.BlocksWrong != 1 || onHost.WritesLost != 2 {
+	if err := l.disks.CheckImages(t.Context(), &onHost, record.Source); err != nil || onHost.BlocksWrong != 1 || onHost.WritesLost != 2 {
 		t.Errorf("read from the host: %+v, %v", onHost, err)
 	}
 }

@@ -1,15 +1,12 @@
 package storage
 
 import (
-	"bytes"
 	"encoding/binary"
 	"errors"
 	"fmt"
 	"io"
 	"math/rand/v2"
 	"os"
-
-	"qmigrate/guest/wire"
 )
 
 // Create makes an empty image; a file that is there is an error.
@@ -192,53 +189,4 @@ func (q *qcow2) ReadAt(b []byte, at int64) (n int, err error) {
 		n, at = n+len(part), at+int64(len(part))
 	}
 	return n, nil
-}
-
-// Numbers are what wire.BlockNumber says of each of the first blocks of an image.
-func Numbers(img io.ReaderAt, blocks int64, seed uint64) ([]int64, error) {
-	out := make([]int64, blocks)
-	b, scratch := make([]byte, wire.BlockSize), make([]byte, wire.BlockSize)
-	for i := range out {
-		if _, err := img.ReadAt(b, int64(i)*wire.BlockSize); err != nil {
-			return nil, fmt.Errorf("read block %d: %w", i, err)
-		}
-		out[i] = wire.BlockNumber(b, seed, uint64(i), scratch)
-	}
-	return out, nil
-}
-
-// Identical tells whether a copy is its original: every byte is the same, but for blocks of the guest's area that hold
-// a later record of the guest's writer in the copy, which has run on since. differ counts the blocks that are neither.
-func Identical(original, copy Image, area int64, seed uint64) (differ int64, err error) {
-	if original.Size() != copy.Size() {
-		return 0, fmt.Errorf("the original has %d bytes and the copy %d", original.Size(), copy.Size())
-	}
-	const at = 256 * wire.BlockSize
-	a, b, scratch := make([]byte, at), make([]byte, at), make([]byte, wire.BlockSize)
-	for off := int64(0); off < original.Size(); off += at {
-		n := min(at, original.Size()-off)
-		if _, err := original.ReadAt(a[:n], off); err != nil {
-			return 0, fmt.Errorf("read the original: %w", err)
-		}
-		if _, err := copy.ReadAt(b[:n], off); err != nil {
-			return 0, fmt.Errorf("read the copy: %w", err)
-		}
-		if bytes.Equal(a[:n], b[:n]) {
-			continue
-		}
-		for i := int64(0); i < n; i += wire.BlockSize {
-			x, y, block := a[i:min(i+wire.BlockSize, n)], b[i:min(i+wire.BlockSize, n)], uint64((off+i)/wire.BlockSize)
-			if bytes.Equal(x, y) {
-				continue
-			}
-			if off+i < area {
-				before, after := wire.BlockNumber(x, seed, block, scratch), wire.BlockNumber(y, seed, block, scratch)
-				if before >= 0 && after > before {
-					continue
-				}
-			}
-			differ++
-		}
-	}
-	return differ, nil
 }

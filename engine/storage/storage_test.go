@@ -8,6 +8,7 @@ import (
 	"testing"
 
 	"qmigrate/guest/wire"
+	"qmigrate/hostnet/host"
 )
 
 func TestParse(t *testing.T) {
@@ -114,7 +115,7 @@ func TestIdentical(t *testing.T) {
 		"garbage past the end": {make([]byte, 4096), bytes.Repeat([]byte{9}, 4096), 1023, 1},
 	} {
 		t.Run(name, func(t *testing.T) {
-			var imgs [2]Image
+			var both [2]*Contents
 			for i, content := range [][]byte{c.a, c.b} {
 				path := image(t, "raw", size)
 				if err := Fill(path, area, size); err != nil {
@@ -128,9 +129,11 @@ func TestIdentical(t *testing.T) {
 					t.Fatal(err)
 				}
 				f.Close()
-				imgs[i] = open(t, path, "raw")
+				if both[i], err = ContentsOn(t.Context(), host.Local(), path, "raw", 1); err != nil {
+					t.Fatal(err)
+				}
 			}
-			if differ, err := Identical(imgs[0], imgs[1], area, 1); err != nil || differ != c.want {
+			if differ, err := Identical(both[0], both[1], area); err != nil || differ != c.want {
 				t.Errorf("%d blocks differ, %v, want %d", differ, err, c.want)
 			}
 		})

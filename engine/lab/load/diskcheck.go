@@ -2,7 +2,6 @@ package load
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"path/filepath"
 
@@ -10,6 +9,7 @@ import (
 	"qmigrate/engine/storage"
 	"qmigrate/guest"
 	"qmigrate/guest/wire"
+	"qmigrate/hostnet/host"
 )
 
 // diskSeed is part of the content of every record that the lab's guests write.
@@ -57,7 +57,7 @@ func (d *Disks) Check(ctx context.Context, agent *guest.Agent, rec *record.Migra
 	}
 	c.WritesAcknowledged = d.Ledger.acknowledged()
 	if s.Kind == storage.Mirror && rec.Outcome == record.Completed {
-		if err := d.compareImages(c); err != nil {
+		if err := d.compareImages(ctx, c); err != nil {
 			rec.Warn("the disks' images were not compared: %v", err)
 		}
 	}
@@ -68,11 +68,19 @@ func (d *Disks) Check(ctx context.Context, agent *guest.Agent, rec *record.Migra
 	}
 }
 
-// compareImages reads both sides' images of each disk from the host, when the guest's writers have stopped.
-func (d *Disks) compareImages(c *record.DiskCheck) error {
+// compareImages reads both sides' images of each disk on their hosts, when the guest's writers have stopped.
+func (d *Disks) compareImages(ctx context.Context, c *record.DiskCheck) error {
 	s, total := d.spec.Storage, int64(0)
 	for i := range s.Disks {
-		differ, err := identical(d.Source[i], d.Destination[i], s)
+		original, err := storage.ContentsOn(ctx, d.spec.Source.Host, d.Source[i].Path, s.Format, diskSeed)
+		if err != nil {
+			return err
+		}
+		copied, err := storage.ContentsOn(ctx, d.spec.Destination.Host, d.Destination[i].Path, s.Format, diskSeed)
+		if err != nil {
+			return err
+		}
+		differ, err := storage.Identical(original, copied, s.Area)
 		if err != nil {
 			return err
 		}
@@ -82,47 +90,35 @@ func (d *Disks) compareImages(c *record.DiskCheck) error {
 	return nil
 }
 
-func identical(source, destination guest.Disk, s storage.Spec) (int64, error) {
-	a, err := storage.Open(source.Path, s.Format)
-	if err != nil {
-		return 0, err
-	}
-	defer a.Close()
-	b, err := storage.Open(destination.Path, s.Format)
-	if err != nil {
-		return 0, err
-	}
-	defer b.Close()
-	return storage.Identical(a, b, s.Area, diskSeed)
-}
-
-// CheckImages counts into c what the disks' images hold, read from the host as the side that kept the guest last sees
+// CheckImages counts into c what the disks' images hold, read on their host as the side that kept the guest last sees
 // them: for a guest that is lost with its QEMU, after both lines of acknowledgements have ended.
-func (d *Disks) CheckImages(c *record.DiskCheck, side record.Holder) error {
+func (d *Disks) CheckImages(ctx context.Context, c *record.DiskCheck, side record.Holder) error {
 	c.WritesAcknowledged = d.Ledger.acknowledged()
-	disks := d.Source
+	disks, at := d.Source, d.spec.Source.Host
 	if side == record.Destination {
-		disks = d.Destination
+		disks, at = d.Destination, d.spec.Destination.Host
 	}
 	for _, disk := range disks {
-		if disk.Driver == "iscsi" { // the target's own file
+		if d.Server != nil { // its own file
+			at = d.spec.Observer
+		}
+		if disk.Driver == "iscsi" {
 			disk.Path = filepath.Join(d.Server.dir, disk.Node+".raw")
 		}
-		if err := d.checkImage(c, disk); err != nil {
+		if err := d.checkImage(ctx, c, at, disk); err != nil {
 			return err
 		}
 	}
 	return nil
 }
 
-func (d *Disks) checkImage(c *record.DiskCheck, disk guest.Disk) (err error) {
+func (d *Disks) checkImage(ctx context.Context, c *record.DiskCheck, at host.Host, disk guest.Disk) error {
 	s := d.spec.Storage
-	img, err := storage.Open(disk.Path, s.Format)
+	found, err := storage.ContentsOn(ctx, at, disk.Path, s.Format, diskSeed)
 	if err != nil {
 		return err
 	}
-	defer func() { err = errors.Join(err, img.Close()) }()
-	numbers, err := storage.Numbers(img, s.Area/wire.BlockSize, diskSeed)
+	numbers, err := found.Numbers(s.Area / wire.BlockSize)
 	if err == nil {
 		d.Ledger.compare(c, disk.Node, 0, numbers)
 	}

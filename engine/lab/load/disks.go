@@ -6,9 +6,8 @@ import (
 	"fmt"
 	"net/netip"
 	"os"
+	"path"
 	"path/filepath"
-
-	"golang.org/x/sys/unix"
 
 	"qmigrate/engine/plan"
 	"qmigrate/engine/storage"
@@ -20,13 +19,22 @@ import (
 // DiskSpec is a guest's disks as data.
 type DiskSpec struct {
 	Storage storage.Spec
-	Owner   string   // the lab's name
-	Dir     string   // of the lab; the disks have a folder in it
-	QEMUs   []string // of both sides, as the lab's spec names them
+	Owner   string // the lab's name
+	Dir     string // of the lab on this machine; a server has a folder in it
+	// a folder that both hosts and this machine have, as this machine and as the hosts name it; "" there is none
+	SharedHere, SharedThere string
+	Source, Destination     Place
+	QEMUs                   []string // of both sides, as the lab's spec names them
 	// where a server runs, which both hosts reach at the address
 	Observer host.Host
 	Address  netip.Addr
 	Save     func() error // writes down that a server has begun, so that a killed run's is found
+}
+
+// Place is a host with a folder of the lab on it.
+type Place struct {
+	Host   host.Host
+	Folder string
 }
 
 // Disks are the guest's, as each side names them, with what they are on.
@@ -52,49 +60,78 @@ func (d *Disks) Make(ctx context.Context) error {
 		return nil
 	}
 	s := d.spec.Storage
-	dir := filepath.Join(d.spec.Dir, "storage")
-	if err := os.MkdirAll(dir, 0o700); err != nil {
-		return fmt.Errorf("make storage: %w", err)
-	}
-	image := func(name string) (string, error) {
-		path := filepath.Join(dir, name+"."+s.Format)
-		return path, storage.Create(path, s.Format, s.Size)
-	}
 	switch s.Kind {
-	case storage.ISCSI:
+	case storage.ISCSI, storage.NFS:
+		if _, far := d.spec.Observer.(*host.Far); far {
+			return &plan.UnsupportedError{Feature: "storage " + string(s.Kind),
+				Have: "its server runs where the observer is, and that is another machine: leave the observer out"}
+		}
+		dir := filepath.Join(d.spec.Dir, "storage")
+		if err := os.MkdirAll(dir, 0o700); err != nil {
+			return fmt.Errorf("make storage: %w", err)
+		}
+		if s.Kind == storage.NFS {
+			return d.startNFS(ctx, dir)
+		}
 		return d.startTarget(ctx, dir)
-	case storage.NFS:
-		return d.startNFS(ctx, dir)
-	}
-	for _, node := range s.Nodes() {
-		disk := guest.Disk{Node: node, Format: s.Format, Cache: s.Cache}
-		var err error
-		switch s.Kind {
-		case storage.Shared:
-			if disk.Path, err = image(node); err != nil {
-				return err
-			}
-			d.add(disk, disk)
-		case storage.Mirror:
-			e := disk
-			if disk.Path, err = image(node + "-a"); err == nil {
-				e.Path, err = image(node + "-b")
-			}
-			if err == nil && s.Format == "raw" {
-				err = storage.Fill(disk.Path, s.Area, s.Size)
-			}
-			if err != nil {
-				return err
-			}
-			d.add(disk, e)
-		}
-	}
-	if s.Cache == "none" {
-		if err := direct(d.Source[0].Path); err != nil {
-			return err
-		}
+	case storage.Shared:
+		return d.makeShared(ctx)
+	case storage.Mirror:
+		return d.makeMirrors(ctx)
 	}
 	return nil
+}
+
+// makeShared makes images that both hosts have in common.
+func (d *Disks) makeShared(ctx context.Context) error {
+	s := d.spec.Storage
+	if d.spec.SharedHere == "" {
+		return &plan.UnsupportedError{Feature: "storage shared",
+			Have: "the hosts have no folder in common: take nfs, iscsi or mirror"}
+	}
+	here := Place{host.Local(), d.spec.SharedHere}
+	for _, node := range s.Nodes() {
+		name, err := d.image(ctx, here, node, nil)
+		if err != nil {
+			return err
+		}
+		disk := guest.Disk{Node: node, Format: s.Format, Cache: s.Cache,
+			Path: path.Join(d.spec.SharedThere, "storage", path.Base(name))}
+		d.add(disk, disk)
+	}
+	return d.direct(ctx)
+}
+
+// makeMirrors makes an image of each disk on each host. That of the source is filled, so that a part which is not copied
+// is seen.
+func (d *Disks) makeMirrors(ctx context.Context) (err error) {
+	s := d.spec.Storage
+	var fill *int64
+	if s.Format == "raw" {
+		fill = &s.Area
+	}
+	for _, node := range s.Nodes() {
+		a := guest.Disk{Node: node, Format: s.Format, Cache: s.Cache}
+		b := a
+		if a.Path, err = d.image(ctx, d.spec.Source, node+"-a", fill); err != nil {
+			return err
+		}
+		if b.Path, err = d.image(ctx, d.spec.Destination, node+"-b", nil); err != nil {
+			return err
+		}
+		d.add(a, b)
+	}
+	return d.direct(ctx)
+}
+
+// image makes an image on a host, in a folder for them.
+func (d *Disks) image(ctx context.Context, at Place, name string, fill *int64) (string, error) {
+	s, dir := d.spec.Storage, path.Join(at.Folder, "storage")
+	if err := at.Host.MkdirAll(dir, 0o700); err != nil {
+		return "", fmt.Errorf("make storage: %w", err)
+	}
+	file := path.Join(dir, name+"."+s.Format)
+	return file, storage.CreateOn(ctx, at.Host, storage.Creation{Path: file, Format: s.Format, Size: s.Size, Fill: fill})
 }
 
 // add adds a disk, as each side names it.
@@ -140,14 +177,17 @@ func (d *Disks) Close() error {
 	return errors.Join(d.Ledger.Close(), d.Server.Close())
 }
 
-// direct refuses cache=none where the file system of the lab's folder does not know it; QEMU's own words for it are
-// worse.
-func direct(path string) error {
-	f, err := os.OpenFile(path, os.O_RDONLY|unix.O_DIRECT, 0)
-	if err != nil {
-		return &plan.UnsupportedError{Feature: "cache=none",
-			Have: fmt.Sprintf("the file system of %s does not read past its cache (%v): leave it out, or set TMPDIR to a "+
-				"folder on a disk", filepath.Dir(path), errors.Unwrap(err))}
+// direct refuses cache=none where the file system of a host's folder does not know it; QEMU's own words for it are worse.
+func (d *Disks) direct(ctx context.Context) error {
+	if d.spec.Storage.Cache != "none" {
+		return nil
 	}
-	return f.Close()
+	for at, disk := range map[host.Host]guest.Disk{d.spec.Source.Host: d.Source[0], d.spec.Destination.Host: d.Destination[0]} {
+		if err := storage.Direct(ctx, at, disk.Path); err != nil {
+			return &plan.UnsupportedError{Feature: "cache=none",
+				Have: fmt.Sprintf("the file system of %s does not read past its cache (%v): leave it out, or set TMPDIR to a "+
+					"folder on a disk", path.Dir(disk.Path), err)}
+		}
+	}
+	return nil
 }

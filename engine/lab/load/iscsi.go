@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"path"
 	"path/filepath"
 	"strings"
 	"time"
@@ -33,23 +34,26 @@ func (d *Disks) startTarget(ctx context.Context, dir string) error {
 	}
 	s := d.spec.Storage
 	portal := d.spec.Address.String() + ":" + portalPort
-	secret := filepath.Join(dir, "chap")
 	password := "lab-" + strings.ReplaceAll(d.spec.Owner, "-", "")
 	password = (password + "0123456789ab")[:14] // RFC 3720 wants 12 bytes and more, some initiators no more than 16
-	if s.CHAP {
-		if err := os.WriteFile(secret, []byte(password), 0o600); err != nil {
-			return fmt.Errorf("make storage: %w", err)
-		}
-	}
 	for _, node := range s.Nodes() {
 		if err := storage.Create(filepath.Join(dir, node+".raw"), "raw", s.Size); err != nil {
 			return err
 		}
 		disk := guest.Disk{Node: node, Driver: "iscsi", Server: portal, Path: iqn + node, LUN: 1}
+		other := disk
 		if s.CHAP {
-			disk.User, disk.Secret = chapUser, secret
+			for _, side := range []struct {
+				disk *guest.Disk
+				at   Place
+			}{{&disk, d.spec.Source}, {&other, d.spec.Destination}} {
+				side.disk.User, side.disk.Secret = chapUser, path.Join(side.at.Folder, "chap")
+				if err := side.at.Host.WriteFile(side.disk.Secret, []byte(password), 0o600); err != nil {
+					return fmt.Errorf("make storage: %w", err)
+				}
+			}
 		}
-		d.add(disk, disk)
+		d.add(disk, other)
 	}
 	observer := d.spec.Observer
 	socket := filepath.Join(dir, "tgt")
