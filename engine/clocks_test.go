@@ -7,8 +7,6 @@ import (
 	"fmt"
 	"net"
 	"os"
-	"os/exec"
-	"path/filepath"
 	"slices"
 	"strconv"
 	"strings"
@@ -35,21 +33,7 @@ const clockRuns = "QMIGRATE_CLOCK_RUNS"
 func wrongClock(t *testing.T, d host.Drift) host.Host {
 	t.Helper()
 	guesttest.Starts(t)
-	gcc, err := exec.LookPath("gcc")
-	if err != nil {
-		guesttest.Unable(t, "no gcc for the library that makes QEMU's clock wrong: apt-get install gcc")
-	}
-	preload := filepath.Join(guesttest.Dir(t), "clock.so")
-	if out, err := exec.Command(gcc, "-shared", "-fPIC", "-O2", "-nostdlib", "-ffreestanding", "-fno-builtin", "-o", preload,
-		filepath.Join("..", "testdata", "clock", "clock.c")).CombinedOutput(); err != nil {
-		t.Fatalf("%v: %s", err, out)
-	}
-	formula := fmt.Sprintf("%d,%s,%d", d.Offset, strconv.FormatFloat(d.PPM, 'g', -1, 64), d.From.UnixNano())
-	if !d.Step.IsZero() {
-		formula += fmt.Sprintf(",%d,%d", d.Step.UnixNano(), d.StepBy)
-	}
-	hosts := hosttest.New(t, map[string]hosttest.Machine{"wrong": {Env: []string{"LD_PRELOAD=" + preload,
-		"QMIGRATE_HELPER_CLOCK=" + formula}}})
+	hosts := hosttest.New(t, map[string]hosttest.Machine{"wrong": {Env: hosttest.WrongClock(t, d)}})
 	h, err := hosts.Pool.Find(within.Context(t), "ssh://wrong")
 	if err != nil {
 		t.Fatal(err)

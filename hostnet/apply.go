@@ -195,8 +195,7 @@ func (n *Network) join(ctx context.Context, name string, at host.Host, bridge, u
 // connect makes the veth between a host and the link, each end born in its own namespace. at is the host if it may have
 // one already, that could be right.
 func (n *Network) connect(name string, at host.Host, uplink string, open func() (int, error)) (made bool, err error) {
-	port := portPrefix + name
-	n.ports[name] = port
+	port := n.ports[name]
 	var hostEnd netlink.Link
 	on := func(at host.Host, f func(*nsBuilder) error) error {
 		return host.In(at, func() error {

@@ -40,7 +40,8 @@ const (
 	maxMTU     = 65535 - 14 // of a TAP: the kernel counts its Ethernet header in
 )
 
-// Network is a network of hosts that is there: Spec.Apply made it, or others its hosts, as Spec.Link and Around have it.
+// Network is a network of hosts that is there. Spec.Apply makes all of it; by Spec.Link others make its hosts, and by
+// Spec.Around its link too.
 type Network struct {
 	spec     Spec
 	observer host.Host
@@ -59,6 +60,7 @@ func newNetwork(s Spec) *Network {
 		ports: map[string]string{}, hosts: map[string]host.Host{}}
 	for _, h := range s.Hosts {
 		n.hosts[h.Name] = host.InNamespace(s.namespace(h.Name))
+		n.ports[h.Name] = portPrefix + h.Name
 	}
 	return n
 }
@@ -124,7 +126,7 @@ func (n *Network) TAP(host string) string {
 	return ""
 }
 
-// Port is the port of the link's bridge behind which a host is; "" if that is not known.
+// Port is the port of the link's bridge behind which a host is; "" if the spec has no such host, or it is not known.
 func (n *Network) Port(host string) string { return n.ports[host] }
 
 // Shared is a folder that all hosts have: any folder of this machine is one.

@@ -6,12 +6,14 @@
 // Follow looks each second for as long as something goes on.
 //
 // The steady clock is this machine's realtime clock at the first look, and from there on its monotonic clock. So a step
-// of our own realtime clock does no harm. The package imports nothing of this module.
+// of our own realtime clock does no harm.
 package clock
 
 import (
 	"math"
 	"time"
+
+	"qmigrate/engine/record"
 )
 
 // Look is one comparison of a host's realtime clock with ours. The host's clock was read between a question and its
@@ -169,15 +171,19 @@ type Placed struct {
 	At    time.Time
 	Error time.Duration // either way
 	// Doubtful: the clock was stepped between the looks before and after it, so that the instant is not known by it. At is
-	// then when its word came to us, and Error is 0.
+	// then when its word came to us, and Error is 0. Where that is not known either, Error is the largest step, and an
+	// instant that was shown twice is doubtful too.
 	Doubtful bool
 }
 
-// Place places an instant that the other clock showed, and of which we had word at came. A step may make the clock show
-// an instant twice: then the later one that lies before came counts.
+// Place places an instant that the other clock showed, and of which we had word at came; the zero time: it is not known
+// when. A step may make the clock show an instant twice: then the later one that lies before came counts.
 func (f *Fit) Place(theirs, came time.Time) Placed {
 	t := float64(theirs.Round(0).Add(-f.ahead).Sub(f.base.Round(0))) // on their clock
-	arrived := float64(came.Sub(f.base))
+	arrived := math.Inf(1)
+	if !came.IsZero() {
+		arrived = float64(came.Sub(f.base))
+	}
 	best, found := 0.0, false
 	p := Placed{}
 	for i := range f.lines {
@@ -190,14 +196,19 @@ func (f *Fit) Place(theirs, came time.Time) Placed {
 		if x > arrived+e || found && x < best {
 			continue
 		}
-		best, found = x, true
 		p.Error = time.Duration(math.Ceil(e))
-		p.Doubtful = i > 0 && x < l.from() || i+1 < len(f.lines) && x > l.to()
+		p.Doubtful = found && came.IsZero() || i > 0 && x < l.from() || i+1 < len(f.lines) && x > l.to()
+		best, found = x, true
 	}
-	if !found {
-		best, p.Doubtful = arrived, true
+	if !found { // it was never shown: a step left it out, or it is of another clock
+		best, p.Doubtful = t, true
 	}
-	if p.At = f.at(math.Min(best, arrived)); p.Doubtful {
+	switch p.At = f.at(math.Min(best, arrived)); {
+	case p.Doubtful && came.IsZero():
+		for _, s := range f.Steps {
+			p.Error = max(p.Error, s.By.Abs()+s.Error)
+		}
+	case p.Doubtful:
 		p.At, p.Error = came, 0
 	}
 	return p
@@ -228,4 +239,16 @@ func (f *Fit) Drift() (ppm, uncertainty float64, ok bool) {
 		}
 	}
 	return longest.b * 1e6, longest.bound * 1e6, longest.told
+}
+
+// Record is what a record keeps of it; origin is its first command.
+func (f *Fit) Record(origin time.Time) *record.Clock {
+	c := &record.Clock{Offset: f.Offset(), Error: f.Error(), Samples: f.Looks}
+	if ppm, e, ok := f.Drift(); ok {
+		c.Drift, c.DriftError = record.Of(ppm), record.Of(e)
+	}
+	for _, s := range f.Steps {
+		c.Steps = append(c.Steps, record.ClockStep{From: s.From.Sub(origin), To: s.To.Sub(origin), By: s.By, Error: s.Error})
+	}
+	return c
 }

@@ -127,6 +127,10 @@ func TestSteps(t *testing.T) {
 				if off := p.At.Sub(w.base.Add(x)).Abs(); !p.Doubtful && off > p.Error+2 {
 					t.Fatalf("%v: %v is off by %v: %+v", by, x, off, p)
 				}
+				p = f.Place(w.shows(x), time.Time{}) // it is not known when word of it came
+				if off := p.At.Sub(w.base.Add(x)).Abs(); off > p.Error+2 {
+					t.Fatalf("%v: %v is off by %v, unknown when it came: %+v", by, x, off, p)
+				}
 			}
 		}
 	}

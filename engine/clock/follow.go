@@ -73,6 +73,34 @@ func (f *Follower) Fit() *Fit {
 	return f.fit
 }
 
+// Ours is when by our clock theirs showed an instant. A nil follower is of our own clock.
+func (f *Follower) Ours(theirs time.Time) time.Time {
+	if f == nil || f.Fit() == nil {
+		return theirs
+	}
+	return f.Fit().Place(theirs, time.Time{}).At
+}
+
+// Each are instants of theirs, as ours.
+func (f *Follower) Each(theirs []time.Time) []time.Time {
+	if f == nil || f.Fit() == nil {
+		return theirs
+	}
+	ours := make([]time.Time, len(theirs))
+	for i, t := range theirs {
+		ours[i] = f.Ours(t)
+	}
+	return ours
+}
+
+// Error is that of Ours.
+func (f *Follower) Error(theirs time.Time) time.Duration {
+	if f == nil || f.Fit() == nil {
+		return 0
+	}
+	return f.Fit().Place(theirs, time.Time{}).Error
+}
+
 // Err is why the last look failed; nil if it did not.
 func (f *Follower) Err() error {
 	f.mu.Lock()

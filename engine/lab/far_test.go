@@ -6,6 +6,7 @@ import (
 	"os"
 	"strings"
 	"testing"
+	"time"
 
 	"qmigrate/engine/plan"
 	"qmigrate/engine/record"
@@ -14,17 +15,19 @@ import (
 	"qmigrate/guest/guesttest/within"
 	"qmigrate/guest/wire"
 	"qmigrate/hostnet"
+	"qmigrate/hostnet/host"
 	"qmigrate/hostnet/host/hosttest"
 )
 
 // behindHelpers makes the hosts of a lab be reached through helpers that were started in their namespaces: nothing of
-// them may be had in any other way.
+// them may be had in any other way. Their clocks are wrong by seconds, each by others, and drift: what is not placed by
+// them is seen.
 func behindHelpers(t *testing.T, s *Spec) *hosttest.Hosts {
 	t.Helper()
 	machines := map[string]hosttest.Machine{}
 	for _, name := range []string{sourceHost, destinationHost} {
 		machines[name] = hosttest.Machine{Enter: []string{"ip", "netns", "exec", fmt.Sprintf("qmig-%s-%s", s.Owner, name)},
-			Env: []string{"QMIGRATE_CACHE=" + t.TempDir()}}
+			Env: append([]string{"QMIGRATE_CACHE=" + t.TempDir()}, hosttest.WrongClock(t, wrongClocks()[name])...)}
 	}
 	hosts := hosttest.New(t, machines)
 	s.Pool = hosts.Pool
@@ -46,6 +49,12 @@ func behindHelpers(t *testing.T, s *Spec) *hosttest.Hosts {
 		return n, nil
 	}
 	return hosts
+}
+
+func wrongClocks() map[string]host.Drift {
+	now := time.Now().Round(0)
+	return map[string]host.Drift{sourceHost: {Offset: 5 * time.Second, PPM: 300, From: now},
+		destinationHost: {Offset: -3 * time.Second, PPM: -200, From: now}}
 }
 
 // TestFarHosts migrates between two hosts that are reached through helpers alone: everything that a lab measures is
@@ -97,8 +106,33 @@ func TestFarHosts(t *testing.T) {
 		t.Errorf("processor time of %v alone: %+v", sides, rec.CPU)
 	}
 	marks := map[string]bool{}
+	resume := rec.End(record.Activation).Sub(rec.Origin)
 	for _, m := range rec.Marks {
 		marks[m.Name] = true
+		if m.At < -time.Second || m.At > resume+2*time.Second {
+			t.Errorf("mark %s at %v, RESUME at %v: it is by another clock", m.Name, m.At, resume)
+		}
+		if (m.Name == "first_frame" || m.Name == "rarp") && (m.AtError == nil || m.At < resume-*m.AtError-*d.WireError) {
+			t.Errorf("mark %s at %v +/- %v before RESUME at %v", m.Name, m.At, m.AtError, resume)
+		}
+	}
+	for _, s := range rec.Timeline {
+		if s.Start < -5*time.Second || s.Start > resume || s.Start+time.Duration(len(s.Values))*s.Bin > resume+5*time.Second {
+			t.Errorf("%s from %v to %v, RESUME at %v: it is by another clock", s.Name, s.Start,
+				s.Start+time.Duration(len(s.Values))*s.Bin, resume)
+		}
+	}
+	for name, want := range wrongClocks() {
+		c := rec.Clocks.Source
+		if name == destinationHost {
+			c = rec.Clocks.Destination
+		}
+		if c == nil || (c.Offset-want.Offset).Abs() > c.Error+50*time.Millisecond { // it drifts by 18 ms a minute
+			t.Errorf("clock of %s: %+v, want %v", name, c, want.Offset)
+		}
+	}
+	if d.Arrival == nil || d.ArrivalError == nil || d.WireError == nil || (*d.Wire-*d.Arrival).Abs() > *d.WireError+*d.ArrivalError {
+		t.Errorf("wire %v, arrival %v", d.Wire, d.Arrival)
 	}
 	for _, name := range []string{"first_frame", "rarp", "fdb_moved", "fdb_moved_destination", "fdb_moved_source"} {
 		if !marks[name] {

@@ -124,6 +124,7 @@ func (l *Lab) makeSite(ctx context.Context, binaries ...guest.Binary) (Site, err
 		if err != nil {
 			return nil, err
 		}
+		l.spec.Hosts = Containers + ":" + string(n.Manager()) // who is asked to remove them
 		return n, nil
 	}
 	return nil, fmt.Errorf("hosts %s: have %s, %s", s.Hosts, Namespaces, Containers)

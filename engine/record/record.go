@@ -188,6 +188,7 @@ type Hosts struct {
 type Clocks struct {
 	Source      *Clock `json:"source,omitempty"`
 	Destination *Clock `json:"destination,omitempty"`
+	Observer    *Clock `json:"observer,omitempty"` // of the host that pings the guest, from the observation's beginning on
 }
 
 // Clock is a host's realtime clock: offset + drift * (time since the first look) is theirs less ours.
@@ -208,6 +209,16 @@ type ClockStep struct {
 	To    time.Duration `json:"to_ns"`   // the look after it
 	By    time.Duration `json:"by_ns"`   // how far it jumped; below 0: back
 	Error time.Duration `json:"by_error_ns"`
+}
+
+// Words tell of the step of the clock of a host, which is called so.
+func (s ClockStep) Words(whose string) string {
+	way, by := "forwards", s.By
+	if by < 0 {
+		way, by = "back", -by
+	}
+	return fmt.Sprintf("the clock of %s was set %s by %s, between %s and %s after the first command", whose, way,
+		by.Round(time.Millisecond), s.From.Round(time.Millisecond), s.To.Round(time.Millisecond))
 }
 
 // Stage is one stage. StartNS counts from the first command; the stages are contiguous, so their durations sum to

@@ -40,8 +40,8 @@ type way struct {
 }
 
 // bootstrap is run by the host's shell. It tells what the machine is, and receives the helper if that is not there. Its
-// words are the helper's content, its size and the folder of the cache, which may be empty: then it is the first of some
-// in which this user can write. A container's home may be read-only.
+// words are the helper's content, its size and the folder of the cache, which may be empty: then it is the first of
+// some in which this user can write. A container's home may be read-only.
 const bootstrap = `u=$(umask)
 umask 077
 say() { printf '\001qmigrate-bootstrap %s\n' "$*"; }

@@ -90,9 +90,7 @@ func (p *Pool) Find(ctx context.Context, name string) (Host, error) {
 			delete(p.hosts, name)
 		}
 		p.mu.Unlock()
-		// Somebody else may only not have wanted to wait any longer.
-		gaveUp := errors.Is(f.err, context.Canceled) || errors.Is(f.err, context.DeadlineExceeded)
-		if f.err != nil && (!ok || !gaveUp) {
+		if f.err != nil {
 			return nil, f.err
 		}
 	}

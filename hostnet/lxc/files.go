@@ -8,7 +8,6 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strings"
-	"syscall"
 
 	"golang.org/x/sys/unix"
 
@@ -28,7 +27,7 @@ var systemFolders = [...]string{"/usr", "/bin", "/sbin", "/lib", "/lib32", "/lib
 // ownFolders are folders that a container has of its own, with their modes.
 var ownFolders = [...]struct {
 	name string
-	mode fs.FileMode
+	mode uint32 // as Unix has it
 }{{"proc", 0o555}, {"sys", 0o555}, {"dev", 0o755}, {"run", 0o755}, {"root", 0o700}, {"mnt", 0o755}, {"var", 0o755},
 	{"var/cache", 0o755}, {"var/log", 0o755}, {"var/lib", 0o755}, {"tmp", 0o1777}, {"var/tmp", 0o1777}, {"qmigrate", 0o755}}
 
@@ -47,11 +46,10 @@ func deviceNumbers() map[string]uint64 {
 	return found
 }
 
-// bind is a folder or file of this machine that the container is to have.
+// bind is a folder or file of this machine that the container is to have, read-only and under the same name.
 type bind struct {
-	from, to string // to is below the root
-	fd       int
-	readOnly bool
+	name string
+	fd   int
 }
 
 // startIn makes the container's files and starts the command, which sees them.
@@ -105,7 +103,7 @@ func (c *container) makeFiles() error {
 	}
 	for _, b := range binds {
 		if err := c.bind(root, b); err != nil {
-			return fmt.Errorf("give it %s: %w", b.from, err)
+			return fmt.Errorf("give it %s: %w", b.name, err)
 		}
 	}
 	// Devices that all may open: a container whose root is nobody here has a network of its own, of which it is root.
@@ -124,8 +122,8 @@ func (c *container) makeFiles() error {
 	return os.WriteFile(root+initProgram, c.program, 0o755)
 }
 
-// expose has every user go through to a folder, in this mount namespace: liblxc asks for that where the container's root
-// is nobody here. What is beside the folder in those that only root may enter is hidden.
+// expose lets every user go through to a folder, in this mount namespace: liblxc asks for that where the container's
+// root is nobody here. What is beside the folder in those that only root may enter is hidden.
 func expose(folder string) error {
 	fd, err := unix.Open(folder, unix.O_PATH|unix.O_CLOEXEC, 0)
 	if err != nil {
@@ -158,12 +156,12 @@ func expose(folder string) error {
 
 // binds opens everything of this machine that the container is to have, before its root hides something of it.
 func (c *container) binds() (all []bind, links map[string]string, err error) {
-	add := func(name string, readOnly bool) error {
+	add := func(name string) error {
 		fd, err := unix.Open(name, unix.O_PATH|unix.O_CLOEXEC, 0)
 		if err != nil {
 			return &fs.PathError{Op: "open", Path: name, Err: err}
 		}
-		all = append(all, bind{name, name, fd, readOnly})
+		all = append(all, bind{name, fd})
 		return nil
 	}
 	links = map[string]string{}
@@ -172,40 +170,23 @@ func (c *container) binds() (all []bind, links map[string]string, err error) {
 			links[name] = target
 			continue
 		}
-		if err := add(name, true); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		if err := add(name); err != nil && !errors.Is(err, fs.ErrNotExist) {
 			return all, nil, err
 		}
 	}
 	for _, name := range c.spec.ReadOnly {
-		name = filepath.Clean(name)
-		if inSystem(name) {
-			continue
-		}
-		if err := add(name, true); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		if err := add(name); err != nil && !errors.Is(err, fs.ErrNotExist) {
 			return all, nil, err
 		}
 	}
-	if c.shared == "" {
-		return all, links, nil
-	}
-	return all, links, add(c.shared, false)
+	return all, links, nil
 }
 
-// inSystem tells whether every container has that folder anyway.
-func inSystem(name string) bool {
-	for _, f := range systemFolders {
-		if name == f || strings.HasPrefix(name, f+"/") {
-			return true
-		}
-	}
-	return false
-}
-
-func (c *container) mkdir(name string, mode fs.FileMode) error {
+func (c *container) mkdir(name string, mode uint32) error {
 	if err := os.Mkdir(name, 0o755); err != nil && !errors.Is(err, fs.ErrExist) {
 		return err
 	}
-	if err := unix.Chmod(name, uint32(mode)); err != nil { // with the sticky bit, whatever the umask
+	if err := unix.Chmod(name, mode); err != nil { // with the sticky bit, whatever the umask
 		return &fs.PathError{Op: "chmod", Path: name, Err: err}
 	}
 	return os.Lchown(name, c.ids.uid, c.ids.gid)
@@ -218,12 +199,12 @@ func (c *container) bind(root string, b bind) error {
 		return os.NewSyscallError("fstat", err)
 	}
 	at := root
-	for part := range strings.SplitSeq(strings.Trim(b.to, "/"), "/") {
+	for part := range strings.SplitSeq(strings.Trim(b.name, "/"), "/") {
 		at = filepath.Join(at, part)
 		if _, err := os.Lstat(at); err == nil {
 			continue
 		}
-		if at == filepath.Join(root, b.to) && st.Mode&unix.S_IFMT != unix.S_IFDIR {
+		if at == filepath.Join(root, b.name) && st.Mode&unix.S_IFMT != unix.S_IFDIR {
 			if err := os.WriteFile(at, nil, 0o644); err != nil {
 				return err
 			}
@@ -233,67 +214,9 @@ func (c *container) bind(root string, b bind) error {
 			return err
 		}
 	}
-	if !b.readOnly && c.ids != (idRange{}) {
-		tree, err := c.ids.mapped(b.fd)
-		if err != nil {
-			return err
-		}
-		defer unix.Close(tree)
-		return os.NewSyscallError("move_mount", unix.MoveMount(tree, "", unix.AT_FDCWD, at, unix.MOVE_MOUNT_F_EMPTY_PATH))
-	}
 	if err := unix.Mount(fmt.Sprintf("/proc/self/fd/%d", b.fd), at, "", unix.MS_BIND, ""); err != nil {
 		return os.NewSyscallError("mount", err)
 	}
-	if !b.readOnly {
-		return nil
-	}
 	attr := &unix.MountAttr{Attr_set: unix.MOUNT_ATTR_RDONLY}
 	return os.NewSyscallError("mount_setattr", unix.MountSetattr(unix.AT_FDCWD, at, 0, attr))
-}
-
-// mapped is a folder as a mount, not yet anywhere, in which this machine's users from 0 on are those of the range. Not
-// every file system can do that: ext4 and xfs can, tmpfs from Linux 6.3 on.
-func (r idRange) mapped(folder int) (tree int, err error) {
-	users := exec.Command("sleep", "60") // its user namespace is what is needed of it
-	users.SysProcAttr = &unix.SysProcAttr{Cloneflags: unix.CLONE_NEWUSER, Pdeathsig: unix.SIGKILL,
-		UidMappings: []syscall.SysProcIDMap{{HostID: r.uid, Size: r.n}}, GidMappings: []syscall.SysProcIDMap{{HostID: r.gid, Size: r.n}}}
-	if err := users.Start(); err != nil {
-		return -1, fmt.Errorf("make a user namespace: %w", err)
-	}
-	defer func() {
-		_ = users.Process.Kill()
-		_ = users.Wait()
-	}()
-	ns, err := os.Open(fmt.Sprintf("/proc/%d/ns/user", users.Process.Pid))
-	if err != nil {
-		return -1, err
-	}
-	defer ns.Close()
-	if tree, err = unix.OpenTree(folder, "", unix.AT_EMPTY_PATH|unix.OPEN_TREE_CLONE|unix.OPEN_TREE_CLOEXEC); err != nil {
-		return -1, os.NewSyscallError("open_tree", err)
-	}
-	attr := &unix.MountAttr{Attr_set: unix.MOUNT_ATTR_IDMAP, Userns_fd: uint64(ns.Fd())}
-	if err := unix.MountSetattr(tree, "", unix.AT_EMPTY_PATH, attr); err != nil {
-		unix.Close(tree)
-		return -1, os.NewSyscallError("mount_setattr", err)
-	}
-	return tree, nil
-}
-
-// canShare tells whether containers of the range can be given a folder in which they and this machine's root may write.
-func (r idRange) canShare(folder string) bool {
-	if r == (idRange{}) {
-		return true
-	}
-	fd, err := unix.Open(folder, unix.O_PATH|unix.O_CLOEXEC, 0)
-	if err != nil {
-		return false
-	}
-	defer unix.Close(fd)
-	tree, err := r.mapped(fd)
-	if err != nil {
-		return false
-	}
-	unix.Close(tree)
-	return true
 }

@@ -12,7 +12,6 @@ import (
 	"slices"
 	"strconv"
 	"strings"
-	"sync"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -44,10 +43,14 @@ func checkLibLXC() error {
 
 // applyLibLXC makes the containers by liblxc, on a link of hostnet's.
 func (s Spec) applyLibLXC(ctx context.Context, n *Network) (err error) {
-	if found, err := liblxcNames(); err != nil {
+	found, err := liblxcNames()
+	if err != nil {
 		return err
-	} else if i := slices.IndexFunc(found, func(name string) bool { o, _ := mark.Owner(name); return o == s.Owner }); i >= 0 {
-		return fmt.Errorf("container %s is there already", found[i])
+	}
+	for _, name := range found {
+		if o, ok := mark.Owner(name); ok && o == s.Owner {
+			return fmt.Errorf("container %s is there already", name)
+		}
 	}
 	n.remove = func(ctx context.Context) error {
 		_, err := removeLibLXC(ctx, s.Owner)
@@ -60,38 +63,13 @@ func (s Spec) applyLibLXC(ctx context.Context, n *Network) (err error) {
 	if err != nil {
 		return err
 	}
-	shared := filepath.Join(s.Dir, sharedName)
-	if err := os.MkdirAll(shared, 0o755); err != nil {
-		return err
-	}
-	n.shared = shared
 	var ids idRange
 	if s.Unprivileged {
 		ids = rootsRange()
 	}
-	if !ids.canShare(shared) {
-		if err := os.Remove(shared); err != nil {
-			return err
-		}
-		n.shared = ""
-	}
-	errs := make([]error, len(s.Hosts))
-	var all sync.WaitGroup
-	for i, h := range s.Hosts {
-		all.Go(func() {
-			c := &container{spec: s, name: s.container(h.Name), program: program, shared: n.shared, ids: ids}
-			first, err := c.start(ctx)
-			if err == nil {
-				err = n.Connect(ctx, h.Name, first, uplinkName)
-			}
-			errs[i] = err
-		})
-	}
-	all.Wait()
-	if err := errors.Join(errs...); err != nil {
-		return err
-	}
-	return n.hosts(ctx, func(name string) string { return "lxc:" + string(host.LibLXC) + filepath.Join(s.lxcPath(), name) })
+	return n.start(ctx, func(name string) (host.Process, error) {
+		return (&container{spec: s, name: name, program: program, ids: ids}).start(ctx)
+	})
 }
 
 // lxcPath is where liblxc finds the containers' configurations.
@@ -101,8 +79,7 @@ func (s Spec) lxcPath() string { return filepath.Join(s.Dir, "lxc") }
 type container struct {
 	spec    Spec
 	name    string
-	program []byte // the helper, which is the container's first process too
-	shared  string
+	program []byte  // the helper, which is the container's first process too
 	ids     idRange // zero: privileged
 }
 

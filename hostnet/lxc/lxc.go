@@ -16,6 +16,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"slices"
+	"strings"
 	"sync"
 	"time"
 
@@ -120,7 +121,23 @@ func (s Spec) withDefaults() Spec {
 		}
 	}
 	s.Dir = filepath.Clean(s.Dir)
+	s.ReadOnly = outermost(s.ReadOnly)
 	return s
+}
+
+// outermost are the folders that lie in no other one, and in none that every container has anyway.
+func outermost(folders []string) (all []string) {
+	in := func(name string, folders []string) bool {
+		return slices.ContainsFunc(folders, func(f string) bool { return name == f || strings.HasPrefix(name, f+"/") })
+	}
+	for _, f := range folders {
+		if f = filepath.Clean(f); in(f, all) || in(f, systemFolders[:]) {
+			continue
+		}
+		all = slices.DeleteFunc(all, func(old string) bool { return in(old, []string{f}) })
+		all = append(all, f)
+	}
+	return all
 }
 
 func (s Spec) container(host string) string { return mark.Prefix + s.Owner + "-" + host }
@@ -195,30 +212,58 @@ func (n *Network) Close() error {
 	return err
 }
 
-// hosts finds the containers as hosts, all at once, and joins them to the network.
-func (n *Network) hosts(ctx context.Context, name func(container string) string) error {
+// start starts the containers, all at once, and brings them on the network.
+func (n *Network) start(ctx context.Context, start func(name string) (first host.Process, err error)) error {
+	first := make([]host.Process, len(n.spec.Hosts))
+	err := n.each(func(i int, name, container string) (err error) {
+		if first[i], err = start(container); err != nil {
+			return err
+		}
+		return n.Connect(ctx, name, first[i], uplinkName)
+	})
+	if err != nil {
+		return err
+	}
+	if err := n.shareAll(first); err != nil {
+		return err
+	}
+	return n.each(func(_ int, name, container string) error {
+		at, err := n.spec.Pool.Find(ctx, n.spec.address(container))
+		if err != nil {
+			return err
+		}
+		return n.Join(ctx, name, at, bridgeName, uplinkName)
+	})
+}
+
+// each does something for all containers at once.
+func (n *Network) each(f func(i int, name, container string) error) error {
 	errs := make([]error, len(n.spec.Hosts))
 	var all sync.WaitGroup
 	for i, h := range n.spec.Hosts {
-		all.Go(func() {
-			at, err := n.spec.Pool.Find(ctx, name(n.spec.container(h.Name)))
-			if err == nil {
-				err = n.Join(ctx, h.Name, at, bridgeName, uplinkName)
-			}
-			errs[i] = err
-		})
+		all.Go(func() { errs[i] = f(i, h.Name, n.spec.container(h.Name)) })
 	}
 	all.Wait()
 	return errors.Join(errs...)
 }
 
+// address is a container as a host is named.
+func (s Spec) address(container string) string {
+	if s.Manager == host.LibLXC {
+		return "lxc:" + string(s.Manager) + filepath.Join(s.lxcPath(), container)
+	}
+	return "lxc:" + string(s.Manager) + "/" + container
+}
+
 // Remove removes everything with that owner's mark and nothing else, processes included: containers, then what
-// hostnet.Remove knows. It says what it removed, also beside an error. managers are those that are asked; none: all.
+// hostnet.Remove knows. It says what it removed, also beside an error. managers are those that are asked; none: all, as
+// far as their daemons can be reached.
 func Remove(ctx context.Context, owner string, managers ...host.LXC) (removed []string, err error) {
 	if !mark.IsOwner(owner) {
 		return nil, fmt.Errorf("remove containers of %q: not an owner's mark", owner)
 	}
-	if len(managers) == 0 {
+	any := len(managers) == 0
+	if any {
 		managers = []host.LXC{host.LibLXC, host.LXD, host.Incus}
 	}
 	var errs []error
@@ -228,6 +273,9 @@ func Remove(ctx context.Context, owner string, managers ...host.LXC) (removed []
 		if m == host.LibLXC {
 			r, err = removeLibLXC(ctx, owner)
 		} else if _, missing := exec.LookPath(client(m).program); missing == nil {
+			if _, unreached := client(m).names(ctx, owner); any && unreached != nil {
+				continue
+			}
 			r, err = client(m).remove(ctx, owner)
 		}
 		removed, errs = append(removed, r...), append(errs, err)

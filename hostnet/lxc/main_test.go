@@ -75,8 +75,10 @@ func leftovers(before map[string]string) error {
 	})
 	mounts, err := os.ReadFile("/proc/self/mountinfo")
 	errs = append(errs, err)
-	if strings.Contains(string(mounts), ours) {
-		errs = append(errs, errors.New("a mount"))
+	for line := range strings.Lines(string(mounts)) {
+		if strings.Contains(line, ours) {
+			errs = append(errs, fmt.Errorf("mount %s", line))
+		}
 	}
 	lines, _ := filepath.Glob("/proc/[0-9]*/cmdline")
 	for _, name := range lines {

@@ -178,21 +178,9 @@ func (r *Run) move(to func(time.Time) time.Time) {
 
 // noteClock writes down what is known of a side's clock, and warns of its steps.
 func (r *Run) noteClock(s *Side) {
-	f := s.fit()
-	c := &record.Clock{Offset: f.Offset(), Error: f.Error(), Samples: f.Looks}
-	if ppm, e, ok := f.Drift(); ok {
-		c.Drift, c.DriftError = record.Of(ppm), record.Of(e)
-	}
-	for _, x := range f.Steps {
-		c.Steps = append(c.Steps, record.ClockStep{From: x.From.Sub(r.Rec.Origin), To: x.To.Sub(r.Rec.Origin), By: x.By,
-			Error: x.Error})
-		way, by := "forwards", x.By
-		if by < 0 {
-			way, by = "back", -by
-		}
-		r.Rec.Warn("the clock of the %s's host was set %s by %s during the migration, between %s and %s after the first "+
-			"command: a time there between these two is not known by it", s.Role, way, by.Round(time.Millisecond),
-			x.From.Sub(r.Rec.Origin).Round(time.Millisecond), x.To.Sub(r.Rec.Origin).Round(time.Millisecond))
+	c := s.fit().Record(r.Rec.Origin)
+	for _, x := range c.Steps {
+		r.Rec.Warn("%s: a time there between these two is not known by it", x.Words(fmt.Sprintf("the %s's host", s.Role)))
 	}
 	if err := s.follower.Err(); err != nil {
 		r.Rec.Warn("the clock of the %s's host was not looked at to the end: %v; the times after the last look have a larger "+

@@ -6,6 +6,7 @@ import (
 	"slices"
 	"time"
 
+	"qmigrate/engine/clock"
 	"qmigrate/engine/lab/observe/on"
 	"qmigrate/engine/record"
 	"qmigrate/hostnet/host"
@@ -14,7 +15,7 @@ import (
 // beats are the guest's heartbeats at the observer.
 type beats struct {
 	on    host.Host
-	clock *clock // of on
+	clock *clock.Follower // of on
 	at    netip.AddrPort
 	every time.Duration // not positive: the guest sends none
 
@@ -38,7 +39,7 @@ func (b *beats) Stop() { b.task.end() }
 func (b *beats) all() []on.Beat {
 	all := slices.Clone(b.got)
 	for i := range all {
-		all[i].Arrived = b.clock.ours(all[i].Arrived)
+		all[i].Arrived = b.clock.Ours(all[i].Arrived)
 	}
 	return all
 }
@@ -47,7 +48,7 @@ func (b *beats) all() []on.Beat {
 func (b *beats) arrivals() []time.Time {
 	all := make([]time.Time, len(b.got))
 	for i := range b.got {
-		all[i] = b.clock.ours(b.got[i].Arrived)
+		all[i] = b.clock.Ours(b.got[i].Arrived)
 	}
 	return all
 }

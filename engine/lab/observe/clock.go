@@ -5,65 +5,66 @@ import (
 	"fmt"
 	"time"
 
+	"qmigrate/engine/clock"
+	"qmigrate/engine/record"
 	"qmigrate/hostnet/host"
 )
 
-// clocks are those of the hosts that are looked at. It is the one place where a host's instants become ours.
-type clocks struct {
-	all map[string]*clock // by the host's name; none: ours
-}
+// clocks are those of the hosts that are looked at, by the hosts' names. It is the one place where a host's instants
+// become ours. Ours has none.
+type clocks map[string]*clock.Follower
 
-// clock is a host's realtime clock. nil is our own.
-type clock struct {
-	offset      time.Duration // theirs less ours
-	uncertainty time.Duration
-}
+// lastLook is how long the last look at the clocks may take.
+const lastLook = 2 * time.Second
 
-// Start looks at the clocks of hosts. Of those on this machine there is nothing to be known.
-func (c *clocks) start(ctx context.Context, hosts ...host.Host) error {
-	c.all = map[string]*clock{}
+// start begins to look at the clocks of hosts. Of those on this machine there is nothing to be known.
+func (c clocks) start(ctx context.Context, hosts ...host.Host) error {
 	for _, h := range hosts {
 		far, ok := h.(*host.Far)
-		if !ok || c.all[h.Name()] != nil {
+		if !ok || c[h.Name()] != nil {
 			continue
 		}
-		look, err := far.Clock(ctx)
+		f, err := clock.Follow(ctx, func(ctx context.Context) (clock.Look, error) {
+			look, err := far.Clock(ctx)
+			return clock.Look(look), err
+		})
 		if err != nil {
+			c.stop()
 			return fmt.Errorf("compare the clock of host %s: %w", h.Name(), err)
 		}
-		c.all[h.Name()] = &clock{look.Offset, look.Error}
+		c[h.Name()] = f
 	}
 	return nil
 }
 
-// of is a host's clock.
-func (c *clocks) of(h host.Host) *clock { return c.all[h.Name()] }
-
-// ours is when by our clock theirs showed an instant.
-func (c *clock) ours(theirs time.Time) time.Time {
-	if c == nil {
-		return theirs
+// stop looks a last time. Harmless twice.
+func (c clocks) stop() {
+	ctx, cancel := context.WithTimeout(context.Background(), lastLook)
+	defer cancel()
+	for _, f := range c {
+		f.Stop(ctx)
 	}
-	return theirs.Add(-c.offset)
 }
 
-// each are instants of theirs, as ours.
-func (c *clock) each(theirs []time.Time) []time.Time {
-	if c == nil {
-		return theirs
+// of is a host's clock; nil: it is ours.
+func (c clocks) of(h host.Host) *clock.Follower { return c[h.Name()] }
+
+// note writes down the observer's clock, and warns of its steps.
+func (c clocks) note(rec *record.Migration, observer host.Host) {
+	f := c.of(observer)
+	if f == nil {
+		return
 	}
-	ours := make([]time.Time, len(theirs))
-	for i, t := range theirs {
-		ours[i] = c.ours(t)
+	if rec.Clocks == nil {
+		rec.Clocks = &record.Clocks{}
 	}
-	return ours
+	rec.Clocks.Observer = f.Fit().Record(rec.Origin)
+	for _, s := range rec.Clocks.Observer.Steps {
+		rec.Warn("%s: what was seen there between these two may be placed wrong", s.Words("the observer's host"))
+	}
 }
 
-// error is that of one of their instants which has an error by their own clock; nil: none is known.
-func (c *clock) error(theirs *time.Duration) *time.Duration {
-	if c == nil || theirs == nil {
-		return theirs
-	}
-	sum := *theirs + c.uncertainty
-	return &sum
+// seenAt is the error of an instant that a host's kernel stamped.
+func seenAt(f *clock.Follower, theirs time.Time) *time.Duration {
+	return record.Of(stamp + f.Error(theirs))
 }

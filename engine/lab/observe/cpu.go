@@ -7,6 +7,7 @@ import (
 	"strings"
 	"time"
 
+	"qmigrate/engine/clock"
 	"qmigrate/engine/lab/observe/on"
 	"qmigrate/engine/record"
 	"qmigrate/guest"
@@ -24,7 +25,7 @@ const (
 // those of one machine together.
 type cpu struct {
 	source, destination *guest.VM // nil: there is none
-	clocks              *clocks
+	clocks              clocks
 
 	qemus []*qemuCPU
 	tasks []*task
@@ -33,7 +34,7 @@ type cpu struct {
 // qemuCPU is one QEMU: the readings of each of its threads, and of the whole process.
 type qemuCPU struct {
 	side  record.Holder
-	clock *clock // of its host
+	clock *clock.Follower // of its host
 	used  map[string][]reading
 	cost  *time.Duration // of reading, of its host's sampler
 }
@@ -126,7 +127,7 @@ func (q *qemuCPU) ours() map[string][]reading {
 	all := map[string][]reading{}
 	for name, readings := range q.used {
 		for _, r := range readings {
-			all[name] = append(all[name], reading{q.clock.ours(r.at), r.used})
+			all[name] = append(all[name], reading{q.clock.Ours(r.at), r.used})
 		}
 	}
 	return all

@@ -5,6 +5,7 @@ import (
 	"net/netip"
 	"time"
 
+	"qmigrate/engine/clock"
 	"qmigrate/engine/lab/observe/on"
 	"qmigrate/engine/record"
 	"qmigrate/hostnet/host"
@@ -13,7 +14,7 @@ import (
 // echoes is one TCP connection from the observer to the guest's echo server, and what came back on it.
 type echoes struct {
 	from  host.Host
-	clock *clock // of from
+	clock *clock.Follower // of from
 	to    netip.AddrPort
 	every time.Duration // not positive: none
 
@@ -43,7 +44,7 @@ func (e *echoes) Start(ctx context.Context) (err error) {
 func (e *echoes) Stop() { e.task.end() }
 
 // arrivals are when the echoes came.
-func (e *echoes) arrivals() []time.Time { return e.clock.each(e.came) }
+func (e *echoes) arrivals() []time.Time { return e.clock.Each(e.came) }
 
 // Note writes down whether the connection survived, and its longest silence.
 func (e *echoes) Note(rec *record.Migration, _, _ time.Time) error {

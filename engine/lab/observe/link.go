@@ -5,6 +5,7 @@ import (
 	"slices"
 	"time"
 
+	"qmigrate/engine/clock"
 	"qmigrate/engine/record"
 	"qmigrate/hostnet"
 )
@@ -12,7 +13,7 @@ import (
 // announcements are the frames by which the guest, or QEMU for it, says on the link where it is now.
 type announcements struct {
 	network Network
-	clock   *clock // of the observer
+	clock   *clock.Follower // of the observer
 	mac     string
 
 	watch  *hostnet.FrameWatch // nil: none
@@ -39,7 +40,7 @@ func (a *announcements) Note(rec *record.Migration, _, _ time.Time) error {
 	}
 	end := rec.End(record.Activation)
 	for _, f := range a.frames {
-		if at := a.clock.ours(f.At); f.Type == hostnet.RARP && at.After(end) {
+		if at := a.clock.Ours(f.At); f.Type == hostnet.RARP && at.After(end) {
 			rec.Network.RARP = append(rec.Network.RARP, at.Sub(end))
 		}
 	}
@@ -49,7 +50,7 @@ func (a *announcements) Note(rec *record.Migration, _, _ time.Time) error {
 // firstFrame is the first frame of the guest out of the destination's TAP.
 type firstFrame struct {
 	network        Network
-	clock          *clock // of the host
+	clock          *clock.Follower // of the host
 	host, tap, mac string
 
 	watch  *hostnet.FrameWatch // nil: none
@@ -75,7 +76,7 @@ func (f *firstFrame) Note(*record.Migration, time.Time, time.Time) error { retur
 // bridges are the bridges of the link and of both hosts, which learn where the guest is.
 type bridges struct {
 	network Network
-	clocks  map[string]*clock // by the hosts' names in the network
+	clocks  map[string]*clock.Follower // by the hosts' names in the network
 	mac     string
 	port    string // of the link's bridge to the destination
 
@@ -105,7 +106,7 @@ func (b *bridges) Stop() {
 func (b *bridges) ours() []hostnet.Change {
 	all := slices.Clone(b.changes)
 	for i := range all {
-		all[i].At = b.clocks[all[i].Host].ours(all[i].At)
+		all[i].At = b.clocks[all[i].Host].Ours(all[i].At)
 	}
 	slices.SortStableFunc(all, func(x, y hostnet.Change) int { return x.At.Compare(y.At) })
 	return all

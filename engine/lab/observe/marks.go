@@ -30,16 +30,16 @@ func (o *Observers) mark(rec *record.Migration) {
 	}
 	from, to := o.spec.From, o.spec.To
 	for _, f := range o.first.frames {
-		add("first_frame", o.first.clock.ours(f.At), o.first.clock.error(record.Of(stamp)),
+		add("first_frame", o.first.clock.Ours(f.At), seenAt(o.first.clock, f.At),
 			fmt.Sprintf("the kernel of the destination's host: %s out of the guest's TAP", etherName(f.Type)))
 	}
 	for _, f := range o.announcements.frames {
-		at := o.announcements.clock.ours(f.At)
+		at := o.announcements.clock.Ours(f.At)
 		if at.Before(rec.Origin) {
 			continue
 		}
 		add(map[uint16]string{hostnet.RARP: "rarp", hostnet.ARP: "arp"}[f.Type], at,
-			o.announcements.clock.error(record.Of(stamp)),
+			seenAt(o.announcements.clock, f.At),
 			"the kernel of the link, on its bridge")
 	}
 	for _, c := range o.bridges.ours() {

@@ -5,6 +5,7 @@ import (
 	"net/netip"
 	"time"
 
+	"qmigrate/engine/clock"
 	"qmigrate/engine/record"
 	"qmigrate/guest"
 	"qmigrate/hostnet"
@@ -63,18 +64,18 @@ type Observers struct {
 // Start starts all of them. An error leaves none behind.
 func Start(ctx context.Context, s Spec) (*Observers, error) {
 	nic := s.Destination.Spec().NIC // the same on both sides
-	o := &Observers{spec: s}
+	o := &Observers{spec: s, clocks: clocks{}}
 	if err := o.clocks.start(ctx, s.Observer, s.Source.Host(), s.Destination.Host()); err != nil {
 		return nil, err
 	}
 	here, from, to := o.clocks.of(s.Observer), o.clocks.of(s.Source.Host()), o.clocks.of(s.Destination.Host())
-	o.cpu = cpu{source: s.Source, destination: s.Destination, clocks: &o.clocks}
+	o.cpu = cpu{source: s.Source, destination: s.Destination, clocks: o.clocks}
 	o.pings = pings{from: s.Observer, clock: here, to: s.Ping, every: s.PingInterval}
 	o.beats = beats{on: s.Observer, clock: here, at: s.Beats, every: s.BeatInterval}
 	o.echoes = echoes{from: s.Observer, clock: here, to: s.Echo, every: s.PingInterval}
 	o.announcements = announcements{network: s.Network, clock: here, mac: nic.MAC}
 	o.first = firstFrame{network: s.Network, clock: to, host: s.To, tap: s.Network.TAP(s.To), mac: nic.MAC}
-	o.bridges = bridges{network: s.Network, clocks: map[string]*clock{"link": here, s.From: from, s.To: to}, mac: nic.MAC,
+	o.bridges = bridges{network: s.Network, clocks: map[string]*clock.Follower{"link": here, s.From: from, s.To: to}, mac: nic.MAC,
 		port: s.Network.Port(s.To)}
 	for _, x := range o.all() {
 		if err := x.Start(ctx); err != nil {
@@ -105,6 +106,7 @@ func (o *Observers) Stop() {
 	for i := len(all) - 1; i >= 0; i-- {
 		all[i].Stop()
 	}
+	o.clocks.stop()
 }
 
 // Began is when all of them had begun.
@@ -121,5 +123,6 @@ func (o *Observers) Note(rec *record.Migration, answers bool) (err error) {
 		}
 	}
 	o.mark(rec)
+	o.clocks.note(rec, o.spec.Observer)
 	return err
 }

@@ -5,6 +5,7 @@ import (
 	"net/netip"
 	"time"
 
+	"qmigrate/engine/clock"
 	"qmigrate/engine/lab/observe/on"
 	"qmigrate/engine/record"
 	"qmigrate/guest/wire"
@@ -14,7 +15,7 @@ import (
 // pings are ICMP echo requests from the observer to the guest, and the replies.
 type pings struct {
 	from  host.Host
-	clock *clock // of from
+	clock *clock.Follower // of from
 	to    netip.Addr
 	every time.Duration // not positive: none
 
@@ -44,7 +45,7 @@ func (p *pings) Start(ctx context.Context) (err error) {
 func (p *pings) Stop() { p.task.end() }
 
 // arrivals are when the replies came.
-func (p *pings) arrivals() []time.Time { return p.clock.each(p.replies) }
+func (p *pings) arrivals() []time.Time { return p.clock.Each(p.replies) }
 
 // Note writes down how many replies came, and the longest silence among them.
 func (p *pings) Note(rec *record.Migration, _, _ time.Time) error {

@@ -130,9 +130,9 @@ func (p Page) clocks(c *record.Clocks) {
 	t := Table{Align: "lrlrrl"}
 	t.Row("clock", "ahead", "error", "drift", "looks", "set meanwhile")
 	for _, row := range []struct {
-		side record.Holder
+		host string
 		*record.Clock
-	}{{record.Source, c.Source}, {record.Destination, c.Destination}} {
+	}{{"source", c.Source}, {"destination", c.Destination}, {"observer", c.Observer}} {
 		if row.Clock == nil {
 			continue
 		}
@@ -148,7 +148,7 @@ func (p Page) clocks(c *record.Clocks) {
 			}
 			set += fmt.Sprintf("by %+.3f s before %s", x.By.Seconds(), units.FormatDuration(x.To))
 		}
-		t.Row(string(row.side), fmt.Sprintf("%+.6f s", row.Offset.Seconds()), "+/- "+units.FormatDuration(row.Error), drift,
+		t.Row(row.host, fmt.Sprintf("%+.6f s", row.Offset.Seconds()), "+/- "+units.FormatDuration(row.Error), drift,
 			strconv.Itoa(row.Samples), set)
 	}
 	if len(t.Rows) > 1 {

@@ -59,13 +59,19 @@ func OnThread(f func() error) error {
 	return <-result
 }
 
-// OnOwnThread runs f on a thread that nothing else ever runs on: it ends with f, and with it all that f made of it.
+// OnOwnThread runs f on a thread that nothing else ever runs on: it ends with f, and with it all that f made of it. It
+// is never the main thread, which cannot end, and whose namespaces and root are what /proc/self shows.
 func OnOwnThread(f func() error) error {
 	result := make(chan error, 1)
 	go func() {
+		runtime.LockOSThread()
+		if unix.Gettid() == unix.Getpid() {
+			result <- OnOwnThread(f) // elsewhere, because this one is taken
+			runtime.UnlockOSThread()
+			return
+		}
 		err := errors.New("the thread exited")
 		defer func() { result <- err }()
-		runtime.LockOSThread()
 		err = f()
 	}()
 	return <-result
