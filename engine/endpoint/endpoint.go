@@ -54,7 +54,8 @@ type Endpoint struct {
 	// endpoints of which it is the same may have the same files, and their processes' numbers mean the same. nil:
 	// ThisMachine.
 	Machine func() string
-	// Again is how long to try to reach a monitor anew when the way to it was lost; 0: as long as one question may take.
+	// Again is how long to try to reach a monitor anew when the way to it was lost (WayError); 0: as long as one question
+	// may take.
 	Again time.Duration
 
 	// ReadFile reads a file as that QEMU would see it; nil: its files cannot be read from here.
@@ -88,7 +89,11 @@ func (ep *Endpoint) Greet(ctx context.Context, d Dialer, role string,
 	if err != nil {
 		return fmt.Errorf("reach %s: %w", name, err)
 	}
-	limited, cancel := context.WithTimeout(ctx, GreetLimit)
+	limit := GreetLimit
+	if ep.Again > 0 {
+		limit = farGreetLimit
+	}
+	limited, cancel := context.WithTimeout(ctx, limit)
 	defer cancel()
 	if err = ep.Because(greeted(limited, nc), nc); err != nil {
 		return fmt.Errorf("talk to %s: %w", name, err)
@@ -107,6 +112,19 @@ func (ep *Endpoint) Because(err error, nc net.Conn) error {
 	return err
 }
 
+// WayError is an error of the way to a QEMU, such as a channel to its host, which says nothing of the QEMU: it may live
+// and run.
+type WayError interface {
+	error
+	OnTheWay()
+}
+
+// WayLost tells whether an error is, or wraps, a WayError.
+func WayLost(err error) bool {
+	var way WayError
+	return errors.As(err, &way)
+}
+
 // explained is an error with better words than its own.
 type explained struct {
 	why string
@@ -123,3 +141,7 @@ func (e *explained) Unwrap() error { return e.err }
 // GreetLimit is how long a monitor that was reached may take to greet: one that hangs, or serves another client, never
 // does.
 const GreetLimit = 5 * time.Second
+
+// farGreetLimit is the same where a channel to the QEMU's host may have broken a moment ago: who served that holds the
+// monitor until it notices, within 14 s.
+const farGreetLimit = 20 * time.Second

@@ -99,7 +99,8 @@ var sentRules = []rule{
 			return s.Source.Reach == Lost && s.Destination.whole() && s.Destination.Reach != Dead
 		},
 		stay(record.None, "the destination holds all of it, paused, but the source's monitor was lost and its "+
-			"process is not known dead: make sure that it is, then `cont` on $D"),
+			"process is not known dead: `qmigrate migrate --recover` runs it where that is safe once the source can be "+
+			"reached; if the source QEMU is surely dead, `cont` on $D"),
 	},
 	{
 		"source lost: wait for the rest", "the last of it may be on the way",
@@ -116,7 +117,7 @@ var sentRules = []rule{
 		"source lost", "it holds the guest if it lives",
 		func(s Situation) bool { return s.Source.Reach == Lost },
 		stay(record.Unknown, "the source's monitor was lost and the destination has not all of it: if that "+
-			"QEMU lives, it holds the guest: "+askSource),
+			"QEMU lives, it holds the guest: `qmigrate migrate --recover` sees to it once the source can be reached"),
 	},
 	{
 		"source silent, all is there: wait", "it may be at its last write",

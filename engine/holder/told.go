@@ -256,8 +256,8 @@ var toldRules = []rule{
 		"told, not known dead", "it may run",
 		func(s Situation) bool { return s.told() && s.Destination.Reach != Dead },
 		stay(record.Unknown, "the destination was told to run it, cannot be asked any more, and is not known "+
-			"dead: ask $D for query-status; if that QEMU is surely dead, `cont` on $S goes back to when the "+
-			"source stopped"),
+			"dead: ask $D for query-status, or try `qmigrate migrate --recover` once it can be reached; if that QEMU is "+
+			"surely dead, `cont` on $S goes back to when the source stopped"),
 	},
 	{
 		"told, both dead", "nobody is left",

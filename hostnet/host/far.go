@@ -52,6 +52,9 @@ func (e *ChannelError) Error() string {
 
 func (e *ChannelError) Unwrap() error { return e.Err }
 
+// OnTheWay says that what was lost is the way to something: see endpoint.WayError.
+func (e *ChannelError) OnTheWay() {}
+
 // Name is the host as users write it.
 func (f *Far) Name() string { return f.name }
 

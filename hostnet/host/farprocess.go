@@ -11,6 +11,8 @@ import (
 	"sync/atomic"
 	"syscall"
 	"time"
+
+	"github.com/hashicorp/yamux"
 )
 
 // Start starts a process on the host.
@@ -197,21 +199,30 @@ type farConn struct {
 
 func (c *farConn) Read(b []byte) (int, error) {
 	n, err := c.r.Read(b)
-	if err != nil && c.closed.Load() {
-		return n, net.ErrClosed
-	}
-	if err != nil && !errors.Is(err, os.ErrDeadlineExceeded) && !isTimeout(err) && c.far.session.IsClosed() {
-		err = c.far.lost(err)
-	}
-	return n, err
+	return n, c.because(err)
 }
 
 func (c *farConn) Write(b []byte) (int, error) {
 	n, err := c.c.Write(b)
-	if err != nil && !isTimeout(err) && c.far.session.IsClosed() {
-		err = c.far.lost(err)
+	return n, c.because(err)
+}
+
+// because tells the end of the connection from that of the channel. A channel that takes nothing for so long carries
+// nothing any more.
+func (c *farConn) because(err error) error {
+	switch {
+	case err == nil:
+	case c.closed.Load():
+		return net.ErrClosed
+	case errors.Is(err, yamux.ErrConnectionWriteTimeout):
+		go c.far.session.Close()
+		return c.far.lost(err)
+	case isTimeout(err):
+		return os.ErrDeadlineExceeded
+	case c.far.session.IsClosed():
+		return c.far.lost(err)
 	}
-	return n, err
+	return err
 }
 
 func isTimeout(err error) bool {

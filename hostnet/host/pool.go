@@ -90,7 +90,8 @@ func (p *Pool) Find(ctx context.Context, name string) (Host, error) {
 			delete(p.hosts, name)
 		}
 		p.mu.Unlock()
-		if f.err != nil {
+		// Somebody else may only not have wanted to wait any longer.
+		if gaveUp := errors.Is(f.err, context.Canceled) || errors.Is(f.err, context.DeadlineExceeded); f.err != nil && (!ok || !gaveUp) {
 			return nil, f.err
 		}
 	}

@@ -28,7 +28,7 @@ func (r *Run) Abort(ctx context.Context, cause error) error { return r.AbortIn(c
 
 // AbortIn is abort for a failure that belongs to another stage than the last one.
 func (r *Run) AbortIn(ctx context.Context, name record.StageName, cause error) error {
-	undo, cancel := context.WithTimeout(context.WithoutCancel(ctx), UndoLimit)
+	undo, cancel := context.WithTimeout(context.WithoutCancel(ctx), UndoLimit+r.Src.Endpoint.Again+r.Dst.Endpoint.Again)
 	defer cancel()
 	r.Unwatch()
 	r.CatchUp()

@@ -9,6 +9,7 @@ import (
 	"syscall"
 	"time"
 
+	"qmigrate/engine/endpoint"
 	"qmigrate/engine/facts"
 	"qmigrate/engine/record"
 	"qmigrate/qmp"
@@ -195,20 +196,23 @@ func (r *Run) hangs(s *Side) error {
 // here on the side is blind to what it missed.
 func (s *Side) regain(ctx context.Context) {
 	s.blind = true
-	ctx, cancel := context.WithTimeout(ctx, AnswerLimit)
-	defer cancel()
+	limit := AnswerLimit
 	if s.Gone == nil {
 		s.Gone = fmt.Errorf("%s QEMU's monitor was lost: %w", s.Role, cmp.Or(s.Control.Err(), s.events.Err()))
 	}
+	if endpoint.WayLost(s.Gone) {
+		limit = max(limit, s.Endpoint.Again)
+	}
+	ctx, cancel := context.WithTimeout(ctx, limit)
+	defer cancel()
 	s.Control.Close()
 	s.events.Close()
 	s.C = nil
-	nc, err := s.Endpoint.Control(ctx)
+	conn, err := s.redial(ctx)
 	if err != nil {
-		return
-	}
-	conn, err := qmp.NewConn(ctx, nc, s.options)
-	if err != nil {
+		if endpoint.WayLost(s.Gone) {
+			s.Gone = fmt.Errorf("%w; over a new way: %w", s.Gone, err)
+		}
 		return
 	}
 	sub := conn.Subscribe(eventBuffer)
@@ -224,6 +228,28 @@ func (s *Side) regain(ctx context.Context) {
 	s.Control, s.events, s.sub, s.C, s.Gone = conn, conn, sub, sub.C, nil
 	s.Status = info.Status
 }
+
+// redial opens the control monitor again. A way that was lost may come back, and whoever served that may hold the
+// monitor until it notices: that is waited for.
+func (s *Side) redial(ctx context.Context) (*qmp.Conn, error) {
+	for {
+		nc, err := s.Endpoint.Control(ctx)
+		var conn *qmp.Conn
+		if err == nil {
+			conn, err = qmp.NewConn(ctx, nc, s.options)
+		}
+		if err == nil || !endpoint.WayLost(s.Gone) || Refused(err) {
+			return conn, err
+		}
+		select {
+		case <-time.After(redialPause):
+		case <-ctx.Done():
+			return nil, err
+		}
+	}
+}
+
+const redialPause = 500 * time.Millisecond
 
 // another is an error if what answers at the endpoint now is a QEMU that was started since: its vCPU's thread is
 // another one, or it knows nothing of a migration that was under way, which a QEMU never forgets.
@@ -253,7 +279,7 @@ func (s *Side) Kill(ctx context.Context) error {
 		if s.Control.Execute(polite, "quit", nil, nil) == nil {
 			select {
 			case <-s.Control.Done():
-				s.quit = true
+				s.quit = !endpoint.WayLost(s.Control.Err())
 			case <-polite.Done():
 			}
 		}

@@ -7,6 +7,7 @@ import (
 	"strings"
 	"time"
 
+	"qmigrate/engine/endpoint"
 	"qmigrate/engine/facts"
 	"qmigrate/engine/holder"
 	"qmigrate/engine/record"
@@ -18,6 +19,7 @@ const (
 	WaitLimit = 5 * time.Second       // for the states to change
 	lookPause = 50 * time.Millisecond // between two looks meanwhile
 	mostSteps = 50                    // no situation needs more than some ten
+	mostTries = 2                     // to reach a monitor again whose way was lost, each for Endpoint.Again
 )
 
 // Custody is one undo, or one recovery: it looks at both sides, asks holder.Decide, does the step, and looks again.
@@ -29,7 +31,7 @@ type Custody struct {
 	runs      int                     // `cont` that came to nothing
 	Did       []string                // what was done, in words
 	ended     bool                    // the destination was ended
-	tried     map[*Side]bool          // its monitor was lost, and reaching it again was tried
+	tried     map[*Side]int           // its monitor was lost, and how often reaching it again was tried
 	Reaches   map[*Side]holder.Reach  // Recover: those that could not be opened
 	regard    func(*holder.Situation) // what the caller knows better; nil: nothing
 }
@@ -212,7 +214,10 @@ func (c *Custody) look(ctx context.Context) {
 	before := [2]holder.QEMU{c.Situation.Source, c.Situation.Destination}
 	r.settled(ctx)
 	r.CatchUp()
-	c.Situation.Source, c.Situation.Destination = c.see(ctx, r.Src), c.see(ctx, r.Dst)
+	for again := -1; again != c.tried[r.Src]+c.tried[r.Dst]; { // what was seen before one was reached again may be old
+		again = c.tried[r.Src] + c.tried[r.Dst]
+		c.Situation.Source, c.Situation.Destination = c.see(ctx, r.Src), c.see(ctx, r.Dst)
+	}
 	r.settled(ctx) // what a side said before it died may be its last word
 	r.CatchUp()    // and what it said before it answered
 	for s, q := range map[*Side]*holder.QEMU{r.Src: &c.Situation.Source, r.Dst: &c.Situation.Destination} {
@@ -243,7 +248,8 @@ func (c *Custody) look(ctx context.Context) {
 	}
 }
 
-// see asks one side how it is. One whose monitor was lost is reached again once.
+// see asks one side how it is. One whose monitor was lost is reached again once; where it was the way to it that was
+// lost, a few times.
 func (c *Custody) see(ctx context.Context, s *Side) holder.QEMU {
 	if reach, closed := c.Reaches[s]; closed {
 		return holder.QEMU{Reach: reach}
@@ -263,13 +269,13 @@ func (c *Custody) see(ctx context.Context, s *Side) holder.QEMU {
 		case s.quit || s.Dead(ctx) || s == c.Run.Dst && s.Status == "failed":
 			// a failed destination exits by itself, and holds nothing that it could run
 			q.Reach = holder.Dead
-		case c.tried[s]:
+		case c.tried[s] > 0 && !endpoint.WayLost(c.silent), c.tried[s] >= mostTries:
 			q.Reach = holder.Lost
 		default:
 			if c.tried == nil {
-				c.tried = map[*Side]bool{}
+				c.tried = map[*Side]int{}
 			}
-			c.tried[s] = true
+			c.tried[s]++
 			limited, cancel := context.WithTimeout(ctx, AnswerLimit)
 			c.Run.StopPolling(limited) // it uses the monitors
 			cancel()

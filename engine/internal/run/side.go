@@ -183,7 +183,12 @@ func (s *Side) Done() bool { return s.Status == "completed" }
 // lost notes that the events ended: QEMU closed the monitor, which it does when it exits, or the way to it broke.
 func (s *Side) lost() {
 	s.C = nil
-	s.Gone = fmt.Errorf("%s QEMU went away: %w", s.Role, s.events.Err())
+	if s.Gone = s.events.Err(); endpoint.WayLost(s.Gone) { // there may have been more of them
+		s.blind = true
+		s.Gone = fmt.Errorf("the way to the %s QEMU broke: %w", s.Role, s.Gone)
+		return
+	}
+	s.Gone = fmt.Errorf("%s QEMU went away: %w", s.Role, s.Gone)
 }
 
 // why is what QEMU itself says about a failure; empty if it cannot be asked.

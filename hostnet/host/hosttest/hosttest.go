@@ -81,6 +81,20 @@ func New(t testing.TB, machines map[string]Machine) *Hosts {
 	return h
 }
 
+// Refuse has no new channel to ssh://NAME be opened, until Accept.
+func (h *Hosts) Refuse(name string) {
+	if err := os.WriteFile(filepath.Join(h.dir, name+".refused"), nil, 0o600); err != nil {
+		h.t.Fatal(err)
+	}
+}
+
+// Accept ends Refuse.
+func (h *Hosts) Accept(name string) {
+	if err := os.Remove(filepath.Join(h.dir, name+".refused")); err != nil {
+		h.t.Fatal(err)
+	}
+}
+
 // wait sees to it that no helper outlives the test: those that were stopped go on, and whoever does not end is killed.
 func (h *Hosts) wait() {
 	all, _ := filepath.Glob(filepath.Join(h.dir, "*.login-*"))
@@ -180,13 +194,14 @@ func (c *Channel) send(pid int, sig syscall.Signal) {
 // KillSSH kills the ssh process, and its connection ends: the helper's standard input is closed.
 func (c *Channel) KillSSH() { c.send(-c.ssh, syscall.SIGKILL) }
 
-// StopSSH has the link carry nothing any more, without a word to either side; ContinueSSH mends it.
-func (c *Channel) StopSSH()     { c.send(-c.ssh, syscall.SIGSTOP) }
-func (c *Channel) ContinueSSH() { c.send(-c.ssh, syscall.SIGCONT) }
+// Continue has all that was stopped go on.
+func (c *Channel) Continue() { c.signal(syscall.SIGCONT) }
+
+// StopSSH has the link carry nothing any more, without a word to either side; Continue mends it.
+func (c *Channel) StopSSH() { c.send(-c.ssh, syscall.SIGSTOP) }
 
 // KillHelper kills the helper: it can undo nothing.
 func (c *Channel) KillHelper() { c.send(c.Helper, syscall.SIGKILL) }
 
-// StopHelper has the helper hang; ContinueHelper has it go on.
-func (c *Channel) StopHelper()     { c.send(c.Helper, syscall.SIGSTOP) }
-func (c *Channel) ContinueHelper() { c.send(c.Helper, syscall.SIGCONT) }
+// StopHelper has the helper hang, and hold what it holds; Continue has it go on.
+func (c *Channel) StopHelper() { c.send(c.Helper, syscall.SIGSTOP) }

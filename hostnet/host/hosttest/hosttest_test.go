@@ -57,7 +57,7 @@ func testChannel(t *testing.T, h *Hosts, name string, do func(*Channel)) {
 		t.Error("the process is taken for dead")
 	default:
 	}
-	c.signal(syscall.SIGCONT)
+	c.Continue()
 	again, err := h.Pool.Find(within.Context(t), "ssh://"+name)
 	if err != nil || again == at {
 		t.Fatalf("%v, %v", again, err)
