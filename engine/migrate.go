@@ -319,7 +319,7 @@ func (m *migration) confirm(ctx context.Context) error {
 	ctx = context.WithoutCancel(ctx)
 	status, err := m.run.Dst.Asked(ctx)
 	if m.run.Dst.RunState = cmp.Or(status.Status, m.run.Dst.RunState); m.run.Dst.Control.Err() != nil {
-		return fmt.Errorf("the destination's monitor was lost: %w", m.run.Dst.Control.Err())
+		return fmt.Errorf("the destination's monitor has ended: %w", m.run.Dst.Control.Err())
 	} else if err != nil {
 		m.run.Rec.Warn("the destination has started the guest and does not answer since: %v", err)
 	}

@@ -91,7 +91,8 @@ func (p *Pool) Find(ctx context.Context, name string) (Host, error) {
 		}
 		p.mu.Unlock()
 		// Somebody else may only not have wanted to wait any longer.
-		if gaveUp := errors.Is(f.err, context.Canceled) || errors.Is(f.err, context.DeadlineExceeded); f.err != nil && (!ok || !gaveUp) {
+		gaveUp := errors.Is(f.err, context.Canceled) || errors.Is(f.err, context.DeadlineExceeded)
+		if f.err != nil && (!ok || !gaveUp) {
 			return nil, f.err
 		}
 	}
