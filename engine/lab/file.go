@@ -80,4 +80,13 @@ func (l *Lab) label(rec *record.Migration) {
 	rec.QEMU.AcceleratorReason = l.accelerator.Reason
 	l.noteHardware(rec)
 	rec.Hosts.Kernel, rec.Hosts.CPU = connect.Machine(context.Background(), l.source.Host())
+	if site, ok := l.site.(interface{ Name(host string) string }); ok {
+		for _, h := range l.hosts {
+			for _, at := range []*string{&rec.Hosts.Source, &rec.Hosts.Destination} {
+				if *at == h.Name() {
+					*at = site.Name(h.name)
+				}
+			}
+		}
+	}
 }
