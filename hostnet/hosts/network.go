@@ -84,13 +84,7 @@ func (s Spec) Apply(ctx context.Context) (_ *Network, err error) {
 	if err != nil {
 		return nil, err
 	}
-	text := pair.GuestAddress
-	if text == "" {
-		text = defaultGuest
-	}
-	if n.guest, err = netip.ParsePrefix(text); err != nil {
-		return nil, err
-	}
+	n.guest = pair.guest()
 	defer func() {
 		if err != nil {
 			err = errors.Join(err, n.Close())
@@ -108,16 +102,11 @@ func (s Spec) Apply(ctx context.Context) (_ *Network, err error) {
 		return nil, err
 	}
 	observer := ends[2]
-	device := ""
-	for _, a := range observer.look.Addresses {
-		if n.guest.Masked().Contains(a.Prefix.Addr()) {
-			device, n.gateway = a.Device, a.Prefix.Addr()
-			break
-		}
-	}
-	if device == "" {
+	device, gateway, ok := observer.onNetwork(n.guest)
+	if !ok {
 		return nil, noObserver(observer, n.guest, ends[0].entry.Bridge)
 	}
+	n.gateway = gateway
 	n.Network, err = (hostnet.Spec{Owner: s.Owner}).Around(observer.at, device, nil)
 	if err != nil {
 		return nil, err
@@ -126,6 +115,26 @@ func (s Spec) Apply(ctx context.Context) (_ *Network, err error) {
 		n.Place(e.role, e.at)
 	}
 	return n, nil
+}
+
+// guest is the guest's address.
+func (p Pair) guest() netip.Prefix {
+	text := p.GuestAddress
+	if text == "" {
+		text = defaultGuest
+	}
+	guest, _ := netip.ParsePrefix(text) // it has been checked
+	return guest
+}
+
+// onNetwork is the device and the address by which a host is on the guest's network.
+func (e *end) onNetwork(guest netip.Prefix) (device string, address netip.Addr, ok bool) {
+	for _, a := range e.look.Addresses {
+		if guest.Masked().Contains(a.Prefix.Addr()) {
+			return a.Device, a.Prefix.Addr(), true
+		}
+	}
+	return "", netip.Addr{}, false
 }
 
 func noObserver(observer *end, guest netip.Prefix, bridge string) error {
