@@ -26,7 +26,7 @@ func (c *commands) demo() *cli.Command {
 		Name:  "demo",
 		Usage: "two hosts, a guest with a workload, one live migration, and what happened",
 		Flags: slices.Concat(flags(setting.Demo, aboutMigration, demoSettings()), coloFlags(),
-			flags(setting.Demo, aboutGuest, lab.Settings()),
+			flags(setting.Demo, aboutGuest, lab.Settings()), hostFlags(),
 			outputFlags(), []cli.Flag{
 				&cli.BoolFlag{Name: "keep", Category: aboutOutput,
 					Usage: "leave the hosts and both QEMUs standing, for `qmigrate lab status|exec|down`"},
@@ -82,7 +82,7 @@ func (c *commands) runDemo(x *cli.Context) error {
 	if paired != nil && !x.IsSet("machine") && s.Log != nil {
 		fmt.Fprintf(s.Log, "machine %s: a secondary cannot follow a q35, demo's usual one\n", lab.COLOMachine)
 	}
-	said, err := lab.Sweep(x.Context, c.hosts)
+	said, err := lab.Sweep(x.Context, c.reach(x))
 	for _, line := range said {
 		fmt.Fprintln(c.stderr, fold(line, 2, page(c.stderr)))
 	}

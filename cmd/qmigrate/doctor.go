@@ -18,11 +18,12 @@ import (
 func (c *commands) doctor() *cli.Command {
 	return &cli.Command{
 		Name:  "doctor",
-		Usage: "what this machine lacks, with the command that would mend it",
-		Flags: []cli.Flag{
+		Usage: "what this machine, or another host, lacks, with the command that would mend it",
+		Flags: append([]cli.Flag{
+			&cli.StringFlag{Name: "host", Usage: "`HOST` another host, as in ssh://USER@HOST or lxc:NAME"},
 			&cli.BoolFlag{Name: "mend", Usage: "get what is missing: QEMU 7.2, 10.0 and 11.1, the guest's kernel, what " +
 				"storage on a network needs, and the Debian guest, into the cache folder; nothing else changes"},
-		},
+		}, hostFlags()...),
 		Action: c.runDoctor,
 	}
 }
@@ -53,7 +54,23 @@ func (c *commands) runDoctor(x *cli.Context) error {
 		}
 	}
 	missing := 0
-	for _, f := range findings(x.Context) {
+	all, what := []finding(nil), "`qmigrate demo`"
+	if name := x.String("host"); name != "" && name != "local" {
+		if x.Bool("mend") {
+			return usagef("--mend gets what this machine lacks: the commands for %s are its administrator's to run", name)
+		}
+		if err := host.CheckName(name); err != nil {
+			return usageError{err}
+		}
+		var err error
+		if all, err = c.hostFindings(x.Context, c.reach(x), name); err != nil {
+			return err
+		}
+		what = "a lab on " + name
+	} else {
+		all = findings(x.Context)
+	}
+	for _, f := range all {
 		mark := "ok     "
 		switch {
 		case !f.ok && f.optional:
@@ -75,7 +92,7 @@ func (c *commands) runDoctor(x *cli.Context) error {
 		fmt.Fprintln(c.stdout, "everything that the demo and the tests need is there")
 	}
 	if missing > 0 {
-		return fmt.Errorf("%s missing for `qmigrate demo`", plural(int64(missing), "thing is", "things are"))
+		return fmt.Errorf("%s missing for %s", plural(int64(missing), "thing is", "things are"), what)
 	}
 	return nil
 }

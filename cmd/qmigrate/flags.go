@@ -141,7 +141,7 @@ func (c *commands) labSpec(x *cli.Context, place setting.Place) (s lab.Spec, err
 	if err := s.CheckHardware(); err != nil {
 		return s, usageError{err}
 	}
-	s.Pool = c.hosts
+	s.Pool = c.reach(x)
 	if s.Logger, err = c.logger(x); err != nil {
 		return s, err
 	}

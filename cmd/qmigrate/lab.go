@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"slices"
 	"strings"
 
 	"github.com/urfave/cli/v2"
@@ -22,20 +23,23 @@ func (c *commands) lab() *cli.Command {
 		Subcommands: []*cli.Command{
 			{
 				Name: "up", Usage: "make a lab that stands until `lab down`; needs root", ArgsUsage: "[NAME]",
-				Flags:  append(flags(setting.Lab, aboutGuest, lab.Settings()), quietFlag(), logLevelFlag()),
+				Flags: slices.Concat(flags(setting.Lab, aboutGuest, lab.Settings()), hostFlags(),
+					[]cli.Flag{quietFlag(), logLevelFlag()}),
 				Action: c.labUp,
 			},
-			{Name: "status", Usage: "which labs there are, and which side runs each guest", Action: c.labStatus},
+			{Name: "status", Usage: "which labs there are, and which side runs each guest", Flags: hostFlags(),
+				Action: c.labStatus},
 			{
 				Name: "exec", Usage: "run a command on a host of the lab: a, b, or link (the observer)", ArgsUsage: "HOST COMMAND [ARG...]",
-				Flags: []cli.Flag{name}, Action: c.labExec,
+				Flags: append(hostFlags(), name), Action: c.labExec,
 			},
 			{
 				Name: "rate", Usage: "change the rate of the workload in a lab's guest, dirty, while it runs: 5000/s; 0/s is as " +
 					"fast as it can", ArgsUsage: "RATE",
-				Flags: []cli.Flag{name}, Action: c.labRate,
+				Flags: append(hostFlags(), name), Action: c.labRate,
 			},
-			{Name: "down", Usage: "remove a lab: its QEMUs, its network, its folder", ArgsUsage: "[NAME]", Action: c.labDown},
+			{Name: "down", Usage: "remove a lab: its QEMUs, its network, its folder", ArgsUsage: "[NAME]", Flags: hostFlags(),
+				Action: c.labDown},
 		},
 		Action: func(x *cli.Context) error {
 			if x.Args().Present() {
@@ -74,7 +78,7 @@ func (c *commands) labUp(x *cli.Context) error {
 		return errors.New("lab up needs root, because its network outlives this command: run it with sudo; `qmigrate " +
 			"demo` needs none")
 	}
-	said, err := lab.Sweep(x.Context, c.hosts)
+	said, err := lab.Sweep(x.Context, c.reach(x))
 	for _, line := range said {
 		fmt.Fprintln(c.stderr, fold(line, 2, page(c.stderr)))
 	}
@@ -90,7 +94,7 @@ func (c *commands) labUp(x *cli.Context) error {
 	if err := l.Leave(); err != nil {
 		return errors.Join(err, l.Close())
 	}
-	st := lab.Inspect(x.Context, c.hosts, name)
+	st := lab.Inspect(x.Context, c.reach(x), name)
 	fmt.Fprintf(c.stdout, "lab %s is up: %s\n", name, st.Guest())
 	if len(st.Sides) == 2 {
 		fmt.Fprintf(c.stdout, "qmigrate migrate --source %s --destination %s --listen %s\n", st.Sides[0].Endpoint,
@@ -100,7 +104,7 @@ func (c *commands) labUp(x *cli.Context) error {
 }
 
 func (c *commands) labStatus(x *cli.Context) error {
-	labs, err := lab.List(x.Context, c.hosts)
+	labs, err := lab.List(x.Context, c.reach(x))
 	if err != nil {
 		return err
 	}
@@ -143,7 +147,7 @@ func (c *commands) labExec(x *cli.Context) error {
 	if err := lab.CheckName(x.String("lab")); err != nil {
 		return usageError{err}
 	}
-	at, err := lab.Host(x.Context, c.hosts, x.String("lab"), x.Args().First())
+	at, err := lab.Host(x.Context, c.reach(x), x.String("lab"), x.Args().First())
 	if err != nil {
 		return err
 	}
@@ -170,7 +174,7 @@ func (c *commands) labRate(x *cli.Context) error {
 	if err != nil {
 		return usagef("lab rate: %w", errors.Unwrap(err))
 	}
-	return lab.SetRate(x.Context, c.hosts, x.String("lab"), w.Number("rate"))
+	return lab.SetRate(x.Context, c.reach(x), x.String("lab"), w.Number("rate"))
 }
 
 func (c *commands) labDown(x *cli.Context) error {
@@ -178,10 +182,10 @@ func (c *commands) labDown(x *cli.Context) error {
 	if err != nil {
 		return err
 	}
-	if st := lab.Inspect(x.Context, c.hosts, name); st.Owned {
+	if st := lab.Inspect(x.Context, c.reach(x), name); st.Owned {
 		return fmt.Errorf("lab %s is in use by a running qmigrate: stop that first", name)
 	}
-	removed, err := lab.Down(x.Context, c.hosts, name)
+	removed, err := lab.Down(x.Context, c.reach(x), name)
 	if len(removed) > 0 {
 		fmt.Fprintf(c.stdout, "removed %s\n", strings.Join(removed, ", "))
 	} else if err == nil {

@@ -155,7 +155,7 @@ func newApp(c *commands) *cli.App {
 		EnableBashCompletion: true,
 		Commands: []*cli.Command{
 			c.demo(), c.run(), c.show(), c.report(), c.compare(), c.export(), c.migrate(), c.save(), c.restore(), c.caps(),
-			c.lab(), c.doctor(), c.version(), c.completion(), c.man(),
+			c.lab(), c.hostsCommand(), c.doctor(), c.version(), c.completion(), c.man(),
 		},
 		ExitErrHandler: func(*cli.Context, error) {}, // run prints and decides
 		OnUsageError:   onUsageError,

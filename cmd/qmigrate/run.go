@@ -32,14 +32,14 @@ func (c *commands) run() *cli.Command {
 		Description: "NAME is one of the bundled studies: " + strings.Join(bundled(), ", ") +
 			". docs/experiments.md has the file's whole " +
 			"vocabulary.\n\nFactors, each a flag of demo or a part of one: " + strings.Join(experiment.Factors(), ", ") + ".",
-		Flags: []cli.Flag{
+		Flags: append([]cli.Flag{
 			&cli.StringFlag{Name: "scale", Usage: "`NAME` run the file at one of the scales that it defines, such as small; " +
 				"its real size if not given"},
 			&cli.IntFlag{Name: "repeats", Usage: "`N` trials of each cell, whatever the file says"},
 			&cli.IntFlag{Name: "seed", Usage: "`N` that the order of the trials is drawn from; the file's, or one at random, " +
 				"if not given. The folder keeps it"},
-			&cli.StringFlag{Name: "hosts", Usage: "`KIND` what the hosts of each cell are, whatever the file says: netns, lxc, " +
-				"as of demo"},
+			&cli.StringFlag{Name: "hosts", Usage: "`KIND` what the hosts of each cell are, whatever the file says: netns, lxc or " +
+				"a hosts file, as of demo"},
 			&cli.BoolFlag{Name: "dry-run", Usage: "say what would be run, and how long it would take; start and write nothing"},
 			&cli.StringSliceFlag{Name: "learn", Usage: "`DIR` with records of the same cells, from which the estimate of time " +
 				"learns too; may be given again"},
@@ -47,7 +47,7 @@ func (c *commands) run() *cli.Command {
 				Usage: "`DIR` append the records to DIR/records.jsonl; what is in it already is not run again"},
 			&cli.BoolFlag{Name: "json", Category: aboutOutput, Usage: "print each record, one line, on standard output"},
 			quietFlag(), logLevelFlag(),
-		},
+		}, hostFlags()...),
 		Action: c.runExperiment,
 	}
 }
@@ -154,7 +154,7 @@ func (c *commands) runExperiment(x *cli.Context) error {
 		}
 	}
 	return c.runTrials(x, e, folder, experiment.Options{Owner: fmt.Sprintf("run-%d", os.Getpid()), Command: runCommand(x),
-		Hosts: c.hosts, Learn: learn, Schemas: schemas(), Logger: logger})
+		Hosts: c.reach(x), Learn: learn, Schemas: schemas(), Logger: logger})
 }
 
 func (c *commands) runTrials(x *cli.Context, e *experiment.Experiment, folder *record.Folder,
