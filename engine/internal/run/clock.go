@@ -196,14 +196,14 @@ func (r *Run) noteClock(s *Side) {
 // wire fills in the time from STOP on the source to RESUME on the destination, by both QEMUs' stamps, and by a second
 // witness where a clock is not ours: when each event was here.
 //
-// The second witness needs no clock of theirs. An event was on its way for an unknown time, and the last round trip that
-// began before it says for how long at most. STOP came after the answer to a question on the same monitor, so it
-// happened after that question was asked. RESUME happened after `cont` was sent, or after the last question that was
-// answered before it came. So each happened at most so long before it was here as lies between the two, and the
-// difference of the arrivals is off by no more than the longer of these two times. With a sample every 10 ms that is up
-// to 10 ms and a round trip. The round trips of the looks would give much less, but an event may be held up more
-// than any of them: 4.7 ms were seen on a busy machine with round trips of 0.1 ms. Where the clock of one side is ours,
-// its stamp is taken instead of the arrival.
+// The second witness needs no clock of theirs. An event is on its way for an unknown time. The last round trip that
+// began before the event tells how long that was at most. The source answers questions on the monitor that its events
+// come over: STOP happened after the last question was asked whose answer came before STOP. RESUME happened after `cont`
+// was sent, or after the last such question to the destination. Each event was on its way no longer than from there
+// until it came, and the difference of the two arrivals is off by no more than the longer of these two times. With a
+// question every 10 ms that is up to 10 ms and a round trip. The round trips of the looks are much shorter, but an event
+// may be held up longer than they take: 18 ms were seen on a busy machine with round trips of 0.1 ms. Where the clock of
+// one side is ours, its stamp is taken instead of the arrival.
 //
 // If a clock was stepped about STOP or RESUME, the stamps tell nothing, and the second witness is the wire downtime.
 func (r *Run) wire(stop, resume time.Time) {

@@ -24,7 +24,11 @@ func (o *Observers) mark(rec *record.Migration) {
 	resume := rec.End(record.Activation)
 	if d := rec.Downtime.Wire; d != nil && !resume.IsZero() {
 		add("stop", resume.Add(-*d), rec.Downtime.WireError, "STOP, by the source QEMU's stamp")
-		add("resume", resume, record.Of(stamp), "RESUME, by the destination QEMU's stamp")
+		uncertain := record.Of(stamp)
+		if rec.Clocks != nil && rec.Clocks.Destination != nil {
+			uncertain = rec.Downtime.WireError // which has that of this clock in it
+		}
+		add("resume", resume, uncertain, "RESUME, by the destination QEMU's stamp")
 	} else {
 		resume = rec.Origin.Add(rec.Total.Wall)
 	}

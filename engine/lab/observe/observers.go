@@ -75,8 +75,8 @@ func Start(ctx context.Context, s Spec) (*Observers, error) {
 	o.echoes = echoes{from: s.Observer, clock: here, to: s.Echo, every: s.PingInterval}
 	o.announcements = announcements{network: s.Network, clock: here, mac: nic.MAC}
 	o.first = firstFrame{network: s.Network, clock: to, host: s.To, tap: s.Network.TAP(s.To), mac: nic.MAC}
-	o.bridges = bridges{network: s.Network, clocks: map[string]*clock.Follower{"link": here, s.From: from, s.To: to}, mac: nic.MAC,
-		port: s.Network.Port(s.To)}
+	o.bridges = bridges{network: s.Network, mac: nic.MAC, port: s.Network.Port(s.To),
+		clocks: map[string]*clock.Follower{"link": here, s.From: from, s.To: to}}
 	for _, x := range o.all() {
 		if err := x.Start(ctx); err != nil {
 			o.Stop()
