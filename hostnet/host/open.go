@@ -164,6 +164,7 @@ type carrier struct {
 func startOn(cmd *exec.Cmd) (c *carrier, err error) {
 	var theirs [2]*os.File
 	c = &carrier{child: &child{cmd: cmd, done: make(chan struct{})}}
+	ours := c
 	defer func() {
 		for _, f := range theirs {
 			if f != nil {
@@ -171,7 +172,7 @@ func startOn(cmd *exec.Cmd) (c *carrier, err error) {
 			}
 		}
 		if err != nil {
-			c.Close()
+			ours.Close()
 		}
 	}()
 	if theirs[0], c.in, err = os.Pipe(); err != nil {

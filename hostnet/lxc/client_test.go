@@ -80,6 +80,45 @@ func lxd(t *testing.T) {
 	}
 }
 
+// refused looks for a host that cannot be reached: the error is one line that says this.
+func refused(t *testing.T, p *host.Pool, name, want string) {
+	t.Helper()
+	_, err := p.Find(within.Context(t), name)
+	if err == nil || !strings.Contains(err.Error(), want) || strings.Contains(err.Error(), "\n") {
+		t.Errorf("%s: %v, want %q", name, err, want)
+	}
+}
+
+// byName finds LXD's containers as a user writes them, and stops one of them.
+func byName(t *testing.T, n *Network) {
+	t.Helper()
+	name, p := n.spec.container("a"), pool(t)
+	for _, one := range []string{"lxc:" + name, "lxc:lxd/" + name} {
+		if at, err := p.Find(within.Context(t), one); err != nil {
+			t.Error(err)
+		} else if out := run(t, at, "cat", "/proc/sys/kernel/hostname"); strings.TrimSpace(out) != name {
+			t.Errorf("%s is %s", one, out)
+		}
+	}
+	if _, err := client(host.LXD).run(within.Context(t), nil, "stop", "--force", n.spec.container("b")); err != nil {
+		t.Fatal(err)
+	}
+	for one, want := range map[string]string{
+		"lxc:lxd/" + n.spec.container("b"): "Instance is not running\": start it: `lxc start " + n.spec.container("b") + "`",
+		"lxc:lxd/nosuch":                   "Instance not found\": it has no container of that name: `lxc list`",
+		"lxc:nosuch":                       "no container of that name: asked were [liblxc lxd]",
+		"lxc:liblxc/nosuch":                "Failed to get init pid\": there is no such container, or it does not run",
+	} {
+		refused(t, p, one, want)
+	}
+	t.Setenv("LXD_DIR", t.TempDir())
+	refused(t, p, "lxc:lxd/"+name+"x", "no such file or directory\": its daemon does not run")
+	refused(t, p, "lxc:nosuch", "lxd cannot be asked")
+	t.Setenv("PATH", t.TempDir())
+	refused(t, p, "lxc:nosuch", "neither liblxc (lxc-attach), LXD (lxc) nor Incus (incus) is installed")
+	refused(t, p, "lxc:liblxc/nosuch", "executable file not found in $PATH: as root run `apt install lxc`")
+}
+
 // TestLXD: containers of LXD, and of Incus by a stand-in for its command, from this machine's files only.
 func TestLXD(t *testing.T) {
 	programs := programs(t)
@@ -97,6 +136,7 @@ func TestLXD(t *testing.T) {
 		if _, err := s.Apply(within.Context(t)); err == nil || !strings.Contains(err.Error(), "there already") {
 			t.Errorf("the same once more: %v", err)
 		}
+		t.Run("by name", func(t *testing.T) { byName(t, n) })
 		for range 2 {
 			if err := n.Close(); err != nil {
 				t.Error(err)
@@ -109,8 +149,8 @@ func TestLXD(t *testing.T) {
 			t.Fatal(err)
 		}
 		t.Setenv("PATH", dir+":"+os.Getenv("PATH"))
-		n := apply(t, Spec{Manager: host.Incus})
-		reach(t, n)
+		n := apply(t, Spec{Manager: host.Incus, Spec: hostnet.Spec{Hosts: []hostnet.HostSpec{{Name: "a"}}}})
+		run(t, n.Host("a"), "ip", "link", "show", n.TAP("a"))
 		if name, want := n.Host("a").Name(), "lxc:incus/"+n.spec.container("a"); name != want {
 			t.Errorf("host %s, want %s", name, want)
 		}
