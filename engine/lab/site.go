@@ -80,8 +80,8 @@ func checkHosts(kind string) error {
 	if m, ok := strings.CutPrefix(kind, Containers+":"); ok {
 		return setting.OneOf(host.LXC(m), host.LibLXC, host.LXD, host.Incus)
 	}
-	if err := setting.OneOf(kind, Namespaces, Containers); err != nil {
-		return fmt.Errorf("%w; or a hosts file, FILE.toml", err)
+	if kind != Namespaces && kind != Containers {
+		return setting.Wrong(kind, "have %s, %s, or a hosts file, FILE.toml", Namespaces, Containers)
 	}
 	return nil
 }
