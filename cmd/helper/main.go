@@ -14,6 +14,7 @@ import (
 	"qmigrate/engine/storage"
 	"qmigrate/engine/tunnel"
 	"qmigrate/guest"
+	"qmigrate/guest/launch"
 	"qmigrate/hostnet"
 	"qmigrate/hostnet/host"
 )
@@ -43,6 +44,7 @@ func run() error {
 	}
 	undo := hostnet.Undos()
 	maps.Copy(undo, tunnel.Undos())
-	tasks := slices.Concat(hostnet.Tasks(), on.Tasks(), storage.Tasks(), tunnel.Tasks(), behind.Tasks())
+	maps.Copy(undo, launch.Undos())
+	tasks := slices.Concat(hostnet.Tasks(), on.Tasks(), storage.Tasks(), tunnel.Tasks(), behind.Tasks(), launch.Tasks())
 	return host.Helper{Clock: clock, Tasks: tasks, Undo: undo, Holds: guest.Holds}.Serve(os.Stdin, os.Stdout)
 }

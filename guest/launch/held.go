@@ -44,6 +44,11 @@ type File struct {
 
 type fileID struct{ dev, ino uint64 }
 
+// Nothing is what nobody holds: of a destination on another host. There is tells which files are there already.
+func Nothing(there func(name string) bool) *Held {
+	return &Held{dir: "/", file: func(name string) (fileID, bool) { return fileID{}, there(name) }}
+}
+
 // ReadHeld asks the kernel what a process holds. Ports are those of the process's own network namespace.
 func ReadHeld(pid int) (*Held, error) {
 	base := fmt.Sprintf("/proc/%d", pid)

@@ -28,7 +28,7 @@ func (m *mover) keys(w word) (to string, ok bool) {
 			if isDescriptor("", w.value) {
 				m.refuse(option, w.value, descriptors(w.value))
 			}
-			return m.mapped(option, w.value), true
+			return m.file(option, w.value), true
 		}
 	}
 	v, err := parseValue(w.value)
@@ -111,7 +111,7 @@ func (m *mover) key(w word, r Rule, v value, p pair) (_ pair, gone []string, ok 
 		if strings.HasPrefix(from, "nvme:") {
 			m.refuse(w.option, w.value, "a device of the host, which "+outOfReach)
 		}
-		p.value = m.mapped(w.option, from)
+		p.value = m.file(w.option, from)
 		return p, nil, true
 	case Drop:
 		m.note(w.option, p.key+"="+from, "", "the source's own: "+r.Has)
@@ -210,6 +210,9 @@ func namesPorts(option string) bool {
 // ask is the destination's path of something that cannot be shared.
 func (m *mover) ask(option, value, from, what string) string {
 	to, ok := m.Paths[from]
+	if m.OtherHost {
+		return m.file(option, from)
+	}
 	if !ok {
 		m.refuseFor("Paths", option, value, from+" serves the source ("+what+
 			"): give the destination another one (a path for "+
@@ -241,8 +244,10 @@ func (m *mover) tap(option, value, from string) string {
 	to, ok := m.TAPs[from]
 	switch {
 	case ok:
+		m.need(NeedTAP, option, to)
 		return to
 	case m.OtherNetwork:
+		m.need(NeedTAP, option, from)
 		return from
 	}
 	m.refuseFor("TAPs", option, value, "the source holds the interface "+from+": name another for the destination")

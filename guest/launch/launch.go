@@ -30,9 +30,12 @@ type Options struct {
 	Ports   map[string]string // TCP or UDP port of the source's: the destination's
 	// OtherNetwork says that the destination is in another network namespace: the same ports and interfaces are free.
 	OtherNetwork bool
-	Held         *Held    // what the source holds; nil: all that its command line names
-	Media        []Medium // what the source's drives hold now
-	Plugged      Plugged  // what the source's monitor plugged in and out
+	// OtherHost says that the destination is on another host: OtherNetwork, and what serves the source there is no more in
+	// its way than what the source holds. Line.Needs are to be looked for there. Held is by Nothing.
+	OtherHost bool
+	Held      *Held    // what the source holds; nil: all that its command line names
+	Media     []Medium // what the source's drives hold now
+	Plugged   Plugged  // what the source's monitor plugged in and out
 	// AskCID asks for a vsock context number, as the function AskCID does; nil: none is known to be free.
 	AskCID func(cid uint64) error
 	// ReadFile reads a file as the source sees it, for -readconfig; nil refuses that option.
@@ -45,6 +48,7 @@ type Line struct {
 	Changes  []Change
 	Forwards []Forward // ports that it has not got yet
 	Doubts   []string  // in what it may differ from the source, as far as we know
+	Needs    []Need    // of its host, with OtherHost: see Lacks
 }
 
 // Forward is a port of the host that leads to a guest through QEMU's user network. Two QEMUs cannot have it at once.
@@ -129,7 +133,7 @@ func Destination(args []string, o Options) (*Line, error) {
 		m.device = w.plugged
 		switch {
 		case w.option == "":
-			m.out = append(m.out, m.mapped("image", w.value))
+			m.out = append(m.out, m.file("image", w.value))
 		case w.flag:
 			paused = paused || w.option == "-S"
 			m.flag(w)
@@ -155,7 +159,7 @@ func Destination(args []string, o Options) (*Line, error) {
 	if err := errors.Join(m.errs...); err != nil {
 		return nil, err
 	}
-	return &Line{m.out, m.changes, m.forwards, m.doubts}, nil
+	return &Line{m.out, m.changes, m.forwards, m.doubts, m.needs}, nil
 }
 
 // monitorPrefix begins the names of the chardevs that Destination adds; a source that was launched so has them already.
@@ -202,6 +206,7 @@ type mover struct {
 	forwards []Forward
 	doubts   []string
 	errs     []error
+	needs    []Need
 	networks int    // user networks
 	device   string // that was plugged in while the source ran, and has the option at hand
 	moves    bool   // the option at hand names something else than the source's
@@ -273,13 +278,37 @@ func (m *mover) mapped(option, from string) string {
 	return to
 }
 
+// file is mapped for what has to be there. Of a relative name QEMU knows where to look for it.
+func (m *mover) file(option, from string) string {
+	to := m.mapped(option, from)
+	if path.IsAbs(to) {
+		m.need(NeedFile, option, to)
+	}
+	return to
+}
+
+// need notes what another host has to have.
+func (m *mover) need(kind NeedKind, option, name string) {
+	if n := (Need{kind, name, option}); m.OtherHost && !slices.Contains(m.needs, n) {
+		m.needs = append(m.needs, n)
+	}
+}
+
 // port is the destination's port: mapped, or the same where it is free; ok is false if the source holds it.
 func (m *mover) port(network, from string) (to string, ok bool) {
 	to, mapped := m.Ports[from]
 	switch {
-	case from == "" || from == "0", m.OtherNetwork && !mapped:
+	case from == "" || from == "0":
 		return from, true
 	case m.OtherNetwork:
+		if !mapped {
+			to = from
+		}
+		kind := NeedTCP
+		if network == "udp" {
+			kind = NeedUDP
+		}
+		m.need(kind, "port", to)
 		return to, true
 	case !mapped:
 		return from, m.Held != nil && !m.Held.port(network, from)
@@ -299,7 +328,10 @@ func (m *mover) needPort(option, value, network, from string) string {
 // flag handles an option without a value.
 func (m *mover) flag(w word) {
 	r, _ := ruleFor(w.option, nil, "")
-	_, free := m.port("tcp", "1234")
+	free := false
+	if w.option == "-s" {
+		_, free = m.port("tcp", "1234")
+	}
 	switch {
 	case w.option == "-S": // added at the end
 	case w.option == "-s" && free:

@@ -14,10 +14,12 @@ import (
 	"golang.org/x/sys/unix"
 
 	"qmigrate/guest/debian"
+	"qmigrate/hostnet/host"
 	"qmigrate/internal/procfs"
 )
 
-// Process is what /proc says of a process of this machine: what a second one like it must be started with.
+// Process is what /proc says of a process of a host: what a second one like it must be started with. It is data, and
+// can be asked of another host: see Look.
 type Process struct {
 	PID int
 	// Program is the file that runs, in its root; a dynamic linker that runs it is looked through. "" if it may not be
@@ -152,12 +154,12 @@ func (p *Process) Startable() error {
 	return nil
 }
 
-// ReadFile reads a file as the process sees it: in its root, from its working folder.
-func (p *Process) ReadFile(name string) ([]byte, error) {
+// ReadFile reads a file of the process's host as the process sees it: in its root, from its working folder.
+func (p *Process) ReadFile(at host.Host, name string) ([]byte, error) {
 	if !filepath.IsAbs(name) {
 		name = filepath.Join(p.Dir, name)
 	}
-	return os.ReadFile(filepath.Join(fmt.Sprintf("/proc/%d/root", p.PID), name))
+	return at.ReadFile(filepath.Join(fmt.Sprintf("/proc/%d/root", p.PID), name))
 }
 
 // Manager names the service manager that owns the process and may start it again when it ends; "" if none is seen.
@@ -184,18 +186,20 @@ func manager(cgroup string) string {
 	return ""
 }
 
+// statID is the file, or the namespace, that a name leads to.
+func statID(name string) (id fileID, err error) {
+	var st unix.Stat_t
+	if err := unix.Stat(name, &st); err != nil {
+		return id, &os.PathError{Op: "stat", Path: name, Err: err}
+	}
+	return fileID{st.Dev, st.Ino}, nil
+}
+
 // namespaces compares the process's with ours.
 func (p *Process) namespaces() error {
-	id := func(name string) (id fileID, err error) {
-		var st unix.Stat_t
-		if err := unix.Stat(name, &st); err != nil {
-			return id, &os.PathError{Op: "stat", Path: name, Err: err}
-		}
-		return fileID{st.Dev, st.Ino}, nil
-	}
 	var errs []error
 	of := func(who, what string) fileID {
-		f, err := id("/proc/" + who + "/" + what)
+		f, err := statID("/proc/" + who + "/" + what)
 		errs = append(errs, err)
 		return f
 	}

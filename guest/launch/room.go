@@ -5,7 +5,6 @@ import (
 	"io/fs"
 	"maps"
 	"math"
-	"os"
 	"path"
 	"slices"
 	"strconv"
@@ -16,16 +15,6 @@ import (
 type Memory struct {
 	Ordinary int64
 	Huge     map[int64]int64 // by the size of a huge page
-}
-
-// Room says why a second guest of this size does not fit beside the first: the kernel would kill one of the two. The
-// destination is started by us, so the limits and the control group are ours.
-func Room(need Memory) error {
-	self, err := ReadProcess(os.Getpid())
-	if err != nil {
-		return err
-	}
-	return room(os.DirFS("/"), need, self.Limits, self.Cgroup)
 }
 
 // room reads /proc and /sys in root.
@@ -112,16 +101,13 @@ func numbers(s string) map[string]int64 {
 	return all
 }
 
-// Less says which of the source's limits are higher than ours, with which the destination is started.
-func (p *Process) Less() (doubts []string) {
-	self, err := ReadProcess(os.Getpid())
-	if err != nil {
-		return nil
-	}
+// Less says which of the source's limits are higher than ours, with which the destination is started: those of the
+// process that starts it.
+func (p *Process) Less(ours Limits) (doubts []string) {
 	for _, l := range []struct {
 		what         string
 		theirs, ours *int64
-	}{{"open files", p.Limits.Files, self.Limits.Files}, {"bytes of locked memory", p.Limits.Locked, self.Limits.Locked}} {
+	}{{"open files", p.Limits.Files, ours.Files}, {"bytes of locked memory", p.Limits.Locked, ours.Locked}} {
 		if l.ours != nil && (l.theirs == nil || *l.theirs > *l.ours) {
 			theirs := "any number of"
 			if l.theirs != nil {

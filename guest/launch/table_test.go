@@ -14,6 +14,7 @@ import (
 
 	"qmigrate/guest/guesttest"
 	"qmigrate/guest/launch"
+	"qmigrate/hostnet/host"
 )
 
 // files are what -readconfig reads.
@@ -230,7 +231,7 @@ func TestContextNumber(t *testing.T) {
 			t.Errorf("%+v: %v", c, err)
 		}
 	}
-	if err := launch.AskCID(2); err == nil { // the host's own: no guest gets it
+	if err := launch.AskCID(t.Context(), host.Local())(2); err == nil { // the host's own: no guest gets it
 		t.Error("the kernel gave the host's number to a guest")
 	}
 }

@@ -10,9 +10,9 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// AskCID asks this host's kernel for a vsock context number, as QEMU's vhost-vsock does, and gives it back. The error
+// askCID asks this host's kernel for a vsock context number, as QEMU's vhost-vsock does, and gives it back. The error
 // is EADDRINUSE if another QEMU has it; any other one says that the kernel cannot be asked.
-func AskCID(cid uint64) error {
+func askCID(cid uint64) error {
 	f, err := os.OpenFile("/dev/vhost-vsock", os.O_RDWR, 0)
 	if err != nil {
 		return err
