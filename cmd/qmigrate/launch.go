@@ -9,11 +9,13 @@ import (
 
 	"github.com/urfave/cli/v2"
 
+	"qmigrate/engine/connect"
 	"qmigrate/engine/connect/beside"
 	"qmigrate/engine/endpoint"
 	"qmigrate/engine/plan"
 	"qmigrate/engine/setting"
 	"qmigrate/guest/launch"
+	"qmigrate/hostnet/host"
 )
 
 // inFlags puts flags in the place of the settings that an error names in backquotes.
@@ -43,19 +45,26 @@ func (e inWords) Unwrap() error { return e.error }
 
 // launch is what the flags of --launch ask for.
 func (c *commands) launch(x *cli.Context, src *endpoint.Endpoint, p *plan.Plan) (*beside.Launched, error) {
-	s := beside.Spec{QEMU: x.String("destination-qemu"), Paths: map[string]string{}, TAPs: map[string]string{},
+	s := beside.Spec{Hosts: c.hosts, QEMU: x.String("destination-qemu"), Paths: map[string]string{}, TAPs: map[string]string{},
 		Ports: map[string]string{}}
-	dir, ok := strings.CutPrefix(x.String("destination"), "unix:")
-	if !ok {
-		return nil, usagef("--destination %s: with --launch give the folder that is to be made for it, as in unix:/run/b",
-			x.String("destination"))
+	name, folder, err := connect.Folder(x.String("destination"))
+	if err != nil {
+		return nil, usagef("--destination %s: with --launch give the folder that is to be made for it, as in unix:/run/b, "+
+			"ssh://HOST/run/b or lxc://NAME/run/b", x.String("destination"))
 	}
-	var err error
-	if s.Folder, err = filepath.Abs(dir); err != nil {
-		return nil, err
-	}
-	if x.IsSet("destination-host") {
+	switch here := name == host.Local().Name(); {
+	case here && x.IsSet("destination-host"):
 		s.Host = x.String("destination-host")
+	case !here && x.IsSet("destination-host"):
+		return nil, usagef("--destination-host and --destination %s: that names the host already: leave --destination-host out",
+			x.String("destination"))
+	case !here:
+		s.Host = name
+	}
+	if s.Folder = folder; name == host.Local().Name() {
+		if s.Folder, err = filepath.Abs(folder); err != nil {
+			return nil, err
+		}
 	}
 	for flag, into := range map[string]map[string]string{"tap": s.TAPs, "path": s.Paths, "port": s.Ports} {
 		for _, text := range x.StringSlice(flag) {

@@ -52,9 +52,9 @@ func (c *commands) migrate() *cli.Command {
 				Usage: "end what an interrupted migration left between these two, and run the guest where that is safe"},
 			&cli.BoolFlag{Name: "launch", Category: aboutLaunch,
 				Usage: "start the destination from the source's own command line, its sockets in the new folder that " +
-					"--destination unix:FOLDER names"},
+					"--destination unix:FOLDER, ssh://HOST/FOLDER or lxc://NAME/FOLDER names"},
 			&cli.StringFlag{Name: "destination-host", Category: aboutLaunch, Value: "local",
-				Usage: "`HOST` where to start it, local or netns:NAME"},
+				Usage: "`HOST` where to start it on this machine, local or netns:NAME"},
 			&cli.StringFlag{Name: "destination-qemu", Category: aboutLaunch, Usage: "`QEMU` another one, a path or a version"},
 			&cli.StringSliceFlag{Name: "tap", Category: aboutLaunch,
 				Usage: "`OLD=NEW` the destination's TAP for one of the source's; may be given again"},
@@ -63,7 +63,9 @@ func (c *commands) migrate() *cli.Command {
 			&cli.StringSliceFlag{Name: "path", Category: aboutLaunch,
 				Usage: "`OLD=NEW` the destination's file for one of the source's, such as the image of a disk that is mirrored; " +
 					"may be given again"},
-		}, hostFlags(), outputFlags()),
+		}, append(hostFlags(), &cli.BoolFlag{Name: "no-helper", Category: aboutHosts,
+			Usage: "reach ssh:// endpoints by OpenSSH's forwarding of their sockets alone; what only a helper knows is left out"}),
+			outputFlags()),
 		Action: c.runMigrate,
 	}
 }
@@ -81,15 +83,17 @@ func (c *commands) runMigrate(x *cli.Context) error {
 	if err != nil {
 		return err
 	}
-	src, err := connect.Parse(x.String("source"), c.reach(x))
+	ways := newWays(c.reach(x), x.Bool("no-helper"))
+	defer ways.close()
+	src, err := ways.parse(x.Context, x.String("source"))
 	if err != nil {
-		return usageError{err}
+		return inFlags(err)
 	}
 	o := plan.Options{Logger: log, Schemas: schemas()}
 	if x.Bool("recover") {
-		return c.recover(x, src, p, o)
+		return c.recover(x, ways, src, p, o)
 	}
-	return c.move(x, src, p, o, at)
+	return c.move(x, ways, src, p, o, at)
 }
 
 // migrateWords is the plan, and refuses what the words alone show to be wrong.
@@ -110,6 +114,9 @@ func migrateWords(x *cli.Context) (p plan.Plan, err error) {
 			return p, usagef("--%s is for --launch: give that too, or leave it out", flag)
 		}
 	}
+	if x.Bool("no-helper") && x.Bool("launch") {
+		return p, usagef("--launch and --no-helper: a destination is started by a helper: leave one of them out")
+	}
 	if p, err = planOf(x, setting.Migrate, plan.Settings()); err != nil {
 		return p, err
 	}
@@ -129,17 +136,17 @@ func migrateWords(x *cli.Context) (p plan.Plan, err error) {
 }
 
 // recover ends what an interrupted migration left.
-func (c *commands) recover(x *cli.Context, src *endpoint.Endpoint, p plan.Plan, o plan.Options) error {
-	dst, err := connect.Parse(x.String("destination"), c.hosts)
+func (c *commands) recover(x *cli.Context, ways *ways, src *endpoint.Endpoint, p plan.Plan, o plan.Options) error {
+	dst, err := ways.parse(x.Context, x.String("destination"))
 	if err != nil {
-		return usageError{err}
+		return inFlags(err)
 	}
 	guest, said, err := engine.Recover(x.Context, src, dst, p, o)
 	if err != nil {
 		return err
 	}
 	if guest == record.Destination {
-		n, err := beside.RecoverForwards(x.Context, src, dst, x.String("destination"))
+		n, err := c.recoverForwards(x, src, dst)
 		if err != nil {
 			return fmt.Errorf("%s; %w", said, err)
 		}
@@ -151,8 +158,21 @@ func (c *commands) recover(x *cli.Context, src *endpoint.Endpoint, p plan.Plan, 
 	return nil
 }
 
+// recoverForwards moves the ports that a launched destination has still to get.
+func (c *commands) recoverForwards(x *cli.Context, src, dst *endpoint.Endpoint) (n int, err error) {
+	_, folder, err := connect.Folder(x.String("destination"))
+	if err != nil || x.Bool("no-helper") { // it was not launched, or its files cannot be read
+		return 0, nil
+	}
+	at, err := connect.HostOf(x.Context, dst)
+	if err != nil {
+		return 0, err
+	}
+	return beside.RecoverForwards(x.Context, src, dst, at, folder)
+}
+
 // move migrates. With --launch it starts the destination first.
-func (c *commands) move(x *cli.Context, src *endpoint.Endpoint, p plan.Plan, o plan.Options,
+func (c *commands) move(x *cli.Context, ways *ways, src *endpoint.Endpoint, p plan.Plan, o plan.Options,
 	at connect.TunnelPlace) error {
 	folder, err := openFolder(x)
 	if err != nil {
@@ -168,14 +188,14 @@ func (c *commands) move(x *cli.Context, src *endpoint.Endpoint, p plan.Plan, o p
 			return err
 		}
 	}
-	dst, err := connect.Parse(x.String("destination"), c.hosts)
+	dst, err := ways.parse(x.Context, x.String("destination"))
 	if err != nil {
-		return errors.Join(usageError{err}, started.Close())
+		return errors.Join(inFlags(err), started.Close())
 	}
 	if err := c.carryOver(x, started, src, dst, p); err != nil {
 		return errors.Join(err, started.Close())
 	}
-	if err := connect.Listen(x.Context, &p, src, dst); err != nil {
+	if err := ways.listen(x.Context, &p, src, dst); err != nil {
 		return errors.Join(inFlags(err), started.Close())
 	}
 	through, err := connect.TunnelBetween(x.Context, &p, src, dst, at)
@@ -191,6 +211,7 @@ func (c *commands) move(x *cli.Context, src *endpoint.Endpoint, p plan.Plan, o p
 		return engine.Migrate(x.Context, src, dst, p, o)
 	})
 	through.Note(rec)
+	ways.note(rec)
 	started.MoveForwards(x.Context, src, dst, rec)
 	if started != nil {
 		for _, d := range started.Doubts {
@@ -212,6 +233,11 @@ func (c *commands) move(x *cli.Context, src *endpoint.Endpoint, p plan.Plan, o p
 		(rec.Error.Stage == record.Initialization || rec.Error.Stage == record.Reservation)) {
 		if closeErr := started.Close(); closeErr != nil {
 			rec.Warn("the destination that was launched could not be ended: %v", closeErr)
+		}
+	}
+	if rec.GuestOn == record.Destination {
+		if err := started.Leave(context.WithoutCancel(x.Context)); err != nil {
+			rec.Warn("the next connection to its host names the destination as left behind: %v", err)
 		}
 	}
 	return c.keep(x, folder, rec, err)

@@ -80,7 +80,11 @@ func TunnelBetween(ctx context.Context, p *plan.Plan, src, dst *endpoint.Endpoin
 // host is where a half is to be: the host that is named, or else that of the endpoint's QEMU.
 func (at TunnelPlace) host(ctx context.Context, name string, e *endpoint.Endpoint) (host.Host, error) {
 	if name == "" {
-		return HostOf(ctx, e)
+		h, err := HostOf(ctx, e)
+		if errors.Is(err, ErrElsewhere) {
+			return host.Local(), nil
+		}
+		return h, err
 	}
 	hosts := at.Hosts
 	if hosts == nil {
@@ -110,15 +114,3 @@ func socketFolder(ctx context.Context, e *endpoint.Endpoint, h host.Host) (*tunn
 }
 
 var errNoFiles = errors.New("its files cannot be written from here")
-
-// HostOf is the host that an endpoint's QEMU is on, once its monitor has been connected to; this machine, where nothing
-// else is known.
-func HostOf(ctx context.Context, e *endpoint.Endpoint) (host.Host, error) {
-	switch p := e.Process.(type) {
-	case Process:
-		return p.host, nil
-	case *peer:
-		return p.host(ctx)
-	}
-	return host.Local(), nil
-}

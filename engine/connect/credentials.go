@@ -162,7 +162,7 @@ type qemu struct {
 
 // qemuOf finds the QEMU behind an endpoint.
 func qemuOf(ctx context.Context, e *endpoint.Endpoint) (q qemu, err error) {
-	if e.Process == nil {
+	if _, err := HostOf(ctx, e); errors.Is(err, ErrElsewhere) {
 		return q, errNoFiles
 	}
 	nc, err := e.Control(ctx) // then it is known who is there
@@ -177,7 +177,7 @@ func qemuOf(ctx context.Context, e *endpoint.Endpoint) (q qemu, err error) {
 		return q, err
 	}
 	p := Handle(e)
-	if p == nil {
+	if at, ok := e.Process.(*peer); p == nil || ok && !at.isQEMU() { // a forwarder's files are not the QEMU's
 		return q, errNoFiles
 	}
 	q = qemu{host: h, pid: p.PID()}

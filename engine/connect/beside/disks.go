@@ -4,7 +4,6 @@ import (
 	"cmp"
 	"context"
 	"fmt"
-	"maps"
 	"path/filepath"
 	"slices"
 
@@ -54,7 +53,7 @@ func (l *Launched) CarryOver(ctx context.Context, src, dst *endpoint.Endpoint, p
 	if err != nil {
 		return said, fmt.Errorf("launch destination: %w", err)
 	}
-	refusals, doubts := fit.LaunchedDisks(a, b, p, slices.Collect(maps.Values(l.paths)))
+	refusals, doubts := fit.LaunchedDisks(a, b, p, l.judged)
 	for _, d := range doubts {
 		l.Doubts = append(l.Doubts, d.Error())
 	}

@@ -7,7 +7,6 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
-	"os"
 	"path/filepath"
 	"strings"
 	"syscall"
@@ -16,6 +15,7 @@ import (
 	"qmigrate/engine/endpoint"
 	"qmigrate/engine/record"
 	"qmigrate/guest/launch"
+	"qmigrate/hostnet/host"
 	"qmigrate/qmp"
 )
 
@@ -74,15 +74,11 @@ func moveForward(ctx context.Context, src, dst *endpoint.Endpoint, f launch.Forw
 	return nil
 }
 
-// RecoverForwards moves what an interrupted migration to a launched destination had still to move: destination is the
-// endpoint of that in words. It says how many those were.
-func RecoverForwards(ctx context.Context, src, dst *endpoint.Endpoint, destination string) (n int, err error) {
-	folder, ok := strings.CutPrefix(destination, "unix:")
-	if !ok {
-		return 0, nil
-	}
+// RecoverForwards moves what an interrupted migration to a launched destination had still to move: folder is the one
+// that was made for the destination, on its host. It says how many those were.
+func RecoverForwards(ctx context.Context, src, dst *endpoint.Endpoint, at host.Host, folder string) (n int, err error) {
 	name := filepath.Join(folder, forwardsFile)
-	b, err := os.ReadFile(name)
+	b, err := at.ReadFile(name)
 	if errors.Is(err, fs.ErrNotExist) || errors.Is(err, syscall.ENOTDIR) {
 		return 0, nil
 	}
@@ -99,7 +95,7 @@ func RecoverForwards(ctx context.Context, src, dst *endpoint.Endpoint, destinati
 	if err != nil {
 		return 0, err
 	}
-	return len(all), os.Remove(name)
+	return len(all), at.RemoveAll(name)
 }
 
 // humanMonitor gives a command whose answer has to have a text in it; an answer of no words is that of a command that

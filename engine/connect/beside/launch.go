@@ -6,12 +6,11 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"net"
 	"path/filepath"
 	"slices"
 	"strings"
-
-	"golang.org/x/sys/unix"
 
 	"qmigrate/engine/connect"
 	"qmigrate/engine/endpoint"
@@ -26,9 +25,10 @@ import (
 
 // Spec is how a destination is started from its source's command line.
 type Spec struct {
-	Folder string            // made for its sockets and logs, of this machine
-	Host   string            // where to start it, as host.Find takes it; "": on this machine, in the network that fits
-	QEMU   string            // a path or a version; "": the one that the source runs
+	Hosts  *host.Pool        // finds Host; nil: one that needs no helper
+	Host   string            // where to start it, as Hosts finds it; "": on this machine, in the network that fits
+	Folder string            // made there for its sockets and logs
+	QEMU   string            // a path there, or a version, as guest.FindQEMUOn takes it; "": the one that the source runs
 	Paths  map[string]string // the destination's file for one of the source's
 	TAPs   map[string]string // its TAP for one of the source's
 	Ports  map[string]string // its TCP or UDP port for one of the source's
@@ -44,7 +44,7 @@ type Launched struct {
 	Notes    []string         // how else it is started
 	Doubts   []string         // for the record
 	Forwards []launch.Forward // ports that the source holds until its guest has gone
-	paths    map[string]string
+	judged   []string         // files of its disks that the user chose, or that were compared with the source's
 }
 
 // Close ends it.
@@ -55,6 +55,25 @@ func (l *Launched) Close() error {
 	return l.VM.Close()
 }
 
+// Leave has it stay when the channel to its host closes, and nobody remember that we started it: the guest is there.
+func (l *Launched) Leave(ctx context.Context) error {
+	if l == nil {
+		return nil
+	}
+	if far, ok := l.Host().(*host.Far); ok {
+		return far.Leave(ctx)
+	}
+	return nil
+}
+
+// source is the QEMU that a destination is to be like.
+type source struct {
+	*launch.Process
+	host  host.Host
+	proc  host.Process
+	facts *facts.Facts
+}
+
 // Launch starts the destination from the command line of the process behind the source's monitor. Until it runs nothing
 // has changed; if it fails nothing is left of it. p.Listen is filled in where the default cannot be reached.
 func Launch(ctx context.Context, src *endpoint.Endpoint, p *plan.Plan, s Spec) (_ *Launched, err error) {
@@ -62,7 +81,7 @@ func Launch(ctx context.Context, src *endpoint.Endpoint, p *plan.Plan, s Spec) (
 	if err != nil {
 		return nil, err
 	}
-	found, proc, err := processOf(ctx, src)
+	from, err := sourceOf(ctx, src)
 	if err != nil {
 		return nil, err
 	}
@@ -71,62 +90,77 @@ func Launch(ctx context.Context, src *endpoint.Endpoint, p *plan.Plan, s Spec) (
 			err = fmt.Errorf("launch destination: %w", err)
 		}
 	}()
-	l := &Launched{paths: s.Paths}
-	change := launch.Options{Dir: s.Folder, Machine: found.Machine, ReadFile: proc.ReadFile,
-		AskCID: launch.AskCID, Media: media(found, *p), Paths: s.Paths, TAPs: s.TAPs, Ports: s.Ports}
-	if at, err = s.beside(at, connect.Handle(src), proc, &change, l); err != nil {
+	l := &Launched{judged: slices.Collect(maps.Values(s.Paths))}
+	change := launch.Options{Dir: s.Folder, Machine: from.facts.Machine,
+		ReadFile: func(name string) ([]byte, error) { return from.ReadFile(from.host, name) },
+		AskCID:   launch.AskCID(ctx, at), Media: media(from.facts, *p), Paths: s.Paths, TAPs: s.TAPs, Ports: s.Ports}
+	command := host.Command{Env: from.Env, Only: true, Dir: from.Dir}
+	if change.QEMU, err = s.findQEMU(ctx, at); err != nil {
+		return nil, err
+	}
+	if change.QEMU != "" {
+		command.Env = from.EnvFor()
+	}
+	ours, err := launch.AskOurs(ctx, at)
+	if err != nil {
+		return nil, err
+	}
+	apart := otherHost(from.host, at)
+	if apart {
+		err = s.apart(ctx, at, from, ours, &change, &command, l)
+	} else {
+		at, err = s.beside(ctx, at, from, ours, &change, l)
+	}
+	if err != nil {
 		return nil, err
 	}
 	if change.OtherNetwork {
-		if err := listenAcross(p, change.Dir, s.Host); err != nil {
+		if err := listenAcross(p, change, s.Host); err != nil {
 			return nil, err
 		}
 	}
-	env := proc.Env
-	if s.QEMU != "" {
-		b, err := guest.FindQEMU(ctx, s.QEMU)
-		if err != nil {
-			return nil, err
-		}
-		change.QEMU, env = b.Path, proc.EnvFor()
-	}
-	if proc.Changed && change.QEMU == "" {
-		now, err := versionOf(ctx, at, proc)
+	if from.Changed && change.QEMU == "" && !apart {
+		now, err := versionOf(ctx, at, host.Command{Args: from.Command(), Env: from.Env, Only: true})
 		if err != nil {
 			return nil, setting.About(fmt.Errorf("%s has been replaced since the source was started from it: %w: "+
-				"name another with `destination-qemu`", proc.Program, err), "destination-qemu")
+				"name another with `destination-qemu`", from.Program, err), "destination-qemu")
 		}
 		l.Doubts = append(l.Doubts, fmt.Sprintf("%s has been replaced since the source, QEMU %s, was started from it: "+
-			"the destination is QEMU %s", proc.Program, found.Version, now))
+			"the destination is QEMU %s", from.Program, from.facts.Version, now))
 	}
-	if err := launch.Room(memoryOf(found)); err != nil {
-		return nil, err
-	}
-	if change.Held, err = launch.ReadHeld(proc.PID); err != nil {
+	if err := launch.Room(ctx, at, memoryOf(from.facts)); err != nil {
 		return nil, err
 	}
 	machine := ""
 	if change.QEMU != "" {
-		machine = found.Machine
+		machine = from.facts.Machine
 	}
 	if change.Plugged, err = pluggedIn(ctx, src, machine); err != nil {
 		return nil, err
 	}
-	line, err := launch.Destination(proc.Args, change)
+	line, err := launch.Destination(from.Args, change)
 	if err != nil {
 		return nil, launchError(err)
 	}
+	if err := launch.Lacks(ctx, at, line.Needs); err != nil {
+		return nil, launchError(err)
+	}
+	if apart {
+		if err := l.compareDisks(ctx, at, from, *p, s); err != nil {
+			return nil, launchError(err)
+		}
+	}
 	l.Changes, l.Forwards = line.Changes, line.Forwards
 	l.Doubts = append(l.Doubts, line.Doubts...)
-	l.Doubts = append(l.Doubts, proc.Less()...)
-	if m := proc.Manager(); m != "" {
+	l.Doubts = append(l.Doubts, from.Less(ours.Limits)...)
+	if m := from.Manager(); m != "" {
 		l.Doubts = append(l.Doubts, m+" owns the source: when the source ends it may be started again, on the disks that "+
 			"the destination has by then; disable it there first")
 	}
 	if s.Before != nil {
 		s.Before(l)
 	}
-	command := host.Command{Args: line.Args, Env: env, Only: true, Dir: proc.Dir}
+	command.Args = line.Args
 	if l.VM, err = guest.StartIncoming(ctx, at, command, s.Folder); err != nil {
 		return nil, pluggedError(err, change.Plugged)
 	}
@@ -136,9 +170,20 @@ func Launch(ctx context.Context, src *endpoint.Endpoint, p *plan.Plan, s Spec) (
 	return l, nil
 }
 
+// otherHost tells whether two hosts have not the same files, ports and processes, as far as their names say.
+func otherHost(a, b host.Host) bool {
+	_, farA := a.(*host.Far)
+	_, farB := b.(*host.Far)
+	return (farA || farB) && a.Name() != b.Name()
+}
+
 // place is where the destination is to be, and its folder is not there yet.
 func (s Spec) place(ctx context.Context) (host.Host, error) {
-	at, err := host.Find(ctx, cmp.Or(s.Host, "local"))
+	hosts := s.Hosts
+	if hosts == nil {
+		hosts = new(host.Pool)
+	}
+	at, err := hosts.Find(ctx, cmp.Or(s.Host, "local"))
 	if err != nil {
 		return nil, setting.Errorf("destination-host", "", "%w", err)
 	}
@@ -154,19 +199,21 @@ func (s Spec) place(ctx context.Context) (host.Host, error) {
 	return at, nil
 }
 
+// findQEMU is the QEMU that was asked for; "" if none was.
+func (s Spec) findQEMU(ctx context.Context, at host.Host) (string, error) {
+	if s.QEMU == "" {
+		return "", nil
+	}
+	b, err := guest.FindQEMUOn(ctx, at, s.QEMU, "")
+	return b.Path, err
+}
+
 // beside fits the host and the change to what the source's process is: whose it is, in which container, in which
 // network.
-func (s Spec) beside(at host.Host, source host.Process, proc *launch.Process, change *launch.Options,
+func (s Spec) beside(ctx context.Context, at host.Host, from *source, ours launch.Ours, change *launch.Options,
 	l *Launched) (host.Host, error) {
-	network, err := networkOf(s.Host)
-	if err != nil {
-		return nil, err
-	}
-	whole := *proc
-	if s.QEMU != "" {
-		whole.Changed = false // another program takes its place
-	}
-	like, among, err := whole.Beside()
+	network := ours.Network
+	like, among, err := launch.Beside(ctx, from.host, from.PID, s.QEMU != "")
 	if err != nil {
 		return nil, err
 	}
@@ -176,12 +223,12 @@ func (s Spec) beside(at host.Host, source host.Process, proc *launch.Process, ch
 				"the source has another root than we, so its destination can only be "+
 					"the QEMU that it runs: leave it out, or start the destination yourself")
 		}
-		if change.Dir, err = proc.Folder(s.Folder); err != nil {
+		if change.Dir, err = launch.FolderOf(ctx, from.host, from.PID, s.Folder); err != nil {
 			return nil, err
 		}
-		like.Among = source
-		if s.Host == "" {
-			like.Network, network = true, proc.Network
+		like.Among = from.proc
+		if _, far := at.(*host.Far); far || s.Host == "" {
+			like.Network, network = true, from.Network
 		}
 	}
 	if like != nil {
@@ -191,33 +238,42 @@ func (s Spec) beside(at host.Host, source host.Process, proc *launch.Process, ch
 		}
 	}
 	if among {
-		l.Notes = append(l.Notes, fmt.Sprintf("it is started among the files of process %d, which has %s as %s", proc.PID,
+		l.Notes = append(l.Notes, fmt.Sprintf("it is started among the files of process %d, which has %s as %s", from.PID,
 			s.Folder, change.Dir))
 	}
-	change.OtherNetwork = network != proc.Network
-	return at, nil
+	change.OtherNetwork = network != from.Network
+	change.Held, err = launch.HeldBy(ctx, from.host, from.PID)
+	return at, err
 }
 
-// processOf is the process behind a monitor, and the facts that this monitor tells. The machine type is in the facts,
-// because the command line may have an alias.
-func processOf(ctx context.Context, e *endpoint.Endpoint) (*facts.Facts, *launch.Process, error) {
-	if _, err := connect.Behind(e); errors.Is(err, connect.ErrElsewhere) {
-		return nil, nil, setting.Errorf("source", "",
-			"a destination like it needs its process: give it as a unix socket of this machine")
+// sourceOf is the QEMU behind a monitor: its process, and the facts that this monitor tells. The machine type is in the
+// facts, because the command line may have an alias.
+func sourceOf(ctx context.Context, e *endpoint.Endpoint) (*source, error) {
+	h, err := connect.HostOf(ctx, e)
+	if errors.Is(err, connect.ErrElsewhere) {
+		return nil, setting.Errorf("source", "",
+			"a destination like it needs its process: give it as a unix socket of this machine, or of another host (ssh://, lxc://)")
+	}
+	if err != nil {
+		return nil, err
 	}
 	found, err := facts.Inspect(ctx, e, plan.Options{})
 	if err != nil {
-		return nil, nil, err
+		return nil, err
 	}
-	proc, err := connect.Behind(e)
+	proc := connect.Handle(e)
+	if proc == nil {
+		return nil, errors.New("launch destination: the process behind the monitor is not known")
+	}
+	p, err := launch.Look(ctx, h, proc.PID())
 	if err != nil {
-		return nil, nil, fmt.Errorf("launch destination: %w", err)
+		return nil, fmt.Errorf("launch destination: %w", err)
 	}
-	if !proc.IsQEMU() {
-		return nil, nil, fmt.Errorf("launch destination: process %d behind %s is no QEMU but %s: start the destination yourself",
-			proc.PID, e.Name, cmp.Or(proc.Program, "not to be looked at"))
+	if !p.IsQEMU() {
+		return nil, fmt.Errorf("launch destination: process %d behind %s is no QEMU but %s: start the destination yourself",
+			p.PID, e.Name, cmp.Or(p.Program, "not to be looked at"))
 	}
-	return found, proc, nil
+	return &source{p, h, proc, found}, nil
 }
 
 // pluggedIn is what the source's monitor plugged in and out; machine is as readPlugged takes it.
@@ -245,10 +301,10 @@ func pluggedError(err error, p launch.Plugged) error {
 }
 
 // versionOf asks the program that is there now.
-func versionOf(ctx context.Context, at host.Host, p *launch.Process) (string, error) {
+func versionOf(ctx context.Context, at host.Host, c host.Command) (string, error) {
 	var out bytes.Buffer
-	proc, err := at.Start(ctx, host.Command{Args: append(p.Command(), "--version"), Env: p.Env, Only: true,
-		Stdout: &out})
+	c.Args, c.Stdout = append(slices.Clone(c.Args), "--version"), &out
+	proc, err := at.Start(ctx, c)
 	if err == nil {
 		select {
 		case <-proc.Done():
@@ -265,30 +321,18 @@ func versionOf(ctx context.Context, at host.Host, p *launch.Process) (string, er
 	return v, nil
 }
 
-// networkOf is the network namespace of a host, as Spec names it.
-func networkOf(host string) (uint64, error) {
-	file := "/proc/self/ns/net"
-	if name, ok := strings.CutPrefix(host, "netns:"); ok {
-		file = "/run/netns/" + name
-	}
-	var st unix.Stat_t
-	if err := unix.Stat(file, &st); err != nil {
-		return 0, fmt.Errorf("find the network of %s: %w", host, err)
-	}
-	return st.Ino, nil
-}
-
-// listenAcross sees to it that a source in another network can reach the destination: a socket in the new folder can be
-// reached from any, 127.0.0.1 from none.
-func listenAcross(p *plan.Plan, dir, to string) error {
+// listenAcross sees to it that a source in another network can reach the destination: on one machine a socket in the
+// new folder can be reached from any, 127.0.0.1 from none. Where a destination on another host listens, connect.Listen
+// finds.
+func listenAcross(p *plan.Plan, change launch.Options, to string) error {
 	host, _, _ := net.SplitHostPort(strings.TrimPrefix(p.Listen, "tcp:"))
 	ip := net.ParseIP(host)
 	switch local := p.Listen == "" || host == "localhost" || ip.IsLoopback(); {
-	case !local || p.Tunnel != "" || p.Connect != "":
+	case !local || p.Tunnel != "" || p.Connect != "" || p.Listen == "" && change.OtherHost:
 	case p.Listen == "" && p.TLS == nil:
-		p.Listen = "unix:" + filepath.Join(dir, "migration.sock")
+		p.Listen = "unix:" + filepath.Join(change.Dir, "migration.sock")
 	default:
-		return setting.Errorf("listen", p.Listen, "the source is in another network namespace than the destination: give "+
+		return setting.Errorf("listen", p.Listen, "the source is in another network than the destination: give "+
 			"tcp:ADDRESS:0 with an address of %s that the source can reach", cmp.Or(to, "this machine"))
 	}
 	return nil

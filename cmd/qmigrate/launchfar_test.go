@@ -1,0 +1,236 @@
+package main
+
+import (
+	"bytes"
+	"encoding/json"
+	"fmt"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"syscall"
+	"testing"
+
+	"qmigrate/engine/record"
+	"qmigrate/guest/guesttest/within"
+	"qmigrate/hostnet/host/sshtest"
+)
+
+// sshLab is two hosts behind sshd's, and qmigrate that reaches them.
+type sshLab struct {
+	*sshtest.Hosts
+	t    *testing.T
+	a, b *sshtest.Host
+	out  string
+}
+
+func newSSHLab(t *testing.T) *sshLab {
+	s := sshtest.Start(t)
+	return &sshLab{Hosts: s, t: t, a: s.Host("a"), b: s.Host("b"), out: t.TempDir()}
+}
+
+// qemu starts a QEMU on a host, which ends with the host at the latest, and has everybody reach its monitor.
+func (s *sshLab) qemu(h *sshtest.Host, monitor string, args ...string) (end func()) {
+	s.t.Helper()
+	args = append([]string{"qemu-system-x86_64", "-nodefaults", "-display", "none", "-machine", "q35", "-accel", "tcg", "-m", "32776k", // of a multiple of 256 KiB the record warns
+		"-qmp", "unix:" + monitor + ",server=on,wait=off"}, args...)
+	cmd := h.Command(s.t.Context(), args...)
+	var said bytes.Buffer
+	cmd.Stdout, cmd.Stderr = &said, &said
+	if err := cmd.Start(); err != nil {
+		s.t.Fatal(err)
+	}
+	ended := make(chan struct{})
+	go func() { defer close(ended); _ = cmd.Wait() }()
+	within.Until(s.t, "the monitor of a QEMU on "+h.Name, func() bool {
+		select {
+		case <-ended:
+			s.t.Fatalf("QEMU on %s: %s", h.Name, said.String())
+		default:
+		}
+		_, err := h.Run("chmod", "777", monitor)
+		return err == nil
+	})
+	end = func() {
+		for _, pid := range h.PIDs("qemu-system.*unix:" + monitor) {
+			_ = syscall.Kill(pid, syscall.SIGKILL)
+		}
+		<-ended
+	}
+	s.t.Cleanup(end)
+	return end
+}
+
+// migrate runs qmigrate migrate.
+func (s *sshLab) migrate(args ...string) (rec record.Migration, status int, said string) {
+	s.t.Helper()
+	var stdout, stderr bytes.Buffer
+	status = run(within.Context(s.t), append([]string{"qmigrate", "migrate", "--ssh", s.SSH, "--json", "--out", s.out}, args...), nil,
+		&stdout, &stderr)
+	if status == 0 {
+		if err := json.Unmarshal(stdout.Bytes(), &rec); err != nil {
+			s.t.Fatal(err)
+		}
+	}
+	return rec, status, stderr.String()
+}
+
+// refused is a migration that is refused, with these words in a line each, before anything was started or made.
+func (s *sshLab) refused(h *sshtest.Host, folder string, want []string, args ...string) {
+	s.t.Helper()
+	before := h.PIDs("qemu-system")
+	_, status, said := s.migrate(args...)
+	var lines []string
+	for line := range strings.Lines(said) {
+		if strings.HasPrefix(line, "qmigrate: ") {
+			lines = append(lines, line)
+		}
+	}
+	ok := status != 0 && len(lines) == len(want)
+	for _, w := range want {
+		ok = ok && slices.ContainsFunc(lines, func(line string) bool { return strings.Contains(line, w) })
+	}
+	if !ok {
+		s.t.Errorf("%q: status %d: %s; want %q", args, status, said, want)
+	}
+	if now := h.PIDs("qemu-system"); !slices.Equal(now, before) {
+		s.t.Errorf("%q: QEMUs before %v, after %v", args, before, now)
+	}
+	if _, err := os.Stat(filepath.Join(h.Root, folder)); err == nil {
+		s.t.Errorf("%q: %s is left on %s", args, folder, h.Name)
+	}
+}
+
+// TestLaunchSSH: a destination like its source is started on another machine, as its user there, with its own TAP and the
+// disk that both have; it stays when qmigrate ends. The way back is through a tunnel. What that host has not got is
+// refused by name.
+func TestLaunchSSH(t *testing.T) {
+	s := newSSHLab(t)
+	shared, err := os.MkdirTemp("/var/tmp", "qmt")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { os.RemoveAll(shared) })
+	disk := filepath.Join(shared, "disk")
+	if err := os.WriteFile(disk, make([]byte, 1<<20), 0o666); err != nil {
+		t.Fatal(err)
+	}
+	for name, mode := range map[string]os.FileMode{shared: 0o777, disk: 0o666} {
+		if err := os.Chmod(name, mode); err != nil {
+			t.Fatal(err)
+		}
+	}
+	end := s.qemu(s.a, "/tmp/a.qmp", "-netdev", "tap,id=n,ifname=tap0,script=no,downscript=no", "-device", "virtio-net-pci,netdev=n",
+		"-drive", "if=none,id=d,format=raw,cache=none,file="+disk, "-device", "virtio-blk-pci,drive=d", "-serial", "file:/tmp/serial",
+		"-vnc", "127.0.0.1:7")
+	endOther := s.qemu(s.b, "/tmp/other.qmp", "-vnc", "127.0.0.1:99")
+	words := []string{"--source", "ssh://a/tmp/a.qmp", "--destination", "ssh://b/tmp/b", "--launch"}
+	for want, more := range map[string][]string{
+		"that names the host already":               {"--destination-host", "local"},
+		"--destination ssh://b: with --launch give": {"--destination", "ssh://b"},
+		"--launch and --no-helper":                  {"--no-helper"},
+	} {
+		s.refused(s.b, "tmp/b", []string{want}, append(slices.Clone(words), more...)...)
+	}
+	s.refused(s.b, "tmp/b", []string{"interface none of host ssh://b: it is not there", "/tmp/none of host ssh://b: it is not there",
+		"TCP port 5999 of host ssh://b: somebody has it; --path OLD=NEW, --port OLD=NEW, --tap OLD=NEW"},
+		append(slices.Clone(words), "--tap", "tap0=none", "--path", disk+"=/tmp/none", "--port", "5907=5999")...)
+	endOther()
+	// an image that the source's host alone has, and then another one of that name
+	image := filepath.Join(s.a.Root, "tmp/own.img")
+	if err := os.WriteFile(image, make([]byte, 1<<20), 0o666); err != nil {
+		t.Fatal(err)
+	}
+	endOwn := s.qemu(s.a, "/tmp/own.qmp", "-blockdev", "file,node-name=d,filename=/tmp/own.img", "-device", "virtio-blk-pci,drive=d")
+	ownWords := []string{"--source", "ssh://a/tmp/own.qmp", "--destination", "ssh://b/tmp/b", "--launch"}
+	s.refused(s.b, "tmp/b", []string{"/tmp/own.img of host ssh://b: it is not there"}, ownWords...)
+	copied := filepath.Join(s.b.Root, "tmp/own.img")
+	if err := os.WriteFile(copied, make([]byte, 1<<20), 0o666); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Chmod(copied, 0o666); err != nil {
+		t.Fatal(err)
+	}
+	s.refused(s.b, "tmp/b", []string{"that of host ssh://b is another file than the source's"}, ownWords...)
+	rec, status, said := s.migrate(append(ownWords, "--path", "/tmp/own.img=/tmp/own.img", "--mirror", "d")...)
+	if status != 0 || rec.GuestOn != record.Destination {
+		t.Fatalf("mirrored: status %d: %s", status, said)
+	}
+	endOwn()
+	for _, pid := range s.b.PIDs("qemu-system") {
+		_ = syscall.Kill(pid, syscall.SIGKILL)
+	}
+	if _, status, said = s.migrate(words...); status == 0 || !strings.Contains(said, "/tmp/b exists and has a monitor") {
+		t.Errorf("a folder that is there: status %d: %s", status, said)
+	}
+	words[3] = "ssh://b/tmp/b2"
+	rec, status, said = s.migrate(words...)
+	if status != 0 || rec.GuestOn != record.Destination || rec.Hosts.Destination != "ssh://b" {
+		t.Fatalf("status %d: %+v: %s", status, rec.Hosts, said)
+	}
+	if !strings.Contains(said, "it is started on ssh://b as user 61234 of there; the source is user 0") {
+		t.Errorf("it says %s", said)
+	}
+	t.Log(rec.Warnings)
+	for _, w := range rec.Warnings {
+		if strings.Contains(w, "disk") {
+			t.Errorf("a doubt about a disk that both have: %s", w)
+		}
+	}
+	pids := s.b.PIDs("qemu-system")
+	if len(pids) != 1 {
+		t.Fatalf("QEMUs on b when qmigrate has ended: %v", pids)
+	}
+	if info, err := os.Stat(fmt.Sprintf("/proc/%d", pids[0])); err != nil || info.Sys().(*syscall.Stat_t).Uid != 61234 {
+		t.Errorf("it is not user 61234's: %v", err)
+	}
+	end()
+	rec, status, said = s.migrate("--source", "ssh://b/tmp/b2", "--destination", "ssh://a/tmp/a2", "--launch", "--tunnel", "tls")
+	if status != 0 || rec.GuestOn != record.Destination || rec.Tunnel == nil || rec.Tunnel.Bytes == 0 {
+		t.Fatalf("back: status %d: %+v: %s", status, rec.Tunnel, said)
+	}
+	t.Log(rec.Warnings, rec.Tunnel)
+	for _, h := range []*sshtest.Host{s.a, s.b} {
+		if left, _ := filepath.Glob(filepath.Join(h.Root, "tmp/qmigrate-*")); len(left) > 0 {
+			t.Errorf("left on %s: %v", h.Name, left)
+		}
+	}
+	if left, _ := filepath.Glob(filepath.Join(shared, ".*")); len(left) > 0 {
+		t.Errorf("left beside the disk: %v", left)
+	}
+}
+
+// TestNoHelper: a migration between two machines that nothing of qmigrate's is on.
+func TestNoHelper(t *testing.T) {
+	s := newSSHLab(t)
+	s.qemu(s.a, "/tmp/a.qmp")
+	if _, err := s.b.Run("mkdir", "-m", "755", "/tmp/b"); err != nil {
+		t.Fatal(err)
+	}
+	s.qemu(s.b, "/tmp/b/control.qmp", "-incoming", "defer", "-qmp", "unix:/tmp/b/events.qmp,server=on,wait=off")
+	if out, err := s.b.Run("chmod", "777", "/tmp/b/events.qmp"); err != nil {
+		t.Fatal(out)
+	}
+	s.refused(s.b, "none", []string{"a container is reached by a helper in it: leave --no-helper out"}, "--no-helper", "--source", "ssh://a/tmp/a.qmp",
+		"--destination", "lxc://b/tmp/b")
+	s.refused(s.b, "none", []string{"no monitor answers at /tmp/none of ssh://b"}, "--no-helper", "--source", "ssh://a/tmp/a.qmp",
+		"--destination", "ssh://b/tmp/none")
+	s.refused(s.b, "none", []string{"its files cannot be written from here"}, "--no-helper", "--source", "ssh://a/tmp/a.qmp",
+		"--destination", "ssh://b/tmp/b", "--tls", "x509")
+	rec, status, said := s.migrate("--no-helper", "--source", "ssh://a/tmp/a.qmp", "--destination", "ssh://b/tmp/b")
+	if status != 0 || rec.GuestOn != record.Destination {
+		t.Fatalf("status %d: %s", status, said)
+	}
+	if rec.Hosts.CPU != "" || rec.Hosts.Kernel != "" || rec.Sampling.QEMUCPU != nil {
+		t.Errorf("it knows %+v %+v", rec.Hosts, rec.Sampling)
+	}
+	if !slices.ContainsFunc(rec.Warnings, func(w string) bool { return strings.Contains(w, "no helper on the hosts") }) {
+		t.Errorf("%q", rec.Warnings)
+	}
+	t.Log(rec.Warnings)
+	for _, h := range s.All {
+		if _, err := os.Stat(filepath.Join(h.Root, h.Home, ".cache")); err == nil {
+			t.Errorf("something of ours is on %s", h.Name)
+		}
+	}
+}
