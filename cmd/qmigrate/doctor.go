@@ -13,6 +13,7 @@ import (
 	"qmigrate/guest/image"
 	"qmigrate/hostnet"
 	"qmigrate/hostnet/host"
+	"qmigrate/hostnet/lxc"
 )
 
 func (c *commands) doctor() *cli.Command {
@@ -129,7 +130,7 @@ func findings(ctx context.Context) []finding {
 		f.text = "not in the cache: without it give --kernel and --modules"
 	}
 	all = append(append(all, f), storageFindings(ctx, mend)...)
-	all = append(all, guestFinding(mend), agentFinding(), kvmFinding())
+	all = append(all, guestFinding(mend), agentFinding(), kvmFinding(), containerFinding(ctx))
 	return all
 }
 
@@ -137,6 +138,26 @@ func agentFinding() finding {
 	f := finding{name: "guest agent", ok: image.HasAgent(), text: "built in", mend: "make build"}
 	if !f.ok {
 		f.text = image.ErrNoAgent.Error()
+	}
+	return f
+}
+
+// containerFinding says who can make the containers of --hosts lxc.
+func containerFinding(ctx context.Context) finding {
+	f := finding{name: "hosts lxc", optional: true}
+	usable, err := lxc.Managers(ctx)
+	if f.ok = len(usable) > 0; f.ok {
+		var names []string
+		for _, m := range usable {
+			names = append(names, string(m))
+		}
+		f.text = "containers by " + strings.Join(names, ", ")
+		return f
+	}
+	f.text = "no containers for --hosts lxc"
+	var first *host.UnsupportedError
+	if errors.As(err, &first) { // liblxc's, which needs no daemon
+		f.text, f.mend = f.text+": "+first.Reason, first.Mend
 	}
 	return f
 }

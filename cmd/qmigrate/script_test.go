@@ -31,6 +31,7 @@ import (
 	"qmigrate/guest/image"
 	"qmigrate/hostnet"
 	"qmigrate/hostnet/host"
+	"qmigrate/hostnet/lxc"
 	"qmigrate/qmp"
 )
 
@@ -60,8 +61,8 @@ import (
 //
 //	mostly-down FILE               and its wire downtime is most of the time from STOP
 //
-// and the conditions [root], [mounts] (mount namespaces can be had) and [lab] (a lab can be had: a guest's image,
-// hosts).
+// and the conditions [root], [mounts] (mount namespaces can be had), [lab] (a lab can be had: a guest's image, hosts) and
+// [containers] (by liblxc).
 func TestScripts(t *testing.T) {
 	cache, err := guest.CacheDir()
 	if err != nil {
@@ -122,6 +123,13 @@ func condition(t *testing.T) func(string) (bool, error) {
 				return false, nil
 			}
 			return labWorks()
+		case "containers":
+			usable, err := lxc.Managers(within.Context(t))
+			ok := slices.Contains(usable, host.LibLXC)
+			if !ok && os.Getenv("QMIGRATE_REQUIRE_QEMU") == "1" && os.Geteuid() == 0 {
+				return false, fmt.Errorf("no containers by liblxc: %w", err)
+			}
+			return ok, nil
 		}
 		return false, fmt.Errorf("unknown condition %s", name)
 	}
@@ -160,12 +168,15 @@ func (s *story) close() {
 	for _, pid := range processesOf(s.work) { // a story that failed has not ended what its programs started
 		_ = syscall.Kill(pid, syscall.SIGKILL)
 	}
-	if path.Base(s.t.Name()) != "lab" { // that story alone makes it, and may be running
-		return
-	}
 	ctx, cancel := context.WithTimeout(context.Background(), patience)
 	defer cancel()
-	_, _ = lab.Down(ctx, new(host.Pool), labOfTests())
+	switch path.Base(s.t.Name()) { // these stories alone make them, and may be running
+	case "lab":
+		_, _ = lab.Down(ctx, new(host.Pool), labOfTests())
+	case "containers":
+		_, _ = lab.Down(ctx, new(host.Pool), labOfTests()+"c")
+		_, _ = lab.Down(ctx, new(host.Pool), labOfTests()+"k")
+	}
 }
 
 // program is one that runs beside the script.
@@ -261,7 +272,8 @@ func await(ts *testscript.TestScript, _ bool, args []string) {
 }
 
 func interrupt(ts *testscript.TestScript, _ bool, args []string) {
-	sig := map[string]os.Signal{"": syscall.SIGINT, "TERM": syscall.SIGTERM, "HUP": syscall.SIGHUP}[strings.Join(args[1:], "")]
+	sig := map[string]os.Signal{"": syscall.SIGINT, "TERM": syscall.SIGTERM, "HUP": syscall.SIGHUP,
+		"KILL": syscall.SIGKILL}[strings.Join(args[1:], "")]
 	ts.Check(of(ts).running[args[0]].cmd.Process.Signal(sig))
 }
 

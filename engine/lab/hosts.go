@@ -9,6 +9,7 @@ import (
 
 	"qmigrate/engine/connect"
 	"qmigrate/engine/lab/load"
+	"qmigrate/engine/setting"
 	"qmigrate/guest"
 	"qmigrate/hostnet/host"
 )
@@ -31,6 +32,10 @@ func (h *labHost) place() load.Place { return load.Place{Host: h.Host, Folder: h
 
 // take gives the lab its folder on each host of its site. A folder that is there belongs to another lab.
 func (l *Lab) take(ctx context.Context) error {
+	if _, far := l.site.Observer().(*host.Far); far && l.spec.Workload.Name == "iperf3" {
+		return setting.Errorf("workload", "iperf3", "its other end runs where the observer is, and that is another machine: "+
+			"leave the observer out")
+	}
 	l.hosts = map[string]*labHost{}
 	for _, name := range []string{sourceHost, destinationHost} {
 		h := &labHost{Host: l.site.Host(name), name: name, tap: l.site.TAP(name), folder: l.dir}

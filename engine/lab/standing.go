@@ -119,7 +119,7 @@ func endpointOf(at, dir string) string {
 	switch kind {
 	case "lxc":
 		if folder, ok := strings.CutPrefix(name, string(host.LibLXC)+"/"); ok && strings.Contains(folder, "/") {
-			name = string(host.LibLXC) + "/" + url.PathEscape("/"+folder) // with the folder that liblxc knows it by
+			name = string(host.LibLXC) + "/" + url.PathEscape(folder) // with the folder that liblxc knows it by
 		}
 		return "lxc://" + name + dir
 	case "ssh":

@@ -102,8 +102,7 @@ func (d *Disks) makeShared(ctx context.Context) error {
 	return d.direct(ctx)
 }
 
-// makeMirrors makes an image of each disk on each host. That of the source is filled, so that a part which is not copied
-// is seen.
+// makeMirrors makes an image of each disk on each host. That of the source is filled: a part that is not copied is seen.
 func (d *Disks) makeMirrors(ctx context.Context) (err error) {
 	s := d.spec.Storage
 	var fill *int64
@@ -177,16 +176,19 @@ func (d *Disks) Close() error {
 	return errors.Join(d.Ledger.Close(), d.Server.Close())
 }
 
-// direct refuses cache=none where the file system of a host's folder does not know it; QEMU's own words for it are worse.
+// direct refuses cache=none where the file system of a host's folder does not know it. QEMU's own words are worse.
 func (d *Disks) direct(ctx context.Context) error {
 	if d.spec.Storage.Cache != "none" {
 		return nil
 	}
-	for at, disk := range map[host.Host]guest.Disk{d.spec.Source.Host: d.Source[0], d.spec.Destination.Host: d.Destination[0]} {
-		if err := storage.Direct(ctx, at, disk.Path); err != nil {
+	for _, side := range []struct {
+		at   host.Host
+		file string
+	}{{d.spec.Source.Host, d.Source[0].Path}, {d.spec.Destination.Host, d.Destination[0].Path}} {
+		if err := storage.Direct(ctx, side.at, side.file); err != nil {
 			return &plan.UnsupportedError{Feature: "cache=none",
 				Have: fmt.Sprintf("the file system of %s does not read past its cache (%v): leave it out, or set TMPDIR to a "+
-					"folder on a disk", path.Dir(disk.Path), err)}
+					"folder on a disk", path.Dir(side.file), err)}
 		}
 	}
 	return nil
