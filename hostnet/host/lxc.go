@@ -4,8 +4,11 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"os"
 	"os/exec"
+	"path/filepath"
 	"strings"
+	"syscall"
 )
 
 // LXC is whose a container is: liblxc's, LXD's or Incus's.
@@ -19,7 +22,7 @@ const (
 )
 
 // parseLXC reads NAME or KIND/NAME; the kind is "" where it is not said. A name in a folder of liblxc's own is
-// liblxc:FOLDER/NAME with an absolute folder.
+// liblxc/FOLDER/NAME with an absolute folder; without it, a container that runs is found in any.
 func parseLXC(rest string) (kind LXC, folder, name string, err error) {
 	name = rest
 	for _, k := range []LXC{LibLXC, LXD, Incus} {
@@ -53,6 +56,9 @@ func lxcWay(ctx context.Context, host, rest string) (way, error) {
 	w := way{name: host, explain: func(said string, err error) error { return explainLXC(kind, name, said, err) }}
 	switch kind {
 	case LibLXC:
+		if folder == "" {
+			folder = lxcPath(name)
+		}
 		w.words = []string{"lxc-attach"}
 		if folder != "" {
 			w.words = append(w.words, "-P", folder)
@@ -65,6 +71,30 @@ func lxcWay(ctx context.Context, host, rest string) (way, error) {
 		w.words = []string{"incus", "exec", name, "-T", "--"}
 	}
 	return w, nil
+}
+
+// lxcPath is the folder in which liblxc has a container of this user that runs, by the title of the process that watches
+// over it; "" if none is seen. LXD's, which are liblxc's too, do not count: they are in a folder of its daemon.
+func lxcPath(name string) (folder string) {
+	lines, _ := filepath.Glob("/proc/[0-9]*/cmdline")
+	for _, line := range lines {
+		info, err := os.Stat(line)
+		if err != nil {
+			continue
+		}
+		// Others may call their processes what they like.
+		if st, ok := info.Sys().(*syscall.Stat_t); !ok || int(st.Uid) != os.Geteuid() {
+			continue
+		}
+		b, _ := os.ReadFile(line)
+		title, _, _ := strings.Cut(string(b), "\x00")
+		title, monitor := strings.CutPrefix(title, "[lxc monitor] ")
+		at, its := strings.CutSuffix(title, " "+name)
+		if monitor && its && !strings.Contains(at, " ") && filepath.Base(at) != "containers" {
+			return at
+		}
+	}
+	return ""
 }
 
 // explainLXC is one line of what a manager of containers said and what to try.
@@ -137,6 +167,10 @@ func ownerOf(ctx context.Context, name string) (LXC, error) {
 			continue
 		}
 		looked = append(looked, m.kind)
+		if m.kind == LibLXC && lxcPath(name) != "" {
+			found = append(found, m.kind)
+			continue
+		}
 		out, err := exec.CommandContext(ctx, m.words[0], m.words[1:]...).Output()
 		said := strings.TrimSpace(string(out))
 		switch exit := new(exec.ExitError); {

@@ -249,9 +249,6 @@ func (n *Network) each(f func(i int, name, container string) error) error {
 
 // address is a container as a host is named.
 func (s Spec) address(container string) string {
-	if s.Manager == host.LibLXC {
-		return "lxc:" + string(s.Manager) + filepath.Join(s.lxcPath(), container)
-	}
 	return "lxc:" + string(s.Manager) + "/" + container
 }
 
