@@ -65,6 +65,7 @@ func TestChannelBreaks(t *testing.T) {
 			{sent(d, "cont"), plan.Plan{}, d, true},
 			{sent(s, "migrate-start-postcopy"), postcopy, "", true},
 			{event(d, "RESUME"), postcopy, d, true},
+			{done(record.Activation), postcopy, d, true},
 		} {
 			for _, who := range []record.Holder{s, d} {
 				how := breaks[n%len(breaks)]

@@ -318,6 +318,12 @@ func (m *migration) cont(ctx context.Context) error {
 func (m *migration) confirm(ctx context.Context) error {
 	ctx = context.WithoutCancel(ctx)
 	status, err := m.run.Dst.Asked(ctx)
+	if endpoint.WayLost(m.run.Dst.Control.Err()) {
+		_ = m.run.DrainFor(ctx, run.AnswerLimit, func() bool { return m.run.Dst.Gone != nil })
+		if m.run.ReachAgain(ctx) {
+			status, err = m.run.Dst.Asked(ctx)
+		}
+	}
 	if m.run.Dst.RunState = cmp.Or(status.Status, m.run.Dst.RunState); m.run.Dst.Control.Err() != nil {
 		return fmt.Errorf("the destination's monitor has ended: %w", m.run.Dst.Control.Err())
 	} else if err != nil {

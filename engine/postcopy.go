@@ -167,23 +167,30 @@ func (m *migration) followUntilLost(ctx context.Context) error {
 			m.run.End(run.Later(m.run.Src.Completed, m.run.Dst.Completed))
 			m.blocktime(ctx)
 			return nil
+		case broken && m.run.ReachAgain(ctx):
+			moved = time.Now()
 		case broken:
 			return err
 		case m.linkLost():
 			return fmt.Errorf("%w: source %s, destination %s", errLink, m.run.Src.Status, m.run.Dst.Status)
 		}
 		m.blocktime(ctx)
-		if now := m.sent(ctx, sent); now != sent {
+		now, answered := m.sent(ctx, sent)
+		limit := m.run.Plan.StallLimit
+		if !answered && m.run.Src.Endpoint.Again > 0 { // it may be the way to it that stands still
+			limit = m.run.Plan.HangLimit()
+		}
+		if now != sent {
 			if sent > 0 {
 				m.mendBy = time.Time{}
 			}
 			sent, moved = now, time.Now()
-		} else if time.Since(moved) > m.run.Plan.StallLimit && m.run.Dst.Done() {
+		} else if time.Since(moved) > limit && m.run.Dst.Done() {
 			m.leaveBehind(ctx)
 			m.run.End(m.run.Dst.Completed)
 			return nil
-		} else if time.Since(moved) > m.run.Plan.StallLimit {
-			return fmt.Errorf("%w: nothing was sent for %s", errLink, m.run.Plan.StallLimit)
+		} else if time.Since(moved) > limit {
+			return fmt.Errorf("%w: nothing was sent for %s", errLink, limit)
 		}
 	}
 }
@@ -201,15 +208,15 @@ func (m *migration) leaveBehind(ctx context.Context) {
 		"word, was ended")
 }
 
-// sent is how much the source has sent so far; before, if it does not answer.
-func (m *migration) sent(ctx context.Context, before int64) int64 {
+// sent is how much the source has sent so far; before, if it does not say so.
+func (m *migration) sent(ctx context.Context, before int64) (sent int64, answered bool) {
 	ctx, cancel := context.WithTimeout(ctx, run.AnswerLimit)
 	defer cancel()
 	info, err := m.run.Src.Control.QueryMigrate(ctx)
 	if err != nil || !info.Has.Contains(qmp.FieldTransferred) {
-		return before
+		return before, err == nil
 	}
-	return info.Transferred
+	return info.Transferred, true
 }
 
 func (m *migration) linkLost() bool { return m.run.Src.Linkless() || m.run.Dst.Linkless() }

@@ -86,6 +86,7 @@ func (c *commands) runMigrate(x *cli.Context) error {
 	ways := newWays(c.reach(x), x.Bool("no-helper"))
 	defer ways.close()
 	src, err := ways.parse(x.Context, x.String("source"))
+	at.Hosts = c.hosts
 	if err != nil {
 		return inFlags(err)
 	}

@@ -229,6 +229,33 @@ func (s *Side) regain(ctx context.Context) {
 	s.Status = info.Status
 }
 
+// ReachAgain reaches the sides again whose way broke, where QEMU goes on without us: after activation. It is false if
+// there was none, or one is not reached.
+func (r *Run) ReachAgain(ctx context.Context) bool {
+	found := false
+	for _, s := range []*Side{r.Src, r.Dst} {
+		if s.Gone == nil {
+			continue
+		}
+		if !endpoint.WayLost(s.Gone) {
+			return false
+		}
+		limited, cancel := context.WithTimeout(ctx, AnswerLimit)
+		r.StopPolling(limited) // it uses the monitors
+		cancel()
+		broke := s.Gone
+		if s.regain(ctx); s.Gone != nil {
+			return false
+		}
+		if s.Done() && s.Completed.IsZero() {
+			s.Completed = time.Now()
+		}
+		r.Rec.Warn("%v; it was reached again: what it told meanwhile, and the samples since, are missing", broke)
+		found = true
+	}
+	return found
+}
+
 // redial opens the control monitor again. A way that was lost may come back, and whoever served that may hold the
 // monitor until it notices: that is waited for.
 func (s *Side) redial(ctx context.Context) (*qmp.Conn, error) {
