@@ -48,6 +48,7 @@ var breaks = []struct {
 // A channel that breaks is no QEMU that dies: the run ends with the guest where decision 2 has it, and says so.
 func TestChannelBreaks(t *testing.T) {
 	const s, d = record.Source, record.Destination
+	mirror := plan.Plan{Mirror: plan.Mirror{Nodes: []string{"disk0"}}}
 	postcopy := plan.Plan{Mode: record.PostCopyMode, MaxBandwidth: 512 << 10}
 	turns(t, func(t *testing.T, qemu string, mine func(int) bool) {
 		n := 0
@@ -66,6 +67,8 @@ func TestChannelBreaks(t *testing.T) {
 			{sent(s, "migrate-start-postcopy"), postcopy, "", true},
 			{event(d, "RESUME"), postcopy, d, true},
 			{done(record.Activation), postcopy, d, true},
+			{sent(s, "blockdev-mirror"), mirror, s, false},
+			{got(s, "pre-switchover"), mirror, "", true},
 		} {
 			for _, who := range []record.Holder{s, d} {
 				how := breaks[n%len(breaks)]
@@ -77,7 +80,11 @@ func TestChannelBreaks(t *testing.T) {
 				}
 				t.Run(fmt.Sprint(c.at, "/", who, "/", how.name), func(t *testing.T) {
 					t.Parallel()
-					x, h := farTrial(t, qemu, nil)
+					var change func(a, b *guest.Spec)
+					if len(c.plan.Mirror.Nodes) > 0 {
+						change = mirrored(t, nil)
+					}
+					x, h := farTrial(t, qemu, change)
 					x.plan = c.plan
 					var channel *hosttest.Channel
 					begun := time.Now()
@@ -108,6 +115,47 @@ func TestChannelBreaks(t *testing.T) {
 	})
 }
 
+// TestChannelBreaksAtRandom breaks either channel at any moment, in each of its ways.
+func TestChannelBreaksAtRandom(t *testing.T) {
+	random := seed(t)
+	guesttest.EachQEMU(t, func(t *testing.T, qemu string) {
+		for i := range chaos(t, 2) {
+			p := []plan.Plan{{MaxBandwidth: 60 << 10}, {Mode: record.PostCopyMode, MaxBandwidth: 512 << 10},
+				{Mirror: plan.Mirror{Nodes: []string{"disk0"}, MaxBandwidth: 4 << 20}}}[random.IntN(3)]
+			who := []record.Holder{record.Source, record.Destination}[random.IntN(2)]
+			how := breaks[random.IntN(len(breaks))]
+			lasts := 2500 * time.Millisecond
+			if p.Mode == record.PostCopyMode {
+				lasts = time.Second
+			}
+			after := time.Duration(random.Int64N(int64(lasts)))
+			t.Run(fmt.Sprint(i, who, how.name, after, p.Mode, p.Mirror.Nodes), func(t *testing.T) {
+				t.Parallel()
+				var change func(a, b *guest.Spec)
+				if len(p.Mirror.Nodes) > 0 {
+					change = mirrored(t, nil)
+				}
+				x, h := farTrial(t, qemu, change)
+				x.plan = p
+				for _, name := range []string{"source", "destination"} { // so that there is something to break
+					if _, err := h.Pool.Find(within.Context(t), "ssh://"+name); err != nil {
+						t.Fatal(err)
+					}
+				}
+				channel := h.Channel(string(who))
+				x.run(t, never, after, func() { how.do(channel) })
+				channel.Continue()
+				x.check(t)
+				if x.a != "running" && x.b != "running" {
+					t.Errorf("source %s, destination %s: %v", x.a, x.b, x.err)
+				}
+				x.say(t, fmt.Sprint(how.name, " after ", after.Round(time.Millisecond)))
+				x.recovered(t)
+			})
+		}
+	})
+}
+
 // A host that is not reached again: what becomes of the guest is not known, and that is said. The next command finds out.
 func TestChannelStaysBroken(t *testing.T) {
 	x, h := farTrial(t, guesttest.QEMU(t, "10.0"), nil)
@@ -131,4 +179,34 @@ func TestChannelStaysBroken(t *testing.T) {
 	if err != nil || holder == record.Source && x.a != "running" || holder == record.Destination && x.b != "running" {
 		t.Errorf("%s, %q, %v; source %s, destination %s", holder, said, err, x.a, x.b)
 	}
+}
+
+// Disks are copied, and the guest goes over to post-copy, between two hosts that are reached over channels.
+func TestFarModes(t *testing.T) {
+	turns(t, func(t *testing.T, qemu string, mine func(int) bool) {
+		for i, p := range []plan.Plan{{Mirror: plan.Mirror{Nodes: []string{"disk0"}}}, {Mode: record.PostCopyMode},
+			{Mode: record.StopAndCopyMode}, {Mode: record.HybridMode, MaxBandwidth: 512 << 10}} {
+			if i > 0 && !mine(i) {
+				continue
+			}
+			t.Run(fmt.Sprint(p.Mode, p.Mirror.Nodes), func(t *testing.T) {
+				change := func(a, b *guest.Spec) {}
+				if len(p.Mirror.Nodes) > 0 {
+					change = mirrored(t, nil)
+				}
+				x, _ := farTrial(t, qemu, change)
+				if err := connect.Listen(within.Context(t), &p, x.from, x.to); err != nil {
+					t.Fatal(err)
+				}
+				x.plan = p
+				x.run(t, never, 0, nil)
+				x.check(t)
+				if x.err != nil || x.b != "running" || x.rec.Outcome != record.Completed {
+					t.Errorf("%s: source %s, destination %s: %v", x.rec.Outcome, x.a, x.b, x.err)
+				}
+				t.Logf("total %v, initialization %v, reservation %v, warnings %q", x.rec.Total.Wall, x.rec.Stages[0].Duration,
+					x.rec.Stages[1].Duration, x.rec.Warnings)
+			})
+		}
+	})
 }
