@@ -1,6 +1,9 @@
 package guest_test
 
 import (
+	"errors"
+	"io/fs"
+	"os"
 	"path/filepath"
 	"syscall"
 	"testing"
@@ -10,6 +13,7 @@ import (
 	"qmigrate/guest/guesttest"
 	"qmigrate/guest/guesttest/within"
 	"qmigrate/hostnet/host"
+	"qmigrate/hostnet/host/hosttest"
 )
 
 // TestHolds: a QEMU that only waits holds no guest, however it is called. One that runs, that has begun to load, or that
@@ -76,5 +80,47 @@ func TestHoldsMute(t *testing.T) {
 	begun := time.Now()
 	if !guest.Holds(limited(t), host.Local(), vm.Process(), vm.Spec().Dir) {
 		t.Errorf("after %v it holds none", time.Since(begun))
+	}
+}
+
+// When the channel to a host closes, a QEMU there that only waits goes with it, and its folder. One with a guest stays.
+func TestHoldsFar(t *testing.T) {
+	hosts := hosttest.New(t, nil)
+	at, err := hosts.Pool.Find(limited(t), "ssh://a")
+	if err != nil {
+		t.Fatal(err)
+	}
+	dir := guesttest.Dir(t)
+	start := func(name string, incoming bool) *guest.VM {
+		vm, err := guest.Start(limited(t), at, guest.Spec{Name: name, QEMU: guesttest.QEMU(t, "10.0"), Memory: 16 << 20,
+			Dir: filepath.Join(dir, name), Incoming: incoming, Paused: incoming})
+		if err != nil {
+			t.Fatal(err)
+		}
+		return vm
+	}
+	runs, waits := start("a", false), start("b", true)
+	stays, err := host.FindProcess(runs.Process().PID(), runs.Process().StartTime())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer stays.Kill(limited(t))
+	goes, err := host.FindProcess(waits.Process().PID(), waits.Process().StartTime())
+	if err != nil {
+		t.Fatal(err)
+	}
+	hosts.Channel("a").KillSSH()
+	within.Receive(t, "the end of the QEMU that waits", goes.Done())
+	within.Until(t, "its folder to be removed", func() bool {
+		_, err := os.Stat(filepath.Join(dir, "b"))
+		return errors.Is(err, fs.ErrNotExist)
+	})
+	select {
+	case <-stays.Done():
+		t.Error("a guest was ended because a channel closed")
+	default:
+	}
+	if again, err := hosts.Pool.Find(limited(t), "ssh://a"); err != nil || !guest.Holds(limited(t), again, stays, filepath.Join(dir, "a")) {
+		t.Errorf("after the next connection: %v", err)
 	}
 }

@@ -4,15 +4,21 @@ import (
 	"bytes"
 	"encoding/json"
 	"fmt"
+	"math/rand/v2"
 	"os"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 	"syscall"
 	"testing"
 
 	"qmigrate/engine/record"
+	"qmigrate/guest"
+	"qmigrate/guest/guesttest"
 	"qmigrate/guest/guesttest/within"
+	"qmigrate/hostnet/host"
+	"qmigrate/hostnet/host/hosttest"
 	"qmigrate/hostnet/host/sshtest"
 )
 
@@ -232,5 +238,41 @@ func TestNoHelper(t *testing.T) {
 		if _, err := os.Stat(filepath.Join(h.Root, h.Home, ".cache")); err == nil {
 			t.Errorf("something of ours is on %s", h.Name)
 		}
+	}
+}
+
+// TestLaunchFarBeside: source and destination on one host behind a channel. What the source holds there is asked there:
+// the destination's display is moved into a socket, its files into the new folder.
+func TestLaunchFarBeside(t *testing.T) {
+	hosts := hosttest.New(t, nil)
+	dir := guesttest.Dir(t)
+	d := &draw{Rand: rand.New(rand.NewPCG(1, 1)), t: t, dir: dir}
+	src, err := guest.StartIncoming(within.Context(t), host.Local(), host.Command{Args: []string{guesttest.QEMU(t, "10.0"), "-nodefaults",
+		"-display", "none", "-machine", "q35", "-accel", "tcg", "-m", "32776k", "-vnc", "127.0.0.1:" + strconv.Itoa(d.display()),
+		"-serial", "file:" + dir + "/serial",
+		"-chardev", "socket,id=control,server=on,wait=off,path=" + dir + "/a/control.qmp", "-mon",
+		"chardev=control,mode=control"}}, filepath.Join(dir, "a"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer src.Close()
+	var stdout, stderr bytes.Buffer
+	status := run(within.Context(t), []string{"qmigrate", "migrate", "--ssh", hosts.Program, "--json", "--out", dir + "/out", "--launch",
+		"--source", "ssh://a" + dir + "/a", "--destination", "ssh://a" + dir + "/b"}, nil, &stdout, &stderr)
+	var rec record.Migration
+	if err := json.Unmarshal(stdout.Bytes(), &rec); err != nil || status != 0 || rec.GuestOn != record.Destination {
+		t.Fatalf("status %d: %v: %s", status, err, stderr.String())
+	}
+	for _, want := range []string{"+ -vnc unix:" + dir + "/b/vnc.sock (the source's own)", "+ -serial file:" + dir + "/b/serial (the source's own)"} {
+		if !strings.Contains(stderr.String(), want) {
+			t.Errorf("it lacks %q: %s", want, stderr.String())
+		}
+	}
+	pid := pidOf(t, dir+"/b/control.qmp") // it is there when qmigrate has ended
+	if pid == 0 || pid == src.Process().PID() {
+		t.Fatalf("process %d has the guest", pid)
+	}
+	if err := syscall.Kill(pid, syscall.SIGKILL); err != nil {
+		t.Error(err)
 	}
 }
