@@ -156,7 +156,7 @@ func TestPage(t *testing.T) {
 	var b strings.Builder
 	b.WriteString("# What `migrate --launch` does with each option\n\n" +
 		"Written from guest/launch by `go test ./guest/launch -run TestPage -update`; the test fails where this page is out of date.\n\n" +
-		"`--launch` starts a second QEMU from the command line of the first, on the same machine. Two QEMUs cannot have everything twice. This is each option of QEMU 7.2 to 11.1 that can open,\n" +
+		"`--launch` starts a second QEMU from the command line of the first, on the same machine or [on another host](#on-another-host). Two QEMUs of one machine cannot have everything twice. This is each option of QEMU 7.2 to 11.1 that can open,\n" +
 		"create or hold something, and what becomes of it. What the source holds is asked of the kernel: its listening sockets, its UDP ports, its socket paths and abstract names, the files that\n" +
 		"it has open for writing or has locked. Ports and abstract names count within a network namespace. The kernel has no table of vsock, whose context numbers count\n" +
 		"on the whole host: one is asked for by /dev/vhost-vsock, kept if nobody has it, and refused if somebody has it or it cannot be asked for. `-readconfig`\n" +
@@ -179,6 +179,23 @@ func TestPage(t *testing.T) {
 		"tap), `-blockdev` or `-drive`, `-object` (memory-backend-ram, -memfd and -file, rng, iothread), `-chardev` (null, pty); memory and CPUs too. The rules below hold for these. What QEMU does not let be read is a warning:\n" +
 		"`discard=` and `aio=` of a disk, `vhost=` of a TAP, most options of a user network. What cannot be read back is refused: sockets, other networks and character devices, secrets, disks behind a filter or on a\n" +
 		"server. An option whose device was unplugged (`device_del`) is left out, and so is its backend where that is gone too; the devices that stay keep their addresses.\n\n" +
+		"## On another host\n\n" +
+		"`--destination ssh://HOST/FOLDER` or `lxc://NAME/FOLDER` names the host and the new folder there. The source may be on any host, too: its process is looked at where it runs. `--destination-host` is for\n" +
+		"network namespaces of this machine. If both are on the same host, what is said above holds there. If they are on two hosts, these differ:\n\n" +
+		"| what | on another host |\n|---|---|\n" +
+		"| ports, interfaces, devices, sockets of servers | the same as the source's, because what the source holds is not in their way. Each must be free, or be there; `--port`, `--tap` and `--path` name others |\n" +
+		"| files that QEMU reads | must be there, if the name is absolute; `--path` names others |\n" +
+		"| disks | must be the source's own file, by storage that both hosts have at the same path. To find out, qmigrate makes a file beside the image on one host, looks for it on the other, and removes it. Another file is refused: give it " +
+		"by `--path OLD=NEW` and copy it with `--mirror`. A copy of what is only read is a warning. So is an image beside which no file can be made, if its size and its first MiB are the same |\n" +
+		"| the program | the same path, and the same version of QEMU; or `--destination-qemu`, a path there, or a version, which is sent there if this machine has it |\n" +
+		"| user, groups, capabilities | those of the helper, which are your login's there. It is said where the numbers differ |\n" +
+		"| environment | the helper's, and of the source's what names QEMU's parts (`LD_...`, `QEMU_...`) |\n" +
+		"| working folder | the same path if there is such a folder, else / |\n" +
+		"| memory, limits | those of that host |\n\n" +
+		"Whatever is missing is named in one go, before anything is started: a line each. The destination listens at the address by which its host was reached, or at `--listen`.\n\n" +
+		"A destination that may hold a guest stays when the channel to its host closes. One whose monitor says that it only waits is ended by the helper, and its folder removed; one that does not answer\n" +
+		"is left alone, and the next connection names it.\n\n" +
+		"## The options\n\n" +
 		"| option | of | key | what it has | what becomes of it |\n|---|---|---|---|---|\n")
 	for _, r := range launch.Rules() {
 		fmt.Fprintf(&b, "| `%s` | %s | %s | %s | %s |\n", r.Option, code(r.Kind), code(r.Key), r.Has, r.Does)
