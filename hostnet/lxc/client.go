@@ -199,6 +199,7 @@ type instance struct {
 // instance is a container of the spec.
 func (s Spec) instance(pool string) instance {
 	raw := []string{"lxc.init.cmd = " + initProgram + " init",
+		"lxc.mount.auto = cgroup:rw:force", // for a limit on the vCPUs; an init of a distribution mounts it itself
 		"lxc.mount.entry = none dev/shm tmpfs rw,nosuid,nodev,create=dir,mode=1777 0 0"}
 	in := instance{Config: map[string]string{"raw.lxc": strings.Join(raw, "\n") + "\n", "user." + ownerKey: s.Owner},
 		Devices: map[string]map[string]string{"root": {"type": "disk", "path": "/", "pool": pool}}}
