@@ -18,7 +18,7 @@ func table(counts map[Asker]map[string]int) string {
 		"| sent | `completed`, and query-migrate speaks of a migration from here (it has `ram`), or the run state is postmigrate |\n" +
 		"| received | `completed` without that: a guest has once arrived |\n" +
 		"| silent | the monitor is there and does not answer within 2 s |\n" +
-		"| lost | the monitor has gone, and the process is not known to have ended |\n" +
+		"| lost | the monitor has gone, or the way to it, and the process is not known to have ended |\n" +
 		"| dead | the process has ended, or said yes to `quit` and closed its monitor |\n" +
 		"| told | the destination was sent `cont`, or was seen to run |\n" +
 		"| handed over | the source is in post-copy and cannot take its guest back by itself any more |\n\n")
@@ -40,8 +40,37 @@ func table(counts map[Asker]map[string]int) string {
 		b.WriteString("\n")
 		matrix(&b, asker)
 	}
+	b.WriteString(channels)
 	return strings.TrimRight(b.String(), "\n") + "\n"
 }
+
+// channels is the page's part about hosts that are not this machine.
+const channels = `## A channel to a host that breaks
+
+A QEMU of another host is reached through a channel: ssh, sshd and qmigrate's helper there, or lxc-attach and the helper. Neither QEMU needs it, and the
+migration's stream does not go through it. So a channel that closes says nothing of the QEMU behind it. The side becomes "blind": events may have been
+missed, and its silence proves nothing. It is reached again over a new channel, for up to 40 s and at most twice. Its process is found again by its number
+and start time. It is dead only when the helper has seen its end, or a new helper does not find it. What was seen of the other side before that is looked
+at again.
+
+| what goes | how it is noticed |
+|---|---|
+| the ssh process, sshd or the helper is killed | the channel closes at once, and the monitors are free |
+| the link to the host is cut; sshd or the helper hangs; the host sleeps | nothing comes for 10 to 14 s, on both ends; a helper that hangs holds the monitors until it goes on |
+| a QEMU | its helper sees the end of the process |
+| the link between the two QEMUs | by QEMU, and by the rules above |
+
+| stage | when a channel breaks |
+|---|---|
+| initialization, reservation | the source runs the guest; a destination that listened is ended |
+| storage, pre-copy | the migration is cancelled, the destination is ended, the source goes on |
+| stop-and-copy | as in pre-copy; if the source is not reached and the destination has everything, it stays paused |
+| activation | the destination is asked: one that runs has the guest, one that is paused is told again |
+| post-copy | it goes on by itself, and is followed over the new channel |
+
+If a host is not reached again, neither QEMU is ended or continued on a guess. The guest is where the rules above say, often "unknown". ` +
+	"`qmigrate migrate --recover`" + ` with the same endpoints finds out, and ends what is left, as soon as both hosts can be reached.
+`
 
 func does(asker Asker, d Decision) string {
 	switch {
