@@ -124,3 +124,26 @@ func TestHoldsFar(t *testing.T) {
 		t.Errorf("after the next connection: %v", err)
 	}
 }
+
+// A channel that breaks while a QEMU is waited for ends the wait.
+func TestStartFarLost(t *testing.T) {
+	hosts := hosttest.New(t, nil)
+	at, err := hosts.Pool.Find(limited(t), "ssh://a")
+	if err != nil {
+		t.Fatal(err)
+	}
+	dir := filepath.Join(guesttest.Dir(t), "a")
+	ended := make(chan error, 1)
+	go func() { // it never has a monitor
+		_, err := guest.StartIncoming(limited(t), at, host.Command{Args: []string{"sleep", "1000"}}, dir)
+		ended <- err
+	}()
+	within.Until(t, "the start", func() bool {
+		_, err := os.Stat(filepath.Join(dir, "qemu.log"))
+		return err == nil
+	})
+	hosts.Channel("a").KillSSH()
+	if err, _ := within.Receive(t, "the end of the wait", ended); !errors.As(err, new(*host.ChannelError)) {
+		t.Errorf("%v, want a *ChannelError", err)
+	}
+}

@@ -110,6 +110,9 @@ func (vm *VM) wait(ctx context.Context) error {
 		if err == nil {
 			return nil
 		}
+		if errors.As(err, new(*host.ChannelError)) { // whether it comes up is not known here any more
+			return err
+		}
 		ended := func() error {
 			return fmt.Errorf("QEMU ended: %w", cmp.Or(vm.proc.Err(), errors.New("exit status 0")))
 		}

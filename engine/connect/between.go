@@ -21,7 +21,7 @@ type TunnelPlace struct {
 	Hosts       *host.Pool // finds the hosts that are named here
 	Source      string     // the near half's host; "": where the source's QEMU is
 	Destination string     // the far half's host; "": where the destination's QEMU is
-	// Address is the destination's host's, on which the far half listens. "": 127.0.0.1 where both halves are on this
+	// Address is the destination's host's, on which the far half listens. "": 127.0.0.1 where both halves are on one
 	// machine, and else all that the host has.
 	Address string
 	SSHD    *SSHD // is the far half, and Destination and Address do not matter; nil: the far half is ours
@@ -46,7 +46,7 @@ func TunnelBetween(ctx context.Context, p *plan.Plan, src, dst *endpoint.Endpoin
 	switch {
 	case s.Address != "" && net.ParseIP(s.Address) == nil && !near && !far:
 		return nil, setting.Errorf("tunnel-address", s.Address, "no address, such as 127.0.0.1")
-	case s.Address == "" && !near && !far:
+	case s.Address == "" && (!near && !far || s.Source.Name() == s.Destination.Name()):
 		s.Address = "127.0.0.1"
 	case s.Address == "" && far:
 		if u, err := url.Parse(s.Destination.Name()); err == nil && u.Scheme == "ssh" {

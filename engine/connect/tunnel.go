@@ -91,12 +91,17 @@ func (h *half) wait(ctx context.Context) error {
 func (h *half) end() (tunnel.State, error) {
 	h.cancel()
 	<-h.ended
+	if errors.Is(h.err, context.Canceled) {
+		return h.last(), nil
+	}
+	return h.last(), h.err
+}
+
+// last is what it said last.
+func (h *half) last() tunnel.State {
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	if errors.Is(h.err, context.Canceled) {
-		return h.state, nil
-	}
-	return h.state, h.err
+	return h.state
 }
 
 // OpenTunnel makes the tunnel; the two ends have proved themselves to each other when it returns.
@@ -148,17 +153,16 @@ func OpenTunnel(ctx context.Context, s TunnelSpec) (_ *Tunnel, err error) {
 
 // addresses are where the far half may be reached: by the host's other names, and as it says itself.
 func (h *half) addresses(names []string) (all []string) {
-	h.mu.Lock()
-	defer h.mu.Unlock()
+	own := h.last().Addresses
 	for _, name := range names {
-		for _, a := range h.state.Addresses {
+		for _, a := range own {
 			if _, port, err := net.SplitHostPort(a); err == nil {
 				all = append(all, net.JoinHostPort(name, port))
 				break
 			}
 		}
 	}
-	return append(all, h.state.Addresses...)
+	return append(all, own...)
 }
 
 // Close ends the tunnel, nil for none, and says what it carried. What went wrong in it is a warning's text, empty if
@@ -192,9 +196,15 @@ func (t *Tunnel) Close() (carried record.Tunnel, trouble string) {
 	return carried, trouble
 }
 
-// Note closes the tunnel, nil for none, and writes into the record what it was.
+// Note closes the tunnel, nil for none, and writes into the record what it was. One whose halves are on other hosts is
+// left to a post-copy that may go on: it ends by itself when nothing is in it.
 func (t *Tunnel) Note(rec *record.Migration) {
 	if t == nil {
+		return
+	}
+	if t.near != nil && t.near.away && t.far != nil && t.far.away && rec.MayGoOn() {
+		rec.Tunnel = &record.Tunnel{Kind: string(t.kind), Bytes: t.near.last().Bytes}
+		rec.Warn("the %s tunnel goes on between the hosts as long as the post-copy has a stream in it", t.kind)
 		return
 	}
 	carried, trouble := t.Close()

@@ -138,7 +138,7 @@ func (m *mover) key(w word, r Rule, v value, p pair) (_ pair, gone []string, ok 
 	case PortOnly:
 		p.value = m.portOnly(w, r, v, p)
 	case Ask:
-		if r.Kind == "memory-backend-file" && !v.on("share") {
+		if r.Kind == "memory-backend-file" && (!v.on("share") || m.OtherHost) { // QEMU makes it where it is not there
 			p.value = m.mapped(w.option, from)
 			return p, nil, true
 		}

@@ -61,7 +61,8 @@ func (s Spec) apart(ctx context.Context, at host.Host, from *source, ours launch
 func (l *Launched) compareDisks(ctx context.Context, at host.Host, from *source, p plan.Plan, s Spec) error {
 	var errs []error
 	for _, d := range from.facts.Disks {
-		if d.Node != "" && slices.Contains(p.Mirror.Nodes, d.Node) {
+		// what is in flash comes with the guest
+		if d.Flash || d.Node != "" && slices.Contains(p.Mirror.Nodes, d.Node) {
 			continue
 		}
 		for i, layer := range d.Layers {
