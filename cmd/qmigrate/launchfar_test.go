@@ -20,6 +20,7 @@ import (
 	"qmigrate/hostnet/host"
 	"qmigrate/hostnet/host/hosttest"
 	"qmigrate/hostnet/host/sshtest"
+	"qmigrate/qmp"
 )
 
 // sshLab is two hosts behind sshd's, and qmigrate that reaches them.
@@ -275,4 +276,69 @@ func TestLaunchFarBeside(t *testing.T) {
 	if err := syscall.Kill(pid, syscall.SIGKILL); err != nil {
 		t.Error(err)
 	}
+}
+
+// TestTunnelOutlives: qmigrate is killed in a post-copy through a tunnel between two hosts. The halves go on, and the
+// guest arrives whole.
+func TestTunnelOutlives(t *testing.T) {
+	hosts := hosttest.New(t, nil)
+	dir := guesttest.Dir(t)
+	ask := func(name string) *qmp.Conn { // by a monitor that qmigrate does not use
+		t.Helper()
+		nc, err := host.Local().Dial(within.Context(t), "unix", dir+"/"+name+".more")
+		if err != nil {
+			t.Fatal(err)
+		}
+		c, err := qmp.NewConn(within.Context(t), nc, qmp.Options{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { c.Close() })
+		return c
+	}
+	start := func(name string, more ...string) *qmp.Conn {
+		at := filepath.Join(dir, name)
+		args := append([]string{guesttest.QEMU(t, "10.0"), "-nodefaults", "-display", "none", "-machine", "q35", "-accel", "tcg", "-m", "64",
+			"-chardev", "socket,id=control,server=on,wait=off,path=" + at + "/control.qmp", "-mon", "chardev=control,mode=control",
+			"-qmp", "unix:" + at + ".more,server=on,wait=off"}, more...)
+		vm, err := guest.StartIncoming(within.Context(t), host.Local(), host.Command{Args: args}, at)
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { vm.Close() })
+		return ask(name)
+	}
+	src, dst := start("a"), start("b", "-incoming", "defer", "-S")
+	others, _ := filepath.Glob("/tmp/qmigrate-tunnel-*")
+	cmd := within.Command(t, "qmigrate", "migrate", "--ssh", hosts.Program, "--quiet", "--out", dir+"/out", "--mode", "post-copy", "--tunnel",
+		"tls", "--source", "ssh://a"+dir+"/a", "--destination", "ssh://b"+dir+"/b", "--max-bandwidth", "64KiB/s",
+		"--parameter", "max-postcopy-bandwidth=32768")
+	var said bytes.Buffer
+	cmd.Stderr = &said
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	status := func(c *qmp.Conn) string {
+		info, err := c.QueryMigrate(within.Context(t))
+		if err != nil {
+			t.Fatal(err, said.String())
+		}
+		return info.Status
+	}
+	within.Until(t, "the post-copy", func() bool { return status(src) == "postcopy-active" && status(dst) == "postcopy-active" })
+	_ = cmd.Process.Kill()
+	_ = cmd.Wait()
+	if s := status(src); s != "postcopy-active" {
+		t.Fatalf("it was over when qmigrate was killed: %s", s)
+	}
+	within.Until(t, "the post-copy to complete", func() bool {
+		if s := status(src); s != "postcopy-active" && s != "completed" {
+			t.Fatalf("the source is %s", s)
+		}
+		return status(dst) == "completed"
+	})
+	within.Until(t, "the tunnel's folders to go", func() bool {
+		left, _ := filepath.Glob("/tmp/qmigrate-tunnel-*")
+		return !slices.ContainsFunc(left, func(f string) bool { return !slices.Contains(others, f) })
+	})
 }
