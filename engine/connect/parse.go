@@ -193,11 +193,14 @@ func farEndpoint(text string, w words, hosts *host.Pool) *endpoint.Endpoint {
 	e := unixEndpoint(text, w.monitors, p)
 	e.Host, e.Machine, e.Again = w.host, p.machine, again
 	e.Clock = func(ctx context.Context) (clock.Look, error) {
-		h, err := p.host(ctx)
-		if err != nil {
-			return clock.Look{}, err
+		h, _ := p.process()
+		if h == nil {
+			var err error
+			if h, err = p.host(ctx); err != nil {
+				return clock.Look{}, err
+			}
 		}
-		return clockOf(h)(ctx)
+		return clockOf(h)(ctx) // over a channel that has closed there is none: a look opens no new one
 	}
 	e.Reaches = func(ctx context.Context, address string) error {
 		h, err := p.host(ctx)

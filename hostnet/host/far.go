@@ -314,8 +314,8 @@ func (i farInfo) ModTime() time.Time { return i.a.ModTime }
 func (i farInfo) IsDir() bool        { return i.a.Mode.IsDir() }
 func (i farInfo) Sys() any           { return nil }
 
-// Put sees to it that the host has this file of ours, and says where. One that is mounted there, under the same name, is
-// there. Another is sent to the user's cache, once: files of the same content and name are one.
+// Put sees to it that the host has this file of ours, and says where. One that is mounted there, under the same name,
+// is there. Another is sent to the user's cache, once: files of the same content and name are one.
 func (f *Far) Put(ctx context.Context, name string) (there string, err error) {
 	file, err := os.Open(name)
 	if err != nil {
@@ -442,8 +442,8 @@ func (f *Far) task(ctx context.Context, name string, input json.RawMessage, take
 
 // as is the host with files and processes of another user.
 func (f *Far) as(l Like) *Far {
-	w := &wireLike{UID: l.UID, GID: l.GID, Groups: l.Groups, Capabilities: l.Capabilities, NoNewPrivileges: l.NoNewPrivileges,
-		Network: l.Network}
+	w := &wireLike{UID: l.UID, GID: l.GID, Groups: l.Groups, Capabilities: l.Capabilities,
+		NoNewPrivileges: l.NoNewPrivileges, Network: l.Network}
 	if l.Among != nil {
 		w.AmongPID, w.AmongStart = l.Among.PID(), l.Among.StartTime()
 	}

@@ -119,7 +119,8 @@ func toWire(err error) *wireError {
 	if err == nil {
 		return nil
 	}
-	w := &wireError{Text: err.Error(), Gone: errors.Is(err, os.ErrProcessDone), Late: errors.Is(err, os.ErrDeadlineExceeded),
+	w := &wireError{Text: err.Error(), Gone: errors.Is(err, os.ErrProcessDone),
+		Late:    errors.Is(err, os.ErrDeadlineExceeded),
 		Missing: errors.Is(err, fs.ErrNotExist), Exists: errors.Is(err, fs.ErrExist),
 		Forbidden: errors.Is(err, fs.ErrPermission)}
 	_ = errors.As(err, &w.Errno)

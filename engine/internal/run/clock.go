@@ -201,9 +201,9 @@ func (r *Run) noteClock(s *Side) {
 // come over: STOP happened after the last question was asked whose answer came before STOP. RESUME happened after `cont`
 // was sent, or after the last such question to the destination. Each event was on its way no longer than from there
 // until it came, and the difference of the two arrivals is off by no more than the longer of these two times. With a
-// question every 10 ms that is up to 10 ms and a round trip. The round trips of the looks are much shorter, but an event
-// may be held up longer than they take: 18 ms were seen on a busy machine with round trips of 0.1 ms. Where the clock of
-// one side is ours, its stamp is taken instead of the arrival.
+// question every 10 ms that is up to 10 ms and a round trip. The round trips of the looks are much shorter, but an
+// event may be held up longer than they take: 18 ms were seen on a busy machine with round trips of 0.1 ms. Where the
+// clock of one side is ours, its stamp is taken instead of the arrival.
 //
 // If a clock was stepped about STOP or RESUME, the stamps tell nothing, and the second witness is the wire downtime.
 func (r *Run) wire(stop, resume time.Time) {
