@@ -2,6 +2,7 @@ package hostnet
 
 import (
 	"errors"
+	"fmt"
 	"os"
 
 	"github.com/vishvananda/netlink"
@@ -25,6 +26,14 @@ func (ns *nsBuilder) tap(t TAPSpec, bridge netlink.Link) error {
 		}
 		if l, err = ns.LinkByName(t.Name); err != nil {
 			return err
+		}
+		if ns.join.Foreign {
+			// A bridge without an address of its own takes the lowest of its ports'. This one is the highest, as libvirt's are.
+			address := hardwareAddr(ns.join.Name + t.Name)
+			address[0] = 0xfe
+			if err := ns.LinkSetHardwareAddr(l, address); err != nil {
+				return fmt.Errorf("set its address to %s: %w", address, err)
+			}
 		}
 	}
 	return ns.up(l, bridge)

@@ -325,3 +325,54 @@ func shares(t *testing.T, n *Network) {
 		}
 	}
 }
+
+// TestForeign: somebody's container gets a TAP as a port of the bridge that is there, and loses it when the channel
+// closes. The bridge stays as it was.
+func TestForeign(t *testing.T) {
+	needLibLXC(t)
+	n := apply(t, Spec{Manager: host.LibLXC})
+	at := n.Host("a")
+	run(t, at, "ip", "link", "add", "theirs", "type", "bridge", "forward_delay", "900")
+	run(t, at, "ip", "link", "add", "port", "address", "f6:00:00:00:00:01", "master", "theirs", "type", "veth", "peer", "other")
+	bridge := func() string { // offloads are the ports'
+		all, _, _ := strings.Cut(run(t, at, "ip", "-d", "-o", "link", "show", "theirs"), " gso_max_size")
+		return all
+	}
+	before := bridge()
+	p := pool(t)
+	far, err := p.Find(within.Context(t), at.Name())
+	if err != nil {
+		t.Fatal(err)
+	}
+	join := hostnet.Join{Name: "x", Bridge: "theirs", TAPs: []hostnet.TAPSpec{{Name: "qmigtap7", Queues: 2}}, Foreign: true}
+	made, err := hostnet.JoinTask().Ask(within.Context(t), far, join)
+	if err != nil || !slices.Equal(made.Devices, []string{"qmigtap7"}) {
+		t.Fatalf("%+v, %v", made, err)
+	}
+	if out := run(t, at, "ip", "-d", "-o", "link", "show", "master", "theirs"); !strings.Contains(out, "qmigtap7") ||
+		!strings.Contains(out, " multi_queue ") {
+		t.Errorf("ports of the bridge: %s", out)
+	}
+	if now := bridge(); now != before {
+		t.Errorf("the bridge was %s and is, with a TAP, %s", before, now)
+	}
+	if again, err := hostnet.JoinTask().Ask(within.Context(t), far, join); err != nil || len(again.Devices) > 0 {
+		t.Errorf("the same again made %v, %v", again.Devices, err)
+	}
+	for _, bad := range []hostnet.Join{{Bridge: "none", Foreign: true}, {Bridge: "lo", Foreign: true},
+		{Bridge: "theirs", Foreign: true, TAPs: []hostnet.TAPSpec{{Name: "good"}, {Name: "a name that is too long"}}}} {
+		if _, err := hostnet.JoinTask().Ask(within.Context(t), far, bad); err == nil {
+			t.Errorf("joined %+v", bad)
+		}
+	}
+	if err := p.Close(); err != nil {
+		t.Error(err)
+	}
+	after := run(t, at, "ip", "-d", "-o", "link")
+	if strings.Contains(after, "qmigtap7") || strings.Contains(after, "good") || !strings.Contains(after, tapName) {
+		t.Errorf("left, or removed, is something else than the TAP: %s", after)
+	}
+	if now := bridge(); now != before {
+		t.Errorf("the bridge was %s and is %s", before, now)
+	}
+}
