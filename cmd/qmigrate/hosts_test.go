@@ -3,6 +3,7 @@ package main
 import (
 	"bytes"
 	"encoding/json"
+	"fmt"
 	"os"
 	"path/filepath"
 	"strings"
@@ -87,7 +88,41 @@ func TestHostsFile(t *testing.T) {
 		rec.MemoryCheck.PagesWrong > 0 {
 		t.Errorf("%s", out)
 	}
+	exp := filepath.Join(s.Dir, "study.toml")
+	if err := os.WriteFile(exp, []byte("name = \"x\"\nrepeats = 1\nwarm-up = 0\n[[sweep]]\nmemory = \"128MiB\"\nmode = [\"stop-and-copy\"]\n"), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	status, out, errs = call("run", exp, "--hosts", file, "--ssh", s.SSH, "--out", filepath.Join(s.Dir, "out"), "--json", "--quiet")
+	if json.Unmarshal([]byte(out), &rec) != nil || status != 0 || rec.Experiment != "x" || rec.Hosts.Destination != "south" || rec.Outcome != record.Completed {
+		t.Errorf("%d: %s%s", status, out, errs)
+	}
+	// A lab that stands has its QEMUs on the hosts; by its endpoints anybody can migrate them.
+	name := fmt.Sprint("ssh-", os.Getpid())
+	status, out, errs = call("lab", "up", "--hosts", file, "--ssh", s.SSH, "--memory", "128MiB", "--quiet", name)
+	if status != 0 {
+		t.Fatalf("%d: %s", status, errs)
+	}
+	words := strings.Fields(out[strings.Index(out, "qmigrate migrate"):])
+	if !strings.Contains(out, "ssh://a/run/qmigrate/") || !strings.Contains(out, "ssh://b/tmp/qmigrate-") {
+		t.Errorf("%s", out)
+	}
+	status, out, errs = call(append(words[1:], "--tls", "x509", "--ssh", s.SSH, "--out", filepath.Join(s.Dir, "out"), "--json", "--quiet")...)
+	if json.Unmarshal([]byte(out), &rec) != nil || status != 0 || rec.Hosts.Source != "ssh://a" || rec.GuestOn != record.Destination ||
+		rec.Parameters["tls-creds"] == "" {
+		t.Errorf("%q: %d: %s%s", words, status, out, errs)
+	}
+	if status, out, errs = call("lab", "down", "--ssh", s.SSH, name); status != 0 || !strings.Contains(out, "on ssh://a") {
+		t.Errorf("%d: %s%s", status, out, errs)
+	}
 	b := s.Host("b")
+	for _, h := range s.All {
+		if pids := h.PIDs("qemu-system"); len(pids) > 0 {
+			t.Errorf("QEMUs left on %s: %v", h.Name, pids)
+		}
+		if left, err := h.Run("sh", "-c", "ip -br link | grep qmig; find /run/qmigrate /tmp -mindepth 1 2>/dev/null | grep -v '^/tmp/qmigrate-[0-9]*$'"); left != "" {
+			t.Errorf("left on %s: %s%v", h.Name, left, err)
+		}
+	}
 	for _, c := range []struct {
 		text   string
 		admit  bool

@@ -348,11 +348,11 @@ func (n *Network) WatchFirstFrame(name, tap, mac string) (*hostnet.FrameWatch, e
 	return withoutRight(n.Network.WatchFirstFrame(name, tap, mac))
 }
 
-// Leave has what was made stand when this program ends.
+// Leave has everything that was made on the hosts stand when this program ends.
 func (n *Network) Leave(ctx context.Context) error {
 	var errs []error
-	for _, m := range n.made {
-		if far, ok := m.at.(*host.Far); ok {
+	for _, at := range []host.Host{n.Host(source), n.Host(destination), n.Observer()} {
+		if far, ok := at.(*host.Far); ok {
 			errs = append(errs, far.Leave(ctx))
 		}
 	}
