@@ -260,7 +260,7 @@ func (p Page) checks(r *record.Migration) {
 	}
 	if t := r.Tunnel; t != nil {
 		line("tunnel", fmt.Sprintf("%s, %s carried", t.Kind, units.FormatSize(t.Bytes)),
-			fmt.Sprintf("%s of this program's CPU while it stood", units.FormatDuration(t.CPU)))
+			fmt.Sprintf("%s of CPU by what held it", units.FormatDuration(t.CPU)))
 	}
 	line("disk", DiskCheck(r.DiskCheck)...)
 	for _, t := range toolParts(r.Tools) {
