@@ -342,3 +342,42 @@ func TestTunnelOutlives(t *testing.T) {
 		return !slices.ContainsFunc(left, func(f string) bool { return !slices.Contains(others, f) })
 	})
 }
+
+// TestLaunchFarApart: between this machine and a host behind a channel, either way. The disk is the same file on both, and
+// that is found out.
+func TestLaunchFarApart(t *testing.T) {
+	hosts := hosttest.New(t, nil)
+	for _, way := range [][2]string{{"unix:", "ssh://b"}, {"ssh://a", "unix:"}} {
+		t.Run(way[0]+" to "+way[1], func(t *testing.T) {
+			dir := guesttest.Dir(t)
+			disk := filepath.Join(dir, "disk")
+			if err := os.WriteFile(disk, make([]byte, 1<<20), 0o600); err != nil {
+				t.Fatal(err)
+			}
+			src, err := guest.StartIncoming(within.Context(t), host.Local(), host.Command{Args: []string{guesttest.QEMU(t, "10.0"),
+				"-nodefaults", "-display", "none", "-machine", "q35", "-accel", "tcg", "-m", "32776k",
+				"-drive", "if=none,id=d,format=raw,cache=none,file=" + disk, "-device", "virtio-blk-pci,drive=d",
+				"-chardev", "socket,id=control,server=on,wait=off,path=" + dir + "/a/control.qmp", "-mon", "chardev=control,mode=control"}},
+				filepath.Join(dir, "a"))
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer src.Close()
+			var stdout, stderr bytes.Buffer
+			status := run(within.Context(t), []string{"qmigrate", "migrate", "--ssh", hosts.Program, "--json", "--out", dir + "/out",
+				"--launch", "--source", way[0] + dir + "/a", "--destination", way[1] + dir + "/b"}, nil, &stdout, &stderr)
+			var rec record.Migration
+			if err := json.Unmarshal(stdout.Bytes(), &rec); err != nil || status != 0 || rec.GuestOn != record.Destination {
+				t.Fatalf("status %d: %v: %s", status, err, stderr.String())
+			}
+			for _, w := range rec.Warnings {
+				if strings.Contains(w, "disk") {
+					t.Error(w)
+				}
+			}
+			if err := syscall.Kill(pidOf(t, dir+"/b/control.qmp"), syscall.SIGKILL); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+}
