@@ -9,11 +9,14 @@ import (
 
 	"qmigrate/engine"
 	"qmigrate/engine/connect"
+	"qmigrate/engine/endpoint"
 	"qmigrate/engine/lab/load"
 	"qmigrate/engine/lab/observe"
 	"qmigrate/engine/plan"
 	"qmigrate/engine/record"
+	"qmigrate/guest"
 	"qmigrate/guest/wire"
+	"qmigrate/hostnet/host"
 )
 
 // Migrate moves the lab's guest to the other host while it is observed, checks its memory there, and returns the whole
@@ -33,7 +36,7 @@ func (l *Lab) Migrate(ctx context.Context, p plan.Plan, o plan.Options) (_ *reco
 	if err != nil {
 		return nil, err
 	}
-	rec, err := engine.Migrate(ctx, connect.Endpoint(l.source), connect.Endpoint(l.destination), run.plan, run.options)
+	rec, err := engine.Migrate(ctx, l.endpoint(l.source), l.endpoint(l.destination), run.plan, run.options)
 	run.finish(rec)
 	l.label(rec)
 	run.caps.note(rec)
@@ -155,4 +158,15 @@ func (l *Lab) check(ctx context.Context, rec *record.Migration) (failed error) {
 		rec.Warn("the guest has rebooted: its boot id is another one")
 	}
 	return failed
+}
+
+// endpoint is one of the lab's QEMUs. Of a QEMU of another host it is found by words, as the user would write them: over
+// a new channel when one has broken.
+func (l *Lab) endpoint(vm *guest.VM) *endpoint.Endpoint {
+	if _, far := vm.Host().(*host.Far); far && l.spec.Pool != nil {
+		if e, err := connect.Parse(endpointOf(vm.Host().Name(), vm.Spec().Dir), l.spec.Pool); err == nil {
+			return e
+		}
+	}
+	return connect.Endpoint(vm)
 }
