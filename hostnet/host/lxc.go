@@ -73,8 +73,8 @@ func lxcWay(ctx context.Context, host, rest string) (way, error) {
 	return w, nil
 }
 
-// lxcPath is the folder in which liblxc has a container of this user that runs, by the title of the process that watches
-// over it; "" if none is seen. LXD's, which are liblxc's too, do not count: they are in a folder of its daemon.
+// lxcPath is the folder in which liblxc has a container of this user that runs, by the title of the process that
+// watches over it; "" if none is seen. LXD's, which are liblxc's too, do not count: they are in a folder of its daemon.
 func lxcPath(name string) (folder string) {
 	lines, _ := filepath.Glob("/proc/[0-9]*/cmdline")
 	for _, line := range lines {

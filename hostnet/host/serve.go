@@ -475,7 +475,7 @@ func (c *call) start(ctx context.Context) {
 	if detached {
 		c.ledger.made(entry{Kind: madeProcess, PID: key.pid, Start: key.start, Path: folderOf(cmd.Log), Name: cmd.Args[0]})
 	}
-	err = writeLine(c.conn, answer{PID: key.pid, Start: key.start})
+	_ = writeLine(c.conn, answer{PID: key.pid, Start: key.start})
 	c.mu.Unlock()
 	go func() {
 		for {

@@ -43,9 +43,8 @@ type Network struct {
 	guest     netip.Prefix
 	gateway   netip.Addr
 
-	mu     sync.Mutex
-	made   []made
-	closed bool
+	mu   sync.Mutex
+	made []made
 }
 
 // made is what was made on a host.

@@ -102,7 +102,8 @@ func (d *Disks) makeShared(ctx context.Context) error {
 	return d.direct(ctx)
 }
 
-// makeMirrors makes an image of each disk on each host. That of the source is filled: a part that is not copied is seen.
+// makeMirrors makes an image of each disk on each host. That of the source is filled: a part that is not copied is
+// seen.
 func (d *Disks) makeMirrors(ctx context.Context) (err error) {
 	s := d.spec.Storage
 	var fill *int64
