@@ -23,6 +23,8 @@ import (
 	"qmigrate/guest"
 	"qmigrate/guest/image"
 	"qmigrate/guest/wire"
+	"qmigrate/hostnet/host"
+	"qmigrate/hostnet/lxc"
 )
 
 const (
@@ -67,6 +69,11 @@ func Up(ctx context.Context, s Spec) (_ *Lab, err error) {
 	}
 	if err := s.CheckHardware(); err != nil {
 		return nil, err
+	}
+	if kind, manager, _ := strings.Cut(s.Hosts, ":"); kind == Containers {
+		if _, err := lxc.Check(ctx, host.LXC(manager)); err != nil {
+			return nil, err
+		}
 	}
 	s.Image = s.ForHardware()
 	l := &Lab{spec: s}

@@ -36,7 +36,7 @@ func checkLibLXC() error {
 		}
 	}
 	if os.Geteuid() != 0 {
-		return &host.UnsupportedError{Feature: "containers by liblxc", Reason: "not root", Mend: "run as root, or use LXD"}
+		return &host.UnsupportedError{Feature: "containers by liblxc", Reason: "not root", Mend: "run as root"}
 	}
 	return nil
 }

@@ -66,7 +66,20 @@ type Network struct {
 	remove func(context.Context) error
 }
 
-// Managers are those that this machine has and this user may use, and why the others do not count.
+// Check finds a manager that can make containers here, of this user: the one that is given, or else the first. It
+// changes nothing. The error is an *host.UnsupportedError, which says of each why not.
+func Check(ctx context.Context, manager host.LXC) (host.LXC, error) {
+	if manager != "" {
+		return manager, check(ctx, manager)
+	}
+	usable, err := Managers(ctx)
+	if len(usable) == 0 {
+		return "", &host.UnsupportedError{Feature: "containers", Reason: strings.ReplaceAll(err.Error(), "\n", "; ")}
+	}
+	return usable[0], nil
+}
+
+// Managers are those that can make containers here, of this user, and why the others cannot.
 func Managers(ctx context.Context) (usable []host.LXC, errs error) {
 	for _, m := range []host.LXC{host.LibLXC, host.LXD, host.Incus} {
 		if err := check(ctx, m); err != nil {
@@ -149,13 +162,8 @@ func (s Spec) Apply(ctx context.Context) (*Network, error) {
 		return nil, err
 	}
 	s = s.withDefaults()
-	if s.Manager == "" {
-		usable, err := Managers(ctx)
-		if len(usable) == 0 {
-			return nil, fmt.Errorf("containers of %s: no manager of containers can be used: %w", s.Owner, err)
-		}
-		s.Manager = usable[0]
-	} else if err := check(ctx, s.Manager); err != nil {
+	var err error
+	if s.Manager, err = Check(ctx, s.Manager); err != nil {
 		return nil, fmt.Errorf("containers of %s: %w", s.Owner, err)
 	}
 	n := &Network{spec: s}
