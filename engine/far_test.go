@@ -210,3 +210,58 @@ func TestFarModes(t *testing.T) {
 		}
 	})
 }
+
+// A QEMU that dies together with its channel is found dead over the new one. A channel alone proves nothing.
+func TestChannelAndQEMU(t *testing.T) {
+	turns(t, func(t *testing.T, qemu string, mine func(int) bool) {
+		for i, who := range []record.Holder{record.Source, record.Destination} {
+			if !mine(i) {
+				continue
+			}
+			t.Run(string(who), func(t *testing.T) {
+				t.Parallel()
+				x, h := farTrial(t, qemu, nil)
+				x.plan = plan.Plan{MaxBandwidth: slow}
+				x.run(t, got(record.Source, `"status": "active"`), 0, func() {
+					h.Channel(string(who)).KillSSH()
+					x.kill(t, who)
+				})
+				x.check(t)
+				x.say(t, "with its channel")
+				switch {
+				case who == record.Destination && (x.rec.GuestOn != record.Source || x.a != "running"):
+					t.Errorf("guest said to be on %s, source %s: %v", x.rec.GuestOn, x.a, x.err)
+				case who == record.Source && (x.rec.GuestOn != record.None || !strings.Contains(x.err.Error(), "it is lost")):
+					t.Errorf("guest said to be on %s: %v", x.rec.GuestOn, x.err)
+				}
+			})
+		}
+	})
+}
+
+// A helper whose link is cut holds the monitor until it notices: the next command waits for that.
+func TestHelperHoldsMonitor(t *testing.T) {
+	x, h := farTrial(t, guesttest.QEMU(t, "10.0"), nil)
+	nc, err := x.from.Control(within.Context(t))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer nc.Close()
+	channel := h.Channel("source")
+	channel.StopSSH()
+	defer channel.Continue()
+	next, begun := hosttest.New(t, nil), time.Now()
+	from, err := connect.Parse("ssh://source"+x.src.Spec().Dir, next.Pool)
+	if err != nil {
+		t.Fatal(err)
+	}
+	to, err := connect.Parse("ssh://destination"+x.dst.Spec().Dir, next.Pool)
+	if err != nil {
+		t.Fatal(err)
+	}
+	holder, said, err := engine.Recover(within.Context(t), from, to, plan.Plan{}, plan.Options{})
+	if err != nil || holder != record.Source {
+		t.Errorf("%s, %q, %v", holder, said, err)
+	}
+	t.Log(said, "after", time.Since(begun))
+}
