@@ -15,6 +15,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"time"
 
@@ -22,7 +23,7 @@ import (
 )
 
 const (
-	openLimit  = 30 * time.Second // for a helper to be there
+	openLimit  = 30 * time.Second // for a helper to be there, and for each piece of it on its way
 	askLimit   = 2 * time.Minute  // where a user may be asked for something
 	greetLimit = 256 << 10        // bytes of a login's greeting
 )
@@ -98,18 +99,20 @@ func (w way) dial(ctx context.Context, program []byte, cache string) (_ *Far, er
 	if w.terminal != nil {
 		limit = askLimit
 	}
-	limited, cancel := context.WithTimeout(ctx, limit)
-	defer cancel()
-	stop := context.AfterFunc(limited, func() { c.Close() })
+	var late atomic.Bool
+	timer := time.AfterFunc(limit, func() { late.Store(true); c.Close() })
+	defer timer.Stop()
+	stop := context.AfterFunc(ctx, func() { c.Close() })
 	r := bufio.NewReaderSize(c.out, greetLimit)
-	h, noise, err := w.greet(r, c.in, program, content)
+	// Over a slow link the helper may be under way for longer than an answer.
+	h, noise, err := w.greet(r, progress{c.in, func() { timer.Reset(limit) }}, program, content)
 	w.takeBack()
 	switch {
 	case !stop() && ctx.Err() != nil:
 		err = ctx.Err()
-	case limited.Err() != nil && said.String() != "":
+	case late.Load() && said.String() != "":
 		err = fmt.Errorf("no answer within %s; so far it said %q", limit, lastWords(said.String()))
-	case limited.Err() != nil:
+	case late.Load():
 		err = fmt.Errorf("no answer within %s", limit)
 	case errors.Is(err, errNoHelper):
 		c.end() // what it says last is the reason
@@ -134,6 +137,24 @@ func (w way) dial(ctx context.Context, program []byte, cache string) (_ *Far, er
 		lists: map[uint64]*farListener{}}}
 	go f.accept()
 	return f, nil
+}
+
+// progress is a writer that tells of each piece that is written.
+type progress struct {
+	io.Writer
+	written func()
+}
+
+func (p progress) Write(b []byte) (total int, err error) {
+	for len(b) > 0 {
+		n, err := p.Writer.Write(b[:min(len(b), 64<<10)])
+		if total += n; err != nil {
+			return total, err
+		}
+		b = b[n:]
+		p.written()
+	}
+	return total, nil
 }
 
 // command is the program that runs a command on the host.

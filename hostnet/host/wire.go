@@ -2,6 +2,7 @@ package host
 
 import (
 	"bufio"
+	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -108,6 +109,7 @@ type wireError struct {
 	Gone        bool             `json:"gone,omitempty"` // os.ErrProcessDone
 	Late        bool             `json:"late,omitempty"` // os.ErrDeadlineExceeded
 	Missing     bool             `json:"missing,omitempty"`
+	Canceled    bool             `json:"canceled,omitempty"`
 	Exists      bool             `json:"exists,omitempty"`
 	Forbidden   bool             `json:"forbidden,omitempty"`
 	Unsupported *wireUnsupported `json:"unsupported,omitempty"`
@@ -120,8 +122,8 @@ func toWire(err error) *wireError {
 		return nil
 	}
 	w := &wireError{Text: err.Error(), Gone: errors.Is(err, os.ErrProcessDone),
-		Late:    errors.Is(err, os.ErrDeadlineExceeded),
-		Missing: errors.Is(err, fs.ErrNotExist), Exists: errors.Is(err, fs.ErrExist),
+		Late:     errors.Is(err, os.ErrDeadlineExceeded),
+		Canceled: errors.Is(err, context.Canceled), Missing: errors.Is(err, fs.ErrNotExist), Exists: errors.Is(err, fs.ErrExist),
 		Forbidden: errors.Is(err, fs.ErrPermission)}
 	_ = errors.As(err, &w.Errno)
 	if u := new(UnsupportedError); errors.As(err, &u) {
@@ -147,8 +149,8 @@ func (w *wireError) err() error {
 	for _, known := range []struct {
 		is  bool
 		err error
-	}{{w.Errno != 0, w.Errno}, {w.Gone, os.ErrProcessDone}, {w.Late, os.ErrDeadlineExceeded}, {w.Missing, fs.ErrNotExist},
-		{w.Exists, fs.ErrExist}, {w.Forbidden, fs.ErrPermission}} {
+	}{{w.Errno != 0, w.Errno}, {w.Gone, os.ErrProcessDone}, {w.Late, os.ErrDeadlineExceeded},
+		{w.Missing, fs.ErrNotExist}, {w.Canceled, context.Canceled}, {w.Exists, fs.ErrExist}, {w.Forbidden, fs.ErrPermission}} {
 		if known.is {
 			e.is = append(e.is, known.err)
 		}
