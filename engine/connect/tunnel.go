@@ -43,7 +43,8 @@ type Tunnel struct {
 
 // half is one half at work.
 type half struct {
-	away   bool // it is not in this process
+	away   bool            // it is not in this process
+	lost   <-chan struct{} // closed when it is not heard any more; nil: never
 	cancel context.CancelFunc
 	stands chan struct{} // closed when it has said something
 	ended  chan struct{} // closed when it has ended
@@ -54,8 +55,10 @@ type half struct {
 
 // begin starts a half on a host.
 func begin(ctx context.Context, on host.Host, work func(context.Context, func(tunnel.State) error) error) *half {
-	_, away := on.(*host.Far)
-	h := &half{away: away, stands: make(chan struct{}), ended: make(chan struct{})}
+	h := &half{stands: make(chan struct{}), ended: make(chan struct{})}
+	if far, ok := on.(*host.Far); ok {
+		h.away, h.lost = true, far.Closed()
+	}
 	ctx, h.cancel = context.WithCancel(context.WithoutCancel(ctx))
 	var once sync.Once
 	go func() {
@@ -87,14 +90,20 @@ func (h *half) wait(ctx context.Context) error {
 	}
 }
 
-// end ends the half and returns what it said last. It is harmless twice.
-func (h *half) end() (tunnel.State, error) {
+// end ends the half and returns what it said last. gone says that it was not heard any more: it goes on as long as
+// something is in it. It is harmless twice.
+func (h *half) end() (s tunnel.State, gone bool, err error) {
 	h.cancel()
 	<-h.ended
-	if errors.Is(h.err, context.Canceled) {
-		return h.last(), nil
+	select {
+	case <-h.lost:
+		return h.last(), true, nil
+	default:
 	}
-	return h.last(), h.err
+	if errors.Is(h.err, context.Canceled) {
+		return h.last(), false, nil
+	}
+	return h.last(), false, h.err
 }
 
 // last is what it said last.
@@ -172,12 +181,11 @@ func (t *Tunnel) Close() (carried record.Tunnel, trouble string) {
 		return carried, ""
 	}
 	carried = record.Tunnel{Kind: string(t.kind)}
+	left := false
 	if t.near != nil {
-		s, err := t.near.end()
-		carried.Bytes, carried.CPU = s.Bytes, s.CPU
-		switch lost := (*host.ChannelError)(nil); {
-		case errors.As(err, &lost):
-			trouble = fmt.Sprintf("the %s tunnel goes on by itself as long as something is in it: %v", t.kind, err)
+		s, gone, err := t.near.end()
+		carried.Bytes, carried.CPU, left = s.Bytes, s.CPU, gone
+		switch {
 		case s.Trouble != "":
 			trouble = fmt.Sprintf("the %s tunnel broke: %s", t.kind, s.Trouble)
 		case err != nil:
@@ -185,13 +193,18 @@ func (t *Tunnel) Close() (carried record.Tunnel, trouble string) {
 		}
 	}
 	if t.far != nil {
-		s, err := t.far.end()
+		s, gone, err := t.far.end()
+		left = left || gone
 		if t.far.away || t.near == nil || t.near.away { // else both are one process
 			carried.CPU += s.CPU
 		}
 		if err != nil && trouble == "" && t.near != nil {
 			trouble = fmt.Sprintf("the %s tunnel's far half: %v", t.kind, err)
 		}
+	}
+	if left && trouble == "" {
+		trouble = fmt.Sprintf("the channel to a host of the %s tunnel has closed: the tunnel goes on by itself there as long as "+
+			"something is in it", t.kind)
 	}
 	return carried, trouble
 }
