@@ -83,9 +83,6 @@ func (s Spec) CheckHardware() error {
 	if err := s.Workload.CheckGuest(cmp.Or(s.Image.Guest, wire.TinyGuest)); err != nil {
 		return setting.Errorf("workload", "", "%w", err)
 	}
-	if s.LinkRate > 0 && hosts.IsFile(s.Hosts) {
-		return setting.Errorf("link-rate", "", "the link of the hosts in %s is not the lab's to shape: leave it out", s.Hosts)
-	}
 	if s.CPUCap != 0 {
 		limit := cpucap.Spec{Owner: "lab", Host: sourceHost, Percent: s.CPUCap, Period: s.CPUCapPeriod}
 		return setting.About(limit.Validate(), "cpu-cap", "cpu-cap-period")

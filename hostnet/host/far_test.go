@@ -141,9 +141,14 @@ func TestFarFiles(t *testing.T) {
 	if err := os.WriteFile(ours, data, 0o755); err != nil {
 		t.Fatal(err)
 	}
+	// The host has the very file under this name. By a name that means something here only, it is sent.
+	if there, err := f.Put(within.Context(t), ours); err != nil || there != ours {
+		t.Errorf("%s is there, and was sent to %s, %v", ours, there, err)
+	}
+	t.Chdir(filepath.Dir(ours))
 	var there [2]string
 	for i := range there {
-		if there[i], err = f.Put(within.Context(t), ours); err != nil {
+		if there[i], err = f.Put(within.Context(t), filepath.Base(ours)); err != nil {
 			t.Fatal(err)
 		}
 		if got, err := os.ReadFile(there[i]); err != nil || !bytes.Equal(got, data) {
@@ -153,7 +158,7 @@ func TestFarFiles(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	if info, err := os.Stat(there[0]); err != nil || there[0] != there[1] || info.ModTime() != time.Unix(1, 0) {
+	if info, err := os.Stat(there[0]); err != nil || there[0] == ours || there[0] != there[1] || info.ModTime() != time.Unix(1, 0) {
 		t.Errorf("it was sent twice: %v, %v", there, err)
 	}
 }
