@@ -184,7 +184,7 @@ func TestChannelStaysBroken(t *testing.T) {
 // Disks are copied, and the guest goes over to post-copy, between two hosts that are reached over channels.
 func TestFarModes(t *testing.T) {
 	turns(t, func(t *testing.T, qemu string, mine func(int) bool) {
-		for i, p := range []plan.Plan{{Mirror: plan.Mirror{Nodes: []string{"disk0"}}}, {Mode: record.PostCopyMode},
+		for i, p := range []plan.Plan{{Mirror: plan.Mirror{Nodes: []string{"disk0"}}}, {Mode: record.PostCopyMode, MaxBandwidth: 512 << 10},
 			{Mode: record.StopAndCopyMode}, {Mode: record.HybridMode, MaxBandwidth: 512 << 10}} {
 			if i > 0 && !mine(i) {
 				continue
