@@ -40,6 +40,8 @@ type HostSpec struct {
 	Name string // "a"
 	// Root: the user is root there. Else it is User, who may open the TAP but may not make one.
 	Root bool
+	// Share are folders of this machine that the host has too, under the same names: it may not write to them.
+	Share []string
 }
 
 // Hosts are hosts that are up, until the test ends.
@@ -68,6 +70,7 @@ type Host struct {
 
 	hosts  *Hosts
 	number int
+	share  []string
 	init   *exec.Cmd
 	alive  io.Closer // the host's first process ends when it is closed
 	pid    int       // its first process, as this machine counts
@@ -102,7 +105,7 @@ func Start(t testing.TB, specs ...HostSpec) *Hosts {
 	s.write(s.SSH, 0o755, "#!/bin/sh\nexec ssh -F %s \"$@\"\n", s.config)
 	for i, spec := range append([]HostSpec{{Name: Jump, Root: true}}, specs...) {
 		h := &Host{Name: spec.Name, URL: "ssh://" + spec.Name, User: User, Home: "/home/" + User, Bridge: "br0", TAP: "tap0",
-			Root: filepath.Join(dir, spec.Name), hosts: s, number: i}
+			Root: filepath.Join(dir, spec.Name), hosts: s, number: i, share: spec.Share}
 		if spec.Root {
 			h.User, h.Home = "root", "/root"
 		}
@@ -206,6 +209,11 @@ func (h *Host) make() {
 			t.Fatal(err)
 		}
 	}
+	for _, dir := range h.share {
+		if err := os.MkdirAll(at(dir), 0o755); err != nil {
+			t.Fatal(err)
+		}
+	}
 	if err := os.Chown(at("home", User), userID, userID); err != nil {
 		t.Fatal(err)
 	}
@@ -251,18 +259,21 @@ func (h *Host) HostKey() string {
 	return string(b)
 }
 
-// boot is run by the host's first process, with the host's folder and name. sshd is started again when it is killed;
-// that process ends with its standard input.
+// boot is run by the host's first process, with the host's folder, its name and what it shares. sshd is started again
+// when it is killed; that process ends with its standard input.
 const boot = `set -e
+root=$1
 hostname "$2"
-mount --bind "$1/mnt" /mnt
-for f in passwd group shadow; do mount --bind "$1/mnt/$f" /etc/$f; done
-for d in run root home; do mount --bind "$1/$d" /$d; done
+shift 2
+for d; do mount --bind "$d" "$root$d"; mount -o remount,ro,bind "$root$d"; done
+mount --bind "$root/mnt" /mnt
+for f in passwd group shadow; do mount --bind "$root/mnt/$f" /etc/$f; done
+for d in run root home; do mount --rbind "$root/$d" /$d; done
 if [ -c /dev/net/tun ]; then
  mount -t tmpfs -o mode=755 none /dev/net
  mknod -m 666 /dev/net/tun c 10 200 || umount /dev/net
 fi
-mount --bind "$1/tmp" /tmp
+mount --rbind "$root/tmp" /tmp
 cd /
 trap 'exit 0' TERM
 exec 3<&0 0</dev/null
@@ -286,6 +297,7 @@ func (h *Host) Start() {
 	_ = os.Remove(filepath.Join(h.Root, "mnt", "log"))
 	h.init = exec.Command("unshare", "--fork", "--kill-child", "--pid", "--mount-proc", "--mount", "--uts", "--ipc",
 		"--net", "sh", "-c", boot, "sh", h.Root, h.Name)
+	h.init.Args = append(h.init.Args, h.share...)
 	log, err := os.OpenFile(filepath.Join(h.Root, "mnt", "boot.log"), os.O_CREATE|os.O_WRONLY|os.O_APPEND, 0o644)
 	if err != nil {
 		t.Fatal(err)
@@ -413,6 +425,23 @@ func (h *Host) SSHD(on bool) {
 	}
 	h.hosts.write(mark, 0o644, "")
 	h.KillSSHD()
+}
+
+// Clients are the ssh processes of this machine that have a connection to the host.
+func (s *Hosts) Clients(h *Host) (all []int) {
+	s.t.Helper()
+	ctx, cancel := context.WithTimeout(context.Background(), within.Limit)
+	defer cancel()
+	out, err := exec.CommandContext(ctx, "pgrep", "-f", "^ssh -F "+s.config+" .*-- "+h.Name+" ").Output()
+	if exit := new(exec.ExitError); err != nil && !(errors.As(err, &exit) && exit.ExitCode() == 1) {
+		s.t.Fatal(err)
+	}
+	for _, f := range strings.Fields(string(out)) {
+		if pid, err := strconv.Atoi(f); err == nil {
+			all = append(all, pid)
+		}
+	}
+	return all
 }
 
 // KillSSHD kills the host's sshd and its sessions. Another one is started.
