@@ -127,6 +127,7 @@ func (q *far) begin(t *testing.T, qemu string, memory int64, incoming, disk bool
 		for _, pid := range q.pids() {
 			_ = syscall.Kill(pid, syscall.SIGKILL)
 		}
+		_ = cmd.Process.Kill() // nsenter stops when its child is stopped
 		within.Receive(t, "the end of a QEMU", reaped)
 	})
 	within.Until(t, "QEMU of host "+q.host.Name, func() bool {
@@ -306,7 +307,7 @@ func (f fault) run(t *testing.T, qemu string) {
 func (f fault) again(t *testing.T, p *pairOfFar, x *trial, ran bool) {
 	next := p.endpoints(t, x)
 	again := plan.Plan{Listen: x.plan.Listen, StallLimit: time.Second, RecoverLimit: 15 * time.Second}
-	told := false
+	told := x.rec.GuestOn == record.None
 	for i := range 4 { // a helper that had hung may have the monitors for a while
 		holder, said, err := engine.Recover(within.Context(t), x.from, x.to, again, plan.Options{})
 		x.a, x.b = p.src.state(), p.dst.state()

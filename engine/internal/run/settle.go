@@ -32,6 +32,7 @@ type Custody struct {
 	Did       []string                // what was done, in words
 	ended     bool                    // the destination was ended
 	tried     map[*Side]int           // its monitor was lost, and how often reaching it again was tried
+	unheard   bool                    // migrate_cancel was sent to the source, and nothing came back
 	Reaches   map[*Side]holder.Reach  // Recover: those that could not be opened
 	regard    func(*holder.Situation) // what the caller knows better; nil: nothing
 }
@@ -118,7 +119,7 @@ func (c *Custody) do(ctx context.Context, do holder.Step) {
 	case holder.Cancel:
 		c.Situation.Cancelled = true
 		if err := r.EndSource(ctx); err != nil {
-			c.Err = err
+			c.Err, c.unheard = err, !qmp.IsRefusal(err)
 			c.Did = append(c.Did, "migrate_cancel was tried on the source")
 		} else {
 			c.Did = append(c.Did, "the migration was cancelled")
@@ -281,6 +282,9 @@ func (c *Custody) see(ctx context.Context, s *Side) holder.QEMU {
 			cancel()
 			s.regain(ctx)
 			c.Run.Log.Info("monitor was lost", "side", s.Role, "regained", s.Gone == nil)
+			if s == c.Run.Src && s.Gone == nil && c.unheard { // the way there was lost before the command had come through
+				c.Situation.Cancelled, c.unheard = false, false
+			}
 			return c.see(ctx, s)
 		}
 	} else if err != nil {
