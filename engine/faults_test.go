@@ -3,7 +3,6 @@ package engine_test
 import (
 	"bytes"
 	"context"
-	"errors"
 	"fmt"
 	"math/rand/v2"
 	"net"
@@ -276,6 +275,13 @@ func (f fault) run(t *testing.T, qemu string) {
 	}
 	var timers []*time.Timer
 	d := f.do(t, p, x)
+	defer func() {
+		if (t.Failed() || os.Getenv("QMIGRATE_SEED") != "") && x.trigger.triggered != nil {
+			x.trigger.mu.Lock()
+			defer x.trigger.mu.Unlock()
+			t.Logf("error: %v\n%s", x.err, strings.Join(x.trigger.seen, "\n"))
+		}
+	}()
 	x.run(t, never, f.after, func() {
 		d.begin()
 		timers = append(timers, time.AfterFunc(30*time.Second, x.cancel)) // as a person would
@@ -287,18 +293,14 @@ func (f fault) run(t *testing.T, qemu string) {
 		timer.Stop()
 	}
 	x.a, x.b = p.src.state(), p.dst.state()
+	if f.kind == "post-copy" && x.killed == record.Source && x.b == "running" {
+		x.b = "silent" // it stands still at the first page that it misses
+	}
 	x.truth(t)
 	x.say(t, f.String())
 	ran := x.trigger.saw(record.Destination, event(record.Destination, "RESUME").text)
 	d.end()
 	pool.Close()
-	defer func() {
-		if t.Failed() {
-			x.trigger.mu.Lock()
-			defer x.trigger.mu.Unlock()
-			t.Logf("error: %v\n%s", x.err, strings.Join(x.trigger.seen, "\n"))
-		}
-	}()
 	f.again(t, p, x, ran)
 }
 
@@ -307,12 +309,10 @@ func (f fault) run(t *testing.T, qemu string) {
 func (f fault) again(t *testing.T, p *pairOfFar, x *trial, ran bool) {
 	next := p.endpoints(t, x)
 	again := plan.Plan{Listen: x.plan.Listen, StallLimit: time.Second, RecoverLimit: 15 * time.Second}
-	told := x.rec.GuestOn == record.None
 	for i := range 4 { // a helper that had hung may have the monitors for a while
 		holder, said, err := engine.Recover(within.Context(t), x.from, x.to, again, plan.Options{})
 		x.a, x.b = p.src.state(), p.dst.state()
 		t.Logf("--recover: %s, source %s, destination %s: %s %v", holder, x.a, x.b, said, err)
-		told = err == nil || errors.As(err, new(*record.StageError))
 		switch {
 		case x.a == "running" && (ran || x.b == "running"):
 			t.Fatalf("TWO GUESTS RUN after recovery: %s %v", said, err)
@@ -326,8 +326,8 @@ func (f fault) again(t *testing.T, p *pairOfFar, x *trial, ran bool) {
 			t.Errorf("no QEMU was killed, and nobody runs the guest: source %s, destination %s: %s %v", x.a, x.b, said, err)
 		}
 	}
-	if x.a != "running" && x.b != "running" && !told {
-		t.Error("nobody runs the guest, and nobody said so")
+	if x.a != "running" && x.b != "running" && x.err == nil && x.killed != record.Destination {
+		t.Error("nobody runs the guest, and the migration is said to have gone well")
 	}
 	if err := next.Close(); err != nil {
 		t.Error(err)
