@@ -80,6 +80,7 @@ func (m *mirrors) drop(ctx context.Context) error {
 	}
 	for _, n := range nodes {
 		if strings.HasPrefix(n.Name, facts.MirrorPrefix) {
+			yank(n.Name) // over a link that is cut, QEMU would wait in blockdev-del, and the guest with it
 			if err := deleteNode(limited, m.run.Src, n.Name); err != nil {
 				return fmt.Errorf("remove mirror's node %s: %w", n.Name, err)
 			}
