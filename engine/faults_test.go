@@ -2,6 +2,7 @@ package engine_test
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"fmt"
 	"math/rand/v2"
@@ -34,7 +35,7 @@ type fault struct {
 	side  record.Holder // on whose way
 	kind  string        // of migration: pre-copy, post-copy, mirror
 	after time.Duration // from the first command
-	back  time.Duration // until it is mended, if it can be; 0: not before the migration has ended
+	back  time.Duration // until it is mended, if it can be; 0: when the migration has ended, or after 45 s
 }
 
 // faults are what can be killed, stopped or cut.
@@ -284,10 +285,8 @@ func (f fault) run(t *testing.T, qemu string) {
 	}()
 	x.run(t, never, f.after, func() {
 		d.begin()
-		timers = append(timers, time.AfterFunc(30*time.Second, x.cancel)) // as a person would
-		if f.back > 0 {
-			timers = append(timers, time.AfterFunc(f.back, d.end))
-		}
+		timers = append(timers, time.AfterFunc(30*time.Second, x.cancel), // as a person would, who then looks for what hangs
+			time.AfterFunc(cmp.Or(f.back, 45*time.Second), d.end))
 	})
 	for _, timer := range timers {
 		timer.Stop()
