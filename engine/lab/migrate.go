@@ -160,8 +160,8 @@ func (l *Lab) check(ctx context.Context, rec *record.Migration) (failed error) {
 	return failed
 }
 
-// endpoint is one of the lab's QEMUs. Of a QEMU of another host it is found by words, as the user would write them: over
-// a new channel when one has broken.
+// endpoint is one of the lab's QEMUs. Of a QEMU of another host it is found by words, as the user would write them:
+// over a new channel when one has broken.
 func (l *Lab) endpoint(vm *guest.VM) *endpoint.Endpoint {
 	if _, far := vm.Host().(*host.Far); far && l.spec.Pool != nil {
 		if e, err := connect.Parse(endpointOf(vm.Host().Name(), vm.Spec().Dir), l.spec.Pool); err == nil {

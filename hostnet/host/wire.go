@@ -123,8 +123,8 @@ func toWire(err error) *wireError {
 	}
 	w := &wireError{Text: err.Error(), Gone: errors.Is(err, os.ErrProcessDone),
 		Late:     errors.Is(err, os.ErrDeadlineExceeded),
-		Canceled: errors.Is(err, context.Canceled), Missing: errors.Is(err, fs.ErrNotExist), Exists: errors.Is(err, fs.ErrExist),
-		Forbidden: errors.Is(err, fs.ErrPermission)}
+		Canceled: errors.Is(err, context.Canceled), Missing: errors.Is(err, fs.ErrNotExist),
+		Exists: errors.Is(err, fs.ErrExist), Forbidden: errors.Is(err, fs.ErrPermission)}
 	_ = errors.As(err, &w.Errno)
 	if u := new(UnsupportedError); errors.As(err, &u) {
 		w.Unsupported = &wireUnsupported{u.Feature, u.Reason, u.Mend}
@@ -150,7 +150,8 @@ func (w *wireError) err() error {
 		is  bool
 		err error
 	}{{w.Errno != 0, w.Errno}, {w.Gone, os.ErrProcessDone}, {w.Late, os.ErrDeadlineExceeded},
-		{w.Missing, fs.ErrNotExist}, {w.Canceled, context.Canceled}, {w.Exists, fs.ErrExist}, {w.Forbidden, fs.ErrPermission}} {
+		{w.Missing, fs.ErrNotExist}, {w.Canceled, context.Canceled}, {w.Exists, fs.ErrExist},
+		{w.Forbidden, fs.ErrPermission}} {
 		if known.is {
 			e.is = append(e.is, known.err)
 		}
