@@ -2,6 +2,7 @@ package lab
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"os"
 	"strings"
@@ -138,5 +139,32 @@ func TestFarHosts(t *testing.T) {
 		if !marks[name] {
 			t.Errorf("no mark %s in %+v", name, rec.Marks)
 		}
+	}
+}
+
+// TestFarHostsLost: a lab whose channel to a host has closed is removed all the same, and says nothing.
+func TestFarHostsLost(t *testing.T) {
+	needRoot(t)
+	qemu := guesttest.QEMU(t, "10.0")
+	s := Spec{Owner: fmt.Sprintf("lost-%d", os.Getpid()), SourceQEMU: qemu, DestinationQEMU: qemu, Accelerator: "tcg",
+		Guest: guest.Spec{Memory: 128 << 20}}
+	behindHelpers(t, &s)
+	l, err := Up(within.Context(t), s)
+	if err != nil {
+		t.Fatal(err)
+	}
+	source, dir := l.source.Process(), l.dir
+	l.hosts[sourceHost].Host.(*host.Far).Close()
+	if _, err := l.hosts[sourceHost].Stat("/"); !errors.As(err, new(*host.ChannelError)) {
+		t.Fatalf("the channel is closed: %v", err)
+	}
+	if err := l.Close(); err != nil {
+		t.Error(err)
+	}
+	if p, err := host.FindProcess(source.PID(), source.StartTime()); err == nil {
+		t.Errorf("QEMU %d runs on", p.PID())
+	}
+	if _, err := os.Stat(dir); err == nil {
+		t.Errorf("%s is left", dir)
 	}
 }

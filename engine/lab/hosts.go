@@ -36,6 +36,10 @@ func (l *Lab) take(ctx context.Context) error {
 		return setting.Errorf("workload", "iperf3", "its other end runs where the observer is, and that is another machine: "+
 			"leave the observer out")
 	}
+	if _, far := l.site.Observer().(*host.Far); far && l.spec.Workload.Type().Outside {
+		l.warnings = append(l.warnings, fmt.Sprintf("workload %s: its part outside of the guest works through the channel to the "+
+			"observer, and what it measures has that in it", l.spec.Workload.Name))
+	}
 	l.hosts = map[string]*labHost{}
 	for _, name := range []string{sourceHost, destinationHost} {
 		h := &labHost{Host: l.site.Host(name), name: name, tap: l.site.TAP(name), folder: l.dir}

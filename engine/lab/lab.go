@@ -323,7 +323,8 @@ func lastLine(text string) string {
 	return strings.TrimSpace(lines[len(lines)-1])
 }
 
-// Close ends both QEMUs and removes everything that Up made. It is harmless twice.
+// Close ends both QEMUs and removes everything that Up made. It is harmless twice. If a host of the user's cannot be
+// reached, the lab's folder stays: by it the next sweep, or Down, ends what may run there.
 func (l *Lab) Close() error {
 	var errs []error
 	if l.agent != nil {
@@ -339,14 +340,50 @@ func (l *Lab) Close() error {
 		errs = append(errs, l.lift(host))
 	}
 	errs = append(errs, l.disks.Close(), l.forget())
+	var left error // what may still be on a host that could not be reached
 	if l.site != nil {
-		errs = append(errs, l.site.Close())
+		err := l.site.Close()
+		if errs, left = l.unreached(errs); left != nil {
+			left = l.endAnew(left)
+		}
+		errs = append(errs, err, left)
 	}
-	if l.dir != "" {
+	if l.dir != "" && left == nil {
 		errs = append(errs, release(l.dir))
 	}
 	l.agent, l.destination, l.source, l.disks, l.tools, l.site, l.hosts, l.dir = nil, nil, nil, nil, nil, nil, nil, ""
 	return errors.Join(errs...)
+}
+
+// unreached takes out the errors of channels that have closed. What was on the site's own hosts went with them; what may
+// be on others is left.
+func (l *Lab) unreached(errs []error) (others []error, left error) {
+	for _, err := range errs {
+		switch closed := new(host.ChannelError); {
+		case !errors.As(err, &closed):
+			others = append(others, err)
+		case !ownHosts(l.spec.Hosts):
+			left = errors.Join(left, err)
+		}
+	}
+	return others, left
+}
+
+// endAnew ends, over new channels, what could not be reached.
+func (l *Lab) endAnew(cause error) error {
+	ctx, cancel := context.WithTimeout(context.Background(), readyLimit)
+	defer cancel()
+	s, err := read(l.dir)
+	if err == nil {
+		_, err = s.end(ctx, l.spec.Pool)
+	}
+	if err == nil {
+		_, err = removeSite(ctx, l.spec.Pool, s)
+	}
+	if err != nil {
+		return fmt.Errorf("%w; %w; `qmigrate lab down %s` tries again", cause, err, l.spec.Owner)
+	}
+	return nil
 }
 
 // Leave lets the lab stand when this program ends: Load finds it again.
