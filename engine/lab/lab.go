@@ -355,8 +355,8 @@ func (l *Lab) Close() error {
 	return errors.Join(errs...)
 }
 
-// unreached takes out the errors of channels that have closed. What was on the site's own hosts went with them; what may
-// be on others is left.
+// unreached takes out the errors of channels that have closed. What was on the site's own hosts went with them. What
+// may be on others is left.
 func (l *Lab) unreached(errs []error) (others []error, left error) {
 	for _, err := range errs {
 		switch closed := new(host.ChannelError); {
