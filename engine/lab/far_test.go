@@ -153,7 +153,8 @@ func TestFarHostsLost(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	source, dir := l.source.Process(), l.dir
+	source, dir, folder := l.source.Process(), l.dir, l.hosts[sourceHost].folder
+	defer os.RemoveAll(folder) // that of a host which goes with its site goes with it, but this one's is this machine's
 	l.hosts[sourceHost].Host.(*host.Far).Close()
 	if _, err := l.hosts[sourceHost].Stat("/"); !errors.As(err, new(*host.ChannelError)) {
 		t.Fatalf("the channel is closed: %v", err)
