@@ -95,8 +95,8 @@ conformance: deps ## every way by every pair of QEMUs, into docs/conformance.md;
 		$(GO) test -count=1 -v -run '^TestConformance$$' -timeout 90m ./engine/lab
 
 CHAOS ?= 30
-chaos: deps ## CHAOS=30 kills and as many links dropped without notice on each QEMU, at random moments; QMIGRATE_SEED=N repeats one
-	QMIGRATE_REQUIRE_QEMU=1 QMIGRATE_CHAOS=$(CHAOS) $(GO) test -count=1 -v -timeout 3h -run '^(TestKillAtRandom|TestDropAtRandom)$$' ./engine
+chaos: deps ## CHAOS=30 kills and as many links dropped without notice on each QEMU, and as many faults of channels, at random moments; QMIGRATE_SEED=N repeats one
+	QMIGRATE_REQUIRE_QEMU=1 QMIGRATE_CHAOS=$(CHAOS) $(GO) test -count=1 -v -timeout 3h -run '^(TestKillAtRandom|TestDropAtRandom|TestChannelFaults)$$' ./engine
 
 model: $(AGENT) ## the model of the hand-over with larger budgets than in the tests: minutes, and some GiB of memory
 	QMIGRATE_MODEL=deep $(GO) test -count=1 -v -timeout 3h ./engine/internal/handover

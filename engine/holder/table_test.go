@@ -70,6 +70,25 @@ at again.
 
 If a host is not reached again, neither QEMU is ended or continued on a guess. The guest is where the rules above say, often "unknown". ` +
 	"`qmigrate migrate --recover`" + ` with the same endpoints finds out, and ends what is left, as soon as both hosts can be reached.
+
+Seen in 60 runs with real ssh, sshd and helpers, QEMU 7.2.22, 10.0.2 and 11.1.3, pre-copy, post-copy and mirrors in turn: one fault a run, on either
+side, at a random moment of the first 2.5 s, half of them mended within 5 s (` + "`engine/faults_test.go`, seed 1796029535381552309; `make chaos`" + ` draws others).
+Two guests never ran, and no guest was lost without a word. The next connection found the guest in each run, and left nothing on either host.
+
+| what was done | runs | completed, or recovered | on the source | on the destination, a part still to come | paused or not known: ` +
+	"`--recover`" + ` saw to it | lost |
+|---|---|---|---|---|---|---|
+| ssh killed | 6 | 2 | 4 | | | |
+| ssh stopped | 7 | 4 | 3 | | | |
+| sshd killed | 7 | 2 | 5 | | | |
+| sshd stopped | 7 | 1 | 2 | | 4 | |
+| helper killed | 7 | 4 | 3 | | | |
+| helper stopped | 7 | 4 | 2 | | 1 | |
+| QEMU stopped | 7 | 4 | 2 | | 1 | |
+| QEMU killed | 6 | | 3 | | | 3 |
+| link cut, for channel and stream | 6 | 2 | 3 | 1 | | |
+
+The three were lost with the QEMU that held them.
 `
 
 func does(asker Asker, d Decision) string {
