@@ -199,6 +199,10 @@ func (f *Far) Listen(ctx context.Context, network, address string) (net.Listener
 		return nil, err
 	}
 	l.stream, l.addr = s, farAddr{a.Network, a.Address}
+	go func() {
+		_, _ = io.Copy(io.Discard, s.r) // nothing comes but the end of the far socket
+		l.Close()
+	}()
 	return l, nil
 }
 
@@ -259,8 +263,8 @@ func (f *Far) ReadFile(name string) ([]byte, error) {
 		return nil, err
 	}
 	defer s.close()
-	b := make([]byte, a.Size)
-	if _, err := io.ReadFull(s.r, b); err != nil {
+	b, err := readSized(s.r, a.Size)
+	if err != nil {
 		return nil, f.lost(err)
 	}
 	return b, nil
@@ -277,10 +281,10 @@ func (f *Far) WriteFile(name string, data []byte, perm fs.FileMode) error {
 	if err := writeLine(c, request{Op: "write", Name: name, Size: int64(len(data)), Mode: perm, Like: f.like}); err != nil {
 		return f.lost(err)
 	}
-	if _, err := c.Write(data); err != nil {
-		return f.lost(err)
-	}
-	_, err = s.read(context.Background())
+	_, err = s.send(context.Background(), func(w io.Writer) error {
+		_, err := w.Write(data)
+		return err
+	})
 	return err
 }
 
@@ -339,16 +343,35 @@ func (f *Far) Put(ctx context.Context, name string) (there string, err error) {
 		return a.Name, err
 	}
 	defer s.close()
-	stop := context.AfterFunc(ctx, func() { _ = s.c.SetDeadline(time.Unix(1, 0)) })
-	defer stop()
 	if _, err := file.Seek(0, io.SeekStart); err != nil {
 		return "", err
 	}
-	if _, err := io.Copy(s.c, file); err != nil {
-		return "", f.lost(err)
-	}
-	a, err = s.read(ctx)
+	a, err = s.send(ctx, func(w io.Writer) error {
+		_, err := io.Copy(w, file)
+		return err
+	})
 	return a.Name, err
+}
+
+// send writes what follows a request, and then the end of our side, and reads the answer. That may come before all is
+// written, as where the host has no room: then nobody reads the rest.
+func (s *stream) send(ctx context.Context, write func(io.Writer) error) (a answer, err error) {
+	stop := context.AfterFunc(ctx, func() { _ = s.c.SetDeadline(time.Unix(1, 0)) })
+	defer stop()
+	var answerErr error
+	answered := make(chan struct{})
+	go func() {
+		defer close(answered)
+		a, answerErr = s.read(ctx)
+		_ = s.c.SetWriteDeadline(time.Unix(1, 0))
+	}()
+	err = write(s.c)
+	s.close() // our side: nothing more comes
+	<-answered
+	if answerErr != nil && (err == nil || isTimeout(err) || s.far.session.IsClosed()) {
+		err = answerErr
+	}
+	return a, err
 }
 
 // Now is our clock: the host's is known by Clock, or by the instants that a task gives.

@@ -565,3 +565,58 @@ func TestFarTree(t *testing.T) {
 		t.Errorf("%v", entries)
 	}
 }
+
+// once is a context that ends as soon as it has been looked at.
+type once struct {
+	context.Context
+	looked bool
+}
+
+func (o *once) Err() error {
+	if o.looked {
+		return context.Canceled
+	}
+	o.looked = true
+	return nil
+}
+
+func (o *once) Done() <-chan struct{} {
+	done := make(chan struct{})
+	close(done)
+	return done
+}
+
+// A process that has been asked for is not forgotten because its caller waits no longer.
+func TestFarStartIsWhole(t *testing.T) {
+	f := farHost(t, t.TempDir())
+	p, err := f.Start(&once{Context: t.Context()}, Command{Args: []string{"sleep", "1000"}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := p.Kill(within.Context(t)); err != nil {
+		t.Error(err)
+	}
+}
+
+// An answer that comes before everything was sent is heard: nobody reads the rest.
+func TestFarAnswersEarly(t *testing.T) {
+	f := farHost(t, t.TempDir())
+	gone := f.as(Like{UID: os.Getuid(), GID: os.Getgid(), Among: &found{pid: 1 << 30, start: 1}})
+	said := make(chan error, 1)
+	go func() { said <- gone.WriteFile(filepath.Join(t.TempDir(), "x"), make([]byte, 4<<20), 0o600) }()
+	if err, _ := within.Receive(t, "the answer", said); !errors.Is(err, os.ErrProcessDone) {
+		t.Errorf("%v, want that the process is not there", err)
+	}
+}
+
+// A size that the other side only claims is no reason to make room, nor to fall.
+func TestReadSized(t *testing.T) {
+	for _, size := range []int64{-1, 4, 1 << 62} {
+		if b, err := readSized(strings.NewReader("abc"), size); !errors.Is(err, io.ErrUnexpectedEOF) {
+			t.Errorf("%d: %q, %v", size, b, err)
+		}
+	}
+	if b, err := readSized(strings.NewReader("abcd"), 3); err != nil || string(b) != "abc" {
+		t.Errorf("%q, %v", b, err)
+	}
+}

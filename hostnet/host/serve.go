@@ -300,12 +300,12 @@ func (c *call) read(context.Context) {
 }
 
 func (c *call) write(context.Context) {
-	data := make([]byte, c.Size)
-	if _, err := io.ReadFull(c.r, data); err != nil {
+	data, err := readSized(c.r, c.Size)
+	if err != nil {
 		return
 	}
 	_, existed := os.Lstat(c.Name)
-	err := c.at.WriteFile(c.Name, data, c.Mode)
+	err = c.at.WriteFile(c.Name, data, c.Mode)
 	if err == nil && existed != nil {
 		c.ledger.made(entry{Kind: madeFile, Path: c.Name})
 	}

@@ -14,7 +14,6 @@ import (
 	"path"
 	"path/filepath"
 	"slices"
-	"time"
 )
 
 // treeItem is a folder, a regular file or a symbolic link of a tree.
@@ -179,18 +178,13 @@ func (f *Far) PutTree(ctx context.Context, dir string, skip func(name string) bo
 		return a.Name, err
 	}
 	defer s.close()
-	stop := context.AfterFunc(ctx, func() { _ = s.c.SetDeadline(time.Unix(1, 0)) })
-	defer stop()
-	w := bufio.NewWriterSize(s.c, 256<<10)
-	err = writeTree(w, dir, items)
-	if err = errors.Join(err, w.Flush()); err != nil && f.session.IsClosed() {
-		return "", f.lost(err)
-	}
-	_ = s.c.Close() // our side: nothing more comes
-	a, answerErr := s.read(ctx)
-	if answerErr != nil {
-		return "", answerErr
-	}
+	a, err = s.send(ctx, func(to io.Writer) error {
+		w := bufio.NewWriterSize(to, 256<<10)
+		if err := writeTree(w, dir, items); err != nil {
+			return err
+		}
+		return w.Flush()
+	})
 	return a.Name, err
 }
 
@@ -201,7 +195,9 @@ func (c *call) tree(context.Context) {
 		return
 	}
 	err = receiveTree(c.r, name)
-	_, _ = io.Copy(io.Discard, c.r)
+	if err == nil {
+		_, _ = io.Copy(io.Discard, c.r) // the end of the archive
+	}
 	_ = c.answer(answer{Name: name}, err)
 }
 

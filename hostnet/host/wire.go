@@ -194,3 +194,12 @@ func readLine(r *bufio.Reader, into any) error {
 		}
 	}
 }
+
+// readSized reads what is announced to have so many bytes. The other side's word on that is no reason to make room.
+func readSized(r io.Reader, size int64) ([]byte, error) {
+	b, err := io.ReadAll(io.LimitReader(r, size))
+	if err == nil && int64(len(b)) != size {
+		err = io.ErrUnexpectedEOF
+	}
+	return b, err
+}
