@@ -620,3 +620,41 @@ func TestReadSized(t *testing.T) {
 		t.Errorf("%q, %v", b, err)
 	}
 }
+
+// A process of which it is not known whether it is dead keeps its folder.
+func TestLedgerKeepsWhatIsNotKnown(t *testing.T) {
+	dir := t.TempDir()
+	l := &ledger{at: machine{}, all: []entry{
+		{Kind: madeFile, Path: dir},
+		{Kind: madeProcess, PID: os.Getpid(), Path: dir, Name: "qemu"}, // its start time could not be read
+	}}
+	removed, kept, err := l.undo(within.Context(t))
+	if err == nil || len(removed) > 0 || len(kept) != 2 || len(l.all) != 2 {
+		t.Errorf("removed %v, kept %v, %v", removed, kept, err)
+	}
+	if _, err := os.Stat(dir); err != nil {
+		t.Error(err)
+	}
+}
+
+// The ledgers of another host, in a home that both have, are that host's: here its processes seem dead.
+func TestLedgerOfAnotherHost(t *testing.T) {
+	cache, dir := t.TempDir(), t.TempDir()
+	t.Setenv(cacheVariable, cache)
+	folder, err := runFolder()
+	if err != nil {
+		t.Fatal(err)
+	}
+	name := filepath.Join(folder, ledgerName(1<<30, 1, "another"))
+	if err := (&ledger{all: []entry{{Kind: madeFile, Path: dir}}}).write(name); err != nil {
+		t.Fatal(err)
+	}
+	l, said := openLedger(machine{}, Helper{})
+	l.close(within.Context(t), false)
+	if _, err := os.Stat(dir); err != nil || len(said) > 0 {
+		t.Errorf("%v; it says %q", err, said)
+	}
+	if _, err := os.Stat(name); err != nil {
+		t.Error(err)
+	}
+}

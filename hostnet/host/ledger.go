@@ -93,14 +93,18 @@ func openLedger(at Host, h Helper) (_ *ledger, said []string) {
 	if err != nil {
 		return l, []string{fmt.Sprintf("what this helper makes is not removed if it is killed: %v", err)}
 	}
+	here, err := placeHere()
+	if err != nil {
+		return l, []string{fmt.Sprintf("what this helper makes is not removed if it is killed: %v", err)}
+	}
 	names, _ := filepath.Glob(filepath.Join(dir, "*.jsonl"))
 	for _, name := range names {
-		pid, start, ok := ledgerOf(name)
-		if !ok {
+		pid, start, place, ok := ledgerOf(name)
+		if !ok || place != here {
 			continue
 		}
-		if _, err := FindProcess(pid, start); err == nil {
-			continue // it is at work
+		if _, err := FindProcess(pid, start); !errors.Is(err, os.ErrProcessDone) {
+			continue // it is at work, or that is not known
 		}
 		old := &ledger{at: at, helper: h, all: readLedger(name)}
 		ctx, cancel := context.WithTimeout(context.Background(), undoLimit)
@@ -121,7 +125,7 @@ func openLedger(at Host, h Helper) (_ *ledger, said []string) {
 	}
 	start, err := StartTime(os.Getpid())
 	if err == nil {
-		l.file, err = os.OpenFile(filepath.Join(dir, fmt.Sprintf("%d-%d.jsonl", os.Getpid(), start)),
+		l.file, err = os.OpenFile(filepath.Join(dir, ledgerName(os.Getpid(), start, here)),
 			os.O_CREATE|os.O_WRONLY|os.O_APPEND|os.O_EXCL, 0o600)
 	}
 	if err != nil {
@@ -130,11 +134,30 @@ func openLedger(at Host, h Helper) (_ *ledger, said []string) {
 	return l, said
 }
 
-func ledgerOf(name string) (pid int, start uint64, ok bool) {
-	a, b, ok := strings.Cut(strings.TrimSuffix(filepath.Base(name), ".jsonl"), "-")
+// placeHere is where a process number means what it means to us: this boot of this kernel, and our PID namespace.
+// Hosts may share a home, and the ledgers in it.
+func placeHere() (string, error) {
+	boot, err := os.ReadFile("/proc/sys/kernel/random/boot_id")
+	if err != nil {
+		return "", err
+	}
+	numbers, err := os.Readlink("/proc/self/ns/pid") // pid:[4026531836]
+	if err != nil {
+		return "", err
+	}
+	return strings.TrimSpace(string(boot)) + "-" + strings.Trim(numbers, "pid:[]"), nil
+}
+
+func ledgerName(pid int, start uint64, place string) string {
+	return fmt.Sprintf("%d-%d@%s.jsonl", pid, start, place)
+}
+
+func ledgerOf(name string) (pid int, start uint64, place string, ok bool) {
+	process, place, ok1 := strings.Cut(strings.TrimSuffix(filepath.Base(name), ".jsonl"), "@")
+	a, b, ok2 := strings.Cut(process, "-")
 	pid, err1 := strconv.Atoi(a)
 	start, err2 := strconv.ParseUint(b, 10, 64)
-	return pid, start, ok && err1 == nil && err2 == nil
+	return pid, start, place, ok1 && ok2 && err1 == nil && err2 == nil
 }
 
 func readLedger(name string) (all []entry) {
@@ -227,7 +250,12 @@ func (l *ledger) undo(ctx context.Context) (removed, kept []string, err error) {
 			continue
 		}
 		p, findErr := l.at.FindProcess(ctx, e.PID, e.Start)
-		if findErr != nil {
+		if errors.Is(findErr, os.ErrProcessDone) {
+			continue
+		}
+		if findErr != nil { // it is not known to be dead
+			left, kept, held[e.Path] = append(left, e), append(kept, e.String()), true
+			errs = append(errs, findErr)
 			continue
 		}
 		if l.helper.Holds == nil || l.helper.Holds(ctx, l.at, p, e.Path) {

@@ -160,16 +160,24 @@ func findProcess(pid int, start uint64) (Process, error) {
 	default:
 		return nil, fmt.Errorf("find process %d: %w", pid, os.NewSyscallError("pidfd_open", err))
 	}
-	if !p.alive() {
+	alive, err := p.alive()
+	if err == nil && !alive {
+		err = os.ErrProcessDone
+	}
+	if err != nil {
 		p.close()
-		return nil, fmt.Errorf("find process %d started at tick %d: %w", pid, start, os.ErrProcessDone)
+		return nil, fmt.Errorf("find process %d started at tick %d: %w", pid, start, err)
 	}
 	return p, nil
 }
 
-func (p *found) alive() bool {
+// alive looks at the process. The error says that it could not be looked at: it is not known whether it is dead.
+func (p *found) alive() (bool, error) {
 	st, err := readStat(p.pid)
-	return err == nil && st.Start == p.start && st.State != 'Z' && st.State != 'X'
+	if errors.Is(err, os.ErrProcessDone) {
+		return false, nil
+	}
+	return err == nil && st.Start == p.start && st.State != 'Z' && st.State != 'X', err
 }
 
 func (p *found) close() {
@@ -204,7 +212,7 @@ func (p *found) watch() {
 			}
 		}
 	}
-	for p.alive() {
+	for alive, err := p.alive(); alive || err != nil; alive, err = p.alive() {
 		time.Sleep(10 * time.Millisecond)
 	}
 }
@@ -214,10 +222,14 @@ func (p *found) Signal(sig os.Signal) error {
 	if !ok {
 		return fmt.Errorf("signal process %d: %v is not a signal of this system", p.pid, sig)
 	}
-	if !p.alive() {
+	alive, err := p.alive()
+	switch {
+	case err != nil:
+		return fmt.Errorf("signal process %d: %w", p.pid, err)
+	case !alive:
 		return os.ErrProcessDone
 	}
-	var err error = unix.ENOSYS
+	err = unix.ENOSYS
 	if p.pidfd != nil {
 		if conn, connErr := p.pidfd.SyscallConn(); connErr == nil {
 			if ctlErr := conn.Control(func(fd uintptr) { err = unix.PidfdSendSignal(int(fd), s, nil, 0) }); ctlErr != nil {
