@@ -33,6 +33,10 @@ func Holds(ctx context.Context, at host.Host, p host.Process, folder string) boo
 	qemu := slices.ContainsFunc(args[:min(len(args), loaderWords)], func(a string) bool {
 		return strings.Contains(filepath.Base(a), "qemu")
 	})
+	if !qemu { // its program may have any name, but it has our monitor
+		monitor := Spec{Dir: "/"}.Socket(Control)
+		qemu = slices.ContainsFunc(args, func(a string) bool { return strings.HasSuffix(a, monitor) })
+	}
 	if !qemu || noMachine(args) {
 		return false
 	}

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"io/fs"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"syscall"
 	"testing"
@@ -63,6 +64,18 @@ func TestHolds(t *testing.T) {
 		}
 		if err := sleep.Kill(limited(t)); err != nil {
 			t.Error(err)
+		}
+		other := filepath.Join(dir, "vmm")
+		program, err := exec.LookPath(qemu)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := os.Symlink(program, other); err != nil {
+			t.Fatal(err)
+		}
+		vmm := startVM(t, guest.Spec{Name: "c", QEMU: other, Memory: 64 << 20, Dir: filepath.Join(dir, "c")})
+		if !holds(vmm) {
+			t.Error("a guest whose QEMU has another name is held by nobody")
 		}
 		if err := dst.Kill(limited(t)); err != nil || holds(dst) {
 			t.Errorf("a dead one holds a guest: %v", err)
