@@ -50,6 +50,9 @@ func (p *peer) host(ctx context.Context) (host.Host, error) {
 	if known == nil || before == h {
 		return h, nil
 	}
+	if err := p.sameKernel(h); err != nil {
+		return nil, err
+	}
 	again, err := h.FindProcess(ctx, known.PID(), known.StartTime())
 	switch {
 	case errors.Is(err, os.ErrProcessDone):
@@ -63,6 +66,23 @@ func (p *peer) host(ctx context.Context) (host.Host, error) {
 	p.mu.Unlock()
 	p.watch(h, again)
 	return h, nil
+}
+
+// sameKernel refuses a host of the same name that is another machine, or the same one after a new start, which cannot be
+// told apart: that our process is not there says nothing then. A name may stand for several machines.
+func (p *peer) sameKernel(h host.Host) error {
+	p.mu.Lock()
+	before, pid := p.look.Boot, p.proc.PID()
+	p.mu.Unlock()
+	now, err := behind.BootOf(h.ReadFile)
+	if err != nil {
+		return fmt.Errorf("reach host %s again: %w", p.name, err)
+	}
+	if before != "" && before != now {
+		return fmt.Errorf("reach host %s again: another machine answers by that name, or it was started anew: it is not known "+
+			"whether process %d still runs: look there", p.name, pid)
+	}
+	return nil
 }
 
 // watch notes the end of a process of a far host. The end of the channel is none.

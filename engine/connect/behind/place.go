@@ -93,6 +93,12 @@ func Machines() host.Task[struct{}, Machine] {
 
 // Boot tells the running kernel from all others; "" if it does not say.
 func Boot() string {
-	b, _ := os.ReadFile("/proc/sys/kernel/random/boot_id")
-	return strings.TrimSpace(string(b))
+	boot, _ := BootOf(os.ReadFile)
+	return boot
+}
+
+// BootOf is Boot of the host whose files these are.
+func BootOf(readFile func(name string) ([]byte, error)) (string, error) {
+	b, err := readFile("/proc/sys/kernel/random/boot_id")
+	return strings.TrimSpace(string(b)), err
 }
