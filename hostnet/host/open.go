@@ -49,12 +49,14 @@ say() { printf '\001qmigrate-bootstrap %s\n' "$*"; }
 m=$(uname -m)
 [ "$m" = x86_64 ] || { say machine "$m"; exit 0; }
 case $3 in "~/"*) set -- "$1" "$2" "$HOME/${3#??}" ;; esac
+# Where everybody may write, somebody else may have made the folder, and could put another program into it.
+ours() { case $1 in /var/tmp/*) [ -O "$1" ] && ! [ -h "$1" ] ;; esac; }
 d=
 for c in "${3:-$QMIGRATE_CACHE}" "${XDG_CACHE_HOME:-$HOME/.cache}/qmigrate" /var/cache/qmigrate \
  "/var/tmp/qmigrate-$(id -u)"; do
  [ -n "$c" ] || continue
  d=$c/helper
- mkdir -p "$d" 2>/dev/null && [ -w "$d" ] && { [ -O "$d" ] || [ "$c" = "$3" ]; } && break
+ mkdir -p "$d" 2>/dev/null && [ -w "$d" ] && { [ "$c" = "$3" ] || { [ -O "$d" ] && ours "$c"; }; } && break
  [ "$c" != "${3:-$QMIGRATE_CACHE}" ] || { say folder "$d"; exit 0; }
  d=
 done
