@@ -19,6 +19,7 @@ type Pool struct {
 
 	mu     sync.Mutex
 	hosts  map[string]*reached
+	broken sync.WaitGroup // channels that closed by themselves, whose programs are being ended
 	caches map[string]string
 }
 
@@ -88,6 +89,9 @@ func (p *Pool) Find(ctx context.Context, name string) (Host, error) {
 		p.mu.Lock()
 		if p.hosts[name] == f {
 			delete(p.hosts, name)
+			if f.far != nil { // an ssh may wait for an end that is not there any more
+				p.broken.Go(func() { f.far.Close() })
+			}
 		}
 		p.mu.Unlock()
 		// Somebody else may only not have wanted to wait any longer.
@@ -160,6 +164,7 @@ func (p *Pool) Close() error {
 			errs = append(errs, f.far.Close())
 		}
 	}
+	p.broken.Wait()
 	return errors.Join(errs...)
 }
 
