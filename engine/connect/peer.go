@@ -68,8 +68,8 @@ func (p *peer) host(ctx context.Context) (host.Host, error) {
 	return h, nil
 }
 
-// sameKernel refuses a host of the same name that is another machine, or the same one after a new start, which cannot be
-// told apart: that our process is not there says nothing then. A name may stand for several machines.
+// sameKernel refuses a host of the same name that is another machine, or the same one after a new start, which cannot
+// be told apart: that our process is not there says nothing then. A name may stand for several machines.
 func (p *peer) sameKernel(h host.Host) error {
 	p.mu.Lock()
 	before, pid := p.look.Boot, p.proc.PID()

@@ -20,12 +20,12 @@ func (f *Far) Start(ctx context.Context, c Command) (Process, error) {
 	if len(c.Args) == 0 {
 		return nil, errors.New("start process: no program given")
 	}
-	// The host starts it or does not: who stops waiting for its word would leave a process that nobody knows of.
+	// Who stops waiting for the host's word would leave a process that nobody knows of.
 	if err := ctx.Err(); err != nil {
 		return nil, fmt.Errorf("start %s: %w", c.Args[0], err)
 	}
-	s, a, err := f.begin(context.WithoutCancel(ctx), request{Op: "start", Command: &wireCommand{Args: c.Args, Env: c.Env, Only: c.Only, Dir: c.Dir,
-		Umask: c.Umask, Log: c.Log, Stdin: c.Stdin != nil, Stdout: c.Stdout != nil, Stderr: c.Stderr != nil}})
+	s, a, err := f.begin(context.WithoutCancel(ctx), request{Op: "start", Command: &wireCommand{Args: c.Args,
+		Env: c.Env, Only: c.Only, Dir: c.Dir, Umask: c.Umask, Log: c.Log, Stdin: c.Stdin != nil, Stdout: c.Stdout != nil, Stderr: c.Stderr != nil}})
 	if err != nil {
 		return nil, err
 	}
