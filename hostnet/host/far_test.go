@@ -17,6 +17,8 @@ import (
 	"testing"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"qmigrate/guest/guesttest/within"
 )
 
@@ -655,6 +657,34 @@ func TestLedgerOfAnotherHost(t *testing.T) {
 		t.Errorf("%v; it says %q", err, said)
 	}
 	if _, err := os.Stat(name); err != nil {
+		t.Error(err)
+	}
+}
+
+// A listener whose far socket has ended by itself says so.
+func TestFarListenerEnds(t *testing.T) {
+	f := farHost(t, t.TempDir())
+	name := filepath.Join(t.TempDir(), "s")
+	l, err := f.Listen(within.Context(t), "unix", name)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	none := unix.Rlimit{Cur: 3, Max: 3} // the helper cannot accept
+	if err := unix.Prlimit(f.hello.PID, unix.RLIMIT_NOFILE, &none, nil); err != nil {
+		t.Fatal(err)
+	}
+	nc, err := net.Dial("unix", name)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer nc.Close()
+	ended := make(chan error, 1)
+	go func() {
+		_, err := l.Accept()
+		ended <- err
+	}()
+	if err, _ := within.Receive(t, "the listener's end", ended); !errors.Is(err, net.ErrClosed) {
 		t.Error(err)
 	}
 }

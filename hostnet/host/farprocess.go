@@ -25,7 +25,8 @@ func (f *Far) Start(ctx context.Context, c Command) (Process, error) {
 		return nil, fmt.Errorf("start %s: %w", c.Args[0], err)
 	}
 	s, a, err := f.begin(context.WithoutCancel(ctx), request{Op: "start", Command: &wireCommand{Args: c.Args,
-		Env: c.Env, Only: c.Only, Dir: c.Dir, Umask: c.Umask, Log: c.Log, Stdin: c.Stdin != nil, Stdout: c.Stdout != nil, Stderr: c.Stderr != nil}})
+		Env: c.Env, Only: c.Only, Dir: c.Dir, Umask: c.Umask, Log: c.Log,
+		Stdin: c.Stdin != nil, Stdout: c.Stdout != nil, Stderr: c.Stderr != nil}})
 	if err != nil {
 		return nil, err
 	}
