@@ -639,6 +639,20 @@ func TestLedgerKeepsWhatIsNotKnown(t *testing.T) {
 	}
 }
 
+// What a process needs that holds a guest, and whose folder is not known, may be anything.
+func TestLedgerKeepsForAProcessWithoutFolder(t *testing.T) {
+	dir := t.TempDir()
+	start, err := StartTime(os.Getpid())
+	if err != nil {
+		t.Fatal(err)
+	}
+	l := &ledger{at: machine{}, all: []entry{{Kind: madeFile, Path: dir}, {Kind: madeProcess, PID: os.Getpid(), Start: start}}}
+	removed, kept, err := l.undo(within.Context(t))
+	if err != nil || len(removed) > 0 || len(kept) != 2 {
+		t.Errorf("removed %v, kept %v, %v", removed, kept, err)
+	}
+}
+
 // The ledgers of another host, in a home that both have, are that host's: here its processes seem dead.
 func TestLedgerOfAnotherHost(t *testing.T) {
 	cache, dir := t.TempDir(), t.TempDir()

@@ -299,10 +299,11 @@ func (l *ledger) undo(ctx context.Context) (removed, kept []string, err error) {
 	return removed, kept, errors.Join(errs...)
 }
 
-// holds tells whether a path is one of the folders, or has one of them in it, or lies in one.
+// holds tells whether a path is one of the folders, or has one of them in it, or lies in one. A process without a
+// folder may need any.
 func holds(path string, folders map[string]bool) bool {
 	for f := range folders {
-		if f != "" && (f == path || strings.HasPrefix(f, path+"/") || strings.HasPrefix(path, f+"/")) {
+		if f == "" || f == path || strings.HasPrefix(f, path+"/") || strings.HasPrefix(path, f+"/") {
 			return true
 		}
 	}
