@@ -10,7 +10,6 @@ import (
 	"net"
 	"os"
 	"os/signal"
-	"runtime"
 	"sync"
 	"syscall"
 	"time"
@@ -57,7 +56,7 @@ func (s Helper) Serve(in, out *os.File) error {
 	if err != nil {
 		return err
 	}
-	b, err := json.Marshal(hello{Protocol, os.Getpid(), content, runtime.GOARCH, socketFolder(), said})
+	b, err := json.Marshal(hello{Protocol, os.Getpid(), content, socketFolder(), said})
 	if err != nil {
 		return err
 	}
@@ -95,7 +94,7 @@ func (s Helper) Serve(in, out *os.File) error {
 	srv.lasting.Wait() // they need what was made
 	undo, stop := context.WithTimeout(context.Background(), undoLimit)
 	defer stop()
-	l.close(undo, srv.last())
+	l.close(undo, srv.stands())
 	return nil
 }
 
@@ -156,7 +155,8 @@ type processKey struct {
 	start uint64
 }
 
-func (s *server) last() bool {
+// stands tells whether everything that was made is to stand.
+func (s *server) stands() bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	return s.left
@@ -212,7 +212,7 @@ func (c *call) answer(a answer, err error) error {
 	return writeLine(c.conn, a)
 }
 
-// gone is closed, by cancel, when the caller has closed its side.
+// untilGone calls cancel when the caller has closed its side.
 func (c *call) untilGone(cancel context.CancelFunc) {
 	go func() {
 		_, _ = io.Copy(io.Discard, c.r)

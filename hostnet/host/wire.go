@@ -28,7 +28,6 @@ type hello struct {
 	Protocol int      `json:"protocol"`
 	PID      int      `json:"pid"`
 	Content  string   `json:"content"` // of its program: SHA-256, in hex
-	Machine  string   `json:"machine"` // GOARCH
 	Folder   string   `json:"folder"`  // see Far.Folder
 	Said     []string `json:"said"`    // what it found of a helper that was killed, a sentence each
 }
@@ -99,7 +98,6 @@ type answer struct {
 	Stdin   []byte          `json:"stdin,omitempty"`  // towards the helper
 	Ended   bool            `json:"ended,omitempty"`  // the process, the task, or what is written to the process
 	Status  string          `json:"status,omitempty"` // why a process ended; "" for status 0
-	Said    []string        `json:"said,omitempty"`
 }
 
 // wireError is an error that keeps what callers ask of it.
