@@ -29,28 +29,28 @@ func cacheFolder() (string, error) {
 	return filepath.Join(dir, "qmigrate"), nil
 }
 
-// socketFolder is where this user has what runs on this host: in /run as root, else in the folder for temporary files.
-// Where somebody else has that name, it is in the cache.
-func socketFolder() string {
-	uid := os.Geteuid()
-	name := "/run/qmigrate"
-	if uid != 0 {
-		name = fmt.Sprintf("/tmp/qmigrate-%d", uid)
+// socketFolder is where this user has what runs on this host. For root that is in /run. For others it is in the folder
+// for temporary files, and made at once: whoever else made it later would have what is in it. Where somebody else has
+// that name, it is in the cache. Leave removes what was made, if nothing is in it.
+func socketFolder() (name string, leave func()) {
+	uid, leave := os.Geteuid(), func() {}
+	if uid == 0 {
+		return "/run/qmigrate", leave
+	}
+	name = fmt.Sprintf("/tmp/qmigrate-%d", uid)
+	if err := os.Mkdir(name, 0o700); err == nil {
+		return name, func() { _ = os.Remove(name) }
 	}
 	info, err := os.Lstat(name)
-	if errors.Is(err, fs.ErrNotExist) {
-		if parent, err := os.Stat(filepath.Dir(name)); err == nil && parent.IsDir() {
-			return name
-		}
-	} else if err == nil && info.IsDir() && info.Mode().Perm()&0o022 == 0 {
+	if err == nil && info.IsDir() && info.Mode().Perm()&0o022 == 0 {
 		if st, ok := info.Sys().(*syscall.Stat_t); ok && int(st.Uid) == uid {
-			return name
+			return name, leave
 		}
 	}
 	if cache, err := cacheFolder(); err == nil {
-		return filepath.Join(cache, "run")
+		return filepath.Join(cache, "run"), leave
 	}
-	return name
+	return name, leave
 }
 
 // selfContent is the SHA-256 of this program.

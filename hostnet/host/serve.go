@@ -56,7 +56,9 @@ func (s Helper) Serve(in, out *os.File) error {
 	if err != nil {
 		return err
 	}
-	b, err := json.Marshal(hello{Protocol, os.Getpid(), content, socketFolder(), said})
+	folder, leave := socketFolder()
+	defer leave()
+	b, err := json.Marshal(hello{Protocol, os.Getpid(), content, folder, said})
 	if err != nil {
 		return err
 	}
