@@ -653,6 +653,44 @@ func TestLedgerKeepsForAProcessWithoutFolder(t *testing.T) {
 	}
 }
 
+// What a helper left that was killed is not removed while another one has a process in it.
+func TestLedgerOfOneAtWork(t *testing.T) {
+	cache, dir := t.TempDir(), t.TempDir()
+	t.Setenv(cacheVariable, cache)
+	folder, err := runFolder()
+	if err != nil {
+		t.Fatal(err)
+	}
+	here, err := placeHere()
+	if err != nil {
+		t.Fatal(err)
+	}
+	start, err := StartTime(os.Getpid())
+	if err != nil {
+		t.Fatal(err)
+	}
+	killed, working := filepath.Join(folder, ledgerName(1<<30, 1, here)), filepath.Join(folder, ledgerName(os.Getpid(), start, here))
+	own := filepath.Join(dir, "own")
+	if err := os.Mkdir(own, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	if err := (&ledger{all: []entry{{Kind: madeFile, Path: dir}}}).write(killed); err != nil {
+		t.Fatal(err)
+	}
+	for _, x := range []struct {
+		work []entry
+		left bool
+	}{{[]entry{{Kind: madeProcess, PID: os.Getpid(), Start: start, Path: own}}, true}, {nil, false}} {
+		if err := (&ledger{all: x.work}).write(working); err != nil {
+			t.Fatal(err)
+		}
+		_, said := openLedger(machine{}, Helper{})
+		if _, err := os.Stat(own); (err == nil) != x.left {
+			t.Errorf("at work: %v; it says %q: %v", x.work, said, err)
+		}
+	}
+}
+
 // The ledgers of another host, in a home that both have, are that host's: here its processes seem dead.
 func TestLedgerOfAnotherHost(t *testing.T) {
 	cache, dir := t.TempDir(), t.TempDir()

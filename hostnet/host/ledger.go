@@ -52,6 +52,7 @@ func (e entry) same(o entry) bool {
 type ledger struct {
 	at     Host
 	helper Helper
+	inUse  map[string]bool // paths that other helpers have noted, which are at work
 	mu     sync.Mutex
 	file   *os.File // nil: no folder could be made for it
 	all    []entry
@@ -98,15 +99,25 @@ func openLedger(at Host, h Helper) (_ *ledger, said []string) {
 		return l, []string{fmt.Sprintf("what this helper makes is not removed if it is killed: %v", err)}
 	}
 	names, _ := filepath.Glob(filepath.Join(dir, "*.jsonl"))
+	var ended []string
+	inUse := map[string]bool{}
 	for _, name := range names {
 		pid, start, place, ok := ledgerOf(name)
 		if !ok || place != here {
 			continue
 		}
-		if _, err := FindProcess(pid, start); !errors.Is(err, os.ErrProcessDone) {
-			continue // it is at work, or that is not known
+		if _, err := FindProcess(pid, start); errors.Is(err, os.ErrProcessDone) {
+			ended = append(ended, name)
+			continue
 		}
-		old := &ledger{at: at, helper: h, all: readLedger(name)}
+		for _, e := range readLedger(name) { // it is at work, or that is not known
+			if e.Path != "" {
+				inUse[e.Path] = true
+			}
+		}
+	}
+	for _, name := range ended {
+		old := &ledger{at: at, helper: h, inUse: inUse, all: readLedger(name)}
 		ctx, cancel := context.WithTimeout(context.Background(), undoLimit)
 		removed, kept, err := old.undo(ctx)
 		cancel()
@@ -116,8 +127,10 @@ func openLedger(at Host, h Helper) (_ *ledger, said []string) {
 		switch {
 		case err != nil:
 			said = append(said, fmt.Sprintf("what a helper left behind could not be removed: %v", err))
-		case len(kept) > 0:
-			said = append(said, "a guest may need this, which a helper left behind: "+strings.Join(kept, ", "))
+		case len(old.all) > 0:
+			if len(kept) > 0 {
+				said = append(said, "a guest may need this, which a helper left behind: "+strings.Join(kept, ", "))
+			}
 			_ = old.write(name)
 		default:
 			_ = os.Remove(name)
@@ -274,6 +287,10 @@ func (l *ledger) undo(ctx context.Context) (removed, kept []string, err error) {
 		}
 		if stays := len(held) > 0 && (e.Needs || e.Kind == madeFile && holds(e.Path, held)); stays {
 			left, kept = append(left, e), append(kept, e.String())
+			continue
+		}
+		if e.Kind == madeFile && holds(e.Path, l.inUse) { // somebody has made it his since
+			left = append(left, e)
 			continue
 		}
 		var undoErr error
