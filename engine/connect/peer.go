@@ -30,6 +30,7 @@ type peer struct {
 	on   host.Host // where proc was found
 	proc host.Process
 	look behind.Look
+	ours bool          // it runs on our own kernel
 	done chan struct{} // closed when the process of a far host has ended; nil: proc knows
 }
 
@@ -172,7 +173,7 @@ func (p *peer) dial(connect func(context.Context, host.Host) (net.Conn, error)) 
 		if pid == 0 {
 			return conn, nil
 		}
-		look, err := behind.Looks().Ask(ctx, h, pid)
+		look, ours, err := lookAt(ctx, h, pid)
 		if err != nil {
 			return conn, nil
 		}
@@ -181,7 +182,7 @@ func (p *peer) dial(connect func(context.Context, host.Host) (net.Conn, error)) 
 			return conn, nil
 		}
 		p.mu.Lock()
-		p.on, p.proc, p.look = h, proc, look
+		p.on, p.proc, p.look, p.ours = h, proc, look, ours
 		if _, far := h.(*host.Far); far {
 			p.done = make(chan struct{})
 		}
@@ -280,20 +281,29 @@ func (p *peer) HasThread(id int) bool {
 func (p *peer) machine() string {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	return machineOn(p.name, p.look.Boot)
+	return machineOn(p.name, p.look.Boot, p.ours)
 }
 
-// machineOn tells the machine of a host from all others, by the kernel that it booted. Of one that ssh has reached only
-// the same address is the same machine: a copy of a virtual machine has booted the same kernel.
-func machineOn(name, boot string) string {
+// lookAt looks at a process of a host. ours tells whether its kernel is ours: its clock then shows an instant between
+// our question and the answer.
+func lookAt(ctx context.Context, h host.Host, pid int) (look behind.Look, ours bool, err error) {
+	asked := behind.Clock()
+	look, err = behind.Looks().Ask(ctx, h, pid)
+	return look, asked <= look.Clock && look.Clock <= behind.Clock(), err
+}
+
+// machineOn tells the machine of a host from all others. Of one that ssh has reached only the same address is the same
+// machine: what it shows may be a copy's.
+func machineOn(name, boot string, ours bool) string {
 	switch {
-	case strings.HasPrefix(name, "ssh:") || boot == "":
+	case strings.HasPrefix(name, "ssh:"):
 		return name
-	case boot == behind.Boot():
+	case ours:
 		return endpoint.ThisMachine
-	default:
-		return boot
+	case boot == "":
+		return name
 	}
+	return boot
 }
 
 // opened tells what files that the process has open are to its host.

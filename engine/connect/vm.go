@@ -8,7 +8,6 @@ import (
 	"time"
 
 	"qmigrate/engine/clock"
-	"qmigrate/engine/connect/behind"
 	"qmigrate/engine/endpoint"
 	"qmigrate/guest"
 	"qmigrate/hostnet/host"
@@ -34,8 +33,8 @@ func Endpoint(vm *guest.VM) *endpoint.Endpoint {
 		e.Machine = func() string {
 			ctx, cancel := context.WithTimeout(context.Background(), lookLimit)
 			defer cancel()
-			look, _ := behind.Looks().Ask(ctx, far, vm.Process().PID())
-			return machineOn(far.Name(), look.Boot)
+			look, ours, _ := lookAt(ctx, far, vm.Process().PID())
+			return machineOn(far.Name(), look.Boot, ours)
 		}
 	}
 	return e

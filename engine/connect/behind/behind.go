@@ -42,7 +42,8 @@ type Look struct {
 	Start uint64 // when it started, for host.FindProcess
 	QEMU  bool   // it is one, by the name of its program
 	Place string // where it runs, as its host has it: local, netns:NAME, or a container, as in lxc:NAME; "" if not known
-	Boot  string // the kernel that it runs on, as Boot has it
+	Boot  string // the kernel that it runs on, as BootOf has it; "" if it does not say
+	Clock int64  // of that kernel when the look was taken, as Clock has it
 }
 
 // Looks looks at the process that has a number now. The error wraps os.ErrProcessDone if there is none.
@@ -52,7 +53,9 @@ func Looks() host.Task[int, Look] {
 		if err != nil {
 			return Look{}, err
 		}
-		l := Look{PID: pid, Start: start, QEMU: isQEMU(pid), Boot: Boot()}
+		l := Look{PID: pid, Start: start, QEMU: isQEMU(pid)}
+		l.Boot, _ = BootOf(os.ReadFile) // some kernels have none
+		l.Clock = Clock()
 		if l.QEMU {
 			l.Place = placeOf(pid)
 		}

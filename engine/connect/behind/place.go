@@ -91,14 +91,18 @@ func Machines() host.Task[struct{}, Machine] {
 	})
 }
 
-// Boot tells the running kernel from all others; "" if it does not say.
-func Boot() string {
-	boot, _ := BootOf(os.ReadFile)
-	return boot
-}
-
-// BootOf is Boot of the host whose files these are.
+// BootOf tells the kernel of the host whose files these are from others, and from itself before it was started anew. In
+// a container it is that of the container: liblxc and LXD give each one its own.
 func BootOf(readFile func(name string) ([]byte, error)) (string, error) {
 	b, err := readFile("/proc/sys/kernel/random/boot_id")
 	return strings.TrimSpace(string(b)), err
+}
+
+// Clock is CLOCK_MONOTONIC_RAW of the running kernel, in ns. Nobody sets it, and containers have it as it is. A clock
+// that shows an instant between two readings of ours is ours: that of another machine would have to have been started
+// within that time of us.
+func Clock() int64 {
+	var ts unix.Timespec
+	_ = unix.ClockGettime(unix.CLOCK_MONOTONIC_RAW, &ts) // every kernel has it
+	return ts.Nano()
 }
