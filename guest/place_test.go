@@ -1,6 +1,7 @@
 package guest_test
 
 import (
+	"errors"
 	"os"
 	"path/filepath"
 	"strings"
@@ -23,7 +24,7 @@ func TestFindQEMUOn(t *testing.T) {
 	s := sshtest.Start(t, sshtest.HostSpec{Name: "b"})
 	b := s.Host("b")
 	bin := filepath.Join(b.Root, "home/lab/bin")
-	if err := os.MkdirAll(bin, 0o755); err != nil {
+	if err := errors.Join(os.MkdirAll(bin, 0o755), os.Chmod(bin, 0o755)); err != nil { // whatever the umask is
 		t.Fatal(err)
 	}
 	for _, tool := range []string{"sh", "uname", "id", "mkdir", "head", "wc", "chmod", "mv"} {
@@ -48,7 +49,8 @@ func TestFindQEMUOn(t *testing.T) {
 		t.Errorf("%v", trees)
 	}
 	// its own, which is found first
-	if err := os.WriteFile(filepath.Join(bin, "qemu-system-x86_64"), []byte("#!/bin/sh\necho QEMU emulator version 9.2.0\n"), 0o755); err != nil {
+	own := filepath.Join(bin, "qemu-system-x86_64")
+	if err := errors.Join(os.WriteFile(own, []byte("#!/bin/sh\necho QEMU emulator version 9.2.0\n"), 0o755), os.Chmod(own, 0o755)); err != nil {
 		t.Fatal(err)
 	}
 	if q, err := guest.FindQEMUOn(within.Context(t), h, "9.2", ""); err != nil || q.Path != "/home/lab/bin/qemu-system-x86_64" || q.Version != "9.2.0" {

@@ -119,14 +119,14 @@ func TestFarFiles(t *testing.T) {
 	}
 	name := filepath.Join(dir, "file")
 	data := bytes.Repeat([]byte("0123456789"), 300_000) // more than a stream's window
-	if err := f.WriteFile(name, data, 0o640); err != nil {
+	if err := f.WriteFile(name, data, 0o600); err != nil {
 		t.Fatal(err)
 	}
 	if got, err := f.ReadFile(name); err != nil || !bytes.Equal(got, data) {
 		t.Errorf("%d bytes, %v", len(got), err)
 	}
 	info, err := f.Stat(name)
-	if err != nil || info.Size() != int64(len(data)) || info.Mode() != 0o640 || info.IsDir() || info.Name() != "file" {
+	if err != nil || info.Size() != int64(len(data)) || info.Mode() != 0o600 || info.IsDir() || info.Name() != "file" {
 		t.Errorf("%+v, %v", info, err)
 	}
 	_, err = f.Stat(name + "x")

@@ -46,7 +46,7 @@ func lxd(t *testing.T) {
 		t.Fatal(err)
 	}
 	var said bytes.Buffer
-	daemon := exec.Command("lxd", "--group", "root")
+	daemon := exec.Command("sh", "-c", "umask 022; exec lxd --group root") // as its service has it, whatever ours is
 	daemon.Stdout, daemon.Stderr, daemon.WaitDelay = &said, &said, time.Second
 	daemon.SysProcAttr = &unix.SysProcAttr{Unshareflags: unix.CLONE_NEWNS}
 	if err := netns.In(name, daemon.Start); err != nil {

@@ -190,12 +190,18 @@ func (s *Hosts) key(name string) {
 
 func (s *Hosts) write(name string, mode os.FileMode, format string, args ...any) {
 	s.t.Helper()
-	if err := os.MkdirAll(filepath.Dir(name), 0o755); err != nil {
+	if err := errors.Join(mkdir(filepath.Dir(name)), os.WriteFile(name, fmt.Appendf(nil, format, args...), mode),
+		os.Chmod(name, mode)); err != nil {
 		s.t.Fatal(err)
 	}
-	if err := os.WriteFile(name, fmt.Appendf(nil, format, args...), mode); err != nil {
-		s.t.Fatal(err)
+}
+
+// mkdir makes a folder, and those above it, that everybody may look into, whatever the umask is.
+func mkdir(name string) error {
+	if _, err := os.Stat(name); err == nil {
+		return nil
 	}
+	return errors.Join(mkdir(filepath.Dir(name)), os.Mkdir(name, 0o755), os.Chmod(name, 0o755))
 }
 
 // make makes the host's folders and files; they outlive Kill.
@@ -205,12 +211,12 @@ func (h *Host) make() {
 	at := func(parts ...string) string { return filepath.Join(append([]string{h.Root}, parts...)...) }
 	for name, mode := range map[string]os.FileMode{"tmp": 0o777 | os.ModeSticky, "run": 0o755, "run/sshd": 0o755,
 		"root": 0o700, "home": 0o755, "home/" + User: 0o755, "mnt": 0o755} {
-		if err := errors.Join(os.MkdirAll(at(name), 0o755), os.Chmod(at(name), mode)); err != nil {
+		if err := errors.Join(mkdir(at(name)), os.Chmod(at(name), mode)); err != nil {
 			t.Fatal(err)
 		}
 	}
 	for _, dir := range h.share {
-		if err := os.MkdirAll(at(dir), 0o755); err != nil {
+		if err := mkdir(at(dir)); err != nil {
 			t.Fatal(err)
 		}
 	}
