@@ -75,7 +75,8 @@ beside: $(AGENT) $(HELPER) ## as root: the tests that find QEMU once more where 
 	@qemu="$${QMIGRATE_CACHE:-$${XDG_CACHE_HOME:-$$HOME/.cache}/qmigrate}/qemu-7.2"; \
 	beside() { testdata/beside-qemu "$$qemu" $(GO) test -count=1 "$$@"; }; \
 	if [ -d "$$qemu" ]; then beside -skip '^TestProbeHangs$$' ./guest ./guest/debian && \
-		beside -run '^(TestGuestLife|TestStorage)$$/^(qemu-7.2|nfs)$$/^(lives|pre-copy)$$/^11.1-7.2$$' ./engine ./engine/lab; \
+		beside -run '^(TestGuestLife|TestStorage)$$/^(qemu-7.2|nfs)$$/^(lives|pre-copy)$$/^11.1-7.2$$' ./engine ./engine/lab && \
+		beside -run '^(TestLaunchSSH|TestNoHelper)$$' ./cmd/qmigrate; \
 	else echo "no unpacked QEMU 7.2: make deps gets it, unless it is installed here: then make test is beside it"; fi
 
 lint: $(AGENT) $(HELPER) ## formatting, 120 columns, vet, staticcheck, and the direction of the imports

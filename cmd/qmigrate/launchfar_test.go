@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"slices"
 	"strconv"
@@ -32,6 +33,9 @@ type sshLab struct {
 }
 
 func newSSHLab(t *testing.T) *sshLab {
+	if _, err := exec.LookPath("qemu-system-x86_64"); err != nil {
+		t.Skip("no QEMU is installed, as one is on both hosts here: `make beside` runs this with one")
+	}
 	s := sshtest.Start(t)
 	return &sshLab{Hosts: s, t: t, a: s.Host("a"), b: s.Host("b"), out: t.TempDir()}
 }
