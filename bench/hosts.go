@@ -25,7 +25,7 @@ type place struct {
 	at    host.Host
 	pp    *pingPong
 	trips []float64 // of a bare query-migrate, medians of blocks, in us
-	looks []float64 // of the sampler's, likewise
+	looks []float64 // of the sampler's query-migrate, medians of blocks, in us
 	all   []outcome
 }
 

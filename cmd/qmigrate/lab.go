@@ -156,7 +156,7 @@ func (c *commands) labExec(x *cli.Context) error {
 		return err
 	}
 	<-p.Done()
-	var exit interface{ ExitCode() int } // of a child of ours, or of a process on a host that is elsewhere
+	var exit interface{ ExitCode() int } // of our child, or of a process on another host
 	if errors.As(p.Err(), &exit) && exit.ExitCode() >= 0 {
 		return passOn(exit.ExitCode())
 	}

@@ -34,6 +34,9 @@ type sshLab struct {
 
 func newSSHLab(t *testing.T) *sshLab {
 	if _, err := exec.LookPath("qemu-system-x86_64"); err != nil {
+		if os.Getenv("QMIGRATE_BESIDE") == "1" {
+			t.Fatal("make beside has a QEMU installed: ", err)
+		}
 		t.Skip("no QEMU is installed, as one is on both hosts here: `make beside` runs this with one")
 	}
 	s := sshtest.Start(t)
@@ -241,7 +244,7 @@ func TestNoHelper(t *testing.T) {
 	t.Log(rec.Warnings)
 	for _, h := range s.All {
 		if _, err := os.Stat(filepath.Join(h.Root, h.Home, ".cache")); err == nil {
-			t.Errorf("something of ours is on %s", h.Name)
+			t.Errorf("qmigrate left something on %s", h.Name)
 		}
 	}
 }
