@@ -122,6 +122,8 @@ type Migration struct {
 	Total    Total    `json:"total"`
 	Downtime Downtime `json:"downtime"`
 	Clocks   *Clocks  `json:"clocks,omitempty"` // where a host's clock is not qmigrate's
+	// the downtime taken apart, in the order of their beginnings
+	Anatomy []AnatomyPart `json:"anatomy,omitempty"`
 
 	Guest       *Guest       `json:"guest,omitempty"`
 	Timeline    []Series     `json:"timeline,omitempty"` // what observers counted, bin by bin

@@ -1,0 +1,51 @@
+package record
+
+import "time"
+
+// Place is where a part of the downtime passed.
+type Place string
+
+// The places: the two QEMUs, the way between them, and qmigrate itself.
+const (
+	OnSource      Place = "source"
+	OnLink        Place = "link"
+	OnDestination Place = "destination"
+	OnQmigrate    Place = "qmigrate"
+)
+
+// PartName names a part of the downtime. docs/anatomy.md says where each begins and ends, and by which source.
+type PartName string
+
+// The parts, a closed list.
+const (
+	PartStopVCPUs  PartName = "stop-vcpus"  // the vCPUs are stopped; this is before STOP, so it is never critical
+	PartDisks      PartName = "disks"       // block devices are drained and flushed
+	PartPause      PartName = "pause"       // a source with pause-before-switchover waits for our migrate-continue
+	PartRAMSave    PartName = "ram-save"    // the last pages are sent; without passes all of them
+	PartDeviceSave PartName = "device-save" // the state of devices is written, one at a time
+	PartWire       PartName = "wire"        // the source has handed over its last byte .. the destination has it
+	PartRAMLoad    PartName = "ram-load"    // the last pages are read
+	PartDeviceLoad PartName = "device-load" // the state of devices is read, one at a time
+	PartBottomHalf PartName = "bottom-half" // everything is loaded .. the destination says `completed`: QEMU's bottom half
+	PartAnnounce   PartName = "announce"    // within the bottom half, the guest's addresses are announced
+	PartNotice     PartName = "notice"      // both QEMUs have said `completed` .. qmigrate has read it
+	PartDecision   PartName = "decision"    // qmigrate has read it .. `cont` is sent
+	PartStart      PartName = "start"       // `cont` is sent .. RESUME
+	PartUntold     PartName = "untold"      // what the sources at hand cannot tell apart
+)
+
+// AnatomyPart is one part of the time from STOP on the source to RESUME on the destination. The critical parts follow
+// each other without a gap, from STOP to RESUME: their durations sum to the wire downtime. The others ran beside them.
+type AnatomyPart struct {
+	Side Place    `json:"side"`
+	Part PartName `json:"part"`
+	// QEMU's name of the section, with "#N" behind it if its instance is not 0; of the parts that have one
+	Device string `json:"device,omitempty"`
+	// from the first command, as a stage's; absent where the log has no time stamps
+	Start    *time.Duration `json:"start_ns,omitempty"`
+	Duration time.Duration  `json:"duration_ns"`
+	// of the duration, at most: the stamps' microseconds, and between two hosts what is not known of their clocks
+	Error    time.Duration `json:"error_ns"`
+	Source   string        `json:"source"`             // what told it: trace, events, frames, clock of qmigrate
+	Critical bool          `json:"critical,omitempty"` // the guest waited for this part and for no other
+}
