@@ -260,8 +260,21 @@ type PostCopyFigures struct {
 	VCPUBlocktime []time.Duration `json:"vcpu_blocktime_ns,omitempty"` // the same for each vCPU: postcopy-vcpu-blocktime
 	// mean time of a page request: postcopy-latency, QEMU 10.1 and later
 	Latency *time.Duration `json:"latency_ns,omitempty"`
+	// the same for each vCPU that waited: postcopy-vcpu-latency
+	VCPULatency []time.Duration `json:"vcpu_latency_ns,omitempty"`
+	// the same for what is no vCPU: postcopy-non-vcpu-latency
+	OtherLatency *time.Duration `json:"other_latency_ns,omitempty"`
+	// how many page requests took how long: postcopy-latency-dist, in the order of time
+	LatencyBuckets []LatencyBucket `json:"latency_buckets,omitempty"`
 	// of the destination, by the source's postcopy-requests
 	Requests *int64 `json:"page_requests,omitempty"`
+}
+
+// LatencyBucket is how many page requests of a post-copy took at least From and less than To.
+type LatencyBucket struct {
+	From  time.Duration `json:"from_ns"` // the least that one of them took
+	To    time.Duration `json:"to_ns"`   // all of them took less
+	Count int64         `json:"count"`   // page requests
 }
 
 // Total is the whole. The QEMU fields are the source's last query-migrate.
