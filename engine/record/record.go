@@ -258,23 +258,29 @@ type PostCopyFigures struct {
 	// all vCPUs at once waited for pages: postcopy-blocktime, ms on the wire, of the destination
 	Blocktime     *time.Duration  `json:"blocktime_ns,omitempty"`
 	VCPUBlocktime []time.Duration `json:"vcpu_blocktime_ns,omitempty"` // the same for each vCPU: postcopy-vcpu-blocktime
-	// mean time of a page request: postcopy-latency, QEMU 10.1 and later
+	// mean time of a page request, from the fault on the destination until its page is there: postcopy-latency, ns on
+	// the wire, QEMU 10.1 and later; it and the next three need the capability postcopy-blocktime. A fault on a page that
+	// is there already is no request.
 	Latency *time.Duration `json:"latency_ns,omitempty"`
-	// the same for each vCPU that waited: postcopy-vcpu-latency
-	VCPULatency []time.Duration `json:"vcpu_latency_ns,omitempty"`
-	// the same for what is no vCPU: postcopy-non-vcpu-latency
-	OtherLatency *time.Duration `json:"other_latency_ns,omitempty"`
-	// how many page requests took how long: postcopy-latency-dist, in the order of time
+	// how many requests took how long: postcopy-latency-dist, QEMU 10.1 and later. From the first bucket to the last
+	// that has any, those between them included; absent where there was no request.
 	LatencyBuckets []LatencyBucket `json:"latency_buckets,omitempty"`
+	// mean time of a request by each vCPU: postcopy-vcpu-latency, ns on the wire; 0: it requested no page. QEMU 10.1 and
+	// later
+	VCPULatency []time.Duration `json:"vcpu_latency_ns,omitempty"`
+	// mean time of a request by QEMU's other threads, such as those of devices: postcopy-non-vcpu-latency, ns on the wire;
+	// absent where they requested none. QEMU 10.1 and later
+	OtherLatency *time.Duration `json:"other_latency_ns,omitempty"`
 	// of the destination, by the source's postcopy-requests
 	Requests *int64 `json:"page_requests,omitempty"`
 }
 
-// LatencyBucket is how many page requests of a post-copy took at least From and less than To.
+// LatencyBucket is how many page requests of a post-copy took From or longer, and less than To. QEMU has 24 of them, by
+// powers of two of a microsecond.
 type LatencyBucket struct {
-	From  time.Duration `json:"from_ns"` // the least that one of them took
-	To    time.Duration `json:"to_ns"`   // all of them took less
-	Count int64         `json:"count"`   // page requests
+	From  time.Duration `json:"from_ns"` // the first has what took less than 1 us, too
+	To    time.Duration `json:"to_ns"`   // the last has what took longer than its 16.8 s, too
+	Count int64         `json:"count"`   // of requests
 }
 
 // Total is the whole. The QEMU fields are the source's last query-migrate.
