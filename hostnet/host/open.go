@@ -128,9 +128,11 @@ func (w way) dial(ctx context.Context, program []byte, cache string) (_ *Far, er
 	}
 	session, err := yamux.Client(struct {
 		io.Reader
+		io.WriteCloser
+	}{r, &joined{WriteCloser: struct {
 		io.Writer
 		io.Closer
-	}{r, c.in, c}, sessionConfig())
+	}{c.in, c}}}, sessionConfig())
 	if err != nil {
 		return nil, fmt.Errorf("reach host %s: %w", w.name, err)
 	}

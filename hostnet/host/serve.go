@@ -65,7 +65,7 @@ func (s Helper) Serve(in, out *os.File) error {
 	if _, err := fmt.Fprintf(out, "%s%s\n", helloMark, b); err != nil {
 		return err
 	}
-	session, err := yamux.Server(&pipes{in, out}, sessionConfig())
+	session, err := yamux.Server(&pipes{in, &joined{WriteCloser: out}}, sessionConfig())
 	if err != nil {
 		return err
 	}
