@@ -1,0 +1,68 @@
+package anatomy
+
+import (
+	"time"
+
+	"qmigrate/engine/record"
+)
+
+// Instant is an instant on our clock.
+type Instant struct {
+	At    time.Time     // zero: it is not known, or did not come
+	Error time.Duration // either way
+}
+
+// Mark is a line of a trace log, placed on our clock.
+type Mark struct {
+	Line
+	Instant // when the line was written; zero: the log has no stamps, or its clock was set about then
+}
+
+// Status is an event MIGRATION.
+type Status struct {
+	Name string // its status
+	Instant
+}
+
+// Side is what one QEMU tells.
+type Side struct {
+	Marks  []Mark   // of its trace log, in its order, those of this migration alone; none: there is no log
+	Events []Status // in their order
+}
+
+// Migration is what is known of one migration.
+type Migration struct {
+	Origin       time.Time // the first command: each part's start is counted from it
+	Stop, Resume Instant   // STOP of the source, the first RESUME of the destination
+	// The wire downtime, and what is not known of it. Where it is not Resume less Stop, because a clock was set
+	// meanwhile, nothing is placed, and all of it is untold.
+	Wire, WireError time.Duration
+
+	Source, Destination Side
+
+	ReturnPath bool // the source says `completed` after the destination's last word
+	PostCopy   bool // it went over to post-copy
+
+	// Where the guest was stopped before `migrate` was sent:
+	StoppedFirst bool
+	Stopped      time.Time // the answer to our `stop` was here; zero: it is not known
+	Issued       time.Time // `migrate` was sent
+
+	Heard    time.Time // the last of the events that `cont` waited for was here; zero: it is not known
+	ContSent time.Time // our `cont` was sent; zero: somebody else sent it
+
+	// The last byte of the stream was on its way to the destination's host until then at most, by something that sees
+	// the link (frames, a tunnel). Zero: nothing does.
+	LastByte       Instant
+	LastByteSource string // what told it, for the record
+}
+
+// Take takes the downtime of a migration apart, in the order of time. The critical parts follow each other from STOP to
+// RESUME, and their durations sum to the wire downtime. Nil: there was no wire downtime.
+func Take(m Migration) []record.AnatomyPart {
+	if m.Wire <= 0 {
+		return nil
+	}
+	return []record.AnatomyPart{{Side: record.OnSource, Part: record.PartUntold, Duration: m.Wire, Error: m.WireError,
+		Source: "events", Critical: true}}
+}
