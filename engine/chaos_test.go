@@ -139,6 +139,13 @@ func (h trigger) saw(side record.Holder, text string) bool {
 	})
 }
 
+// decided tells whether a decision of the undo was logged with this text.
+func (h trigger) decided(text string) bool {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return slices.ContainsFunc(h.seen, func(s string) bool { return strings.Contains(s, " decided ") && strings.Contains(s, text) })
+}
+
 // times is how often a line has been logged: once for each monitor that has it.
 func (h trigger) times(side record.Holder, text string) (n int) {
 	h.mu.Lock()

@@ -162,7 +162,7 @@ func modes(f func(mode record.Mode) caseOf) []caseOf {
 func TestHoldsPreCopy(t *testing.T) {
 	atOnce(t, slices.Concat(
 		lostBeforeShut(), arrivedOnce(), cancellingLong(), somebodyElses(), elsewhere(), staleAnswer(),
-		silentCopy(), poweredOff(),
+		silentCopy(), lostCancel(), poweredOff(),
 	))
 }
 
@@ -413,6 +413,36 @@ func silentCopy() (all []caseOf) {
 		}})
 	}
 	return all
+}
+
+// lostCancel: the way to the source is lost before migrate_cancel comes through. The guest waits in pre-switchover, where
+// QEMU takes no `cont`: when the source is reached again it is told again.
+func lostCancel() []caseOf {
+	return []caseOf{{"14b migrate_cancel lost on the way", func(t *testing.T) {
+		src, dst := copying(t), listening(t)
+		ctx, cancel := context.WithCancel(within.Context(t)) // as by Ctrl-C
+		defer cancel()
+		src.on["migrate"] = func() {
+			src.migrating("active")
+			src.later(soon, func() { src.switchOver("pre-switchover"); cancel() })
+		}
+		lost := false
+		src.on["migrate_cancel"] = func() {
+			if !lost {
+				lost = true
+				src.cut()
+				return
+			}
+			src.failBack()
+			src.migrating("cancelled")
+		}
+		p := plan.Plan{Capabilities: map[string]bool{"pause-before-switchover": true}}
+		x := moves(ctx, t, 20*time.Second, src, dst, p)
+		x.want(t, "running", "dead", "source")
+		if n := src.count("migrate_cancel"); n != 2 || x.outcome != record.Cancelled {
+			t.Errorf("migrate_cancel was sent %d times, outcome %s", n, x.outcome)
+		}
+	}}}
 }
 
 // poweredOff: the guest shuts itself down while it is copied. Nothing is lost by that.

@@ -332,6 +332,33 @@ func TestMirrorHangs(t *testing.T) {
 	})
 }
 
+// TestMirrorCutIdle: the destination hangs when all is copied and nothing is on its way, and the run is cancelled. The job
+// ends at once. To remove its node QEMU flushes it, and would wait for the answer in its main loop: nothing answers
+// there then, and the guest stands still.
+func TestMirrorCutIdle(t *testing.T) {
+	guesttest.EachQEMU(t, func(t *testing.T, qemu string) {
+		t.Parallel()
+		x := newTrial(t, qemu, true, mirrored(t, nil))
+		x.plan = plan.Plan{Mirror: plan.Mirror{Nodes: []string{"disk0"}}}
+		x.run(t, event(record.Source, "BLOCK_JOB_READY"), 0, func() {
+			if err := x.dst.Process().Signal(syscall.SIGSTOP); err != nil {
+				t.Error(err)
+			}
+			x.cancel()
+		})
+		x.check(t)
+		if x.a != "running" || x.b != "dead" || x.rec.Outcome != record.Cancelled {
+			t.Errorf("source %s, destination %s, outcome %s: %v", x.a, x.b, x.rec.Outcome, x.err)
+		}
+		if !x.trigger.saw(record.Source, `"execute":"blockdev-del"`) || x.trigger.decided("source={silent") {
+			t.Errorf("no node was removed, or the source hung meanwhile:\n%s", strings.Join(x.trigger.seen, "\n"))
+		}
+		if l := left(t, x.src); len(l) > 0 {
+			t.Errorf("the source still has %q: warnings %q", l, x.rec.Warnings)
+		}
+	})
+}
+
 // TestMirrorRecover: what a run that was killed left of a mirror is removed by the next one.
 func TestMirrorRecover(t *testing.T) {
 	guesttest.EachQEMU(t, func(t *testing.T, qemu string) {
