@@ -57,8 +57,8 @@ func (l Line) String() string {
 	return l.Event + " " + l.Name
 }
 
-// Parse reads a trace log and leaves out what it does not know: other events, other messages of QEMU, and lines that were
-// cut off.
+// Parse reads a trace log and leaves out what it does not know: other events, other messages of QEMU, and a last line
+// without an end.
 func Parse(log []byte) (all []Line) {
 	for text := range bytes.Lines(log) {
 		text, whole := bytes.CutSuffix(text, []byte("\n"))
@@ -113,14 +113,17 @@ func (l Line) section(text string) (Line, bool) {
 	return l, true
 }
 
-// utc is how QEMU 11.1 writes the time before a line; 10.0 writes the thread and the seconds since the epoch. Both do so
-// only with `-msg timestamp=on`.
+// utc is how QEMU 11.1 writes the time before a line; 10.0 writes the thread and the seconds since the epoch. Both do
+// so only with `-msg timestamp=on`.
 const utc = "2006-01-02T15:04:05.000000Z"
+
+// epochBits is how many bits the seconds of a stamp have at most: until the year 6325.
+const epochBits = 37
 
 // stamp reads what stands before the name of the event, if anything does.
 func stamp(text string) (at time.Time, rest string, ok bool) {
 	if len(text) > len(utc) && text[len(utc)] == ' ' {
-		if at, err := time.Parse(utc, text[:len(utc)]); err == nil && at.Unix() >= 0 {
+		if at, err := time.Parse(utc, text[:len(utc)]); err == nil && at.Unix()>>epochBits == 0 {
 			return at, text[len(utc)+1:], true
 		}
 	}
@@ -131,7 +134,7 @@ func stamp(text string) (at time.Time, rest string, ok bool) {
 	clock, rest, ok := strings.Cut(rest, ":")
 	seconds, us, _ := strings.Cut(clock, ".")
 	_, err := strconv.ParseUint(thread, 10, 32)
-	s, err2 := strconv.ParseUint(seconds, 10, 37) // until the year 6325
+	s, err2 := strconv.ParseUint(seconds, 10, epochBits)
 	u, err3 := strconv.ParseUint(us, 10, 32)
 	if !ok || err != nil || err2 != nil || err3 != nil || len(us) != 6 {
 		return time.Time{}, "", false
