@@ -51,3 +51,23 @@ type AnatomyPart struct {
 	Source   string        `json:"source"`             // what told it: trace, events, frames, clock of qmigrate
 	Critical bool          `json:"critical,omitempty"` // the guest waited for this part and for no other
 }
+
+// PartNames are all parts, in the order in which they follow each other.
+func PartNames() []PartName {
+	return []PartName{PartStopVCPUs, PartDisks, PartPause, PartRAMSave, PartDeviceSave, PartWire, PartRAMLoad,
+		PartDeviceLoad, PartBottomHalf, PartAnnounce, PartNotice, PartDecision, PartStart, PartUntold}
+}
+
+// CriticalTime is how much of the downtime is due to a part: the sum of its critical stretches, on all sides. It is
+// false where nothing tells of that part; a part that only ran beside others is 0.
+func (m *Migration) CriticalTime(part PartName) (sum time.Duration, told bool) {
+	for _, p := range m.Anatomy {
+		if p.Part == part {
+			told = true
+			if p.Critical {
+				sum += p.Duration
+			}
+		}
+	}
+	return sum, told
+}

@@ -38,6 +38,7 @@ func (p Page) Details(r *record.Migration) {
 
 	p.colo(r)
 	p.downtimes(&r.Downtime)
+	p.anatomy(r)
 	p.clocks(r.Clocks)
 	p.passes(r)
 	p.mirrors(r.Mirrors)
@@ -253,6 +254,7 @@ func (p Page) checks(r *record.Migration) {
 			parts = append(parts, Plural(int64(p.Pauses), "lost link", "lost links"))
 		}
 		line("post-copy", parts...)
+		line("latency", latencies(p)...)
 	}
 	if m := r.MemoryCheck; m != nil {
 		line("memory", fmt.Sprintf("%s checked in the guest, %s wrong", Plural(m.PagesChecked, "page", "pages"),

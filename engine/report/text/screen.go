@@ -29,7 +29,11 @@ func (p Page) Screen(r *record.Migration, cause, foot []string) {
 	head := append(split(Fold(Answer(r)+".", 0, p.width())), cause...)
 	head = append(head, split(Fold(subject(r), 2, p.width()))...)
 	figures, warnings := p.figures(r), p.warnings(r)
-	room := ScreenLines - p.height(head) - p.height(foot) - 1
+	var where []string // the downtime went
+	if line := p.where(r); line != "" {
+		where = []string{line}
+	}
+	room := ScreenLines - p.height(head) - p.height(foot) - 1 - len(where)
 	if len(figures) > room-min(len(warnings), leastWarnings) {
 		figures = nil
 	}
@@ -39,6 +43,9 @@ func (p Page) Screen(r *record.Migration, cause, foot []string) {
 	if len(warnings) > room {
 		const more = "          ... --details has the rest"
 		warnings = append(warnings[:max(room-1, 0)], more)
+	}
+	if where != nil {
+		warnings = append(where, warnings...)
 	}
 	if last := append(warnings, foot...); len(last) > 0 {
 		foot = append([]string{""}, last...)

@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"qmigrate/engine/record"
+	"qmigrate/engine/record/recordtest"
 )
 
 // foot is what a command prints below a screen.
@@ -38,6 +39,9 @@ func TestScreenFits(t *testing.T) {
 			for _, width := range []int{80, 100} {
 				for causes := range 3 {
 					r := sample()
+					if passes%2 == 1 {
+						r = recordtest.TakenApart(r, recordtest.Stamped)
+					}
 					for len(r.Passes) < passes {
 						r.Passes = append(r.Passes, record.Pass{Pass: len(r.Passes) + 1})
 					}
