@@ -34,13 +34,15 @@ func (c *commands) compare() *cli.Command {
 			"docs/statistics.md has the formulas. The exit status is 0 whether or not there is a difference.\n\n" +
 			"  qmigrate compare before after\n" +
 			"  qmigrate compare out --by max-bandwidth --where mode=pre-copy\n" +
-			"  qmigrate compare out --by mode --measure total_wall_ns --measure downtime_wire_ns",
+			"  qmigrate compare out --by mode --measure total_wall_ns --measure downtime_wire_ns\n" +
+			"  qmigrate compare before after --measure downtime_wire_ns --measure anatomy",
 		Flags: []cli.Flag{
 			&cli.StringFlag{Name: "by", Usage: "`NAME` a factor, a column or a value of the plan: each of its values is a group"},
 			&cli.StringFlag{Name: "base", Usage: "`VALUE` the group that the others are compared with; the first if not given"},
 			&cli.StringSliceFlag{Name: "where", Usage: "`NAME=VALUE` only records with that value; may be given again"},
 			&cli.StringSliceFlag{Name: "measure", Usage: "`COLUMN` what to compare, as `qmigrate export --columns` lists it; " +
-				"may be given again; time, downtimes, bytes, passes and what the guest felt if not given"},
+				"anatomy is every part of the downtime; may be given again; time, downtimes, bytes, passes and what the guest " +
+				"felt if not given"},
 			&cli.BoolFlag{Name: "pool", Usage: "mix what else differs within a group"},
 			&cli.BoolFlag{Name: "json", Category: aboutOutput,
 				Usage: "print the comparison, one line of JSON, instead of the table"},

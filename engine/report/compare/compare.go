@@ -25,7 +25,7 @@ type Question struct {
 	By       string   // a factor, a column or a value of the plan: each of its values is a group
 	Base     string   // the group that the others are compared with; the first one if empty
 	Where    []Where  // only records with all of these
-	Measures []string // columns of numbers; Default if none
+	Measures []string // columns of numbers, or ByPart; Default if none
 	Pool     bool     // mix what else differs within a group
 	Level    float64  // of the intervals; stats.Level if 0
 }
@@ -59,6 +59,18 @@ func Default() []Measure {
 		{"guest_brownout_ns", "brownout", "ns"},
 		{"guest_blackout_ns", "blackout", "ns"},
 	}
+}
+
+// ByPart names all of Parts at once, as a measure that is asked for.
+const ByPart = "anatomy"
+
+// Parts are the parts of the downtime on its critical path, which sum to the wire downtime. They are no default: each
+// more comparison makes Holm's correction of all of them stronger.
+func Parts() (all []Measure) {
+	for _, p := range record.PartNames() {
+		all = append(all, Measure{flat.PartColumn(p), "down: " + string(p), "ns"})
+	}
+	return all
 }
 
 // Answer is the whole comparison.
@@ -195,6 +207,10 @@ func (q *Question) measures() ([]Measure, error) {
 	}
 	var out []Measure
 	for _, name := range q.Measures {
+		if name == ByPart {
+			out = append(out, Parts()...)
+			continue
+		}
 		i := slices.IndexFunc(Default(), func(m Measure) bool { return m.Column == name || m.Title == name })
 		switch {
 		case i >= 0:

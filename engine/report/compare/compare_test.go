@@ -304,3 +304,56 @@ func TestOrder(t *testing.T) {
 		}
 	}
 }
+
+// TestByPart: the downtime is compared part by part; a part that only ran beside others is 0 on the critical path, and
+// one that no source told is absent.
+func TestByPart(t *testing.T) {
+	dir := t.TempDir()
+	make := func(name string, wire time.Duration, told recordtest.Told) string {
+		return write(t, filepath.Join(dir, name), func(yield func(*record.Migration) bool) {
+			for i := range 6 {
+				m := trial(i, time.Second, nil, nil)
+				m.Downtime.Wire = record.Of(wire + time.Duration(i)*time.Millisecond)
+				m.Anatomy = recordtest.Anatomy(record.PreCopyMode, told, time.Second, *m.Downtime.Wire)
+				if !yield(m) {
+					return
+				}
+			}
+		})
+	}
+	a, b := make("a", 50*time.Millisecond, recordtest.Stamped), make("b", 100*time.Millisecond, recordtest.Bare)
+	old := make("old", 50*time.Millisecond, recordtest.Untold)
+	got, err := Ask(Question{Folders: []string{a, b}, Measures: []string{"downtime_wire_ns", ByPart}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if r := row(t, got, "", "anatomy_ram_save_ns", b); r.Title != "down: ram-save" || r.Against.Shift.Value != 20e6 {
+		t.Errorf("ram-save is 40 %% of 50 ms and of 100 ms: %+v", r.Against)
+	}
+	if r := row(t, got, "", "anatomy_ram_load_ns", b); r.Median.Value != 0 || r.Median.N != 6 {
+		t.Errorf("ram-load ran beside, and is %+v", r.Median)
+	}
+	sum, wire := 0.0, row(t, got, "", "downtime_wire_ns", a).Median.Value
+	for _, r := range got.Cells[0].Rows {
+		if strings.HasPrefix(r.Column, "anatomy_") && r.Group == a {
+			sum += r.Median.Value
+		}
+	}
+	if sum < wire*0.999 || sum > wire*1.001 {
+		t.Errorf("the parts' medians, which here rise together, sum to %v of %v", sum, wire)
+	}
+	got, err = Ask(Question{Folders: []string{a, old}, Measures: []string{ByPart}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, r := range got.Cells[0].Rows {
+		if told := slices.Contains([]string{"anatomy_untold_ns", "anatomy_notice_ns", "anatomy_decision_ns", "anatomy_start_ns"},
+			r.Column); r.Group == old && !told {
+			t.Errorf("%s of records that do not tell it: %+v", r.Column, r.Median)
+		}
+	}
+	if all, err := Ask(Question{Folders: []string{a, b}}); err != nil || slices.ContainsFunc(all.Cells[0].Rows,
+		func(r Row) bool { return strings.HasPrefix(r.Column, "anatomy_") }) {
+		t.Errorf("parts are compared although nobody asked: %v", err)
+	}
+}

@@ -183,11 +183,12 @@ func fieldColumns(name string, t reflect.Type, omit bool, top int, get func(refl
 
 // The keys of a record that are no column of the migration's row: they are tables of their own, or columns by name.
 func ownTables() []string {
-	return []string{"stages", "passes", "timeline", "cpu", "decisions", "factors", "plan"}
+	return []string{"stages", "passes", "timeline", "cpu", "anatomy", "decisions", "factors",
+		"plan"}
 }
 
-// migrationColumns are the columns of a migration's row that every record may have: its fields, the time of each stage,
-// and how many passes there were.
+// migrationColumns are the columns of a migration's row that every record may have: its fields, the time of each stage
+// and of each part on the critical path of its downtime, and how many passes there were.
 func migrationColumns() []Column {
 	t := reflect.TypeFor[record.Migration]()
 	out := columns(t, ownTables()...)
@@ -210,12 +211,26 @@ func migrationColumns() []Column {
 				return int64(sum)
 			}})
 	}
+	for _, p := range record.PartNames() {
+		out = append(out, Column{Name: PartColumn(p), Unit: "ns", Type: Int, top: top("Anatomy"),
+			list: func(row reflect.Value) any {
+				if sum, told := row.Addr().Interface().(*record.Migration).CriticalTime(p); told {
+					return int64(sum)
+				}
+				return nil
+			}})
+	}
 	return append(out, Column{Name: "passes", Type: Int, top: top("Passes"), list: func(row reflect.Value) any {
 		if n := len(row.Addr().Interface().(*record.Migration).Passes); n > 0 {
 			return int64(n)
 		}
 		return nil
 	}})
+}
+
+// PartColumn is the column of a part of the downtime: how much of it is on the critical path.
+func PartColumn(p record.PartName) string {
+	return "anatomy_" + strings.ReplaceAll(string(p), "-", "_") + "_ns"
 }
 
 // columnName is a factor's or a plan's name as a column's.

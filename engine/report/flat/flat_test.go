@@ -361,8 +361,30 @@ func TestTables(t *testing.T) {
 		m := &record.Migration{Schema: record.Schema, ID: fmt.Sprint("m", i), Mode: record.PreCopyMode, Factors: map[string]any{"x y": factor, "X-y": "text", "on": true, "list": []any{1.0}}}
 		m.Samples = []record.Sample{{T: 5, Side: record.Source, Status: "active", Remaining: record.Of(int64(4096))}, {T: 9, Side: record.Source, Status: "completed"}}
 		m.Timeline = []record.Series{{Name: "guest_events", Unit: "events/s", Source: "the guest", Start: 100, Bin: 10, Values: []*float64{record.Of(1.5), nil}}}
+		if i == 2 {
+			m.Anatomy = recordtest.Anatomy(record.PreCopyMode, recordtest.Bare, time.Second, time.Millisecond)
+		}
 		if err := f.Append(m); err != nil {
 			t.Fatal(err)
+		}
+	}
+	parts, _ := export(t, "anatomy", dir)
+	want := recordtest.Anatomy(record.PreCopyMode, recordtest.Bare, time.Second, time.Millisecond)
+	if len(parts) != 1+len(want) || !slices.Equal(parts[0],
+		[]string{"folder", "id", "side", "part", "device", "start_ns", "duration_ns", "error_ns", "source", "critical"}) {
+		t.Fatalf("%d rows of %d parts, %q", len(parts)-1, len(want), parts[0])
+	}
+	for i, p := range want {
+		start, critical := "", ""
+		if p.Start != nil {
+			start = fmt.Sprint(int64(*p.Start))
+		}
+		if p.Critical {
+			critical = "true"
+		}
+		if row := []string{dir, "m2", string(p.Side), string(p.Part), p.Device, start, fmt.Sprint(int64(p.Duration)), "2000", p.Source,
+			critical}; !slices.Equal(parts[i+1], row) {
+			t.Errorf("%q, want %q", parts[i+1], row)
 		}
 	}
 	text, _ := export(t, "samples", dir)

@@ -46,6 +46,8 @@ func Tables() []Table {
 		}),
 		ofList("cpu", "one row a thread and span: what it took of its host's processors",
 			func(r Row) ([]record.CPUUse, error) { return r.CPU, nil }),
+		ofList("anatomy", "one row a part of the downtime, with its side and its device",
+			func(r Row) ([]record.AnatomyPart, error) { return r.Anatomy, nil }),
 		ofList("decisions", "one row a decision of the policy",
 			func(r Row) ([]record.Decision, error) { return r.Decisions, nil }),
 	}
