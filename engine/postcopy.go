@@ -165,7 +165,7 @@ func (m *migration) followUntilLost(ctx context.Context) error {
 		switch {
 		case m.run.Arrived(), m.run.Dst.Done() && m.run.Src.Broke():
 			m.run.End(run.Later(m.run.Src.Completed, m.run.Dst.Completed))
-			m.blocktime(ctx)
+			m.faultTimes(ctx)
 			return nil
 		case broken && m.run.ReachAgain(ctx):
 			moved = time.Now()
@@ -174,7 +174,6 @@ func (m *migration) followUntilLost(ctx context.Context) error {
 		case m.linkLost():
 			return fmt.Errorf("%w: source %s, destination %s", errLink, m.run.Src.Status, m.run.Dst.Status)
 		}
-		m.blocktime(ctx)
 		now, answered := m.sent(ctx, sent)
 		limit := m.run.Plan.StallLimit
 		if !answered && m.run.Src.Endpoint.Again > 0 { // it may be the way to it that stands still
@@ -188,6 +187,7 @@ func (m *migration) followUntilLost(ctx context.Context) error {
 		} else if time.Since(moved) > limit && m.run.Dst.Done() {
 			m.leaveBehind(ctx)
 			m.run.End(m.run.Dst.Completed)
+			m.faultTimes(ctx)
 			return nil
 		} else if time.Since(moved) > limit {
 			return fmt.Errorf("%w: nothing was sent for %s", errLink, limit)
@@ -381,35 +381,4 @@ func (m *migration) recoverURIs(attempt int) (listen, connect string) {
 	}
 	port = fmt.Sprint(20000 + rand.IntN(40000))
 	return "tcp:" + net.JoinHostPort(host, port), "tcp:" + net.JoinHostPort(to, port)
-}
-
-// blocktime reads what the destination tells of the page faults' cost, because some QEMUs forget it at the end (10.2,
-// 11.1).
-func (m *migration) blocktime(ctx context.Context) {
-	if !m.run.Plan.Capabilities["postcopy-blocktime"] {
-		return
-	}
-	ctx, cancel := context.WithTimeout(ctx, run.AnswerLimit)
-	defer cancel()
-	var reply struct {
-		Blocktime *int64  `json:"postcopy-blocktime"`      // ms
-		VCPUs     []int64 `json:"postcopy-vcpu-blocktime"` // ms
-		Latency   *int64  `json:"postcopy-latency"`        // ns
-	}
-	if m.run.Dst.Control.Execute(ctx, "query-migrate", nil, &reply) != nil {
-		return
-	}
-	p := m.run.Rec.PostCopy
-	if reply.Blocktime != nil {
-		p.Blocktime = record.Of(time.Duration(*reply.Blocktime) * time.Millisecond)
-	}
-	if len(reply.VCPUs) > 0 {
-		p.VCPUBlocktime = p.VCPUBlocktime[:0]
-		for _, ms := range reply.VCPUs {
-			p.VCPUBlocktime = append(p.VCPUBlocktime, time.Duration(ms)*time.Millisecond)
-		}
-	}
-	if reply.Latency != nil {
-		p.Latency = record.Of(time.Duration(*reply.Latency))
-	}
 }

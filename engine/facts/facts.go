@@ -26,6 +26,7 @@ type Facts struct {
 	Machine         string // the versioned type: pc-q35-7.2
 	MemoryBytes     int64
 	VCPUs           int
+	Plugged         bool   // some of them are more than -smp gave the machine: -device or device_add brought them
 	Accelerator     string // kvm or tcg
 	Capabilities    map[string]bool
 	Parameters      map[string]any // in QEMU's names and units
@@ -126,6 +127,7 @@ func readFacts(ctx context.Context, c *qmp.Conn, name string) (*Facts, error) {
 			return err
 		}
 		f.VCPUThread, f.CPU.path = cpus[0].Thread, cpus[0].Path
+		f.Plugged = slices.ContainsFunc(cpus, func(c qmp.CPU) bool { return strings.HasPrefix(c.Path, "/machine/peripheral") })
 		return readFeatures(ctx, c, f)
 	}, func(ctx context.Context) error {
 		kvm, err := c.KVM(ctx)

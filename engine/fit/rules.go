@@ -220,6 +220,14 @@ func ruleTable() []rule {
 			return ""
 		}, "start the source as root, or with `ulimit -l unlimited`", capability()},
 
+		{func(c *combination) string {
+			if c.on("postcopy-blocktime") && c.either(func(f *facts.Facts) bool { return f.Plugged }) {
+				return "postcopy-blocktime counts by vCPU, in tables of -smp's length, and this guest has a vCPU that was plugged " +
+					"in: QEMU would write behind them"
+			}
+			return ""
+		}, "leave postcopy-blocktime out", capability()},
+
 		// Convergence and the switch-over.
 		both("dirty-limit", "auto-converge", "either throttles the guest", "leave one of them out"),
 		{func(c *combination) string {

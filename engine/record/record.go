@@ -278,7 +278,7 @@ type PostCopyFigures struct {
 // LatencyBucket is how many page requests of a post-copy took From or longer, and less than To. QEMU has 24 of them, by
 // powers of two of a microsecond.
 type LatencyBucket struct {
-	From  time.Duration `json:"from_ns"` // the first has what took less than 1 us, too
+	From  time.Duration `json:"from_ns"` // 0 of the first
 	To    time.Duration `json:"to_ns"`   // the last has what took longer than its 16.8 s, too
 	Count int64         `json:"count"`   // of requests
 }

@@ -174,6 +174,9 @@ func (r *Run) Configure(ctx context.Context, s *Side) error {
 	for name, on := range r.Plan.Capabilities {
 		want[name] = on
 	}
+	if s == r.Dst && r.faultTimes() {
+		want[blocktime] = true
+	}
 	if err := s.Control.SetMigrateCapabilities(ctx, want); err != nil {
 		return fmt.Errorf("set %s capabilities: %w", s.Role, err)
 	}
@@ -181,6 +184,20 @@ func (r *Run) Configure(ctx context.Context, s *Side) error {
 		return fmt.Errorf("set %s parameters: %w", s.Role, err)
 	}
 	return nil
+}
+
+// blocktime is the capability by which a destination counts how long page requests of post-copy took.
+const blocktime = "postcopy-blocktime"
+
+// faultTimes tells whether the destination is to count how long page requests took: if the migration may go over to
+// post-copy, unless the plan says otherwise. QEMU counts by vCPU in tables of -smp's length, and writes behind them for
+// one that was plugged in (migration/postcopy-ram.c, blocktime_context_new; read in 7.2 to 11.1).
+func (r *Run) faultTimes() bool {
+	if on, asked := r.Plan.Capabilities[blocktime]; asked {
+		return on
+	}
+	_, has := r.Dst.Facts.Capabilities[blocktime]
+	return has && r.Plan.Capabilities["postcopy-ram"] && !r.Dst.Facts.Plugged
 }
 
 // waitForEnd is how long a migration waits for something on the source that ends by itself.
