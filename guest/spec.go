@@ -25,7 +25,7 @@ type Spec struct {
 	Dir      string   // private folder on the host: Start makes it 0700, Close removes it
 	Incoming bool     // wait for migrate-incoming (-incoming defer)
 	Paused   bool     // do not run before `cont` (-S)
-	KeepLogs bool     // Close leaves console.log and qemu.log
+	KeepLogs bool     // Close leaves console.log, qemu.log and trace.log
 	Extra    []string // further arguments of QEMU's, last
 }
 
@@ -51,6 +51,8 @@ const (
 	Events  = "events"  // QMP: events only
 	Sampler = "sampler" // QMP: the hot path
 	AgentIO = "agent"   // the virtio-serial port of the guest's agent
+
+	TraceLog = "trace" // the lines of trace events, with time stamps; empty until one is switched on
 )
 
 // KernelCommandLine begins every guest's command line. A panic resets the machine, which -no-reboot turns into the end
@@ -83,7 +85,7 @@ func (s Spec) withDefaults() Spec {
 }
 
 // Socket is the path on the host of the socket or file of a role: one of Control, Events, Sampler (QMP), AgentIO, or
-// "console", "log", "pid".
+// "console", "log" (what QEMU says), "trace" (its trace lines), "pid".
 func (s Spec) Socket(role string) string {
 	switch role {
 	case Control, Events, Sampler:
@@ -94,6 +96,8 @@ func (s Spec) Socket(role string) string {
 		return path.Join(s.Dir, "console.log")
 	case "log":
 		return path.Join(s.Dir, "qemu.log")
+	case TraceLog:
+		return path.Join(s.Dir, "trace.log")
 	case "pid":
 		return path.Join(s.Dir, "qemu.pid")
 	}
@@ -127,6 +131,7 @@ func (s Spec) Args() []string {
 		"-m", "size=" + memory(s.Memory),
 		"-rtc", "base=utc,clock=vm",
 		"-pidfile", s.Socket("pid"),
+		"-D", s.Socket(TraceLog), "-msg", "timestamp=on",
 	}
 	for _, role := range []string{Control, Events, Sampler} {
 		a = append(a,

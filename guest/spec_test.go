@@ -50,7 +50,7 @@ func TestArgsSameMachine(t *testing.T) {
 		all := guest.Spec{Name: "a", Dir: dir, NIC: guest.NIC{TAP: tap}, Incoming: incoming, Paused: incoming}.Args()
 		for i := 0; i < len(all); i++ {
 			switch all[i] {
-			case "-chardev", "-netdev", "-pidfile", "-incoming":
+			case "-chardev", "-netdev", "-pidfile", "-D", "-incoming":
 				i++
 			case "-S":
 			default:

@@ -207,8 +207,8 @@ func (vm *VM) Console() (string, error) {
 	return string(b), err
 }
 
-// Close asks QEMU to quit, kills it if it does not, and removes s.Dir, or with Spec.KeepLogs all of it but console.log
-// and qemu.log. It may be called twice, and on a VM whose QEMU is dead.
+// Close asks QEMU to quit, kills it if it does not, and removes s.Dir, or with Spec.KeepLogs all of it but console.log,
+// qemu.log and trace.log. It may be called twice, and on a VM whose QEMU is dead.
 func (vm *VM) Close() error {
 	if vm.proc != nil {
 		ctx, cancel := context.WithTimeout(context.Background(), quitLimit)
@@ -256,7 +256,7 @@ func tail(h host.Host, name string) string {
 	if err != nil {
 		return ""
 	}
-	lines := strings.Split(strings.TrimSpace(string(b)), "\n")
+	lines := strings.Split(strings.TrimSpace(Unstamped(string(b))), "\n")
 	lines = lines[max(0, len(lines)-5):]
 	for i, l := range lines {
 		if prog, rest, ok := strings.Cut(l, ": "); ok && strings.HasPrefix(path.Base(prog), "qemu") {
@@ -264,6 +264,20 @@ func tail(h host.Host, name string) string {
 		}
 	}
 	return strings.Join(lines, "; ")
+}
+
+// Unstamped is what a QEMU has said in its log, without the time that -msg timestamp=on puts before each message.
+func Unstamped(log string) string {
+	var b strings.Builder
+	for line := range strings.Lines(log) {
+		if stamp, rest, ok := strings.Cut(line, " "); ok && strings.HasSuffix(stamp, "Z") {
+			if _, err := time.Parse(time.RFC3339Nano, stamp); err == nil {
+				line = rest
+			}
+		}
+		b.WriteString(line)
+	}
+	return b.String()
 }
 
 // StartIncoming starts a QEMU on h with a command line made by launch.Destination with Options.Dir dir, and returns

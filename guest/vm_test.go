@@ -154,7 +154,10 @@ func TestKeepLogs(t *testing.T) {
 			t.Fatal(err)
 		}
 		files, err := filepath.Glob(dir + "/*")
-		if err != nil || len(files) != 2 || filepath.Base(files[0]) != "console.log" || filepath.Base(files[1]) != "qemu.log" {
+		for i := range files {
+			files[i] = filepath.Base(files[i])
+		}
+		if err != nil || strings.Join(files, " ") != "console.log qemu.log trace.log" {
 			t.Errorf("left: %q %v", files, err)
 		}
 	})
@@ -312,5 +315,14 @@ func TestDialUnknown(t *testing.T) {
 	var op *net.OpError
 	if _, err := vm.Dial(within.Context(t), "none"); !errors.As(err, &op) {
 		t.Error(err)
+	}
+}
+
+// What QEMU says bears the time, and an error of ours does not.
+func TestUnstamped(t *testing.T) {
+	const said = "2026-11-30T11:16:04.934429Z qemu-system-x86_64: -hda /a: Could not open\nqemu: bare\nAZ says nothing\n\n" +
+		"2026-11-30T11:16:04.1Z last"
+	if got, want := guest.Unstamped(said), "qemu-system-x86_64: -hda /a: Could not open\nqemu: bare\nAZ says nothing\n\nlast"; got != want {
+		t.Errorf("%q, want %q", got, want)
 	}
 }

@@ -209,3 +209,39 @@ func (c *Conn) Blockers(ctx context.Context) ([]string, error) {
 	}
 	return m.BlockedReasons, nil
 }
+
+// TraceEvent is one of QEMU's trace events. Source: qapi/trace.json, TraceEventInfo.
+type TraceEvent struct {
+	Name  string     `json:"name"`
+	State TraceState `json:"state"`
+}
+
+// TraceState is whether a trace event is written out. A newer QEMU may have more states.
+type TraceState string
+
+// The states. One that is unavailable is not in this QEMU's code.
+const (
+	TraceUnavailable TraceState = "unavailable"
+	TraceDisabled    TraceState = "disabled"
+	TraceEnabled     TraceState = "enabled"
+)
+
+// TraceEvents are the trace events of a name, in which * stands for any text. A pattern that no event has gives none; a
+// name without a * that QEMU does not know is refused.
+func (c *Conn) TraceEvents(ctx context.Context, name string) ([]TraceEvent, error) {
+	var list []TraceEvent
+	err := c.Execute(ctx, TraceGet, map[string]string{"name": name}, &list)
+	return list, err
+}
+
+// SetTraceEvent switches the trace events of a name on or off; * stands for any text. Those that are unavailable are
+// left out.
+func (c *Conn) SetTraceEvent(ctx context.Context, name string, on bool) error {
+	return c.Execute(ctx, TraceSet, map[string]any{"name": name, "enable": on, "ignore-unavailable": true}, nil)
+}
+
+// The commands of TraceEvents and SetTraceEvent. A QEMU that was built without traces has neither (Schema.HasCommand).
+const (
+	TraceGet = "trace-event-get-state"
+	TraceSet = "trace-event-set-state"
+)

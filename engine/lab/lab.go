@@ -229,7 +229,7 @@ func (l *Lab) start(ctx context.Context) error {
 		console, _ := l.source.Console()
 		log, _ := l.source.Host().ReadFile(l.source.Spec().Socket("log"))
 		return fmt.Errorf("wait for the guest to be ready: %w; its console ends: %q; QEMU said: %q", err, lastLine(console),
-			lastLine(string(log)))
+			lastLine(guest.Unstamped(string(log))))
 	}
 	if len(l.hello.Problems) > 0 && l.spec.Guest.Image.Root != "" {
 		return fmt.Errorf("set the guest up: %s", strings.Join(l.hello.Problems, "; "))

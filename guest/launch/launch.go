@@ -105,7 +105,7 @@ func Destination(args []string, o Options) (*Line, error) {
 	if len(args) == 0 || o.Dir == "" {
 		return nil, errors.New("make the destination's command line: the source's and a folder are needed")
 	}
-	m := &mover{Options: o, used: map[string]bool{"qemu.log": true}}
+	m := &mover{Options: o, used: map[string]bool{"qemu.log": true, "trace.log": true}}
 	for _, role := range []string{guest.Control, guest.Events, guest.Sampler} {
 		m.used[role+".qmp"] = true
 	}
@@ -145,6 +145,12 @@ func Destination(args []string, o Options) (*Line, error) {
 	m.device = ""
 	if o.Machine != "" && !machine {
 		m.add("-machine", o.Machine, "the source's default")
+	}
+	if !m.logged {
+		m.add("-D", m.traceLog(), "our own log of trace lines")
+	}
+	if !m.stamped {
+		m.add("-msg", "timestamp=on", "they are placed in time")
 	}
 	m.add("-incoming", "defer", "wait for the migration")
 	m.out = append(m.out, "-S")
@@ -208,6 +214,8 @@ type mover struct {
 	errs     []error
 	needs    []Need
 	networks int    // user networks
+	logged   bool   // it has a -D
+	stamped  bool   // and a -msg
 	device   string // that was plugged in while the source ran, and has the option at hand
 	moves    bool   // the option at hand names something else than the source's
 }
@@ -381,6 +389,16 @@ func (m *mover) option(w word) {
 			return
 		}
 		m.note(option, w.value, to, "the source's own")
+	case "-D":
+		to = m.log(w.value)
+		m.note(option, w.value, to, "the source's own")
+	case "-msg": // the last one alone counts
+		o := parseOptions(w.value)
+		if !o.on("timestamp") {
+			o = append(o.without("timestamp"), pair{key: "timestamp", value: "on"})
+		}
+		to, m.stamped = o.String(), true
+		m.note(option, w.value, to, "trace lines are placed in time")
 	case "-vnc":
 		to = m.vnc(option, w.value)
 		m.note(option, w.value, to, "the source's own")
@@ -398,6 +416,19 @@ func (m *mover) option(w word) {
 		}
 	}
 	m.out = append(m.out, w.raw, to)
+}
+
+// traceLog is where a destination has its trace lines.
+func (m *mover) traceLog() string { return guest.Spec{Dir: m.Dir}.Socket(guest.TraceLog) }
+
+// log is the destination's file of -D: our own, if the caller names no other. With a %d in it QEMU has a file a thread
+// (-d tid), and takes no other name.
+func (m *mover) log(from string) string {
+	m.logged = true
+	if _, asked := m.Paths[from]; asked || strings.Contains(from, "%") {
+		return m.moved("-D", from, from)
+	}
+	return m.traceLog()
 }
 
 func (m *mover) machine(option, value string) string {

@@ -60,7 +60,7 @@ func TestPlugged(t *testing.T) {
 				t.Error(err)
 			default:
 				words := strings.Join(line.Args[1:], " ")
-				if words, _, _ = strings.Cut(words, " -incoming defer"); words != c.want {
+				if words, _, _ = strings.Cut(words, " -D /run/b/trace.log -msg timestamp=on -incoming defer"); words != c.want {
 					t.Errorf("%s\nwant\n%s", words, c.want)
 				}
 				lost := len(c.taps) > 0
