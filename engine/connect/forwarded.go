@@ -98,7 +98,7 @@ func (f *Forwarded) Endpoint(ctx context.Context, text string) (_ *endpoint.Endp
 	if err != nil {
 		return nil, err
 	}
-	e.Name, e.Host, e.Files, e.ReadFile, e.Opened = text, w.host, false, nil, nil
+	e.Name, e.Host, e.Files, e.ReadFile, e.Opened, e.Log = text, w.host, false, nil, nil, nil
 	if p, ok := e.Process.(*peer); ok {
 		p.found = func(string) {} // the forwarder's place says nothing
 	}

@@ -140,7 +140,7 @@ func tcpEndpoint(text string, w words) (*endpoint.Endpoint, error) {
 			return nil, err
 		}
 	}
-	e := &endpoint.Endpoint{Name: text, Host: addressOf(w.monitors[0])}
+	e := &endpoint.Endpoint{Name: text, Host: addressOf(w.monitors[0]), Log: localLog}
 	for i, into := range []*endpoint.Dialer{&e.Control, &e.Events, &e.Sampler} {
 		if i < len(w.monitors) {
 			*into = wrap(func(ctx context.Context) (net.Conn, error) {
@@ -164,7 +164,7 @@ func tcpEndpoint(text string, w words) (*endpoint.Endpoint, error) {
 
 // unixEndpoint is one whose monitors are unix sockets of the peer's host.
 func unixEndpoint(text string, monitors []string, p *peer) *endpoint.Endpoint {
-	e := &endpoint.Endpoint{Name: text, Process: p, ReadFile: p.readFile, Opened: p.opened}
+	e := &endpoint.Endpoint{Name: text, Process: p, ReadFile: p.readFile, Opened: p.opened, Log: p.log}
 	p.found = func(place string) { e.Host = place }
 	p.monitors = func(ctx context.Context, h host.Host) (string, error) { return monitors[0], nil }
 	e.Control = p.dial(func(ctx context.Context, h host.Host) (net.Conn, error) {

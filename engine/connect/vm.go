@@ -25,6 +25,7 @@ func Endpoint(vm *guest.VM) *endpoint.Endpoint {
 		Host:    vm.Host().Name(),
 		Control: dial(guest.Control), Events: dial(guest.Events), Sampler: dial(guest.Sampler),
 		Process: NewProcess(vm.Host(), vm.Process()), ReadFile: vm.Host().ReadFile, Files: true,
+		Log:     logsOf(vm),
 		Clock:   clockOf(vm.Host()),
 		Reaches: func(ctx context.Context, address string) error { return reaches(ctx, vm.Host(), address) },
 	}

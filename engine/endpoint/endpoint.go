@@ -65,6 +65,10 @@ type Endpoint struct {
 	// told are left out. nil: none can be told from here.
 	Opened func(names []string) map[string]OpenFile
 
+	// Log is a file on that QEMU's host, by its name there, to which QEMU may write its trace lines; of "" it is the one
+	// that a QEMU started by qmigrate has. nil, and a nil TraceLog: none is known, or its files cannot be read from here.
+	Log func(name string) TraceLog
+
 	// Clock looks once at that host's realtime clock. nil: it is our clock if the QEMU runs here, and else it is not
 	// known.
 	Clock func(ctx context.Context) (clock.Look, error)

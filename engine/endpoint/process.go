@@ -54,3 +54,25 @@ type Networker interface {
 type Listener interface {
 	TryListen(host, port string) error
 }
+
+// Identified is a Process that can say which one it is, the same for each way to write its endpoint: a text that no
+// other process has had since its machine was started. "" if it is not known.
+type Identified interface {
+	Identity() string
+}
+
+// TraceLog is a file that grows by lines: the trace lines of a QEMU, and whatever else is said there.
+type TraceLog interface {
+	// Name is the file's, on its host.
+	Name() string
+	// Read gives the lines that begin after so many bytes and have one of the words in them; without words none. An error
+	// wraps fs.ErrNotExist if there is no such file.
+	Read(ctx context.Context, from int64, words ...string) (LogLines, error)
+}
+
+// LogLines are lines of a TraceLog.
+type LogLines struct {
+	Size int64  // of the whole file, in bytes; less than before: it was replaced
+	Text []byte // the lines, with their ends
+	More bool   // there are more of them than are given at once (16 MiB)
+}
