@@ -19,6 +19,7 @@ import (
 	"github.com/chromedp/chromedp"
 	"github.com/chromedp/chromedp/kb"
 
+	"qmigrate/engine/record/recordtest"
 	"qmigrate/engine/report/figure"
 )
 
@@ -168,8 +169,47 @@ func TestPage(t *testing.T) {
 	}
 	v.keyboard(t)
 	v.print(t)
+	v.anatomy(t)
 	if bad := v.complaints(); len(bad) > 0 {
 		t.Errorf("the page complained: %q", bad)
+	}
+}
+
+// anatomy opens a page of downtimes that were taken apart: bars in lanes and distributions are drawn, and the cursor reads them.
+func (v *visit) anatomy(t *testing.T) {
+	r, dir := built(t, apart(8, recordtest.Stamped)), t.TempDir()
+	if err := r.Write(dir); err != nil {
+		t.Fatal(err)
+	}
+	for _, view := range []struct {
+		name   string
+		width  int64
+		scheme string
+	}{{"anatomy", 1280, "light"}, {"anatomy-narrow-dark", 390, "dark"}} {
+		if err := chromedp.Do(v.ctx, chromedp.EmulateViewport(view.width, 900)); err != nil {
+			t.Fatal(err)
+		}
+		scheme := emulation.SetEmulatedMediaParams{Features: []*emulation.MediaFeature{{Name: "prefers-color-scheme", Value: view.scheme}}}
+		if _, err := chromedp.Call(v.ctx, emulation.SetEmulatedMedia, scheme); err != nil {
+			t.Fatal(err)
+		}
+		v.load(t, filepath.Join(dir, "report.html"), len(r.Figures))
+		if empty := evaluate[[]string](t, v, blank); len(empty) > 0 {
+			t.Errorf("%s: not drawn: %q", view.name, empty)
+		}
+		v.screenshot(t, view.name)
+	}
+	key := keys(r, "downtime-parts-pre-copy")[0]
+	evaluate[any](t, v, fmt.Sprintf(`document.querySelector("#%s .plot").focus()`, key))
+	for range 3 {
+		if err := chromedp.Do(v.ctx, chromedp.KeyEvent(kb.ArrowRight)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	script := fmt.Sprintf(`(s => s.includes("source: ") && s)(document.querySelector("#%s .read").textContent)`, key)
+	read, err := chromedp.Run(v.ctx, chromedp.Poll[string](script, chromedp.WithPollingTimeout(pollLimit)))
+	if err != nil || !strings.Contains(read, "ram-save") {
+		t.Errorf("by keyboard: the cursor reads %q: %v", read, err)
 	}
 }
 

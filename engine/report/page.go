@@ -47,6 +47,7 @@ type (
 	pagePanel struct {
 		Y       pageAxis    `json:"y"`
 		Stacked bool        `json:"stacked,omitempty"`
+		Lanes   []string    `json:"lanes,omitempty"`
 		Curves  []pageCurve `json:"curves"`
 		Lines   []pageLine  `json:"lines,omitempty"`
 	}
@@ -57,6 +58,16 @@ type (
 		Marked bool          `json:"marked,omitempty"`
 		Points []coordinates `json:"p,omitempty"` // x, y, low, high, n
 		Trials []coordinates `json:"t,omitempty"` // x, y
+		Spans  []pageSpan    `json:"s,omitempty"`
+	}
+	pageSpan struct {
+		From  float64     `json:"from"`
+		To    float64     `json:"to"`
+		Low   float64     `json:"low"` // y
+		High  float64     `json:"high"`
+		Lane  int         `json:"lane"`
+		Kind  figure.Kind `json:"kind"`
+		Label string      `json:"label,omitempty"`
 	}
 	pageMark struct {
 		X     float64 `json:"x"`
@@ -97,7 +108,7 @@ func pageFigureOf(f *figure.Figure) pageFigure {
 		out.Marks = append(out.Marks, pageMark(m))
 	}
 	for _, p := range f.Panels {
-		panel := pagePanel{Y: pageAxis(p.Y), Stacked: p.Stacked}
+		panel := pagePanel{Y: pageAxis(p.Y), Stacked: p.Stacked, Lanes: p.Lanes}
 		for _, l := range p.Lines {
 			panel.Lines = append(panel.Lines, pageLine(l))
 		}
@@ -112,6 +123,11 @@ func pageFigureOf(f *figure.Figure) pageFigure {
 			}
 			for _, q := range c.Dots() {
 				curve.Trials = append(curve.Trials, coordinates{q.X, q.Y})
+			}
+			for _, q := range c.Spans {
+				low, high := q.Kind.Reach()
+				bottom := float64(len(p.Lanes) - 1 - q.Lane)
+				curve.Spans = append(curve.Spans, pageSpan{q.From, q.To, bottom + low, bottom + high, q.Lane, q.Kind, q.Label})
 			}
 			panel.Curves = append(panel.Curves, curve)
 		}
@@ -197,7 +213,7 @@ func (r *Report) HTML() ([]byte, error) {
 		Index, Number int
 		Legend        []pageLegend
 		Data          Table
-		Stacked       bool
+		Areas         bool
 	}
 	data := pageData{}
 	for i := range figure.Styles {
@@ -206,7 +222,7 @@ func (r *Report) HTML() ([]byte, error) {
 	var figures []drawn
 	for i, f := range r.Figures {
 		data.Figures = append(data.Figures, pageFigureOf(f))
-		x := drawn{Figure: f, Index: i, Number: i + 1, Data: dataOf(f), Stacked: f.Panels[0].Stacked}
+		x := drawn{Figure: f, Index: i, Number: i + 1, Data: dataOf(f), Areas: f.Areas()}
 		for _, c := range f.Curves() {
 			x.Legend = append(x.Legend, legendOf(c))
 		}

@@ -173,6 +173,11 @@ func general(s *set, parts []*set, have []*figure.Figure, ids []string) ([]*figu
 	add(stages(s), "")
 	add(downtimes(s), "")
 	for _, t := range examples {
+		add(downtimeParts(t), "downtime of "+t.ID)
+	}
+	add(anatomies(s), "")
+	add(requests(s), "")
+	for _, t := range examples {
 		add(timeline(t, ""), "timeline of "+t.ID)
 	}
 	add(processors(s), "")

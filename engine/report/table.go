@@ -336,11 +336,27 @@ func dataOf(f *figure.Figure) Table {
 		return strconv.FormatFloat(v, 'g', 4, 64)
 	}
 	const shown = 200
+	more := fmt.Sprintf("The first %d rows; all of them are in the CSV file.", shown)
 	for _, p := range f.Panels {
+		if p.Lanes != nil {
+			t.Head, t.Align = []string{"curve", "lane", "kind", figure.UnitText("begins", f.X.Unit),
+				figure.UnitText("lasts", f.X.Unit), "of"}, "lllrrl"
+		}
 		for _, c := range p.Curves {
-			for _, q := range c.Points {
+			for _, q := range c.Spans {
 				if len(t.Rows) == shown {
-					t.Text = fmt.Sprintf("The first %d rows; all of them are in the CSV file.", shown)
+					t.Text = more
+					return t
+				}
+				t.Rows = append(t.Rows, []string{c.Name, p.Lanes[q.Lane], string(q.Kind), number(q.From), number(q.To - q.From),
+					q.Label})
+			}
+			for _, q := range c.Points {
+				if c.Shape == figure.Bars && math.IsNaN(q.Y) {
+					continue // the end of the bar before it
+				}
+				if len(t.Rows) == shown {
+					t.Text = more
 					return t
 				}
 				x, n, interval := number(q.X), "", ""

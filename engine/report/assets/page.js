@@ -86,6 +86,47 @@
       c.textAlign = "left";
     }
     c.setLineDash([]);
+    if (panel.lanes) {
+      c.strokeStyle = css("--rule");
+      for (let i = 1; i <= panel.lanes.length; i++) { c.beginPath(); c.moveTo(left, Y(i)); c.lineTo(left + width, Y(i)); c.stroke(); }
+    }
+    panel.curves.forEach((curve, i) => {
+      if (!u.series[i + 1].show) return;
+      for (const s of curve.s || []) {
+        const a = X(s.from), w = Math.max(X(s.to) - a, px), low = Y(s.low), high = Y(s.high); // what is short is seen all the same
+        if (s.kind === "main") {
+          c.fillStyle = hatched(u, curve.style);
+          c.strokeStyle = css("--text");
+          c.fillRect(a, high, w, low - high);
+          if (w > 3 * px) c.strokeRect(a, high, w, low - high);
+          const text = c.measureText(curve.name).width;
+          if (text + 8 * px < w) {
+            const x = a + (w - text) / 2, y = (low + high) / 2;
+            c.fillStyle = css("--ground");
+            c.fillRect(x - 3 * px, y - 8 * px, text + 6 * px, 16 * px);
+            c.fillStyle = css("--text");
+            c.fillText(curve.name, x, y + 4 * px);
+          }
+          continue;
+        }
+        c.fillStyle = css("--c" + curve.style);
+        c.globalAlpha = s.kind === "beside" ? .4 : 1;
+        c.fillRect(a, high, w, low - high);
+        c.globalAlpha = 1;
+        c.strokeStyle = css(s.kind === "beside" ? "--c" + curve.style : "--ground"); // details stand side by side, and are told apart by their edges
+        if (w > 3 * px) c.strokeRect(a, high, w, low - high);
+      }
+      if (curve.shape === "bars" && !panel.stacked) {
+        c.fillStyle = hatched(u, curve.style);
+        c.strokeStyle = css("--text");
+        (curve.p || []).slice(0, -1).forEach(([x, y], k) => {
+          if (!(y > 0)) return;
+          const a = X(x), w = X(curve.p[k + 1][0]) - a, high = Y(y), low = Y(panel.y.min);
+          c.fillRect(a, high, w, low - high);
+          c.strokeRect(a, high, w, low - high);
+        });
+      }
+    });
     if (!panel.stacked) {
       panel.curves.forEach((curve, i) => {
         if (!u.series[i + 1].show) return;
@@ -117,7 +158,7 @@
 
   // aligned puts all curves over one x, as uPlot wants it: undefined where a curve has no point, null where it has a gap.
   const aligned = panel => {
-    const xs = [...new Set(panel.curves.flatMap(c => (c.p || []).map(p => p[0])))].sort((a, b) => a - b);
+    const xs = [...new Set(panel.curves.flatMap(c => [...(c.p || []).map(p => p[0]), ...(c.s || []).map(s => s.from)]))].sort((a, b) => a - b);
     const at = new Map(xs.map((x, i) => [x, i]));
     const columns = panel.curves.map(c => {
       const column = new Array(xs.length);
@@ -188,7 +229,7 @@
           ...(names ? {splits: () => names.map((_, i) => i), values: () => names} : places(f.x)),
         }, {
           stroke: () => css("--text"), font, labelFont: font, label: axisTitle(panel.y), labelSize: 20, size: 58, grid: grid(), ticks: grid(),
-          ...places(panel.y),
+          ...(panel.lanes ? {label: undefined, size: 90, grid: {show: false}, splits: () => panel.lanes.map((_, i) => panel.lanes.length - i - .5), values: () => panel.lanes} : places(panel.y)),
         }],
         series,
         hooks: {
@@ -197,6 +238,13 @@
             const i = u.cursor.idx;
             if (i == null) { read.textContent = "\u00a0"; return; }
             const x = data[0][i];
+            if (panel.lanes) { // all that lasts where the cursor is
+              const at = u.posToVal(u.cursor.left, "x"), near = (f.x.max - f.x.min) * 1e-6;
+              const here = panel.lanes.map((lane, k) => [lane, panel.curves.flatMap(c => (c.s || []).filter(s => s.lane === k && s.from <= at + near && s.to >= at - near)
+                .map(s => `${c.name}${s.label ? " of " + s.label : ""} ${number(s.to - s.from)} ${f.x.unit}${s.kind === "beside" ? " beside" : ""}`))]);
+              read.textContent = `${titled(f.x)}: ${number(at)}; ` + here.filter(([, all]) => all.length).map(([lane, all]) => `${lane}: ${all.join(", ")}`).join("; ");
+              return;
+            }
             const parts = [];
             f.panels.forEach(p => p.curves.forEach(c => {
               const at = (c.p || []).find(q => q[0] === x);

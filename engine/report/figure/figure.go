@@ -56,8 +56,10 @@ type Tick struct {
 type Panel struct {
 	Y       Axis
 	Stacked bool // bars, each on the one before
-	Curves  []Curve
-	Lines   []Line
+	// of the curves' spans, from the top: names in the place of a scale of y. Points are not drawn then.
+	Lanes  []string
+	Curves []Curve
+	Lines  []Line
 }
 
 // Shape is how a curve's points are joined.
@@ -68,7 +70,8 @@ const (
 	Apart Shape = "apart" // points alone
 	Lines Shape = "lines"
 	Steps Shape = "steps" // the value holds until the next point
-	Bars  Shape = "bars"
+	// where they are not stacked: each as wide as to the next point, so that the last one only ends the one before it
+	Bars Shape = "bars"
 )
 
 // Curve is one series. Style numbers its colour, its dashes, its marker and its hatching, so that colour is never the
@@ -80,6 +83,36 @@ type Curve struct {
 	Marked bool    // points have markers
 	Points []Point // in the order of x
 	Trials []Point // each trial's own value, behind the points
+	Spans  []Span  // in a panel with lanes
+}
+
+// Span is a bar along x in a lane.
+type Span struct {
+	From, To float64 // x
+	Lane     int     // of the panel's
+	Kind     Kind
+	Label    string // what it is in words, beside the curve's name
+}
+
+// Kind is how a span is drawn.
+type Kind string
+
+// The kinds, from the top of a lane to its bottom.
+const (
+	Main   Kind = "main"   // high
+	Beside Kind = "beside" // low and pale
+	Detail Kind = "detail" // thin: what another span consists of
+)
+
+// Reach is where in its lane a span of that kind is drawn: from low to high, 0 is the lane's bottom and 1 its top.
+func (k Kind) Reach() (low, high float64) {
+	switch k {
+	case Beside:
+		return 0.36, 0.56
+	case Detail:
+		return 0.1, 0.32
+	}
+	return 0.6, 0.94
 }
 
 // Point is a value; a NaN y is a gap, a NaN Low or High no interval.
@@ -124,12 +157,19 @@ func (f *Figure) Curves() []Curve {
 func (f *Figure) Drawn() bool {
 	for _, p := range f.Panels {
 		for _, c := range p.Curves {
-			if len(c.Points) > 0 || len(c.Trials) > 0 {
+			if len(c.Points) > 0 || len(c.Trials) > 0 || len(c.Spans) > 0 {
 				return true
 			}
 		}
 	}
 	return false
+}
+
+// Areas tells whether the curves are areas, which a legend shows as such.
+func (f *Figure) Areas() bool {
+	return slices.ContainsFunc(f.Panels, func(p Panel) bool {
+		return p.Stacked || p.Lanes != nil || slices.ContainsFunc(p.Curves, func(c Curve) bool { return c.Shape == Bars })
+	})
 }
 
 // dotLimit is how many single trials are drawn at one place.
@@ -184,6 +224,13 @@ func (f *Figure) Frame() {
 				}
 				ys = append(ys, q.Y, q.Low, q.High)
 			}
+			for _, q := range c.Spans {
+				xs = append(xs, q.From, q.To)
+			}
+		}
+		if p.Lanes != nil { // the first is at the top, below the labels of the marks
+			p.Y.Min, p.Y.Max = 0, float64(len(p.Lanes))+0.4
+			continue
 		}
 		p.Y.limits(ys, true)
 	}
@@ -275,7 +322,7 @@ func (f *Figure) WriteCSV(w io.Writer) error {
 		}
 		return strconv.FormatFloat(v, 'g', 10, 64)
 	}
-	// Flush and Error tell
+	// Flush and Error tell. A span is a row whose x is its beginning and whose y is its length.
 	_ = c.Write([]string{"panel", "curve", "what", "x", "x_unit", "x_label", "y", "y_unit", "low", "high", "n"})
 	for _, p := range f.Panels {
 		for _, curve := range p.Curves {
@@ -296,6 +343,10 @@ func (f *Figure) WriteCSV(w io.Writer) error {
 					_ = c.Write([]string{Plain(p.Y.Label), Plain(curve.Name), what, Plain(x), f.X.Unit, Plain(label), number(q.Y),
 						p.Y.Unit, number(q.Low), number(q.High), n})
 				}
+			}
+			for _, q := range curve.Spans {
+				_ = c.Write([]string{p.Lanes[q.Lane], Plain(curve.Name), string(q.Kind), number(q.From), f.X.Unit, Plain(q.Label),
+					number(q.To - q.From), f.X.Unit, "", "", ""})
 			}
 		}
 	}

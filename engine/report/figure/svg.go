@@ -97,13 +97,12 @@ func (f *Figure) tickDepth() int {
 
 // legend draws what each style means; panels do not repeat it.
 func (f *Figure) legend(dc draw.Canvas, curves []Curve, columns int, top vg.Length) {
-	stacked := len(f.Panels) > 0 && f.Panels[0].Stacked
+	areas := f.Areas()
 	for i, c := range curves {
 		x := vg.Length(8 + (i%columns)*svgWidth/columns)
 		y := top - vg.Length((i/columns)*legendLine) - 6
-		if stacked {
-			box := []vg.Point{{X: x, Y: y - 4}, {X: x + 22, Y: y - 4}, {X: x + 22, Y: y + 4}, {X: x, Y: y + 4}}
-			fill(&dc, box, c.Style)
+		if areas {
+			fill(&dc, box(x, y-4, x+22, y+4), c.Style)
 		} else {
 			if c.Shape != Apart {
 				dc.StrokeLine2(lineStyle(c.Style), x, y, x+22, y)
@@ -125,7 +124,9 @@ func (f *Figure) plot(i int) *plot.Plot {
 		a.Label.TextStyle.Font = font.From(font.Font{Typeface: "Liberation", Variant: "Sans"}, fontSize)
 		a.Tick.Label.Font = a.Label.TextStyle.Font
 	}
-	p.Y.Label.Text = axisText(panel.Y)
+	if panel.Lanes == nil {
+		p.Y.Label.Text = axisText(panel.Y)
+	}
 	if last {
 		p.X.Label.Text = axisText(f.X)
 	}
@@ -142,10 +143,13 @@ func (f *Figure) plot(i int) *plot.Plot {
 	case f.X.Log:
 		p.X.Tick.Marker = decades{}
 	}
-	if panel.Y.Log {
+	switch {
+	case panel.Lanes != nil:
+		p.Y.Tick.Marker = lanes(panel.Lanes)
+		p.Y.Padding = 0
+	case panel.Y.Log:
 		p.Y.Tick.Marker = decades{}
-	}
-	if !panel.Y.Log {
+	default:
 		p.Y.Tick.Marker = short{}
 	}
 	if f.X.Names == nil && f.X.Ticks == nil && !f.X.Log {
@@ -185,6 +189,17 @@ func (c categories) Ticks(_, _ float64) []plot.Tick {
 	ticks := make([]plot.Tick, len(c))
 	for i, name := range c {
 		ticks[i] = plot.Tick{Value: float64(i), Label: name}
+	}
+	return ticks
+}
+
+// lanes are ticks in the middle of each lane.
+type lanes []string
+
+func (l lanes) Ticks(_, _ float64) []plot.Tick {
+	ticks := make([]plot.Tick, len(l))
+	for i, name := range l {
+		ticks[i] = plot.Tick{Value: float64(len(l)-i) - 0.5, Label: name}
 	}
 	return ticks
 }
@@ -274,8 +289,12 @@ func (d drawing) Plot(c draw.Canvas, p *plot.Plot) {
 			c.ClipLinesXY(line)...)
 		c.FillText(style(8, draw.XRight, draw.YBottom), vg.Point{X: c.Max.X - 4, Y: c.Min.Y + 4}, "dotted: "+l.Label)
 	}
-	if d.panel.Stacked {
+	switch {
+	case d.panel.Stacked:
 		d.stack(c, x, y)
+		return
+	case d.panel.Lanes != nil:
+		d.spans(c, x, y)
 		return
 	}
 	for _, curve := range d.panel.Curves {
@@ -287,6 +306,13 @@ func (d drawing) Plot(c draw.Canvas, p *plot.Plot) {
 		}
 	}
 	for _, curve := range d.panel.Curves {
+		if curve.Shape == Bars {
+			for i, q := range curve.Points[:max(len(curve.Points)-1, 0)] {
+				if q.Y > 0 {
+					fill(&c, box(x(q.X), y(0), x(curve.Points[i+1].X), y(q.Y)), curve.Style)
+				}
+			}
+		}
 		if curve.Shape == Lines || curve.Shape == Steps {
 			c.StrokeLines(lineStyle(curve.Style), c.ClipLinesXY(paths(curve, at)...)...)
 		}
@@ -365,10 +391,46 @@ func (d drawing) stack(c draw.Canvas, x, y func(float64) vg.Length) {
 			}
 			low, high := y(below[q.X]), y(below[q.X]+q.Y)
 			below[q.X] += q.Y
-			left, right := x(q.X-0.35), x(q.X+0.35)
-			fill(&c, []vg.Point{{X: left, Y: low}, {X: right, Y: low}, {X: right, Y: high}, {X: left, Y: high}}, curve.Style)
+			fill(&c, box(x(q.X-0.35), low, x(q.X+0.35), high), curve.Style)
 		}
 	}
+}
+
+// spans draws the bars of each lane, with their names where they have room.
+func (d drawing) spans(c draw.Canvas, x, y func(float64) vg.Length) {
+	for i := range d.panel.Lanes {
+		at := y(float64(i + 1))
+		c.StrokeLine2(draw.LineStyle{Color: gridColour(), Width: 0.8}, c.Min.X, at, c.Max.X, at)
+	}
+	sty := style(8, draw.XCenter, draw.YCenter)
+	for _, curve := range d.panel.Curves {
+		for _, q := range curve.Spans {
+			low, high := q.Kind.Reach()
+			bottom := float64(len(d.panel.Lanes) - 1 - q.Lane)
+			left, right := x(q.From), max(x(q.To), x(q.From)+0.8) // what is short is seen all the same
+			area := box(left, y(bottom+low), right, y(bottom+high))
+			switch q.Kind {
+			case Main:
+				fill(&c, area, curve.Style)
+				if width := 1.1 * sty.Width(curve.Name); width+6 < right-left { // another font may be wider
+					middle := vg.Point{X: (left + right) / 2, Y: (area[0].Y + area[2].Y) / 2}
+					c.FillPolygon(color.White, box(middle.X-width/2-2, middle.Y-6, middle.X+width/2+2, middle.Y+6))
+					c.FillText(sty, middle, curve.Name)
+				}
+			case Beside:
+				c.FillPolygon(faint(curve.Style), area)
+				c.StrokeLines(draw.LineStyle{Color: colour(curve.Style), Width: 0.8}, append(area, area[0]))
+			case Detail: // they stand side by side, and are told apart by their edges
+				c.FillPolygon(colour(curve.Style), area)
+				c.StrokeLines(draw.LineStyle{Color: color.White, Width: 0.4}, append(area, area[0]))
+			}
+		}
+	}
+}
+
+// box is a rectangle from its lower left corner to its upper right one.
+func box(left, low, right, high vg.Length) []vg.Point {
+	return []vg.Point{{X: left, Y: low}, {X: right, Y: low}, {X: right, Y: high}, {X: left, Y: high}}
 }
 
 // fill fills a rectangle, given from its lower left corner, with a style's colour and hatching.
