@@ -253,7 +253,7 @@ func TestSameUnderTwoNames(t *testing.T) {
 // TestNumbers: what figures may show is a number of a record, measured by whomever.
 func TestNumbers(t *testing.T) {
 	for key, want := range map[string]bool{"total.wall_ns": true, "downtime.guest_clock_error_ns": true, "guest.slowdown_percent": true, "qemu.vcpus": true, "passes": true, "boot.trial_ns": true,
-		"parameters.max-bandwidth": true, "stages": false, "mode": false, "total": false, "total.": false, "wall_ns": false, "": false} {
+		"parameters.max-bandwidth": true, "anatomy.device_load_ns": true, "anatomy.duration_ns": false, "stages": false, "mode": false, "total": false, "total.": false, "wall_ns": false, "": false} {
 		if isNumber(key) != want {
 			t.Errorf("%q is a number: %t, want %t", key, !want, want)
 		}

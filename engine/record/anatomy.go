@@ -1,6 +1,9 @@
 package record
 
-import "time"
+import (
+	"strings"
+	"time"
+)
 
 // Place is where a part of the downtime passed.
 type Place string
@@ -57,6 +60,9 @@ func PartNames() []PartName {
 	return []PartName{PartStopVCPUs, PartDisks, PartPause, PartRAMSave, PartDeviceSave, PartWire, PartRAMLoad,
 		PartDeviceLoad, PartBottomHalf, PartAnnounce, PartNotice, PartDecision, PartStart, PartUntold}
 }
+
+// Key is the key under which figures and tables have a part's critical time: anatomy.ram_save_ns.
+func (p PartName) Key() string { return "anatomy." + strings.ReplaceAll(string(p), "-", "_") + "_ns" }
 
 // CriticalTime is how much of the downtime is due to a part: the sum of its critical stretches, on all sides. It is
 // false where nothing tells of that part; a part that only ran beside others is 0.

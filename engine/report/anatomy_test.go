@@ -196,3 +196,15 @@ func TestNoAnatomy(t *testing.T) {
 		t.Error("the downtime of a migration that failed is drawn")
 	}
 }
+
+// TestCriticalTime: a part of the downtime can be drawn against a factor, by its key.
+func TestCriticalTime(t *testing.T) {
+	s := setOf(apart(6, recordtest.Stamped))
+	values, _ := metricOf("anatomy.ram_save_ns").values(s.trials)
+	if len(values) != 6 || math.Abs(values[0]-0.4*0.06) > 1e-9 {
+		t.Errorf("%v", values)
+	}
+	if metricOf("anatomy.pause_ns").measured(s.trials) {
+		t.Error("a part that nothing told is measured")
+	}
+}

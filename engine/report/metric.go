@@ -2,6 +2,7 @@ package report
 
 import (
 	"encoding/json"
+	"fmt"
 	"slices"
 	"strings"
 	"time"
@@ -210,13 +211,29 @@ func (m metric) measured(trials []*trial) bool {
 	return slices.ContainsFunc(trials, func(t *trial) bool { _, ok := m.of(t.Migration); return ok && t.completed() })
 }
 
-// metricOf is the metric of a record's key: total.wall_ns.
+// criticalTime is how much of the downtime is due to a part.
+func criticalTime(part record.PartName) metric {
+	return metric{part.Key(), string(part), timeKind,
+		fmt.Sprintf("%s: how much of it is on the critical path of the downtime (anatomy.duration_ns where part is %s and "+
+			"critical)", part, part),
+		func(m *record.Migration) (float64, bool) {
+			took, told := m.CriticalTime(part)
+			return took.Seconds(), told
+		}}
+}
+
+// metricOf is the metric of a record's key, total.wall_ns, or of a part of the downtime, anatomy.ram_save_ns.
 func metricOf(key string) metric {
 	known := map[string]metric{
 		"guest.events_before_per_s": eventsBefore(), "total.wall_ns": totalTime(), "downtime.wire_ns": downtime(), "total.transferred_bytes": sentBytes(), "passes": passes(), "guest.slowdown_percent": slowdown(),
 	}
 	if m, ok := known[key]; ok {
 		return m
+	}
+	for _, part := range record.PartNames() {
+		if part.Key() == key {
+			return criticalTime(part)
+		}
 	}
 	m := metric{key: key, name: key, definition: key + ": as docs/measurements.md defines it"}
 	one := 1.0

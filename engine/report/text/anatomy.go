@@ -216,22 +216,27 @@ func latencies(f *record.PostCopyFigures) (parts []string) {
 			}
 			return ""
 		}
-		parts = append(parts, Plural(total, "page request", "page requests")+": median "+bucket(0.5), "p99 "+bucket(0.99),
-			"longest "+bucket(1))
-	}
-	if f.Latency != nil {
-		parts = append(parts, "mean "+units.FormatDuration(*f.Latency))
-	}
-	if n := len(f.VCPULatency); n > 0 {
-		least, most := slices.Min(f.VCPULatency), slices.Max(f.VCPULatency)
-		text := "mean by vCPU " + units.FormatDuration(least)
-		if least != most {
-			text += " to " + units.FormatDuration(most)
+		parts = append(parts, Plural(total, "page request", "page requests")+": median "+bucket(0.5))
+		if total >= 100 { // of fewer it is the longest
+			parts = append(parts, "p99 "+bucket(0.99))
 		}
-		parts = append(parts, text)
+		parts = append(parts, "longest "+bucket(1))
+	}
+	if f.Latency == nil {
+		return parts
+	}
+	mean := "mean " + units.FormatDuration(*f.Latency)
+	// a vCPU that requested none has 0
+	of := slices.DeleteFunc(slices.Clone(f.VCPULatency), func(d time.Duration) bool { return d == 0 })
+	if len(of) > 0 {
+		least, most := slices.Min(of), slices.Max(of)
+		mean += ", by vCPU " + units.FormatDuration(least)
+		if least != most {
+			mean += " to " + units.FormatDuration(most)
+		}
 	}
 	if f.OtherLatency != nil {
-		parts = append(parts, "of all else "+units.FormatDuration(*f.OtherLatency))
+		mean += ", by QEMU's other threads " + units.FormatDuration(*f.OtherLatency)
 	}
-	return parts
+	return append(parts, mean)
 }
