@@ -1,6 +1,8 @@
 package anatomy
 
 import (
+	"cmp"
+	"slices"
 	"time"
 
 	"qmigrate/engine/record"
@@ -57,12 +59,43 @@ type Migration struct {
 	LastByteSource string // what told it, for the record
 }
 
-// Take takes the downtime of a migration apart, in the order of time. The critical parts follow each other from STOP to
-// RESUME, and their durations sum to the wire downtime. Nil: there was no wire downtime.
+// Take takes the downtime of a migration apart. The critical parts, in their order, follow each other from STOP to
+// RESUME, and their durations sum to the wire downtime. Among them stand the parts that ran beside, by when they began;
+// those of which only the duration is known come last. Nil: there was no wire downtime.
 func Take(m Migration) []record.AnatomyPart {
-	if m.Wire <= 0 {
+	switch {
+	case m.Wire <= 0:
 		return nil
+	case m.Resume.At.Sub(m.Stop.At) != m.Wire:
+		start := m.Stop.At.Sub(m.Origin)
+		whole := record.AnatomyPart{Side: record.OnSource, Part: record.PartUntold, Start: &start, Duration: m.Wire,
+			Error: m.WireError, Source: byEvents, Critical: true}
+		return slices.Concat([]record.AnatomyPart{whole}, lengths(m.Source.Marks, true), lengths(m.Destination.Marks, true))
 	}
-	return []record.AnatomyPart{{Side: record.OnSource, Part: record.PartUntold, Duration: m.Wire, Error: m.WireError,
-		Source: "events", Critical: true}}
+	w := walk{m: m, source: tell(m.Source, record.OnSource), destination: tell(m.Destination, record.OnDestination)}
+	contradicted := w.contradicted()
+	if contradicted {
+		w.destination.marks = nil
+	}
+	w.chain = chain{origin: m.Origin, last: w.source.point(m.Stop, byEvents),
+		end: w.destination.point(m.Resume, byEvents)}
+	w.stoppedFirst()
+	w.save()
+	w.load()
+	w.start()
+	all := append(w.parts, w.beside()...)
+	slices.SortStableFunc(all, func(a, b record.AnatomyPart) int { return cmp.Compare(*a.Start, *b.Start) })
+	return slices.Concat(all, lengths(m.Source.Marks, false), lengths(m.Destination.Marks, contradicted))
+}
+
+// lengths are the sections of a log of which only the durations are known: those that are not placed, or all.
+func lengths(marks []Mark, all bool) (parts []record.AnatomyPart) {
+	for _, m := range marks {
+		if m.Took > 0 && (all || m.At.IsZero()) {
+			k := sectionOf(m.Line)
+			parts = append(parts, record.AnatomyPart{Side: k.side, Part: k.part, Device: k.name, Duration: m.Took,
+				Error: tick, Source: byTrace})
+		}
+	}
+	return parts
 }
