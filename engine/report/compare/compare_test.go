@@ -327,7 +327,7 @@ func TestByPart(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if r := row(t, got, "", "anatomy_ram_save_ns", b); r.Title != "down: ram-save" || r.Against.Shift.Value != 20e6 {
+	if r := row(t, got, "", "anatomy_ram_save_ns", b); r.Title != "part ram-save" || r.Against.Shift.Value != 20e6 {
 		t.Errorf("ram-save is 40 %% of 50 ms and of 100 ms: %+v", r.Against)
 	}
 	if r := row(t, got, "", "anatomy_ram_load_ns", b); r.Median.Value != 0 || r.Median.N != 6 {
