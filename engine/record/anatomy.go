@@ -57,18 +57,18 @@ type AnatomyPart struct {
 
 // PartNames are all parts, in the order in which they follow each other.
 func PartNames() []PartName {
-	return []PartName{PartStopVCPUs, PartDisks, PartPause, PartRAMSave, PartDeviceSave, PartWire, PartRAMLoad,
-		PartDeviceLoad, PartBottomHalf, PartAnnounce, PartNotice, PartDecision, PartStart, PartUntold}
+	return []PartName{PartStopVCPUs, PartSetup, PartDisks, PartPause, PartRAMSave, PartDeviceSave, PartWire, PartRAMLoad,
+		PartDeviceLoad, PartBottomHalf, PartAnnounce, PartLastWord, PartNotice, PartDecision, PartStart, PartUntold}
 }
 
 // Key is the key under which figures and tables have a part's critical time: anatomy.ram_save_ns.
 func (p PartName) Key() string { return "anatomy." + strings.ReplaceAll(string(p), "-", "_") + "_ns" }
 
 // CriticalTime is how much of the downtime is due to a part: the sum of its critical stretches, on all sides. It is
-// false where nothing tells of that part; a part that only ran beside others is 0.
+// false where nothing tells when that part was; a part that only ran beside others is 0.
 func (m *Migration) CriticalTime(part PartName) (sum time.Duration, told bool) {
 	for _, p := range m.Anatomy {
-		if p.Part == part {
+		if p.Part == part && p.Start != nil {
 			told = true
 			if p.Critical {
 				sum += p.Duration

@@ -17,36 +17,38 @@ func anatomyLanes() []record.Place {
 	return []record.Place{record.OnSource, record.OnLink, record.OnQmigrate, record.OnDestination}
 }
 
-// partStyle gives a part the style that it has in all figures. Parts of one place differ in theirs.
+// partStyle gives a part the style that it has in all figures. Parts of one lane differ in theirs.
 func partStyle(part record.PartName) int {
-	return max(slices.Index(record.PartNames(), part), 0) % figure.Styles
+	return map[record.PartName]int{
+		// on the source
+		record.PartStopVCPUs: 0, record.PartSetup: 1, record.PartDisks: 2, record.PartRAMSave: 3, record.PartDeviceSave: 4,
+		record.PartLastWord: 5,
+		// on the link
+		record.PartWire: 5,
+		// at qmigrate
+		record.PartPause: 1, record.PartNotice: 2, record.PartDecision: 0,
+		// on the destination
+		record.PartRAMLoad: 5, record.PartDeviceLoad: 7, record.PartBottomHalf: 0, record.PartAnnounce: 2, record.PartStart: 1,
+		// anywhere
+		record.PartUntold: 6,
+	}[part]
 }
 
-// placed are the parts of a downtime that have a place in time, counted from STOP. Where the logs have no time stamps
-// the critical ones still have theirs, because each begins where the one before it ends.
+// placed are the parts of a downtime of which is known when they were, counted from STOP; whole: these are all.
 func (t *trial) placed() (parts []record.AnatomyPart, whole bool) {
-	stop, at := time.Duration(math.MaxInt64), time.Duration(0)
+	stop := time.Duration(math.MaxInt64)
 	for _, p := range t.Anatomy {
 		if p.Critical && p.Start != nil {
 			stop = min(stop, *p.Start)
 		}
 	}
-	whole = true
 	for _, p := range t.Anatomy {
-		start := at
-		switch {
-		case p.Critical:
-			at += p.Duration
-		case p.Start == nil || stop == math.MaxInt64:
-			whole = false
-			continue
-		default:
-			start = *p.Start - stop
+		if p.Start != nil {
+			p.Start = record.Of(*p.Start - stop)
+			parts = append(parts, p)
 		}
-		p.Start = &start
-		parts = append(parts, p)
 	}
-	return parts, whole
+	return parts, len(parts) == len(t.Anatomy)
 }
 
 // downtimeParts is one downtime, part by part: where each passed, and the devices one by one.
@@ -56,13 +58,16 @@ func downtimeParts(t *trial) *figure.Figure {
 		Key:   "downtime-parts-" + slug(string(t.Mode)+"-"+t.ID),
 		Title: fmt.Sprintf("The downtime of one migration, part by part (%s)", t.Name),
 	}
-	total := time.Duration(0)
+	total, untold := time.Duration(0), time.Duration(0)
 	for _, p := range parts {
 		if p.Critical {
 			total += p.Duration
+			if p.Part == record.PartUntold {
+				untold += p.Duration
+			}
 		}
 	}
-	if total == 0 || !t.completed() {
+	if untold > total-total/10 || total == 0 || !t.completed() { // there is next to nothing to see
 		return fig
 	}
 	unit, one := scale(timeKind, total.Seconds())
@@ -92,20 +97,23 @@ func downtimeParts(t *trial) *figure.Figure {
 		N:           "n = 1: a single migration",
 	}
 	if !whole {
-		fig.Caption.Notes = append(fig.Caption.Notes, "The logs of QEMU have no time stamps, so that what ran beside is not "+
-			"drawn: its durations are in the record. `-msg timestamp=on` of QEMU gives the stamps.")
+		fig.Caption.Notes = append(fig.Caption.Notes, "When QEMU wrote its trace lines is not known, or of some of them. How long "+
+			"their parts took is in the record, and not drawn. `-msg timestamp=on` gives the lines time stamps.")
 	}
 	return fig
 }
 
-// spansOf are the bars of one part in one lane: stretches that touch each other are one, and each device has its own
-// besides.
+// spansOf are the bars of one part in one lane: stretches that follow each other are one, and each device has its own
+// besides. Between what ran beside, QEMU has written its log.
 func spansOf(parts []record.AnatomyPart, lane int, one float64) (spans []figure.Span) {
-	const touch = 2 * time.Microsecond // what the log's whole microseconds leave between two
 	bar := func(from, to time.Duration, kind figure.Kind, label string) figure.Span {
 		return figure.Span{From: from.Seconds() / one, To: to.Seconds() / one, Lane: lane, Kind: kind, Label: label}
 	}
 	for _, kind := range []figure.Kind{figure.Main, figure.Beside} {
+		touch := time.Duration(0)
+		if kind == figure.Beside {
+			touch = 50 * time.Microsecond
+		}
 		var from, to time.Duration
 		n := 0 // stretches of the bar that is open
 		end := func() {

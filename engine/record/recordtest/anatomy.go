@@ -12,83 +12,105 @@ type Told string
 // The ways.
 const (
 	Stamped Told = "stamped" // both logs, with time stamps
-	Bare    Told = "bare"    // both logs, without time stamps: durations alone
+	Bare    Told = "bare"    // both logs, without time stamps: when is told by events alone
 	Untold  Told = "untold"  // events alone, as of QEMU 7.2
 )
 
 // Anatomy is a downtime taken apart: from STOP at stop, in nanoseconds from the first command, over wire. The critical
 // parts follow each other and sum to wire. The shares are those of a small guest; device names are QEMU's.
 func Anatomy(mode record.Mode, told Told, stop, wire time.Duration) []record.AnatomyPart {
-	a := anatomy{told: told, at: stop, stop: stop}
+	a := anatomy{at: stop, stop: stop}
 	share := func(percent float64) time.Duration { return time.Duration(float64(wire) * percent / 100) }
-	ends := func() { // what follows from the events
-		a.critical(record.OnQmigrate, record.PartNotice, "", share(0.4), "clock of qmigrate")
-		a.critical(record.OnQmigrate, record.PartDecision, "", share(0.1), "clock of qmigrate")
-		a.critical(record.OnDestination, record.PartStart, "", stop+wire-a.at, "events")
+	post := mode == record.PostCopyMode || mode == record.HybridMode
+	if told == Stamped {
+		a.beside(record.OnSource, record.PartStopVCPUs, "", stop-share(1), share(1))
 	}
-	if told == Untold {
-		a.critical(record.OnSource, record.PartUntold, "", share(99), "events")
-		ends()
-		return a.parts
+	if mode == record.StopAndCopyMode {
+		a.critical(record.OnQmigrate, record.PartDecision, "", share(0.1), clock)
+		a.critical(record.OnSource, record.PartSetup, "", share(1), events)
 	}
-	a.beside(record.OnSource, record.PartStopVCPUs, "", stop-share(1), share(1))
-	a.critical(record.OnSource, record.PartDisks, "", share(2), "trace")
-	ram := share(40)
-	if mode == record.PostCopyMode || mode == record.HybridMode {
-		ram = share(0.5) // the memory follows the guest
+	a.critical(record.OnSource, record.PartDisks, "", share(1), events)
+	if told == Stamped {
+		a.sections(share, post)
+	} else {
+		a.critical(record.OnSource, record.PartUntold, "", share(60), events)
+		a.critical(record.OnDestination, record.PartUntold, "", stop+share(98)-a.at, events)
 	}
-	a.beside(record.OnDestination, record.PartRAMLoad, "ram", a.at+share(0.2), ram)
-	a.critical(record.OnSource, record.PartRAMSave, "ram", ram, "trace")
-	names := devices()
-	left := share(60) - a.at + stop - share(1)
-	for i, name := range names {
-		took := left * time.Duration(2*(i%5)+1) / 34
-		a.beside(record.OnDestination, record.PartDeviceLoad, name, a.at+took, took/2)
-		a.critical(record.OnSource, record.PartDeviceSave, name, took, "trace")
+	if !post {
+		a.critical(record.OnQmigrate, record.PartNotice, "", share(0.4), clock)
 	}
-	a.critical(record.OnLink, record.PartWire, "", share(0.7), "frames")
-	left = share(97) - a.at + stop
-	for i, name := range names {
-		a.critical(record.OnDestination, record.PartDeviceLoad, name, left*time.Duration(2*((i+2)%5)+1)/46, "trace")
+	a.critical(record.OnQmigrate, record.PartDecision, "", share(0.1), clock)
+	a.critical(record.OnDestination, record.PartStart, "", stop+wire-a.at, events)
+	if told == Bare { // of the log's sections only how long they took
+		logged := anatomy{at: stop, stop: stop}
+		logged.sections(share, post)
+		for _, p := range logged.parts {
+			if p.Device != "" {
+				p.Start, p.Critical, p.Error = nil, false, time.Microsecond
+				a.parts = append(a.parts, p)
+			}
+		}
 	}
-	a.beside(record.OnDestination, record.PartAnnounce, "", a.at+share(0.5), share(0.5))
-	a.critical(record.OnDestination, record.PartBottomHalf, "", share(1.5), "trace")
-	a.critical(record.OnDestination, record.PartUntold, "", share(0.3), "events")
-	ends()
 	return a.parts
 }
 
-// devices are sections of a small q35 guest.
-func devices() []string {
-	return []string{"timer", "cpu", "0000:00:01.0/vga", "0000:00:02.0/virtio-net", "0000:00:03.0/virtio-blk", "0000:00:1f.2/ich9_ahci",
-		"apic", "globalstate"}
-}
+// What told a part.
+const (
+	trace  = "trace"
+	events = "events"
+	clock  = "clock of qmigrate"
+)
 
 type anatomy struct {
-	told     Told
 	at, stop time.Duration
 	parts    []record.AnatomyPart
 }
 
-func (a *anatomy) critical(side record.Place, part record.PartName, device string, took time.Duration, source string) {
-	a.add(record.AnatomyPart{Side: side, Part: part, Device: device, Duration: took, Source: source, Critical: true}, a.at)
+// sections is what the logs tell: up to 98 % of the downtime.
+func (a *anatomy) sections(share func(percent float64) time.Duration, post bool) {
+	a.critical(record.OnSource, record.PartDisks, "", share(1), trace)
+	ram := share(40)
+	if post {
+		ram = share(0.5) // the memory follows the guest
+	} else {
+		a.beside(record.OnDestination, record.PartRAMLoad, "ram", a.at+share(0.2), ram)
+	}
+	a.critical(record.OnSource, record.PartRAMSave, "ram", ram, trace)
+	names := []string{"timer", "cpu", "0000:00:01.0/vga", "0000:00:02.0/virtio-net", "0000:00:03.0/virtio-blk",
+		"0000:00:1f.2/ich9_ahci", "apic", "globalstate"}
+	left := share(60) - a.at + a.stop - share(1)
+	for i, name := range names {
+		took := left * time.Duration(2*(i%5)+1) / 34
+		if !post {
+			a.beside(record.OnDestination, record.PartDeviceLoad, name, a.at+took, took/2)
+		}
+		a.critical(record.OnSource, record.PartDeviceSave, name, took, trace)
+	}
+	a.critical(record.OnLink, record.PartWire, "", share(0.7), "frames")
+	left = share(95) - a.at + a.stop
+	for i, name := range names {
+		a.critical(record.OnDestination, record.PartDeviceLoad, name, left*time.Duration(2*((i+2)%5)+1)/46, trace)
+	}
+	a.critical(record.OnDestination, record.PartBottomHalf, "", share(1), trace)
+	a.critical(record.OnDestination, record.PartAnnounce, "", share(0.5), trace)
+	a.critical(record.OnDestination, record.PartBottomHalf, "", share(1), trace)
+	a.critical(record.OnSource, record.PartLastWord, "", a.stop+share(98)-a.at, events)
+}
+
+func (a *anatomy) critical(side record.Place, part record.PartName, device string, took time.Duration,
+	source string) {
+	a.parts = append(a.parts, record.AnatomyPart{Side: side, Part: part, Device: device, Start: record.Of(a.at),
+		Duration: took, Error: 2 * time.Microsecond, Source: source, Critical: true})
 	a.at += took
 }
 
 func (a *anatomy) beside(side record.Place, part record.PartName, device string, start, took time.Duration) {
-	a.add(record.AnatomyPart{Side: side, Part: part, Device: device, Duration: took, Source: "trace"}, start)
+	a.parts = append(a.parts, record.AnatomyPart{Side: side, Part: part, Device: device, Start: &start, Duration: took,
+		Error: 2 * time.Microsecond, Source: trace})
 }
 
-func (a *anatomy) add(p record.AnatomyPart, start time.Duration) {
-	p.Error = 2 * time.Microsecond
-	if a.told == Stamped || p.Source != "trace" {
-		p.Start = &start
-	}
-	a.parts = append(a.parts, p)
-}
-
-// TakenApart gives a completed record such an anatomy, and where its memory followed the guest the
-// latencies of the page requests.
+// TakenApart gives a completed record such an anatomy, and where its memory followed the guest the latencies of the page
+// requests.
 func TakenApart(m *record.Migration, told Told) *record.Migration {
 	stop := m.Stage(record.StopAndCopy)
 	if m.Outcome != record.Completed || m.Downtime.Wire == nil || stop == nil {

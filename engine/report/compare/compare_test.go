@@ -321,8 +321,7 @@ func TestByPart(t *testing.T) {
 			}
 		})
 	}
-	a, b := make("a", 50*time.Millisecond, recordtest.Stamped), make("b", 100*time.Millisecond, recordtest.Bare)
-	old := make("old", 50*time.Millisecond, recordtest.Untold)
+	a, b := make("a", 50*time.Millisecond, recordtest.Stamped), make("b", 100*time.Millisecond, recordtest.Stamped)
 	got, err := Ask(Question{Folders: []string{a, b}, Measures: []string{"downtime_wire_ns", ByPart}})
 	if err != nil {
 		t.Fatal(err)
@@ -342,14 +341,24 @@ func TestByPart(t *testing.T) {
 	if sum < wire*0.999 || sum > wire*1.001 {
 		t.Errorf("the parts' medians, which here rise together, sum to %v of %v", sum, wire)
 	}
-	got, err = Ask(Question{Folders: []string{a, old}, Measures: []string{ByPart}})
-	if err != nil {
-		t.Fatal(err)
-	}
-	for _, r := range got.Cells[0].Rows {
-		if told := slices.Contains([]string{"anatomy_untold_ns", "anatomy_notice_ns", "anatomy_decision_ns", "anatomy_start_ns"},
-			r.Column); r.Group == old && !told {
-			t.Errorf("%s of records that do not tell it: %+v", r.Column, r.Median)
+	for _, told := range []recordtest.Told{recordtest.Untold, recordtest.Bare} {
+		old := make(string(told), 50*time.Millisecond, told)
+		got, err = Ask(Question{Folders: []string{a, old}, Measures: []string{ByPart}})
+		if err != nil {
+			t.Fatal(err)
+		}
+		n := 0
+		for _, r := range got.Cells[0].Rows {
+			if r.Group != old {
+				continue
+			}
+			n++
+			if !slices.Contains([]string{"part disks", "part untold", "part notice", "part decision", "part start"}, r.Title) {
+				t.Errorf("%s: %s of records that do not tell when it was: %+v", told, r.Title, r.Median)
+			}
+		}
+		if n != 5 {
+			t.Errorf("%s: %d parts", told, n)
 		}
 	}
 	if all, err := Ask(Question{Folders: []string{a, b}}); err != nil || slices.ContainsFunc(all.Cells[0].Rows,

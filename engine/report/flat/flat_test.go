@@ -382,7 +382,7 @@ func TestTables(t *testing.T) {
 		if p.Critical {
 			critical = "true"
 		}
-		if row := []string{dir, "m2", string(p.Side), string(p.Part), p.Device, start, fmt.Sprint(int64(p.Duration)), "2000", p.Source,
+		if row := []string{dir, "m2", string(p.Side), string(p.Part), p.Device, start, fmt.Sprint(int64(p.Duration)), fmt.Sprint(int64(p.Error)), p.Source,
 			critical}; !slices.Equal(parts[i+1], row) {
 			t.Errorf("%q, want %q", parts[i+1], row)
 		}

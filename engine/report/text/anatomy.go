@@ -60,8 +60,14 @@ func untold(r *record.Migration, path []partTime, sum time.Duration) (what, why 
 	if old := withoutTraces(r); old != "" {
 		why = fmt.Sprintf("QEMU %s has no trace events of its downtime; 8.2 and newer do", old)
 	}
-	if slices.ContainsFunc(r.Anatomy, func(p record.AnatomyPart) bool { return strings.Contains(p.Source, "trace") }) {
-		why = "nothing that was read tells it apart"
+	for _, p := range r.Anatomy {
+		if p.Start == nil {
+			why = "when QEMU wrote its trace lines is not known: `-msg timestamp=on` gives them time stamps"
+			break
+		}
+		if p.Source == "trace" {
+			why = "nothing that was read tells it apart"
+		}
 	}
 	return fmt.Sprintf("%s of %s", units.FormatDuration(left), units.FormatDuration(sum)), why
 }
@@ -100,11 +106,6 @@ func (p Page) anatomy(r *record.Migration) {
 	t.Print(p.W, p.width())
 	if what != "" {
 		fmt.Fprintln(p.W, Fold("untold: "+what+": "+why, 2, p.width()))
-	}
-	if !slices.ContainsFunc(r.Anatomy, func(p record.AnatomyPart) bool { return p.Start != nil && p.Source == "trace" }) &&
-		slices.ContainsFunc(r.Anatomy, func(p record.AnatomyPart) bool { return p.Source == "trace" }) {
-		fmt.Fprintln(p.W, Fold("The logs have no time stamps: durations are known, and not what ran beside what. "+
-			"`-msg timestamp=on` of QEMU gives them.", 0, p.width()))
 	}
 	p.devices(r)
 }
@@ -150,13 +151,22 @@ func (p Page) devices(r *record.Migration) {
 	}
 	t := Table{Align: "lrrr"}
 	t.Row("device", "save", "load", "critical")
+	placed := slices.ContainsFunc(all, func(d deviceTime) bool { return d.critical > 0 })
+	if !placed { // without time stamps that is not known
+		t = Table{Align: "lrr"}
+		t.Row("device", "save", "load")
+	}
 	const room = 40 // of the page, for the numbers
 	for _, d := range all {
 		name := d.name
 		if n := len(name) - (p.width() - room); n > 0 { // what kind it is stands at the end
 			name = "..." + name[n+3:]
 		}
-		t.Row(name, units.FormatDuration(d.save), units.FormatDuration(d.load), units.FormatDuration(d.critical))
+		row := []string{name, units.FormatDuration(d.save), units.FormatDuration(d.load)}
+		if placed {
+			row = append(row, units.FormatDuration(d.critical))
+		}
+		t.Row(row...)
 	}
 	fmt.Fprintln(p.W)
 	t.Print(p.W, p.width())
@@ -165,7 +175,15 @@ func (p Page) devices(r *record.Migration) {
 // where is the critical path in one line, the longest part first: as many of them as it has room for. It is empty where
 // next to nothing is told apart; the details say why.
 func (p Page) where(r *record.Migration) string {
-	path, sum := criticalPath(r.Anatomy)
+	all, sum := criticalPath(r.Anatomy)
+	var path []partTime // wherever it was
+	for _, t := range all {
+		if i := slices.IndexFunc(path, func(x partTime) bool { return x.part == t.part }); i >= 0 {
+			path[i].duration += t.duration
+		} else {
+			path = append(path, t)
+		}
+	}
 	mostly := func(t partTime) bool { return t.part == record.PartUntold && t.duration > sum-sum/10 }
 	if sum == 0 || slices.ContainsFunc(path, mostly) {
 		return ""

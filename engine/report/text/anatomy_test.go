@@ -30,7 +30,7 @@ func apart(mode record.Mode, told recordtest.Told) *record.Migration {
 func TestAnatomy(t *testing.T) {
 	events := apart(record.PreCopyMode, recordtest.Untold)
 	whole := apart(record.PreCopyMode, recordtest.Untold)
-	whole.Anatomy = whole.Anatomy[:1]
+	whole.Anatomy = whole.Anatomy[1:2]
 	whole.Anatomy[0].Duration = *whole.Downtime.Wire
 	long := apart(record.PreCopyMode, recordtest.Stamped)
 	for i := range long.Anatomy {
