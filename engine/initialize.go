@@ -22,13 +22,7 @@ func (m *migration) initialize(ctx context.Context) error {
 	if err := m.run.Introspect(ctx); err != nil {
 		return err
 	}
-	q := &m.run.Rec.QEMU
-	q.SourceVersion, q.DestinationVersion = m.run.Src.Facts.Version, m.run.Dst.Facts.Version
-	q.Accelerator, q.Machine = m.run.Src.Facts.Accelerator, m.run.Src.Facts.Machine
-	q.MemoryBytes, q.VCPUs = m.run.Src.Facts.MemoryBytes, m.run.Src.Facts.VCPUs
-	for _, warning := range fit.UnsafeSource(m.run.Src.Facts) {
-		m.run.Rec.Warn("%s", warning)
-	}
+	m.run.Describe()
 	var err error
 	if m.run.Parameters, err = fit.Resolve(m.run.Plan, m.run.Src.Facts, m.run.Dst.Facts); err != nil {
 		return err

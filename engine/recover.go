@@ -46,7 +46,7 @@ func Recover(ctx context.Context, src, dst *endpoint.Endpoint, p plan.Plan, o pl
 		}
 	}
 	if len(c.Reaches) == 0 {
-		c.Situation.Strangers = m.strangers(ctx)
+		c.Situation.Strangers = strangers(ctx, m.run)
 	}
 	if c.Reaches[m.run.Src] == "" {
 		c.Situation.Leftover = m.leftovers(ctx)
@@ -132,8 +132,8 @@ func (m *migration) recoverPostCopy(ctx context.Context) (record.Holder, string,
 }
 
 // strangers is why two QEMUs cannot be the ends of one migration; "" if nothing speaks against it.
-func (m *migration) strangers(ctx context.Context) string {
-	a, b := m.run.Src.Facts, m.run.Dst.Facts
+func strangers(ctx context.Context, r *run.Run) string {
+	a, b := r.Src.Facts, r.Dst.Facts
 	if a.Same(b) {
 		return fmt.Sprintf("source %s and destination %s are the same QEMU", a.Name, b.Name)
 	}
@@ -146,8 +146,8 @@ func (m *migration) strangers(ctx context.Context) string {
 	case a.VCPUs != b.VCPUs:
 		differ = fmt.Sprintf("numbers of vCPUs (%d, %d)", a.VCPUs, b.VCPUs)
 	default:
-		x, asked := m.run.Src.Uuid(ctx)
-		if y, err := m.run.Dst.Uuid(ctx); asked == nil && err == nil && x != y {
+		x, asked := r.Src.Uuid(ctx)
+		if y, err := r.Dst.Uuid(ctx); asked == nil && err == nil && x != y {
 			differ = fmt.Sprintf("UUIDs (%s, %s)", cmp.Or(x, "none"), cmp.Or(y, "none"))
 		}
 	}

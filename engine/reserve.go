@@ -51,12 +51,8 @@ func (m *migration) configureBoth(ctx context.Context) error {
 	if err := m.run.Configure(ctx, m.run.Src); err != nil {
 		return err
 	}
-	var err error
-	if m.run.Rec.Capabilities, err = m.run.Src.Control.QueryMigrateCapabilities(ctx); err != nil {
-		return fmt.Errorf("read capabilities back: %w", err)
-	}
-	if m.run.Rec.Parameters, err = m.run.Src.Control.QueryMigrateParameters(ctx); err != nil {
-		return fmt.Errorf("read parameters back: %w", err)
+	if err := m.run.ReadBack(ctx); err != nil {
+		return err
 	}
 	m.run.Doubts()
 	return nil

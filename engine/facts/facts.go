@@ -252,6 +252,9 @@ func (f *Facts) Migration() holder.Status {
 // Idle tells whether there has been no migration at all.
 func Idle(status string) bool { return status == "" || status == "none" }
 
+// UnderWay tells whether this status of a source is one of a migration that goes on.
+func UnderWay(status string) bool { return !holder.StatusOf(status, true, false).Final() }
+
 // Jams tells whether this QEMU keeps its guest for ever if its connection breaks in the switch to post-copy. The
 // failure is noted only for a migration that is in postcopy-active already, and it is in `device` then: finish-migrate
 // never ends, and `cont` is refused (seen on 10.0.2, read in its postcopy_start; mended by 10.2).

@@ -18,6 +18,9 @@ type Options struct {
 	// Mirrored is told twice a second of stage storage, from a goroutine of its own, how many bytes of how many the
 	// mirrors have copied. The whole grows with what the guest writes again. nil: nobody asks.
 	Mirrored func(copied, all int64)
+	// Watching is told when a migration that somebody else drives is watched for: every event is taken in from then on.
+	// nil: nobody asks.
+	Watching func()
 }
 
 // Stream makes the connected pair of descriptors that a plan with fd:NAME hands to the source and to the destination.

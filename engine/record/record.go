@@ -42,6 +42,10 @@ const (
 	// GuestEnded: the guest shut down, or was reset where that ends QEMU (-no-reboot): nobody has it, and nothing was
 	// lost.
 	GuestEnded Outcome = "guest-ended"
+
+	// Unfinished: somebody else's migration was under way when watching it was ended; GuestOn says where the guest was
+	// then.
+	Unfinished Outcome = "unfinished"
 )
 
 // Holder says which side holds the guest.
@@ -117,6 +121,8 @@ type Migration struct {
 	QEMU  QEMU  `json:"qemu"`
 	Hosts Hosts `json:"hosts"`
 
+	Watched *Watched `json:"watched,omitempty"` // somebody else drove the migration, and qmigrate looked on
+
 	Stages   []Stage  `json:"stages"`
 	Passes   []Pass   `json:"passes"`
 	Total    Total    `json:"total"`
@@ -147,6 +153,14 @@ type Migration struct {
 	Origin time.Time `json:"-"`
 	// Samples is the time series, kept in samples/ID.jsonl.
 	Samples []Sample `json:"-"`
+}
+
+// Watched is how a migration was watched that somebody else drove.
+type Watched struct {
+	Destination bool `json:"destination"` // its QEMU was watched too
+	// the migration was under way when watching began: what came before is not in the record
+	Midway bool   `json:"midway"`
+	Status string `json:"status,omitempty"` // the source's query-migrate at that moment, if it was under way
 }
 
 // Decision is one step that a convergence policy took.

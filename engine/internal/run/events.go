@@ -61,32 +61,46 @@ func (r *Run) Until(ctx context.Context, done func() bool) error {
 		if err := r.Broken(); err != nil {
 			return err
 		}
-		select {
-		case ev, ok := <-r.Src.C:
-			r.Take(r.Src, ev, ok)
-		case ev, ok := <-r.Dst.C:
-			r.Take(r.Dst, ev, ok)
-		case state := <-r.Asked:
-			if r.Asked = nil; stands(state) {
-				r.Held = state
-			}
-		case x := <-r.observed():
-			if err := r.Decider.Decide(ctx, x); err != nil {
-				return err
-			}
-		case s := <-r.silent:
-			if r.CatchUp(); done() { // nobody took in what came while a question waited for its answer
-				return nil
-			}
-			if err := r.hangs(s); err != nil {
-				return err
-			}
-		case <-r.Alarm:
-			r.Alarm = nil
-		case <-ctx.Done():
-			return r.Cause(ctx)
+		if err := r.next(ctx, done); err != nil {
+			return err
 		}
 	}
+}
+
+// Attend is Until for a migration that somebody else drives: a side that fails or goes away does not end it.
+func (r *Run) Attend(ctx context.Context, done func() bool) error {
+	for !done() {
+		if err := r.next(ctx, done); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// next takes in one thing that comes: an event of either side, an answer, a sample.
+func (r *Run) next(ctx context.Context, done func() bool) error {
+	select {
+	case ev, ok := <-r.Src.C:
+		r.Take(r.Src, ev, ok)
+	case ev, ok := <-r.Dst.C:
+		r.Take(r.Dst, ev, ok)
+	case state := <-r.Asked:
+		if r.Asked = nil; stands(state) {
+			r.Held = state
+		}
+	case x := <-r.observed():
+		return r.Decider.Decide(ctx, x)
+	case s := <-r.silent:
+		if r.CatchUp(); done() { // nobody took in what came while a question waited for its answer
+			return nil
+		}
+		return r.hangs(s)
+	case <-r.Alarm:
+		r.Alarm = nil
+	case <-ctx.Done():
+		return r.Cause(ctx)
+	}
+	return nil
 }
 
 // Cause says why ctx ended, with how far the migration had come when it was the plan's time-out.

@@ -112,6 +112,29 @@ func (r *Run) Doubts() {
 	}
 }
 
+// Describe notes what the two QEMUs are.
+func (r *Run) Describe() {
+	q, src := &r.Rec.QEMU, r.Src.Facts
+	if q.SourceVersion = src.Version; r.Dst.Facts != nil {
+		q.DestinationVersion = r.Dst.Facts.Version
+	}
+	q.Accelerator, q.Machine, q.MemoryBytes, q.VCPUs = src.Accelerator, src.Machine, src.MemoryBytes, src.VCPUs
+	for _, warning := range fit.UnsafeSource(src) {
+		r.Rec.Warn("%s", warning)
+	}
+}
+
+// ReadBack notes the source's capabilities and parameters.
+func (r *Run) ReadBack(ctx context.Context) (err error) {
+	if r.Rec.Capabilities, err = r.Src.Control.QueryMigrateCapabilities(ctx); err != nil {
+		return fmt.Errorf("read capabilities back: %w", err)
+	}
+	if r.Rec.Parameters, err = r.Src.Control.QueryMigrateParameters(ctx); err != nil {
+		return fmt.Errorf("read parameters back: %w", err)
+	}
+	return nil
+}
+
 // OpenBoth opens the two sides at the same time. If one cannot be reached, the other may hold, paused, what an
 // interrupted migration left; a destination that does not answer is then not waited for.
 func (r *Run) OpenBoth(ctx context.Context) error {

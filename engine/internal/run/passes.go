@@ -157,11 +157,14 @@ func (r *Run) figures(last *qmp.MigrationInfo) {
 	if r.TimedSyncs() && p != nil {
 		r.Passes = turned(r.Passes, p.samples)
 	}
-	if r.Split && !r.Dst.started.IsZero() {
+	if r.Split && !r.ranThere().IsZero() {
 		r.splitPasses(last)
 	} else {
 		rec.Passes = passes(r.IssuedAt, r.Src.Stopped, r.lastPassEnd(), r.Plan.DowntimeLimit, r.Passes, rec.Samples, last,
 			rec.Origin)
+	}
+	if r.Midway {
+		r.halvePass()
 	}
 	if last != nil && last.Has.Contains(qmp.FieldTransferred) {
 		t := &rec.Total
@@ -177,10 +180,14 @@ func (r *Run) figures(last *qmp.MigrationInfo) {
 			t.Multifd = record.Of(last.MultifdBytes)
 		}
 	}
-	if last == nil || last.Status != "completed" || last.TotalTime == 0 {
+	switch {
+	case last != nil && last.Status == "completed" && last.TotalTime > 0:
+		rec.Total.QEMUTotal, rec.Total.QEMUSetup = record.Of(last.TotalTime), record.Of(last.SetupTime)
+	case r.Watched && (r.Src.Done() || r.Dst.Done()): // the source was gone before it could be asked
+		last = &qmp.MigrationInfo{}
+	default:
 		return
 	}
-	rec.Total.QEMUTotal, rec.Total.QEMUSetup = record.Of(last.TotalTime), record.Of(last.SetupTime)
 	r.downtimes(last)
 	if r.Src.sub.Dropped()+r.Dst.sub.Dropped() > 0 {
 		rec.Warn("%d events of the source's monitor and %d of the destination's were lost: the passes may be incomplete",
@@ -193,7 +200,7 @@ func (r *Run) figures(last *qmp.MigrationInfo) {
 func (r *Run) downtimes(last *qmp.MigrationInfo) {
 	rec, d := r.Rec, &r.Rec.Downtime
 	switch {
-	case rec.Mode == record.COLOMode, r.Dst.Facts == nil, !r.Src.Facts.Running: // many stops; a file; none
+	case rec.Mode == record.COLOMode, rec.Saved != nil, !r.Src.Facts.Running: // many stops; a file; none
 		return
 	}
 	if r.Held != "" || !r.Src.Asleep.IsZero() {
@@ -215,7 +222,7 @@ func (r *Run) downtimes(last *qmp.MigrationInfo) {
 	} else if last.Has.Contains(qmp.FieldDowntime) {
 		d.QEMU, d.QEMUError = record.Of(last.Downtime), record.Of(time.Millisecond) // the wire's unit
 	}
-	if p := r.Poll; p != nil {
+	if p := r.Poll; p != nil && r.Dst.Facts != nil && !r.Midway {
 		if down, e, ok := bracket(p.src, p.dst, r.Src.ran, r.Dst.halted); ok {
 			d.Status, d.StatusError = record.Of(down), record.Of(e)
 		} else if !r.Src.ran.IsZero() || !r.Dst.halted.IsZero() {
@@ -224,23 +231,56 @@ func (r *Run) downtimes(last *qmp.MigrationInfo) {
 	}
 }
 
+// ranThere is when the destination began to run a guest whose memory followed it. If the destination is not watched it
+// is not known; then it is when the source stopped, or when we came.
+func (r *Run) ranThere() time.Time {
+	if r.Dst.started.IsZero() && r.Watched && (r.Dst.Facts == nil || r.Midway) {
+		return Later(r.Src.Stopped, r.Rec.Origin)
+	}
+	return r.Dst.started
+}
+
+// halvePass leaves out of the first pass what is of its part that was not seen: its bytes count from the first sample,
+// and how many pages it found is not known.
+func (r *Run) halvePass() {
+	if len(r.Rec.Passes) == 0 {
+		return
+	}
+	p := &r.Rec.Passes[0]
+	p.DirtyPages = nil
+	i := slices.IndexFunc(r.Rec.Samples, func(x record.Sample) bool { return x.Transferred != nil })
+	if p.PostCopy { // splitPasses counts from that sample
+		return
+	}
+	if i < 0 || p.Transferred == nil || *p.Transferred < *r.Rec.Samples[i].Transferred || p.Duration <= 0 {
+		p.Transferred, p.Throughput = nil, nil
+		return
+	}
+	p.Transferred = record.Of(*p.Transferred - *r.Rec.Samples[i].Transferred)
+	p.Throughput = record.Of(float64(*p.Transferred) / p.Duration.Seconds())
+}
+
 // splitPasses derives the passes of a post-copy: those until the guest ran on the destination, and one for all that
 // followed it. QEMU answers in post-copy, so the first sample after RESUME tells how much had been sent by then.
 func (r *Run) splitPasses(last *qmp.MigrationInfo) {
-	rec := r.Rec
-	resumed := r.Dst.started.Sub(rec.Origin)
+	rec, ran, stop := r.Rec, r.ranThere(), r.Src.Stopped
+	if stop.Equal(ran) { // the pass between them is not known
+		stop = time.Time{}
+	}
+	resumed := ran.Sub(rec.Origin)
 	i := slices.IndexFunc(rec.Samples, func(x record.Sample) bool { return x.Asked >= resumed && x.Transferred != nil })
 	var then *qmp.MigrationInfo
 	if i >= 0 {
 		then = &qmp.MigrationInfo{Has: qmp.FieldTransferred, Transferred: *rec.Samples[i].Transferred}
 	}
-	rec.Passes = passes(r.IssuedAt, r.Src.Stopped, r.Dst.started, r.Plan.DowntimeLimit, r.Passes, rec.Samples, then,
-		rec.Origin)
-	end := Later(Later(r.Src.Completed, r.Dst.Completed), r.Dst.started)
+	if ran.After(r.IssuedAt) {
+		rec.Passes = passes(r.IssuedAt, stop, ran, r.Plan.DowntimeLimit, r.Passes, rec.Samples, then, rec.Origin)
+	}
+	end := Later(Later(r.Src.Completed, r.Dst.Completed), ran)
 	if !r.Arrived() {
 		end = Later(r.edge, end)
 	}
-	p := record.Pass{Pass: len(rec.Passes) + 1, Start: resumed, Duration: end.Sub(r.Dst.started), PostCopy: true}
+	p := record.Pass{Pass: len(rec.Passes) + 1, Start: resumed, Duration: end.Sub(ran), PostCopy: true}
 	for _, x := range rec.Samples {
 		if x.Asked >= resumed && x.Transferred != nil && x.T <= end.Sub(rec.Origin) {
 			p.Remaining = x.Remaining

@@ -68,6 +68,9 @@ func (r *Run) StartPolling(ctx context.Context) {
 	})
 }
 
+// Polls tells whether the pollers are at work.
+func (r *Run) Polls() bool { return r.Poll != nil && !r.Poll.stopped }
+
 // StopPolling ends the pollers, and asks both sides once more so that the bracket closes.
 func (r *Run) StopPolling(ctx context.Context) {
 	p := r.Poll

@@ -39,6 +39,8 @@ type Run struct {
 	ContSent  bool      // `cont` was sent to the destination
 	ContAt    time.Time // and when
 	Committed bool      // and the guest is the destination's: a source that runs it again is stopped
+	Watched   bool      // somebody else drives: nothing of all this was sent by us
+	Midway    bool      // and what came before Origin was not seen
 
 	// What the events told.
 	Held    string        // the run state of a guest that something else has stopped; "": nothing has
@@ -46,8 +48,9 @@ type Run struct {
 	Passes  []PassEdge
 	undoing bool // what happens now is the undo's doing
 
-	edge  time.Time // the end of the last stage
-	Ended bool      // the running stage has set its own end
+	last  *qmp.MigrationInfo // the source's last figures; nil: they are not read, or there are none
+	edge  time.Time          // the end of the last stage
+	Ended bool               // the running stage has set its own end
 
 	Poll      *poll
 	Decider   *Decider         // looks at each sample of the passes; nil: nobody does, or no more
@@ -141,16 +144,38 @@ const (
 func (r *Run) Finish(ctx context.Context) {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), figuresLimit)
 	defer cancel()
-	var last *qmp.MigrationInfo
-	if !r.Src.mute {
-		last = r.Src.lastFigures(ctx)
-	}
+	r.ReadFigures(ctx)
 	r.StopPolling(ctx)
 	r.settleClocks(ctx)
 	r.Rec.Total.Wall = r.edge.Sub(r.Rec.Origin)
-	r.figures(last)
+	r.figures(r.last)
 	for _, f := range r.Features {
 		f.End(ctx)
+	}
+}
+
+// ReadFigures reads the source's last figures, as long as the source has them.
+func (r *Run) ReadFigures(ctx context.Context) {
+	if r.Src.mute || r.last != nil && r.last.Status == "completed" {
+		return
+	}
+	if r.last = r.Src.lastFigures(ctx); r.last != nil && r.Src.finished && facts.UnderWay(r.last.Status) {
+		r.last = nil // they are of another migration, which has begun since
+	}
+}
+
+// Begins sets the beginning of a migration that somebody else drives: what came before it is no part of it. A guest
+// that was stopped and has not been continued is still stopped.
+func (r *Run) Begins(at time.Time) {
+	r.Rec.ID, r.Rec.StartedAt, r.Rec.Origin, r.edge = record.NewID(at), at.Round(0), at, at
+	r.Watched, r.Issued, r.IssuedAt = true, true, at
+	r.Passes = nil
+	for _, s := range []*Side{r.Src, r.Dst} {
+		before := s.life
+		s.life = life{wakes: before.wakes, Asleep: before.Asleep}
+		if before.Still() {
+			s.Stopped = before.Stopped
+		}
 	}
 }
 

@@ -160,15 +160,7 @@ func (s *Side) take(ev qmp.Event, at time.Time, undisturbed bool) (pass int, ok 
 	}
 	switch ev.Name {
 	case "MIGRATION":
-		if s.parted && data.Status == "setup" { // it is to listen anew, which may fail: it is paused all the same (7.2)
-			break
-		}
-		s.Status = data.Status
-		s.finished = s.finished || s.Done() || data.Status == "failed" || data.Status == "cancelled"
-		s.parted = s.parted || strings.HasPrefix(data.Status, "postcopy-")
-		if data.Status == "completed" {
-			s.Completed = at
-		}
+		s.Says(data.Status, at)
 	case "MIGRATION_PASS":
 		return data.Pass, true
 	default:
@@ -176,6 +168,25 @@ func (s *Side) take(ev qmp.Event, at time.Time, undisturbed bool) (pass int, ok 
 	}
 	return 0, false
 }
+
+// Says notes the status of this side's migration, by an event or by an answer.
+func (s *Side) Says(status string, at time.Time) {
+	if s.parted && status == "setup" { // it is to listen anew, which may fail: it is paused all the same (7.2)
+		return
+	}
+	s.Status = status
+	s.finished = s.finished || s.Done() || status == "failed" || status == "cancelled"
+	s.parted = s.parted || strings.HasPrefix(status, "postcopy-")
+	if status == "completed" {
+		s.Completed = at
+	}
+}
+
+// Parted tells whether this side has been in post-copy.
+func (s *Side) Parted() bool { return s.parted }
+
+// Started is the first RESUME; zero: the guest was not started here.
+func (s *Side) Started() time.Time { return s.started }
 
 // Done tells whether this side has said `completed`.
 func (s *Side) Done() bool { return s.Status == "completed" }
