@@ -33,7 +33,7 @@ func TestSettings(t *testing.T) {
 	app := newApp(&commands{stdout: io.Discard, stderr: io.Discard})
 	for name, place := range map[string]setting.Place{"demo": setting.Demo, "migrate": setting.Migrate,
 		"save":    setting.Save,
-		"restore": setting.Restore, "lab": setting.Lab} {
+		"restore": setting.Restore, "lab": setting.Lab, "watch": setting.Watch} {
 		command := app.Command(name)
 		if name == "lab" {
 			command = command.Subcommands[slices.IndexFunc(command.Subcommands,

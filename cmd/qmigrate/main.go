@@ -154,8 +154,8 @@ func newApp(c *commands) *cli.App {
 		HideVersion:          true,
 		EnableBashCompletion: true,
 		Commands: []*cli.Command{
-			c.demo(), c.run(), c.show(), c.report(), c.compare(), c.export(), c.migrate(), c.save(), c.restore(), c.caps(),
-			c.lab(), c.hostsCommand(), c.doctor(), c.version(), c.completion(), c.man(),
+			c.demo(), c.run(), c.show(), c.report(), c.compare(), c.export(), c.migrate(), c.watch(), c.save(), c.restore(),
+			c.caps(), c.lab(), c.hostsCommand(), c.doctor(), c.version(), c.completion(), c.man(),
 		},
 		ExitErrHandler: func(*cli.Context, error) {}, // run prints and decides
 		OnUsageError:   onUsageError,

@@ -63,9 +63,7 @@ func (c *commands) migrate() *cli.Command {
 			&cli.StringSliceFlag{Name: "path", Category: aboutLaunch,
 				Usage: "`OLD=NEW` the destination's file for one of the source's, such as the image of a disk that is mirrored; " +
 					"may be given again"},
-		}, append(hostFlags(), &cli.BoolFlag{Name: "no-helper", Category: aboutHosts,
-			Usage: "reach ssh:// endpoints by OpenSSH's forwarding of their sockets alone; what only a helper knows is left out"}),
-			outputFlags()),
+		}, append(hostFlags(), noHelperFlag()), outputFlags()),
 		Action: c.runMigrate,
 	}
 }

@@ -3,6 +3,8 @@ package main
 import (
 	"context"
 
+	"github.com/urfave/cli/v2"
+
 	"qmigrate/engine/connect"
 	"qmigrate/engine/endpoint"
 	"qmigrate/engine/plan"
@@ -15,6 +17,11 @@ type ways struct {
 	hosts     *host.Pool
 	forwarded *connect.Forwarded // nil: through helpers
 	words     []string           // of the endpoints, the source's first
+}
+
+func noHelperFlag() cli.Flag {
+	return &cli.BoolFlag{Name: "no-helper", Category: aboutHosts,
+		Usage: "reach ssh:// endpoints by OpenSSH's forwarding of their sockets alone; what only a helper knows is left out"}
 }
 
 func newWays(hosts *host.Pool, noHelper bool) *ways {

@@ -181,7 +181,10 @@ func limitSettings() []setting.Setting[Plan] {
 		{Name: "timeout", Shape: "TIME", Default: "0s", Example: "30s", Where: everywhere,
 			Help:  "cancel a pre-copy that has not converged by then, or a save or restore that is not done; 0s: never",
 			Apply: setting.Duration(func(p *Plan) *time.Duration { return &p.Timeout })},
-		{Name: "sample-interval", Shape: "TIME", Default: "10ms", Example: "10ms", Where: trials | setting.Save,
+		{Name: "timeout", Shape: "TIME", Default: "0s", Example: "30s", Where: setting.Watch,
+			Help:  "how long to wait for a migration to begin; 0s: until one does",
+			Apply: setting.Duration(func(p *Plan) *time.Duration { return &p.Timeout })},
+		{Name: "sample-interval", Shape: "TIME", Default: "10ms", Example: "10ms", Where: trials | setting.Save | setting.Watch,
 			Help: "how often query-migrate and query-status are asked; 0ms: never",
 			Apply: func(p *Plan, text string) (err error) {
 				if p.SampleInterval, err = units.Duration(text); p.SampleInterval == 0 {

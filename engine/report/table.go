@@ -384,7 +384,7 @@ func outcomes(trials []*trial) string {
 	}
 	var parts []string
 	for _, o := range []record.Outcome{record.Completed, record.Recovered, record.Failed, record.Cancelled,
-		record.GuestEnded} {
+		record.GuestEnded, record.Unfinished} {
 		if counts[o] > 0 {
 			parts = append(parts, fmt.Sprintf("%d %s", counts[o], o))
 		}

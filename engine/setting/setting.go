@@ -16,6 +16,7 @@ const (
 	Restore                   // of `qmigrate restore`
 	Lab                       // of `qmigrate lab up`
 	Run                       // a factor of an experiment, for `qmigrate run`
+	Watch                     // a flag of `qmigrate watch`
 )
 
 // Setting is one setting of a T.

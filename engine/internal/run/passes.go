@@ -200,7 +200,7 @@ func (r *Run) figures(last *qmp.MigrationInfo) {
 func (r *Run) downtimes(last *qmp.MigrationInfo) {
 	rec, d := r.Rec, &r.Rec.Downtime
 	switch {
-	case rec.Mode == record.COLOMode, rec.Saved != nil, !r.Src.Facts.Running: // many stops; a file; none
+	case rec.Mode == record.COLOMode, r.Dst.Facts == nil && !r.Watched, !r.Src.Facts.Running: // many stops; a file; none
 		return
 	}
 	if r.Held != "" || !r.Src.Asleep.IsZero() {

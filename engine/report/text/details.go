@@ -17,9 +17,8 @@ func (p Page) Details(r *record.Migration) {
 	if r.Saved != nil {
 		p.saved(r)
 	} else {
-		fmt.Fprintf(p.W, "\n%s: %s; %s\n", r.Mode, r.Outcome, place(r))
-		fmt.Fprintf(p.W, "QEMU %s -> %s, %s, %s, %s, %s\n", Version(r.QEMU.SourceVersion), Version(r.QEMU.DestinationVersion),
-			r.QEMU.Machine,
+		fmt.Fprintf(p.W, "\n%s: %s; %s\n", way(r), r.Outcome, place(r))
+		fmt.Fprintf(p.W, "QEMU %s, %s, %s, %s, %s\n", versions(r), r.QEMU.Machine,
 			r.QEMU.Accelerator, units.FormatSize(r.QEMU.MemoryBytes), Plural(int64(r.QEMU.VCPUs), "vCPU", "vCPUs"))
 	}
 	p.hardware(r)

@@ -96,7 +96,11 @@ func failure(r *record.Migration) string {
 		where = "The guest has ended by itself, and nothing was lost"
 	}
 	where = cmp.Or(where, "It is not known which side holds the guest")
-	what := map[record.Outcome]string{record.Cancelled: "was cancelled", record.GuestEnded: "ended"}[r.Outcome]
+	if r.Outcome == record.Unfinished {
+		where = strings.Replace(where, " is ", " was ", 1)
+	}
+	what := map[record.Outcome]string{record.Cancelled: "was cancelled", record.GuestEnded: "ended",
+		record.Unfinished: "was still under way"}[r.Outcome]
 	text := fmt.Sprintf("%s: the migration %s", where, cmp.Or(what, "failed"))
 	if r.Mode == record.SaveMode || r.Mode == record.RestoreMode {
 		text = fmt.Sprintf("%s: %s %s", where, r.Mode, cmp.Or(what, "failed"))
@@ -114,6 +118,9 @@ func moved(r *record.Migration) string {
 		with = " with " + Plural(int64(n), "disk", "disks")
 	}
 	wall := units.FormatDuration(r.Total.Wall)
+	if r.Watched != nil && r.Watched.Midway {
+		wall += " that were watched"
+	}
 	still := stoodStill(r)
 	if s := r.Stage(record.PostCopy); s != nil {
 		return fmt.Sprintf("The guest%s ran on the destination after %s%s; all of its memory was there after %s", with,
@@ -218,13 +225,25 @@ func checkTexts(r *record.Migration) (parts []string) {
 	return parts
 }
 
+// versions are those of both QEMUs, or of the one that is known.
+func versions(r *record.Migration) string {
+	if r.QEMU.SourceVersion == "" || r.QEMU.DestinationVersion == "" {
+		return cmp.Or(Version(r.QEMU.SourceVersion), Version(r.QEMU.DestinationVersion), "?")
+	}
+	return Version(r.QEMU.SourceVersion) + " -> " + Version(r.QEMU.DestinationVersion)
+}
+
+// way is the mode, and whether somebody else drove.
+func way(r *record.Migration) string {
+	if r.Watched != nil {
+		return string(r.Mode) + ", watched"
+	}
+	return string(r.Mode)
+}
+
 // subject is what was migrated, and how.
 func subject(r *record.Migration) string {
-	versions := Version(r.QEMU.SourceVersion) + " -> " + Version(r.QEMU.DestinationVersion)
-	if r.QEMU.SourceVersion == "" || r.QEMU.DestinationVersion == "" {
-		versions = cmp.Or(Version(r.QEMU.SourceVersion), Version(r.QEMU.DestinationVersion), "?")
-	}
-	words := []string{string(r.Mode), "QEMU " + versions}
+	words := []string{way(r), "QEMU " + versions(r)}
 	for _, word := range []string{r.QEMU.Machine, r.QEMU.Accelerator} {
 		if word != "" {
 			words = append(words, word)
