@@ -53,10 +53,10 @@ type Migration struct {
 	Heard    time.Time // the last of the events that `cont` waited for was here; zero: it is not known
 	ContSent time.Time // our `cont` was sent; zero: somebody else sent it
 
-	// The last byte of the stream was on its way to the destination's host until then at most, by something that sees
-	// the link (frames, a tunnel). Zero: nothing does.
-	LastByte       Instant
-	LastByteSource string // what told it, for the record
+	// When bytes of the stream came out of the link at the destination, in order, the last of them at least; none:
+	// nobody looked.
+	Passed       []Instant
+	PassedSource string // what told it, for the record: frames
 }
 
 // Take takes the downtime of a migration apart. The critical parts, in their order, follow each other from STOP to

@@ -265,19 +265,25 @@ func TestLess(t *testing.T) {
 	}
 }
 
-// TestLastByte: what sees the link tells the destination's waiting from its reading.
-func TestLastByte(t *testing.T) {
+// TestPassed: what sees the link tells the destination's waiting from its reading. What passes later is something
+// else's.
+func TestPassed(t *testing.T) {
 	t.Parallel()
-	whole := Take(recorded(t, "10.0-pre-copy"))
-	for _, late := range []time.Duration{time.Millisecond, time.Minute} {
-		_, parts := change(t, "10.0-pre-copy", func(m *Migration) {
-			m.LastByte = Instant{m.Stop.At.Add(2189*time.Microsecond + late), 30 * time.Microsecond}
-			m.LastByteSource = "frames"
-		})
-		want := min(late, length(whole, record.PartDeviceLoad, record.PartWire))
-		if got := length(parts, record.PartWire); got != want {
-			t.Errorf("wire %s, not %s\n%s", got, want, table(parts))
+	const late = time.Millisecond
+	_, parts := change(t, "10.0-pre-copy", func(m *Migration) {
+		for _, at := range []time.Duration{time.Millisecond, 2189*time.Microsecond + late, time.Second} {
+			m.Passed = append(m.Passed, Instant{m.Stop.At.Add(at), time.Microsecond})
 		}
+		m.PassedSource = "frames"
+	})
+	if got := length(parts, record.PartWire); got != late {
+		t.Errorf("wire %s, not %s\n%s", got, late, table(parts))
+	}
+	_, parts = change(t, "10.0-pre-copy", func(m *Migration) {
+		m.Passed = []Instant{{m.Stop.At.Add(time.Millisecond), 0}}
+	})
+	if got := length(parts, record.PartWire); got != 0 {
+		t.Errorf("the link had nothing to do, and has %s\n%s", got, table(parts))
 	}
 }
 
@@ -306,7 +312,7 @@ func TestSum(t *testing.T) {
 			}
 			m.ReturnPath, m.PostCopy = random.IntN(2) == 0, random.IntN(2) == 0
 			if random.IntN(2) == 0 {
-				m.LastByte = Instant{m.Stop.At.Add(time.Duration(random.Int64N(int64(2 * m.Wire)))), 0}
+				m.Passed = []Instant{{m.Stop.At.Add(time.Duration(random.Int64N(int64(2 * m.Wire)))), 0}}
 			}
 			if random.IntN(4) == 0 {
 				m.ContSent = m.ContSent.Add(-m.Wire)

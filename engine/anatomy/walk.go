@@ -1,6 +1,7 @@
 package anatomy
 
 import (
+	"slices"
 	"time"
 
 	"qmigrate/engine/record"
@@ -178,14 +179,11 @@ func (w *walk) read(loaded point) {
 	wire, devices := kind{record.OnLink, record.PartWire, ""}, kind{record.OnDestination, record.PartDeviceLoad, ""}
 	ram := wire // before the last pages: it waits for bytes, or is at earlier pages
 	before := wire
-	switch last := (point{w.m.LastByte, record.OnLink, w.m.LastByteSource}); {
+	switch last := w.lastByte(loaded); {
 	case w.m.PostCopy: // it has the devices in one piece, and says so
 		w.to(w.destination.said(point{}, "postcopy-device", "postcopy-active"), wire)
 		ram, before = devices, devices
 	case last.known():
-		if last.At.After(loaded.At) {
-			last = loaded
-		}
 		w.to(last, wire)
 		ram, before = kind{record.OnDestination, record.PartRAMLoad, memory}, devices
 	}
@@ -199,6 +197,16 @@ func (w *walk) read(loaded point) {
 		}
 	}
 	w.to(loaded, devices)
+}
+
+// lastByte is when the last byte came out of the link that the destination had read by then.
+func (w *walk) lastByte(loaded point) point {
+	for _, p := range slices.Backward(w.m.Passed) {
+		if !p.At.After(loaded.At) {
+			return point{p, record.OnLink, w.m.PassedSource}
+		}
+	}
+	return point{}
 }
 
 // start goes from there to RESUME.

@@ -12,6 +12,7 @@ import (
 	"qmigrate/engine/record"
 	"qmigrate/engine/storage"
 	"qmigrate/guest"
+	"qmigrate/hostnet"
 )
 
 // setup is what the lab makes for one migration beside the two QEMUs. All of it is undone when that has ended, however
@@ -78,8 +79,25 @@ func (l *Lab) setUp(ctx context.Context, p plan.Plan, o plan.Options) (_ *setup,
 	if s.tunnel != nil {
 		s.undo.push(func() error { s.tunnel.Close(); return nil }) // what went wrong in it is in the record by then
 	}
+	if w, err := l.watchStream(); err == nil { // without it the link's part of the downtime is not told apart
+		s.options.Passed = w.Last
+		s.undo.push(func() error { w.Close(); return nil })
+	} else if o.Logger != nil {
+		o.Logger.Info("no look at the stream", "err", err)
+	}
 	s.caps, err = l.countCaps()
 	return s, err
+}
+
+// watchStream looks when the stream comes out of the link, where both hosts are this machine's.
+func (l *Lab) watchStream() (*hostnet.StreamWatch, error) {
+	n, ok := l.site.(interface {
+		WatchStream(from, to string) (*hostnet.StreamWatch, error)
+	})
+	if !ok {
+		return nil, errors.New("it is not known where the link is")
+	}
+	return n.WatchStream(l.hostOf(l.source), l.hostOf(l.destination))
 }
 
 // finish notes what the migration used, takes the line to the guest where that is now, and undoes the rest.

@@ -4,6 +4,7 @@ import (
 	"context"
 	"log/slog"
 	"os"
+	"time"
 
 	"qmigrate/engine/record"
 	"qmigrate/qmp"
@@ -15,6 +16,9 @@ type Options struct {
 	Schemas qmp.SchemaCache     // where the introspection of known QEMU binaries is kept; zero: asked each time
 	Stream  Stream              // the descriptors of listen fd:NAME; nil: a socket pair of this machine
 	Sampled func(record.Sample) // each sample as it comes, from the sampling goroutine; nil: none
+	// Passed are the instants at which bytes of the migration stream came out of the link at the destination, the last of
+	// them at least, in order, by this machine's clock. nil: nobody looks.
+	Passed func() []time.Time
 	// Mirrored is told twice a second of stage storage, from a goroutine of its own, how many bytes of how many the
 	// mirrors have copied. The whole grows with what the guest writes again. nil: nobody asks.
 	Mirrored func(copied, all int64)
