@@ -109,8 +109,8 @@ func (a *anatomy) beside(side record.Place, part record.PartName, device string,
 		Error: 2 * time.Microsecond, Source: trace})
 }
 
-// TakenApart gives a completed record such an anatomy, and where its memory followed the guest the latencies of the page
-// requests.
+// TakenApart gives a completed record such an anatomy. Where its memory followed the guest, it gets latencies of page
+// requests too.
 func TakenApart(m *record.Migration, told Told) *record.Migration {
 	stop := m.Stage(record.StopAndCopy)
 	if m.Outcome != record.Completed || m.Downtime.Wire == nil || stop == nil {

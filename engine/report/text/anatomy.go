@@ -20,8 +20,24 @@ const dearest = 5
 type partTime struct {
 	part            record.PartName
 	side            record.Place
-	duration, error time.Duration // the error is at most the sum of theirs
+	duration, error time.Duration
 	sources         []string
+
+	end time.Duration // of the stretch before, from the first command
+	run time.Duration // the error of stretches that follow each other: what lies between two of them cancels out
+}
+
+// addError adds the error of a stretch, which is at most the sum of those of the runs.
+func (t *partTime) addError(p record.AnatomyPart) {
+	if p.Start != nil && t.duration > 0 && *p.Start == t.end {
+		more := max(p.Error-t.run, 0)
+		t.error, t.run = t.error+more, t.run+more
+	} else {
+		t.error, t.run = t.error+p.Error, p.Error
+	}
+	if p.Start != nil {
+		t.end = *p.Start + p.Duration
+	}
 }
 
 // criticalPath is the critical parts of a downtime, in the order of their beginnings, and the sum of them.
@@ -36,7 +52,8 @@ func criticalPath(all []record.AnatomyPart) (path []partTime, sum time.Duration)
 			path = append(path, partTime{part: p.Part, side: p.Side})
 		}
 		t := &path[i]
-		t.duration, t.error, sum = t.duration+p.Duration, t.error+p.Error, sum+p.Duration
+		t.addError(p)
+		t.duration, sum = t.duration+p.Duration, sum+p.Duration
 		if !slices.Contains(t.sources, p.Source) {
 			t.sources = append(t.sources, p.Source)
 		}
