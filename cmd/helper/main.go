@@ -17,6 +17,7 @@ import (
 	"qmigrate/guest/launch"
 	"qmigrate/hostnet"
 	"qmigrate/hostnet/host"
+	"qmigrate/hostnet/libvirtd"
 )
 
 // clockVariable sets the clock that this host shows, for tests: see host.ParseDrift.
@@ -45,6 +46,7 @@ func run() error {
 	undo := hostnet.Undos()
 	maps.Copy(undo, tunnel.Undos())
 	maps.Copy(undo, launch.Undos())
-	tasks := slices.Concat(hostnet.Tasks(), on.Tasks(), storage.Tasks(), tunnel.Tasks(), behind.Tasks(), launch.Tasks())
+	tasks := slices.Concat(hostnet.Tasks(), libvirtd.Tasks(), on.Tasks(), storage.Tasks(), tunnel.Tasks(), behind.Tasks(),
+		launch.Tasks())
 	return host.Helper{Clock: clock, Tasks: tasks, Undo: undo, Holds: guest.Holds}.Serve(os.Stdin, os.Stdout)
 }

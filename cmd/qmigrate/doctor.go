@@ -13,6 +13,7 @@ import (
 	"qmigrate/guest/image"
 	"qmigrate/hostnet"
 	"qmigrate/hostnet/host"
+	"qmigrate/hostnet/libvirtd"
 	"qmigrate/hostnet/lxc"
 )
 
@@ -130,7 +131,7 @@ func findings(ctx context.Context) []finding {
 		f.text = "not in the cache: without it give --kernel and --modules"
 	}
 	all = append(append(all, f), storageFindings(ctx, mend)...)
-	all = append(all, guestFinding(mend), agentFinding(), kvmFinding(), containerFinding(ctx))
+	all = append(all, guestFinding(mend), agentFinding(), kvmFinding(), containerFinding(ctx), libvirtFinding(ctx))
 	return all
 }
 
@@ -158,6 +159,16 @@ func containerFinding(ctx context.Context) finding {
 	var first *host.UnsupportedError
 	if errors.As(err, &first) { // liblxc's, which needs no daemon
 		f.text, f.mend = f.text+": "+first.Reason, first.Mend
+	}
+	return f
+}
+
+// libvirtFinding says whether --hosts libvirt can be made.
+func libvirtFinding(ctx context.Context) finding {
+	f := finding{name: "hosts libvirt", optional: true, ok: true, text: "containers by liblxc with a libvirtd in them"}
+	var lacks *host.UnsupportedError
+	if err := libvirtd.Check(ctx); errors.As(err, &lacks) {
+		f.ok, f.text, f.mend = false, "no --hosts libvirt: "+lacks.Reason, lacks.Mend
 	}
 	return f
 }

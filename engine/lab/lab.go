@@ -24,6 +24,7 @@ import (
 	"qmigrate/guest/image"
 	"qmigrate/guest/wire"
 	"qmigrate/hostnet/host"
+	"qmigrate/hostnet/libvirtd"
 	"qmigrate/hostnet/lxc"
 )
 
@@ -72,6 +73,11 @@ func Up(ctx context.Context, s Spec) (_ *Lab, err error) {
 	}
 	if kind, manager, _ := strings.Cut(s.Hosts, ":"); kind == Containers {
 		if _, err := lxc.Check(ctx, host.LXC(manager)); err != nil {
+			return nil, err
+		}
+	}
+	if s.Hosts == Libvirt {
+		if err := libvirtd.Check(ctx); err != nil {
 			return nil, err
 		}
 	}

@@ -185,7 +185,8 @@ func hostSettings() []setting.Setting[Spec] {
 			Apply: setting.Choice(func(s *Spec) *string { return &s.Transport }, Transports()...)},
 		{Name: "hosts", Shape: "KIND", Default: Namespaces, Example: Namespaces, Where: trials,
 			Help: "what a host is: netns, a network namespace; lxc, a container that is made from this machine's files " +
-				"(lxc:lxd, lxc:incus or lxc:liblxc says by whom); FILE.toml, the hosts of a hosts file: docs/hosts.md",
+				"(lxc:lxd, lxc:incus or lxc:liblxc says by whom); libvirt, such a container with a libvirtd; FILE.toml, the " +
+				"hosts of a hosts file: docs/hosts.md",
 			Apply: func(s *Spec, text string) error {
 				s.Hosts = text
 				return checkHosts(text)

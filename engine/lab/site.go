@@ -12,6 +12,7 @@ import (
 	"qmigrate/hostnet"
 	"qmigrate/hostnet/host"
 	"qmigrate/hostnet/hosts"
+	"qmigrate/hostnet/libvirtd"
 	"qmigrate/hostnet/lxc"
 )
 
@@ -61,8 +62,9 @@ type Site interface {
 
 // The kinds of hosts that a lab can have.
 const (
-	Namespaces = "netns" // network namespaces of this machine
-	Containers = "lxc"   // containers, made from files of this machine; lxc:MANAGER says by whom
+	Namespaces = "netns"   // network namespaces of this machine
+	Containers = "lxc"     // containers, made from files of this machine; lxc:MANAGER says by whom
+	Libvirt    = "libvirt" // containers of liblxc in which a libvirtd runs
 )
 
 // OnNamespaces tells whether the hosts are network namespaces of this machine, which need root or a user namespace.
@@ -80,13 +82,13 @@ func checkHosts(kind string) error {
 	if m, ok := strings.CutPrefix(kind, Containers+":"); ok {
 		return setting.OneOf(host.LXC(m), host.LibLXC, host.LXD, host.Incus)
 	}
-	if kind != Namespaces && kind != Containers {
-		return setting.Wrong(kind, "have %s, %s, or a hosts file, FILE.toml", Namespaces, Containers)
+	if kind != Namespaces && kind != Containers && kind != Libvirt {
+		return setting.Wrong(kind, "have %s, %s, %s, or a hosts file, FILE.toml", Namespaces, Containers, Libvirt)
 	}
 	return nil
 }
 
-// makeSite makes the hosts that the lab's spec wants. They can run the binaries.
+// makeSite makes the hosts that the lab's spec wants. They can run the binaries, the source's and the destination's.
 func (l *Lab) makeSite(ctx context.Context, binaries ...guest.Binary) (Site, error) {
 	s := l.spec
 	network := hostnet.Spec{Owner: s.Owner, Rate: s.LinkRate}
@@ -110,15 +112,24 @@ func (l *Lab) makeSite(ctx context.Context, binaries ...guest.Binary) (Site, err
 			return nil, err
 		}
 		return n, nil
-	case kind == Containers:
+	case kind == Containers, kind == Libvirt:
 		c := lxc.Spec{Spec: network, Manager: host.LXC(manager), Dir: l.dir, Pool: s.Pool}
 		if cache, err := guest.CacheDir(); err == nil {
 			c.ReadOnly = append(c.ReadOnly, cache)
 		}
-		for _, b := range binaries {
+		qemu := map[string]string{}
+		for i, b := range binaries {
+			qemu[[]string{sourceHost, destinationHost}[i]] = b.Path
 			if dir := filepath.Dir(b.Path); filepath.IsAbs(dir) && dir != "/" {
 				c.ReadOnly = append(c.ReadOnly, dir)
 			}
+		}
+		if kind == Libvirt {
+			n, err := libvirtd.Spec{Spec: c, QEMU: qemu}.Apply(ctx)
+			if err != nil {
+				return nil, err
+			}
+			return n, nil
 		}
 		n, err := c.Apply(ctx)
 		if err != nil {
@@ -127,7 +138,7 @@ func (l *Lab) makeSite(ctx context.Context, binaries ...guest.Binary) (Site, err
 		l.spec.Hosts = Containers + ":" + string(n.Manager()) // who is asked to remove them
 		return n, nil
 	}
-	return nil, fmt.Errorf("hosts %s: have %s, %s", s.Hosts, Namespaces, Containers)
+	return nil, fmt.Errorf("hosts %s: have %s, %s, %s", s.Hosts, Namespaces, Containers, Libvirt)
 }
 
 // ownHosts tells whether hosts of a kind are made with their site and removed with it, with all that runs on them.
@@ -136,7 +147,7 @@ func ownHosts(kind string) bool {
 		return false
 	}
 	kind, _, _ = strings.Cut(kind, ":")
-	return kind == "" || kind == Namespaces || kind == Containers
+	return kind == "" || kind == Namespaces || kind == Containers || kind == Libvirt
 }
 
 // removeSite removes what the site of a lab has left, whoever made it and however far that came. removed names what
@@ -152,6 +163,8 @@ func removeSite(ctx context.Context, pool *host.Pool, s state) (removed []string
 	switch kind, manager, _ := strings.Cut(s.Hosts, ":"); kind {
 	case "", Namespaces:
 		return hostnet.Remove(ctx, s.Owner)
+	case Libvirt: // a libvirtd and its domains go with the container
+		return lxc.Remove(ctx, s.Owner, host.LibLXC)
 	case Containers:
 		if manager != "" {
 			return lxc.Remove(ctx, s.Owner, host.LXC(manager))

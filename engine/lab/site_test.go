@@ -10,7 +10,7 @@ import (
 
 // TestHosts: what are no hosts, and what the hosts cannot do, is refused by the words alone.
 func TestHosts(t *testing.T) {
-	for hosts, want := range map[string]string{"netns": "", "lxc": "", "lxc:lxd": "", "lxc:docker": "liblxc", "lcx": "lxc",
+	for hosts, want := range map[string]string{"netns": "", "lxc": "", "lxc:lxd": "", "libvirt": "", "libvirt:x": "libvirt", "lxc:docker": "liblxc", "lcx": "lxc",
 		"no-such.toml": "no-such.toml"} {
 		if err := checkHosts(hosts); (err == nil) != (want == "") || err != nil && !strings.Contains(err.Error(), want) {
 			t.Errorf("%s: %v", hosts, err)
@@ -26,6 +26,7 @@ func TestHosts(t *testing.T) {
 		{Spec{Transport: TCP, Hosts: Containers}, plan.Plan{}, ""},
 		{Spec{Transport: Unix, Hosts: Containers}, plan.Plan{Mode: record.PostCopyMode}, ""},
 		{Spec{Transport: FD, Hosts: Containers}, plan.Plan{}, "none can be handed to a host that is elsewhere"},
+		{Spec{Transport: FD, Hosts: Libvirt}, plan.Plan{}, "none can be handed to a host that is elsewhere"},
 		{Spec{Transport: Exec, Hosts: "x.toml"}, plan.Plan{}, "hosts x.toml are elsewhere"},
 	} {
 		err := c.spec.CheckTransport(c.plan)

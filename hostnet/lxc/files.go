@@ -96,6 +96,7 @@ func (c *container) makeFiles() error {
 			return err
 		}
 	}
+	links["/var/run"] = "/run"
 	for name, target := range links {
 		if err := os.Symlink(target, filepath.Join(root, name)); err != nil {
 			return err
