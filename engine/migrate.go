@@ -22,6 +22,7 @@ type migration struct {
 	security *security
 	policy   *converging
 	mirrors  *mirrors
+	traces   *traces
 	mendBy   time.Time // when a post-copy that lost its link is given up; zero: something was sent since the last mend
 }
 
@@ -65,8 +66,9 @@ func Migrate(ctx context.Context, src, dst *endpoint.Endpoint, p plan.Plan, o pl
 // newMigration is a run with the features that a migration may have, in the order in which they are asked.
 func newMigration(src, dst *endpoint.Endpoint, p plan.Plan, o plan.Options) *migration {
 	r := run.New(src, dst, p, o)
-	m := &migration{run: r, security: &security{run: r}, policy: &converging{run: r}, mirrors: &mirrors{run: r}}
-	r.Features = []run.Feature{m.security, m.policy, m.mirrors}
+	m := &migration{run: r, security: &security{run: r}, policy: &converging{run: r}, mirrors: &mirrors{run: r},
+		traces: &traces{run: r}}
+	r.Features = []run.Feature{m.traces, m.security, m.policy, m.mirrors} // a log that is not a QEMU's is refused first
 	r.Undo = r.Settle
 	if r.Plan.PostCopies() {
 		r.Rec.PostCopy = &record.PostCopyFigures{}

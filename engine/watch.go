@@ -69,6 +69,7 @@ func newWatcher(src, dst *endpoint.Endpoint, p plan.Plan, o plan.Options) *watch
 	if w.alone {
 		dst = &endpoint.Endpoint{}
 	}
+	o.Traces = "" // what a qmigrate that has died left on is for a command that may change something
 	w.run = run.New(src, dst, plan.Plan{SampleInterval: p.SampleInterval, Timeout: p.Timeout}, o)
 	w.run.Features = []run.Feature{w}
 	w.run.Decider = &run.Decider{Samples: make(chan record.Sample, 4096), Over: make(chan struct{}), Decide: w.sampled}

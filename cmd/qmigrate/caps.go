@@ -61,7 +61,8 @@ func (c *commands) runCaps(x *cli.Context) error {
 	var trials []*fit.Trial
 	thrown := false
 	for _, text := range x.Args().Slice() {
-		f, bin, own, err := factsOf(x.Context, c.reach(x), text, x.String("machine"), plan.Options{Logger: log, Schemas: schemas()})
+		f, bin, own, err := factsOf(x.Context, c.reach(x), text, x.String("machine"),
+			plan.Options{Logger: log, Schemas: schemas(), Traces: traces()})
 		if err != nil {
 			return err
 		}

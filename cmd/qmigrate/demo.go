@@ -152,7 +152,7 @@ func passOn(status int) error {
 // observe runs one migration with the live line on a terminal.
 func (c *commands) observe(x *cli.Context, log *slog.Logger, p plan.Plan,
 	migrate func(plan.Plan, plan.Options) (*record.Migration, error)) (*record.Migration, error) {
-	o := plan.Options{Logger: log, Schemas: schemas()}
+	o := plan.Options{Logger: log, Schemas: schemas(), Traces: traces()}
 	if !x.Bool("quiet") {
 		if line := newLiveLine(c.stderr); line != nil {
 			o.Sampled, o.Mirrored = line.sample, line.mirrored
@@ -169,4 +169,13 @@ func schemas() qmp.SchemaCache {
 		return qmp.SchemaCache{}
 	}
 	return qmp.SchemaCache{Dir: dir + "/schema"}
+}
+
+// traces is the folder of the notes that say what of a QEMU's trace events was switched on and is to be switched off.
+func traces() string {
+	dir, err := guest.CacheDir()
+	if err != nil {
+		return ""
+	}
+	return dir + "/traces"
 }

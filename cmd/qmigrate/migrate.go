@@ -88,7 +88,7 @@ func (c *commands) runMigrate(x *cli.Context) error {
 	if err != nil {
 		return inFlags(err)
 	}
-	o := plan.Options{Logger: log, Schemas: schemas()}
+	o := plan.Options{Logger: log, Schemas: schemas(), Traces: traces()}
 	if x.Bool("recover") {
 		return c.recover(x, ways, src, p, o)
 	}

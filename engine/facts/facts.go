@@ -13,6 +13,7 @@ import (
 	"qmigrate/engine/endpoint"
 	"qmigrate/engine/holder"
 	"qmigrate/engine/plan"
+	"qmigrate/engine/tracing"
 	"qmigrate/qmp"
 )
 
@@ -63,6 +64,14 @@ type Facts struct {
 	VCPUThread int               // the first vCPU's thread, as QEMU's host numbers it; 0: QEMU names none
 }
 
+// RestoreTraces switches off again what a qmigrate that has died had switched on of a QEMU's trace events. What cannot
+// be is left to the next command, for nobody waits for it.
+func RestoreTraces(ctx context.Context, c *qmp.Conn, ep *endpoint.Endpoint, o plan.Options) {
+	if err := tracing.Notes(o.Traces).Restore(ctx, c, tracing.Who(ep)); err != nil && o.Logger != nil {
+		o.Logger.Warn("restore trace events", "qemu", ep.Name, "err", err)
+	}
+}
+
 // Inspect opens the endpoint's control monitor, reads the facts and lets it go.
 func Inspect(ctx context.Context, ep *endpoint.Endpoint, o plan.Options) (*Facts, error) {
 	conn, err := ep.Talk(ctx, ep.Control, "", qmp.Options{Logger: o.Logger})
@@ -72,6 +81,9 @@ func Inspect(ctx context.Context, ep *endpoint.Endpoint, o plan.Options) (*Facts
 	defer conn.Close()
 	f, err := Read(ctx, conn, ep.Name)
 	err = ep.Because(err, nil)
+	if err == nil {
+		RestoreTraces(ctx, conn, ep, o)
+	}
 	if err == nil {
 		f.Schema, f.SchemaKnown, err = o.Schemas.Schema(ctx, conn)
 	}

@@ -12,8 +12,11 @@ import (
 
 // Options is what a caller may want beside the record.
 type Options struct {
-	Logger  *slog.Logger        // info: stage edges; debug: wire lines; nil is silent
-	Schemas qmp.SchemaCache     // where the introspection of known QEMU binaries is kept; zero: asked each time
+	Logger  *slog.Logger    // info: stage edges; debug: wire lines; nil is silent
+	Schemas qmp.SchemaCache // where the introspection of known QEMU binaries is kept; zero: asked each time
+	// Traces is a folder of this user's in which is noted what of a QEMU's trace events was off before a migration
+	// switched it on, so that the next command switches it off if this one dies; "": nothing is noted.
+	Traces  string
 	Stream  Stream              // the descriptors of listen fd:NAME; nil: a socket pair of this machine
 	Sampled func(record.Sample) // each sample as it comes, from the sampling goroutine; nil: none
 	// Passed are the instants at which bytes of the migration stream came out of the link at the destination, the last of

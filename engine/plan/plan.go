@@ -29,6 +29,9 @@ func (p Plan) Name() string {
 	if p.Channels != FormURI {
 		words = append(words, p.Channels)
 	}
+	if p.Anatomy == AnatomyOff {
+		words = append(words, "anatomy=off")
+	}
 	words = append(words, p.Mirror.name()...)
 	return strings.ReplaceAll(strings.Join(words, ","), " ", "")
 }
@@ -69,6 +72,9 @@ func (p Plan) Words() map[string]any {
 	}
 	if p.Timeout > 0 {
 		w["timeout_ns"] = p.Timeout
+	}
+	if p.Anatomy != "" {
+		w["anatomy"] = p.Anatomy
 	}
 	p.Mirror.Words(w)
 	return w

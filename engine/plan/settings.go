@@ -192,10 +192,46 @@ func limitSettings() []setting.Setting[Plan] {
 				}
 				return err
 			}},
+		{Name: "anatomy", Shape: "on|off", Absent: "on, as far as it can be had", Example: "off", Where: trials,
+			Help: "take the downtime apart: what each part of both QEMUs and of the way between them cost, by trace events " +
+				"that are switched on in both for the migration",
+			Apply: setting.Choice(func(p *Plan) *string { return &p.Anatomy }, AnatomyOn, AnatomyOff)},
+		{Name: "trace-log", Shape: "[SIDE=]FILE", Absent: "that of a QEMU which qmigrate has started",
+			Example: "source=/var/log/a.log", Where: setting.Migrate, List: true,
+			Help: "where these QEMUs write their trace lines, on their hosts: the FILE of -D, else standard error's; " +
+				"SIDE is source or destination, without it both write there. QEMU needs -msg timestamp=on",
+			Apply: func(p *Plan, text string) error { return p.TraceLogs.set(text) }},
 		{Name: "allow-unsafe", Example: "true", Where: setting.Save,
 			Help:  "also save in the background by an older QEMU, which loses the guest if the save fails half-way",
 			Apply: setting.Truth(func(p *Plan) *bool { return &p.AllowUnsafe })},
 	}
+}
+
+// set reads FILE, source=FILE and destination=FILE, with commas between them.
+func (l *TraceLogs) set(text string) error {
+	for part := range strings.SplitSeq(text, ",") {
+		side, file, named := strings.Cut(part, "=")
+		into := []*string{&l.Source, &l.Destination}
+		switch {
+		case named && side == string(record.Source):
+			into = into[:1]
+		case named && side == string(record.Destination):
+			into = into[1:]
+		default: // a name may have a = in it
+			file = part
+		}
+		if !filepath.IsAbs(file) {
+			return setting.Wrong(part, "give a path from the root, as in /var/log/qemu.log, source=/var/log/a.log or "+
+				"destination=/var/log/b.log")
+		}
+		for _, at := range into {
+			if *at != "" && *at != file {
+				return setting.Wrong(part, "a side has one log, and it is %s already", *at)
+			}
+			*at = file
+		}
+	}
+	return nil
 }
 
 // mirrorSettings are those of a migration between hosts that share no storage.

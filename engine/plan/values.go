@@ -50,7 +50,22 @@ type Plan struct {
 	Tunnel TunnelKind
 	// encryption by QEMU itself; nil: as both QEMUs have been told by somebody else, which is usually none
 	TLS *TLS
+	// whether the downtime is taken apart, which QEMU's trace events tell best; "": AnatomyOn, and nothing is said of what
+	// cannot be had
+	Anatomy string
+	// the files, on their hosts, that the two QEMUs write their trace lines to; "": none is known but that of a QEMU which
+	// qmigrate has started
+	TraceLogs TraceLogs
 }
+
+// TraceLogs are the two QEMUs' trace logs.
+type TraceLogs struct{ Source, Destination string }
+
+// The values of Plan.Anatomy.
+const (
+	AnatomyOn  = "on"
+	AnatomyOff = "off"
+)
 
 // Plan defaults, and QEMU's own limit on downtime-limit (migration/options.c, 7.2 to 11.1).
 const (
@@ -117,6 +132,8 @@ func (p Plan) Check() error {
 	case p.SwitchAfter != (SwitchAfter{}) && p.Mode != record.HybridMode:
 		return setting.Errorf("switch-after", p.SwitchAfter.String(), "it is for mode %s, this one is %s", record.HybridMode,
 			p.Mode)
+	case p.Anatomy == AnatomyOff && p.TraceLogs != (TraceLogs{}):
+		return setting.Errorf("trace-log", "", "it is for anatomy: leave anatomy off out, or trace-log")
 	case p.Channels != FormURI && p.Channels != FormChannels:
 		return setting.Errorf("channels", p.Channels, "%s", near.Hint(p.Channels, []string{FormURI, FormChannels}))
 	}

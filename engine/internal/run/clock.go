@@ -43,8 +43,8 @@ func (s *Side) fit() *clock.Fit {
 	return s.follower.Fit()
 }
 
-// timed tells whether this side's clock is ours, or was looked at.
-func (s *Side) timed() bool { return s.Facts.Here() || s.follower != nil }
+// Timed tells whether this side's clock is ours, or was looked at.
+func (s *Side) Timed() bool { return s.Facts.Here() || s.follower != nil }
 
 // Now is the time by the side's clock.
 func (s *Side) Now() time.Time {
@@ -87,6 +87,34 @@ func (s *Side) place(theirs, came time.Time) clock.Placed {
 		age = 0
 	}
 	return clock.Placed{At: came.Add(-age), Error: time.Microsecond}
+}
+
+// Stamped places what the side's QEMU has written down with its stamp, which nobody saw come. Where that clock is ours,
+// the event with the nearest stamp says where, so that a step of the clock at another time does no harm.
+func (s *Side) Stamped(theirs time.Time) clock.Placed {
+	if f := s.fit(); f != nil {
+		p := f.Place(theirs, time.Time{})
+		p.Error += time.Microsecond
+		return p
+	}
+	now := time.Now()
+	best := placed{theirs: now.Round(0), Placed: clock.Placed{At: now}}
+	for i, p := range s.placed {
+		if i == 0 || theirs.Sub(p.theirs).Abs() < theirs.Sub(best.theirs).Abs() {
+			best = p
+		}
+	}
+	return clock.Placed{At: best.At.Add(theirs.Sub(best.theirs)), Error: time.Microsecond}
+}
+
+// Told is where an event of this side is placed by what is known now.
+func (s *Side) Told(ev qmp.Event) clock.Placed {
+	for _, p := range s.placed {
+		if p.theirs.Equal(ev.QEMUTime) && p.came.Equal(ev.Arrived) {
+			return p.Placed
+		}
+	}
+	return s.place(ev.QEMUTime, ev.Arrived)
 }
 
 // of is the event that was placed at an instant. One that was not is taken to be as good as a stamp of our own clock.
@@ -212,7 +240,7 @@ func (r *Run) wire(stop, resume time.Time) {
 	wire, e := resume.Sub(stop), a.Error+b.Error
 	arrival := r.Dst.arrival(b).Sub(r.Src.arrival(a))
 	arrivalError := max(r.underWay(r.Src, a), r.underWay(r.Dst, b))
-	timed := r.Src.timed() && r.Dst.timed()
+	timed := r.Src.Timed() && r.Dst.Timed()
 	if timed && len(r.measured()) == 0 { // one clock is behind both stamps
 		if wire > 0 {
 			d.Wire, d.WireError = record.Of(wire), record.Of(e)
@@ -226,7 +254,7 @@ func (r *Run) wire(stop, resume time.Time) {
 		if d.Wire, d.WireError = d.Arrival, d.ArrivalError; wire > 0 && (wire-arrival).Abs() <= arrivalError {
 			d.Wire, d.WireError = record.Of(wire), nil
 		}
-		r.warnUntimed(!r.Src.timed(), !r.Dst.timed())
+		r.warnUntimed(!r.Src.Timed(), !r.Dst.Timed())
 		return
 	}
 	if a.Doubtful || b.Doubtful {
@@ -253,7 +281,7 @@ func (r *Run) wire(stop, resume time.Time) {
 
 // arrival is when an event was here; of a clock that is ours, its stamp is better.
 func (s *Side) arrival(p placed) time.Time {
-	if s.timed() && s.fit() == nil {
+	if s.Timed() && s.fit() == nil {
 		return p.At
 	}
 	return p.came
@@ -261,7 +289,7 @@ func (s *Side) arrival(p placed) time.Time {
 
 // underWay is how long STOP of the source, or the first RESUME of the destination, was on its way at most.
 func (r *Run) underWay(s *Side, p placed) time.Duration {
-	if s.timed() && s.fit() == nil { // it is by its stamp
+	if s.Timed() && s.fit() == nil { // it is by its stamp
 		return p.Error
 	}
 	since := r.Rec.Origin

@@ -30,6 +30,7 @@ type Run struct {
 	// What was sent.
 	Listening bool      // migrate-incoming was sent: this destination can do nothing else any more
 	Paused    bool      // we stopped the source ourselves
+	PausedAt  time.Time // and when it had answered
 	Stream    *os.File  // the source's end of a stream by descriptors, until it has it
 	Issued    bool      // `migrate` was sent
 	IssuedAt  time.Time // and when

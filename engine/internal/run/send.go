@@ -25,6 +25,7 @@ func (r *Run) stopSource(ctx context.Context) error {
 	if err := r.Promptly(ctx, r.Src.Control.Stop); err != nil {
 		return fmt.Errorf("stop source: %w", err)
 	}
+	r.PausedAt = time.Now()
 	return r.Until(ctx, func() bool { return r.Src.Still() || !r.Src.Asleep.IsZero() })
 }
 

@@ -99,6 +99,7 @@ func (s *Side) Open(ctx context.Context, o plan.Options) error {
 		return err
 	}
 	s.learn(found)
+	facts.RestoreTraces(ctx, s.Control, s.Endpoint, o)
 	return nil
 }
 
@@ -187,6 +188,13 @@ func (s *Side) Parted() bool { return s.parted }
 
 // Started is the first RESUME; zero: the guest was not started here.
 func (s *Side) Started() time.Time { return s.started }
+
+// StatusOf is the status that an event MIGRATION tells.
+func (s *Side) StatusOf(ev qmp.Event) string {
+	var data eventData
+	_ = json.Unmarshal(ev.Data, &data) // data of another shape has none
+	return data.Status
+}
 
 // Done tells whether this side has said `completed`.
 func (s *Side) Done() bool { return s.Status == "completed" }
