@@ -189,6 +189,21 @@ func TestFollow(t *testing.T) {
 	}
 }
 
+// TestPause: no look falls into a pause.
+func TestPause(t *testing.T) {
+	w := &world{base: time.Now(), random: rand.New(rand.NewPCG(1, 2)), delay: 400 * us}
+	f, err := Follow(t.Context(), func(context.Context) (Look, error) { return w.look(time.Since(w.base), 4), nil })
+	if err != nil {
+		t.Fatal(err)
+	}
+	f.Pause(time.Hour)
+	time.Sleep(Every * 3 / 2)
+	f.Close()
+	if f.Fit().Looks != 1 {
+		t.Errorf("%d looks", f.Fit().Looks)
+	}
+}
+
 // FuzzPlace: whatever the looks are, nothing is placed after its word came.
 func FuzzPlace(f *testing.F) {
 	f.Add(int64(0), int64(5e9), int64(1e5), int64(1e9), int64(6e9), int64(1e5), int64(5e8))

@@ -22,6 +22,7 @@ type Follower struct {
 	looks []Look
 	fit   *Fit
 	err   error
+	pause time.Time // until when the looks are left out
 }
 
 // Follow looks once, and goes on to do so. The error is that of the first look.
@@ -45,6 +46,9 @@ func Follow(ctx context.Context, look func(context.Context) (Look, error)) (*Fol
 			case <-ctx.Done():
 				return
 			case <-tick.C:
+				if f.paused() {
+					continue
+				}
 				_ = f.once(ctx) // kept for Err: the looks before it stand, and the next may succeed
 			}
 		}
@@ -64,6 +68,19 @@ func (f *Follower) once(ctx context.Context) error {
 		f.fit = Compare(f.looks)
 	}
 	return err
+}
+
+// Pause leaves out the looks of the time that comes now; 0: none.
+func (f *Follower) Pause(d time.Duration) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.pause = time.Now().Add(d)
+}
+
+func (f *Follower) paused() bool {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return time.Now().Before(f.pause)
 }
 
 // Fit is what the looks so far tell; nil: the host's clock is ours.

@@ -120,8 +120,11 @@ func (r *Run) Watch(ctx context.Context) {
 			defer tick.Stop()
 			for control.Err() == nil { // its end is told by the events
 				limited, done := context.WithTimeout(ctx, limit)
-				err := question(limited, control, s)
-				if err == nil && events != control { // without it nothing that is waited for would come
+				asks, err := !r.quiet.now(), error(nil)
+				if asks {
+					err = question(limited, control, s)
+				}
+				if asks && err == nil && events != control { // without it nothing that is waited for would come
 					_, err = events.QueryStatus(limited)
 				}
 				late := limited.Err() != nil
@@ -129,6 +132,7 @@ func (r *Run) Watch(ctx context.Context) {
 				switch {
 				case ctx.Err() != nil:
 					return
+				case !asks:
 				case err != nil && late:
 					select {
 					case silent <- s:

@@ -87,6 +87,7 @@ func (r *Run) next(ctx context.Context, done func() bool) error {
 	case state := <-r.Asked:
 		if r.Asked = nil; stands(state) {
 			r.Held = state
+			r.speakAgain()
 		}
 	case x := <-r.observed():
 		return r.Decider.Decide(ctx, x)
@@ -169,6 +170,7 @@ func (r *Run) Take(s *Side, ev qmp.Event, ok bool) {
 		r.Passes = append(r.Passes, PassEdge{Raw: pass, At: at})
 		r.Poll.kick()
 	}
+	r.hush(s, ev)
 }
 
 // undisturbed tells whether a RESUME of this side now is not the migration's own: its undo's, a failure's, or the

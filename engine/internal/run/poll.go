@@ -27,6 +27,8 @@ type poll struct {
 	stop     context.CancelFunc
 	all      sync.WaitGroup
 	kicks    chan struct{}
+	ran      chan struct{} // closed when the destination has said that it runs
+	quiet    *quiet
 	stopped  bool
 	Turned   atomic.Int64 // passes that have ended by policy.Turns
 	decider  *Decider     // that sees each sample, until it is over; nil: there is none
@@ -51,7 +53,7 @@ func (r *Run) StartPolling(ctx context.Context) {
 	}
 	ctx, cancel := context.WithCancel(context.WithoutCancel(ctx))
 	p := &poll{interval: r.Plan.SampleInterval, origin: r.Rec.Origin, stop: cancel, kicks: make(chan struct{}, 1),
-		decider: r.Decider}
+		ran: make(chan struct{}), quiet: &r.quiet, decider: r.Decider}
 	r.Poll = p
 	first, done := context.WithTimeout(ctx, AnswerLimit) // one that hangs is until's to find
 	// the bracket's outer edges, before anything moves
@@ -62,9 +64,10 @@ func (r *Run) StartPolling(ctx context.Context) {
 	p.all.Go(func() { // while the source runs the guest, the destination has nothing to tell
 		select {
 		case <-halted:
-			p.destination(ctx, r.Dst.events)
+		case <-p.ran:
 		case <-ctx.Done():
 		}
+		p.destination(ctx, r.Dst.events)
 	})
 }
 
@@ -101,9 +104,22 @@ func (p *poll) kick() {
 	}
 }
 
-// source asks query-migrate and then query-status at each tick and at each kick, until ctx ends or the monitors go
-// away. One goroutine does both, for most of what polling costs is waking up: side by side it was a third more. A tick
-// that falls into an unanswered question is dropped. Halted is called when the source does not run.
+// runs notes that the destination has said that it runs.
+func (p *poll) runs() {
+	if p == nil {
+		return
+	}
+	select {
+	case <-p.ran:
+	default:
+		close(p.ran)
+	}
+}
+
+// source asks query-migrate and then query-status at each tick and at each kick that does not fall into a quiet, until
+// ctx ends or the monitors go away. One goroutine does both, for most of what polling costs is waking up: side by side
+// it was a third more. A tick that falls into an unanswered question is dropped. Halted is called when the source does
+// not run.
 func (p *poll) source(ctx context.Context, s *Side, sampled func(record.Sample), halted func()) {
 	query := func(info *qmp.MigrationInfo) error { return s.sampler.QueryMigrate(info) }
 	if s.sampler == nil {
@@ -120,9 +136,10 @@ func (p *poll) source(ctx context.Context, s *Side, sampled func(record.Sample),
 	var info qmp.MigrationInfo
 	var turns policy.Turns
 	var err error // the first of query's, which is its last
-	for n := 0; ; n++ {
+	ended := func() bool { return err != nil && s.events.Err() != nil }
+	for n := 0; !ended(); n++ {
 		cost := p.cost(s, n)
-		if err == nil {
+		if err == nil && !p.quiet.now() {
 			asked := time.Now()
 			if err = query(&info); err == nil {
 				answered := time.Now()
@@ -145,14 +162,13 @@ func (p *poll) source(ctx context.Context, s *Side, sampled func(record.Sample),
 				}
 			}
 		}
-		p.src = ask(ctx, s.events, p.src)
-		if last := len(p.src) - 1; last >= 0 && !p.src[last].running {
-			halted()
+		if !p.quiet.now() { // it may have begun while an answer was waited for
+			p.src = ask(ctx, s.events, p.src)
+			if last := len(p.src) - 1; last >= 0 && !p.src[last].running {
+				halted()
+			}
+			cost()
 		}
-		if err != nil && s.events.Err() != nil {
-			return
-		}
-		cost()
 		select {
 		case <-tick.C:
 		case <-p.kicks:
@@ -168,7 +184,7 @@ func (p *poll) cost(s *Side, n int) func() {
 	if len(p.cpu) >= cpuReadings {
 		every *= cpuReadings
 	}
-	if s.Endpoint.Process == nil || n%every != every-1 {
+	if s.Endpoint.Process == nil || n%every != every-1 || p.quiet.now() {
 		return func() {}
 	}
 	before, err := s.Endpoint.Process.MainThreadCPU()
@@ -196,15 +212,24 @@ func sampleOf(info *qmp.MigrationInfo, asked, answered time.Duration) record.Sam
 	return x
 }
 
-// destination asks query-status at once and at each tick, until ctx ends or the monitor goes away.
+// destination asks query-status at each tick that does not fall into a quiet, and when the destination has said that it
+// runs, until it does, ctx ends or the monitor goes away.
 func (p *poll) destination(ctx context.Context, c *qmp.Conn) {
 	tick := time.NewTicker(p.interval)
 	defer tick.Stop()
-	for c != nil && c.Err() == nil {
-		p.dst = ask(ctx, c, p.dst)
+	for ran := p.ran; c != nil && c.Err() == nil; {
 		select {
 		case <-tick.C:
+		case <-ran:
+			ran = nil
 		case <-ctx.Done():
+			return
+		}
+		if p.quiet.now() {
+			continue
+		}
+		p.dst = ask(ctx, c, p.dst)
+		if last := len(p.dst) - 1; last >= 0 && p.dst[last].running {
 			return
 		}
 	}

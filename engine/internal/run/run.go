@@ -54,6 +54,7 @@ type Run struct {
 	Ended bool               // the running stage has set its own end
 
 	Poll      *poll
+	quiet     quiet
 	Decider   *Decider         // looks at each sample of the passes; nil: nobody does, or no more
 	far       atomic.Bool      // a guest that was stopped first is far from its switch-over
 	silent    <-chan *Side     // while they are watched: a side that has not answered for the limit of hanging
