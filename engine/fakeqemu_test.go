@@ -225,6 +225,10 @@ func (q *fakeQEMU) serve(nc net.Conn) {
 			command = "resume"
 		}
 		q.mu.Lock()
+		if !slices.Contains(q.conns, nc) { // it was cut before the command was read
+			q.mu.Unlock()
+			return
+		}
 		q.seen = append(q.seen, command)
 		if !q.deaf {
 			reply := []byte(`{` + q.answer(command, string(c.Arguments)) + `,"id":` + string(c.ID) + "}\n")
