@@ -33,7 +33,7 @@ func TestSecureLab(t *testing.T) {
 	} {
 		t.Run(fmt.Sprintf("%s_%s_%s", c.plan.TLS.Kind, c.source, c.destination), func(t *testing.T) {
 			l, err := Up(within.Context(t), Spec{
-				Owner: fmt.Sprintf("test-%d", os.Getpid()), Accelerator: "tcg", Workload: workload,
+				Owner: fmt.Sprintf("test-%d", os.Getpid()), Accelerator: "tcg", Workload: workload, Fill: enough,
 				SourceQEMU: guesttest.QEMU(t, c.source), DestinationQEMU: guesttest.QEMU(t, c.destination),
 			})
 			if err != nil {

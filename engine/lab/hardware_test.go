@@ -98,7 +98,7 @@ func TestHardware(t *testing.T) {
 	for _, x := range trials {
 		t.Run(fmt.Sprintf("%s %s %s %s to %s", x.nic, x.bus, x.machine, x.from, x.to), func(t *testing.T) {
 			l, err := Up(t.Context(), Spec{Owner: fmt.Sprintf("test-%d", os.Getpid()), SourceQEMU: guesttest.QEMU(t, x.from), DestinationQEMU: guesttest.QEMU(t, x.to), Accelerator: "tcg",
-				Storage: shared, Guest: guest.Spec{Machine: x.machine, VCPUs: x.vcpus, NIC: guest.NIC{Model: x.nic}, DiskBus: x.bus}})
+				Storage: shared, Fill: enough, Guest: guest.Spec{Machine: x.machine, VCPUs: x.vcpus, NIC: guest.NIC{Model: x.nic}, DiskBus: x.bus}})
 			if err != nil {
 				t.Fatal(err)
 			}
