@@ -18,7 +18,7 @@ TMPDIR := $(shell df -Pk /tmp | awk 'NR == 2 { print $$4 < 1048576 ? "/var/tmp" 
 export TMPDIR
 endif
 
-.PHONY: help deps build demo needs modules install check test beside lint bench conformance chaos model fuzz clean
+.PHONY: help deps build demo needs modules install check test raced small lab beside lint bench conformance chaos model fuzz clean
 
 help: ## list the targets
 	@awk -F':.*## ' '/^[a-z]+:.*## / { printf "%-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -49,13 +49,23 @@ needs: $(AGENT)
 modules:
 	@$(GO) list -deps ./cmd/qmigrate >/dev/null
 
+# Two at a time, because most tests wait more than they compute: the engine beside the small ones, then the lab. In each
+# the packages run one after the other, so that two that need the processor seldom meet.
 test: deps ## every test that this machine can run; QMIGRATE_REQUIRE_QEMU=1 makes a missing QEMU a failure
-	@set -e; all="$$($(GO) list ./...)"; raced="$$($(GO) list $(RACE))"; \
-	if command -v $${CC:-gcc} >/dev/null; then \
-		echo "with the race detector:" $$raced; CGO_ENABLED=1 $(GO) test -race -p 1 -timeout 40m $$raced; \
-		all="$$(printf '%s\n' $$all | grep -vxF "$$raced")"; \
-	else echo "no C compiler: nothing is tested with the race detector"; fi; \
-	$(GO) test -p 1 -timeout 50m $$all
+	@$(MAKE) --no-print-directory -k -j2 raced small lab
+
+LAB   := ./engine/lab
+RACED = $(if $(shell command -v $${CC:-gcc}),$(shell $(GO) list $(RACE)))
+
+raced:
+	@if [ -n "$(RACED)" ]; then echo "with the race detector: $(RACED)"; CGO_ENABLED=1 $(GO) test -race -p 1 -timeout 40m $(RACED); \
+	else echo "no C compiler: nothing is tested with the race detector"; fi
+
+small:
+	@$(GO) test -p 1 -timeout 50m $(filter-out $(RACED) $(shell $(GO) list $(LAB)),$(shell $(GO) list ./...))
+
+lab:
+	@$(GO) test -timeout 50m $(LAB)
 
 PREFIX ?= /usr/local
 install: build ## the program, its manual page and completions of bash, zsh and fish into PREFIX (/usr/local), below DESTDIR
