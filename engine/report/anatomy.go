@@ -28,7 +28,8 @@ func partStyle(part record.PartName) int {
 		// at qmigrate
 		record.PartPause: 1, record.PartNotice: 2, record.PartDecision: 0,
 		// on the destination
-		record.PartRAMLoad: 5, record.PartDeviceLoad: 7, record.PartBottomHalf: 0, record.PartAnnounce: 2, record.PartStart: 1,
+		record.PartRAMLoad: 5, record.PartDeviceLoad: 7, record.PartBottomHalf: 0, record.PartAnnounce: 2,
+		record.PartStart: 1,
 		// anywhere
 		record.PartUntold: 6,
 	}[part]
