@@ -68,7 +68,7 @@ func downtimeParts(t *trial) *figure.Figure {
 			}
 		}
 	}
-	if untold > total-total/10 || total == 0 || !t.completed() { // there is next to nothing to see
+	if total <= 0 || untold > total-total/10 || !t.completed() { // there is next to nothing to see
 		return fig
 	}
 	unit, one := scale(timeKind, total.Seconds())
@@ -286,7 +286,7 @@ func requests(s *set) *figure.Figure {
 				sum += b.Count
 			}
 		}
-		if sum == 0 {
+		if sum <= 0 {
 			continue
 		}
 		all += sum

@@ -21,6 +21,7 @@ import (
 	"golang.org/x/net/html"
 
 	"qmigrate/engine/record"
+	"qmigrate/engine/record/recordtest"
 	"qmigrate/engine/report/figure"
 )
 
@@ -636,7 +637,7 @@ func TestExtremes(t *testing.T) {
 	}
 	for range 25 {
 		var all []*record.Migration
-		for _, m := range invented(6) {
+		for _, m := range append(invented(6), apart(4, recordtest.Stamped)...) {
 			line, err := json.Marshal(m)
 			if err != nil {
 				t.Fatal(err)

@@ -104,7 +104,7 @@ func withoutTraces(r *record.Migration) string {
 // anatomy prints the downtime taken apart: its critical path, a line a part, and the devices that took longest.
 func (p Page) anatomy(r *record.Migration) {
 	path, sum := criticalPath(r.Anatomy)
-	if sum == 0 {
+	if sum <= 0 {
 		return
 	}
 	what, why := untold(r, path, sum)
@@ -202,7 +202,7 @@ func (p Page) where(r *record.Migration) string {
 		}
 	}
 	mostly := func(t partTime) bool { return t.part == record.PartUntold && t.duration > sum-sum/10 }
-	if sum == 0 || slices.ContainsFunc(path, mostly) {
+	if sum <= 0 || slices.ContainsFunc(path, mostly) {
 		return ""
 	}
 	slices.SortStableFunc(path, func(a, b partTime) int { return cmp.Compare(b.duration, a.duration) })
