@@ -120,8 +120,12 @@ func (t *traces) find(ctx context.Context, s *run.Side, name string) (*traced, e
 	if x.log == nil {
 		return nil, errNoLog
 	}
+	names := anatomy.Events()
+	if s == t.run.Src {
+		names = append(names, anatomy.Pending)
+	}
 	var err error
-	if x.events, err = tracing.Available(ctx, s.Control, anatomy.Events()); err != nil {
+	if x.events, err = tracing.Available(ctx, s.Control, names); err != nil {
 		return nil, fmt.Errorf("ask %s for its trace events: %w", s.Role, err)
 	}
 	if !slices.ContainsFunc(x.events, func(e qmp.TraceEvent) bool {
@@ -242,6 +246,7 @@ func (t *traces) End(ctx context.Context) {
 	if wire := t.run.Rec.Downtime.Wire; t.run.Plan.Anatomy != plan.AnatomyOff && wire != nil && !t.taken {
 		t.taken = true
 		t.run.Rec.Anatomy = anatomy.Take(t.known(ctx, *wire))
+		t.run.Rec.Pending = anatomy.Left(t.marks(ctx, t.run.Src, anatomy.Pending), t.run.Rec.Origin)
 	}
 }
 
@@ -270,7 +275,8 @@ func (t *traces) known(ctx context.Context, wire time.Duration) anatomy.Migratio
 	if e := r.Rec.Downtime.WireError; e != nil {
 		m.WireError = *e
 	}
-	m.Source.Marks, m.Destination.Marks = t.marks(ctx, r.Src), t.marks(ctx, r.Dst)
+	m.Source.Marks = t.marks(ctx, r.Src, anatomy.Events()...)
+	m.Destination.Marks = t.marks(ctx, r.Dst, anatomy.Events()...)
 	waits := map[*run.Side]bool{r.Src: true, r.Dst: true}
 	for _, x := range t.told {
 		side := &m.Source
@@ -293,8 +299,8 @@ func (t *traces) known(ctx context.Context, wire time.Duration) anatomy.Migratio
 	return m
 }
 
-// marks are the lines that a side has written since the events were switched on.
-func (t *traces) marks(ctx context.Context, s *run.Side) (all []anatomy.Mark) {
+// marks are the lines of these events that a side has written since they were switched on.
+func (t *traces) marks(ctx context.Context, s *run.Side, events ...string) (all []anatomy.Mark) {
 	i := slices.IndexFunc(t.sides, func(x *traced) bool { return x.side == s && x.events != nil })
 	if i < 0 {
 		return nil
@@ -302,12 +308,12 @@ func (t *traces) marks(ctx context.Context, s *run.Side) (all []anatomy.Mark) {
 	x := t.sides[i]
 	ctx, cancel := context.WithTimeout(ctx, logLimit)
 	defer cancel()
-	lines, err := x.log.Read(ctx, x.from, anatomy.Events()...)
+	lines, err := x.log.Read(ctx, x.from, events...)
 	switch {
 	case err != nil:
 	case lines.Size < x.from:
 		err = errors.New("it was replaced meanwhile")
-	case lines.More:
+	case lines.More && !slices.Contains(events, anatomy.Pending): // of those the first will do
 		err = errors.New("it has too many lines")
 	}
 	if err != nil {

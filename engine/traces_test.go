@@ -41,9 +41,9 @@ func told(t *testing.T, vm *guest.VM, f func(context.Context, *qmp.Conn)) {
 func switched(t *testing.T, vm *guest.VM) (on []string) {
 	t.Helper()
 	told(t, vm, func(ctx context.Context, c *qmp.Conn) {
-		for _, name := range append(anatomy.Events(), anatomy.Request) {
+		for _, name := range append(anatomy.Events(), anatomy.Request, anatomy.Pending) {
 			all, err := c.TraceEvents(ctx, name)
-			if err != nil {
+			if err != nil && !qmp.IsRefusal(err) {
 				t.Fatal(err)
 			}
 			for _, e := range all {
@@ -113,6 +113,14 @@ func TestTracesRestored(t *testing.T) {
 							if !slices.ContainsFunc(rec.Anatomy, func(p record.AnatomyPart) bool { return p.Side == side && p.Source == "trace" }) {
 								t.Errorf("no part of the %s is told by a trace: %+v", side, rec.Anatomy)
 							}
+						}
+					}
+					if told := rec.Pending != nil; told != (version == "11.1" && rec.Outcome == record.Completed) {
+						t.Errorf("pending: %+v", rec.Pending)
+					}
+					for i, p := range rec.Pending {
+						if i > 0 && p.T < rec.Pending[i-1].T || p.T > rec.Total.Wall || p.PreCopy+p.PostCopy > 1<<30 {
+							t.Errorf("pending %+v", p)
 						}
 					}
 					if left := notes(t, dir); left != nil {

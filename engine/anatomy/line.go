@@ -28,7 +28,7 @@ type Line struct {
 	// the order alone
 	Stamp time.Time
 	Event string // one of the constants
-	// of a checkpoint its name, of a section QEMU's idstr, of a command the whole text of it
+	// of a checkpoint its name, of a section QEMU's idstr, of a command and of Pending the whole text of it
 	Name     string
 	Instance int64         // of a section: several may have one idstr
 	Iterable bool          // of a section: it was sent in passes before, as memory is, and this is its rest
@@ -81,7 +81,7 @@ func parse(text string) (l Line, ok bool) {
 	case Checkpoint, Request:
 		l.Name = text
 		return l, text != ""
-	case SyncStart, SyncEnd:
+	case SyncStart, SyncEnd, Pending:
 		l.Name = text
 		return l, true
 	case Save, Load:

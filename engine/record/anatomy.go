@@ -77,3 +77,14 @@ func (m *Migration) CriticalTime(part PartName) (sum time.Duration, told bool) {
 	}
 	return sum, told
 }
+
+// Pending is what a source had still to send at one instant, by how it may send it. Source: the trace event
+// qemu_savevm_query_pending of QEMU 11.1 and newer.
+type Pending struct {
+	T        time.Duration `json:"t_ns"`           // from the first command, when the line was written
+	PreCopy  int64         `json:"precopy_bytes"`  // may be sent while the guest runs on the source
+	StopCopy int64         `json:"stopcopy_bytes"` // only while it stands still
+	PostCopy int64         `json:"postcopy_bytes"` // may follow the guest; of memory all, where post-copy is possible
+	// it was counted when dirty pages had been looked for; absent: an estimate, without the pages dirtied since
+	Exact bool `json:"exact,omitempty"`
+}

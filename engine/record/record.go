@@ -130,6 +130,8 @@ type Migration struct {
 	Clocks   *Clocks  `json:"clocks,omitempty"` // where a host's clock is not qmigrate's
 	// the downtime taken apart, in the order of their beginnings
 	Anatomy []AnatomyPart `json:"anatomy,omitempty"`
+	// what the source had still to send, at most 300 times, in the order of time; QEMU 11.1 and newer, with a trace log
+	Pending []Pending `json:"pending,omitempty"`
 
 	Guest       *Guest       `json:"guest,omitempty"`
 	Timeline    []Series     `json:"timeline,omitempty"` // what observers counted, bin by bin
