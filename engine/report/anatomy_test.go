@@ -225,3 +225,33 @@ func TestCriticalTime(t *testing.T) {
 		t.Error("a part that nothing told is measured")
 	}
 }
+
+// TestPending: what the source had still to send is a panel of the passes, by when it may send it, and only where it is
+// told.
+func TestPending(t *testing.T) {
+	for _, told := range []bool{false, true} {
+		m := apart(1, recordtest.Stamped)[0]
+		if m.Passes = []record.Pass{{Pass: 1, Duration: time.Second, Transferred: record.Of(int64(1 << 20))}}; told {
+			m.Pending = []record.Pending{{T: 0, PostCopy: 64 << 20}, {T: time.Second, StopCopy: 1 << 20, PostCopy: 2 << 20, Exact: true}}
+		}
+		f, err := waterfall(&trial{Migration: m, dir: t.TempDir()})
+		if err != nil {
+			t.Fatal(err)
+		}
+		var drawn []string
+		for _, p := range f.Panels {
+			if p.Y.Label == "pending" {
+				for _, c := range p.Curves {
+					drawn = append(drawn, fmt.Sprint(c.Name, c.Points[0].Y, c.Points[1].Y))
+				}
+			}
+		}
+		want := []string{"pending, while the guest runs0 0", "pending, while it stands still0 1", "pending, may follow it64 2"}
+		if !told {
+			want = nil
+		}
+		if !slices.Equal(drawn, want) {
+			t.Errorf("%q, want %q", drawn, want)
+		}
+	}
+}

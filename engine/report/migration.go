@@ -206,6 +206,16 @@ func waterfall(t *trial) (*figure.Figure, error) {
 		Points: sent})
 	panel("remaining", "MiB", figure.Curve{Name: "remaining", Style: 1, Shape: figure.Lines, Points: thin(left)},
 		figure.Curve{Name: "threshold", Style: 2, Shape: figure.Lines, Points: thin(threshold)})
+	var running, stopped, after []figure.Point
+	for _, p := range t.Pending {
+		x := p.T.Seconds()
+		running = append(running, raw(x, mib(p.PreCopy)))
+		stopped = append(stopped, raw(x, mib(p.StopCopy)))
+		after = append(after, raw(x, mib(p.PostCopy)))
+	}
+	panel("pending", "MiB", figure.Curve{Name: "pending, while the guest runs", Style: 6, Shape: figure.Lines,
+		Points: running}, figure.Curve{Name: "pending, while it stands still", Style: 7, Shape: figure.Lines, Points: stopped},
+		figure.Curve{Name: "pending, may follow it", Style: 0, Shape: figure.Lines, Points: after})
 	panel("dirty rate", "pages/s", figure.Curve{Name: "QEMU's dirty-pages-rate", Style: 3, Shape: figure.Steps,
 		Points: thin(rate)}, figure.Curve{Name: "dirty pages at a pass / pass before", Style: 4, Shape: figure.Apart, Marked: true, Points: seen})
 	if slices.ContainsFunc(throttle, func(p figure.Point) bool { return p.Y > 0 }) {
@@ -223,6 +233,11 @@ func waterfall(t *trial) (*figure.Figure, error) {
 				"last, and dirty pages waiting when a pass began / duration of the pass before",
 		},
 		N: "n = 1: a single migration, the typical one of its cell (total time nearest the median)",
+	}
+	if len(t.Pending) > 0 {
+		fig.Caption.Definitions = append(fig.Caption.Definitions, "pending: what the source says it has still to send, split "+
+			"by when it may send that: while the guest runs on the source, while it stands still, or when it runs on the "+
+			"destination (pending)")
 	}
 	if len(samples) == 0 {
 		fig.Caption.Notes = append(fig.Caption.Notes,

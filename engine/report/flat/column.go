@@ -183,8 +183,7 @@ func fieldColumns(name string, t reflect.Type, omit bool, top int, get func(refl
 
 // The keys of a record that are no column of the migration's row: they are tables of their own, or columns by name.
 func ownTables() []string {
-	return []string{"stages", "passes", "timeline", "cpu", "anatomy", "decisions", "factors",
-		"plan"}
+	return []string{"stages", "passes", "timeline", "cpu", "anatomy", "pending", "decisions", "factors", "plan"}
 }
 
 // migrationColumns are the columns of a migration's row that every record may have: its fields, the time of each stage

@@ -48,6 +48,8 @@ func Tables() []Table {
 			func(r Row) ([]record.CPUUse, error) { return r.CPU, nil }),
 		ofList("anatomy", "one row a part of the downtime, with its side and its device",
 			func(r Row) ([]record.AnatomyPart, error) { return r.Anatomy, nil }),
+		ofList("pending", "one row an instant: what the source had still to send, split",
+			func(r Row) ([]record.Pending, error) { return r.Pending, nil }),
 		ofList("decisions", "one row a decision of the policy",
 			func(r Row) ([]record.Decision, error) { return r.Decisions, nil }),
 	}
