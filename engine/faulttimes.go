@@ -20,16 +20,16 @@ type faultTimes struct {
 	Other       int64   `json:"postcopy-non-vcpu-latency"` // ns; 0: no thread but the vCPUs made one
 }
 
-// faultTimes asks the destination for them, which costs the guest nothing any more.
-func (m *migration) faultTimes(ctx context.Context) {
+// readFaultTimes asks the destination for them, which costs the guest nothing any more.
+func readFaultTimes(ctx context.Context, r *run.Run) {
 	ctx, cancel := context.WithTimeout(ctx, run.AnswerLimit)
 	defer cancel()
 	var told faultTimes
-	if err := m.run.Dst.Control.Execute(ctx, "query-migrate", nil, &told); err != nil {
-		m.run.Log.Info("ask destination for the times of page requests", "err", err)
+	if err := r.Dst.Control.Execute(ctx, "query-migrate", nil, &told); err != nil {
+		r.Log.Info("ask destination for the times of page requests", "err", err)
 		return
 	}
-	told.note(m.run.Rec.PostCopy)
+	told.note(r.Rec.PostCopy)
 }
 
 // note writes them into the record.

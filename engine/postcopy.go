@@ -165,7 +165,7 @@ func (m *migration) followUntilLost(ctx context.Context) error {
 		switch {
 		case m.run.Arrived(), m.run.Dst.Done() && m.run.Src.Broke():
 			m.run.End(run.Later(m.run.Src.Completed, m.run.Dst.Completed))
-			m.faultTimes(ctx)
+			readFaultTimes(ctx, m.run)
 			return nil
 		case broken && m.run.ReachAgain(ctx):
 			moved = time.Now()
@@ -187,7 +187,7 @@ func (m *migration) followUntilLost(ctx context.Context) error {
 		} else if time.Since(moved) > limit && m.run.Dst.Done() {
 			m.leaveBehind(ctx)
 			m.run.End(m.run.Dst.Completed)
-			m.faultTimes(ctx)
+			readFaultTimes(ctx, m.run)
 			return nil
 		} else if time.Since(moved) > limit {
 			return fmt.Errorf("%w: nothing was sent for %s", errLink, limit)

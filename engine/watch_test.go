@@ -3,6 +3,7 @@ package engine_test
 import (
 	"context"
 	"encoding/json"
+	"net"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -18,6 +19,7 @@ import (
 	"qmigrate/guest"
 	"qmigrate/guest/guesttest"
 	"qmigrate/guest/guesttest/within"
+	"qmigrate/hostnet/host"
 	"qmigrate/qmp"
 )
 
@@ -25,13 +27,18 @@ import (
 func watchedPair(t *testing.T, qemu string, change func(src, dst *guest.Spec)) (src, dst *guest.VM) {
 	t.Helper()
 	return pair(t, qemu, func(a, b *guest.Spec) {
-		for _, s := range []*guest.Spec{a, b} {
-			s.Extra = []string{"-qmp", "unix:" + filepath.Join(s.Dir, "spare.qmp") + ",server=on,wait=off"}
-		}
+		withSpare(a, b)
 		if change != nil {
 			change(a, b)
 		}
 	})
+}
+
+// withSpare gives each QEMU one monitor more.
+func withSpare(a, b *guest.Spec) {
+	for _, s := range []*guest.Spec{a, b} {
+		s.Extra = []string{"-qmp", "unix:" + filepath.Join(s.Dir, "spare.qmp") + ",server=on,wait=off"}
+	}
 }
 
 // spare is the endpoint that has the spare monitor alone.
@@ -58,12 +65,16 @@ type watching struct {
 // watch begins to watch; dst may be nil.
 func watch(t *testing.T, src, dst *guest.VM, p plan.Plan) *watching {
 	t.Helper()
+	if dst == nil {
+		return watchEnds(t, spare(t, src), nil, p)
+	}
+	return watchEnds(t, spare(t, src), spare(t, dst), p)
+}
+
+func watchEnds(t *testing.T, a, b *endpoint.Endpoint, p plan.Plan) *watching {
+	t.Helper()
 	ctx, cancel := context.WithCancel(within.Context(t))
 	w := &watching{t: t, ready: make(chan struct{}), some: make(chan struct{}), end: make(chan struct{}), stop: cancel}
-	a, b := spare(t, src), (*endpoint.Endpoint)(nil)
-	if dst != nil {
-		b = spare(t, dst)
-	}
 	var once sync.Once
 	ready := func() { once.Do(func() { close(w.ready) }) }
 	n := 0
@@ -124,6 +135,32 @@ func TestWatchOurs(t *testing.T) {
 			}
 			same(t, ours, theirs)
 		})
+	}
+}
+
+// TestWatchClocks: the source's host has a wrong clock, and the wire downtime is right within its error all the same.
+func TestWatchClocks(t *testing.T) {
+	d := drifting()
+	src, dst := pairOn(t, [2]host.Host{wrongClock(t, d), host.Local()}, guesttest.QEMU(t, "10.0"), withSpare)
+	var heardOf [2]stamps
+	a, b := connect.Endpoint(src), connect.Endpoint(dst)
+	a.Events, b.Events = heardOf[0].dialer(a.Events), heardOf[1].dialer(b.Events)
+	far := *a // its host, clock and process; the spare monitor alone
+	far.Events, far.Sampler = nil, nil
+	far.Control = func(ctx context.Context) (net.Conn, error) {
+		return src.Host().Dial(ctx, "unix", filepath.Join(src.Spec().Dir, "spare.qmp"))
+	}
+	w := watchEnds(t, &far, spare(t, dst), plan.Plan{}).await()
+	if _, err := engine.Migrate(within.Context(t), a, b, plan.Plan{MaxBandwidth: 512 << 10}, plan.Options{}); err != nil {
+		t.Fatal(err)
+	}
+	r, err := w.ended()
+	if err != nil {
+		t.Fatal(err)
+	}
+	truth := heardOf[1].of(t, "RESUME").Sub(instant(d, heardOf[0].of(t, "STOP")))
+	if wire, e := r.Downtime.Wire, r.Downtime.WireError; r.Clocks == nil || r.Clocks.Source == nil || (*wire-truth).Abs() > *e {
+		t.Errorf("wire %v +/- %v, in truth %v; clocks %+v", *wire, *e, truth, r.Clocks)
 	}
 }
 
@@ -404,6 +441,12 @@ func TestWatchEnds(t *testing.T) {
 			s.until(s.dst, "completed")
 			s.must(s.dst.Cont(within.Context(s.t)))
 		}, record.Completed, record.Destination, ""},
+		{"destination killed before it ran", "7.2", false, func(s *script, _ *watching) {
+			s.quicken()
+			s.until(s.src, "completed")
+			s.until(s.dst, "completed")
+			kill(s, s.to)
+		}, record.Failed, record.None, "the source has all of it (postmigrate): `cont` on unix:"},
 		{"continued on the source", "10.0", false, func(s *script, _ *watching) {
 			s.quicken()
 			s.until(s.src, "completed")
@@ -411,12 +454,15 @@ func TestWatchEnds(t *testing.T) {
 			kill(s, s.to)
 			s.must(s.src.Cont(within.Context(s.t)))
 		}, record.Recovered, record.Source, "somebody has continued the source"},
+		{"the guest ends by itself", "10.0", false, func(s *script, _ *watching) {
+			s.must(s.src.Execute(within.Context(s.t), "system_reset", nil, nil))
+		}, record.GuestEnded, record.None, "the guest was reset on the source"},
 		{"watching is ended", "7.2", false, func(_ *script, w *watching) { w.stop() }, record.Unfinished, record.Source,
 			`context canceled; the migration was not ended: the source says "active"`},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			t.Parallel()
-			src, dst := watchedPair(t, guesttest.QEMU(t, c.qemu), nil)
+			src, dst := watchedPair(t, guesttest.QEMU(t, c.qemu), func(a, _ *guest.Spec) { a.Extra = append(a.Extra, "-no-reboot") })
 			s := newScript(t, src, dst, events(true))
 			s.listen()
 			watched := dst

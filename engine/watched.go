@@ -23,6 +23,9 @@ func (w *watcher) conclude(ctx context.Context, cut error) error {
 	r.Decider = nil
 	w.stages()
 	guest := w.holder(ctx)
+	if r.Split && r.Dst.Done() && r.Dst.Gone == nil {
+		readFaultTimes(ctx, r)
+	}
 	r.Finish(ctx)
 	r.Rec.GuestOn = guest
 	w.name()
@@ -32,10 +35,16 @@ func (w *watcher) conclude(ctx context.Context, cut error) error {
 		r.TellLife()
 		return nil
 	}
-	stage := r.Rec.Stages[len(r.Rec.Stages)-1].Name
-	r.Rec.Error = &record.Error{Stage: stage, Message: cause.Error()}
+	err := &record.StageError{Stage: r.Rec.Stages[len(r.Rec.Stages)-1].Name, Guest: guest, Issued: true, Err: cause,
+		Ended: outcome == record.GuestEnded}
+	r.Rec.Error = &record.Error{Stage: err.Stage, Message: cause.Error()}
+	if guest == record.None && r.Src.Gone == nil && !r.Split && r.Dst.Started().IsZero() {
+		err.Mend = fmt.Sprintf("the source has all of it (%s): `cont` on %s runs it, if it surely runs nowhere else",
+			r.Src.RunState, r.Src.Endpoint.Name)
+		r.Rec.Error.Message += ": " + err.Mend
+	}
 	r.TellLife()
-	return &record.StageError{Stage: stage, Guest: guest, Issued: true, Err: cause, Ended: outcome == record.GuestEnded}
+	return err
 }
 
 // verdict is what became of the migration, and why where it did not complete.
@@ -179,7 +188,7 @@ func (w *watcher) doubts() {
 		r.Rec.Warn("the migration was under way (%s) when watching began: what came before is not in this record",
 			cmp.Or(r.Rec.Watched.Status, r.Src.Status))
 	}
-	if w.alone {
+	if w.alone && (r.Src.Done() || r.Split) {
 		r.Rec.Warn("the destination was not watched: there is no wire downtime, and when it ran the guest is not known")
 	}
 	for _, s := range []*run.Side{r.Src, r.Dst} {

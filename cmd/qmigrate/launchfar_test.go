@@ -11,6 +11,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"sync"
 	"syscall"
 	"testing"
 
@@ -217,7 +218,10 @@ func TestLaunchSSH(t *testing.T) {
 // TestNoHelper: a migration between two machines that nothing of qmigrate's is on.
 func TestNoHelper(t *testing.T) {
 	s := newSSHLab(t)
-	s.qemu(s.a, "/tmp/a.qmp")
+	s.qemu(s.a, "/tmp/a.qmp", "-qmp", "unix:/tmp/spare.qmp,server=on,wait=off")
+	if out, err := s.a.Run("chmod", "777", "/tmp/spare.qmp"); err != nil {
+		t.Fatal(out)
+	}
 	if _, err := s.b.Run("mkdir", "-m", "755", "/tmp/b"); err != nil {
 		t.Fatal(err)
 	}
@@ -231,9 +235,25 @@ func TestNoHelper(t *testing.T) {
 		"--destination", "ssh://b/tmp/none")
 	s.refused(s.b, "none", []string{"its files cannot be written from here"}, "--no-helper", "--source", "ssh://a/tmp/a.qmp",
 		"--destination", "ssh://b/tmp/b", "--tls", "x509")
+	var watched record.Migration
+	var watching sync.WaitGroup
+	var watchSaid output
+	watching.Go(func() { // beside it, through a spare monitor
+		var stdout bytes.Buffer
+		status := run(within.Context(t), []string{"qmigrate", "watch", "--no-helper", "--ssh", s.SSH, "--json", "--out", t.TempDir(),
+			"ssh://a/tmp/spare.qmp"}, nil, &stdout, &watchSaid)
+		if err := json.Unmarshal(stdout.Bytes(), &watched); status != 0 || err != nil {
+			t.Errorf("watch: status %d: %v: %s", status, err, watchSaid.String())
+		}
+	})
+	within.Until(t, "watching", func() bool { return strings.Contains(watchSaid.String(), "waiting for a migration") })
 	rec, status, said := s.migrate("--no-helper", "--source", "ssh://a/tmp/a.qmp", "--destination", "ssh://b/tmp/b")
 	if status != 0 || rec.GuestOn != record.Destination {
 		t.Fatalf("status %d: %s", status, said)
+	}
+	within.Wait(t, "the watching's end", &watching)
+	if watched.Outcome != record.Completed || *watched.Total.Transferred != *rec.Total.Transferred {
+		t.Errorf("watched: %s %+v, driven: %+v", watched.Outcome, watched.Total, rec.Total)
 	}
 	if rec.Hosts.CPU != "" || rec.Hosts.Kernel != "" || rec.Sampling.QEMUCPU != nil {
 		t.Errorf("it knows %+v %+v", rec.Hosts, rec.Sampling)
