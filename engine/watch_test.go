@@ -1,9 +1,13 @@
 package engine_test
 
 import (
+	"bytes"
 	"context"
+	"crypto/sha256"
+	"encoding/hex"
 	"encoding/json"
 	"net"
+	"os"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -16,6 +20,7 @@ import (
 	"qmigrate/engine/endpoint"
 	"qmigrate/engine/plan"
 	"qmigrate/engine/record"
+	tracenotes "qmigrate/engine/tracing"
 	"qmigrate/guest"
 	"qmigrate/guest/guesttest"
 	"qmigrate/guest/guesttest/within"
@@ -136,6 +141,89 @@ func TestWatchOurs(t *testing.T) {
 			same(t, ours, theirs)
 		})
 	}
+}
+
+// TestWatchAsks: whoever watches sends questions alone, also where a qmigrate that has died has left a note of trace events
+// that the next command is to switch off: whoever drives may have switched them on.
+func TestWatchAsks(t *testing.T) {
+	src, dst := watchedPair(t, guesttest.QEMU(t, "10.0"), nil)
+	s := newScript(t, src, dst, events(true))
+	a := spare(t, src)
+	dir := t.TempDir()
+	nc, err := a.Control(within.Context(t)) // by which its process is found
+	s.must(err)
+	nc.Close()
+	who := sha256.Sum256([]byte(tracenotes.Who(a)))
+	note, err := json.Marshal(map[string]any{"qemu": tracenotes.Who(a), "off": []string{"vmstate_downtime_checkpoint"},
+		"qmigrate": map[string]int{"pid": 1, "start": 1}})
+	s.must(err)
+	s.must(os.WriteFile(filepath.Join(dir, hex.EncodeToString(who[:12])+".json"), note, 0o600))
+	var wire wireLog
+	a.Control = wire.dialer(a.Control)
+	w := &watching{t: t, ready: make(chan struct{}), end: make(chan struct{})}
+	go func() {
+		defer close(w.end)
+		w.rec, w.err = engine.Watch(within.Context(t), a, spare(t, dst), plan.Plan{},
+			plan.Options{Traces: dir, Watching: func() { close(w.ready) }})
+	}()
+	w.await()
+	s.listen()
+	s.migrate()
+	s.sent()
+	s.quicken()
+	s.finish()
+	if _, err := w.ended(); err != nil {
+		t.Fatal(err)
+	}
+	n := 0
+	for line := range strings.Lines(wire.String()) {
+		var c struct {
+			Execute   string
+			Arguments struct {
+				Line string `json:"command-line"`
+			}
+		}
+		s.must(json.Unmarshal([]byte(line), &c))
+		n++
+		if !strings.HasPrefix(strings.TrimPrefix(c.Execute, "x-"), "query-") && !strings.HasPrefix(c.Arguments.Line, "info ") &&
+			!slices.Contains([]string{"qmp_capabilities", "qom-get", "qom-list"}, c.Execute) {
+			t.Errorf("it sends %s", line)
+		}
+	}
+	if n < 20 {
+		t.Errorf("only %d commands were seen", n)
+	}
+}
+
+// wireLog keeps what is written to a monitor.
+type wireLog struct {
+	mu  sync.Mutex
+	all bytes.Buffer
+}
+
+func (s *wireLog) String() string {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.all.String()
+}
+
+func (s *wireLog) dialer(dial endpoint.Dialer) endpoint.Dialer {
+	return func(ctx context.Context) (net.Conn, error) {
+		nc, err := dial(ctx)
+		return &said{nc, s}, err
+	}
+}
+
+type said struct {
+	net.Conn
+	to *wireLog
+}
+
+func (c *said) Write(b []byte) (int, error) {
+	c.to.mu.Lock()
+	c.to.all.Write(b)
+	c.to.mu.Unlock()
+	return c.Conn.Write(b)
 }
 
 // TestWatchClocks: the source's host has a wrong clock, and the wire downtime is right within its error all the same.
