@@ -19,6 +19,7 @@ import (
 	"github.com/chromedp/chromedp"
 	"github.com/chromedp/chromedp/kb"
 
+	"qmigrate/engine/record"
 	"qmigrate/engine/record/recordtest"
 	"qmigrate/engine/report/figure"
 )
@@ -177,7 +178,12 @@ func TestPage(t *testing.T) {
 
 // anatomy opens a page of downtimes that were taken apart: bars in lanes and distributions are drawn, and the cursor reads them.
 func (v *visit) anatomy(t *testing.T) {
-	r, dir := built(t, apart(8, recordtest.Stamped)), t.TempDir()
+	all, dir := apart(8, recordtest.Stamped), t.TempDir()
+	for _, m := range all {
+		m.Passes = []record.Pass{{Pass: 1, Duration: time.Second, Transferred: record.Of(int64(1 << 20))}}
+		m.Pending = []record.Pending{{PostCopy: 64 << 20}, {T: time.Second, StopCopy: 1 << 20, PostCopy: 2 << 20}}
+	}
+	r := built(t, all)
 	if err := r.Write(dir); err != nil {
 		t.Fatal(err)
 	}

@@ -206,16 +206,22 @@ func waterfall(t *trial) (*figure.Figure, error) {
 		Points: sent})
 	panel("remaining", "MiB", figure.Curve{Name: "remaining", Style: 1, Shape: figure.Lines, Points: thin(left)},
 		figure.Curve{Name: "threshold", Style: 2, Shape: figure.Lines, Points: thin(threshold)})
-	var running, stopped, after []figure.Point
-	for _, p := range t.Pending {
-		x := p.T.Seconds()
-		running = append(running, raw(x, mib(p.PreCopy)))
-		stopped = append(stopped, raw(x, mib(p.StopCopy)))
-		after = append(after, raw(x, mib(p.PostCopy)))
+	var pending []figure.Curve
+	for i, of := range []struct {
+		name  string
+		bytes func(record.Pending) int64
+	}{{"pending, while the guest runs", func(p record.Pending) int64 { return p.PreCopy }},
+		{"pending, while it stands still", func(p record.Pending) int64 { return p.StopCopy }},
+		{"pending, may follow it", func(p record.Pending) int64 { return p.PostCopy }}} {
+		if slices.ContainsFunc(t.Pending, func(p record.Pending) bool { return of.bytes(p) > 0 }) {
+			c := figure.Curve{Name: of.name, Style: (6 + i) % figure.Styles, Shape: figure.Lines}
+			for _, p := range t.Pending {
+				c.Points = append(c.Points, raw(p.T.Seconds(), mib(of.bytes(p))))
+			}
+			pending = append(pending, c)
+		}
 	}
-	panel("pending", "MiB", figure.Curve{Name: "pending, while the guest runs", Style: 6, Shape: figure.Lines,
-		Points: running}, figure.Curve{Name: "pending, while it stands still", Style: 7, Shape: figure.Lines, Points: stopped},
-		figure.Curve{Name: "pending, may follow it", Style: 0, Shape: figure.Lines, Points: after})
+	panel("pending", "MiB", pending...)
 	panel("dirty rate", "pages/s", figure.Curve{Name: "QEMU's dirty-pages-rate", Style: 3, Shape: figure.Steps,
 		Points: thin(rate)}, figure.Curve{Name: "dirty pages at a pass / pass before", Style: 4, Shape: figure.Apart, Marked: true, Points: seen})
 	if slices.ContainsFunc(throttle, func(p figure.Point) bool { return p.Y > 0 }) {
