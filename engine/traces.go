@@ -277,6 +277,12 @@ func (t *traces) known(ctx context.Context, wire time.Duration) anatomy.Migratio
 	}
 	m.Source.Marks = t.marks(ctx, r.Src, anatomy.Events()...)
 	m.Destination.Marks = t.marks(ctx, r.Dst, anatomy.Events()...)
+	if r.Opts.Passed != nil {
+		m.PassedSource = "frames"
+		for _, at := range r.Opts.Passed() {
+			m.Passed = append(m.Passed, anatomy.Instant{At: at, Error: time.Microsecond})
+		}
+	}
 	waits := map[*run.Side]bool{r.Src: true, r.Dst: true}
 	for _, x := range t.told {
 		side := &m.Source
