@@ -55,6 +55,7 @@ func run(ctx context.Context, args []string, out io.Writer) (err error) {
 	sections := []section{
 		{"roundtrip", (*bench).roundTrip},
 		{"engine", (*bench).engine},
+		{"anatomy", (*bench).anatomy},
 		{"process", (*bench).process},
 		{"ready", (*bench).ready},
 		{"network", (*bench).network},

@@ -45,7 +45,7 @@ type Load struct {
 // Figure is one number with its uncertainty.
 type Figure struct {
 	Name   string  `json:"name"` // what it is: section, QEMU, quantity
-	Unit   string  `json:"unit"` // ratio, us, ms, s, MiB, percent, allocations
+	Unit   string  `json:"unit"` // ratio, us, ms, s, MiB, percent, allocations, lines
 	N      int     `json:"n"`
 	Median float64 `json:"median"`
 	Low    float64 `json:"low"` // of the interval for the median

@@ -120,7 +120,7 @@ func (t *traces) find(ctx context.Context, s *run.Side, name string) (*traced, e
 	if x.log == nil {
 		return nil, errNoLog
 	}
-	names := anatomy.Events()
+	names := append(anatomy.Events(), tracing.Request)
 	if s == t.run.Src {
 		names = append(names, anatomy.Pending)
 	}
@@ -196,17 +196,17 @@ func refused(x *traced, err error) error {
 
 // prove notes what is off and proves the log.
 func (x *traced) prove(ctx context.Context, notes tracing.Notes) (err error) {
-	control := x.side.Control
-	if x.on, err = tracing.Reserve(ctx, control, notes, tracing.Who(x.side.Endpoint), x.events); err != nil {
+	if x.on, err = tracing.Reserve(notes, tracing.Who(x.side.Endpoint), x.events); err != nil {
 		return err
 	}
+	x.events = slices.DeleteFunc(x.events, func(e qmp.TraceEvent) bool { return e.Name == tracing.Request })
 	wait := ownPatience
 	if x.named {
 		wait = patience
 	}
 	limited, cancel := context.WithTimeout(ctx, logLimit)
 	defer cancel()
-	line, err := x.on.Proves(limited, control, x.log, wait)
+	line, err := x.on.Proves(limited, x.side.Control, x.log, wait)
 	for _, l := range anatomy.Parse(line) {
 		x.bare = l.Stamp.IsZero()
 	}

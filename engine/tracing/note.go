@@ -123,12 +123,10 @@ func (n Notes) Restore(ctx context.Context, c *qmp.Conn, who string) error {
 
 // off switches events off; one that QEMU does not know is off.
 func off(ctx context.Context, c *qmp.Conn, events []string) error {
-	ctx, cancel := context.WithTimeout(ctx, answerLimit)
-	defer cancel()
-	for _, name := range events {
-		if err := c.SetTraceEvent(ctx, name, false); err != nil && !qmp.IsRefusal(err) {
+	return forEach(ctx, events, func(ctx context.Context, i int) error {
+		if err := c.SetTraceEvent(ctx, events[i], false); err != nil && !qmp.IsRefusal(err) {
 			return err
 		}
-	}
-	return nil
+		return nil
+	})
 }

@@ -1,11 +1,13 @@
 package tracing
 
 import (
+	"cmp"
 	"context"
 	"crypto/rand"
 	"errors"
 	"slices"
 	"strings"
+	"sync"
 	"time"
 
 	"qmigrate/engine/endpoint"
@@ -18,29 +20,36 @@ var ErrOther = errors.New("another qmigrate has switched its trace events on")
 // ErrNotItsLog is that a log did not get the line that its QEMU was made to write.
 var ErrNotItsLog = errors.New("no line of this QEMU's came there")
 
-// request is the trace event of a command that a monitor got. Its line has the whole command.
-const request = "handle_qmp_command"
+// Request is the trace event of a command that a monitor got, by which Proves proves a log. Its line has the whole
+// command.
+const Request = "handle_qmp_command"
 
 // Available are the events that a QEMU has, of those that are asked for, with the state of each. There are none in one
 // that has no such command. It changes nothing.
 func Available(ctx context.Context, c *qmp.Conn, names []string) (all []qmp.TraceEvent, err error) {
+	each := make([][]qmp.TraceEvent, len(names))
+	err = forEach(ctx, names, func(ctx context.Context, i int) (err error) {
+		each[i], err = c.TraceEvents(ctx, names[i])
+		if qmp.IsRefusal(err) { // it knows no such event, or no such command
+			return nil
+		}
+		return err
+	})
+	return slices.DeleteFunc(slices.Concat(each...), func(e qmp.TraceEvent) bool { return e.State == qmp.TraceUnavailable }), err
+}
+
+// forEach sends a command for each name, and waits for none before it sends the next: a QEMU that runs a guest answers
+// when its main loop comes round.
+func forEach(ctx context.Context, names []string, do func(ctx context.Context, i int) error) error {
 	ctx, cancel := context.WithTimeout(ctx, answerLimit)
 	defer cancel()
-	for _, name := range names {
-		found, err := c.TraceEvents(ctx, name)
-		if qmp.IsRefusal(err) { // it knows no such event, or no such command
-			continue
-		}
-		if err != nil {
-			return nil, err
-		}
-		for _, e := range found {
-			if e.State != qmp.TraceUnavailable {
-				all = append(all, e)
-			}
-		}
+	failed := make([]error, len(names))
+	var all sync.WaitGroup
+	for i := range names {
+		all.Go(func() { failed[i] = do(ctx, i) })
 	}
-	return all, nil
+	all.Wait()
+	return cmp.Or(failed...)
 }
 
 // Switch is one QEMU some of whose trace events were switched on.
@@ -52,14 +61,10 @@ type Switch struct {
 	Failed error // why Off did not succeed
 }
 
-// Reserve notes what is off in a QEMU of the events and of the one that proves a log, before any of them is switched
-// on. who is what Who says. What an interrupted qmigrate of ours has left counts as off.
-func Reserve(ctx context.Context, c *qmp.Conn, notes Notes, who string, events []qmp.TraceEvent) (*Switch, error) {
+// Reserve notes which of these events are off in a QEMU, before any of them is switched on. who is what Who says. What
+// an interrupted qmigrate of ours has left counts as off.
+func Reserve(notes Notes, who string, events []qmp.TraceEvent) (*Switch, error) {
 	former, err := notes.read(who)
-	if err != nil {
-		return nil, err
-	}
-	proof, err := Available(ctx, c, []string{request})
 	if err != nil {
 		return nil, err
 	}
@@ -70,7 +75,7 @@ func Reserve(ctx context.Context, c *qmp.Conn, notes Notes, who string, events [
 		}
 		s.off = former.Off
 	}
-	for _, e := range slices.Concat(events, proof) {
+	for _, e := range events {
 		if e.State == qmp.TraceDisabled && !slices.Contains(s.off, e.Name) {
 			s.off = append(s.off, e.Name)
 		}
@@ -83,16 +88,13 @@ func Reserve(ctx context.Context, c *qmp.Conn, notes Notes, who string, events [
 
 // On switches events on, all of which Reserve was told.
 func (s *Switch) On(ctx context.Context, c *qmp.Conn, events []qmp.TraceEvent) error {
-	ctx, cancel := context.WithTimeout(ctx, answerLimit)
-	defer cancel()
+	var names []string
 	for _, e := range events {
 		if e.State == qmp.TraceDisabled {
-			if err := c.SetTraceEvent(ctx, e.Name, true); err != nil {
-				return err
-			}
+			names = append(names, e.Name)
 		}
 	}
-	return nil
+	return forEach(ctx, names, func(ctx context.Context, i int) error { return c.SetTraceEvent(ctx, names[i], true) })
 }
 
 // Off switches off again what was off, and removes the note. It is harmless twice. Where it does not succeed, Failed
@@ -109,7 +111,7 @@ func (s *Switch) Off(ctx context.Context, c *qmp.Conn) {
 // Gone is for a QEMU that has ended: it removes the note.
 func (s *Switch) Gone() { s.off, s.Failed = nil, s.notes.remove(s.who) }
 
-// Proves makes a QEMU write a line that no other one writes, and looks for it in the log: the text of that line.
+// Proves, of a QEMU whose Request Reserve was told, makes it write a line that no other one writes, and looks for it in the log: the text of that line.
 // patience is how long the line may take to be in the log, into which another program may write it. The error is
 // ErrNotItsLog if it does not come.
 func (s *Switch) Proves(ctx context.Context, c *qmp.Conn, log endpoint.TraceLog, patience time.Duration) ([]byte,
@@ -121,14 +123,14 @@ func (s *Switch) Proves(ctx context.Context, c *qmp.Conn, log endpoint.TraceLog,
 	limited, cancel := context.WithTimeout(ctx, answerLimit)
 	defer cancel()
 	word := "qmigrate-" + strings.ToLower(rand.Text())
-	if slices.Contains(s.off, request) {
-		if err := c.SetTraceEvent(limited, request, true); err != nil {
+	if slices.Contains(s.off, Request) {
+		if err := c.SetTraceEvent(limited, Request, true); err != nil {
 			return nil, err
 		}
 	}
 	_, err = c.TraceEvents(limited, word+"*") // no event has this name, so this asks nothing
-	if slices.Contains(s.off, request) {
-		err = errors.Join(err, c.SetTraceEvent(limited, request, false))
+	if slices.Contains(s.off, Request) {
+		err = errors.Join(err, c.SetTraceEvent(limited, Request, false))
 	}
 	if err != nil {
 		return nil, err
