@@ -35,7 +35,8 @@ func Available(ctx context.Context, c *qmp.Conn, names []string) (all []qmp.Trac
 		}
 		return err
 	})
-	return slices.DeleteFunc(slices.Concat(each...), func(e qmp.TraceEvent) bool { return e.State == qmp.TraceUnavailable }), err
+	absent := func(e qmp.TraceEvent) bool { return e.State == qmp.TraceUnavailable }
+	return slices.DeleteFunc(slices.Concat(each...), absent), err
 }
 
 // forEach sends a command for each name, and waits for none before it sends the next: a QEMU that runs a guest answers
@@ -111,9 +112,9 @@ func (s *Switch) Off(ctx context.Context, c *qmp.Conn) {
 // Gone is for a QEMU that has ended: it removes the note.
 func (s *Switch) Gone() { s.off, s.Failed = nil, s.notes.remove(s.who) }
 
-// Proves, of a QEMU whose Request Reserve was told, makes it write a line that no other one writes, and looks for it in the log: the text of that line.
-// patience is how long the line may take to be in the log, into which another program may write it. The error is
-// ErrNotItsLog if it does not come.
+// Proves makes a QEMU write a line that no other one writes, and looks for it in the log: the text of that line.
+// Reserve was told its Request. patience is how long the line may take to be in the log, into which another program
+// may write it. The error is ErrNotItsLog if it does not come.
 func (s *Switch) Proves(ctx context.Context, c *qmp.Conn, log endpoint.TraceLog, patience time.Duration) ([]byte,
 	error) {
 	before, err := log.Read(ctx, 0)
