@@ -153,6 +153,9 @@ func (c *commands) recover(x *cli.Context, ways *ways, src *endpoint.Endpoint, p
 			said += fmt.Sprintf("; port forwardings moved to the destination: %d", n)
 		}
 	}
+	if left := connect.LeftInLibvirt(src); left != "" && guest == record.Destination {
+		said += "; " + left
+	}
 	fmt.Fprintln(c.stderr, said)
 	return nil
 }
@@ -211,6 +214,9 @@ func (c *commands) move(x *cli.Context, ways *ways, src *endpoint.Endpoint, p pl
 	})
 	through.Note(rec)
 	ways.note(rec)
+	if left := connect.LeftInLibvirt(src); left != "" && rec.GuestOn == record.Destination {
+		rec.Warn("%s", left)
+	}
 	started.MoveForwards(x.Context, src, dst, rec)
 	if started != nil {
 		for _, d := range started.Doubts {

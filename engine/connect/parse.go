@@ -32,6 +32,7 @@ const again = 40 * time.Second
 //	unix:FOLDER               a folder with control.qmp, and events.qmp and sampler.qmp if there are such
 //	lxc://NAME/PATH[,...]     the same in a container; lxc://lxd/NAME/PATH says whose it is: liblxc, lxd or incus
 //	ssh://[USER@]HOST[:PORT]/PATH[,...]   the same on a machine behind ssh
+//	libvirt:URI?domain=NAME   the monitor of a libvirt's domain; URI as libvirt has it: see libvirtWords
 //	tcp:HOST:PORT[,HOST:PORT[,HOST:PORT]]
 //	tcp+tls:HOST:PORT?dir=FOLDER[&hostname=NAME]   the same where QEMU's chardev has tls-creds; FOLDER has our certificate
 //
@@ -46,6 +47,8 @@ func Parse(text string, hosts *host.Pool) (*endpoint.Endpoint, error) {
 	switch {
 	case w.host == "":
 		return tcpEndpoint(text, w)
+	case w.kind == libvirtKind:
+		return libvirtEndpoint(text, w, hosts)
 	case w.host == local:
 		here := func(context.Context) (host.Host, error) { return host.Local(), nil }
 		e := unixEndpoint(text, w.monitors, &peer{name: local, reach: here})
@@ -62,6 +65,7 @@ type words struct {
 	kind     string   // unix, tcp, tcp+tls
 	host     string   // of a unix socket, as host.Pool finds it; "": it is no unix socket
 	monitors []string // at most three addresses; the one path may be that of a folder
+	libvirt  libvirtWords
 }
 
 // read reads an endpoint.
@@ -71,9 +75,16 @@ func read(text string) (w words, err error) {
 	}
 	kind, rest, _ := strings.Cut(text, ":")
 	switch w.kind = kind; {
-	case rest == "" || kind != "unix" && kind != "tcp" && kind != "tcp+tls" && kind != "ssh" && kind != "lxc":
+	case rest == "" || kind != "unix" && kind != "tcp" && kind != "tcp+tls" && kind != "ssh" && kind != "lxc" && kind != libvirtKind:
 		return wrong("write it as unix:/run/a.qmp (or a folder with control.qmp), lxc://NAME/run/a.qmp, " +
-			"ssh://[USER@]HOST[:PORT]/run/a.qmp, tcp:HOST:PORT or tcp+tls:HOST:PORT?dir=FOLDER")
+			"ssh://[USER@]HOST[:PORT]/run/a.qmp, tcp:HOST:PORT, tcp+tls:HOST:PORT?dir=FOLDER or " +
+			"libvirt:qemu:///system?domain=NAME")
+	case kind == libvirtKind:
+		if w.libvirt, err = readLibvirt(rest); err != nil {
+			return wrong("%w", err)
+		}
+		w.host, w.monitors = w.libvirt.host, []string{w.libvirt.session + w.libvirt.socket + "?" + w.libvirt.domain}
+		return w, nil
 	case kind == "unix":
 		w.host = local
 	case kind == "tcp+tls":
@@ -166,6 +177,7 @@ func tcpEndpoint(text string, w words) (*endpoint.Endpoint, error) {
 func unixEndpoint(text string, monitors []string, p *peer) *endpoint.Endpoint {
 	e := &endpoint.Endpoint{Name: text, Process: p, ReadFile: p.readFile, Opened: p.opened, Log: p.log}
 	p.found = func(place string) { e.Host = place }
+	p.owner = func(_ context.Context, _ host.Host, conn net.Conn) int { return host.Listener(conn) }
 	p.monitors = func(ctx context.Context, h host.Host) (string, error) { return monitors[0], nil }
 	e.Control = p.dial(func(ctx context.Context, h host.Host) (net.Conn, error) {
 		path, err := p.monitors(ctx, h)

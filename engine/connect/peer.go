@@ -25,6 +25,10 @@ type peer struct {
 	found func(place string)                       // is told where it runs, if it is a QEMU and that is known
 	// monitors is the path of the first monitor, which the host has to be asked for where a folder may be named
 	monitors func(context.Context, host.Host) (string, error)
+	// owner is the process behind a connection of the control monitor, by its number; 0 if it is not known
+	owner func(ctx context.Context, h host.Host, conn net.Conn) int
+	// threadOf is the process that has a thread, where that may count otherwise than its host; nil: it counts as that does
+	threadOf func(ctx context.Context, h host.Host, id int) int
 
 	mu   sync.Mutex
 	on   host.Host // where proc was found
@@ -169,7 +173,7 @@ func (p *peer) dial(connect func(context.Context, host.Host) (net.Conn, error)) 
 		// SO_PEERCRED of the client is the process that called listen(2). That is QEMU if QEMU made the socket. It is
 		// another process if QEMU was handed the socket, or if a forwarder (ssh -L, socat) stands in for a QEMU elsewhere:
 		// HasThread tells.
-		pid := host.Listener(conn)
+		pid := p.owner(ctx, h, conn)
 		if pid == 0 {
 			return conn, nil
 		}
@@ -274,6 +278,11 @@ func (p *peer) readFile(name string) ([]byte, error) {
 // HasThread tells a QEMU from a forwarder that listens for it, and from a manager that made its socket.
 func (p *peer) HasThread(id int) bool {
 	h, proc, err := p.live()
+	if err == nil && p.threadOf != nil {
+		ctx, cancel := context.WithTimeout(context.Background(), lookLimit)
+		defer cancel()
+		return p.threadOf(ctx, h, id) == proc.PID()
+	}
 	return err == nil && NewProcess(h, proc).HasThread(id)
 }
 

@@ -38,6 +38,12 @@ const (
 // ThisMachine is Machine of a QEMU that runs on our own kernel.
 const ThisMachine = "here"
 
+// Domain is a domain of libvirt.
+type Domain struct {
+	URI  string // libvirt's, as virsh takes it
+	Name string
+}
+
 // Endpoint is one QEMU as the engine sees it: up to three monitors, for a QMP socket serves one client, and a command
 // on a shared one waits for the command before it.
 type Endpoint struct {
@@ -47,6 +53,7 @@ type Endpoint struct {
 	Control Dialer  // every command
 	Events  Dialer  // events and status polls; nil: over Control
 	Sampler Dialer  // the lock-step query-migrate; nil: over Control
+	Libvirt *Domain // nil: it is reached without libvirt
 	Files   bool    // a path means the same file to it and to us: a guest can be saved there
 	Process Process // nil: the process can only be asked to quit, and is dead when its monitor is closed
 

@@ -22,7 +22,7 @@ import (
 // Tasks are all of the package's, for a helper to list.
 func Tasks() []host.Served {
 	return []host.Served{Looks(), Networks(), Opened(), Mute(), Listens(), TryListen(), Machines(), Monitors(),
-		Nears(), Logs()}
+		Nears(), Logs(), Threads()}
 }
 
 // one is a task that gives one answer.
