@@ -52,6 +52,9 @@ func (f *Forwarded) Endpoint(ctx context.Context, text string) (_ *endpoint.Endp
 		return nil, err
 	case w.host == "" || w.host == local:
 		return Parse(text, nil)
+	case w.kind == libvirtKind:
+		return nil, setting.About(fmt.Errorf("endpoint %q: libvirt on another host is reached by a helper there: leave "+
+			"`no-helper` out", text), "no-helper")
 	case !strings.HasPrefix(w.host, "ssh:"):
 		return nil, setting.About(fmt.Errorf("endpoint %q: a container is reached by a helper in it: leave `no-helper` out", text),
 			"no-helper")

@@ -30,6 +30,7 @@ type monitor struct {
 	out      bytes.Buffer
 	requests [][]byte // whole lines that wait
 	half     []byte   // of a line
+	farewell []byte   // the answer to a `quit` that is under way; nil: none is
 	end      error    // of reading, after what is in out
 }
 
@@ -44,22 +45,12 @@ func (m *monitor) event(e message) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	if e.ended {
+		m.out.Write(m.farewell)
 		m.finish(io.EOF)
 		return
 	}
 	if m.end == nil {
 		m.out.Write(e.line)
-		m.changed.Broadcast()
-	}
-}
-
-// put has the reader read a line.
-func (m *monitor) put(line []byte) {
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	if m.end == nil {
-		m.out.Write(line)
-		m.out.WriteByte('\n')
 		m.changed.Broadcast()
 	}
 }
@@ -168,6 +159,11 @@ func (m *monitor) carry(line []byte) {
 		m.answer(r.ID, json.RawMessage(`{"return":{}}`))
 		return
 	}
+	if r.Execute == "quit" { // QEMU may be gone before libvirt has read its answer; that it is gone libvirt knows
+		m.mu.Lock()
+		m.farewell = answered(r.ID, json.RawMessage(`{"return":{}}`))
+		m.mu.Unlock()
+	}
 	reply, err := m.execute(request{Execute: r.Execute, Arguments: r.Arguments})
 	var e libvirt.Error
 	switch {
@@ -206,8 +202,20 @@ func refusal(class, text string) json.RawMessage {
 	return b
 }
 
-// answer puts an answer of QEMU's with the id that the caller gave in place of libvirt's.
+// answer puts an answer of QEMU's.
 func (m *monitor) answer(id, reply json.RawMessage) {
+	line := answered(id, reply)
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.farewell = nil
+	if m.end == nil {
+		m.out.Write(line)
+		m.changed.Broadcast()
+	}
+}
+
+// answered is the line of an answer, with the id that the caller gave in place of libvirt's.
+func answered(id, reply json.RawMessage) []byte {
 	var all map[string]json.RawMessage
 	if err := json.Unmarshal(reply, &all); err != nil {
 		_ = json.Unmarshal(refusal("GenericError", "libvirt gave an answer that is no JSON object: "+err.Error()), &all)
@@ -216,9 +224,8 @@ func (m *monitor) answer(id, reply json.RawMessage) {
 	if id != nil {
 		all["id"] = id
 	}
-	if line, err := json.Marshal(all); err == nil {
-		m.put(line)
-	}
+	line, _ := json.Marshal(all) // each of them is JSON
+	return append(line, '\n')
 }
 
 // runs tells whether libvirt has a QEMU of the domain.
@@ -231,14 +238,15 @@ func (m *monitor) runs() (bool, error) {
 		err
 }
 
-// ends tells whether libvirt's error comes from the QEMU's end. An internal one may be the end of QEMU's monitor, which
-// libvirt's state follows a moment later.
+// ends tells whether libvirt's error comes from the QEMU's end. One that is no refusal may be the end of QEMU's monitor,
+// which libvirt's state follows a moment later.
 func (m *monitor) ends(code libvirt.ErrorNumber) bool {
 	for begun := time.Now(); ; time.Sleep(20 * time.Millisecond) {
 		if runs, err := m.runs(); err == nil && !runs {
 			return true
 		}
-		if code != libvirt.ErrInternalError || time.Since(begun) > endLimit {
+		vague := code == libvirt.ErrInternalError || code == libvirt.ErrSystemError || code == libvirt.ErrOperationFailed
+		if !vague || time.Since(begun) > endLimit {
 			return false
 		}
 	}

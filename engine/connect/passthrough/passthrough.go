@@ -92,7 +92,7 @@ func Dial(ctx context.Context, nc net.Conn, t Target) (_ net.Conn, err error) {
 	if err != nil {
 		return nil, fmt.Errorf("use the monitor of domain %s: %w", t.Domain, refused(said(ctx, err)))
 	}
-	m.put(greeting)
+	m.event(message{line: append(greeting, '\n')})
 	go m.serve()
 	go m.watch()
 	return m, nil

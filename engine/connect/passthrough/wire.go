@@ -1,7 +1,9 @@
 package passthrough
 
 import (
+	"bytes"
 	"encoding/binary"
+	"encoding/json"
 	"errors"
 	"net"
 	"strconv"
@@ -70,7 +72,12 @@ func decode(b []byte) (m message, ok bool) {
 		if x.word() == 1 {
 			details = x.text()
 		}
-		m.line = append(m.line, `{"event":`+strconv.Quote(name)+`,"data":`+details+`,"timestamp":{"seconds":`...)
+		var data bytes.Buffer
+		event, err := json.Marshal(name)
+		if err != nil || json.Compact(&data, []byte(details)) != nil { // one line, whatever libvirt makes of it
+			return m, false
+		}
+		m.line = append(m.line, `{"event":`+string(event)+`,"data":`+data.String()+`,"timestamp":{"seconds":`...)
 		m.line = strconv.AppendInt(m.line, seconds, 10)
 		m.line = append(m.line, `,"microseconds":`...)
 		m.line = strconv.AppendUint(m.line, uint64(micros), 10)
