@@ -27,7 +27,7 @@ func (c *commands) migrate() *cli.Command {
 		Name:  "migrate",
 		Usage: "migrate a running QEMU guest",
 		Description: "An endpoint is unix:PATH of a QMP socket, unix:FOLDER with control.qmp (and events.qmp and " +
-			"sampler.qmp), the same of another host as lxc://NAME/PATH or ssh://[USER@]HOST[:PORT]/PATH, tcp:HOST:PORT, or tcp+tls:HOST:PORT?dir=FOLDER where the monitor is encrypted and FOLDER has our " +
+			"sampler.qmp), the same of another host as lxc://NAME/PATH or ssh://[USER@]HOST[:PORT]/PATH, libvirt:URI?domain=NAME, tcp:HOST:PORT, or tcp+tls:HOST:PORT?dir=FOLDER where the monitor is encrypted and FOLDER has our " +
 			"certificate. " +
 			"The destination waits with -incoming defer; it need not be paused. The source QEMU is left in postmigrate: end " +
 			"it when you like.\n\n" +

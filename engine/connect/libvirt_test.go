@@ -87,7 +87,9 @@ func (v virts) pair(t *testing.T) (src, dst *endpoint.Endpoint) {
 }
 
 // destroy ends a domain that may have ended.
-func (v virts) destroy(host string) { _ = exec.Command("virsh", "-c", v.uri(host), "destroy", "g").Run() }
+func (v virts) destroy(host string) {
+	_ = exec.Command("virsh", "-c", v.uri(host), "destroy", "g").Run()
+}
 
 // TestLibvirt: domains of two real libvirts, by their monitor passthrough.
 func TestLibvirt(t *testing.T) {

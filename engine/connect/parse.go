@@ -75,7 +75,8 @@ func read(text string) (w words, err error) {
 	}
 	kind, rest, _ := strings.Cut(text, ":")
 	switch w.kind = kind; {
-	case rest == "" || kind != "unix" && kind != "tcp" && kind != "tcp+tls" && kind != "ssh" && kind != "lxc" && kind != libvirtKind:
+	case rest == "" || kind != "unix" && kind != "tcp" && kind != "tcp+tls" && kind != "ssh" && kind != "lxc" &&
+		kind != libvirtKind:
 		return wrong("write it as unix:/run/a.qmp (or a folder with control.qmp), lxc://NAME/run/a.qmp, " +
 			"ssh://[USER@]HOST[:PORT]/run/a.qmp, tcp:HOST:PORT, tcp+tls:HOST:PORT?dir=FOLDER or " +
 			"libvirt:qemu:///system?domain=NAME")

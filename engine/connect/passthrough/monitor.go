@@ -234,14 +234,20 @@ func (m *monitor) runs() (bool, error) {
 	if libvirt.IsNotFound(err) {
 		return false, nil
 	}
-	return err != nil || libvirt.DomainState(state) != libvirt.DomainShutoff && libvirt.DomainState(state) != libvirt.DomainCrashed,
-		err
+	s := libvirt.DomainState(state)
+	return err != nil || s != libvirt.DomainShutoff && s != libvirt.DomainCrashed, err
 }
 
-// ends tells whether libvirt's error comes from the QEMU's end. One that is no refusal may be the end of QEMU's monitor,
-// which libvirt's state follows a moment later.
+// ends tells whether libvirt's error comes from the QEMU's end. One that is no refusal may be the end of QEMU's
+// monitor, which libvirt's state follows a moment later.
 func (m *monitor) ends(code libvirt.ErrorNumber) bool {
 	for begun := time.Now(); ; time.Sleep(20 * time.Millisecond) {
+		m.mu.Lock()
+		over := m.end != nil
+		m.mu.Unlock()
+		if over {
+			return true
+		}
 		if runs, err := m.runs(); err == nil && !runs {
 			return true
 		}
@@ -277,7 +283,7 @@ func (m *monitor) subscribe() error {
 	return err
 }
 
-// Thread is the number of a thread of the domain's QEMU, as the machine of libvirt's daemon counts; 0 if QEMU told none.
+// Thread is the number of a thread of the domain's QEMU, as libvirt's machine counts; 0 if QEMU told none.
 func (m *monitor) Thread() int { return m.thread }
 
 // learn asks for a thread of QEMU's.

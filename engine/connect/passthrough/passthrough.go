@@ -37,7 +37,8 @@ type Target struct {
 	Domain string // its name
 }
 
-// LostError says that libvirt is not reached, or not any more. It says nothing of the domain's QEMU: it may live and run.
+// LostError says that libvirt is not reached, or not any more. It says nothing of the domain's QEMU, which may live and
+// run.
 type LostError struct{ Reason string }
 
 func (e *LostError) Error() string { return "libvirt is not reached: " + e.Reason }
