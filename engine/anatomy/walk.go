@@ -75,7 +75,7 @@ func (w *walk) sections() {
 			rest = append(rest, x)
 		case x.section:
 			w.through(x, before)
-			before = untold
+			before = ram
 		default:
 			w.through(x, before)
 		}
