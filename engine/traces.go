@@ -270,8 +270,9 @@ func (t *traces) known(ctx context.Context, wire time.Duration) anatomy.Migratio
 	}
 	m := anatomy.Migration{Origin: r.Rec.Origin,
 		Stop: instant(r.Src, r.Src.Stopped), Resume: instant(r.Dst, r.Dst.Started()),
-		Wire: wire, ReturnPath: r.Rec.Capabilities["return-path"], PostCopy: r.Split, StoppedFirst: r.Paused,
-		Stopped: r.PausedAt, Issued: r.IssuedAt, ContSent: r.ContAt}
+		Wire: wire, PostCopy: r.Split, StoppedFirst: r.Paused, Stopped: r.PausedAt, Issued: r.IssuedAt, ContSent: r.ContAt,
+		// QEMU has one too where it may go over to post-copy: migration/migration.c.
+		ReturnPath: r.Rec.Capabilities["return-path"] || r.Rec.Capabilities["postcopy-ram"]}
 	if e := r.Rec.Downtime.WireError; e != nil {
 		m.WireError = *e
 	}

@@ -23,7 +23,7 @@ type PartName string
 const (
 	PartStopVCPUs  PartName = "stop-vcpus"  // the vCPUs are stopped; this is before STOP, so it is never critical
 	PartSetup      PartName = "setup"       // of a guest that was stopped first: `migrate` is sent .. the source is active
-	PartDisks      PartName = "disks"       // block devices are drained and flushed
+	PartDisks      PartName = "disks"       // block devices are drained, flushed and given up
 	PartPause      PartName = "pause"       // a source with pause-before-switchover waits for our migrate-continue
 	PartRAMSave    PartName = "ram-save"    // the last pages are sent; without passes all of them
 	PartDeviceSave PartName = "device-save" // the state of devices is written, one at a time
@@ -32,7 +32,7 @@ const (
 	PartDeviceLoad PartName = "device-load" // the state of devices is read, one at a time
 	PartBottomHalf PartName = "bottom-half" // everything is loaded .. the destination says `completed`: QEMU's bottom half
 	PartAnnounce   PartName = "announce"    // within the bottom half, the guest's addresses are announced
-	PartLastWord   PartName = "last-word"   // the destination is ready .. the source has its word, by the return path
+	PartLastWord   PartName = "last-word"   // the destination is ready .. the source says so too, by the return path
 	PartNotice     PartName = "notice"      // both QEMUs have said `completed` .. qmigrate has read it
 	PartDecision   PartName = "decision"    // qmigrate has read it .. `cont` is sent
 	PartStart      PartName = "start"       // `cont` is sent .. RESUME
