@@ -101,6 +101,12 @@ func libvirtEndpoint(text string, w words, hosts *host.Pool) (*endpoint.Endpoint
 	e := unixEndpoint(text, nil, p)
 	e.Host, e.Again, e.Libvirt = v.uri, again, &endpoint.Domain{URI: v.uri, Name: v.domain}
 	p.monitors = func(context.Context, host.Host) (string, error) { return v.socket, nil }
+	e.Log = func(name string) endpoint.TraceLog { // libvirt's own QEMUs have -msg timestamp=on
+		if name == "" && v.session == "qemu:///system" {
+			name = "/var/log/libvirt/qemu/" + v.domain + ".log"
+		}
+		return p.log(name)
+	}
 	var daemon atomic.Int64 // the process that listens on libvirt's socket; 0: it is not known
 	p.threadOf = func(ctx context.Context, h host.Host, id int) int {
 		if daemon.Load() == 0 || id == 0 {

@@ -21,6 +21,7 @@ import (
 	"qmigrate/hostnet"
 	"qmigrate/hostnet/helperbin"
 	"qmigrate/hostnet/host"
+	"qmigrate/hostnet/host/hosttest"
 	"qmigrate/hostnet/libvirtd"
 	"qmigrate/hostnet/lxc"
 	"qmigrate/qmp"
@@ -86,6 +87,16 @@ func (v virts) pair(t *testing.T) (src, dst *endpoint.Endpoint) {
 	return v.source(t), v.endpoint(t, "b", "g")
 }
 
+// behindSSH is a domain by a helper on a host that ssh reaches, and that is this machine.
+func (v virts) behindSSH(t *testing.T, pool *host.Pool, host string) *endpoint.Endpoint {
+	t.Helper()
+	e, err := Parse("libvirt:qemu+ssh://"+host+"/system?socket="+v.Daemon(host).Socket+"&domain=g", pool)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return e
+}
+
 // destroy ends a domain that may have ended.
 func (v virts) destroy(host string) {
 	_ = exec.Command("virsh", "-c", v.uri(host), "destroy", "g").Run()
@@ -112,7 +123,15 @@ func TestLibvirt(t *testing.T) {
 	v := virts{n, qemu}
 	t.Run("refused", v.refused)
 	t.Run("monitor", v.monitor)
-	t.Run("migrate", v.migrate)
+	t.Run("migrate", func(t *testing.T) {
+		src, dst := v.pair(t)
+		v.migrate(t, src, dst, "lxc:qmig-")
+	})
+	t.Run("migrate behind ssh", func(t *testing.T) {
+		v.pair(t)
+		far := hosttest.New(t, nil).Pool
+		v.migrate(t, v.behindSSH(t, far, "a"), v.behindSSH(t, far, "b"), "ssh://a lxc:qmig-")
+	})
 	t.Run("destination ends", v.ends)
 	t.Run("libvirt ends", v.lost) // the last: one libvirtd is no more
 }
@@ -206,8 +225,7 @@ func (v virts) monitor(t *testing.T) {
 }
 
 // migrate: the engine moves a domain's guest into a domain that waits for it.
-func (v virts) migrate(t *testing.T) {
-	src, dst := v.pair(t)
+func (v virts) migrate(t *testing.T, src, dst *endpoint.Endpoint, from string) {
 	if left := LeftInLibvirt(src); !strings.Contains(left, "destroy g") {
 		t.Errorf("what is left: %q", left)
 	}
@@ -221,8 +239,17 @@ func (v virts) migrate(t *testing.T) {
 	if a, b := v.virsh(t, "a", "domstate", "g"), v.virsh(t, "b", "domstate", "g"); a != "paused" || b != "running" {
 		t.Errorf("libvirt has the source as %s and the destination as %s", a, b)
 	}
-	if want := "lxc:qmig-"; !strings.HasPrefix(rec.Hosts.Source, want) {
-		t.Errorf("the source is on %s", rec.Hosts.Source)
+	if !strings.HasPrefix(rec.Hosts.Source, from) {
+		t.Errorf("the source is on %s, want %s", rec.Hosts.Source, from)
+	}
+	parts := 0
+	for _, part := range rec.Anatomy {
+		if part.Device != "" {
+			parts++
+		}
+	}
+	if parts == 0 {
+		t.Errorf("no device in the anatomy, warnings %v", rec.Warnings)
 	}
 }
 
@@ -285,5 +312,41 @@ func (v virts) lost(t *testing.T) {
 	}
 	if _, err := e.Control(within.Context(t)); err == nil || errors.Is(err, syscall.ECONNREFUSED) || !endpoint.WayLost(err) {
 		t.Errorf("that nobody listens is taken for QEMU's end: %v", err)
+	}
+}
+
+// TestParseLibvirt: what a libvirt: endpoint names.
+func TestParseLibvirt(t *testing.T) {
+	for text, want := range map[string]string{
+		"libvirt:qemu:///system?domain=g":                              "qemu:///system",
+		"libvirt:qemu+unix:///system?socket=/run/x&domain=g":           "qemu+unix:///system?socket=/run/x",
+		"libvirt:qemu+ssh://lab@h:2222/system?domain=g":                "qemu+ssh://lab@h:2222/system",
+		"libvirt:qemu+ssh://h/session?socket=/run/user/1/l&domain=a-b": "qemu+ssh://h/session?socket=/run/user/1/l",
+	} {
+		if e, err := Parse(text, &host.Pool{}); err != nil || e.Libvirt.URI != want || e.Files {
+			t.Errorf("%s: %+v, %v", text, e, err)
+		}
+	}
+	for text, want := range map[string]string{
+		"libvirt:":                                       "libvirt:qemu:///system?domain=NAME",
+		"libvirt:qemu:///system":                         "the domain is missing",
+		"libvirt:qemu:///session?domain=g":               "found by its socket",
+		"libvirt:test:///default?domain=g":               "no libvirt of QEMU's",
+		"libvirt:qemu:///system?socket=/x&domain=g":      "have qemu:///system, qemu+unix:",
+		"libvirt:qemu+tcp://h/system?domain=g":           "have qemu:///system, qemu+unix:",
+		"libvirt:qemu+ssh://h/system?domain=g&keyfile=x": "unknown option keyfile",
+		"libvirt:qemu+unix:///system?socket=x&domain=g":  "no path that begins with /",
+		"libvirt:qemu+ssh://a:b@h/system?domain=g":       "a password has no place here",
+	} {
+		if _, err := Parse(text, &host.Pool{}); err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("%s: %v, want %q", text, err, want)
+		}
+	}
+	one, other := "libvirt:qemu:///system?domain=g", "libvirt:qemu:///system?domain=h"
+	if Shared(one, one) == "" || Shared(one, other) != "" {
+		t.Errorf("shared: %q, %q", Shared(one, one), Shared(one, other))
+	}
+	if _, err := Parse("libvirt:qemu+ssh://h/system?domain=g", nil); err == nil || !strings.Contains(err.Error(), "no host is reached") {
+		t.Error(err)
 	}
 }
