@@ -9,6 +9,7 @@ import (
 	"path/filepath"
 	"sync/atomic"
 	"syscall"
+	"time"
 
 	"qmigrate/engine/clock"
 	"qmigrate/engine/connect/behind"
@@ -19,6 +20,9 @@ import (
 
 // libvirtKind begins an endpoint that is a domain of libvirt.
 const libvirtKind = "libvirt"
+
+// libvirtLimit is how long libvirt and a domain's QEMU together may take until the monitor is open. Either may hang.
+const libvirtLimit = 10 * time.Second
 
 // libvirtSockets are where a system's libvirt listens: the one daemon, or QEMU's own.
 var libvirtSockets = [...]string{"/run/libvirt/libvirt-sock", "/run/libvirt/virtqemud-sock"}
@@ -127,6 +131,8 @@ func libvirtEndpoint(text string, w words, hosts *host.Pool) (*endpoint.Endpoint
 			return nil, err
 		}
 		daemon.Store(int64(host.Listener(nc)))
+		ctx, cancel := context.WithTimeout(ctx, libvirtLimit)
+		defer cancel()
 		return passthrough.Dial(ctx, nc, passthrough.Target{URI: v.uri, Open: v.session, Domain: v.domain})
 	})
 	if v.host != local {

@@ -91,6 +91,9 @@ func Dial(ctx context.Context, nc net.Conn, t Target) (_ net.Conn, err error) {
 		err = m.learn()
 	}
 	if err != nil {
+		if errors.Is(ctx.Err(), context.DeadlineExceeded) {
+			return nil, fmt.Errorf("domain %s: its QEMU does not answer libvirt: is it stopped, or stuck? %w", t.Domain, ctx.Err())
+		}
 		return nil, fmt.Errorf("use the monitor of domain %s: %w", t.Domain, refused(said(ctx, err)))
 	}
 	m.event(message{line: append(greeting, '\n')})
