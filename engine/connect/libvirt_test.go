@@ -132,6 +132,7 @@ func TestLibvirt(t *testing.T) {
 		far := hosttest.New(t, nil).Pool
 		v.migrate(t, v.behindSSH(t, far, "a"), v.behindSSH(t, far, "b"), "ssh://a lxc:qmig-")
 	})
+	t.Run("watch", v.watch)
 	t.Run("destination ends", v.ends)
 	t.Run("libvirt ends", v.lost) // the last: one libvirtd is no more
 }
@@ -250,6 +251,35 @@ func (v virts) migrate(t *testing.T, src, dst *endpoint.Endpoint, from string) {
 	}
 	if parts == 0 {
 		t.Errorf("no device in the anatomy, warnings %v", rec.Warnings)
+	}
+}
+
+// watch: a migration that libvirt drives is looked at through its own monitor.
+func (v virts) watch(t *testing.T) {
+	src := v.source(t)
+	t.Cleanup(func() { v.destroy("b") })
+	looks := make(chan struct{})
+	moved := make(chan string, 1)
+	go func() {
+		<-looks
+		out, err := exec.Command("virsh", "-c", v.uri("a"), "migrate", "--live", "--p2p", "g", v.Daemon("b").URI).CombinedOutput()
+		if err != nil {
+			moved <- fmt.Sprintf("%v: %s", err, out)
+		}
+		close(moved)
+	}()
+	rec, err := engine.Watch(within.Context(t), src, nil, plan.Plan{}, plan.Options{Watching: func() { close(looks) }})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if said, _ := within.Receive(t, "virsh", moved); said != "" {
+		t.Fatal("virsh migrate: ", said)
+	}
+	if rec.Watched == nil || rec.Outcome != record.Completed || len(rec.Passes) == 0 || rec.Total.Transferred == nil {
+		t.Errorf("%+v", rec)
+	}
+	if got := v.virsh(t, "b", "domstate", "g"); got != "running" {
+		t.Errorf("the domain that moved is %s", got)
 	}
 }
 
