@@ -66,7 +66,6 @@ func Watch(ctx context.Context, src, dst *endpoint.Endpoint, p plan.Plan, o plan
 
 func newWatcher(src, dst *endpoint.Endpoint, p plan.Plan, o plan.Options) *watcher {
 	w := &watcher{alone: dst == nil, heard: map[*run.Side]bool{}}
-	o.Traces = "" // what is noted there as left on may be on by whoever drives
 	if w.alone {
 		dst = &endpoint.Endpoint{}
 	}
