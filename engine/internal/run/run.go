@@ -173,6 +173,7 @@ func (r *Run) Begins(at time.Time) {
 	r.Watched, r.Issued, r.IssuedAt = true, true, at
 	r.Passes = nil
 	for _, s := range []*Side{r.Src, r.Dst} {
+		s.once, s.finished = true, false
 		before := s.life
 		s.life = life{wakes: before.wakes, Asleep: before.Asleep}
 		if before.Still() {

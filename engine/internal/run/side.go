@@ -35,6 +35,7 @@ type Side struct {
 	since     *int64       // bytes sent when it was first asked after it had gone over to post-copy
 	given     bool         // and more was sent since: it cannot take its guest back any more
 	finished  bool         // its migration has come to an end: what comes later is somebody else's
+	once      bool         // and is not taken in: somebody else drives, and may begin another migration at once
 	parted    bool         // it was in post-copy
 	Completed time.Time    // MIGRATION completed
 	Gone      error        // why the monitor went away
@@ -172,6 +173,9 @@ func (s *Side) take(ev qmp.Event, at time.Time, undisturbed bool) (pass int, ok 
 
 // Says notes the status of this side's migration, by an event or by an answer.
 func (s *Side) Says(status string, at time.Time) {
+	if s.once && s.finished {
+		return
+	}
 	if s.parted && status == "setup" { // it is to listen anew, which may fail: it is paused all the same (7.2)
 		return
 	}
