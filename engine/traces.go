@@ -65,6 +65,9 @@ func (t *traces) Check(ctx context.Context) error {
 	}
 	names := map[*run.Side]string{t.run.Src: t.run.Plan.TraceLogs.Source, t.run.Dst: t.run.Plan.TraceLogs.Destination}
 	for _, s := range []*run.Side{t.run.Src, t.run.Dst} {
+		if t.run.Opts.EventsAlone && t.run.Plan.Anatomy == "" && names[s] == "" {
+			continue
+		}
 		x, err := t.find(ctx, s, names[s])
 		switch {
 		case err == nil:

@@ -6,6 +6,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"qmigrate/engine"
 	"qmigrate/engine/anatomy"
@@ -132,6 +133,32 @@ func TestTracesRestored(t *testing.T) {
 						}
 					}
 				})
+			}
+		})
+	}
+}
+
+// A trial of an experiment that does not ask for it makes no QEMU write a line; events tell what they can.
+func TestTracesEventsAlone(t *testing.T) {
+	for anatomy, traced := range map[string]bool{"": false, plan.AnatomyOn: true} {
+		t.Run("anatomy "+anatomy, func(t *testing.T) {
+			t.Parallel()
+			src, dst := pair(t, guesttest.QEMU(t, "10.0"), nil)
+			rec, err := engine.Migrate(within.Context(t), connect.Endpoint(src), connect.Endpoint(dst), plan.Plan{Anatomy: anatomy},
+				plan.Options{EventsAlone: true})
+			if err != nil {
+				t.Fatal(err)
+			}
+			var sum time.Duration
+			told := false
+			for _, p := range rec.Anatomy {
+				told = told || p.Source == "trace"
+				if p.Critical {
+					sum += p.Duration
+				}
+			}
+			if told != traced || sum != *rec.Downtime.Wire {
+				t.Errorf("told by traces %t, want %t; the parts sum to %s of %s", told, traced, sum, *rec.Downtime.Wire)
 			}
 		})
 	}

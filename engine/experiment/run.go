@@ -349,7 +349,8 @@ func (r *runner) migrate(ctx context.Context, t Trial, begun time.Time, boot *re
 	}
 	r.moved++
 	boot.Migration, boot.Ready = r.moved, record.Of(time.Since(begun))
-	return r.lab.Migrate(ctx, t.Plan, plan.Options{Logger: r.opts.Logger, Schemas: r.opts.Schemas})
+	return r.lab.Migrate(ctx, t.Plan, plan.Options{Logger: r.opts.Logger, Schemas: r.opts.Schemas,
+		EventsAlone: true}) // trials that are compared pay for trace lines only if the experiment asks for them
 }
 
 // down removes the lab that stands.

@@ -16,9 +16,12 @@ type Options struct {
 	Schemas qmp.SchemaCache // where the introspection of known QEMU binaries is kept; zero: asked each time
 	// Traces is a folder of this user's in which is noted what of a QEMU's trace events was off before a migration
 	// switched it on, so that the next command switches it off if this one dies; "": nothing is noted.
-	Traces  string
-	Stream  Stream              // the descriptors of listen fd:NAME; nil: a socket pair of this machine
-	Sampled func(record.Sample) // each sample as it comes, from the sampling goroutine; nil: none
+	Traces string
+	// EventsAlone has the downtime taken apart by the events alone where the plan does not say how: then no trace lines
+	// are written, and nothing is paid for them.
+	EventsAlone bool
+	Stream      Stream              // the descriptors of listen fd:NAME; nil: a socket pair of this machine
+	Sampled     func(record.Sample) // each sample as it comes, from the sampling goroutine; nil: none
 	// Passed are the instants at which bytes of the migration stream came out of the link at the destination, the last of
 	// them at least, in order, by this machine's clock. nil: nobody looks.
 	Passed func() []time.Time

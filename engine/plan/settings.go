@@ -192,7 +192,8 @@ func limitSettings() []setting.Setting[Plan] {
 				}
 				return err
 			}},
-		{Name: "anatomy", Shape: "on|off", Absent: "on, as far as it can be had", Example: "off", Where: trials,
+		{Name: "anatomy", Shape: "on|off", Example: "off", Where: trials,
+			Absent: "on, as far as it can be had; of an experiment's trials by the events alone",
 			Help: "take the downtime apart: what each part of both QEMUs and of the way between them cost, by trace events " +
 				"that are switched on in both for the migration",
 			Apply: setting.Choice(func(p *Plan) *string { return &p.Anatomy }, AnatomyOn, AnatomyOff)},
