@@ -100,8 +100,8 @@ func (p *pingPong) takeApart(ctx context.Context, d *downtimes) error {
 // cast is a trace event that QEMU meets hundreds of times while it answers one of its commands.
 const cast = "object*dynamic_cast_assert"
 
-// traceLine is what one line costs, in us: how much longer a QEMU without a guest takes to answer with the lines than
-// without them, for each of them.
+// traceLine is what one line costs, in us: what a QEMU without a guest takes to answer with the lines, less what it
+// takes without them, divided by the number of lines.
 func (b *bench) traceLine(ctx context.Context, q guest.Binary) (us []float64, err error) {
 	vm, err := guest.Start(ctx, host.Local(), guest.Spec{Name: "bench-line", QEMU: q.Path, Memory: 16 << 20, Paused: true,
 		Dir: filepath.Join(b.dir, "line")})

@@ -38,7 +38,7 @@ func told(t *testing.T, vm *guest.VM, f func(context.Context, *qmp.Conn)) {
 	f(ctx, c)
 }
 
-// switched are the trace events of ours that are on.
+// switched are the trace events that qmigrate uses and that are on.
 func switched(t *testing.T, vm *guest.VM) (on []string) {
 	t.Helper()
 	told(t, vm, func(ctx context.Context, c *qmp.Conn) {

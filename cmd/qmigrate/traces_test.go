@@ -45,7 +45,7 @@ func tracePair(t *testing.T, version string) (src, dst *guest.VM) {
 	return vms[0], vms[1]
 }
 
-// tracesOn are the trace events of ours that are on in a QEMU.
+// tracesOn are the trace events that qmigrate uses and that are on in a QEMU.
 func tracesOn(t *testing.T, vm *guest.VM) (on []string) {
 	t.Helper()
 	ctx := within.Context(t)

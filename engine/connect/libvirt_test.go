@@ -165,9 +165,9 @@ func (v virts) refused(t *testing.T) {
 	}
 }
 
-// monitor: what package qmp and the engine take for granted of a monitor.
-func (v virts) monitor(t *testing.T) {
-	e := v.source(t)
+// connected is a connection to an endpoint's monitor, until the test ends.
+func connected(t *testing.T, e *endpoint.Endpoint) *qmp.Conn {
+	t.Helper()
 	nc, err := e.Control(within.Context(t))
 	if err != nil {
 		t.Fatal(err)
@@ -176,7 +176,14 @@ func (v virts) monitor(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer c.Close()
+	t.Cleanup(func() { c.Close() })
+	return c
+}
+
+// monitor: what package qmp and the engine take for granted of a monitor.
+func (v virts) monitor(t *testing.T) {
+	e := v.source(t)
+	c := connected(t, e)
 	ctx := within.Context(t)
 	var refused *qmp.CommandError
 	if err := c.Execute(ctx, "no-such", nil, nil); !errors.As(err, &refused) || refused.Class != "CommandNotFound" {
@@ -317,15 +324,7 @@ func (v virts) ends(t *testing.T) {
 // lost: libvirt dies, and its domain's QEMU does not.
 func (v virts) lost(t *testing.T) {
 	e := v.source(t)
-	nc, err := e.Control(within.Context(t))
-	if err != nil {
-		t.Fatal(err)
-	}
-	c, err := qmp.NewConn(within.Context(t), nc, qmp.Options{})
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer c.Close()
+	c := connected(t, e)
 	direct, err := host.Local().Dial(context.Background(), "unix", v.Daemon("a").Socket)
 	if err != nil {
 		t.Fatal(err)
